@@ -1,0 +1,171 @@
+"""What a model is, apart from its weights: shared by training, export and serving.
+
+It lives here, in the part without PyTorch, because the bundle's manifest carries
+it and the runtime reads it.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Activation(str, Enum):
+    """Activation of CLIP's MLPs."""
+
+    QUICK_GELU = "quick_gelu"
+    """``x * sigmoid(1.702 x)``: OpenAI's CLIP and everything trained from it."""
+    GELU = "gelu"
+    """The exact GELU: most open_clip weights that are not OpenAI's."""
+
+
+class TemporalHead(str, Enum):
+    """What turns per-frame embeddings into one video embedding (CLIP4Clip's ``sim_header``)."""
+
+    MEAN_POOLING = "meanP"
+    TRANSFORMER = "seqTransf"
+    LSTM = "seqLSTM"
+
+
+class PatchEmbedding(str, Enum):
+    """How pixels become patch embeddings (CLIP4Clip's ``linear_patch``)."""
+
+    CONV_2D = "2d"
+    """One convolution per frame, ``p x p``."""
+    CONV_3D = "3d"
+    """A convolution over three neighbouring frames, ``3 x p x p``."""
+
+
+class Grain(str, Enum):
+    """One of the four video-text comparisons of X-CLIP (ACM MM 2022, section 3.2)."""
+
+    VIDEO_SENTENCE = "video_sentence"
+    VIDEO_WORD = "video_word"
+    FRAME_SENTENCE = "frame_sentence"
+    FRAME_WORD = "frame_word"
+
+
+class Family(str, Enum):
+    """The published model that a configuration amounts to."""
+
+    XCLIP = "x-clip"
+    CLIP4CLIP = "clip4clip"
+    CLIP = "clip"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VisionConfig(_Frozen):
+    """Dimensions of CLIP's vision transformer."""
+
+    image_size: PositiveInt
+    """Side of the square input image, pixels."""
+    patch_size: PositiveInt
+    """Side of a patch, pixels; divides ``image_size``."""
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+
+    @model_validator(mode="after")
+    def _check(self) -> VisionConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"vision width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+class TextConfig(_Frozen):
+    """Dimensions of CLIP's text transformer."""
+
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    context_length: PositiveInt = 77
+    """Number of position embeddings."""
+    vocab_size: PositiveInt = 49408
+
+    @model_validator(mode="after")
+    def _check(self) -> TextConfig:
+        if self.width % self.heads:
+            raise ValueError(f"text width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+class ModelConfig(_Frozen):
+    """X-CLIP, CLIP4Clip and CLIP are configurations of the same three modules."""
+
+    # pydantic keeps the prefix "model_" for itself; none of our fields uses it.
+    embed_dim: PositiveInt
+    """Dimension D of every embedding."""
+    vision: VisionConfig
+    text: TextConfig
+    activation: Activation = Activation.QUICK_GELU
+    temporal_head: TemporalHead = TemporalHead.MEAN_POOLING
+    temporal_layers: Annotated[int, Field(ge=0)] = 0
+    """Transformer blocks of the temporal head; 0 unless the head is ``seqTransf``."""
+    temporal_heads: Annotated[int, Field(ge=0)] = 0
+    """Attention heads of those blocks; 0 unless the head is ``seqTransf``."""
+    temporal_positions: Annotated[int, Field(ge=0)] = 0
+    """Rows of the frame position table, at least ``max_frames``; 0 unless ``seqTransf``."""
+    patch_embedding: PatchEmbedding = PatchEmbedding.CONV_2D
+    max_words: PositiveInt = 32
+    """Token positions W of a text, start and end token included."""
+    max_frames: PositiveInt = 12
+    """Frames F of a video; shorter videos are padded."""
+    grains: tuple[Grain, ...] = tuple(Grain)
+    """The comparisons whose mean is the similarity; all four in X-CLIP."""
+    sentence_projection: bool = True
+    """Whether video-sentence has X-CLIP's learned matrix G (CLIP4Clip: the plain product)."""
+    mask_padding: bool = False
+    """Whether the scorer ignores padded words and frames. The published models do not."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        is_transformer = self.temporal_head is TemporalHead.TRANSFORMER
+        if is_transformer != (self.temporal_layers > 0) or is_transformer != (
+            self.temporal_heads > 0
+        ):
+            raise ValueError(
+                f"temporal_layers={self.temporal_layers} and temporal_heads="
+                f"{self.temporal_heads} do not fit temporal_head={self.temporal_head.value}"
+            )
+        if is_transformer and self.embed_dim % self.temporal_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is no multiple of {self.temporal_heads} heads"
+            )
+        if is_transformer and self.temporal_positions < self.max_frames:
+            raise ValueError(
+                f"max_frames {self.max_frames} exceeds the {self.temporal_positions} "
+                "frame positions that the model has"
+            )
+        if self.max_words > self.text.context_length:
+            raise ValueError(
+                f"max_words {self.max_words} exceeds the {self.text.context_length} "
+                "token positions that the model has"
+            )
+        if self.max_words < 3:
+            raise ValueError(f"max_words {self.max_words} leaves no room for a word; at least 3")
+        if not self.grains or len(set(self.grains)) != len(self.grains):
+            raise ValueError("grains must name at least one of the four, each once")
+        return self
+
+    @property
+    def family(self) -> Family:
+        """The published model that this configuration amounts to."""
+        if self.grains != (Grain.VIDEO_SENTENCE,) or self.sentence_projection:
+            return Family.XCLIP
+        if (
+            self.temporal_head is TemporalHead.MEAN_POOLING
+            and self.patch_embedding is PatchEmbedding.CONV_2D
+        ):
+            return Family.CLIP
+        return Family.CLIP4CLIP

@@ -1,0 +1,40 @@
+"""X-CLIP, CLIP4Clip and CLIP: three modules that training and export share."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.training.scorer import Scorer, Scores
+from xclip_deploy.training.text_encoder import TextEncoder
+from xclip_deploy.training.video_encoder import VideoEncoder
+
+
+class XClip(nn.Module):
+    """The whole model: ``scorer(text_encoder(ids), video_encoder(frames))``.
+
+    Made with random weights (CLIP's initialisation); checkpoints are loaded with
+    :func:`xclip_deploy.training.checkpoints.load_checkpoint`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.video_encoder = VideoEncoder(config)
+        self.text_encoder = TextEncoder(config)
+        self.scorer = Scorer(config)
+        self.video_encoder.initialize()
+        self.text_encoder.initialize()
+
+    def forward(self, token_ids: Tensor, frames: Tensor, num_frames: Tensor) -> Scores:
+        """Score T texts against V videos.
+
+        ``token_ids``: integer [T, W]. ``frames``: uint8 RGB [V, F, H, W, 3]. ``num_frames``:
+        integer [V]. Returns logits and grains, each [T, V].
+        """
+        text = self.text_encoder(token_ids)
+        video = self.video_encoder(frames, num_frames)
+        # Start, words and end token: everything up to the largest id.
+        num_words = token_ids.argmax(dim=-1) + 1
+        scores: Scores = self.scorer(*text, *video, num_words, num_frames)
+        return scores

@@ -1,0 +1,60 @@
+"""Where half precision is allowed, written once for the model and for its export.
+
+A module runs in FP16 when its weights are FP16. What would lose accuracy stays in FP32
+whatever the weights are: the layer norms, the projections into the shared embedding space,
+the L2 norms and everything in the scorer. In an FP32 or FP64 model each of these casts does
+nothing, so one definition serves training and both exported precisions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MASKED = -1e4
+"""Added to attention scores that must not count. Its exponential is zero in FP32, and unlike
+the -1e6 of the published code it does not overflow FP16."""
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Cast half-precision tensors to FP32 and leave wider ones alone."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def l2_normalize(x: Tensor) -> Tensor:
+    """Divide by the L2 norm over the last axis, in FP32 or wider.
+
+    The published code divides by the bare norm; the guard against zero only matters for
+    vectors that are all zeros, which would otherwise become NaN.
+    """
+    x = at_least_float32(x)
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in FP32 or wider, returned in the dtype of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name)
+        """Normalise the last axis; any shape [..., width]."""
+        wide = at_least_float32(input)
+        normed = functional.layer_norm(
+            wide, self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return normed.to(input.dtype)
+
+
+def halve(module: nn.Module) -> nn.Module:
+    """Turn a module's weights to FP16 in place, except those that must stay in FP32.
+
+    A submodule that must stay has ``keep_float32 = True``; so do all layer norms. Returns
+    the module.
+    """
+    for child in module.modules():
+        names = getattr(child, "float32_parameters", frozenset())
+        if isinstance(child, nn.LayerNorm) or getattr(child, "keep_float32", False):
+            continue
+        for name, parameter in child.named_parameters(recurse=False):
+            if name not in names:
+                parameter.data = parameter.data.half()
+    return module

@@ -1,0 +1,151 @@
+"""scorer: the multi-grained similarity of X-CLIP.
+
+Formulas: Ma et al., "X-CLIP: End-to-End Multi-grained Contrastive Learning for Video-Text
+Retrieval", ACM MM 2022, sections 3.2 and 3.3. Everything here is computed in FP32 or wider:
+with the temperature of 0.01, an FP16 similarity of 0.3 is off by 2-4 % in its weight.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xclip_deploy.runtime.model_config import Grain, ModelConfig
+from xclip_deploy.training.precision import at_least_float32
+
+TEMPERATURE = 0.01
+"""Of the attention over similarities (AOSM)."""
+INITIAL_LOGIT_SCALE = 2.6593
+"""ln(1 / 0.07), where CLIP starts from."""
+
+
+class Scores(NamedTuple):
+    """Similarities of T texts to V videos."""
+
+    logits: Tensor
+    """[T, V]: exp(logit_scale) times the mean of the grains."""
+    grains: dict[str, Tensor]
+    """Grain name to its similarity [T, V], for the grains that the model has, in order."""
+
+
+def attend(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
+    """Attention over similarities: A(x; M) = sum((softmax(x / 0.01) M) * x) over the last axis.
+
+    ``x``: [..., n]; ``weight``: M, [n, n]; ``is_valid``: bool, broadcastable to ``x``, or None
+    where padding counts as in the published model. Returns [...]. (Sections 3.3, equations of
+    AOSM; M is the learned matrix of the authors' code.)
+    """
+    scaled = x / TEMPERATURE
+    if is_valid is None:
+        return ((scaled.softmax(dim=-1) @ weight) * x).sum(dim=-1)
+    # -inf cannot meet a row without a valid entry: texts and videos have at least one.
+    attention = scaled.masked_fill(~is_valid, float("-inf")).softmax(dim=-1)
+    return ((attention @ weight) * x * is_valid).sum(dim=-1)
+
+
+class Scorer(nn.Module):
+    """Similarity of every text to every video, at the grains of the configuration."""
+
+    keep_float32 = True
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, words, frames = config.embed_dim, config.max_words, config.max_frames
+        self.grains = config.grains
+        self.mask_padding = config.mask_padding
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        if Grain.VIDEO_SENTENCE in self.grains and config.sentence_projection:
+            self.global_mat_weight = nn.Parameter(torch.eye(dim))
+        if Grain.VIDEO_WORD in self.grains:
+            self.word_logit_weight = nn.Parameter(torch.eye(words))
+        if Grain.FRAME_SENTENCE in self.grains:
+            self.frame_logit_weight = nn.Parameter(torch.eye(frames))
+        if Grain.FRAME_WORD in self.grains:
+            self.local_mat_weight = nn.Parameter(torch.eye(dim))
+            self.word_mat_weight = nn.Parameter(torch.eye(words))
+            self.frame_mat_weight = nn.Parameter(torch.eye(frames))
+            self.word_mat_weight2 = nn.Parameter(torch.eye(words))
+            self.frame_mat_weight2 = nn.Parameter(torch.eye(frames))
+
+    def forward(
+        self,
+        sentence_features: Tensor,
+        word_features: Tensor,
+        video_features: Tensor,
+        frame_features: Tensor,
+        num_words: Tensor | None = None,
+        num_frames: Tensor | None = None,
+    ) -> Scores:
+        """Score T texts against V videos.
+
+        ``sentence_features`` [T, D], ``word_features`` [T, W, D], ``video_features`` [V, D],
+        ``frame_features`` [V, F, D], of unit length. ``num_words`` [T] (start and end token
+        included) and ``num_frames`` [V] are read only where the model masks padding.
+        """
+        sentence, word = at_least_float32(sentence_features), at_least_float32(word_features)
+        video, frame = at_least_float32(video_features), at_least_float32(frame_features)
+        is_word, is_frame = self._masks(word, frame, num_words, num_frames)
+        computed = {
+            Grain.VIDEO_SENTENCE: lambda: self._video_sentence(sentence, video),
+            Grain.VIDEO_WORD: lambda: self._video_word(word, video, is_word),
+            Grain.FRAME_SENTENCE: lambda: self._frame_sentence(sentence, frame, is_frame),
+            Grain.FRAME_WORD: lambda: self._frame_word(word, frame, is_word, is_frame),
+        }
+        grains = {grain.value: computed[grain]() for grain in self.grains}
+        mean = torch.stack(list(grains.values())).mean(dim=0)
+        return Scores(self.logit_scale.exp() * mean, grains)
+
+    def _masks(
+        self, word: Tensor, frame: Tensor, num_words: Tensor | None, num_frames: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if not self.mask_padding:
+            return None, None
+        if num_words is None or num_frames is None:
+            raise ValueError("a model with mask_padding scores with num_words and num_frames")
+        words = torch.arange(word.shape[1], device=word.device)
+        frames = torch.arange(frame.shape[1], device=frame.device)
+        return words < num_words[:, None], frames < num_frames[:, None]  # [T, W], [V, F]
+
+    def _video_sentence(self, sentence: Tensor, video: Tensor) -> Tensor:
+        if hasattr(self, "global_mat_weight"):
+            sentence = sentence @ self.global_mat_weight
+        return sentence @ video.T  # [T, V]
+
+    def _video_word(self, word: Tensor, video: Tensor, is_word: Tensor | None) -> Tensor:
+        similarity = (word @ video.T).transpose(1, 2)  # [T, V, W]
+        mask = None if is_word is None else is_word[:, None, :]
+        return attend(similarity, self.word_logit_weight, mask)
+
+    def _frame_sentence(self, sentence: Tensor, frame: Tensor, is_frame: Tensor | None) -> Tensor:
+        videos, frames, dim = frame.shape
+        similarity = sentence @ frame.reshape(-1, dim).T
+        similarity = similarity.reshape(-1, videos, frames)  # [T, V, F]
+        return attend(similarity, self.frame_logit_weight, is_frame)
+
+    def _frame_word(
+        self, word: Tensor, frame: Tensor, is_word: Tensor | None, is_frame: Tensor | None
+    ) -> Tensor:
+        texts, words, dim = word.shape
+        videos, frames, _ = frame.shape
+        similarity = (word @ self.local_mat_weight).reshape(-1, dim) @ frame.reshape(-1, dim).T
+        similarity = similarity.reshape(texts, words, videos, frames)
+        by_frame = similarity.transpose(1, 2)  # [T, V, W, F]
+        by_word = similarity.permute(0, 2, 3, 1)  # [T, V, F, W]
+        word_mask = None if is_word is None else is_word[:, None, :]  # [T, 1, W]
+        wide_mask = None if word_mask is None else word_mask[:, :, None, :]  # [T, 1, 1, W]
+        frame_mask = None if is_frame is None else is_frame[:, None, :]  # [V, 1, F]
+        words_first = attend(by_word, self.word_mat_weight, wide_mask)  # [T, V, F]
+        words_first = attend(words_first, self.frame_mat_weight2, is_frame)
+        frames_first = attend(by_frame, self.frame_mat_weight, frame_mask)  # [T, V, W]
+        frames_first = attend(frames_first, self.word_mat_weight2, word_mask)
+        return (words_first + frames_first) / 2
+
+    def initialize(self) -> None:
+        """The published start: identity matrices and CLIP's logit scale."""
+        for name, parameter in self.named_parameters():
+            if name == "logit_scale":
+                nn.init.constant_(parameter, INITIAL_LOGIT_SCALE)
+            else:
+                nn.init.eye_(parameter)

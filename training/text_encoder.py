@@ -1,0 +1,61 @@
+"""text_encoder: token ids to one sentence embedding and one embedding per token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.training.precision import MASKED, LayerNorm, at_least_float32, l2_normalize
+from xclip_deploy.training.transformer import Transformer
+
+
+class TextFeatures(NamedTuple):
+    """What the text encoder makes of T texts."""
+
+    sentence_features: Tensor
+    """[T, D], unit length: the end-of-text position."""
+    word_features: Tensor
+    """[T, W, D], unit length: every position, padding too."""
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text tower with the projection applied at every position."""
+
+    # The projection is small, and what leaves it are the embeddings themselves.
+    float32_parameters = frozenset({"text_projection"})
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        text = config.text
+        self.token_embedding = nn.Embedding(text.vocab_size, text.width)
+        self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
+        self.transformer = Transformer(text.width, text.layers, text.heads, config.activation)
+        self.ln_final = LayerNorm(text.width)
+        self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
+
+    def forward(self, token_ids: Tensor) -> TextFeatures:
+        """Encode texts: integer ``token_ids`` [T, W], zero-padded after the end token."""
+        word_features = l2_normalize(self.encode_tokens(token_ids))
+        end = token_ids.argmax(dim=-1)  # the end token has the largest id
+        index = end[:, None, None].expand(-1, 1, word_features.shape[-1])
+        return TextFeatures(word_features.gather(1, index).squeeze(1), word_features)
+
+    def encode_tokens(self, token_ids: Tensor) -> Tensor:
+        """Token embeddings before normalisation, [T, W, D]."""
+        words = token_ids.shape[1]
+        x = self.token_embedding(token_ids) + self.positional_embedding[:words]
+        positions = torch.arange(words, device=token_ids.device)
+        is_future = positions[None, :] > positions[:, None]
+        mask = torch.where(is_future, MASKED, 0.0)  # [W, W]
+        x = self.ln_final(self.transformer(x, mask))
+        return at_least_float32(x) @ self.text_projection
+
+    def initialize(self) -> None:
+        """Random weights as OpenAI's CLIP starts from."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=self.transformer.width**-0.5)
+        self.transformer.initialize()

@@ -1,0 +1,128 @@
+"""video_encoder: frames to one video embedding and one embedding per frame."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xclip_deploy.runtime.model_config import ModelConfig, PatchEmbedding
+from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
+from xclip_deploy.training.precision import LayerNorm, at_least_float32, l2_normalize
+from xclip_deploy.training.temporal import temporal_head
+from xclip_deploy.training.transformer import Transformer
+
+
+class VideoFeatures(NamedTuple):
+    """What the video encoder makes of V videos."""
+
+    video_features: Tensor
+    """[V, D], unit length, after the temporal head."""
+    frame_features: Tensor
+    """[V, F, D], unit length, before the temporal head."""
+
+
+class VisionTransformer(nn.Module):
+    """CLIP's image tower, over frames."""
+
+    # The projection is small, and what leaves it are the embeddings themselves.
+    float32_parameters = frozenset({"proj"})
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        vision = config.vision
+        width, patch = vision.width, vision.patch_size
+        self.conv1: nn.Conv2d | nn.Conv3d
+        if config.patch_embedding is PatchEmbedding.CONV_2D:
+            self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        else:
+            self.conv1 = nn.Conv3d(
+                3,
+                width,
+                (3, patch, patch),
+                stride=(1, patch, patch),
+                padding=(1, 0, 0),
+                bias=False,
+            )
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        positions = (vision.image_size // patch) ** 2 + 1
+        self.positional_embedding = nn.Parameter(torch.empty(positions, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, vision.layers, vision.heads, config.activation)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(torch.empty(width, config.embed_dim))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised ``pixels`` [V, F, 3, H, W] to frame embeddings [V, F, D], not normalised."""
+        videos, frames = pixels.shape[:2]
+        pixels = pixels.to(self.conv1.weight.dtype)
+        if isinstance(self.conv1, nn.Conv3d):
+            x = self.conv1(pixels.transpose(1, 2)).transpose(1, 2)  # [V, F, width, g, g]
+            x = x.flatten(0, 1)
+        else:
+            x = self.conv1(pixels.flatten(0, 1))  # [V F, width, g, g]
+        x = x.flatten(2).transpose(1, 2)  # [V F, g g, width]
+        token = self.class_embedding.expand(x.shape[0], 1, -1)
+        x = torch.cat([token, x], dim=1) + self.positional_embedding
+        x = self.transformer(self.ln_pre(x))
+        x = at_least_float32(self.ln_post(x[:, 0])) @ self.proj  # [V F, D]
+        return x.reshape(videos, frames, -1)
+
+    def initialize(self) -> None:
+        """Random weights as OpenAI's CLIP starts from."""
+        scale = self.transformer.width**-0.5
+        nn.init.normal_(self.class_embedding, std=scale)
+        nn.init.normal_(self.positional_embedding, std=scale)
+        nn.init.normal_(self.proj, std=scale)
+        nn.init.normal_(self.conv1.weight, std=0.02)
+        self.transformer.initialize()
+
+
+class VideoEncoder(nn.Module):
+    """Frames of V videos to video and frame embeddings."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.visual = VisionTransformer(config)
+        self.temporal = temporal_head(config)
+
+    def forward(self, frames: Tensor, num_frames: Tensor) -> VideoFeatures:
+        """Encode videos.
+
+        ``frames``: uint8 RGB [V, F, H, W, 3], padded at the end with anything.
+        ``num_frames``: integer [V], the valid ones, at least 1.
+        """
+        is_valid = self.is_valid(frames, num_frames)
+        frame_raw = self.encode_frames(frames, is_valid)
+        x = frame_raw if self.temporal is None else self.temporal(frame_raw, is_valid)
+        # CLIP4Clip section 3.3: unit frames, mean over the valid ones, unit video.
+        x = l2_normalize(x) * is_valid[..., None]
+        pooled = x.sum(dim=1) / is_valid.sum(dim=1, keepdim=True).clamp_min(1)
+        return VideoFeatures(l2_normalize(pooled), l2_normalize(frame_raw))
+
+    def encode_frames(self, frames: Tensor, is_valid: Tensor) -> Tensor:
+        """Frame embeddings before normalisation and temporal head, [V, F, D].
+
+        ``frames``: uint8 [V, F, H, W, 3]. ``is_valid``: bool [V, F].
+        """
+        # TensorRT cannot transpose uint8: the cast comes first.
+        pixels = frames.to(self.visual.ln_pre.weight.dtype)
+        mean = torch.tensor(CLIP_MEAN, dtype=pixels.dtype, device=pixels.device)
+        std = torch.tensor(CLIP_STD, dtype=pixels.dtype, device=pixels.device)
+        pixels = (pixels / 255.0 - mean) / std
+        # A padded frame is zero after normalisation: the mean colour, not black.
+        pixels = torch.where(is_valid[..., None, None, None], pixels, 0.0)
+        return self.visual(pixels.permute(0, 1, 4, 2, 3))
+
+    @staticmethod
+    def is_valid(frames: Tensor, num_frames: Tensor) -> Tensor:
+        """Which frames are not padding, bool [V, F]."""
+        positions = torch.arange(frames.shape[1], device=frames.device, dtype=num_frames.dtype)
+        return positions[None, :] < num_frames[:, None]
+
+    def initialize(self) -> None:
+        """Random weights."""
+        self.visual.initialize()
+        if self.temporal is not None:
+            self.temporal.initialize()

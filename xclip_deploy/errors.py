@@ -1,0 +1,163 @@
+"""Every error that xclip-deploy raises on purpose.
+
+The whole tree, with the exit status that the command line gives each branch::
+
+    XclipDeployError                      1
+    ├── InvalidArgumentError              2   (also a ValueError)
+    ├── MissingExtraError                 3   (also an ImportError)
+    ├── CheckpointError                   4
+    │   ├── CheckpointReadError               missing, empty, truncated, unsafe to open
+    │   ├── UnknownLayoutError                weights of no model family that we know
+    │   └── CheckpointMismatchError           known family, inconsistent weights
+    ├── ExportError                       5
+    │   └── ParityError                       a graph does not reproduce PyTorch
+    ├── BundleError                       6
+    │   ├── BundleNotFoundError
+    │   ├── BundleVersionError                written by another schema version
+    │   └── BundleIntegrityError              missing, truncated or altered file
+    ├── EngineError                       7
+    │   └── EngineBuildError
+    ├── VideoError                        8
+    │   ├── VideoNotFoundError
+    │   └── VideoReadError                    no frame could be decoded
+    ├── SessionError                      9   (device, provider or precision unavailable)
+    └── GalleryError                     10
+        ├── GalleryNotFoundError
+        ├── GalleryIntegrityError             missing, truncated or altered file
+        ├── GalleryVersionError               written by another schema version
+        ├── GalleryModelError                 features of another model
+        └── DuplicateIdError
+
+A message says what was found, what was expected and, where there is one, the
+command that mends it, in one line.
+"""
+
+from __future__ import annotations
+
+
+class XclipDeployError(Exception):
+    """Base class of every error that xclip-deploy raises on purpose."""
+
+    exit_code = 1
+
+
+class InvalidArgumentError(XclipDeployError, ValueError):
+    """An argument has a value that the function or command cannot take."""
+
+    exit_code = 2
+
+
+class MissingExtraError(XclipDeployError, ImportError):
+    """An optional dependency is not installed; the message names the ``pip install``."""
+
+    exit_code = 3
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed; "
+            f"run: pip install 'xclip-deploy[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class CheckpointError(XclipDeployError):
+    """A checkpoint cannot be used."""
+
+    exit_code = 4
+
+
+class CheckpointReadError(CheckpointError):
+    """A checkpoint file is missing, empty, truncated or unsafe to open."""
+
+
+class UnknownLayoutError(CheckpointError):
+    """The weights belong to no model family that xclip-deploy knows."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """The model family is known, but its weights are incomplete or inconsistent."""
+
+
+class ExportError(XclipDeployError):
+    """A bundle could not be written."""
+
+    exit_code = 5
+
+
+class ParityError(ExportError):
+    """An exported graph does not reproduce the PyTorch model within tolerance."""
+
+
+class BundleError(XclipDeployError):
+    """A bundle cannot be used."""
+
+    exit_code = 6
+
+
+class BundleNotFoundError(BundleError):
+    """There is no bundle at the given path."""
+
+
+class BundleVersionError(BundleError):
+    """The bundle was written with a schema version that this release cannot read."""
+
+
+class BundleIntegrityError(BundleError):
+    """A file of the bundle is missing, truncated or not the one that was exported."""
+
+
+class EngineError(XclipDeployError):
+    """A TensorRT engine cannot be used."""
+
+    exit_code = 7
+
+
+class EngineBuildError(EngineError):
+    """TensorRT did not build an engine."""
+
+
+class VideoError(XclipDeployError):
+    """A video cannot be used."""
+
+    exit_code = 8
+
+
+class VideoNotFoundError(VideoError):
+    """There is no video file at the given path."""
+
+
+class VideoReadError(VideoError):
+    """No frame of a video could be decoded."""
+
+
+class SessionError(XclipDeployError):
+    """An inference session could not be opened or run as asked."""
+
+    exit_code = 9
+
+
+class GalleryError(XclipDeployError):
+    """A gallery cannot be used."""
+
+    exit_code = 10
+
+
+class GalleryNotFoundError(GalleryError):
+    """There is no gallery at the given path."""
+
+
+class GalleryIntegrityError(GalleryError):
+    """A file of the gallery is missing, truncated or altered."""
+
+
+class GalleryVersionError(GalleryError):
+    """The gallery was written with a schema version that this release cannot read."""
+
+
+class GalleryModelError(GalleryError):
+    """The gallery holds features of another model than the one in use."""
+
+
+class DuplicateIdError(GalleryError):
+    """A video id is already in the gallery."""
