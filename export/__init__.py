@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""checkpoint → bundle: ONNX graphs in two precisions, parity with PyTorch, TensorRT engines."""

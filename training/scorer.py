@@ -45,6 +45,12 @@ def attend(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
     return ((attention @ weight) * x * is_valid).sum(dim=-1)
 
 
+def _wide(name: str, features: Tensor | None) -> Tensor:
+    if features is None:
+        raise ValueError(f"this model's grains need {name}")
+    return at_least_float32(features)
+
+
 class Scorer(nn.Module):
     """Similarity of every text to every video, at the grains of the configuration."""
 
@@ -71,42 +77,57 @@ class Scorer(nn.Module):
 
     def forward(
         self,
-        sentence_features: Tensor,
-        word_features: Tensor,
-        video_features: Tensor,
-        frame_features: Tensor,
+        sentence_features: Tensor | None = None,
+        word_features: Tensor | None = None,
+        video_features: Tensor | None = None,
+        frame_features: Tensor | None = None,
         num_words: Tensor | None = None,
         num_frames: Tensor | None = None,
     ) -> Scores:
         """Score T texts against V videos.
 
         ``sentence_features`` [T, D], ``word_features`` [T, W, D], ``video_features`` [V, D],
-        ``frame_features`` [V, F, D], of unit length. ``num_words`` [T] (start and end token
-        included) and ``num_frames`` [V] are read only where the model masks padding.
+        ``frame_features`` [V, F, D], of unit length; only those that the model's grains
+        compare are read. ``num_words`` [T] (start and end token included) and ``num_frames``
+        [V] are read only where the model masks padding. Raises ValueError for a missing one.
         """
-        sentence, word = at_least_float32(sentence_features), at_least_float32(word_features)
-        video, frame = at_least_float32(video_features), at_least_float32(frame_features)
-        is_word, is_frame = self._masks(word, frame, num_words, num_frames)
-        computed = {
-            Grain.VIDEO_SENTENCE: lambda: self._video_sentence(sentence, video),
-            Grain.VIDEO_WORD: lambda: self._video_word(word, video, is_word),
-            Grain.FRAME_SENTENCE: lambda: self._frame_sentence(sentence, frame, is_frame),
-            Grain.FRAME_WORD: lambda: self._frame_word(word, frame, is_word, is_frame),
+
+        def sentence() -> Tensor:
+            return _wide("sentence_features", sentence_features)
+
+        def word() -> Tensor:
+            return _wide("word_features", word_features)
+
+        def video() -> Tensor:
+            return _wide("video_features", video_features)
+
+        def frame() -> Tensor:
+            return _wide("frame_features", frame_features)
+
+        def is_word() -> Tensor | None:
+            return self._mask("num_words", num_words, word())  # [T, W]
+
+        def is_frame() -> Tensor | None:
+            return self._mask("num_frames", num_frames, frame())  # [V, F]
+
+        compare = {
+            Grain.VIDEO_SENTENCE: lambda: self._video_sentence(sentence(), video()),
+            Grain.VIDEO_WORD: lambda: self._video_word(word(), video(), is_word()),
+            Grain.FRAME_SENTENCE: lambda: self._frame_sentence(sentence(), frame(), is_frame()),
+            Grain.FRAME_WORD: lambda: self._frame_word(word(), frame(), is_word(), is_frame()),
         }
-        grains = {grain.value: computed[grain]() for grain in self.grains}
+        grains = {grain.value: compare[grain]() for grain in self.grains}
         mean = torch.stack(list(grains.values())).mean(dim=0)
         return Scores(self.logit_scale.exp() * mean, grains)
 
-    def _masks(
-        self, word: Tensor, frame: Tensor, num_words: Tensor | None, num_frames: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _mask(self, name: str, lengths: Tensor | None, features: Tensor) -> Tensor | None:
+        """Which positions are not padding, bool [N, L]; None where padding counts."""
         if not self.mask_padding:
-            return None, None
-        if num_words is None or num_frames is None:
-            raise ValueError("a model with mask_padding scores with num_words and num_frames")
-        words = torch.arange(word.shape[1], device=word.device)
-        frames = torch.arange(frame.shape[1], device=frame.device)
-        return words < num_words[:, None], frames < num_frames[:, None]  # [T, W], [V, F]
+            return None
+        if lengths is None:
+            raise ValueError(f"this model masks padding and needs {name}")
+        positions = torch.arange(features.shape[1], device=features.device)
+        return positions < lengths[:, None]
 
     def _video_sentence(self, sentence: Tensor, video: Tensor) -> Tensor:
         if hasattr(self, "global_mat_weight"):

@@ -1,1 +1,105 @@
-"""Placeholder."""
+"""X-CLIP video-text retrieval, from a PyTorch checkpoint to production.
+
+>>> from xclip_deploy import Retriever
+>>> retriever = Retriever("xclip-bundle")            # doctest: +SKIP
+>>> retriever.add(["videos/"])                       # doctest: +SKIP
+>>> retriever.search("a dog on a leash", k=5)        # doctest: +SKIP
+
+Everything public is named in ``__all__`` and loaded when it is first used: importing the
+package is fast, and using the runtime needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from xclip_deploy.errors import MissingExtraError, XclipDeployError
+
+if TYPE_CHECKING:
+    from xclip_deploy.export.exporter import ExportResult, export_bundle
+    from xclip_deploy.export.tensorrt import BatchRange, BuildResult, EngineShapes, build_engines
+    from xclip_deploy.runtime.bundle import Bundle
+    from xclip_deploy.runtime.deployed_model import DeployedModel
+    from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
+    from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
+    from xclip_deploy.runtime.manifest import Precision
+    from xclip_deploy.runtime.results import AddReport, FailedVideo, GrainScores, SearchResult
+    from xclip_deploy.runtime.retriever import Retriever
+    from xclip_deploy.runtime.tokenizer import Tokenizer
+    from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video
+    from xclip_deploy.training.checkpoints import Checkpoint, CheckpointOptions, load_checkpoint
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "export.exporter": ("ExportResult", "export_bundle"),
+    "export.tensorrt": ("BatchRange", "BuildResult", "EngineShapes", "build_engines"),
+    "runtime.bundle": ("Bundle",),
+    "runtime.deployed_model": ("DeployedModel",),
+    "runtime.features": ("Scores", "TextFeatures", "VideoFeatures"),
+    "runtime.gallery": ("Gallery", "GalleryVideo"),
+    "runtime.manifest": ("Precision",),
+    "runtime.results": ("AddReport", "FailedVideo", "GrainScores", "SearchResult"),
+    "runtime.retriever": ("Retriever",),
+    "runtime.tokenizer": ("Tokenizer",),
+    "runtime.video": ("FrameSampling", "VideoFrames", "read_video"),
+    "training.checkpoints": ("Checkpoint", "CheckpointOptions", "load_checkpoint"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_EXTRA_OF_PACKAGE = {
+    "torch": "export",
+    "safetensors": "export",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+}
+
+__all__ = [
+    "AddReport",
+    "BatchRange",
+    "BuildResult",
+    "Bundle",
+    "Checkpoint",
+    "CheckpointOptions",
+    "DeployedModel",
+    "EngineShapes",
+    "ExportResult",
+    "FailedVideo",
+    "FrameSampling",
+    "Gallery",
+    "GalleryVideo",
+    "GrainScores",
+    "MissingExtraError",
+    "Precision",
+    "Retriever",
+    "Scores",
+    "SearchResult",
+    "TextFeatures",
+    "Tokenizer",
+    "VideoFeatures",
+    "VideoFrames",
+    "XclipDeployError",
+    "build_engines",
+    "export_bundle",
+    "load_checkpoint",
+    "read_video",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value: object = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in _EXTRA_OF_PACKAGE:
+            raise MissingExtraError(package, _EXTRA_OF_PACKAGE[package], name) from error
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -34,6 +34,12 @@ command that mends it, in one line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.manifest import ParityRecord
+
 
 class XclipDeployError(Exception):
     """Base class of every error that xclip-deploy raises on purpose."""
@@ -87,6 +93,11 @@ class ExportError(XclipDeployError):
 
 class ParityError(ExportError):
     """An exported graph does not reproduce the PyTorch model within tolerance."""
+
+    def __init__(self, message: str, records: Sequence[ParityRecord] = ()) -> None:
+        super().__init__(message)
+        self.records = tuple(records)
+        """The whole comparison, what passed too."""
 
 
 class BundleError(XclipDeployError):

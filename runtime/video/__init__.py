@@ -1,1 +1,31 @@
-"""Placeholder."""
+"""Frames out of videos, for serving and for training alike.
+
+Importing this package loads no video library; reading the first video does.
+"""
+
+from __future__ import annotations
+
+from xclip_deploy.runtime.video.frames import VideoFrames
+from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
+from xclip_deploy.runtime.video.reading import (
+    VIDEO_SUFFIXES,
+    VideoReader,
+    find_videos,
+    read_video,
+    read_videos,
+)
+from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "VIDEO_SUFFIXES",
+    "FrameSampling",
+    "VideoFrames",
+    "VideoReader",
+    "find_videos",
+    "read_video",
+    "read_videos",
+    "resize_and_crop",
+    "sample_frame_numbers",
+]

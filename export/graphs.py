@@ -1,0 +1,230 @@
+"""From the three PyTorch modules to three ONNX graphs, in either precision."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xclip_deploy.errors import ExportError
+from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, Precision, TensorSpec
+from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.training.model import XClip
+
+OPSET = 18
+"""TensorRT fuses attention written in the primitive operators of opsets 18 to 20; opset 23's
+``Attention`` operator fails in several forms."""
+
+_EXTERNAL_DATA_BYTES = 1_900_000_000
+"""A protobuf file ends at 2 GiB; bigger weights go beside the graph."""
+
+_TORCH_DTYPES = {
+    DType.FLOAT32: torch.float32,
+    DType.FLOAT16: torch.float16,
+    DType.INT32: torch.int32,
+    DType.UINT8: torch.uint8,
+}
+
+
+def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphSpec]:
+    """Inputs and outputs of the three graphs.
+
+    In FP16 the scorer takes a gallery's features as FP16, in which a gallery keeps them, and
+    computes in FP32. Embeddings and scores leave every graph as FP32.
+    """
+    size, words, frames = config.vision.image_size, config.max_words, config.max_frames
+    dim = config.embed_dim
+    gallery = DType.FLOAT16 if precision is Precision.FP16 else DType.FLOAT32
+    real, integer = DType.FLOAT32, DType.INT32
+
+    def tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
+        return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+    def graph(
+        graph: Graph, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> GraphSpec:
+        file = f"{precision.value}/{graph.value}.onnx"
+        return GraphSpec(file=file, inputs=inputs, outputs=outputs)
+
+    scorer_inputs = {
+        "sentence_features": tensor("sentence_features", real, "texts", dim),
+        "word_features": tensor("word_features", real, "texts", words, dim),
+        "video_features": tensor("video_features", gallery, "videos", dim),
+        "frame_features": tensor("frame_features", gallery, "videos", frames, dim),
+        "num_words": tensor("num_words", integer, "texts"),
+        "num_frames": tensor("num_frames", integer, "videos"),
+    }
+    return {
+        Graph.VIDEO_ENCODER: graph(
+            Graph.VIDEO_ENCODER,
+            (
+                tensor("frames", DType.UINT8, "batch", frames, size, size, 3),
+                tensor("num_frames", integer, "batch"),
+            ),
+            (
+                tensor("video_features", real, "batch", dim),
+                tensor("frame_features", real, "batch", frames, dim),
+            ),
+        ),
+        Graph.TEXT_ENCODER: graph(
+            Graph.TEXT_ENCODER,
+            (tensor("token_ids", integer, "batch", words),),
+            (
+                tensor("sentence_features", real, "batch", dim),
+                tensor("word_features", real, "batch", words, dim),
+            ),
+        ),
+        Graph.SCORER: graph(
+            Graph.SCORER,
+            tuple(scorer_inputs[name] for name in _scorer_input_names(config)),
+            tuple(
+                tensor(name, real, "texts", "videos")
+                for name in ("logits", *(grain.value for grain in config.grains))
+            ),
+        ),
+    }
+
+
+def _scorer_input_names(config: ModelConfig) -> list[str]:
+    """The features that the model's grains compare; a graph has no input that it ignores."""
+    grains = {grain.value for grain in config.grains}
+    names = {
+        "sentence_features": {"video_sentence", "frame_sentence"},
+        "word_features": {"video_word", "frame_word"},
+        "video_features": {"video_sentence", "video_word"},
+        "frame_features": {"frame_sentence", "frame_word"},
+        "num_words": {"video_word", "frame_word"} if config.mask_padding else set(),
+        "num_frames": {"frame_sentence", "frame_word"} if config.mask_padding else set(),
+    }
+    return [name for name, readers in names.items() if readers & grains]
+
+
+@dataclass(frozen=True)
+class _Example:
+    """Sizes of the dynamic axes while tracing. Two or more: one would be taken for constant."""
+
+    sizes = {"batch": 2, "texts": 2, "videos": 3}  # noqa: RUF012 - read only
+
+    def tensor(self, spec: TensorSpec) -> Tensor:
+        shape = [self.sizes[size] if isinstance(size, str) else size for size in spec.shape]
+        return torch.ones(shape, dtype=_TORCH_DTYPES[spec.dtype])
+
+
+class _GraphModule(nn.Module):
+    """One module with the flat, positional inputs and outputs of its graph."""
+
+    def __init__(self, module: nn.Module, spec: GraphSpec) -> None:
+        super().__init__()
+        self.module = module
+        self.names = [tensor.name for tensor in spec.inputs]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.module(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(_flatten(outputs))
+
+
+def _flatten(outputs: Any) -> Iterator[Tensor]:  # noqa: ANN401 - nested named tuples
+    for output in outputs:
+        if isinstance(output, Tensor):
+            yield output
+        else:
+            yield from output.values()
+
+
+def export_graph(
+    model: XClip, graph: Graph, spec: GraphSpec, directory: Path
+) -> None:
+    """Write one ONNX graph below ``directory`` and check it.
+
+    The model's weights decide the precision: FP16 ones make the FP16 graph. Raises ExportError
+    where PyTorch or the ONNX checker refuses.
+    """
+    import onnx
+    import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    module = _GraphModule(getattr(model, graph.value), spec).eval()
+    example = _Example()
+    path = directory / spec.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                tuple(example.tensor(tensor) for tensor in spec.inputs),
+                dynamo=True,
+                # *inputs is one argument to torch.export: its shapes come in one tuple.
+                dynamic_shapes=(tuple(_dynamic_axes(tensor) for tensor in spec.inputs),),
+                input_names=[tensor.name for tensor in spec.inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:  # noqa: BLE001 - the exporter raises errors of many libraries
+        raise ExportError(
+            f"PyTorch {torch.__version__} cannot export {graph.value}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+        ) from error
+    assert program is not None
+    # The exporter notes source paths of this machine on every node.
+    intermediate = ClearMetadataAndDocStringPass()(program.model).model
+    intermediate.producer_version = torch.__version__
+    weights = sum(value.const_value.nbytes for value in intermediate.graph.initializers.values())
+    external = f"{path.name}.data" if weights > _EXTERNAL_DATA_BYTES else None
+    onnx_ir.save(intermediate, path, external_data=external)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the ONNX checker refuses {graph.value}: {error}") from error
+    _check_boundary(path, graph, spec)
+
+
+def _dynamic_axes(tensor: TensorSpec) -> dict[int, Any]:
+    dim: Any = torch.export.Dim
+    return {axis: dim(size) for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+
+
+def _check_boundary(path: Path, graph: Graph, spec: GraphSpec) -> None:
+    """Hold the written graph against what the manifest will say of it."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    found = [_read_spec(value) for value in (*model.graph.input, *model.graph.output)]
+    expected = [*spec.inputs, *spec.outputs]
+    if found != expected:
+        raise ExportError(
+            f"{graph.value} came out with tensors {[str(tensor) for tensor in found]}, "
+            f"expected {[str(tensor) for tensor in expected]}"
+        )
+
+
+def _read_spec(value: Any) -> TensorSpec:  # noqa: ANN401 - onnx ships without full type hints
+    import onnx
+
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    shape = tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim)
+    return TensorSpec(name=value.name, dtype=DType(dtype), shape=shape)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notices (missing torchvision, deprecations) off the terminal."""
+    names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

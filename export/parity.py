@@ -1,0 +1,118 @@
+"""Comparing the exported graphs with the PyTorch model, number by number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from xclip_deploy.export.reference_inputs import ReferenceInputs
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.runtime.manifest import Graph, ParityRecord, Precision
+from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.training.model import XClip
+
+Tensors = dict[tuple[Graph, str], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest differences that pass."""
+
+    feature: float
+    """Of one element of a unit vector."""
+    cosine: float
+    """Least cosine between an embedding and its reference."""
+    score: float
+    """Of a grain: a similarity between -1 and 1. Of the logits: times their scale."""
+
+
+TOLERANCES = {
+    # FP32 differs by the order of summation alone. In the scores the temperature of 0.01
+    # turns differences of 1e-6 in a similarity into 1e-4 of its weight.
+    Precision.FP32: Tolerance(feature=2e-5, cosine=0.999999, score=1e-4),
+    # Measured: README.md, "Precision". Errors of working FP16 graphs stay below a third of these.
+    Precision.FP16: Tolerance(feature=1e-2, cosine=0.9995, score=1e-2),
+}
+
+
+def run_pytorch(model: XClip, inputs: ReferenceInputs) -> Tensors:
+    """Every graph output of the PyTorch model in its own precision, FP32 for a reference."""
+    token_ids = torch.from_numpy(inputs.token_ids)
+    frames = torch.from_numpy(inputs.frames)
+    num_frames = torch.from_numpy(inputs.num_frames)
+    with torch.inference_mode():
+        text = model.text_encoder(token_ids)
+        video = model.video_encoder(frames, num_frames)
+        num_words = token_ids.argmax(dim=-1) + 1
+        scores = model.scorer(*text, *video, num_words, num_frames)
+    tensors = {
+        (Graph.TEXT_ENCODER, "sentence_features"): text.sentence_features,
+        (Graph.TEXT_ENCODER, "word_features"): text.word_features,
+        (Graph.VIDEO_ENCODER, "video_features"): video.video_features,
+        (Graph.VIDEO_ENCODER, "frame_features"): video.frame_features,
+        (Graph.SCORER, "logits"): scores.logits,
+    }
+    tensors |= {(Graph.SCORER, name): grain for name, grain in scores.grains.items()}
+    return {key: tensor.numpy() for key, tensor in tensors.items()}
+
+
+def run_bundle(bundle: Bundle, precision: Precision, inputs: ReferenceInputs) -> Tensors:
+    """Every graph output of a bundle, end to end: the scorer reads what the encoders wrote.
+
+    It goes through the product's own runtime on the CPU, in batches of two and an odd rest.
+    """
+    options = SessionOptions(device="cpu", precision=precision.value)
+    with DeployedModel(bundle, options, max_batch=2) as model:
+        text = model.encode_token_ids(inputs.token_ids)
+        video = model.encode_frames(inputs.frames, inputs.num_frames)
+        scores = model.score(text, video)
+    tensors = {
+        (Graph.TEXT_ENCODER, "sentence_features"): text.sentence_features,
+        (Graph.TEXT_ENCODER, "word_features"): text.word_features,
+        (Graph.VIDEO_ENCODER, "video_features"): video.video_features,
+        (Graph.VIDEO_ENCODER, "frame_features"): video.frame_features,
+        (Graph.SCORER, "logits"): scores.logits,
+    }
+    tensors |= {(Graph.SCORER, name): grain for name, grain in scores.grains.items()}
+    return {key: np.asarray(tensor, dtype=np.float32) for key, tensor in tensors.items()}
+
+
+def compare(
+    reference: Tensors, found: Tensors, precision: Precision, logit_scale: float
+) -> list[ParityRecord]:
+    """One record for each output. ``logit_scale``: the factor from similarities to logits."""
+    tolerance = TOLERANCES[precision]
+    records = []
+    for (graph, name), expected in reference.items():
+        actual = found[graph, name].astype(np.float64)
+        error = float(np.abs(actual - expected).max())
+        if graph is Graph.SCORER:
+            cosine = None
+            most = tolerance.score * (logit_scale if name == "logits" else 1.0)
+        else:
+            cosine = _least_cosine(actual, expected.astype(np.float64))
+            most = tolerance.feature
+        # NaN compares false: it fails.
+        passed = error <= most and (cosine is None or cosine >= tolerance.cosine)
+        records.append(
+            ParityRecord(
+                precision=precision,
+                graph=graph,
+                tensor=name,
+                min_cosine=cosine,
+                max_abs_error=error,
+                tolerance=most,
+                passed=passed,
+            )
+        )
+    return records
+
+
+def _least_cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    dot = (a * b).sum(axis=-1)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return float((dot / lengths).min())

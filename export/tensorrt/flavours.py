@@ -1,0 +1,105 @@
+"""Finding TensorRT: which flavour is there, which version, and what it builds for."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from xclip_deploy.errors import EngineBuildError, InvalidArgumentError, MissingExtraError
+from xclip_deploy.runtime.engine_set import Flavour
+
+_CUDA_COMPUTE_CAPABILITY_MAJOR = 75
+_CUDA_COMPUTE_CAPABILITY_MINOR = 76
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """One TensorRT library, ready to build."""
+
+    flavour: Flavour
+    module: Any
+    version: str
+    target: str
+    """What its engines run on: ``sm90`` and the like, or ``portable``."""
+
+    @property
+    def name(self) -> str:
+        """For messages: module and version."""
+        return f"{self.flavour.module_name} {self.version}"
+
+
+def load_tensorrt(flavour: str = "auto") -> TensorRT:
+    """Load ``tensorrt`` or ``rtx`` (the module ``tensorrt_rtx``).
+
+    ``auto`` takes ``tensorrt`` where it is installed and a GPU is there, as it builds for that
+    GPU alone; else ``rtx``, which needs no GPU to build.
+
+    Raises MissingExtraError where the library is not installed, EngineBuildError where it
+    cannot build here, InvalidArgumentError for an unknown flavour.
+    """
+    if flavour != "auto":
+        try:
+            chosen = Flavour(flavour)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"flavour {flavour!r}: expected auto, tensorrt or rtx"
+            ) from error
+        return _load(chosen)
+    if _compute_capability() is not None and _import(Flavour.TENSORRT) is not None:
+        return _load(Flavour.TENSORRT)
+    if _import(Flavour.RTX) is not None:
+        return _load(Flavour.RTX)
+    if _import(Flavour.TENSORRT) is not None:
+        return _load(Flavour.TENSORRT)  # raises, saying that there is no GPU
+    raise MissingExtraError("tensorrt_rtx", "rtx", "Building TensorRT engines")
+
+
+def _load(flavour: Flavour) -> TensorRT:
+    module = _import(flavour)
+    if module is None:
+        raise MissingExtraError(flavour.module_name, flavour.value, "Building TensorRT engines")
+    if flavour is Flavour.RTX:
+        # By default an RTX engine runs on every GPU from Ampere on.
+        target = "portable"
+    else:
+        capability = _compute_capability()
+        if capability is None:
+            raise EngineBuildError(
+                "tensorrt builds on the GPU that the engines are for, and none is here; "
+                "run on a GPU machine, or: pip install 'xclip-deploy[rtx]' and --flavor rtx"
+            )
+        target = f"sm{capability[0]}{capability[1]}"
+    return TensorRT(flavour, module, str(module.__version__), target)
+
+
+def _import(flavour: Flavour) -> ModuleType | None:
+    try:
+        return importlib.import_module(flavour.module_name)
+    except ImportError:
+        return None
+
+
+def _compute_capability() -> tuple[int, int] | None:
+    """Of the first GPU, by the driver's own library; None where there is no GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    calls: list[Callable[[], int]] = [
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetAttribute(
+            ctypes.byref(major), _CUDA_COMPUTE_CAPABILITY_MAJOR, device
+        ),
+        lambda: driver.cuDeviceGetAttribute(
+            ctypes.byref(minor), _CUDA_COMPUTE_CAPABILITY_MINOR, device
+        ),
+    ]
+    if any(call() != 0 for call in calls):
+        return None
+    return major.value, minor.value

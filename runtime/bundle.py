@@ -1,0 +1,178 @@
+"""Opening a bundle, and refusing one that is not what was exported."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from xclip_deploy.errors import (
+    BundleError,
+    BundleIntegrityError,
+    BundleNotFoundError,
+    BundleVersionError,
+    InvalidArgumentError,
+)
+from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.manifest import (
+    FILE_NAME,
+    FORMAT,
+    SCHEMA_VERSION,
+    Graph,
+    Manifest,
+    Precision,
+    checksum,
+)
+from xclip_deploy.runtime.tokenizer import Tokenizer
+
+_MAX_MANIFEST_BYTES = 16 << 20
+_EXPORT = "xclip-deploy export CHECKPOINT -o {path}"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported model in a directory. Make one with :meth:`open`."""
+
+    path: Path
+    manifest: Manifest
+    _verified: set[str] = field(default_factory=set, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a bundle, checking its manifest and that every file is there in full size.
+
+        The content of a file is checked against its SHA-256 when it is first used, or all at
+        once by :meth:`verify`.
+
+        Raises BundleNotFoundError, BundleVersionError or BundleIntegrityError.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        bundle = cls(path, manifest)
+        for name, record in manifest.files.items():
+            try:
+                size = (path / name).stat().st_size
+            except OSError as error:
+                raise bundle._damaged(f"{name} is missing ({error.strerror})") from error
+            if size != record.size_bytes:
+                raise bundle._damaged(
+                    f"{name} has {size:,} bytes, the export wrote {record.size_bytes:,}"
+                )
+        return bundle
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Precisions that the bundle has graphs in."""
+        return tuple(self.manifest.graphs)
+
+    def verify(self) -> None:
+        """Check every file against its SHA-256. Raises BundleIntegrityError."""
+        for name in self.manifest.files:
+            self._checked(name)
+
+    def graph_path(self, graph: Graph, precision: Precision) -> Path:
+        """Path of an ONNX graph whose content has been checked.
+
+        Raises InvalidArgumentError for a precision that the bundle lacks and
+        BundleIntegrityError for an altered file.
+        """
+        if precision not in self.manifest.graphs:
+            raise InvalidArgumentError(
+                f"{self.path} has no {precision.value} graphs, only "
+                f"{', '.join(p.value for p in self.precisions)}"
+            )
+        spec = self.manifest.graphs[precision][graph]
+        # Weights over 2 GB stand beside the graph, in files that begin with its name.
+        for name in self.manifest.files:
+            if name.startswith(spec.file):
+                self._checked(name)
+        return self._checked(spec.file)
+
+    def graph_sha256(self, graph: Graph, precision: Precision) -> str:
+        """SHA-256 that the manifest records for an ONNX graph."""
+        return self.manifest.files[self.manifest.graphs[precision][graph].file].sha256
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises BundleIntegrityError."""
+        tokenizer = Tokenizer.open(self._checked(self.manifest.tokenizer))
+        vocab_size = self.manifest.model.text.vocab_size
+        if tokenizer.vocab_size > vocab_size:
+            raise self._damaged(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size} embeddings"
+            )
+        return tokenizer
+
+    def _checked(self, name: str) -> Path:
+        """Path of a file whose hash has been compared, once."""
+        path = self.path / name
+        if name not in self.manifest.files:
+            raise self._damaged(f"the manifest does not list {name}")
+        with self._lock:
+            if name not in self._verified:
+                try:
+                    found = sha256_of(path)
+                except OSError as error:
+                    raise self._damaged(f"{name} cannot be read ({error.strerror})") from error
+                expected = self.manifest.files[name].sha256
+                if found != expected:
+                    raise self._damaged(
+                        f"{name} was altered: its SHA-256 is {found[:12]}…, "
+                        f"the export wrote {expected[:12]}…"
+                    )
+                self._verified.add(name)
+        return path
+
+    def _damaged(self, what: str) -> BundleIntegrityError:
+        return _damaged(self.path, what)
+
+
+def _damaged(path: Path, what: str) -> BundleIntegrityError:
+    return BundleIntegrityError(
+        f"bundle {path}: {what}; copy the bundle again or run: {_EXPORT.format(path=path)}"
+    )
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / FILE_NAME
+    try:
+        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise _damaged(path, f"{FILE_NAME} is over {_MAX_MANIFEST_BYTES >> 20} MiB")
+        text = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleNotFoundError(
+            f"no bundle at {path} (no {FILE_NAME}); run: {_EXPORT.format(path=path)}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, f"{FILE_NAME} is not UTF-8 text") from error
+    except OSError as error:
+        raise BundleError(f"bundle {path}: cannot be read ({error.strerror})") from error
+    try:
+        content: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"{FILE_NAME} is not JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise _damaged(path, f"{FILE_NAME} does not describe an {FORMAT}")
+    _check_version(path, content.get("schema_version"))
+    if content.get("checksum") != checksum(content):
+        raise _damaged(path, f"{FILE_NAME} was altered: its checksum does not fit")
+    del content["checksum"]
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _damaged(path, f"{FILE_NAME}: {where}: {first['msg']}") from error
+
+
+def _check_version(path: Path, version: object) -> None:
+    if version == SCHEMA_VERSION:
+        return
+    found = f"bundle {path} has schema version {version!r}, this release reads {SCHEMA_VERSION}"
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleVersionError(f"{found}; run: pip install --upgrade xclip-deploy")
+    raise BundleVersionError(f"{found}; run: {_EXPORT.format(path=path)}")

@@ -1,0 +1,188 @@
+"""The exported model at work: texts and frames in, embeddings and scores out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.sessions import (
+    OnnxRuntimeSession,
+    Placement,
+    Session,
+    SessionOptions,
+    import_onnxruntime,
+    place,
+)
+
+_SCORER_ELEMENTS = 1 << 22
+"""Word-frame similarities scored at once: 16 MiB per intermediate in FP32, of which the scorer
+holds a handful."""
+
+
+class DeployedModel:
+    """Encoders and scorer of a bundle.
+
+    Sessions are opened when first needed: searching never loads the video encoder. Any number
+    of texts or videos is taken and split into batches. Safe to use from several threads; a
+    context manager.
+    """
+
+    def __init__(
+        self, bundle: Bundle, options: SessionOptions | None = None, max_batch: int = 16
+    ) -> None:
+        """Prepare to run a bundle.
+
+        ``max_batch``: most texts or videos in one run of an encoder. Raises SessionError
+        where the device or precision asked for is not there, MissingExtraError without ONNX
+        Runtime.
+        """
+        if max_batch < 1:
+            raise InvalidArgumentError(f"max_batch {max_batch}: expected at least 1")
+        self.bundle = bundle
+        self.config = bundle.manifest.model
+        self.max_batch = max_batch
+        self.tokenizer = bundle.tokenizer()
+        self._options = options or SessionOptions()
+        providers: list[str] = import_onnxruntime().get_available_providers()
+        self.placement: Placement = place(self._options, bundle.precisions, providers)
+        self._sessions: dict[Graph, Session] = {}
+        self._lock = threading.Lock()
+
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Embed texts, cut to the model's length. Raises InvalidArgumentError for non-texts."""
+        return self.encode_token_ids(self.tokenizer.encode(texts, self.config.max_words))
+
+    def encode_token_ids(self, token_ids: npt.NDArray[np.integer[Any]]) -> TextFeatures:
+        """Embed tokenised texts: integer [T, W], as :meth:`Tokenizer.encode` makes them."""
+        words = self.config.max_words
+        if token_ids.ndim != 2 or token_ids.shape[1] != words:
+            raise InvalidArgumentError(
+                f"token_ids has shape {list(token_ids.shape)}, expected [texts, {words}]"
+            )
+        vocab_size = self.config.text.vocab_size
+        if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
+            raise InvalidArgumentError(
+                f"token_ids holds ids from {token_ids.min()} to {token_ids.max()}, "
+                f"expected 0 to {vocab_size - 1}"
+            )
+        outputs = self._run_batches(Graph.TEXT_ENCODER, {"token_ids": token_ids})
+        # The end token has the largest id; the first of several counts, as in the encoder.
+        num_words = (token_ids.argmax(axis=1) + 1).astype(np.int32)
+        return TextFeatures(outputs["sentence_features"], outputs["word_features"], num_words)
+
+    def encode_frames(
+        self, frames: npt.NDArray[np.uint8], num_frames: npt.NDArray[np.integer[Any]]
+    ) -> VideoFeatures:
+        """Embed videos of prepared frames.
+
+        ``frames``: uint8 RGB [V, F, S, S, 3], resized and cropped, padded at the end.
+        ``num_frames``: integer [V], from 1 to F. Raises InvalidArgumentError.
+        """
+        size, most = self.config.vision.image_size, self.config.max_frames
+        expected = (most, size, size, 3)
+        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1:] != expected:
+            raise InvalidArgumentError(
+                f"frames is {frames.dtype} {list(frames.shape)}, expected uint8 "
+                f"[videos, {most}, {size}, {size}, 3]"
+            )
+        if num_frames.shape != frames.shape[:1]:
+            raise InvalidArgumentError(
+                f"num_frames has shape {list(num_frames.shape)} for {len(frames)} videos"
+            )
+        if num_frames.size and not 1 <= num_frames.min() <= num_frames.max() <= most:
+            raise InvalidArgumentError(
+                f"num_frames runs from {num_frames.min()} to {num_frames.max()}, "
+                f"expected 1 to {most}"
+            )
+        inputs = {"frames": frames, "num_frames": num_frames}
+        outputs = self._run_batches(Graph.VIDEO_ENCODER, inputs)
+        return VideoFeatures(
+            outputs["video_features"], outputs["frame_features"], num_frames.astype(np.int32)
+        )
+
+    def encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+        """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each."""
+        size, most = self.config.vision.image_size, self.config.max_frames
+        batch = np.zeros((len(clips), most, size, size, 3), dtype=np.uint8)
+        for row, clip in zip(batch, clips, strict=True):
+            if clip.dtype != np.uint8 or clip.shape[1:] != (size, size, 3) or len(clip) > most:
+                raise InvalidArgumentError(
+                    f"a clip is {clip.dtype} {list(clip.shape)}, expected uint8 "
+                    f"[1 to {most}, {size}, {size}, 3]"
+                )
+            row[: len(clip)] = clip
+        return self.encode_frames(batch, np.array([len(clip) for clip in clips], dtype=np.int32))
+
+    def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
+        """Score every text against every video, in chunks of bounded memory."""
+        per_pair = self.config.max_words * self.config.max_frames
+        text_step = max(1, min(len(texts), self.max_batch))
+        video_step = max(1, _SCORER_ELEMENTS // (per_pair * text_step))
+        names = ("logits", *(grain.value for grain in self.config.grains))
+        scores = {
+            name: np.empty((len(texts), len(videos)), dtype=np.float32) for name in names
+        }
+        session = self._session(Graph.SCORER)
+        for rows in _slices(len(texts), text_step):
+            for columns in _slices(len(videos), video_step):
+                outputs = session.run({**vars(texts[rows]), **vars(videos[columns])})
+                for name, target in scores.items():
+                    target[rows, columns] = outputs[name]
+        return Scores(scores.pop("logits"), scores)
+
+    def close(self) -> None:
+        """Free the sessions. Using the model afterwards opens them anew."""
+        with self._lock:
+            sessions = list(self._sessions.values())
+            self._sessions.clear()
+        for session in sessions:
+            session.close()
+
+    def __enter__(self) -> DeployedModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _session(self, graph: Graph) -> Session:
+        with self._lock:
+            if graph not in self._sessions:
+                self._sessions[graph] = OnnxRuntimeSession(
+                    self.bundle, graph, self.placement, self._options.threads
+                )
+            return self._sessions[graph]
+
+    def _run_batches(
+        self, graph: Graph, inputs: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run an encoder over any number of rows, at most ``max_batch`` at a time."""
+        spec = self.bundle.manifest.graphs[self.placement.precision][graph]
+        total = len(next(iter(inputs.values())))
+        results: dict[str, npt.NDArray[Any]] = {
+            tensor.name: np.empty((total, *tensor.shape[1:]), dtype=tensor.dtype.value)
+            for tensor in spec.outputs
+        }
+        for rows in _slices(total, self.max_batch):
+            outputs = self._session(graph).run({name: array[rows] for name, array in inputs.items()})
+            for name, target in results.items():
+                target[rows] = outputs[name]
+        return results
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    for start in range(0, total, step):
+        yield slice(start, min(start + step, total))

@@ -1,0 +1,170 @@
+"""The bundle's manifest: a versioned, validated description of everything in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import Enum
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from xclip_deploy.runtime.model_config import ModelConfig
+
+SCHEMA_VERSION = 1
+FORMAT = "xclip-bundle"
+FILE_NAME = "manifest.json"
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Graph(str, Enum):
+    """The three networks. One name everywhere: module, ONNX file, engine, manifest."""
+
+    VIDEO_ENCODER = "video_encoder"
+    TEXT_ENCODER = "text_encoder"
+    SCORER = "scorer"
+
+
+class Precision(str, Enum):
+    """Of a graph's weights and arithmetic, apart from what must stay in FP32."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+class DType(str, Enum):
+    """Element type of a tensor at a graph's boundary, by its NumPy name."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT32 = "int32"
+    UINT8 = "uint8"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Frozen):
+    """One input or output of a graph."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+    """Sizes; a name stands for a dynamic axis."""
+
+
+class GraphSpec(_Frozen):
+    """One ONNX graph."""
+
+    file: str
+    """Path within the bundle."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class FileRecord(_Frozen):
+    """What a file of the bundle must be."""
+
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=0)]
+
+
+class Preprocessing(_Frozen):
+    """How a decoded frame becomes the graph's input, and what the graph does with it."""
+
+    image_size: Annotated[int, Field(gt=0)]
+    """Side of the square, pixels."""
+    resize: Literal["short side, bicubic with antialiasing, centre crop"] = (
+        "short side, bicubic with antialiasing, centre crop"
+    )
+    mean: tuple[float, float, float]
+    """Subtracted in the graph, in units of the full range, RGB."""
+    std: tuple[float, float, float]
+
+
+class ParityRecord(_Frozen):
+    """How far one output of one graph is from the PyTorch model in FP32."""
+
+    precision: Precision
+    graph: Graph
+    tensor: str
+    min_cosine: float | None
+    """Least cosine over the vectors of the last axis; None for scores."""
+    max_abs_error: float
+    tolerance: float
+    """Most ``max_abs_error`` that passes."""
+    passed: bool
+
+
+class Provenance(_Frozen):
+    """Where the bundle comes from."""
+
+    checkpoint: str
+    """File name of the source checkpoint."""
+    checkpoint_sha256: Sha256
+    layout: str
+    """Which family of names its weights were in."""
+    notes: tuple[str, ...] = ()
+    """What was assumed where the weights did not tell."""
+    created_utc: str
+    versions: dict[str, str]
+    """Of the tools that wrote the bundle."""
+
+
+class Manifest(_Frozen):
+    """Contents of ``manifest.json``."""
+
+    format: Literal["xclip-bundle"] = "xclip-bundle"
+    schema_version: Literal[1] = 1
+    fingerprint: Sha256
+    """Of the model's weights, configuration, sampling and preprocessing. Features made under
+    two fingerprints must not be compared."""
+    model: ModelConfig
+    frames_per_second: Annotated[float, Field(gt=0)]
+    """Frames sampled per second of video, before at most ``model.max_frames`` are kept."""
+    preprocessing: Preprocessing
+    tokenizer: str
+    """Path of ``tokenizer.json`` within the bundle."""
+    graphs: dict[Precision, dict[Graph, GraphSpec]]
+    files: dict[str, FileRecord]
+    """Every file that the export wrote, apart from the manifest itself."""
+    parity: tuple[ParityRecord, ...]
+    provenance: Provenance
+
+    @field_validator("files")
+    @classmethod
+    def _paths_stay_inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+                raise ValueError(f"{name!r} is no plain path within the bundle")
+        return files
+
+    @field_validator("graphs")
+    @classmethod
+    def _graphs_complete(
+        cls, graphs: dict[Precision, dict[Graph, GraphSpec]]
+    ) -> dict[Precision, dict[Graph, GraphSpec]]:
+        if not graphs:
+            raise ValueError("holds no graphs")
+        for precision, present in graphs.items():
+            missing = [graph.value for graph in Graph if graph not in present]
+            if missing:
+                raise ValueError(f"{precision.value} lacks {', '.join(missing)}")
+        return graphs
+
+    def to_json(self) -> bytes:
+        """Serialise, with a checksum over the content, so that an edit is noticed."""
+        content = self.model_dump(mode="json")
+        content["checksum"] = checksum(content)
+        return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content in canonical JSON, without its own checksum."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

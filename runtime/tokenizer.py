@@ -1,0 +1,169 @@
+"""CLIP's tokenizer: text repair in Python, byte-pair encoding in the `tokenizers` library.
+
+Training and serving share this one, so that they cannot drift. The encoding follows OpenAI's
+``simple_tokenizer.py``; the frame around it (start token, at most W - 2 tokens, end token,
+zeros) is that of the X-CLIP authors.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import logging
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import BundleIntegrityError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+logger = logging.getLogger(__name__)
+
+START_TOKEN = "<|startoftext|>"
+END_TOKEN = "<|endoftext|>"
+MAX_CHARACTERS = 1_000_000
+"""A longer text is refused: only its first few dozen tokens would count."""
+
+_MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
+_NUM_MERGES = 49152 - 256 - 2
+"""CLIP uses this many lines of the merge table, after its header."""
+_PATTERN = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+def clean_text(text: str) -> str:
+    """Repair mojibake, unescape HTML twice, collapse white space, lower the case."""
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return " ".join(text.split()).lower()
+
+
+class Tokenizer:
+    """Texts to token ids."""
+
+    def __init__(self, encoder: tokenizers.Tokenizer) -> None:
+        self._encoder = encoder
+        start, end = encoder.token_to_id(START_TOKEN), encoder.token_to_id(END_TOKEN)
+        if start is None or end is None or end != encoder.get_vocab_size() - 1:
+            raise BundleIntegrityError(
+                f"tokenizer: expected CLIP's vocabulary, with {START_TOKEN} and, as the last id, "
+                f"{END_TOKEN}; found {encoder.get_vocab_size()} entries without them there"
+            )
+        self.start_id: int = start
+        self.end_id: int = end
+
+    @classmethod
+    def default(cls) -> Tokenizer:
+        """OpenAI CLIP's own tokenizer, from the merge table that ships with the package."""
+        return cls(_build_encoder())
+
+    @classmethod
+    def open(cls, path: Path) -> Tokenizer:
+        """Open a ``tokenizer.json`` as a bundle holds it.
+
+        Raises BundleIntegrityError where the file is not one.
+        """
+        import tokenizers
+
+        try:
+            encoder = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+            raise BundleIntegrityError(f"{path}: not a tokenizer file ({error})") from error
+        return cls(encoder)
+
+    def save(self, path: Path) -> None:
+        """Write ``tokenizer.json``, which the `tokenizers` library opens in any language."""
+        self._encoder.save(str(path), pretty=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self._encoder.get_vocab_size())
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of one text, without start and end token and of any length.
+
+        Raises InvalidArgumentError for a text over a million characters.
+        """
+        if len(text) > MAX_CHARACTERS:
+            raise InvalidArgumentError(
+                f"text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
+            )
+        # A lone surrogate is no character, and no UTF-8; it comes from undecodable input.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        ids: list[int] = self._encoder.encode(clean_text(text), add_special_tokens=False).ids
+        return ids
+
+    def encode(self, texts: Sequence[str], max_words: int) -> npt.NDArray[np.int32]:
+        """Token ids [T, max_words], int32: start, at most max_words - 2 tokens, end, zeros.
+
+        Raises InvalidArgumentError for something that is not a text.
+        """
+        if isinstance(texts, str):
+            raise InvalidArgumentError("expected a sequence of texts, found a single str")
+        token_ids = np.zeros((len(texts), max_words), dtype=np.int32)
+        for row, text in zip(token_ids, texts, strict=True):
+            if not isinstance(text, str):
+                raise InvalidArgumentError(f"expected a text (str), found {type(text).__name__}")
+            tokens = self.tokenize(text)
+            if len(tokens) > max_words - 2:
+                logger.info(
+                    "a text of %d tokens is cut to the %d that the model reads",
+                    len(tokens),
+                    max_words - 2,
+                )
+            tokens = [self.start_id, *tokens[: max_words - 2], self.end_id]
+            row[: len(tokens)] = tokens
+        return token_ids
+
+
+def read_merges() -> list[tuple[str, str]]:
+    """CLIP's merges, most frequent first."""
+    packed = resources.files("xclip_deploy.runtime.data").joinpath(_MERGES_FILE).read_bytes()
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : _NUM_MERGES + 1]
+    return [(left, right) for left, right in (line.split() for line in lines)]
+
+
+def _byte_symbols() -> list[str]:
+    """The printable stand-ins of the 256 bytes, in the order of their token ids.
+
+    Bytes that print as themselves come first, then the others as characters from 256 up:
+    the byte alphabet of GPT-2, which the library's ByteLevel step writes in.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = len(set(range(256)) - set(printable))
+    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(others)]
+
+
+def _build_encoder() -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import models, pre_tokenizers
+
+    merges = read_merges()
+    symbols = _byte_symbols()
+    names = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
+    names += [left + right for left, right in merges]
+    names += [START_TOKEN, END_TOKEN]
+    encoder = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={name: number for number, name in enumerate(names)},
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+        )
+    )
+    split: Any = pre_tokenizers.Split(tokenizers.Regex(_PATTERN), "removed", invert=True)
+    byte_level: Any = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    encoder.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    encoder.add_special_tokens([START_TOKEN, END_TOKEN])
+    return encoder

@@ -1,0 +1,185 @@
+"""The true timestamps of a video, found without decoding it.
+
+Frame counts and durations in file headers are often missing or wrong. Demultiplexing alone
+takes milliseconds for a clip and tells when every frame is shown and where decoding can
+start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+# A declared rate this many times off the timestamps is a default of the writer (screen
+# recorders, browsers) and would sample the wrong seconds. Variable frame rates stay below.
+_IMPLAUSIBLE_RATE_RATIO = 2.0
+# A file is called truncated when more than this is missing; encoders round by less.
+_TRUNCATION_TOLERANCE_S = 1.0
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """What demultiplexing tells about a video stream. Timestamps are in its time base."""
+
+    timestamps: NDArray[np.int64]
+    """Presentation timestamps of the packets to be shown, increasing."""
+    keyframes: tuple[tuple[int, int], ...]
+    """(presentation, decoding) timestamp of every keyframe, increasing by the first."""
+    is_reliable: bool
+    """Whether every shown packet has a presentation timestamp of its own."""
+    time_base: float
+    """Seconds per unit of the timestamps. Kept here because PyAV reads freed memory when a
+    stream is asked for it after its container was closed."""
+    packet_count: int
+    """Packets of the stream, those that are decoded but not shown included."""
+    start_s: float
+    """Time of the first frame on the player's clock, seconds."""
+    end_s: float
+    """End of the last frame on the player's clock, seconds; 0 without timestamps."""
+    frame_rate: float | None
+    """Frames per second, declared or measured; None where neither is known."""
+    warnings: tuple[str, ...]
+
+
+def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
+    """Demultiplex a whole file without decoding; leaves the container at its end."""
+    import av
+
+    time_base = float(stream.time_base) if stream.time_base else 0.0
+    shown: list[int] = []
+    keyframes: list[tuple[int, int]] = []
+    packet_count = shown_count = last_duration = 0
+    last_pts = -(2**63)
+    latest_end_s = 0.0
+    is_reordered = False
+    warnings: list[str] = []
+    # Without a duration of the video stream itself, only all streams together can be held
+    # against the file's duration.
+    is_whole_file = stream.duration is None
+    if not is_whole_file:
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = av.stream.Discard.all
+    try:
+        for packet in container.demux() if is_whole_file else container.demux(stream):
+            if packet.size == 0:
+                continue
+            if is_whole_file:
+                latest_end_s = max(latest_end_s, _end_s(packet))
+            if packet.stream_index != stream.index:
+                continue
+            packet_count += 1
+            if packet.pts is not None and packet.is_keyframe:
+                dts = packet.dts if packet.dts is not None else packet.pts
+                keyframes.append((packet.pts, dts))
+            if packet.is_discard or _is_never_shown(packet, stream.codec_context.name):
+                continue
+            shown_count += 1
+            if packet.pts is not None:
+                is_reordered = is_reordered or packet.pts < last_pts
+                shown.append(packet.pts)
+                if packet.pts > last_pts:
+                    last_pts, last_duration = packet.pts, packet.duration or 0
+    except av.FFmpegError as error:
+        warnings.append(f"reading stopped early: {error.strerror or error}")
+
+    timestamps = np.unique(np.array(shown, dtype=np.int64))
+    is_reliable = 0 < len(timestamps) == shown_count and time_base > 0
+    # AVI stores decoding order only, which FFmpeg may pass off as presentation order.
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:
+        is_reliable = is_reliable and is_reordered
+    start_s = end_s = 0.0
+    frame_rate = float(stream.average_rate or stream.guessed_rate or 0) or None
+    if is_reliable:
+        first, last = int(timestamps[0]), int(timestamps[-1])
+        start_s = _start_s(container, first * time_base)
+        frame_rate, rate_warning = _plausible_rate(
+            frame_rate, len(timestamps), (last - first) * time_base
+        )
+        warnings.extend(rate_warning)
+        last_s = last_duration * time_base or (1 / frame_rate if frame_rate else 0.0)
+        end_s = start_s + (last - first) * time_base + last_s
+        video_end_s = end_s - start_s + first * time_base  # on the file's clock
+        warnings.extend(_truncation(container, stream, packet_count, video_end_s, latest_end_s))
+    return PacketIndex(
+        timestamps=timestamps,
+        keyframes=tuple(sorted(keyframes)),
+        is_reliable=is_reliable,
+        time_base=time_base,
+        packet_count=packet_count,
+        start_s=start_s,
+        end_s=end_s,
+        frame_rate=frame_rate,
+        warnings=tuple(warnings),
+    )
+
+
+def _end_s(packet: Packet[Any]) -> float:
+    if packet.pts is None or not packet.time_base:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _is_never_shown(packet: Packet[Any], codec: str) -> bool:
+    # VP8 writes its alternative reference frames as packets of their own; bit 4 of the
+    # first byte is show_frame (RFC 6386, section 9.1).
+    return codec in {"vp8", "libvpx"} and not memoryview(packet)[0] & 0x10
+
+
+def _start_s(container: InputContainer, first_s: float) -> float:
+    if container.start_time is None:
+        return 0.0
+    lead_s = first_s - container.start_time / 1_000_000
+    # Less than a millisecond is the rounding of start_time to microseconds.
+    return lead_s if lead_s >= 0.001 else 0.0
+
+
+def _plausible_rate(
+    declared: float | None, frame_count: int, span_s: float
+) -> tuple[float | None, list[str]]:
+    if frame_count < 2 or span_s <= 0:
+        return declared, []
+    measured = (frame_count - 1) / span_s
+    if declared is None:
+        return measured, []
+    ratio = max(declared / measured, measured / declared)
+    # Two or three frames measure nothing: the last duration is missing from the span.
+    if ratio <= _IMPLAUSIBLE_RATE_RATIO or frame_count < 5:
+        return declared, []
+    return measured, [
+        f"the header announces {declared:.3f} frames per second, the timestamps give "
+        f"{measured:.3f}; the latter is used"
+    ]
+
+
+def _truncation(
+    container: InputContainer,
+    stream: VideoStream,
+    packet_count: int,
+    video_end_s: float,
+    latest_end_s: float,
+) -> list[str]:
+    if stream.frames > packet_count:
+        return [
+            f"truncated: {packet_count} of the {stream.frames} frames that the header "
+            "announces are there"
+        ]
+    if stream.duration is not None and stream.time_base:
+        start = stream.start_time or 0
+        announced_s, found_s = float((start + stream.duration) * stream.time_base), video_end_s
+    elif container.duration is not None:
+        announced_s = ((container.start_time or 0) + container.duration) / 1_000_000
+        found_s = latest_end_s
+    else:
+        return []
+    if announced_s - found_s <= _TRUNCATION_TOLERANCE_S:
+        return []
+    return [f"truncated: ends at {found_s:.2f} s, the header announces {announced_s:.2f} s"]

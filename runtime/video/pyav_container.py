@@ -1,0 +1,97 @@
+"""Opening a file with PyAV and finding the video stream in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xclip_deploy.errors import VideoReadError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+MAX_SIDE = 16384
+"""Largest width or height that is decoded, pixels; more is a damaged or hostile file."""
+
+# FFmpeg renders these character codes to pictures; a text file is no video.
+_TEXT_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})
+
+
+def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
+    """Open a file with one decoder thread; the caller closes the container.
+
+    Raises:
+        VideoReadError: not a video that this FFmpeg can decode, or frames larger than
+            ``MAX_SIDE``.
+    """
+    import av
+
+    try:
+        # Absolute, so that a file name cannot be taken for a URL; and a playlist that calls
+        # itself .mp4 must not make a server fetch what it names.
+        container = av.open(
+            str(path.absolute()),
+            mode="r",
+            metadata_errors="replace",
+            options={"protocol_whitelist": "file"},
+        )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoReadError(f"{path}: {_why_not_opened(path, error)}") from error
+    try:
+        return container, _choose_stream(container, path)
+    except BaseException:
+        container.close()
+        raise
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """Refuse frames larger than ``MAX_SIDE``.
+
+    Raises:
+        VideoReadError: ``width`` or ``height``, in pixels, is larger.
+    """
+    if max(width, height) > MAX_SIDE:
+        raise VideoReadError(
+            f"{path}: frames are {width}x{height} pixels; expected at most {MAX_SIDE} a side"
+        )
+
+
+def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
+    import av.stream
+
+    picture = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    found = [stream for stream in container.streams.video if not stream.disposition & picture]
+    if not found:
+        types = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+        what = "only a cover picture" if container.streams.video else "no video"
+        raise VideoReadError(
+            f"{path}: has {what} (streams: {types}); expected a file with a video stream"
+        )
+    # The first, as the authors' reader takes it, and not the one FFmpeg thinks best.
+    stream = found[0]
+    codec = stream.codec_context
+    if codec is None:
+        raise VideoReadError(f"{path}: this FFmpeg has no decoder for the video stream's codec")
+    if codec.name in _TEXT_CODECS:
+        raise VideoReadError(f"{path}: is text ({codec.name}); expected video")
+    check_size(path, codec.width, codec.height)
+    codec.thread_count = 1
+    return stream
+
+
+def _why_not_opened(path: Path, error: Exception) -> str:
+    import av
+
+    reason = getattr(error, "strerror", None) or str(error)
+    if not isinstance(error, (av.error.InvalidDataError, av.error.EOFError)):
+        return f"cannot be opened as video: {reason}"
+    # FFmpeg's reason is the same for every kind of damage, so look what there is.
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp":
+        return (
+            "is MP4 or MOV without a usable index (moov): damaged, or its recording or download "
+            f"did not finish ({reason})"
+        )
+    return f"is in no video format that FFmpeg knows, or damaged at its start ({reason})"

@@ -1,0 +1,256 @@
+"""Reading frames with PyAV (FFmpeg): the default reader.
+
+The file is demultiplexed once without decoding, which gives the true timestamp of every
+frame; the targets are chosen from that list and recognised by timestamp when they come out
+of the decoder, so that an imprecise seek cannot give a wrong frame. Where a target does not
+come out, or anything looks damaged, the video is decoded from its start without any
+shortcut, and what comes out then is the truth.
+
+FFmpeg's own log stays off, as PyAV leaves it: hooking it is global to the process. Errors
+carry FFmpeg's reason instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.video.frames import VideoFrames
+from xclip_deploy.runtime.video.packet_index import PacketIndex, index_packets
+from xclip_deploy.runtime.video.pyav_container import open_video
+from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
+from xclip_deploy.runtime.video.taken_frames import TakenFrames
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+# Formats with an index that finds keyframes exactly. Others guess byte positions.
+_SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
+# Where a file tells neither a rate nor timestamps, as FFmpeg assumes for raw streams.
+_FALLBACK_FRAME_RATE = 25.0
+
+
+def read_with_pyav(path: Path, sampling: FrameSampling, image_size: int) -> VideoFrames:
+    """Read the sampled frames of one video with one decoder thread.
+
+    Args:
+        path: A regular file that exists.
+        sampling: Which frames to take.
+        image_size: Side S of the frames, pixels.
+
+    Returns:
+        Frames uint8 ``[n, S, S, 3]`` and what is known about them.
+
+    Raises:
+        VideoReadError: not a video, or no frame of it can be decoded.
+    """
+    frames = TakenFrames(path, image_size)
+    container, stream = open_video(path)
+    with container:
+        index = index_packets(container, stream)
+        targets = _targets(index, sampling)
+        is_seekable = not _SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))
+        if targets and is_seekable:
+            _decode_by_seeking(container, stream, index, targets, frames)
+    if targets and not is_seekable:
+        container, stream = open_video(path)
+        with container:
+            _decode_run(container, stream, frozenset(targets), frames)
+    if targets and frames.is_sound and frames.pictures.keys() == set(targets):
+        shown: list[int | None] = index.timestamps.tolist()
+        numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
+        return _result(index, shown, numbers, frames)
+    return _read_without_shortcuts(path, index, frozenset(targets), sampling, image_size)
+
+
+def _targets(index: PacketIndex, sampling: FrameSampling) -> list[int]:
+    if not index.is_reliable:
+        return []
+    frame_rate = index.frame_rate or _FALLBACK_FRAME_RATE
+    numbers = sample_frame_numbers(len(index.timestamps), frame_rate, sampling)
+    targets: list[int] = index.timestamps[numbers].tolist()
+    return targets
+
+
+def _decode_by_seeking(
+    container: InputContainer,
+    stream: VideoStream,
+    index: PacketIndex,
+    targets: list[int],
+    frames: TakenFrames,
+) -> None:
+    import av
+
+    # MP4 and MOV are indexed by decoding time, Matroska by presentation time.
+    is_mov = "mov" in container.format.name.split(",")
+    starts = [pts for pts, _ in index.keyframes]
+    positions = np.searchsorted(starts, targets, side="right") - 1
+    for position in np.unique(positions).tolist():
+        if position < 0:
+            return  # no keyframe before the target
+        pts, dts = index.keyframes[position]
+        wanted = frozenset(t for t, p in zip(targets, positions, strict=True) if p == position)
+        try:
+            container.seek(dts if is_mov else pts, stream=stream)
+        except av.FFmpegError as error:
+            frames.note_error(error)
+            return
+        _decode_run(container, stream, wanted, frames)
+        if not frames.is_sound:
+            return  # all will be decoded without shortcuts
+
+
+def _decode_run(
+    container: InputContainer, stream: VideoStream, wanted: frozenset[int], frames: TakenFrames
+) -> None:
+    """Take the frames with the wanted timestamps, from where the container stands."""
+    codec = stream.codec_context
+    is_skipping = _can_skip_unreferenced(codec.name, codec.extradata)
+    unsent = set(wanted)
+    for packet in _packets(container, stream, frames):
+        if is_skipping:
+            codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        for frame in _decode(stream, packet, frames):
+            if frame.pts is not None and frame.pts in wanted:
+                frames.take(frame.pts, frame)
+        if packet.pts is not None:
+            unsent.discard(packet.pts)
+        if not unsent:
+            break
+    for frame in _decode(stream, None, frames):  # those that the decoder holds back
+        if frame.pts is not None and frame.pts in wanted:
+            frames.take(frame.pts, frame)
+
+
+def _can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
+    """Whether frames that no other frame refers to can be left undecoded.
+
+    Not in HEVC with temporal layers, where "not referenced" holds within a layer only. The
+    number of layers stands in byte 21 of the decoder configuration record (ISO/IEC
+    14496-15, section 8.3.3.1); a raw stream has no such record.
+    """
+    if codec == "h264":
+        return True
+    if codec != "hevc" or not extradata or len(extradata) < 23 or extradata[0] != 1:
+        return False
+    return (extradata[21] >> 3) & 0b111 <= 1
+
+
+def _read_without_shortcuts(
+    path: Path,
+    index: PacketIndex,
+    targets: frozenset[int],
+    sampling: FrameSampling,
+    image_size: int,
+) -> VideoFrames:
+    """Decode every frame from the start; frames are numbered as they come out."""
+    frames = TakenFrames(path, image_size)
+    shown: list[int | None] = []
+    container, stream = open_video(path)
+    with container:
+        for frame in _all_frames(container, stream, frames):
+            shown.append(frame.pts)
+            if frame.pts is not None and frame.pts in targets:
+                frames.take(frame.pts, frame)
+    if not shown:
+        reason = frames.last_error or "the video stream holds none"
+        raise VideoReadError(f"{path}: no frame could be decoded ({reason})")
+    is_as_indexed = shown == index.timestamps.tolist() and frames.pictures.keys() == targets
+    if targets and is_as_indexed:
+        numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
+        return _result(index, shown, numbers, frames)
+
+    # Which frames to take is known only now. Decoding again costs time; keeping every
+    # candidate of an hours-long video would cost memory without bound.
+    rate = index.frame_rate or _FALLBACK_FRAME_RATE
+    positions = sample_frame_numbers(len(shown), rate, sampling).tolist()
+    chosen = frozenset(positions)
+    frames = TakenFrames(path, image_size)
+    container, stream = open_video(path)
+    with container:
+        for position, frame in enumerate(_all_frames(container, stream, frames)):
+            if position in chosen:
+                frames.take(position, frame)
+            if position == positions[-1]:
+                break
+    return _result(index, shown, {p: p for p in positions}, frames)
+
+
+def _all_frames(
+    container: InputContainer, stream: VideoStream, frames: TakenFrames
+) -> Iterator[VideoFrame]:
+    for packet in _packets(container, stream, frames):
+        yield from _decode(stream, packet, frames)
+    yield from _decode(stream, None, frames)
+
+
+def _packets(
+    container: InputContainer, stream: VideoStream, frames: TakenFrames
+) -> Iterator[Packet[VideoStream]]:
+    import av
+
+    try:
+        for packet in container.demux(stream):
+            # Sent to the decoder, an empty packet would mean the end of the video.
+            if packet.size:
+                yield packet
+    except av.FFmpegError as error:
+        frames.note_error(error)
+
+
+def _decode(
+    stream: VideoStream, packet: Packet[VideoStream] | None, frames: TakenFrames
+) -> list[VideoFrame]:
+    import av
+
+    try:
+        return stream.codec_context.decode(packet)
+    except av.error.EOFError:
+        return []
+    except av.FFmpegError as error:
+        frames.note_error(error)
+        return []
+
+
+def _result(
+    index: PacketIndex,
+    shown: list[int | None],
+    numbers: dict[int, int],
+    frames: TakenFrames,
+) -> VideoFrames:
+    """Put together what was taken.
+
+    Args:
+        shown: Timestamps of all frames in display order.
+        numbers: Frame number of every key of ``frames.pictures``.
+    """
+    rate = index.frame_rate or _FALLBACK_FRAME_RATE
+    keys = sorted(frames.pictures, key=numbers.__getitem__)
+    frame_numbers = np.array([numbers[key] for key in keys], dtype=np.int64)
+    known = [timestamp for timestamp in shown if timestamp is not None]
+    is_timed = len(known) == len(shown) and bool((np.diff(known) > 0).all()) and index.time_base > 0
+    if is_timed:
+        first = int(index.timestamps[0]) if index.is_reliable else known[0]
+        ticks = np.array(known, dtype=np.int64) - first
+        times_s = index.start_s + ticks * index.time_base  # [frames of the video]
+    else:
+        times_s = index.start_s + np.arange(len(shown)) / rate
+    missing = len(index.timestamps) - len(shown) if index.is_reliable else 0
+    warnings = [*index.warnings, *frames.warnings()]
+    if missing > 0:
+        warnings.append(f"frames that could not be decoded: {missing} of {len(index.timestamps)}")
+    return VideoFrames(
+        frames=np.stack([frames.pictures[key] for key in keys]),
+        times_s=times_s[frame_numbers].astype(np.float64),
+        frame_numbers=frame_numbers,
+        duration_s=index.end_s if index.is_reliable else float(times_s[-1]) + 1 / rate,
+        frame_rate=rate,
+        warnings=tuple(warnings),
+    )

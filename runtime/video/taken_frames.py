@@ -1,0 +1,77 @@
+"""From PyAV's frames to pictures for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.video.preprocessing import resize_and_crop
+from xclip_deploy.runtime.video.pyav_container import check_size
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+
+class TakenFrames:
+    """The pictures taken from one video so far, with what went wrong on the way."""
+
+    def __init__(self, path: Path, image_size: int) -> None:
+        self.path = path
+        self.image_size = image_size
+        self.pictures: dict[int, NDArray[np.uint8]] = {}  # [S, S, 3] by timestamp or position
+        self.sizes: set[tuple[int, int]] = set()
+        self.corrupt_count = 0
+        self.error_count = 0
+        self.last_error = ""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing went wrong."""
+        return not (self.corrupt_count or self.error_count)
+
+    def take(self, key: int, frame: VideoFrame) -> None:
+        """Keep a frame, upright, resized and cropped.
+
+        Args:
+            key: Timestamp or position, by which ``pictures`` will hold it.
+            frame: As it comes out of the decoder.
+
+        Raises:
+            VideoReadError: the frame is too large, or in a format without a way to RGB.
+        """
+        import av
+
+        check_size(self.path, frame.width, frame.height)
+        try:
+            # threads=1: the pool over videos keeps the cores busy, not swscale.
+            rgb = frame.reformat(format="rgb24", interpolation="BICUBIC", threads=1)
+            pixels = rgb.to_ndarray()
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoReadError(
+                f"{self.path}: cannot convert pixel format {frame.format.name} to RGB: {error}"
+            ) from error
+        # PyAV tells by how much the frame is to be turned, and leaves it to us.
+        upright = np.rot90(pixels.astype(np.uint8, copy=False), round(frame.rotation / 90) % 4)
+        self.pictures[key] = resize_and_crop(upright, self.image_size)
+        self.sizes.add((frame.width, frame.height))
+        self.corrupt_count += frame.is_corrupt
+
+    def note_error(self, error: Exception) -> None:
+        """Count something that FFmpeg could not read or decode."""
+        self.error_count += 1
+        self.last_error = getattr(error, "strerror", None) or str(error)
+
+    def warnings(self) -> Iterator[str]:
+        """Tell what went wrong, one line each."""
+        if self.error_count:
+            yield f"packets that could not be decoded: {self.error_count} ({self.last_error})"
+        if self.corrupt_count:
+            yield f"frames taken that are damaged and were concealed: {self.corrupt_count}"
+        if len(self.sizes) > 1:
+            sizes = ", ".join(f"{width}x{height}" for width, height in sorted(self.sizes))
+            yield f"the resolution changes ({sizes})"

@@ -1,0 +1,247 @@
+"""Read weights out of any container: nothing but weights is ever unpickled.
+
+What the tensors are called, and so which model they make, is for ``layouts`` to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xclip_deploy.errors import CheckpointError, CheckpointReadError
+from xclip_deploy.training.checkpoints.folders import FolderContents, find_weights, sibling_config
+from xclip_deploy.training.checkpoints.safetensors_file import (
+    looks_like_safetensors,
+    read_safetensors,
+)
+from xclip_deploy.training.checkpoints.torch_file import (
+    LEGACY_MAGIC,
+    ZIP_MAGIC,
+    read_legacy,
+    read_zip,
+)
+from xclip_deploy.training.checkpoints.wording import first_line, listing
+
+SAVED_CONFIG_KEY = "xclip_deploy_config"
+"""Where a checkpoint of ours keeps its ``ModelConfig`` as JSON, beside its state dict."""
+
+# What training scripts put around a state dict: PyTorch's and Lightning's habit, timm's,
+# the PyTorch tutorials', DeepSpeed's.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+# DistributedDataParallel, torch.compile and Lightning put these before every name.
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+# Of what one file can declare. Weights do not compress to a fraction, and tied weights at
+# most double; more is a file made to exhaust memory.
+_MAX_EXPANSION = 4
+_SLACK_BYTES = 1 << 20
+
+# Files that are often passed, or downloaded, in place of a checkpoint.
+_KNOWN_OTHERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"<!doctype html", "a web page; the download was answered by a page, not by the file"),
+    (b"<html", "a web page; the download was answered by a page, not by the file"),
+    (b"\x89hdf", "an HDF5 file"),
+    *(
+        (
+            magic,
+            "a plain pickle, which could run any code when it is opened; save the weights "
+            "alone with: torch.save(model.state_dict(), path)",
+        )
+        for magic in (b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    ),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+)
+_EXPECTED = (
+    "expected a PyTorch checkpoint, a TorchScript archive, a .safetensors file or a "
+    "Hugging Face folder"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RawWeights:
+    """The tensors of a checkpoint under the names that the file gives them."""
+
+    tensors: dict[str, Tensor]
+    """On the CPU, in the file's own dtypes; they may be views of the mapped file."""
+    container: str
+    """``torch-zip``, ``torch-legacy``, ``torchscript`` or ``safetensors``."""
+    sha256: str
+    """Of the file; of sharded weights, that of ``sha256sum``'s lines for the sorted shards."""
+    hf_config: dict[str, Any] | None = None
+    """Hugging Face's ``config.json``, where one lies beside the weights."""
+    open_clip_config: dict[str, Any] | None = None
+    """open_clip's ``open_clip_config.json``, where one lies beside the weights."""
+    saved_config: str | None = None
+    """The ``ModelConfig`` that xclip-deploy saved with the weights, as JSON."""
+
+
+def read_weights(path: str | Path) -> RawWeights:
+    """Read every tensor of a checkpoint file or folder; executes nothing that it holds.
+
+    Wrappers of training scripts (``state_dict``, ``model``, ``model_state_dict``, ``module``)
+    are opened and the prefixes of distributed or compiled models (``module.``,
+    ``_orig_mod.``) stripped.
+
+    Raises:
+        CheckpointReadError: the file is missing, empty, truncated or no checkpoint, or it
+            holds objects other than weights; a folder holds no weights, or several.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raw = _read_folder(find_weights(path))
+        elif path.exists():
+            raw = replace(_read_file(path), **sibling_config(path))
+        else:
+            raise CheckpointReadError(f"{path}: no such file or folder")
+        return replace(raw, tensors=_strip_prefixes(raw.tensors))
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointReadError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _read_folder(folder: FolderContents) -> RawWeights:
+    parts = {file.name: _read_file(file) for file in folder.files}
+    tensors: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        twice = sorted(tensors.keys() & part.tensors.keys())
+        if twice:
+            raise CheckpointReadError(f"{folder.path}: {name} repeats tensors: {listing(twice)}")
+        tensors.update(part.tensors)
+    lost = sorted(folder.promised - tensors.keys())
+    if lost:
+        raise CheckpointReadError(
+            f"{folder.path}: the index promises tensors that no shard has: {listing(lost)}"
+        )
+    first = next(iter(parts.values()))
+    sha256 = first.sha256
+    if len(parts) > 1:
+        lines = "".join(f"{parts[name].sha256}  {name}\n" for name in sorted(parts))
+        sha256 = hashlib.sha256(lines.encode()).hexdigest()
+    return replace(
+        first,
+        tensors=tensors,
+        sha256=sha256,
+        hf_config=folder.hf_config,
+        open_clip_config=folder.open_clip_config,
+    )
+
+
+def _read_file(path: Path) -> RawWeights:
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointReadError(f"{path}: the file is empty; download or copy it again")
+    with path.open("rb") as file:
+        head = file.read(64)
+    try:
+        if head.startswith(ZIP_MAGIC):
+            content, container = read_zip(path)
+        elif path.suffix == ".safetensors" or looks_like_safetensors(head, size):
+            content, container = read_safetensors(path), "safetensors"
+        elif head.startswith(LEGACY_MAGIC):
+            content, container = read_legacy(path), "torch-legacy"
+        else:
+            raise CheckpointReadError(f"{path}: {_describe(head)}; {_EXPECTED}")
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:
+        # Damaged bytes make the parsers of zip, pickle and safetensors raise almost
+        # anything; to the user each means the same.
+        raise CheckpointReadError(
+            f"{path}: truncated or damaged ({first_line(error)}); {_EXPECTED}; "
+            "download or copy it again"
+        ) from error
+    tensors, saved_config = _unwrap(content, path)
+    _check_tensors(tensors, size, path)
+    return RawWeights(tensors, container, _sha256(path), saved_config=saved_config)
+
+
+def _describe(head: bytes) -> str:
+    for magic, description in _KNOWN_OTHERS:
+        if head[: len(magic)].lower() == magic.lower():
+            return description
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        return f"a text file that begins {head[:24].decode('ascii')!r}"
+    return f"not a checkpoint: it begins with the bytes {head[:8].hex(' ')}"
+
+
+def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str | None]:
+    saved_config: str | None = None
+    for _ in range(4):
+        if not isinstance(content, Mapping):
+            break
+        config = content.get(SAVED_CONFIG_KEY)
+        saved_config = config if isinstance(config, str) else saved_config
+        inner = next((content[key] for key in _WRAPPERS if _holds_tensors(content.get(key))), None)
+        if inner is None:
+            # Other values than tensors (an epoch number, an extra state) are no weights.
+            named = {
+                name: value
+                for name, value in content.items()
+                if isinstance(name, str) and isinstance(value, Tensor)
+            }
+            if named:
+                return named, saved_config
+            break
+        content = inner
+    found = (
+        "a dict with " + listing(sorted(map(str, content)))
+        if isinstance(content, Mapping)
+        else f"a {type(content).__name__}"
+    )
+    raise CheckpointReadError(
+        f"{path}: holds no named weights: found {found}, expected a state dict; "
+        "save it with: torch.save(model.state_dict(), path)"
+    )
+
+
+def _holds_tensors(value: object, depth: int = 3) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    if any(isinstance(entry, Tensor) for entry in value.values()):
+        return True
+    return depth > 0 and any(_holds_tensors(value.get(key), depth - 1) for key in _WRAPPERS)
+
+
+def _check_tensors(tensors: dict[str, Tensor], file_size: int, path: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise CheckpointReadError(
+                f"{path}: {name} is sparse, quantised or without values; expected dense weights"
+            )
+    # A pickle can declare a tensor of any shape over a few bytes, by strides of zero.
+    declared = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if declared > _MAX_EXPANSION * file_size + _SLACK_BYTES:
+        raise CheckpointReadError(
+            f"{path}: declares {declared} bytes of tensors in a file of {file_size} bytes; "
+            "refused as damaged or hostile"
+        )
+
+
+def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    stripping = True
+    while stripping:
+        stripping = False
+        for prefix in _WRAPPER_PREFIXES:
+            if all(name.startswith(prefix) for name in tensors):
+                tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
+                stripping = True
+    return tensors
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,60 @@
+"""Model families that are recognised and not supported, each with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from xclip_deploy.errors import UnknownLayoutError
+
+_SUPPORTED = "supported are X-CLIP, CLIP4Clip and CLIP with a vision transformer"
+
+# (a name that only this family has, what it is)
+_OTHERS = (
+    (
+        r"(clip\.)?visual\.layer1\.",
+        "CLIP with a ResNet image tower (RN50, RN101, ...)",
+    ),
+    (
+        r"(cross|similarity_dense)\.",
+        "CLIP4Clip with the tight similarity head (tightTransf), which scores every pair with "
+        "a cross encoder and so has no separate video and text encoders; train with meanP, "
+        "seqTransf or seqLSTM",
+    ),
+    (
+        r"(mit|prompts_generator|prompts_visual_layernorm)\.|.*\.message_fc\.",
+        "Microsoft's X-CLIP for video classification, another model than the X-CLIP for "
+        "video-text retrieval",
+    ),
+    (r"visual\.trunk\.", "open_clip with a timm image tower"),
+    (r"visual\.blocks\.", "CLIP with an EVA image tower"),
+    (r"visual\.attn_pool\.|text_decoder\.|text\.cls_emb", "open_clip's CoCa"),
+    (r"logit_bias$|vision_model\.head\.", "SigLIP, or CLIP trained with its sigmoid loss"),
+    (
+        r"text\.transformer\.(embeddings|encoder|layer|block)\.",
+        "open_clip with a Hugging Face text tower",
+    ),
+)
+
+
+def refuse_known_others(names: Collection[str], hf_config: Mapping[str, Any] | None) -> None:
+    """Raise UnknownLayoutError where the names are those of a family known not to work."""
+    for pattern, family in _OTHERS:
+        telling = next((name for name in names if re.match(pattern, name)), None)
+        if telling is not None:
+            raise UnknownLayoutError(
+                f"the tensor {telling} is that of {family}: not supported; {_SUPPORTED}"
+            )
+    towers = {"text_model", "vision_model"} & {name.partition(".")[0] for name in names}
+    if len(towers) == 1:
+        (tower,) = towers
+        raise UnknownLayoutError(
+            f"holds one tower of a Hugging Face CLIP alone ({tower}.*); expected both "
+            "text_model.* and vision_model.*, as CLIPModel.save_pretrained writes them"
+        )
+    model_type = (hf_config or {}).get("model_type", "clip")
+    if towers and model_type != "clip":
+        raise UnknownLayoutError(
+            f"config.json says model_type {model_type!r}: not supported; {_SUPPORTED}"
+        )

@@ -1,0 +1,5 @@
+"""The command line. Each command calls one public function of the package."""
+
+from xclip_deploy.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,92 @@
+"""``xclip-deploy index``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from xclip_deploy.cli.display import print_json
+from xclip_deploy.cli.options import (
+    bundle_option,
+    device_option,
+    gallery_option,
+    json_option,
+    precision_option,
+    reader_option,
+    threads_option,
+)
+
+
+@click.command("index")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@bundle_option
+@gallery_option
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(["skip", "replace", "error"]),
+    default="skip",
+    show_default=True,
+    help="What to do with a video that the gallery has.",
+)
+@click.option("--strict", is_flag=True, help="Exit with status 8 if any video failed.")
+@device_option
+@precision_option
+@threads_option
+@reader_option
+@json_option
+def command(
+    paths: tuple[Path, ...],
+    bundle: Path,
+    gallery: Path,
+    on_duplicate: str,
+    strict: bool,
+    device: str,
+    precision: str,
+    threads: int | None,
+    reader: str,
+    as_json: bool,
+) -> None:
+    """Add videos to a gallery: files, and folders with all videos below them.
+
+    A video that cannot be read is reported and the rest goes on. What was encoded before an
+    interruption is kept.
+    """
+    import xclip_deploy
+    from xclip_deploy.errors import VideoError
+
+    with xclip_deploy.Retriever(
+        bundle,
+        gallery if gallery.exists() else None,
+        device=device,  # type: ignore[arg-type]  # click.Choice has checked these
+        precision=precision,  # type: ignore[arg-type]
+        threads=threads,
+        reader=reader,  # type: ignore[arg-type]
+    ) as retriever:
+        before = len(retriever)
+        try:
+            report = retriever.add(
+                paths,
+                on_duplicate=on_duplicate,  # type: ignore[arg-type]
+                progress=True,
+            )
+        except KeyboardInterrupt:
+            retriever.save(gallery)
+            click.echo(f"kept {len(retriever) - before} videos in {gallery}", err=True)
+            raise
+        if report.added or not gallery.exists():
+            retriever.save(gallery)
+        total = len(retriever)
+    if as_json:
+        print_json({"gallery": str(gallery), "videos": total, **report.to_dict()})
+    else:
+        for failure in report.failed:
+            click.echo(f"failed: {failure.path}: {failure.reason}")
+        for warning in report.warnings:
+            click.echo(f"warning: {warning.path}: {warning.reason}")
+        click.echo(
+            f"{len(report.added)} added, {len(report.skipped)} there already, "
+            f"{len(report.failed)} failed; {gallery} holds {total} videos"
+        )
+    if report.failed and (strict or not (report.added or report.skipped)):
+        raise VideoError(f"{len(report.failed)} videos could not be read; the reasons are above")

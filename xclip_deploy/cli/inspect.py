@@ -1,0 +1,102 @@
+"""``xclip-deploy inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xclip_deploy.cli.display import print_json, print_parity, print_table
+from xclip_deploy.cli.options import json_option
+
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.bundle import Bundle
+    from xclip_deploy.runtime.engine_set import EngineSet
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path), default=Path("xclip-bundle"))
+@click.option("--verify", is_flag=True, help="Check every file against its SHA-256.")
+@json_option
+def command(bundle: Path, verify: bool, as_json: bool) -> None:
+    """Show what is in BUNDLE (xclip-bundle unless given)."""
+    import xclip_deploy
+    from xclip_deploy.runtime.engine_set import engine_sets
+
+    opened = xclip_deploy.Bundle.open(bundle)
+    if verify:
+        opened.verify()
+    engines = engine_sets(opened)
+    if as_json:
+        content = opened.manifest.model_dump(mode="json")
+        content["engine_sets"] = {
+            path.name: engine_set.model_dump(mode="json") for path, engine_set in engines.items()
+        }
+        print_json(content)
+        return
+    _print_model(opened)
+    _print_graphs(opened)
+    print_parity(opened.manifest.parity)
+    _print_engines(engines)
+    if verify:
+        click.echo(f"all {len(opened.manifest.files)} files are as they were exported")
+
+
+def _print_model(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    model, source = manifest.model, manifest.provenance
+    vision, text = model.vision, model.text
+    rows = [
+        ("model", f"{model.family.value}, {model.temporal_head.value}, D = {model.embed_dim}"),
+        (
+            "vision",
+            f"{vision.layers} layers of {vision.width}, {vision.image_size} px in patches of "
+            f"{vision.patch_size} ({model.patch_embedding.value})",
+        ),
+        ("text", f"{text.layers} layers of {text.width}, {model.activation.value}"),
+        ("limits", f"{model.max_words} words, {model.max_frames} frames"),
+        ("sampling", f"{manifest.frames_per_second:g} frames per second"),
+        ("grains", ", ".join(grain.value for grain in model.grains)),
+        ("fingerprint", manifest.fingerprint[:16]),
+        ("checkpoint", f"{source.checkpoint} ({source.layout})"),
+        ("exported", f"{source.created_utc} with torch {source.versions.get('torch', '?')}"),
+        *(("note", note) for note in source.notes),
+    ]
+    for name, value in rows:
+        click.echo(f"{name + ':':<13}{value}")
+
+
+def _print_graphs(bundle: Bundle) -> None:
+    rows = []
+    for precision, graphs in bundle.manifest.graphs.items():
+        for graph, spec in graphs.items():
+            size = bundle.manifest.files[spec.file].size_bytes
+            tensors = [
+                ", ".join(
+                    f"{tensor.name} {tensor.dtype.value} "
+                    f"[{', '.join(str(size) for size in tensor.shape)}]"
+                    for tensor in side
+                )
+                for side in (spec.inputs, spec.outputs)
+            ]
+            rows.append((precision.value, graph.value, f"{size / 1e6:.1f} MB", *tensors))
+    print_table(("precision", "graph", "size", "inputs", "outputs"), rows, right=(2,))
+
+
+def _print_engines(engines: dict[Path, EngineSet]) -> None:
+    if not engines:
+        click.echo("engines:     none; run: xclip-deploy build-trt --fp16")
+        return
+    rows = [
+        (
+            engine_set.flavour.value,
+            engine_set.version,
+            engine_set.precision.value,
+            engine_set.target,
+            f"{sum(engine.file.size_bytes for engine in engine_set.engines.values()) / 1e6:.1f} MB",
+            engine_set.created_utc,
+        )
+        for engine_set in engines.values()
+    ]
+    print_table(("engines", "version", "precision", "target", "size", "built"), rows, right=(4,))

@@ -1,0 +1,106 @@
+"""The ``xclip-deploy`` command: finding commands, showing errors, exit statuses."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from xclip_deploy import __version__
+from xclip_deploy.errors import XclipDeployError
+
+# Command name to module and what --help says of it. The modules are imported when their
+# command runs, so that one command does not pay for the libraries of another.
+_COMMANDS = {
+    "export": ("export", "Export a checkpoint to a bundle of ONNX graphs."),
+    "build-trt": ("build_trt", "Build the TensorRT engines of a bundle."),
+    "index": ("index", "Add videos to a gallery."),
+    "search": ("search", "Find videos of a gallery by text, or by a video."),
+    "inspect": ("inspect", "Show what is in a bundle."),
+}
+
+
+class _Commands(click.Group):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"xclip_deploy.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="xclip-deploy")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the libraries report.")
+@click.option("--traceback", is_flag=True, help="On an error, show where it came from.")
+def cli(verbose: bool, traceback: bool) -> None:
+    """X-CLIP video-text retrieval: from a checkpoint to search.
+
+    Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
+    4 checkpoint, 5 export, 6 bundle, 7 engine, 8 video, 9 device or session, 10 gallery,
+    130 interrupted.
+    """
+    del traceback  # read by main()
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status. ``arguments``: without the program."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    show_traceback = "--traceback" in arguments
+    try:
+        # The option is welcome anywhere on the line, as it is thought of after the fact.
+        rest = [argument for argument in arguments if argument != "--traceback"]
+        status = cli.main(rest, prog_name="xclip-deploy", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone (| head): not an error of ours.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the interpreter's exit
+        return 0
+    except XclipDeployError as error:
+        if show_traceback:
+            raise
+        click.echo(f"error: {_one_line(error)}", err=True)
+        return error.exit_code
+    except Exception as error:
+        if show_traceback:
+            raise
+        click.echo(
+            f"unexpected error: {type(error).__name__}: {_one_line(error)} "
+            "(run again with --traceback to see where)",
+            err=True,
+        )
+        return 1
+    return int(status or 0)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
