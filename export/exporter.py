@@ -36,7 +36,6 @@ from xclip_deploy.runtime.manifest import (
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
 from xclip_deploy.training.checkpoints import Checkpoint, CheckpointOptions, load_checkpoint
-from xclip_deploy.training.model import XClip
 from xclip_deploy.training.precision import halve
 
 Progress = Callable[[int, int, str], None]
@@ -82,7 +81,7 @@ def export_bundle(
         )
     steps = _Steps(progress)
     steps.next("reading the checkpoint")
-    loaded = load_checkpoint(checkpoint, options or CheckpointOptions())
+    loaded = load_checkpoint(Path(checkpoint), options or CheckpointOptions())
     try:
         with replaced_directory(target) as directory:
             manifest = _write(loaded, Path(checkpoint), directory, frames_per_second, steps)
@@ -110,9 +109,7 @@ def _write(
             f"{tokenizer.vocab_size} ids; a model with a tokenizer of its own cannot be exported"
         )
     tokenizer.save(directory / _TOKENIZER)
-    preprocessing = Preprocessing(
-        image_size=config.vision.image_size, mean=CLIP_MEAN, std=CLIP_STD
-    )
+    preprocessing = Preprocessing(image_size=config.vision.image_size, mean=CLIP_MEAN, std=CLIP_STD)
     settings = {
         "model": config.model_dump(mode="json"),
         "frames_per_second": frames_per_second,
@@ -225,12 +222,10 @@ def _fingerprint(state_dict: Mapping[str, Tensor], settings: Mapping[str, object
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().to(torch.float32).contiguous()
         digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).numpy()).cast("B"))
+        digest.update(tensor.reshape(-1).numpy().data.cast("B"))
     return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:
     names = ("xclip-deploy", "torch", "onnx", "onnxscript", "onnx-ir", "numpy")
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in names
-    }
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}

@@ -138,9 +138,7 @@ def _flatten(outputs: Any) -> Iterator[Tensor]:  # noqa: ANN401 - nested named t
             yield from output.values()
 
 
-def export_graph(
-    model: XClip, graph: Graph, spec: GraphSpec, directory: Path
-) -> None:
+def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -> None:
     """Write one ONNX graph below ``directory`` and check it.
 
     The model's weights decide the precision: FP16 ones make the FP16 graph. Raises ExportError
@@ -167,7 +165,7 @@ def export_graph(
                 opset_version=OPSET,
                 verbose=False,
             )
-    except Exception as error:  # noqa: BLE001 - the exporter raises errors of many libraries
+    except Exception as error:
         raise ExportError(
             f"PyTorch {torch.__version__} cannot export {graph.value}: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
@@ -176,7 +174,8 @@ def export_graph(
     # The exporter notes source paths of this machine on every node.
     intermediate = ClearMetadataAndDocStringPass()(program.model).model
     intermediate.producer_version = torch.__version__
-    weights = sum(value.const_value.nbytes for value in intermediate.graph.initializers.values())
+    tensors = [value.const_value for value in intermediate.graph.initializers.values()]
+    weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     external = f"{path.name}.data" if weights > _EXTERNAL_DATA_BYTES else None
     onnx_ir.save(intermediate, path, external_data=external)
     try:

@@ -128,9 +128,7 @@ class DeployedModel:
         text_step = max(1, min(len(texts), self.max_batch))
         video_step = max(1, _SCORER_ELEMENTS // (per_pair * text_step))
         names = ("logits", *(grain.value for grain in self.config.grains))
-        scores = {
-            name: np.empty((len(texts), len(videos)), dtype=np.float32) for name in names
-        }
+        scores = {name: np.empty((len(texts), len(videos)), dtype=np.float32) for name in names}
         session = self._session(Graph.SCORER)
         for rows in _slices(len(texts), text_step):
             for columns in _slices(len(videos), video_step):
@@ -173,11 +171,13 @@ class DeployedModel:
         spec = self.bundle.manifest.graphs[self.placement.precision][graph]
         total = len(next(iter(inputs.values())))
         results: dict[str, npt.NDArray[Any]] = {
-            tensor.name: np.empty((total, *tensor.shape[1:]), dtype=tensor.dtype.value)
+            tensor.name: np.empty((total, *map(int, tensor.shape[1:])), dtype=tensor.dtype.value)
             for tensor in spec.outputs
         }
         for rows in _slices(total, self.max_batch):
-            outputs = self._session(graph).run({name: array[rows] for name, array in inputs.items()})
+            outputs = self._session(graph).run(
+                {name: array[rows] for name, array in inputs.items()}
+            )
             for name, target in results.items():
                 target[rows] = outputs[name]
         return results

@@ -76,7 +76,7 @@ class Retriever:
         elif isinstance(gallery, Gallery):
             self.gallery = gallery
         else:
-            self.gallery = Gallery.open(gallery, manifest)
+            self.gallery = Gallery.open(Path(gallery), manifest)
         self.sampling = FrameSampling(
             frames_per_second=manifest.frames_per_second, max_frames=manifest.model.max_frames
         )
@@ -238,9 +238,7 @@ class Retriever:
     ) -> None:
         self.close()
 
-    def _name_videos(
-        self, paths: list[Path], ids: Sequence[str] | None
-    ) -> list[tuple[str, Path]]:
+    def _name_videos(self, paths: list[Path], ids: Sequence[str] | None) -> list[tuple[str, Path]]:
         """Ids and files, each file once."""
         if ids is None:
             return [(str(path.absolute()), path) for path in find_videos(paths)]

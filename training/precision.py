@@ -29,7 +29,8 @@ def l2_normalize(x: Tensor) -> Tensor:
     vectors that are all zeros, which would otherwise become NaN.
     """
     x = at_least_float32(x)
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp_min(1e-12)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -51,7 +52,7 @@ def halve(module: nn.Module) -> nn.Module:
     the module.
     """
     for child in module.modules():
-        names = getattr(child, "float32_parameters", frozenset())
+        names: frozenset[str] = getattr(child, "float32_parameters", frozenset())
         if isinstance(child, nn.LayerNorm) or getattr(child, "keep_float32", False):
             continue
         for name, parameter in child.named_parameters(recurse=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead
+from xclip_deploy.runtime.model_config import Activation, ModelConfig, TemporalHead
 from xclip_deploy.training.precision import MASKED, at_least_float32
 from xclip_deploy.training.transformer import Transformer
 
@@ -20,8 +20,9 @@ class TemporalTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.frame_position_embeddings = nn.Embedding(config.temporal_positions, config.embed_dim)
+        # QuickGELU whatever the encoders have: the published head knows no other.
         self.transformer = Transformer(
-            config.embed_dim, config.temporal_layers, config.temporal_heads, config.activation
+            config.embed_dim, config.temporal_layers, config.temporal_heads, Activation.QUICK_GELU
         )
 
     def forward(self, frame_raw: Tensor, is_valid: Tensor) -> Tensor:
@@ -29,8 +30,8 @@ class TemporalTransformer(nn.Module):
         frames = frame_raw.shape[1]
         x = frame_raw + at_least_float32(self.frame_position_embeddings.weight[:frames])
         mask = torch.where(is_valid, 0.0, MASKED)[:, None, None, :]  # [V, 1, 1, F]
-        x = self.transformer(x.to(self.transformer.dtype), mask)
-        return x.to(frame_raw.dtype) + frame_raw
+        mixed: Tensor = self.transformer(x.to(self.transformer.dtype), mask)
+        return mixed.to(frame_raw.dtype) + frame_raw
 
     def initialize(self) -> None:
         """Random weights, of CLIP's own scales."""
@@ -51,7 +52,8 @@ class TemporalLSTM(nn.Module):
 
     def forward(self, frame_raw: Tensor, is_valid: Tensor) -> Tensor:
         """``frame_raw`` [V, F, D] and ``is_valid`` bool [V, F] to [V, F, D]."""
-        x, _ = self.lstm(frame_raw.to(self.lstm.weight_ih_l0.dtype))
+        weight: Tensor = self.lstm.get_parameter("weight_ih_l0")
+        x, _ = self.lstm(frame_raw.to(weight.dtype))
         # Padded positions: the residual alone.
         return torch.where(is_valid[..., None], x.to(frame_raw.dtype), 0.0) + frame_raw
 

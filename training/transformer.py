@@ -39,7 +39,8 @@ class Attention(nn.Module):
         if mask is not None:
             scores = scores + mask.to(scores.dtype)
         attended = scores.softmax(dim=-1) @ value  # [B, heads, L, head width]
-        return self.out_proj(attended.transpose(1, 2).reshape(batch, length, width))
+        mixed: Tensor = self.out_proj(attended.transpose(1, 2).reshape(batch, length, width))
+        return mixed
 
 
 class MLP(nn.Module):
@@ -58,7 +59,8 @@ class MLP(nn.Module):
             x = x * torch.sigmoid(1.702 * x)
         else:
             x = functional.gelu(x)
-        return self.c_proj(x)
+        projected: Tensor = self.c_proj(x)
+        return projected
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -74,7 +76,8 @@ class ResidualAttentionBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[B, L, width] to [B, L, width]."""
         x = x + self.attn(self.ln_1(x), mask)
-        return x + self.mlp(self.ln_2(x))
+        mixed: Tensor = x + self.mlp(self.ln_2(x))
+        return mixed
 
 
 class Transformer(nn.Module):

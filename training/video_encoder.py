@@ -113,7 +113,8 @@ class VideoEncoder(nn.Module):
         pixels = (pixels / 255.0 - mean) / std
         # A padded frame is zero after normalisation: the mean colour, not black.
         pixels = torch.where(is_valid[..., None, None, None], pixels, 0.0)
-        return self.visual(pixels.permute(0, 1, 4, 2, 3))
+        frame_raw: Tensor = self.visual(pixels.permute(0, 1, 4, 2, 3))
+        return frame_raw
 
     @staticmethod
     def is_valid(frames: Tensor, num_frames: Tensor) -> Tensor:

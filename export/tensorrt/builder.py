@@ -150,20 +150,21 @@ def _build(
 
 
 def _set_shape(
-    library: TensorRT, graph: Graph, profile: Any, name: str, shape: ShapeRange  # noqa: ANN401
+    library: TensorRT,
+    graph: Graph,
+    profile: Any,  # noqa: ANN401 - a class of TensorRT's
+    name: str,
+    shape: ShapeRange,
 ) -> None:
     # Some versions return a bool, others None for success and raise for failure.
     try:
         accepted = profile.set_shape(name, shape.min, shape.opt, shape.max)
     except (TypeError, ValueError, RuntimeError) as error:
         raise EngineBuildError(
-            f"{library.name} refuses {name} {shape} of {graph.value}: "
-            f"{error}"
+            f"{library.name} refuses {name} {shape} of {graph.value}: {error}"
         ) from error
     if accepted is False:
-        raise EngineBuildError(
-            f"{library.name} refuses {name} {shape} of {graph.value}"
-        )
+        raise EngineBuildError(f"{library.name} refuses {name} {shape} of {graph.value}")
 
 
 def _tensor(tensor: Any) -> tuple[str, str, tuple[int, ...]]:  # noqa: ANN401 - TensorRT's
@@ -195,16 +196,13 @@ def _check_boundary(
     ]
     if have != want:
         raise EngineBuildError(
-            f"{library.name} reads {graph.value} with tensors {have}, "
-            f"the bundle says {want}"
+            f"{library.name} reads {graph.value} with tensors {have}, the bundle says {want}"
         )
 
 
 def _failure(library: TensorRT, graph: Graph, what: str, log: Any) -> EngineBuildError:  # noqa: ANN401
     reasons = " | ".join(log.messages[-3:]) or "it gave no reason"
-    return EngineBuildError(
-        f"{library.name} {what} ({graph.value}): {reasons}"
-    )
+    return EngineBuildError(f"{library.name} {what} ({graph.value}): {reasons}")
 
 
 _logs: dict[str, Any] = {}

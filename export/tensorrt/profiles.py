@@ -50,9 +50,15 @@ class EngineShapes:
         }[graph]
         return {
             tensor.name: ShapeRange(
-                min=tuple(axes[size].min if isinstance(size, str) else size for size in tensor.shape),
-                opt=tuple(axes[size].opt if isinstance(size, str) else size for size in tensor.shape),
-                max=tuple(axes[size].max if isinstance(size, str) else size for size in tensor.shape),
+                min=tuple(
+                    axes[size].min if isinstance(size, str) else size for size in tensor.shape
+                ),
+                opt=tuple(
+                    axes[size].opt if isinstance(size, str) else size for size in tensor.shape
+                ),
+                max=tuple(
+                    axes[size].max if isinstance(size, str) else size for size in tensor.shape
+                ),
             )
             for tensor in spec.inputs
         }

@@ -45,7 +45,7 @@ class OnnxRuntimeSession:
         onnxruntime = import_onnxruntime()
         self.graph = graph
         self.precision = placement.precision
-        self.device = placement.device if placement.device == "cpu" else "cuda:0"
+        self.device: str = placement.device if placement.device == "cpu" else "cuda:0"
         self._spec = bundle.manifest.graphs[self.precision][graph]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they are raised as well
@@ -57,7 +57,7 @@ class OnnxRuntimeSession:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=[provider]
             )
-        except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions share no base
+        except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load {path}: {_line(error)}") from error
         # ONNX Runtime falls back to the CPU by itself; that would be a silent surprise.
         loaded = self._session.get_providers()
@@ -81,7 +81,7 @@ class OnnxRuntimeSession:
         }
         try:
             outputs = self._session.run(self._output_names, feeds)
-        except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions share no base
+        except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise SessionError(f"{self.graph.value} failed on {shapes}: {_line(error)}") from error
         return dict(zip(self._output_names, outputs, strict=True))

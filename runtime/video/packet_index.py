@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xclip_deploy.runtime.video.pyav_container import read_packets
+
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
@@ -69,9 +71,7 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
     try:
-        for packet in container.demux() if is_whole_file else container.demux(stream):
-            if packet.size == 0:
-                continue
+        for packet in read_packets(container, None if is_whole_file else stream):
             if is_whole_file:
                 latest_end_s = max(latest_end_s, _end_s(packet))
             if packet.stream_index != stream.index:

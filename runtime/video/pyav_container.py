@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xclip_deploy.errors import VideoReadError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
 MAX_SIDE = 16384
@@ -43,6 +45,30 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     except BaseException:
         container.close()
         raise
+
+
+def read_packets(
+    container: InputContainer, stream: VideoStream | None = None
+) -> Iterator[Packet[Any]]:
+    """Demultiplex from where the container stands to its end.
+
+    Args:
+        stream: The stream whose packets are wanted; None for those of all streams.
+
+    Yields:
+        Packets with content. Sent to a decoder, an empty one would mean the end of the video.
+
+    Raises:
+        av.FFmpegError: the file cannot be read any further.
+    """
+    try:
+        for packet in container.demux() if stream is None else container.demux(stream):
+            if packet.size:
+                yield packet
+    except IndexError:
+        # PyAV fails so at the end of the file where streams turned up on the way, as damage
+        # to a transport stream makes them do. All packets have been read by then.
+        return
 
 
 def check_size(path: Path, width: int, height: int) -> None:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xclip_deploy.errors import VideoReadError
 from xclip_deploy.runtime.video.frames import VideoFrames
 from xclip_deploy.runtime.video.packet_index import PacketIndex, index_packets
-from xclip_deploy.runtime.video.pyav_container import open_video
+from xclip_deploy.runtime.video.pyav_container import open_video, read_packets
 from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
 from xclip_deploy.runtime.video.taken_frames import TakenFrames
 
@@ -193,20 +193,17 @@ def _all_frames(
 
 def _packets(
     container: InputContainer, stream: VideoStream, frames: TakenFrames
-) -> Iterator[Packet[VideoStream]]:
+) -> Iterator[Packet[Any]]:
     import av
 
     try:
-        for packet in container.demux(stream):
-            # Sent to the decoder, an empty packet would mean the end of the video.
-            if packet.size:
-                yield packet
+        yield from read_packets(container, stream)
     except av.FFmpegError as error:
         frames.note_error(error)
 
 
 def _decode(
-    stream: VideoStream, packet: Packet[VideoStream] | None, frames: TakenFrames
+    stream: VideoStream, packet: Packet[Any] | None, frames: TakenFrames
 ) -> list[VideoFrame]:
     import av
 

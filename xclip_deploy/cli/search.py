@@ -91,6 +91,12 @@ def _print_results(results: list[SearchResult]) -> None:
         minutes, seconds = divmod(result.best_frame_time_s, 60)
         time = f"{int(minutes)}:{seconds:04.1f}"
         rows.append((str(result.rank), f"{result.score:.3f}", time, result.id, *grains))
-    headers = ("#", "score", "best frame", "video", *(name.replace("_", "–") for name in grain_names))
+    headers = (
+        "#",
+        "score",
+        "best frame",
+        "video",
+        *(name.replace("_", "–") for name in grain_names),
+    )
     numbers = (0, 1, 2, *range(4, 4 + len(grain_names)))
     print_table(headers, rows, right=numbers)

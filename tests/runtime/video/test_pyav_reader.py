@@ -370,6 +370,17 @@ def test_damaged_files(
         assert 1 <= len(video.frames) <= 12
 
 
+def test_streams_that_turn_up_on_the_way(
+    tmp_path: Path, side: int, write_clip: Callable[..., Path], read_numbers: Callable[..., Any]
+) -> None:
+    """A later packet of a transport stream is relabelled, as damage may do."""
+    path = write_clip(tmp_path / "clip.ts", 40, with_audio=True)
+    other = write_clip(tmp_path / "other.ts", 4000, codec="mpeg2video", rate=25)
+    path.write_bytes(path.read_bytes() + other.read_bytes())
+    video = read_video(path, FrameSampling(max_frames=1), side)
+    assert read_numbers(video.frames) == [0]
+
+
 def test_sound_only(tmp_path: Path, write_audio: Callable[[Path], Path]) -> None:
     path = write_audio(tmp_path / "sound.mp4")
     with pytest.raises(VideoReadError, match=r"has no video \(streams: audio\)"):
