@@ -18,7 +18,7 @@ COLOURS = {
     "yellow": (235, 205, 50),
 }
 SHAPES = ("circle", "square", "triangle")
-DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+DIRECTIONS = {"left": (0, -1), "right": (0, 1)}
 FRAME_RATE = 8
 DURATION_S = 5
 
@@ -67,9 +67,7 @@ class Scene:
         return (abs(across) < (down + radius) * 0.6) & (down < radius)
 
 
-ALL_SCENES = tuple(
-    Scene(*choice) for choice in product(COLOURS, SHAPES, DIRECTIONS)
-)
+ALL_SCENES = tuple(Scene(*choice) for choice in product(COLOURS, SHAPES, DIRECTIONS))
 
 
 def write_video(path: Path, frames: npt.NDArray[np.uint8]) -> None:

@@ -34,8 +34,9 @@ TOLERANCES = {
     # FP32 differs by the order of summation alone. In the scores the temperature of 0.01
     # turns differences of 1e-6 in a similarity into 1e-4 of its weight.
     Precision.FP32: Tolerance(feature=2e-5, cosine=0.999999, score=1e-4),
-    # Measured: README.md, "Precision". Errors of working FP16 graphs stay below a third of these.
-    Precision.FP16: Tolerance(feature=1e-2, cosine=0.9995, score=1e-2),
+    # Several times the largest errors measured (3e-4, 0.9999995 and 7e-4, over a trained small
+    # model, the golden one and a random ViT-B/32); what FP16 ruins is further off by far.
+    Precision.FP16: Tolerance(feature=5e-3, cosine=0.9999, score=5e-3),
 }
 
 

@@ -7,6 +7,7 @@ one rename. A reader never sees half of it, and an interrupted writer leaves wha
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_ASIDE = "-old"
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -46,7 +48,8 @@ def replaced_directory(target: Path) -> Iterator[Path]:
     leaves its unfinished directory (``.NAME.partial-PID-...``) beside the target; the next
     call for the same target removes it.
     """
-    target = target.absolute()
+    # Through links: the folder that a link names is replaced, not the link.
+    target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     partial = Path(
@@ -69,9 +72,13 @@ def replaced_directory(target: Path) -> Iterator[Path]:
 
 def _remove_abandoned(target: Path) -> None:
     prefix = f".{target.name}.partial-"
-    for candidate in target.parent.glob(f"{prefix}*"):
+    for candidate in target.parent.glob(f"{glob.escape(prefix)}*"):
         pid = candidate.name.removeprefix(prefix).split("-")[0]
-        if candidate.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if not (candidate.is_dir() and pid.isdigit()) or Path(f"/proc/{pid}").exists():
+            continue
+        if candidate.name.endswith(_ASIDE) and not target.exists():
+            candidate.rename(target)  # killed between the two renames of an exchange
+        else:
             shutil.rmtree(candidate, ignore_errors=True)
 
 
@@ -82,7 +89,7 @@ def _exchange(new: Path, old: Path) -> None:
         names = (os.fsencode(new), os.fsencode(old))
         if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
             return
-    aside = new.with_name(new.name + "-old")
+    aside = new.with_name(new.name + _ASIDE)
     old.rename(aside)
     try:
         new.rename(old)

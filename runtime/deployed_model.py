@@ -64,9 +64,11 @@ class DeployedModel:
     def encode_token_ids(self, token_ids: npt.NDArray[np.integer[Any]]) -> TextFeatures:
         """Embed tokenised texts: integer [T, W], as :meth:`Tokenizer.encode` makes them."""
         words = self.config.max_words
-        if token_ids.ndim != 2 or token_ids.shape[1] != words:
+        is_integer = np.issubdtype(token_ids.dtype, np.integer)
+        if not is_integer or token_ids.ndim != 2 or token_ids.shape[1] != words:
             raise InvalidArgumentError(
-                f"token_ids has shape {list(token_ids.shape)}, expected [texts, {words}]"
+                f"token_ids is {token_ids.dtype} {list(token_ids.shape)}, "
+                f"expected integers [texts, {words}]"
             )
         vocab_size = self.config.text.vocab_size
         if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
@@ -94,9 +96,11 @@ class DeployedModel:
                 f"frames is {frames.dtype} {list(frames.shape)}, expected uint8 "
                 f"[videos, {most}, {size}, {size}, 3]"
             )
-        if num_frames.shape != frames.shape[:1]:
+        is_integer = np.issubdtype(num_frames.dtype, np.integer)
+        if not is_integer or num_frames.shape != frames.shape[:1]:
             raise InvalidArgumentError(
-                f"num_frames has shape {list(num_frames.shape)} for {len(frames)} videos"
+                f"num_frames is {num_frames.dtype} {list(num_frames.shape)}, "
+                f"expected integers [{len(frames)}], one a video"
             )
         if num_frames.size and not 1 <= num_frames.min() <= num_frames.max() <= most:
             raise InvalidArgumentError(

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +26,7 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.features import VideoFeatures, check_finite
 from xclip_deploy.runtime.hashing import sha256_of
-from xclip_deploy.runtime.manifest import Manifest, Sha256
+from xclip_deploy.runtime.manifest import Manifest, Sha256, checksum
 
 SCHEMA_VERSION = 1
 FORMAT = "xclip-gallery"
@@ -38,7 +38,8 @@ _REINDEX = "xclip-deploy index VIDEOS --gallery {path}"
 class GalleryVideo(BaseModel):
     """One video of a gallery, apart from its embeddings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN and no infinity: a gallery that held them could not be opened again.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     id: Annotated[str, Field(min_length=1)]
     path: str | None = None
@@ -58,6 +59,12 @@ class _GalleryFile(BaseModel):
     fingerprint: Sha256
     features_sha256: Sha256
     videos: list[GalleryVideo]
+
+    def to_json(self) -> bytes:
+        """Serialise, with a checksum over the content, so that an edit is noticed."""
+        content = self.model_dump(mode="json")
+        content["checksum"] = checksum(content)
+        return json.dumps(content, ensure_ascii=False).encode()
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,10 @@ class Gallery:
         self._ids: set[str] = set()
         # Added since the snapshot was last joined: many small additions then cost one copy.
         self._pending: list[tuple[tuple[GalleryVideo, ...], VideoFeatures]] = []
+
+    def check_model(self, manifest: Manifest) -> None:
+        """Raise GalleryModelError unless the features are of the model of ``manifest``."""
+        _check_model("the gallery", self._fingerprint, manifest)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -124,15 +135,16 @@ class Gallery:
         gallery; InvalidArgumentError for features of other shapes, or not finite.
         """
         self._check(videos, features)
+        features = _half(features)
         ids = [video.id for video in videos]
         with self._lock:
-            present = [video_id for video_id in ids if video_id in self._ids] if replace else []
+            present = self._ids.intersection(ids) if replace else set()
             self.check_new(ids, allowed=present)
             self.remove(present)
             self._ids.update(ids)
-            self._pending.append((tuple(videos), _half(features)))
+            self._pending.append((tuple(videos), features))
 
-    def remove(self, ids: Sequence[str]) -> None:
+    def remove(self, ids: Collection[str]) -> None:
         """Remove videos, all or none. Raises GalleryError for an id that is not there."""
         with self._lock:
             gone = set(ids)
@@ -153,7 +165,7 @@ class Gallery:
             )
             self._ids -= gone
 
-    def check_new(self, ids: Sequence[str], allowed: Sequence[str] = ()) -> None:
+    def check_new(self, ids: Sequence[str], allowed: Collection[str] = ()) -> None:
         """Raise DuplicateIdError for an id in the gallery, unless allowed, or twice in ``ids``."""
         seen: set[str] = set()
         for video_id in ids:
@@ -185,7 +197,7 @@ class Gallery:
                     features_sha256=sha256_of(file),
                     videos=list(snapshot.videos),
                 )
-                (directory / _FILE_NAME).write_text(content.model_dump_json(), encoding="utf-8")
+                (directory / _FILE_NAME).write_bytes(content.to_json())
         except OSError as error:
             raise GalleryError(
                 f"gallery {path} cannot be written ({error.strerror}); what was there stands"
@@ -200,11 +212,7 @@ class Gallery:
         """
         path = Path(path)
         content = _read_description(path)
-        if content.fingerprint != manifest.fingerprint:
-            raise GalleryModelError(
-                f"gallery {path} holds features of model {content.fingerprint[:12]}…, the bundle "
-                f"is model {manifest.fingerprint[:12]}…; run: {_REINDEX.format(path='NEW_GALLERY')}"
-            )
+        _check_model(f"gallery {path}", content.fingerprint, manifest)
         gallery = cls(manifest)
         features = _read_features(path, content.features_sha256)
         try:
@@ -226,8 +234,6 @@ class Gallery:
                     f"{name} has shape {list(found)}, expected {list(expected)} "
                     f"for {len(videos)} videos"
                 )
-        check_finite("video_features", features.video_features)
-        check_finite("frame_features", features.frame_features)
         for video, count in zip(videos, features.num_frames, strict=True):
             if not 1 <= count <= self._frames or len(video.frame_times_s) != count:
                 raise InvalidArgumentError(
@@ -245,11 +251,23 @@ class Gallery:
 
 
 def _half(features: VideoFeatures) -> VideoFeatures:
-    return VideoFeatures(
-        features.video_features.astype(np.float16),
-        features.frame_features.astype(np.float16),
-        features.num_frames.astype(np.int32),
-    )
+    with np.errstate(over="ignore"):  # what does not fit becomes infinity, and is refused
+        half = VideoFeatures(
+            features.video_features.astype(np.float16),
+            features.frame_features.astype(np.float16),
+            features.num_frames.astype(np.int32),
+        )
+    check_finite("video_features", half.video_features)
+    check_finite("frame_features", half.frame_features)
+    return half
+
+
+def _check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:
+    if fingerprint != manifest.fingerprint:
+        raise GalleryModelError(
+            f"{gallery} holds features of model {fingerprint[:12]}…, the bundle "
+            f"is model {manifest.fingerprint[:12]}…; run: {_REINDEX.format(path='NEW_GALLERY')}"
+        )
 
 
 def _may_replace(path: Path) -> bool:
@@ -266,6 +284,7 @@ def _read_description(path: Path) -> _GalleryFile:
     try:
         text = (path / _FILE_NAME).read_text(encoding="utf-8")
         content: Any = json.loads(text)
+        found = checksum(content) if isinstance(content, dict) else None
     except (FileNotFoundError, NotADirectoryError) as error:
         raise GalleryNotFoundError(
             f"no gallery at {path} (no {_FILE_NAME}); run: {_REINDEX.format(path=path)}"
@@ -282,8 +301,10 @@ def _read_description(path: Path) -> _GalleryFile:
             f"gallery {path} has schema version {version!r}, this release reads "
             f"{SCHEMA_VERSION}; run: pip install --upgrade xclip-deploy"
         )
+    if content.pop("checksum", None) != found:
+        raise _damaged(path, f"{_FILE_NAME} was altered: its checksum does not fit")
     try:
-        return _GalleryFile.model_validate_json(text)
+        return _GalleryFile.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

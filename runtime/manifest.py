@@ -123,7 +123,7 @@ class Manifest(_Frozen):
     """Of the model's weights, configuration, sampling and preprocessing. Features made under
     two fingerprints must not be compared."""
     model: ModelConfig
-    frames_per_second: Annotated[float, Field(gt=0)]
+    frames_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Frames sampled per second of video, before at most ``model.max_frames`` are kept."""
     preprocessing: Preprocessing
     tokenizer: str
@@ -139,7 +139,8 @@ class Manifest(_Frozen):
     def _paths_stay_inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         for name in files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+            is_odd = "\\" in name or "\0" in name or str(path) != name
+            if path.is_absolute() or ".." in path.parts or is_odd:
                 raise ValueError(f"{name!r} is no plain path within the bundle")
         return files
 

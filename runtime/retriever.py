@@ -74,6 +74,7 @@ class Retriever:
         if gallery is None:
             self.gallery = Gallery(manifest)
         elif isinstance(gallery, Gallery):
+            gallery.check_model(manifest)
             self.gallery = gallery
         else:
             self.gallery = Gallery.open(Path(gallery), manifest)
@@ -241,15 +242,20 @@ class Retriever:
     def _name_videos(self, paths: list[Path], ids: Sequence[str] | None) -> list[tuple[str, Path]]:
         """Ids and files, each file once."""
         if ids is None:
-            return [(str(path.absolute()), path) for path in find_videos(paths)]
+            # By absolute path, since one file can be given in two ways.
+            named = {str(path.absolute()): path for path in find_videos(paths)}
+            return list(named.items())
         if isinstance(ids, str) or len(ids) != len(paths):
             raise InvalidArgumentError(f"found {len(ids)} ids for {len(paths)} paths")
         for path in paths:
             if path.is_dir():
                 raise InvalidArgumentError(f"{path} is a folder; ids can only be given for files")
-        if len(set(ids)) != len(ids) or not all(ids):
-            twice = next((name for name in ids if not name or list(ids).count(name) > 1), "")
-            raise InvalidArgumentError(f"ids must be unique and not empty; found {twice!r}")
+        for name in ids:
+            if not isinstance(name, str) or not name or not _is_utf8(name):
+                raise InvalidArgumentError(f"ids must be texts and not empty; found {name!r}")
+        if len(set(ids)) != len(ids):
+            twice = next(name for name in ids if list(ids).count(name) > 1)
+            raise InvalidArgumentError(f"ids must be unique; found {twice!r} twice")
         for path in paths:
             find_videos([path])  # raises for a file that is not there
         return list(zip(ids, paths, strict=True))
@@ -257,8 +263,14 @@ class Retriever:
     def _add(
         self, chosen: list[tuple[str, Path]], skipped: list[str], progress: Progress
     ) -> AddReport:
+        total = len(chosen)
+        failed = [
+            FailedVideo(_printable(path), "its path is not UTF-8; rename the file or its folder")
+            for _, path in chosen
+            if not _is_utf8(str(path.absolute()))
+        ]
+        chosen = [(name, path) for name, path in chosen if _is_utf8(str(path.absolute()))]
         added: list[str] = []
-        failed: list[FailedVideo] = []
         warnings: list[FailedVideo] = []
         batch: list[tuple[str, Path, VideoFrames]] = []
         try:
@@ -273,7 +285,7 @@ class Retriever:
                     # Emptied first: a batch that cannot be encoded must not be tried again.
                     full, batch = batch, []
                     added += self._encode_into_gallery(full)
-                progress(len(added) + len(batch) + len(failed), len(chosen), len(failed))
+                progress(len(added) + len(batch) + len(failed), total, len(failed))
         finally:
             if batch:
                 added += self._encode_into_gallery(batch)
@@ -341,6 +353,19 @@ def _best_frame(similarity: npt.NDArray[np.floating[Any]], video: GalleryVideo) 
     """Time of the most similar valid frame, seconds. ``similarity``: [F], padding last."""
     valid = similarity[: len(video.frame_times_s)]
     return video.frame_times_s[int(valid.argmax())]
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be stored; a file name can hold bytes that are no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(path: Path) -> str:
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _check_k(k: int) -> None:

@@ -81,7 +81,7 @@ def command(
         print_json({"gallery": str(gallery), "videos": total, **report.to_dict()})
     else:
         for failure in report.failed:
-            click.echo(f"failed: {failure.path}: {failure.reason}")
+            click.echo(f"failed: {failure.reason}")  # which begins with the path
         for warning in report.warnings:
             click.echo(f"warning: {warning.path}: {warning.reason}")
         click.echo(

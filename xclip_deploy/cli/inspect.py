@@ -38,6 +38,7 @@ def command(bundle: Path, verify: bool, as_json: bool) -> None:
     _print_model(opened)
     _print_graphs(opened)
     print_parity(opened.manifest.parity)
+    click.echo()
     _print_engines(engines)
     if verify:
         click.echo(f"all {len(opened.manifest.files)} files are as they were exported")
@@ -65,23 +66,25 @@ def _print_model(bundle: Bundle) -> None:
     ]
     for name, value in rows:
         click.echo(f"{name + ':':<13}{value}")
+    click.echo()
 
 
 def _print_graphs(bundle: Bundle) -> None:
-    rows = []
-    for precision, graphs in bundle.manifest.graphs.items():
-        for graph, spec in graphs.items():
-            size = bundle.manifest.files[spec.file].size_bytes
-            tensors = [
-                ", ".join(
-                    f"{tensor.name} {tensor.dtype.value} "
-                    f"[{', '.join(str(size) for size in tensor.shape)}]"
-                    for tensor in side
-                )
-                for side in (spec.inputs, spec.outputs)
-            ]
-            rows.append((precision.value, graph.value, f"{size / 1e6:.1f} MB", *tensors))
-    print_table(("precision", "graph", "size", "inputs", "outputs"), rows, right=(2,))
+    manifest = bundle.manifest
+    precisions = list(manifest.graphs)
+    rows: list[tuple[str, ...]] = []
+    for graph, first in manifest.graphs[precisions[0]].items():
+        specs = [manifest.graphs[precision][graph] for precision in precisions]
+        sizes = [f"{manifest.files[spec.file].size_bytes / 1e6:.1f} MB" for spec in specs]
+        rows.append((graph.value, "", "", *sizes))
+        for side in ("inputs", "outputs"):
+            for number, tensor in enumerate(getattr(first, side)):
+                shape = f"[{', '.join(str(size) for size in tensor.shape)}]"
+                dtypes = [getattr(spec, side)[number].dtype.value for spec in specs]
+                arrow = "→" if side == "inputs" else "←"
+                rows.append((f"  {arrow} {tensor.name}", side[:-1], shape, *dtypes))
+    print_table(("graph", "", "shape", *(precision.value for precision in precisions)), rows)
+    click.echo()
 
 
 def _print_engines(engines: dict[Path, EngineSet]) -> None:

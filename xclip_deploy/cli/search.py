@@ -90,13 +90,16 @@ def _print_results(results: list[SearchResult]) -> None:
         grains = [f"{getattr(result.grains, name):.3f}" for name in grain_names]
         minutes, seconds = divmod(result.best_frame_time_s, 60)
         time = f"{int(minutes)}:{seconds:04.1f}"
-        rows.append((str(result.rank), f"{result.score:.3f}", time, result.id, *grains))
-    headers = (
-        "#",
-        "score",
-        "best frame",
-        "video",
-        *(name.replace("_", "–") for name in grain_names),
-    )
-    numbers = (0, 1, 2, *range(4, 4 + len(grain_names)))
-    print_table(headers, rows, right=numbers)
+        rows.append((str(result.rank), f"{result.score:.3f}", *grains, time, _name(result)))
+    grain_headers = [name.replace("_", "–") for name in grain_names]
+    headers = ("#", "score", *grain_headers, "best frame", "video")
+    print_table(headers, rows, right=range(len(headers) - 1))
+    click.echo()
+
+
+def _name(result: SearchResult) -> str:
+    """The id; where that is the path of a file below the current directory, from here."""
+    try:
+        return str(Path(result.id).relative_to(Path.cwd()))
+    except ValueError:
+        return result.id

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Everything that a clone of the repository is for, with nothing but Python installed.
+
+    python3 dev.py demo    train, export, build engines, index and search, in demo-output/
+    python3 dev.py test    the tests (further arguments go to pytest: -m slow, -k text)
+    python3 dev.py lint    ruff and mypy
+
+The first call makes a virtual environment in .venv and installs the project there; later calls
+use it again, until pyproject.toml or constraints.txt changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "installed-for"
+OLDEST_PYTHON = (3, 10)
+
+
+def main() -> None:
+    """Run one task."""
+    tasks = {"demo": demo, "test": test, "lint": lint}
+    if len(sys.argv) < 2 or sys.argv[1] not in tasks:
+        sys.exit((__doc__ or "").strip())
+    if sys.version_info < OLDEST_PYTHON:
+        sys.exit(f"dev.py needs Python 3.10 or newer, this is {sys.version.split()[0]}")
+    install()
+    tasks[sys.argv[1]](sys.argv[2:])
+
+
+def demo(arguments: list[str]) -> None:
+    """Run the demo; files go to demo-output/ below the current directory."""
+    run(PYTHON, "-m", "demo", *arguments, environment={"PYTHONPATH": str(ROOT)})
+
+
+def test(arguments: list[str]) -> None:
+    """Run the tests, all but the slow ones unless told otherwise."""
+    marks = [] if "-m" in arguments else ["-m", "not slow"]
+    run(PYTHON, "-m", "pytest", "-n", "2", "--dist", "worksteal", *marks, *arguments, cwd=ROOT)
+
+
+def lint(arguments: list[str]) -> None:
+    """Check style, formatting and types."""
+    del arguments
+    ruff = PYTHON.with_name("ruff")
+    run(ruff, "check", ".", cwd=ROOT)
+    run(ruff, "format", "--check", ".", cwd=ROOT)
+    # mypy cannot follow the editable install's folder mapping: it reads the wheel.
+    with tempfile.TemporaryDirectory() as folder:
+        run(PYTHON, "-m", "pip", "-q", "wheel", "--no-deps", "-w", folder, ".", cwd=ROOT)
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        mypy = [PYTHON, "-m", "mypy", "--config-file", ROOT / "pyproject.toml"]
+        run(*mypy, "-p", "xclip_deploy", cwd=folder, environment={"MYPYPATH": folder})
+    run(*mypy, "dev.py", cwd=ROOT)
+
+
+def install() -> None:
+    """Make the environment and install the project, unless that was done."""
+    wanted = hashlib.sha256(sys.version.encode() + str(ROOT).encode())
+    for name in ("pyproject.toml", "constraints.txt"):
+        wanted.update((ROOT / name).read_bytes())
+    if STAMP.is_file() and STAMP.read_text() == wanted.hexdigest():
+        return
+    if not PYTHON.exists():
+        make_environment()
+    print("installing the project and what it needs into .venv", flush=True)
+    pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install"]
+    run(*pip, "-q", "-c", ROOT / "constraints.txt", "-e", f"{ROOT}[dev]")
+    STAMP.write_text(wanted.hexdigest())
+
+
+def make_environment() -> None:
+    """Make .venv. Debian and Ubuntu ship Python without venv: install that where we may."""
+    command = [sys.executable, "-m", "venv", str(VENV)]
+    if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+        return
+    shutil.rmtree(VENV, ignore_errors=True)
+    apt = shutil.which("apt-get")
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    if apt is None or (sudo and shutil.which("sudo") is None):
+        sys.exit("Python's venv module is missing; install it, then run this again")
+    print("Python's venv module is missing: installing python3-venv", flush=True)
+    for words in (["update"], ["install", "-y", "--no-install-recommends", "python3-venv"]):
+        if subprocess.run([*sudo, apt, *words], check=False).returncode != 0:
+            sys.exit("run: sudo apt-get install python3-venv, then this again")
+    run(*command)
+
+
+def run(
+    *command: str | Path,
+    cwd: str | Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Run a command; where it fails, exit with its status."""
+    variables = {**os.environ, **(environment or {})}
+    words = [str(word) for word in command]
+    result = subprocess.run(words, check=False, cwd=cwd, env=variables)
+    if result.returncode != 0:
+        sys.exit(result.returncode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from xclip_deploy import Bundle, DeployedModel, Scores, TextFeatures, VideoFeatures
+from xclip_deploy.errors import InvalidArgumentError, SessionError
+from xclip_deploy.runtime import deployed_model
+from xclip_deploy.runtime.features import FloatArray
+from xclip_deploy.runtime.manifest import Graph, Precision
+from xclip_deploy.runtime.sessions import SessionOptions
+
+Arrays = dict[str, npt.NDArray[Any]]
+CPU = SessionOptions(device="cpu")
+W, F, S, D = 32, 12, 64, 64  # of the tiny model: words, frames, image side, embedding
+
+# Absolute, of logits and of features. The largest differences from the authors' FP32 numbers,
+# on ONNX Runtime 1.31's CPU kernels, were 1.5e-5 and 3.6e-7 in FP32 and 1.7e-2 and 3.1e-4 in
+# FP16, where the golden logits run from -9.3 to 8.1. The rest is room for other kernels.
+TOLERANCES = {"fp32": (1e-4, 5e-6), "fp16": (5e-2, 2e-3)}
+
+
+@pytest.fixture(scope="module")
+def models(bundle: Bundle) -> Iterator[dict[str, DeployedModel]]:
+    opened = {
+        "fp32": DeployedModel(bundle, SessionOptions(device="cpu", precision="fp32")),
+        "fp16": DeployedModel(bundle, SessionOptions(device="cpu", precision="fp16")),
+    }
+    yield opened
+    for model in opened.values():
+        model.close()
+
+
+@pytest.fixture(scope="module")
+def model(models: dict[str, DeployedModel]) -> DeployedModel:
+    return models["fp32"]
+
+
+@pytest.fixture(scope="module")
+def texts(model: DeployedModel, golden: Arrays) -> TextFeatures:
+    return model.encode_token_ids(golden["input_ids"])
+
+
+@pytest.fixture(scope="module")
+def videos(model: DeployedModel, golden: Arrays) -> VideoFeatures:
+    return model.encode_frames(golden["frames_uint8"], golden["num_frames"])
+
+
+def unit(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    length: npt.NDArray[np.float32] = np.linalg.norm(array, axis=-1, keepdims=True)
+    return array / length
+
+
+def assert_close(found: FloatArray, expected: FloatArray, tolerance: float) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+def assert_same_features(
+    found: TextFeatures | VideoFeatures, expected: TextFeatures | VideoFeatures, tolerance: float
+) -> None:
+    assert vars(found).keys() == vars(expected).keys()
+    for name, array in vars(expected).items():
+        assert getattr(found, name).dtype == array.dtype
+        assert_close(getattr(found, name), array, tolerance)
+
+
+# The numbers of the authors
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_logits_are_those_of_the_authors(
+    models: dict[str, DeployedModel], golden: Arrays, precision: str
+) -> None:
+    model = models[precision]
+    assert model.placement.precision is Precision(precision)
+    texts = model.encode_token_ids(golden["input_ids"])
+    videos = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
+    logits = model.score(texts, videos).logits
+    assert logits.dtype == np.float32
+    assert_close(logits, golden["logits"], TOLERANCES[precision][0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_features_are_those_of_the_authors(
+    models: dict[str, DeployedModel], golden: Arrays, precision: str
+) -> None:
+    model, tolerance = models[precision], TOLERANCES[precision][1]
+    texts = model.encode_token_ids(golden["input_ids"])
+    videos = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
+    assert_close(texts.sentence_features, unit(golden["sentence_raw"]), tolerance)
+    assert_close(texts.word_features, unit(golden["words_raw"]), tolerance)
+    assert_close(videos.frame_features, unit(golden["frames_raw"]), tolerance)
+    assert videos.num_frames.tolist() == golden["num_frames"].tolist()
+    assert texts.num_words.tolist() == [
+        ids.index(49407) + 1 for ids in golden["input_ids"].tolist()
+    ]
+    for features in (texts.sentence_features, texts.word_features, videos.video_features):
+        assert features.dtype == np.float32
+        assert_close(np.linalg.norm(features, axis=-1), np.float32(1), 1e-5)
+
+
+def test_precisions_are_not_the_same_graphs(
+    models: dict[str, DeployedModel], golden: Arrays
+) -> None:
+    """Else the test of FP16 would say nothing."""
+    ids = golden["input_ids"]
+    found = [model.encode_token_ids(ids).word_features for model in models.values()]
+    assert np.abs(found[0] - found[1]).max() > 1e-5
+
+
+def test_logits_are_the_scaled_mean_of_the_grains(
+    model: DeployedModel, texts: TextFeatures, videos: VideoFeatures, checkpoint_path: Any
+) -> None:
+    weights = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    scale = math.exp(float(weights["clip.logit_scale"]))
+    scores = model.score(texts, videos)
+    assert list(scores.grains) == ["video_sentence", "video_word", "frame_sentence", "frame_word"]
+    mean = np.mean(list(scores.grains.values()), axis=0)
+    assert_close(scores.logits, scale * mean, 1e-4)
+    grains = list(scores.grains.values())
+    for number, grain in enumerate(grains):
+        assert grain.shape == (len(texts), len(videos))
+        assert all(np.abs(grain - other).max() > 1e-3 for other in grains[:number])
+
+
+def test_video_sentence_is_what_the_paper_says(
+    model: DeployedModel, texts: TextFeatures, videos: VideoFeatures, checkpoint_path: Any
+) -> None:
+    weights = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    expected = texts.sentence_features @ weights["global_mat_weight"].numpy()
+    expected = expected @ videos.video_features.T
+    assert_close(model.score(texts, videos).grains["video_sentence"], expected, 1e-5)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 5, 64])
+def test_batches_do_not_change_results(
+    bundle: Bundle,
+    golden: Arrays,
+    texts: TextFeatures,
+    videos: VideoFeatures,
+    model: DeployedModel,
+    max_batch: int,
+) -> None:
+    expected = model.score(texts, videos)
+    with DeployedModel(bundle, CPU, max_batch) as other:
+        found_texts = other.encode_token_ids(golden["input_ids"])
+        found_videos = other.encode_frames(golden["frames_uint8"], golden["num_frames"])
+        found = other.score(found_texts, found_videos)
+    assert_same_features(found_texts, texts, 1e-5)
+    assert_same_features(found_videos, videos, 1e-5)
+    assert_same_scores(found, expected, 1e-4)
+
+
+def assert_same_scores(found: Scores, expected: Scores, tolerance: float) -> None:
+    """``tolerance``: of the logits, which are the grains times a scale of over 10."""
+    assert_close(found.logits, expected.logits, tolerance)
+    assert found.grains.keys() == expected.grains.keys()
+    for name, grain in expected.grains.items():
+        assert_close(found.grains[name], grain, tolerance / 10)
+
+
+@pytest.mark.parametrize("most_elements", [1, W * F, W * F * 8 * 2, W * F * 8 * 5])
+def test_chunks_do_not_change_scores(
+    model: DeployedModel,
+    texts: TextFeatures,
+    videos: VideoFeatures,
+    monkeypatch: pytest.MonkeyPatch,
+    most_elements: int,
+) -> None:
+    expected = model.score(texts, videos)
+    session = model._session(Graph.SCORER)
+    run, runs = session.run, []
+
+    def counted(inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        runs.append(len(inputs["video_features"]))
+        return run(inputs)
+
+    monkeypatch.setattr(session, "run", counted)
+    monkeypatch.setattr(deployed_model, "_SCORER_ELEMENTS", most_elements)
+    assert_same_scores(model.score(texts, videos), expected, 1e-4)
+    chunks = {1: [1] * 6, W * F: [1] * 6, W * F * 16: [2] * 3, W * F * 40: [5, 1]}
+    assert runs == chunks[most_elements]
+
+
+def test_more_texts_than_a_batch_are_scored_alike(
+    bundle: Bundle, texts: TextFeatures, videos: VideoFeatures, model: DeployedModel
+) -> None:
+    with DeployedModel(bundle, CPU, max_batch=3) as other:
+        assert_same_scores(other.score(texts, videos), model.score(texts, videos), 1e-4)
+
+
+def test_a_gallery_in_fp16_scores_nearly_alike(
+    model: DeployedModel, texts: TextFeatures, videos: VideoFeatures
+) -> None:
+    half = VideoFeatures(
+        videos.video_features.astype(np.float16),
+        videos.frame_features.astype(np.float16),
+        videos.num_frames,
+    )
+    assert_close(model.score(texts, half).logits, model.score(texts, videos).logits, 2e-2)
+
+
+# Nothing, and padding
+
+
+def test_no_texts_and_no_videos(
+    model: DeployedModel, texts: TextFeatures, videos: VideoFeatures
+) -> None:
+    no_texts = model.encode_texts([])
+    no_videos = model.encode_clips([])
+    assert no_texts.word_features.shape == (0, W, D)
+    assert no_texts.sentence_features.shape == (0, D)
+    assert no_videos.frame_features.shape == (0, F, D)
+    assert no_videos.video_features.shape == (0, D)
+    assert no_texts.num_words.shape == no_videos.num_frames.shape == (0,)
+    for some_texts, some_videos in ((no_texts, videos), (texts, no_videos), (no_texts, no_videos)):
+        scores = model.score(some_texts, some_videos)
+        shape = (len(some_texts), len(some_videos))
+        assert scores.logits.shape == shape
+        assert {grain.shape for grain in scores.grains.values()} == {shape}
+
+
+def test_garbage_in_padded_frames_changes_nothing(
+    model: DeployedModel, golden: Arrays, videos: VideoFeatures
+) -> None:
+    counts = golden["num_frames"]
+    assert counts.min() < F, "no video is padded: the test would say nothing"
+    padded = np.arange(F) >= counts[:, None]  # [V, F]
+    random = np.random.default_rng(0)
+    for filling in (0, 255, random.integers(0, 256, (*padded.shape, S, S, 3), np.uint8)):
+        frames = np.where(padded[..., None, None, None], filling, golden["frames_uint8"])
+        found = model.encode_frames(frames.astype(np.uint8), counts)
+        assert_same_features(found, videos, 0)
+
+
+def test_clips_are_padded_frames(
+    model: DeployedModel, golden: Arrays, videos: VideoFeatures
+) -> None:
+    clips = [
+        frames[:count]
+        for frames, count in zip(golden["frames_uint8"], golden["num_frames"], strict=True)
+    ]
+    assert_same_features(model.encode_clips(clips), videos, 0)
+
+
+def test_arrays_need_not_be_contiguous(
+    model: DeployedModel, golden: Arrays, videos: VideoFeatures, texts: TextFeatures
+) -> None:
+    frames = np.repeat(golden["frames_uint8"], 2, axis=0)[::2]
+    flipped = np.ascontiguousarray(frames[..., ::-1])[..., ::-1]
+    assert not flipped.flags.c_contiguous
+    assert_same_features(model.encode_frames(flipped, golden["num_frames"]), videos, 0)
+    ids = np.asfortranarray(golden["input_ids"])
+    assert_same_features(model.encode_token_ids(ids), texts, 0)
+
+
+def test_texts_are_their_token_ids(model: DeployedModel) -> None:
+    sentences = ["a man is driving a car", "", "word " * 100]
+    ids = model.tokenizer.encode(sentences, W)
+    found = model.encode_texts(sentences)
+    assert_same_features(found, model.encode_token_ids(ids), 0)
+    assert found.num_words.tolist() == [8, 2, W]
+
+
+# Wrong arguments
+
+
+def test_wrong_token_ids(model: DeployedModel) -> None:
+    ids = np.zeros((2, W), np.int32)
+    wrong: list[npt.NDArray[Any]] = [
+        ids[0],
+        ids[:, :-1],
+        ids[None],
+        np.zeros((2, 0), np.int32),
+        np.full((2, W), 49408),
+        np.full((2, W), -1),
+        np.full((2, W), 1 << 40),
+        ids.astype(np.float32),
+        np.full((2, W), np.nan),
+        ids.astype(bool),
+        ids.astype(str),
+    ]
+    for case in wrong:
+        with pytest.raises(InvalidArgumentError, match="token_ids"):
+            model.encode_token_ids(case)
+
+
+def test_token_ids_of_any_integer_type(
+    model: DeployedModel, golden: Arrays, texts: TextFeatures
+) -> None:
+    for dtype in (np.int32, np.int64, np.uint16, np.uint64):
+        found = model.encode_token_ids(golden["input_ids"].astype(dtype))
+        assert_same_features(found, texts, 0)
+
+
+def test_wrong_frames(model: DeployedModel) -> None:
+    frames, counts = np.zeros((2, F, S, S, 3), np.uint8), np.array([1, F])
+    wrong: list[npt.NDArray[Any]] = [
+        frames[0],
+        frames[:, 1:],
+        frames[:, :, 1:],
+        frames[..., :2],
+        frames.transpose(0, 1, 4, 2, 3),
+        frames.astype(np.float32),
+        frames.astype(np.int8),
+    ]
+    for case in wrong:
+        with pytest.raises(InvalidArgumentError, match=r"frames is .* expected uint8 \[videos, 12"):
+            model.encode_frames(case, counts)
+
+
+@pytest.mark.parametrize(
+    "counts", [[0, 1], [1, 13], [1, -1], [1], [1, 1, 1], [[1, 1]], [1.0, 2.0], [1, 1 << 40]]
+)
+def test_wrong_num_frames(model: DeployedModel, counts: list[Any]) -> None:
+    frames = np.zeros((2, F, S, S, 3), np.uint8)
+    with pytest.raises(InvalidArgumentError, match="num_frames"):
+        model.encode_frames(frames, np.array(counts))
+
+
+def test_wrong_clips(model: DeployedModel) -> None:
+    clip = np.zeros((2, S, S, 3), np.uint8)
+    for wrong in (
+        clip[:0],
+        clip[0],
+        clip[:, 1:],
+        clip.astype(np.float32),
+        np.zeros((F + 1, S, S, 3), np.uint8),
+        np.uint8(3),
+    ):
+        with pytest.raises(InvalidArgumentError):
+            model.encode_clips([clip, wrong])  # type: ignore[list-item]
+
+
+def test_what_is_no_text(model: DeployedModel) -> None:
+    with pytest.raises(InvalidArgumentError, match="single str"):
+        model.encode_texts("a dog")
+    with pytest.raises(InvalidArgumentError, match="found int"):
+        model.encode_texts(["a dog", 3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("max_batch", [0, -1])
+def test_wrong_max_batch(bundle: Bundle, max_batch: int) -> None:
+    with pytest.raises(InvalidArgumentError, match="max_batch"):
+        DeployedModel(bundle, CPU, max_batch)
+
+
+def test_features_of_another_size(model: DeployedModel, texts: TextFeatures) -> None:
+    odd = VideoFeatures(
+        np.zeros((1, D + 1), np.float32),
+        np.zeros((1, F, D + 1), np.float32),
+        np.ones(1, np.int32),
+    )
+    with pytest.raises(SessionError, match="scorer failed on") as caught:
+        model.score(texts, odd)
+    assert "\n" not in str(caught.value)
+
+
+# Sessions
+
+
+def test_sessions_open_when_needed(bundle: Bundle, videos: VideoFeatures) -> None:
+    with DeployedModel(bundle, CPU) as model:
+        assert not model._sessions
+        model.score(model.encode_texts(["a dog"]), videos)
+        assert set(model._sessions) == {Graph.TEXT_ENCODER, Graph.SCORER}
+
+
+def test_close_and_use_again(bundle: Bundle, golden: Arrays) -> None:
+    model = DeployedModel(bundle, CPU)
+    before = model.encode_token_ids(golden["input_ids"])
+    session = model._session(Graph.TEXT_ENCODER)
+    model.close()
+    model.close()
+    with pytest.raises(SessionError, match="text_encoder session is closed"):
+        session.run({"token_ids": golden["input_ids"]})
+    assert_same_features(model.encode_token_ids(golden["input_ids"]), before, 0)
+    model.close()
+
+
+def test_several_threads(bundle: Bundle, golden: Arrays) -> None:
+    def work(number: int) -> list[npt.NDArray[Any]]:
+        rows = slice(number % 4, number % 4 + 3)
+        texts = model.encode_token_ids(golden["input_ids"][rows])
+        videos = model.encode_frames(golden["frames_uint8"][rows], golden["num_frames"][rows])
+        return [*vars(texts).values(), *vars(videos).values(), model.score(texts, videos).logits]
+
+    with DeployedModel(bundle, CPU) as model:
+        expected = [work(number) for number in range(4)]
+        model.close()  # so that the threads race for the opening of the sessions, too
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(work, range(32)))
+    for number, found in enumerate(results):
+        for array, wanted in zip(found, expected[number % 4], strict=True):
+            np.testing.assert_array_equal(array, wanted)

@@ -1,0 +1,58 @@
+"""Small models with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
+from xclip_deploy.training.model import XClip
+
+MakeModel = Callable[..., XClip]
+
+
+def small_config(**changes: Any) -> ModelConfig:
+    """A configuration of a few thousand weights; ``changes`` override its fields."""
+    fields: dict[str, Any] = {
+        "embed_dim": 64,
+        "vision": VisionConfig(image_size=32, patch_size=16, width=64, layers=1, heads=1),
+        "text": TextConfig(width=64, layers=1, heads=1, vocab_size=600),
+        "max_words": 10,
+        "max_frames": 5,
+    }
+    fields |= changes
+    if fields.get("temporal_head") is TemporalHead.TRANSFORMER:
+        fields |= {"temporal_layers": 2, "temporal_heads": 1, "temporal_positions": 20}
+    return ModelConfig(**fields)
+
+
+@pytest.fixture
+def make_model() -> MakeModel:
+    """Make a small model; every weight random, X-CLIP's matrices too."""
+
+    def make(**changes: Any) -> XClip:
+        torch.manual_seed(1)
+        model = XClip(small_config(**changes)).eval()
+        with torch.no_grad():
+            for name, parameter in model.scorer.named_parameters():
+                if name != "logit_scale":
+                    parameter += 0.3 * torch.randn_like(parameter)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids [4, 10], frames [3, 5, 32, 32, 3] and their numbers [3]."""
+    random = np.random.default_rng(2)
+    token_ids = np.zeros((4, 10), np.int64)
+    for row, count in zip(token_ids, (10, 5, 3, 2), strict=True):
+        row[: count - 1] = random.integers(1, 598, count - 1)
+        row[count - 1] = 599
+    frames = random.integers(0, 256, (3, 5, 32, 32, 3), dtype=np.uint8)
+    return torch.from_numpy(token_ids), torch.from_numpy(frames), torch.tensor([5, 3, 1])
