@@ -264,11 +264,8 @@ class Retriever:
         self, chosen: list[tuple[str, Path]], skipped: list[str], progress: Progress
     ) -> AddReport:
         total = len(chosen)
-        failed = [
-            FailedVideo(_printable(path), "its path is not UTF-8; rename the file or its folder")
-            for _, path in chosen
-            if not _is_utf8(str(path.absolute()))
-        ]
+        odd = [_printable(path) for _, path in chosen if not _is_utf8(str(path.absolute()))]
+        failed = [FailedVideo(name, f"{name}: is no UTF-8 path; rename it") for name in odd]
         chosen = [(name, path) for name, path in chosen if _is_utf8(str(path.absolute()))]
         added: list[str] = []
         warnings: list[FailedVideo] = []

@@ -255,9 +255,7 @@ def test_the_unfinished_directory_of_a_living_writer_stays(tmp_path: Path) -> No
     assert names_in(tmp_path) == sorted([other.name, foreign.name, neighbour.name, "target"])
 
 
-def test_several_threads_leave_one_whole_directory(tmp_path: Path, exchange: str) -> None:
-    if exchange == "two renames":
-        pytest.skip("without renameat2 two writers at once are not promised to work")
+def test_several_threads_leave_one_whole_directory(tmp_path: Path) -> None:
     target = tmp_path / "target"
     replace_with(target, "first")
     texts = [str(number) * 1000 for number in range(8)]

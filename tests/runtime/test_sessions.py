@@ -32,7 +32,7 @@ def options(**chosen: Any) -> SessionOptions:
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this machine had a GPU: the choice is tested, not the running."""
-    monkeypatch.setattr(device, "_why_no_cuda", lambda providers: None)
+    monkeypatch.setattr(device, "_why_no_cuda", lambda _: None)
 
 
 # Choosing
@@ -202,7 +202,7 @@ def test_a_graph_cut_in_the_middle(bundle_copy: Path) -> None:
 def test_another_graph_in_its_place(bundle_copy: Path) -> None:
     content = (bundle_copy / "fp32/video_encoder.onnx").read_bytes()
     bundle = accepted(bundle_copy, "fp32/text_encoder.onnx", content)
-    with pytest.raises(BundleIntegrityError, match="a graph has tensors .*frames") as caught:
+    with pytest.raises(BundleIntegrityError, match=r"a graph has tensors .*frames") as caught:
         DeployedModel(bundle, options(device="cpu")).encode_texts(["a dog"])
     assert f"run: xclip-deploy export CHECKPOINT -o {bundle_copy}" in str(caught.value)
 

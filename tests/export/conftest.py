@@ -1,0 +1,53 @@
+"""Small models with random weights, and checkpoints of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
+from xclip_deploy.training.checkpoints import save_checkpoint
+from xclip_deploy.training.model import XClip
+
+
+def random_model(**changes: Any) -> XClip:
+    """A small model; ``changes`` override fields of its configuration."""
+    fields: dict[str, Any] = {
+        "embed_dim": 64,
+        "vision": VisionConfig(image_size=32, patch_size=16, width=64, layers=1, heads=1),
+        "text": TextConfig(width=64, layers=1, heads=1),
+        "max_words": 10,
+        "max_frames": 5,
+    }
+    fields |= changes
+    if fields.get("temporal_head") is TemporalHead.TRANSFORMER:
+        fields |= {"temporal_layers": 1, "temporal_heads": 1, "temporal_positions": 20}
+    torch.manual_seed(3)
+    model = XClip(ModelConfig(**fields)).eval()
+    with torch.no_grad():
+        for name, parameter in model.scorer.named_parameters():
+            if name != "logit_scale":
+                parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture
+def make_model() -> Callable[..., XClip]:
+    """See :func:`random_model`."""
+    return random_model
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path: Path) -> Callable[[XClip], Path]:
+    """Save a model as a checkpoint file."""
+
+    def write(model: XClip) -> Path:
+        path = tmp_path / "checkpoint.pt"
+        save_checkpoint(path, model.config, model.state_dict())
+        return path
+
+    return write

@@ -1,0 +1,198 @@
+"""checkpoint → bundle: what is written, what is refused, what is left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from xclip_deploy import Bundle, CheckpointOptions, Retriever, export_bundle
+from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
+from xclip_deploy.export.exporter import _fingerprint
+from xclip_deploy.runtime.manifest import Graph, Precision
+from xclip_deploy.runtime.model_config import Family, Grain, TemporalHead
+from xclip_deploy.training.checkpoints import to_authors_state_dict
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_bundle_of_the_golden_checkpoint(bundle: Bundle) -> None:
+    bundle.verify()
+    manifest = bundle.manifest
+    assert set(contents(bundle.path)) == {*manifest.files, "manifest.json"}
+    assert manifest.model.family is Family.XCLIP
+    assert manifest.model.temporal_head is TemporalHead.TRANSFORMER
+    assert (manifest.model.max_words, manifest.model.max_frames) == (32, 12)
+    assert manifest.provenance.checkpoint == "pytorch_model.bin"
+    assert manifest.provenance.layout == "X-CLIP"
+    assert manifest.provenance.versions["torch"] == torch.__version__
+    assert set(manifest.graphs) == set(Precision)
+
+
+def test_the_parity_table_covers_every_output_and_shows_rounding(bundle: Bundle) -> None:
+    records = bundle.manifest.parity
+    expected = {
+        (precision, graph, tensor.name)
+        for precision, graphs in bundle.manifest.graphs.items()
+        for graph, spec in graphs.items()
+        for tensor in spec.outputs
+    }
+    assert {(record.precision, record.graph, record.tensor) for record in records} == expected
+    assert all(record.passed for record in records)
+    for record in records:
+        # A comparison that compares nothing would show zeros.
+        assert record.max_abs_error > 0
+        if record.precision is Precision.FP16 and record.graph is not Graph.SCORER:
+            assert record.max_abs_error > 1e-5
+
+
+def test_progress_counts_every_step(write_checkpoint: Any, make_model: Any, tmp_path: Path) -> None:
+    steps: list[tuple[int, int, str]] = []
+    export_bundle(
+        write_checkpoint(make_model()),
+        tmp_path / "bundle",
+        progress=lambda done, total, label: steps.append((done, total, label)),
+    )
+    assert [done for done, _, _ in steps] == list(range(len(steps)))
+    assert {total for _, total, _ in steps} == {len(steps) - 1}
+    assert steps[-1][2] == "done"
+
+
+def test_clip4clip_is_exported_and_searched(
+    write_checkpoint: Any, make_model: Any, tmp_path: Path, clips: Path
+) -> None:
+    model = make_model(
+        grains=(Grain.VIDEO_SENTENCE,),
+        sentence_projection=False,
+        temporal_head=TemporalHead.LSTM,
+    )
+    path = tmp_path / "clip4clip.pt"
+    torch.save(to_authors_state_dict(model.config, model.state_dict()), path)
+    options = CheckpointOptions(max_words=10, max_frames=5)
+    result = export_bundle(path, tmp_path / "bundle", options=options, frames_per_second=2)
+    assert result.bundle.manifest.model.family is Family.CLIP4CLIP
+    with Retriever(result.bundle) as retriever:
+        retriever.add(clips / "intel_asl_walk.mkv")
+        (hit,) = retriever.search("a woman in yellow")
+        assert len(retriever.gallery.snapshot().videos[0].frame_times_s) == 5  # 3 s, two a second
+        text = retriever.encode_texts(["a woman in yellow"])
+        video = retriever.gallery.snapshot().features
+    assert hit.grains is not None
+    assert hit.grains.frame_word is None
+    cosine = float(text.sentence_features[0] @ video.video_features[0].astype(np.float32))
+    assert hit.grains.video_sentence == pytest.approx(cosine, abs=1e-4)
+    scale = float(model.scorer.logit_scale.detach().exp())
+    assert hit.score == pytest.approx(scale * cosine, abs=1e-3)
+
+
+def test_fp16_that_ruins_the_embeddings_is_caught_and_the_old_bundle_stands(
+    write_checkpoint: Any, make_model: Any, tmp_path: Path
+) -> None:
+    """Weights that FP32 takes in its stride overflow FP16: the export must not let them pass."""
+    output = tmp_path / "bundle"
+    export_bundle(write_checkpoint(make_model()), output)
+    before = contents(output)
+    model = make_model()
+    mlp = model.text_encoder.transformer.resblocks[0].mlp
+    with torch.no_grad():
+        mlp.c_fc.weight *= 1e7
+        mlp.c_proj.weight *= 1e-7
+    with pytest.raises(ParityError, match="fp16/text_encoder sentence_features") as caught:
+        export_bundle(write_checkpoint(model), output)
+    assert caught.value.exit_code == 5
+    records = {(record.precision, record.tensor): record for record in caught.value.records}
+    assert not records[Precision.FP16, "sentence_features"].passed
+    assert records[Precision.FP32, "sentence_features"].passed
+    assert contents(output) == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_killed_export_leaves_the_old_bundle(
+    write_checkpoint: Any, make_model: Any, tmp_path: Path
+) -> None:
+    output = tmp_path / "bundle"
+    checkpoint = write_checkpoint(make_model())
+    export_bundle(checkpoint, output)
+    before = contents(output)
+    program = Path(sys.executable).with_name("xclip-deploy")
+    process = subprocess.Popen([program, "export", checkpoint, "-o", output], stderr=-1, stdout=-1)
+    waited_s = 0.0
+    # Once its first graph is on disk, it is in the middle of things.
+    while not list(tmp_path.glob(".bundle.partial-*/fp32/*.onnx")) and waited_s < 120:
+        assert process.poll() is None
+        time.sleep(0.05)
+        waited_s += 0.05
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert contents(output) == before
+    Bundle.open(output).verify()
+    assert list(tmp_path.glob(".bundle.partial-*"))
+    export_bundle(checkpoint, output)  # clears up after the killed one
+    assert not list(tmp_path.glob(".bundle.partial-*"))
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(checkpoint_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InvalidArgumentError, match="exists and is no bundle"):
+        export_bundle(checkpoint_path, tmp_path)
+    file = tmp_path / "thesis.txt"
+    with pytest.raises(InvalidArgumentError, match="exists and is no bundle"):
+        export_bundle(checkpoint_path, file)
+    assert file.read_text() == "years of work"
+
+
+def test_unwritable_output(checkpoint_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ExportError, match="cannot be written"):
+        export_bundle(checkpoint_path, file / "bundle")
+
+
+@pytest.mark.parametrize("rate", [0, -1.0, float("nan"), float("inf")])
+def test_impossible_frame_rates(checkpoint_path: Path, tmp_path: Path, rate: float) -> None:
+    with pytest.raises(InvalidArgumentError, match="frames_per_second"):
+        export_bundle(checkpoint_path, tmp_path / "bundle", frames_per_second=rate)
+
+
+def test_a_vocabulary_that_is_not_clips(
+    write_checkpoint: Any, make_model: Any, tmp_path: Path
+) -> None:
+    from xclip_deploy.runtime.model_config import TextConfig
+
+    model = make_model(text=TextConfig(width=64, layers=1, heads=1, vocab_size=1000))
+    with pytest.raises(ExportError, match="1000 token embeddings"):
+        export_bundle(write_checkpoint(model), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_fingerprint_is_of_weights_and_settings_alone(make_model: Any, tmp_path: Path) -> None:
+    """Not of the file they came in: a gallery outlives a re-saved checkpoint."""
+    from xclip_deploy import load_checkpoint
+
+    model = make_model()
+    names = to_authors_state_dict(model.config, model.state_dict())
+    torch.save({f"module.{name}": tensor for name, tensor in names.items()}, tmp_path / "a.pt")
+    save_file(names, tmp_path / "b.safetensors")
+    loaded = [load_checkpoint(tmp_path / name) for name in ("a.pt", "b.safetensors")]
+    first, second = (_fingerprint(checkpoint.state_dict, {"fps": 1}) for checkpoint in loaded)
+    assert first == second
+    assert loaded[0].source_sha256 != loaded[1].source_sha256
+    assert _fingerprint(loaded[0].state_dict, {"fps": 2}) != first
+    changed = dict(loaded[0].state_dict)
+    changed["scorer.logit_scale"] = changed["scorer.logit_scale"] + 1e-3
+    assert _fingerprint(changed, {"fps": 1}) != first

@@ -1,0 +1,62 @@
+"""The published dimensions export and build: random weights, real graphs, real engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xclip_deploy import build_engines, export_bundle
+from xclip_deploy.runtime.engine_set import engine_file
+from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.model_config import TemporalHead, TextConfig, VisionConfig
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed on this platform")
+
+SIZES: dict[str, dict[str, Any]] = {
+    "ViT-B/32": {
+        "embed_dim": 512,
+        "vision": VisionConfig(image_size=224, patch_size=32, width=768, layers=12, heads=12),
+        "text": TextConfig(width=512, layers=12, heads=8),
+    },
+    "ViT-B/16": {
+        "embed_dim": 512,
+        "vision": VisionConfig(image_size=224, patch_size=16, width=768, layers=12, heads=12),
+        "text": TextConfig(width=512, layers=12, heads=8),
+    },
+    "ViT-L/14": {
+        "embed_dim": 768,
+        "vision": VisionConfig(image_size=224, patch_size=14, width=1024, layers=24, heads=16),
+        "text": TextConfig(width=768, layers=12, heads=12),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "ViT-B/32",
+        pytest.param("ViT-B/16", marks=pytest.mark.slow),
+        pytest.param("ViT-L/14", marks=pytest.mark.slow),
+    ],
+)
+def test_exports_and_builds(
+    size: str, make_model: Any, write_checkpoint: Any, tmp_path: Path
+) -> None:
+    model = make_model(**SIZES[size], temporal_head=TemporalHead.TRANSFORMER, max_words=32)
+    config = model.config
+    checkpoint = write_checkpoint(model)
+    del model
+    result = export_bundle(checkpoint, tmp_path / "bundle")
+    assert result.bundle.manifest.model == config
+    assert all(record.passed for record in result.parity)
+    built = build_engines(result.bundle)
+    # TensorRT's fused attention leaves three of these for every attention block.
+    marker = b"_gemm_mha_v2_0x"
+    video = (built.path / engine_file(Graph.VIDEO_ENCODER)).read_bytes().count(marker)
+    text = (built.path / engine_file(Graph.TEXT_ENCODER)).read_bytes().count(marker)
+    # The temporal head here has a single attention head, whose padding mask TensorRT-RTX
+    # does not fuse.
+    assert video >= 3 * config.vision.layers
+    assert text == 3 * config.text.layers

@@ -1,0 +1,569 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xclip_deploy import (
+    Bundle,
+    DeployedModel,
+    GalleryVideo,
+    Retriever,
+    SearchResult,
+    VideoFeatures,
+    VideoFrames,
+)
+from xclip_deploy.errors import (
+    BundleNotFoundError,
+    DuplicateIdError,
+    GalleryError,
+    GalleryNotFoundError,
+    InvalidArgumentError,
+    VideoNotFoundError,
+    VideoReadError,
+)
+from xclip_deploy.runtime.retriever import _best
+
+Arrays = dict[str, npt.NDArray[Any]]
+FROG, DOG, WALK = "mdn_frog.webm", "sam2_dog.mp4", "intel_asl_walk.mkv"
+# Small, for tests to which the content does not matter.
+TURNED, STREET = "edge_cases/decord_video_90.mov", "edge_cases/torchcodec_h265.mp4"
+# Words of the golden texts: the tiny model knows no others.
+TEXTS = ("a man is driving a car", "a cat's dog", "a man", "dogs 3 toys")
+
+
+@pytest.fixture(scope="module")
+def filled(
+    bundle: Bundle, clips: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Retriever]:
+    """All the real clips, encoded once. Not to be changed."""
+    with Retriever(bundle, device="cpu") as retriever:
+        retriever.add(clips)
+        yield retriever
+
+
+@pytest.fixture(scope="module")
+def frames(filled: Retriever) -> dict[str, VideoFrames]:
+    """The same clips, read anew: by id."""
+    return {name: filled.read_video(name) for name in ids(filled)}
+
+
+@pytest.fixture
+def folder(clips: Path, tmp_path: Path) -> Path:
+    """Good and bad videos: 3 good ones, 4 bad ones and a text file."""
+    path = tmp_path / "videos"
+    (path / "sub").mkdir(parents=True)
+    shutil.copyfile(clips / FROG, path / "frog.webm")
+    shutil.copyfile(clips / WALK, path / "sub" / "walk.mkv")
+    shutil.copyfile(clips / "edge_cases" / "decord_video_90.mov", path / "turned.MOV")
+    (path / "empty.mp4").touch()
+    (path / "text.mp4").write_text("I am no video.")
+    (path / "cut.mp4").write_bytes((clips / DOG).read_bytes()[:5000])
+    (path / "random.avi").write_bytes(np.random.default_rng(0).bytes(5000))
+    (path / "notes.txt").write_text("not looked at")
+    return path
+
+
+def ids(retriever: Retriever) -> list[str]:
+    return [video.id for video in retriever.gallery.snapshot().videos]
+
+
+def assert_ranked(results: list[SearchResult], count: int) -> None:
+    assert [result.rank for result in results] == list(range(1, count + 1))
+    scores = [result.score for result in results]
+    assert scores == sorted(scores, reverse=True)
+    assert len({result.id for result in results}) == count
+
+
+# Adding
+
+
+def test_a_folder_of_real_clips(
+    filled: Retriever, frames: dict[str, VideoFrames], clips: Path, bundle: Bundle
+) -> None:
+    found = {Path(name).relative_to(clips).as_posix() for name in ids(filled)}
+    assert {FROG, DOG, WALK, "edge_cases/torchcodec_av1.mkv"} <= found
+    assert len(found) == len(filled) >= 9
+    for video in filled.gallery.snapshot().videos:
+        assert video.path == video.id
+        assert video.frame_times_s == tuple(frames[video.id].times_s.tolist())
+        assert video.duration_s == frames[video.id].duration_s
+        assert 1 <= len(video.frame_times_s) <= bundle.manifest.model.max_frames
+
+
+def test_features_are_those_of_the_video(
+    filled: Retriever, frames: dict[str, VideoFrames], clips: Path
+) -> None:
+    snapshot = filled.gallery.snapshot()
+    row = ids(filled).index(str(clips / FROG))
+    expected = filled.encode_videos([frames[str(clips / FROG)]])
+    found = snapshot.features
+    assert found.num_frames[row] == expected.num_frames[0]
+    # A unit vector's element is at most 1, where FP16 is exact to 2^-11; half of that for most.
+    for name in ("video_features", "frame_features"):
+        stored = getattr(found, name)[row].astype(np.float32)
+        np.testing.assert_allclose(stored, getattr(expected, name)[0], rtol=0, atol=5e-4)
+
+
+def test_bad_files_are_reported_and_the_rest_goes_on(retriever: Retriever, folder: Path) -> None:
+    calls: list[tuple[int, int, int]] = []
+    report = retriever.add(folder, progress=lambda *call: calls.append(call))
+    good = ["frog.webm", "turned.MOV", "sub/walk.mkv"]
+    assert report.added == tuple(str(folder / name) for name in good)
+    assert ids(retriever) == list(report.added)
+    bad = {Path(failure.path).name: failure.reason for failure in report.failed}
+    assert set(bad) == {"empty.mp4", "text.mp4", "cut.mp4", "random.avi"}
+    assert "is empty" in bad["empty.mp4"]
+    assert all("\n" not in reason for reason in bad.values())
+    assert report.skipped == ()
+    assert [done for done, _, _ in calls] == list(range(1, 8))
+    assert {total for _, total, _ in calls} == {7}
+    assert calls[-1] == (7, 7, 4)
+    again = json.loads(json.dumps(report.to_dict()))
+    assert again["added"] == list(report.added)
+    assert again["failed"] == [vars(failure) for failure in report.failed]
+
+
+def test_a_damaged_video_is_added_with_a_warning(retriever: Retriever, clips: Path) -> None:
+    path = clips / "edge_cases" / "decord_corrupted.mp4"
+    report = retriever.add(path)
+    assert report.added == (str(path),)
+    assert [warning.path for warning in report.warnings] == [str(path)]
+    assert "could not be decoded" in report.warnings[0].reason
+
+
+def test_nothing_to_add(retriever: Retriever, tmp_path: Path) -> None:
+    for nothing in ([], tmp_path, [tmp_path, tmp_path]):
+        report = retriever.add(nothing)
+        assert report.to_dict() == {"added": (), "skipped": (), "failed": (), "warnings": ()}
+
+
+def test_all_forms_of_paths(
+    retriever: Retriever, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clips)
+    one = str(clips / TURNED)
+    for paths in (TURNED, Path(TURNED), one, [TURNED], (Path(TURNED),), iter([one])):
+        assert retriever.add(paths).added == (one,)
+        retriever.remove(one)
+
+
+@pytest.mark.parametrize("on_duplicate", ["error", "skip", "replace"])
+def test_a_file_given_in_two_ways_is_one(
+    retriever: Retriever, clips: Path, monkeypatch: pytest.MonkeyPatch, on_duplicate: Any
+) -> None:
+    monkeypatch.chdir(clips)
+    names = [TURNED, clips / TURNED, f"./{TURNED}", TURNED]
+    assert retriever.add(names, on_duplicate=on_duplicate).added == (str(clips / TURNED),)
+
+
+def test_a_path_that_is_not_there(retriever: Retriever, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(VideoNotFoundError):
+        retriever.add([clips / TURNED, tmp_path / "none.mp4"])
+    with pytest.raises(VideoNotFoundError):
+        retriever.add([clips / TURNED, tmp_path / "none.mp4"], ids=["a", "b"])
+    assert len(retriever) == 0
+
+
+def test_a_name_that_is_no_text(retriever: Retriever, clips: Path, tmp_path: Path) -> None:
+    """Linux file names are bytes; one that is not UTF-8 cannot be an id, nor be written as JSON."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9.webm")
+    shutil.copyfile(clips / FROG, odd)
+    shutil.copyfile(clips / FROG, tmp_path / "fine.webm")
+    calls: list[tuple[int, int, int]] = []
+    report = retriever.add(tmp_path, progress=lambda *call: calls.append(call))
+    assert report.added == (str(tmp_path / "fine.webm"),)
+    assert [failure.path for failure in report.failed] == [f"{tmp_path}/caf\\udce9.webm"]
+    assert "is no UTF-8 path" in report.failed[0].reason
+    assert calls == [(2, 2, 1)]
+    json.dumps(report.to_dict(), ensure_ascii=False).encode()
+    assert retriever.add(odd, ids=["coffee"]).added == ()
+
+
+# Ids and duplicates
+
+
+def test_ids_of_ones_own(retriever: Retriever, clips: Path) -> None:
+    names = ["frog/1", "a “dog” 🐕"]
+    report = retriever.add([clips / TURNED, clips / STREET], ids=names)
+    assert list(report.added) == ids(retriever) == names
+    assert [video.path for video in retriever.gallery.snapshot().videos] == [
+        str(clips / TURNED),
+        str(clips / STREET),
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["a"], ["a", "b", "c"], ["a", "a"], ["a", ""], "ab", ["a", 3], ["a", None], ["a", "\ud800"]],
+)
+def test_wrong_ids(retriever: Retriever, clips: Path, wrong: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="ids"):
+        retriever.add([clips / TURNED, clips / STREET], ids=wrong)
+    assert len(retriever) == 0
+
+
+def test_ids_for_a_folder(retriever: Retriever, clips: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="is a folder"):
+        retriever.add([clips], ids=["a"])
+
+
+def test_duplicates(retriever: Retriever, clips: Path) -> None:
+    retriever.add([clips / TURNED, clips / STREET], ids=["frog", "x"])
+    before = retriever.gallery.snapshot()
+    files = [clips / WALK, clips / TURNED]
+    with pytest.raises(DuplicateIdError, match="'x' is already in the gallery"):
+        retriever.add(files, ids=["x", "new"])
+    assert retriever.gallery.snapshot() is before  # raised before anything was read
+    report = retriever.add(files, ids=["x", "new"], on_duplicate="skip")
+    assert (report.added, report.skipped) == (("new",), ("x",))
+    assert path_of(retriever, "x") == str(clips / STREET)
+    report = retriever.add(files, ids=["x", "newer"], on_duplicate="replace")
+    assert (report.added, report.skipped) == (("x", "newer"), ())
+    assert path_of(retriever, "x") == str(clips / WALK)
+    assert ids(retriever) == ["frog", "new", "x", "newer"]
+    with pytest.raises(InvalidArgumentError, match="on_duplicate 'ignore'"):
+        retriever.add(files, on_duplicate="ignore")  # type: ignore[arg-type]
+
+
+def path_of(retriever: Retriever, video_id: str) -> str | None:
+    return next(v.path for v in retriever.gallery.snapshot().videos if v.id == video_id)
+
+
+def test_replacing_by_a_file_that_cannot_be_read_keeps_the_old(
+    retriever: Retriever, clips: Path, tmp_path: Path
+) -> None:
+    retriever.add([clips / TURNED], ids=["x"])
+    (tmp_path / "bad.mp4").write_text("no video")
+    report = retriever.add([tmp_path / "bad.mp4"], ids=["x"], on_duplicate="replace")
+    assert len(report.failed) == 1
+    assert path_of(retriever, "x") == str(clips / TURNED)
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 16])
+def test_an_interruption_keeps_what_was_encoded(
+    bundle: Bundle, clips: Path, tmp_path: Path, max_batch: int
+) -> None:
+    """Ctrl-C reaches Python code between two videos, as here from the progress callback."""
+    (tmp_path / "bad.mp4").write_text("no video")
+    files = [clips / TURNED, tmp_path / "bad.mp4", clips / WALK, clips / STREET]
+
+    def interrupt(done: int, total: int, failed: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with Retriever(bundle, device="cpu", max_batch=max_batch) as retriever:
+        with pytest.raises(KeyboardInterrupt):
+            retriever.add(files, progress=interrupt)
+        assert ids(retriever) == [str(clips / TURNED), str(clips / WALK)]
+        report = retriever.add(files, on_duplicate="skip")
+        assert report.added == (str(clips / STREET),)
+        assert len(report.skipped) == 2
+        assert_ranked(retriever.search(TEXTS[0]), 3)
+
+
+def test_a_progress_bar_on_standard_error(
+    retriever: Retriever, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    retriever.add(folder, progress=True)
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "7/7" in printed.err
+    assert "4 failed" in printed.err
+
+
+def test_remove(retriever: Retriever, clips: Path) -> None:
+    retriever.add([clips / TURNED, clips / STREET, clips / WALK], ids=["a", "b", "c"])
+    retriever.remove("a")
+    assert ids(retriever) == ["b", "c"]
+    with pytest.raises(GalleryError, match="no video 'a'"):
+        retriever.remove(["b", "a"])
+    retriever.remove(["b", "c"])
+    assert len(retriever) == 0
+    assert retriever.search(TEXTS[0]) == []
+
+
+# Searching
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_search(filled: Retriever, text: str) -> None:
+    everything = filled.search(text, k=1000)
+    assert_ranked(everything, len(filled))
+    for k in (1, 2, len(filled) - 1, len(filled)):
+        assert filled.search(text, k) == everything[:k]
+
+
+def test_results_differ_between_texts(filled: Retriever) -> None:
+    scores = {filled.search(text, 1)[0].score for text in TEXTS}
+    assert len(scores) == len(TEXTS)
+
+
+def test_scores_and_grains_are_those_of_the_scorer(filled: Retriever) -> None:
+    features = filled.encode_texts(TEXTS)
+    snapshot = filled.gallery.snapshot()
+    scores = filled.score(features, snapshot.features)
+    column = {video.id: n for n, video in enumerate(snapshot.videos)}
+    for row, results in enumerate(filled.search_batch(TEXTS, k=100)):
+        for result in results:
+            n = column[result.id]
+            assert result.score == scores.logits[row, n]
+            assert result.grains is not None
+            assert vars(result.grains) == {k: v[row, n] for k, v in scores.grains.items()}
+            grains = [g for g in vars(result.grains).values() if g is not None]
+            assert result.score == pytest.approx(100.003 * sum(grains) / 4, abs=1e-3)
+
+
+def test_the_gallery_in_fp16_loses_little(
+    filled: Retriever, frames: dict[str, VideoFrames]
+) -> None:
+    """Against scores from the videos themselves, nothing stored in between."""
+    texts = filled.encode_texts(TEXTS)
+    direct = filled.score(texts, filled.encode_videos(list(frames.values()))).logits
+    stored = filled.score(texts, filled.gallery.snapshot().features).logits
+    # Measured: 2.6e-3, with a logit scale of 100.
+    np.testing.assert_allclose(stored, direct, rtol=0, atol=3e-2)
+
+
+def test_the_best_frame_is_the_most_similar(
+    filled: Retriever, frames: dict[str, VideoFrames]
+) -> None:
+    # From the files themselves, one by one, by way of nothing that the search used.
+    features = {
+        name: filled.encode_videos([clip]).frame_features[0] for name, clip in frames.items()
+    }
+    times = []
+    for text in TEXTS:
+        sentence = filled.encode_texts([text]).sentence_features[0]
+        snapshot = filled.gallery.snapshot()
+        for result in filled.search(text, k=100):
+            n = next(n for n, video in enumerate(snapshot.videos) if video.id == result.id)
+            clip_times = frames[result.id].times_s.tolist()
+            valid = (features[result.id] @ sentence)[: len(clip_times)]
+            best = valid[clip_times.index(result.best_frame_time_s)]
+            assert best >= valid.max() - 1e-3  # FP16 in the gallery
+            assert result.best_frame_time_s in snapshot.videos[n].frame_times_s
+            times.append(result.best_frame_time_s)
+    assert len(set(times)) > 3, "always the first frame would pass, too"
+
+
+def test_a_batch_is_its_single_searches(filled: Retriever) -> None:
+    together = filled.search_batch(TEXTS, k=4)
+    for text, results in zip(TEXTS, together, strict=True):
+        alone = filled.search(text, k=4)
+        assert [result.id for result in results] == [result.id for result in alone]
+        for one, other in zip(results, alone, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert one.best_frame_time_s == other.best_frame_time_s
+    assert filled.search_batch([], k=4) == []
+
+
+@given(st.lists(st.sampled_from([-1.5, 0.0, 0.5, 7.0]), min_size=1), st.integers(1, 60))
+def test_equal_scores_come_in_the_order_of_addition(scores: list[float], k: int) -> None:
+    expected = sorted(range(len(scores)), key=lambda n: -scores[n])[:k]  # a stable sort
+    assert _best(np.array(scores, np.float32), k).tolist() == expected
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_wrong_k(filled: Retriever, clips: Path, k: int) -> None:
+    for search in (
+        lambda: filled.search(TEXTS[0], k),
+        lambda: filled.search_batch(TEXTS, k),
+        lambda: filled.search_by_video(clips / FROG, k),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"k is {k}"):
+            search()
+
+
+def test_an_empty_gallery(retriever: Retriever, clips: Path) -> None:
+    assert retriever.search("a dog") == []
+    assert retriever.search_batch(["a dog", "a cat"]) == [[], []]
+    assert retriever.search_by_video(clips / FROG) == []
+    with pytest.raises(InvalidArgumentError):
+        retriever.search("a dog", k=0)
+
+
+@pytest.mark.parametrize("text", ["", " \t\n", "\x00", "&nbsp;"])
+def test_a_text_without_a_word(filled: Retriever, retriever: Retriever, text: str) -> None:
+    for searched in (filled, retriever):
+        with pytest.raises(InvalidArgumentError, match="holds no word"):
+            searched.search(text)
+        with pytest.raises(InvalidArgumentError, match="holds no word"):
+            searched.search_batch(["a dog", text])
+
+
+def test_what_is_no_text(filled: Retriever) -> None:
+    for wrong in (None, 3, b"a dog", ["a dog"]):
+        with pytest.raises(InvalidArgumentError, match="expected a text"):
+            filled.search(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentError, match="expected a text"):
+            filled.search_batch(["a dog", wrong])  # type: ignore[list-item]
+    with pytest.raises(InvalidArgumentError, match="single str"):
+        filled.search_batch("dog")
+
+
+@pytest.mark.parametrize("text", ["!?", "🐕", "日本語", "\ud800", "a" * 5000, "<|endoftext|>"])
+def test_odd_texts_are_searched(filled: Retriever, text: str) -> None:
+    results = filled.search(text, k=3)
+    assert_ranked(results, 3)
+    assert all(math.isfinite(result.score) for result in results)
+
+
+@pytest.mark.parametrize("name", [FROG, DOG, WALK, "edge_cases/torchcodec_h265.mp4"])
+def test_a_video_finds_itself_first(
+    filled: Retriever, frames: dict[str, VideoFrames], clips: Path, name: str
+) -> None:
+    clip = frames[str(clips / name)]
+    results = filled.search_by_video(clip, k=100)
+    assert_ranked(results, len(filled))
+    assert results[0].id == str(clips / name)
+    assert results[0].score == pytest.approx(1, abs=1e-3)
+    assert all(result.grains is None for result in results)
+    query = filled.encode_videos([clip])
+    for result in results[:3]:
+        other = filled.encode_videos([frames[result.id]])
+        cosine = float(query.video_features[0] @ other.video_features[0])
+        assert result.score == pytest.approx(cosine, abs=1e-3)
+        times = frames[result.id].times_s
+        similarity = other.frame_features[0, : len(times)] @ query.frame_features[0].T
+        best = similarity[:, : query.num_frames[0]].max(axis=1)
+        assert best[times.tolist().index(result.best_frame_time_s)] >= best.max() - 1e-3
+
+
+def test_search_by_a_file_is_search_by_its_frames(
+    filled: Retriever, frames: dict[str, VideoFrames], clips: Path
+) -> None:
+    by_frames = filled.search_by_video(frames[str(clips / FROG)])
+    assert filled.search_by_video(clips / FROG) == by_frames
+    assert filled.search_by_video(str(clips / FROG)) == by_frames
+
+
+def test_search_by_what_is_no_video(filled: Retriever, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(VideoReadError):
+        filled.search_by_video(tmp_path / "text.mp4")
+    with pytest.raises(VideoNotFoundError):
+        filled.search_by_video(tmp_path / "none.mp4")
+    small = VideoFrames(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2.0), np.arange(2), 2.0, 1.0)
+    with pytest.raises(InvalidArgumentError, match="a clip is uint8"):
+        filled.search_by_video(small)
+
+
+def test_results_as_json(filled: Retriever, clips: Path) -> None:
+    for results in (filled.search(TEXTS[0], 2), filled.search_by_video(clips / FROG, 2)):
+        for result in results:
+            again = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+            assert again["id"] == result.id
+            assert again["score"] == result.score
+            assert again["best_frame_time_s"] == result.best_frame_time_s
+            assert (again["grains"] is None) == (result.grains is None)
+
+
+def test_several_threads_search_while_videos_are_added(
+    bundle: Bundle, clips: Path, filled: Retriever
+) -> None:
+    names = [clips / TURNED, clips / WALK]
+    with Retriever(bundle, device="cpu") as retriever, ThreadPoolExecutor(4) as pool:
+        retriever.add(clips / STREET)
+        searches = [pool.submit(retriever.search_batch, TEXTS) for _ in range(8)]
+        additions = [pool.submit(retriever.add, name) for name in names]
+        searches += [pool.submit(retriever.search_batch, TEXTS) for _ in range(8)]
+        for addition in additions:
+            addition.result()
+        for search in searches:
+            for results in search.result():
+                assert_ranked(results, len(results))
+                assert str(clips / STREET) in {result.id for result in results}
+        assert len(retriever) == 3
+
+
+# Keeping
+
+
+def test_save_and_open(
+    filled: Retriever,
+    frames: dict[str, VideoFrames],
+    bundle: Bundle,
+    clips: Path,
+    tmp_path: Path,
+) -> None:
+    dog = frames[str(clips / DOG)]
+    filled.save(tmp_path / "gallery")
+    for gallery in (tmp_path / "gallery", str(tmp_path / "gallery"), filled.gallery):
+        with Retriever(bundle, gallery, device="cpu") as opened:
+            assert opened.search_batch(TEXTS) == filled.search_batch(TEXTS)
+            assert opened.search_by_video(dog) == filled.search_by_video(dog)
+            assert opened.add(clips, on_duplicate="skip").added == ()
+
+
+def test_opening_what_is_not_there(bundle: Bundle, bundle_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFoundError):
+        Retriever(tmp_path / "none")
+    with pytest.raises(GalleryNotFoundError):
+        Retriever(bundle, tmp_path / "none")
+    with Retriever(str(bundle_path), device="cpu") as retriever:
+        assert len(retriever) == 0
+
+
+def test_wrong_settings(bundle: Bundle) -> None:
+    for wrong in ({"device": "tpu"}, {"precision": "int8"}, {"threads": 0}, {"max_batch": 0}):
+        with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
+            Retriever(bundle, **wrong)  # type: ignore[arg-type]
+
+
+def test_the_gallery_outlives_close(bundle: Bundle, clips: Path) -> None:
+    with Retriever(bundle, device="cpu") as retriever:
+        retriever.add(clips / TURNED)
+    assert len(retriever) == 1
+    assert len(retriever.search(TEXTS[0])) == 1  # and sessions open anew
+    retriever.close()
+
+
+# Pipelines of one's own
+
+
+def test_features_from_elsewhere(retriever: Retriever, golden: Arrays) -> None:
+    """Golden frames, encoded by another model object, added and searched."""
+    model = DeployedModel(retriever.bundle, max_batch=4)
+    features = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
+    videos = [
+        GalleryVideo(id=f"v{n}", frame_times_s=tuple(float(t) for t in range(count)))
+        for n, count in enumerate(golden["num_frames"])
+    ]
+    retriever.add_features(videos, features)
+    assert ids(retriever) == [f"v{n}" for n in range(6)]
+    texts = model.encode_token_ids(golden["input_ids"])
+    logits = retriever.score(texts, retriever.gallery.snapshot().features).logits
+    # FP16 in the gallery; see test_the_gallery_in_fp16_loses_little.
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=3e-2)
+    results = retriever.search(TEXTS[0])
+    assert {result.path for result in results} == {None}
+    with pytest.raises(DuplicateIdError):
+        retriever.add_features(videos[:1], features[:1])
+    with pytest.raises(InvalidArgumentError):
+        retriever.add_features(videos[:2], features[:1])
+    broken = VideoFeatures(
+        np.full_like(features.video_features[:1], np.nan),
+        features.frame_features[:1],
+        features.num_frames[:1],
+    )
+    with pytest.raises(InvalidArgumentError, match="NaN"):
+        retriever.add_features([videos[0].model_copy(update={"id": "new"})], broken)
+    assert len(retriever) == 6
+
+
+def test_frames_of_ones_own(retriever: Retriever, golden: Arrays) -> None:
+    found = retriever.encode_frames(golden["frames_uint8"], golden["num_frames"])
+    expected = retriever.model.encode_frames(golden["frames_uint8"], golden["num_frames"])
+    np.testing.assert_array_equal(found.video_features, expected.video_features)

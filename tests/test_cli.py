@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xclip_deploy import Bundle, Gallery, Retriever, __version__
+from xclip_deploy.cli import main
+from xclip_deploy.runtime import progress
+from xclip_deploy.runtime.sessions import device
+
+SCRIPT = Path(sys.executable).with_name("xclip-deploy")
+COMMANDS = ("export", "build-trt", "index", "search", "inspect")
+FROG, TURNED = "mdn_frog.webm", "edge_cases/decord_video_90.mov"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process."""
+
+    def call(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        printed = capfd.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Outcome(caught.value.code, printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def gallery_path(bundle: Bundle, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery of two clips. Not to be changed."""
+    path = tmp_path_factory.mktemp("cli") / "gallery"
+    with Retriever(bundle, device="cpu") as retriever:
+        retriever.add([clips / FROG, clips / TURNED])
+        retriever.save(path)
+    return path
+
+
+def script(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the installed command."""
+    command = [SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, text=True, timeout=120, check=False, **options)
+
+
+def assert_one_line_error(outcome: Outcome, status: int, *parts: str) -> None:
+    assert outcome.status == status, outcome
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.endswith("\n")
+    assert outcome.err.count("\n") == 1, "an error is one line"
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in outcome.err
+
+
+# Help
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help(run: Run, option: str) -> None:
+    outcome = run(option)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert all(command in outcome.out for command in COMMANDS)
+    assert "Exit statuses" in outcome.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(run: Run, command: str) -> None:
+    for option in ("--help", "-h"):
+        outcome = run(command, option)
+        assert (outcome.status, outcome.err) == (0, "")
+        assert f"xclip-deploy {command}" in outcome.out
+        assert "--json" in outcome.out
+
+
+def test_version(run: Run) -> None:
+    outcome = run("--version")
+    assert outcome.status == 0
+    assert __version__ in outcome.out
+
+
+# inspect
+
+
+def test_inspect(run: Run, bundle_path: Path) -> None:
+    outcome = run("inspect", bundle_path)
+    assert (outcome.status, outcome.err) == (0, "")
+    for part in (
+        "x-clip",
+        "video_encoder",
+        "text_encoder",
+        "scorer",
+        "fp32",
+        "fp16",
+        "pytorch_model.bin",
+        "build-trt",
+    ):
+        assert part in outcome.out
+
+
+def test_inspect_json(run: Run, bundle_path: Path, bundle: Bundle) -> None:
+    outcome = run("inspect", bundle_path, "--json")
+    assert (outcome.status, outcome.err) == (0, "")
+    content = outcome.json()
+    assert content.pop("engine_sets") == {}
+    assert content == bundle.manifest.model_dump(mode="json")
+
+
+def test_inspect_verify(run: Run, bundle_copy: Path) -> None:
+    assert run("inspect", bundle_copy, "--verify").status == 0
+    file = bundle_copy / "fp16" / "scorer.onnx"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    assert run("inspect", bundle_copy).status == 0  # without reading the graphs
+    assert_one_line_error(run("inspect", bundle_copy, "--verify"), 6, "scorer.onnx was altered")
+
+
+def test_inspect_takes_the_usual_name(
+    run: Run, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bundle_path.name == "xclip-bundle"
+    monkeypatch.chdir(bundle_path.parent)
+    assert run("inspect", "--json").json() == run("inspect", bundle_path, "--json").json()
+
+
+# index and search
+
+
+def test_index_and_search(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    gallery = tmp_path / "gallery"
+    places = ("--bundle", bundle_path, "--gallery", gallery, "--device", "cpu")
+
+    outcome = run("index", clips / FROG, clips / TURNED, bad, *places)
+    assert outcome.status == 0
+    assert "2 added" in outcome.out
+    assert str(bad) in outcome.out
+    assert "3/3" in outcome.err  # the progress bar
+    assert len(Gallery.open(gallery, Bundle.open(bundle_path).manifest)) == 2
+
+    outcome = run("index", clips / FROG, bad, *places, "--json")
+    assert outcome.status == 0
+    report = outcome.json()
+    assert report["skipped"] == [str(clips / FROG)]
+    assert (report["added"], report["videos"]) == ([], 2)
+    assert [failure["path"] for failure in report["failed"]] == [str(bad)]
+    assert run("index", clips / FROG, bad, *places, "--strict").status == 8
+
+    outcome = run("search", "a man", "a dog", *places)
+    assert (outcome.status, outcome.err) == (0, "")
+    for part in ("a man", "a dog", FROG, TURNED):
+        assert part in outcome.out
+
+    outcome = run("search", "a man", "a dog", "-k", "1", *places, "--json")
+    found = outcome.json()
+    assert [entry["query"] for entry in found] == ["a man", "a dog"]
+    with Retriever(bundle_path, gallery, device="cpu") as retriever:
+        expected = retriever.search_batch(["a man", "a dog"], k=1)
+    assert [entry["results"] for entry in found] == [
+        [result.to_dict() for result in results] for results in expected
+    ]
+
+    outcome = run("search", "--video", clips / FROG, *places, "--json")
+    results = outcome.json()[0]["results"]
+    assert [result["id"] for result in results] == [str(clips / FROG), str(clips / TURNED)]
+    assert results[0]["grains"] is None
+    outcome = run("search", "--video", clips / FROG, *places)
+    assert outcome.status == 0
+    assert FROG in outcome.out
+
+
+def test_index_duplicates(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:
+    places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
+    assert run("index", clips / TURNED, *places).status == 0
+    again = run("index", clips / TURNED, *places, "--on-duplicate", "error")
+    assert again.status == 10
+    assert "is already in the gallery" in again.err
+    again = run("index", clips / TURNED, *places, "--on-duplicate", "replace", "--json")
+    assert again.json()["added"] == [str(clips / TURNED)]
+    assert again.json()["videos"] == 1
+
+
+def test_names_are_printed_as_they_are(
+    run: Run, bundle_path: Path, clips: Path, tmp_path: Path
+) -> None:
+    """What means colours or pictures to the table's library is part of a name here."""
+    names = ["[red]frog[bold].mov", ":dog:.mov", "[", "back\\[slash].mov", "é 🎬.mov"]
+    for name in names:
+        shutil.copyfile(clips / TURNED, tmp_path / name)
+    places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
+    files = [tmp_path / name for name in names]
+    assert run("index", *files, *places).status == 0
+    outcome = run("search", "a man", *places)
+    assert outcome.status == 0
+    for name in names:
+        assert str(tmp_path / name) in outcome.out
+
+
+def test_an_interrupted_index_keeps_what_was_encoded(
+    run: Run, bundle_path: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def interrupted(total: int) -> Iterator[Callable[[int, int, int], None]]:
+        def report(done: int, total: int, failed: int) -> None:
+            if done == 2:
+                raise KeyboardInterrupt
+
+        yield report
+
+    monkeypatch.setattr(progress, "video_progress", interrupted)
+    gallery = tmp_path / "gallery"
+    files = [clips / TURNED, clips / FROG, clips / "edge_cases" / "torchcodec_h265.mp4"]
+    outcome = run("index", *files, "--bundle", bundle_path, "--gallery", gallery)
+    assert outcome.status == 130
+    assert "kept 2 videos" in outcome.err
+    assert "Traceback" not in outcome.err
+    opened = Gallery.open(gallery, Bundle.open(bundle_path).manifest)
+    assert [video.id for video in opened.snapshot().videos] == [str(file) for file in files[:2]]
+
+
+def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    gallery = tmp_path / "gallery"
+    Gallery(bundle.manifest).save(gallery)
+    for extra in ((), ("--json",)):
+        outcome = run("search", "a dog", "--bundle", bundle.path, "--gallery", gallery, *extra)
+        assert outcome.status == 0
+        assert f"{gallery} holds no videos; run: xclip-deploy index" in outcome.err
+    assert outcome.json() == [{"query": "a dog", "results": []}]
+
+
+# Exit statuses
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frobnicate",),
+        ("--frobnicate",),
+        ("index",),
+        ("search",),
+        ("search", "a dog", "--video", "x.mp4"),
+        ("search", "a dog", "-k", "0"),
+        ("search", "a dog", "--device", "tpu"),
+        ("search", "a dog", "--threads", "none"),
+        ("export",),
+        ("export", "x.pt", "--max-words", "2"),
+        ("export", "x.pt", "--fps", "0"),
+        ("inspect", "a", "b"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
+    outcome = run(*arguments)
+    assert outcome.status == 2
+    assert outcome.out == ""
+    assert "Usage: xclip-deploy" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_an_empty_text_is_wrong_usage(run: Run, bundle_path: Path, gallery_path: Path) -> None:
+    outcome = run("search", " ", "--bundle", bundle_path, "--gallery", gallery_path)
+    assert_one_line_error(outcome, 2, "holds no word")
+
+
+def test_a_missing_checkpoint(run: Run, tmp_path: Path) -> None:
+    outcome = run("export", tmp_path / "none.pt", "-o", tmp_path / "bundle")
+    assert outcome.status == 4
+    assert "error: " in outcome.err
+    assert str(tmp_path / "none.pt") in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_output_that_is_no_bundle(run: Run, checkpoint_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    outcome = run("export", checkpoint_path, "-o", tmp_path)
+    assert outcome.status == 2
+    assert "exists and is no bundle" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("search", "a dog", "--bundle")])
+def test_a_missing_bundle(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    path = tmp_path / "none"
+    outcome = run(*command, path)
+    assert_one_line_error(outcome, 6, f"run: xclip-deploy export CHECKPOINT -o {path}")
+    assert outcome.out == ""
+
+
+def test_engines_that_are_none(run: Run, bundle_copy: Path) -> None:
+    (bundle_copy / "engines" / "x").mkdir(parents=True)
+    (bundle_copy / "engines" / "x" / "engines.json").write_text("{}")
+    assert_one_line_error(run("inspect", bundle_copy), 7, "not a description of engines")
+
+
+def test_no_video_could_be_read(run: Run, bundle_path: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    gallery = tmp_path / "gallery"
+    outcome = run("index", bad, "--bundle", bundle_path, "--gallery", gallery)
+    assert outcome.status == 8
+    assert str(bad) in outcome.out
+    assert "error: 1 videos could not be read" in outcome.err
+    assert "Traceback" not in outcome.err
+    outcome = run("index", tmp_path / "none.mp4", "--bundle", bundle_path, "--gallery", gallery)
+    assert_one_line_error(outcome, 8, "no such file")
+
+
+def test_a_device_that_is_not_there(run: Run, bundle_path: Path, gallery_path: Path) -> None:
+    import onnxruntime
+
+    if device._why_no_cuda(onnxruntime.get_available_providers()) is None:
+        pytest.skip("this machine has a GPU")
+    places = ("--bundle", bundle_path, "--gallery", gallery_path)
+    outcome = run("search", "a dog", *places, "--device", "cuda")
+    assert_one_line_error(outcome, 9, "device cuda was asked for, but ")
+
+
+def test_a_missing_gallery(run: Run, bundle_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    outcome = run("search", "a dog", "--bundle", bundle_path, "--gallery", path)
+    assert_one_line_error(outcome, 10, f"run: xclip-deploy index VIDEOS --gallery {path}")
+
+
+def test_traceback_on_request(tmp_path: Path) -> None:
+    for arguments in (("--traceback", "inspect", tmp_path), ("inspect", tmp_path, "--traceback")):
+        done = script(*arguments, capture_output=True)
+        assert done.returncode == 1
+        assert "Traceback (most recent call last)" in done.stderr
+        assert "BundleNotFoundError: no bundle at" in done.stderr
+
+
+def test_an_unexpected_error_is_one_line(
+    run: Run, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> Bundle:
+        raise RuntimeError("something\nunforeseen")
+
+    monkeypatch.setattr(Bundle, "open", fail)
+    outcome = run("inspect", bundle_path)
+    assert outcome.status == 1
+    assert outcome.err == (
+        "unexpected error: RuntimeError: something unforeseen "
+        "(run again with --traceback to see where)\n"
+    )
+
+
+# The installed command
+
+
+def test_the_installed_command(bundle_path: Path, gallery_path: Path, tmp_path: Path) -> None:
+    done = script("inspect", bundle_path, "--json", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["format"] == "xclip-bundle"
+    places = ("--bundle", bundle_path, "--gallery", gallery_path)
+    done = script("search", "a man", *places, "--json", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)[0]["results"]) == 2
+    done = script("inspect", tmp_path / "none", capture_output=True)
+    assert done.returncode == 6
+    assert done.stderr.count("\n") == 1
+
+
+def test_all_errors_of_the_script_without_options(tmp_path: Path) -> None:
+    done = script(capture_output=True, cwd=tmp_path)
+    assert "Usage: xclip-deploy" in done.stdout + done.stderr
+    done = script("inspect", capture_output=True, cwd=tmp_path)
+    assert done.returncode == 6
+    assert "no bundle at xclip-bundle" in done.stderr
+
+
+@pytest.mark.parametrize("extra", [(), ("--json",)])
+def test_a_reader_that_goes_away(bundle_path: Path, extra: tuple[str, ...]) -> None:
+    """As `| head` does: nothing is wrong, so nothing is said."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = script("inspect", bundle_path, *extra, stdout=writing, stderr=subprocess.PIPE)
+    finally:
+        os.close(writing)
+    assert done.stderr == ""
+    # click and rich end the process with 1 of their own accord.
+    assert done.returncode in (0, 1)
+
+
+def test_verbose_shows_what_the_libraries_report(bundle_path: Path, gallery_path: Path) -> None:
+    arguments = ("search", "word " * 100, "--bundle", bundle_path, "--gallery", gallery_path)
+    quiet = script(*arguments, capture_output=True)
+    loud = script("-v", *arguments, capture_output=True)
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert loud.returncode == 0
+    assert "tokens is cut to the 30" in loud.stderr
+    assert loud.stdout == quiet.stdout

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import xclip_deploy
+from xclip_deploy import errors
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FOLDERS = {
+    "xclip_deploy": "xclip_deploy",
+    "training": "xclip_deploy.training",
+    "export": "xclip_deploy.export",
+    "runtime": "xclip_deploy.runtime",
+}
+pytestmark = pytest.mark.skipif(
+    not (REPOSITORY / "pyproject.toml").is_file(), reason="these tests read the repository"
+)
+
+
+# pyproject.toml
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no TOML reader")
+def test_every_folder_of_modules_is_packaged() -> None:
+    import tomllib
+
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    found = set()
+    for folder, package in FOLDERS.items():
+        for file in (REPOSITORY / folder).rglob("__init__.py"):
+            below = file.parent.relative_to(REPOSITORY / folder).parts
+            found.add(".".join((package, *below)))
+    listed = settings["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(found)
+    assert len(set(listed)) == len(listed)
+    mapped = settings["tool"]["setuptools"]["package-dir"]
+    assert mapped == {package: folder for folder, package in FOLDERS.items()}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_module_lies_in_a_package(folder: str) -> None:
+    """A folder without __init__.py would be left out of the wheel, silently."""
+    for file in (REPOSITORY / folder).rglob("*.py"):
+        assert (file.parent / "__init__.py").is_file(), file
+
+
+def test_version() -> None:
+    assert metadata.version("xclip-deploy") == xclip_deploy.__version__
+
+
+def test_data_files_are_found() -> None:
+    data = resources.files("xclip_deploy.runtime.data")
+    names = {entry.name for entry in data.iterdir()}
+    assert {"bpe_simple_vocab_16e6.txt.gz", "LICENSE-CLIP.txt"} <= names
+    assert resources.files("xclip_deploy").joinpath("py.typed").is_file()
+
+
+def test_the_extras_that_messages_name_exist() -> None:
+    extras = set(metadata.metadata("xclip-deploy").get_all("Provides-Extra") or ())
+    named = set(xclip_deploy._EXTRA_OF_PACKAGE.values())
+    for folder in FOLDERS:
+        for file in (REPOSITORY / folder).rglob("*.py"):
+            named |= set(re.findall(r"xclip-deploy\[([a-z,]+)\]", file.read_text("utf-8")))
+            named |= set(
+                re.findall(r"MissingExtraError\(\s*[^,]+,\s*\"(\w+)\"", file.read_text("utf-8"))
+            )
+    assert {"cpu", "gpu", "export"} <= named
+    assert {part for name in named for part in name.split(",")} <= extras
+
+
+# The public names
+
+
+def test_all_is_sorted_and_complete() -> None:
+    names = xclip_deploy.__all__
+    assert names == sorted(names)
+    assert set(names) == {*xclip_deploy._MODULE_OF, "MissingExtraError", "XclipDeployError"}
+    assert dir(xclip_deploy) == names
+
+
+@pytest.mark.parametrize("name", xclip_deploy.__all__)
+def test_a_public_name(name: str) -> None:
+    value = getattr(xclip_deploy, name)
+    assert value.__module__.startswith("xclip_deploy.")
+    assert inspect.getdoc(value), f"{name} has no docstring"
+
+
+def test_another_name() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        xclip_deploy.nonsense  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """Names under TYPE_CHECKING are what an editor completes."""
+    tree = ast.parse((REPOSITORY / "xclip_deploy" / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        (f"{node.module}", alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    lazy = {(f"xclip_deploy.{module}", name) for name, module in xclip_deploy._MODULE_OF.items()}
+    assert seen == lazy
+
+
+# Errors
+
+
+def tree_of_the_docstring() -> dict[str, tuple[str, int]]:
+    """Error name to its parent and exit status, as the docstring draws them."""
+    found: dict[str, tuple[str, int]] = {}
+    path: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        drawn = re.match(r"    ([│├└─\s]*)(\w+Error)\s*(\d+)?", line)
+        if not drawn:
+            continue
+        depth = len(drawn[1]) // 4
+        path = [*path[:depth], drawn[2]]
+        parent = path[-2] if depth else "Exception"
+        status = int(drawn[3]) if drawn[3] else found[parent][1]
+        found[drawn[2]] = (parent, status)
+    return found
+
+
+def error_classes() -> dict[str, type[BaseException]]:
+    return {
+        name: value
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+
+
+def test_the_tree_of_errors_is_as_drawn() -> None:
+    drawn, classes = tree_of_the_docstring(), error_classes()
+    assert set(drawn) == set(classes)
+    assert len(drawn) > 20
+    for name, (parent, status) in drawn.items():
+        found = classes[name]
+        assert issubclass(found, errors.XclipDeployError)
+        assert found.__bases__[0].__name__ == parent, name
+        assert found.exit_code == status, name  # type: ignore[attr-defined]
+        assert found.__doc__
+
+
+def test_errors_are_what_python_programs_expect_too() -> None:
+    assert issubclass(errors.InvalidArgumentError, ValueError)
+    assert issubclass(errors.MissingExtraError, ImportError)
+
+
+def test_a_missing_extra_names_its_command() -> None:
+    error = errors.MissingExtraError("torch", "export", "export_bundle")
+    assert str(error) == (
+        "export_bundle needs torch, which is not installed; run: pip install 'xclip-deploy[export]'"
+    )
+    assert (error.package, error.extra) == ("torch", "export")
+
+
+# Arrows between the folders
+
+
+def imports_of(folder: str) -> Iterator[tuple[Path, str]]:
+    """Every import statement of a folder, wherever in the code it stands."""
+    for file in (REPOSITORY / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((file, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}: a relative import"
+                # `from xclip_deploy import export` imports a module as well.
+                yield from ((file, f"{node.module}.{alias.name}") for alias in node.names)
+            elif isinstance(node, ast.Call) and "import_module" in ast.dump(node.func):
+                names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                yield from ((file, str(name)) for name in names)
+
+
+def is_within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [
+        ("runtime", "xclip_deploy.training"),
+        ("runtime", "xclip_deploy.export"),
+        ("runtime", "xclip_deploy.cli"),
+        ("runtime", "torch"),
+        ("runtime", "torchvision"),
+        ("runtime", "onnx"),
+        ("runtime", "onnxscript"),
+        ("runtime", "onnx_ir"),
+        ("runtime", "transformers"),
+        ("training", "xclip_deploy.export"),
+        ("training", "xclip_deploy.cli"),
+        ("export", "xclip_deploy.cli"),
+    ],
+)
+def test_arrows_run_one_way(folder: str, forbidden: str) -> None:
+    found = list(imports_of(folder))
+    assert len(found) > 20, "nothing was looked at"
+    assert [(file, name) for file, name in found if is_within(name, forbidden)] == []
+
+
+def test_the_check_of_arrows_can_fail() -> None:
+    assert any(is_within(name, "torch") for _, name in imports_of("training"))
+    assert any(is_within(name, "xclip_deploy.training") for _, name in imports_of("export"))
+    assert any(is_within(name, "xclip_deploy.runtime") for _, name in imports_of("training"))
+
+
+def test_public_names_are_not_taken_from_the_face() -> None:
+    """`from xclip_deploy import Bundle` inside the package would go through the lazy table."""
+    for folder in ("runtime", "training", "export"):
+        for file, name in imports_of(folder):
+            assert name not in {f"xclip_deploy.{public}" for public in xclip_deploy.__all__}, file
+
+
+def test_every_module_can_be_imported() -> None:
+    pytest.importorskip("torch")
+    for folder, package in FOLDERS.items():
+        for file in (REPOSITORY / folder).rglob("*.py"):
+            parts = file.relative_to(REPOSITORY / folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            importlib.import_module(".".join((package, *parts)))
