@@ -25,7 +25,7 @@ from xclip_deploy.errors import (
 )
 from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.features import VideoFeatures, check_finite
-from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.hashing import sha256_of, sha256_of_stream
 from xclip_deploy.runtime.manifest import Manifest, Sha256, checksum
 
 SCHEMA_VERSION = 1
@@ -211,10 +211,18 @@ class Gallery:
         GalleryModelError for features of another model.
         """
         path = Path(path)
-        content = _read_description(path)
-        _check_model(f"gallery {path}", content.fingerprint, manifest)
+        while True:
+            seen = _identity(path)
+            content = _read_description(path)
+            _check_model(f"gallery {path}", content.fingerprint, manifest)
+            try:
+                features = _read_features(path, content.features_sha256)
+                break
+            except GalleryIntegrityError:
+                if _identity(path) == seen:
+                    raise
+                # Another was saved in its place while this one was read.
         gallery = cls(manifest)
-        features = _read_features(path, content.features_sha256)
         try:
             gallery.add(content.videos, features)
         except (InvalidArgumentError, DuplicateIdError) as error:
@@ -280,6 +288,15 @@ def _damaged(path: Path, what: str) -> GalleryIntegrityError:
     )
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tells a directory from one that is put in its place."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 def _read_description(path: Path) -> _GalleryFile:
     try:
         text = (path / _FILE_NAME).read_text(encoding="utf-8")
@@ -314,17 +331,20 @@ def _read_description(path: Path) -> _GalleryFile:
 def _read_features(path: Path, expected_sha256: str) -> VideoFeatures:
     file = path / _FEATURES_NAME
     try:
-        found = sha256_of(file)
-        if found != expected_sha256:
-            raise _damaged(
-                path,
-                f"{_FEATURES_NAME} was altered or cut: its SHA-256 is {found[:12]}…, "
-                f"{_FILE_NAME} says {expected_sha256[:12]}…",
-            )
-        with np.load(file, allow_pickle=False) as arrays:
-            return VideoFeatures(
-                arrays["video_features"], arrays["frame_features"], arrays["num_frames"]
-            )
+        with file.open("rb", buffering=0) as stream:
+            found = sha256_of_stream(stream)
+            if found != expected_sha256:
+                raise _damaged(
+                    path,
+                    f"{_FEATURES_NAME} was altered or cut: its SHA-256 is {found[:12]}…, "
+                    f"{_FILE_NAME} says {expected_sha256[:12]}…",
+                )
+            # From the same open file: another can have taken its name by now.
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as arrays:
+                return VideoFeatures(
+                    arrays["video_features"], arrays["frame_features"], arrays["num_frames"]
+                )
     except FileNotFoundError as error:
         raise _damaged(path, f"{_FEATURES_NAME} is missing") from error
     except OSError as error:

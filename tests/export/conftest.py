@@ -25,7 +25,8 @@ def random_model(**changes: Any) -> XClip:
     }
     fields |= changes
     if fields.get("temporal_head") is TemporalHead.TRANSFORMER:
-        fields |= {"temporal_layers": 1, "temporal_heads": 1, "temporal_positions": 20}
+        heads = fields["embed_dim"] // 64
+        fields |= {"temporal_layers": 1, "temporal_heads": heads, "temporal_positions": 20}
     torch.manual_seed(3)
     model = XClip(ModelConfig(**fields)).eval()
     with torch.no_grad():

@@ -56,7 +56,5 @@ def test_exports_and_builds(
     marker = b"_gemm_mha_v2_0x"
     video = (built.path / engine_file(Graph.VIDEO_ENCODER)).read_bytes().count(marker)
     text = (built.path / engine_file(Graph.TEXT_ENCODER)).read_bytes().count(marker)
-    # The temporal head here has a single attention head, whose padding mask TensorRT-RTX
-    # does not fuse.
-    assert video >= 3 * config.vision.layers
+    assert video == 3 * (config.vision.layers + config.temporal_layers)
     assert text == 3 * config.text.layers

@@ -445,6 +445,37 @@ def test_a_full_disk_leaves_the_old_gallery(
     assert ids(Gallery.open(saved, manifest)) == ["b", "c"]
 
 
+def test_reading_while_another_is_saved(manifest: Manifest, tmp_path: Path) -> None:
+    """A reader gets the one or the other, never a mixture, never an error."""
+    path = tmp_path / "gallery"
+    both = [Gallery(manifest), Gallery(manifest)]
+    for seed, gallery in enumerate(both):
+        gallery.add(*entries(["a", "b", "c"], seed))
+    both[0].save(path)
+    stop = threading.Event()
+
+    def save_in_turns() -> None:
+        while not stop.is_set():
+            for gallery in reversed(both):
+                gallery.save(path)
+
+    writer = threading.Thread(target=save_in_turns)
+    writer.start()
+    try:
+        seen = [Gallery.open(path, manifest).snapshot() for _ in range(1500)]
+    finally:
+        stop.set()
+        writer.join()
+    wholes = [gallery.snapshot() for gallery in both]
+    counts = [0, 0]
+    for snapshot in seen:
+        which = [whole.videos for whole in wholes].index(snapshot.videos)
+        features = wholes[which].features.video_features
+        np.testing.assert_array_equal(snapshot.features.video_features, features)
+        counts[which] += 1
+    assert min(counts) > 0, "nothing was saved meanwhile: the test says nothing"
+
+
 def test_no_gallery(manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

@@ -101,7 +101,11 @@ class ConfigReader:
                 temporal_head=head,
                 temporal_layers=self._layers(_TEMPORAL) if is_transformer else 0,
                 # The authors' heads are of 64 channels too, whatever the width.
-                temporal_heads=max(1, embed_dim // HEAD_WIDTH) if is_transformer else 0,
+                temporal_heads=(
+                    (self._stated.temporal_heads or max(1, embed_dim // HEAD_WIDTH))
+                    if is_transformer
+                    else 0
+                ),
                 temporal_positions=positions,
                 patch_embedding=patch_embedding,
                 max_words=self._length(

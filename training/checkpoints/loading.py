@@ -153,6 +153,7 @@ def _stated(raw: RawWeights, layout: Layout) -> Stated:
             activation=config.activation,
             vision_heads=config.vision.heads,
             text_heads=config.text.heads,
+            temporal_heads=config.temporal_heads or None,
             max_words=config.max_words,
             max_frames=config.max_frames,
             mask_padding=config.mask_padding,

@@ -51,6 +51,7 @@ class Stated:
     activation: Activation | None = None
     vision_heads: int | None = None
     text_heads: int | None = None
+    temporal_heads: int | None = None
     max_words: int | None = None
     max_frames: int | None = None
     mask_padding: bool | None = None

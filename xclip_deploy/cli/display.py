@@ -27,6 +27,7 @@ def print_table(
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     # Into a file or pipe there is no width to fit: nothing is cut there.
     console = Console(width=None if sys.stdout.isatty() else 300, highlight=False)
@@ -35,7 +36,8 @@ def print_table(
         justify = "right" if number in right else "left"
         table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        # As Text, in which brackets are no markup and colons no emoji.
+        table.add_row(*(Text(cell) for cell in row))
     console.print(table)
 
 

@@ -162,6 +162,7 @@ def test_save_and_load_give_the_same_model_back(
             "max_words": 7,
             "max_frames": 6,
             "vision": base.vision.model_copy(update={"heads": heads}),
+            "temporal_heads": base.temporal_heads and heads,
         }
     )
     weights = layouts.weights(config)
