@@ -57,7 +57,11 @@ def lint(arguments: list[str]) -> None:
     run(ruff, "format", "--check", ".", cwd=ROOT)
     # mypy cannot follow the editable install's folder mapping: it reads the wheel.
     with tempfile.TemporaryDirectory() as folder:
-        run(PYTHON, "-m", "pip", "-q", "wheel", "--no-deps", "-w", folder, ".", cwd=ROOT)
+        # Left by an earlier build, it would bring back modules that are gone.
+        shutil.rmtree(ROOT / "build", ignore_errors=True)
+        pip = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
+        run(*pip, "-q", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ".", cwd=ROOT)
+        shutil.rmtree(ROOT / "build", ignore_errors=True)
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)

@@ -120,12 +120,12 @@ class Retriever:
             raise InvalidArgumentError(
                 f"on_duplicate {on_duplicate!r}: expected error, skip or replace"
             )
-        if progress is True:
+        if progress is True and chosen:
             from xclip_deploy.runtime.progress import video_progress
 
             with video_progress(len(chosen)) as report:
                 return self._add(chosen, skipped, report)
-        return self._add(chosen, skipped, progress or _no_progress)
+        return self._add(chosen, skipped, progress if callable(progress) else _no_progress)
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
         """Add videos that were encoded elsewhere with the same model, all or none.

@@ -29,14 +29,17 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     """
     import av
 
+    # Tags that are no text must not cost the video. PyAV 19 does not read them on opening.
+    is_before_19 = int(av.__version__.partition(".")[0]) < 19
+    lenient: dict[str, Any] = {"metadata_errors": "replace"} if is_before_19 else {}
     try:
         # Absolute, so that a file name cannot be taken for a URL; and a playlist that calls
         # itself .mp4 must not make a server fetch what it names.
         container = av.open(
             str(path.absolute()),
             mode="r",
-            metadata_errors="replace",
             options={"protocol_whitelist": "file"},
+            **lenient,
         )
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoReadError(f"{path}: {_why_not_opened(path, error)}") from error

@@ -89,4 +89,4 @@ def command(
             f"{len(report.failed)} failed; {gallery} holds {total} videos"
         )
     if report.failed and (strict or not (report.added or report.skipped)):
-        raise VideoError(f"{len(report.failed)} videos could not be read; the reasons are above")
+        raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")

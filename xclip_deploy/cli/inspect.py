@@ -81,8 +81,7 @@ def _print_graphs(bundle: Bundle) -> None:
             for number, tensor in enumerate(getattr(first, side)):
                 shape = f"[{', '.join(str(size) for size in tensor.shape)}]"
                 dtypes = [getattr(spec, side)[number].dtype.value for spec in specs]
-                arrow = "→" if side == "inputs" else "←"
-                rows.append((f"  {arrow} {tensor.name}", side[:-1], shape, *dtypes))
+                rows.append((f"  {tensor.name}", side[:-1], shape, *dtypes))
     print_table(("graph", "", "shape", *(precision.value for precision in precisions)), rows)
     click.echo()
 

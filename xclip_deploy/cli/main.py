@@ -79,7 +79,9 @@ def _run(arguments: Sequence[str]) -> int:
         click.echo("interrupted", err=True)
         return 130
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "xclip-deploy"
+        click.echo(f"error: {_one_line(error.format_message())}; see: {command} --help", err=True)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (| head): not an error of ours.
@@ -102,5 +104,5 @@ def _run(arguments: Sequence[str]) -> int:
     return int(status or 0)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())

@@ -76,7 +76,8 @@ def command(
         return
     for query, results in found.items():
         click.echo(query)
-        _print_results(results)
+        if results:
+            _print_results(results)
 
 
 def _print_results(results: list[SearchResult]) -> None:
