@@ -460,3 +460,25 @@ def test_names_that_look_like_protocols(
 def test_log_stays_silent(clips: Path, capfd: pytest.CaptureFixture[str]) -> None:
     read_video(clips / "edge_cases/decord_corrupted.mp4", SAMPLING, 32)
     assert capfd.readouterr() == ("", "")
+
+
+def test_tags_that_are_no_text_do_not_cost_the_video(
+    tmp_path: Path,
+    side: int,
+    write_clip: Callable[..., Path],
+    read_numbers: Callable[..., list[int]],
+) -> None:
+    path = write_clip(tmp_path / "plain.mp4", 10)
+    tagged = tmp_path / "tagged.mp4"
+    with av.open(str(path)) as source, av.open(str(tagged), "w") as target:
+        target.metadata["title"] = "T" * 20
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    content = tagged.read_bytes()
+    assert b"T" * 20 in content
+    tagged.write_bytes(content.replace(b"T" * 20, b"\xff\xfe" * 10))
+    video = read_video(tagged, FrameSampling(max_frames=4), side)
+    assert read_numbers(video.frames) == [0]
