@@ -277,10 +277,8 @@ def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Pat
 )
 def test_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
     outcome = run(*arguments)
-    assert outcome.status == 2
+    assert_one_line_error(outcome, 2, "see: xclip-deploy", "--help")
     assert outcome.out == ""
-    assert "Usage: xclip-deploy" in outcome.err
-    assert "Traceback" not in outcome.err
 
 
 def test_an_empty_text_is_wrong_usage(run: Run, bundle_path: Path, gallery_path: Path) -> None:
@@ -326,7 +324,7 @@ def test_no_video_could_be_read(run: Run, bundle_path: Path, tmp_path: Path) -> 
     outcome = run("index", bad, "--bundle", bundle_path, "--gallery", gallery)
     assert outcome.status == 8
     assert str(bad) in outcome.out
-    assert "error: 1 videos could not be read" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("error: 1 of the videos failed")
     assert "Traceback" not in outcome.err
     outcome = run("index", tmp_path / "none.mp4", "--bundle", bundle_path, "--gallery", gallery)
     assert_one_line_error(outcome, 8, "no such file")
@@ -387,9 +385,10 @@ def test_the_installed_command(bundle_path: Path, gallery_path: Path, tmp_path: 
     assert done.stderr.count("\n") == 1
 
 
-def test_all_errors_of_the_script_without_options(tmp_path: Path) -> None:
+def test_the_installed_command_without_arguments(tmp_path: Path) -> None:
     done = script(capture_output=True, cwd=tmp_path)
-    assert "Usage: xclip-deploy" in done.stdout + done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == script("--help", capture_output=True).stdout
     done = script("inspect", capture_output=True, cwd=tmp_path)
     assert done.returncode == 6
     assert "no bundle at xclip-bundle" in done.stderr

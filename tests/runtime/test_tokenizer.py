@@ -105,6 +105,16 @@ def test_white_space_and_case_do_not_matter(words: list[str], space: str) -> Non
     assert default().tokenize(odd) == default().tokenize(plain)
 
 
+def test_html_is_unescaped_twice() -> None:
+    # The "<" keeps ftfy from unescaping anything of its own accord.
+    assert clean_text("1 < 2 &amp;amp; 3") == "1 < 2 & 3"
+    assert clean_text("1 < 2 &amp;amp;amp; 3") == "1 < 2 &amp; 3"
+
+
+def test_half_a_character_is_a_question_mark(tokenizer: Tokenizer) -> None:
+    assert tokenizer.tokenize("a \ud800 b") == tokenizer.tokenize("a ? b")
+
+
 def test_empty_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode([""], 5).tolist() == [[START, END, 0, 0, 0]]
 

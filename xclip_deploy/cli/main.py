@@ -72,7 +72,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         # The option is welcome anywhere on the line, as it is thought of after the fact.
         rest = [argument for argument in arguments if argument != "--traceback"]
-        status = cli.main(rest, prog_name="xclip-deploy", standalone_mode=False)
+        status = cli.main(rest or ["--help"], prog_name="xclip-deploy", standalone_mode=False)
     except click.exceptions.Exit as error:
         return int(error.exit_code)
     except click.Abort:
