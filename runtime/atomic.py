@@ -2,16 +2,19 @@
 
 Everything is first written beside its target, on the same file system, and takes its place in
 one rename. A reader never sees half of it, and an interrupted writer leaves what was there.
+What a killed writer was at stays beside the target, as ``.NAME.partial-…``, until the next
+writer of the same target removes it: it can tell by the lock that a living writer holds.
 """
 
 from __future__ import annotations
 
 import ctypes
-import glob
+import fcntl
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,66 +23,112 @@ _RENAME_EXCHANGE = 2
 _ASIDE = "-old"
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step, replacing what is there.
+@contextmanager
+def replaced_file(target: Path) -> Iterator[Path]:
+    """Give the path of an empty file to write; it takes the place of ``target`` at the end.
 
-    Raises OSError as the file system does (full, read-only, not permitted); then the old file
-    stands unchanged.
+    On any exception, Ctrl-C included, ``target`` stays as it was. Raises OSError as the file
+    system does (full, read-only, not permitted).
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+    with _partial(target, _make_file) as (partial, target):
+        yield partial
+        _sync(partial)
+        partial.replace(target)
+        _sync(target.parent)
 
 
 @contextmanager
 def replaced_directory(target: Path) -> Iterator[Path]:
     """Give an empty directory to fill; it takes the place of ``target`` when all went well.
 
-    On any exception, Ctrl-C included, ``target`` stays as it was. A process that is killed
-    leaves its unfinished directory (``.NAME.partial-PID-...``) beside the target; the next
-    call for the same target removes it.
+    Folders above ``target`` are made. On any exception, Ctrl-C included, ``target`` stays as
+    it was. Raises OSError as the file system does.
     """
-    # Through links: the folder that a link names is replaced, not the link.
-    target = Path(os.path.realpath(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    partial = Path(
-        tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-{os.getpid()}-")
-    )
-    try:
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with _partial(target, Path.mkdir) as (partial, target):
         yield partial
-        _sync_tree(partial)
-        # mkdtemp makes it private; what stands in its place should follow the user's umask.
-        partial.chmod(0o777 & ~_umask())
+        for path in partial.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        _sync(partial)
         if target.exists():
             _exchange(partial, target)
         else:
             partial.rename(target)
-        _sync_directory(target.parent)
+        _sync(target.parent)
+
+
+@contextmanager
+def _partial(target: Path, make: Callable[[Path], None]) -> Iterator[tuple[Path, Path]]:
+    """A locked file or directory beside ``target``, which comes with its links resolved.
+
+    Whatever is there under the partial name at the end is removed: what was not finished, or
+    the old directory after an exchange.
+    """
+    # What a link names is replaced, not the link.
+    target = Path(os.path.realpath(target))
+    _remove_abandoned(target)
+    partial, lock = _make_locked(target, make)
+    try:
+        yield partial, target
     finally:
-        # The old directory after an exchange, or the unfinished one after an error.
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+        os.close(lock)
+
+
+def _make_file(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    """Make a partial file or directory; returns its path and the descriptor that locks it."""
+    while True:
+        partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(8)}")
+        make(partial)
+        descriptor = os.open(partial, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if partial.exists():
+            return partial, descriptor
+        # Another writer took it for abandoned before it was locked.
+        os.close(descriptor)
 
 
 def _remove_abandoned(target: Path) -> None:
-    prefix = f".{target.name}.partial-"
-    for candidate in target.parent.glob(f"{glob.escape(prefix)}*"):
-        pid = candidate.name.removeprefix(prefix).split("-")[0]
-        if not (candidate.is_dir() and pid.isdigit()) or Path(f"/proc/{pid}").exists():
-            continue
-        if candidate.name.endswith(_ASIDE) and not target.exists():
-            candidate.rename(target)  # killed between the two renames of an exchange
-        else:
-            shutil.rmtree(candidate, ignore_errors=True)
+    """Remove what killed writers left; put back what one was about to replace."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.partial-[0-9a-f]{{16}}({_ASIDE})?")
+    with suppress(OSError):
+        for candidate in sorted(target.parent.iterdir()):
+            if not pattern.fullmatch(candidate.name):
+                continue
+            partial = candidate.with_name(candidate.name.removesuffix(_ASIDE))
+            if _is_locked(partial):
+                continue
+            if candidate != partial and not target.exists():
+                candidate.rename(target)  # killed between the two renames of an exchange
+            else:
+                _remove(candidate)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -99,23 +148,9 @@ def _exchange(new: Path, old: Path) -> None:
     aside.rename(new)
 
 
-def _sync_tree(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

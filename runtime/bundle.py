@@ -39,7 +39,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    _verified: set[str] = field(default_factory=set, repr=False)
+    _verified: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
@@ -110,21 +110,23 @@ class Bundle:
     def _checked(self, name: str) -> Path:
         """Path of a file whose hash has been compared, once."""
         path = self.path / name
-        if name not in self.manifest.files:
-            raise self._damaged(f"the manifest does not list {name}")
         with self._lock:
-            if name not in self._verified:
-                try:
-                    found = sha256_of(path)
-                except OSError as error:
-                    raise self._damaged(f"{name} cannot be read ({error.strerror})") from error
-                expected = self.manifest.files[name].sha256
-                if found != expected:
-                    raise self._damaged(
-                        f"{name} was altered: its SHA-256 is {found[:12]}…, "
-                        f"the export wrote {expected[:12]}…"
-                    )
-                self._verified.add(name)
+            try:
+                status = path.stat()
+                # Another file in its place, of a later export, must be looked at again.
+                identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+                if self._verified.get(name) == identity:
+                    return path
+                found = sha256_of(path)
+            except OSError as error:
+                raise self._damaged(f"{name} cannot be read ({error.strerror})") from error
+            expected = self.manifest.files[name].sha256
+            if found != expected:
+                raise self._damaged(
+                    f"{name} was altered: its SHA-256 is {found[:12]}…, "
+                    f"the export wrote {expected[:12]}…"
+                )
+            self._verified[name] = identity
         return path
 
     def _damaged(self, what: str) -> BundleIntegrityError:

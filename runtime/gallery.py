@@ -303,6 +303,10 @@ def _read_description(path: Path) -> _GalleryFile:
         content: Any = json.loads(text)
         found = checksum(content) if isinstance(content, dict) else None
     except (FileNotFoundError, NotADirectoryError) as error:
+        if path.exists() and not _may_replace(path):
+            raise GalleryNotFoundError(
+                f"{path} is no gallery (no {_FILE_NAME}) and not empty; choose another path"
+            ) from error
         raise GalleryNotFoundError(
             f"no gallery at {path} (no {_FILE_NAME}); run: {_REINDEX.format(path=path)}"
         ) from error

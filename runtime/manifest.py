@@ -8,7 +8,14 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from xclip_deploy.runtime.model_config import ModelConfig
 
@@ -156,6 +163,19 @@ class Manifest(_Frozen):
             if missing:
                 raise ValueError(f"{precision.value} lacks {', '.join(missing)}")
         return graphs
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Manifest:
+        named = [spec.file for graphs in self.graphs.values() for spec in graphs.values()]
+        for name in (*named, self.tokenizer):
+            if name not in self.files:
+                raise ValueError(f"{name} is not among its files")
+        if self.preprocessing.image_size != self.model.vision.image_size:
+            raise ValueError(
+                f"preprocessing makes frames of {self.preprocessing.image_size} px, the model "
+                f"takes {self.model.vision.image_size}"
+            )
+        return self
 
     def to_json(self) -> bytes:
         """Serialise, with a checksum over the content, so that an edit is noticed."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,8 @@ class Retriever:
 
         Raises BundleError, GalleryError, SessionError or MissingExtraError.
         """
+        if reader not in get_args(VideoReader):
+            raise InvalidArgumentError(f"reader {reader!r}: expected pyav or decord")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         options = SessionOptions(device=device, precision=precision, threads=threads)
         self.model = DeployedModel(self.bundle, options, max_batch)
@@ -187,6 +189,7 @@ class Retriever:
             return []
         features = snapshot.features
         cosines = features.video_features.astype(np.float32) @ query.video_features[0]
+        cosines = cosines.clip(-1, 1)  # FP16 makes some unit vectors a little longer
         query_frames = query.frame_features[0, : query.num_frames[0]]
         results = []
         for rank, n in enumerate(_best(cosines, k), start=1):

@@ -333,7 +333,7 @@ def test_no_video_could_be_read(run: Run, bundle_path: Path, tmp_path: Path) -> 
 def test_a_device_that_is_not_there(run: Run, bundle_path: Path, gallery_path: Path) -> None:
     import onnxruntime
 
-    if device._why_no_cuda(onnxruntime.get_available_providers()) is None:
+    if device.why_no_cuda(onnxruntime.get_available_providers()) is None:
         pytest.skip("this machine has a GPU")
     places = ("--bundle", bundle_path, "--gallery", gallery_path)
     outcome = run("search", "a dog", *places, "--device", "cuda")
@@ -416,3 +416,29 @@ def test_verbose_shows_what_the_libraries_report(bundle_path: Path, gallery_path
     assert loud.returncode == 0
     assert "tokens is cut to the 30" in loud.stderr
     assert loud.stdout == quiet.stdout
+
+
+def test_an_empty_folder_becomes_a_gallery(
+    run: Run, bundle_path: Path, clips: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "gallery"
+    folder.mkdir()
+    outcome = run("index", clips / FROG, "--bundle", bundle_path, "--gallery", folder, "--json")
+    assert outcome.status == 0
+    assert outcome.json()["videos"] == 1
+
+
+def test_a_folder_of_other_things_does_not(
+    run: Run, bundle_path: Path, clips: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    outcome = run("index", clips / FROG, "--bundle", bundle_path, "--gallery", tmp_path)
+    assert_one_line_error(outcome, 10, "choose another path")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_same_query_twice(run: Run, bundle_path: Path, gallery_path: Path) -> None:
+    places = ("--bundle", bundle_path, "--gallery", gallery_path, "--json")
+    found = run("search", "a frog", "a frog", *places).json()
+    assert [entry["query"] for entry in found] == ["a frog", "a frog"]
+    assert found[0] == found[1]

@@ -48,7 +48,7 @@ def _choose_device(
 ) -> tuple[Literal["cpu", "cuda"], str]:
     if options.device == "cpu":
         return "cpu", "cpu was asked for"
-    missing = _why_no_cuda(providers)
+    missing = why_no_cuda(providers)
     if missing is None:
         return "cuda", f"{options.device} was asked for, and a GPU is there"
     if options.device == "cuda":
@@ -56,7 +56,7 @@ def _choose_device(
     return "cpu", f"auto: {missing}"
 
 
-def _why_no_cuda(providers: list[str]) -> str | None:
+def why_no_cuda(providers: list[str]) -> str | None:
     """Why ONNX Runtime cannot run on a GPU here, or None where it should."""
     if "CUDAExecutionProvider" not in providers:
         return (

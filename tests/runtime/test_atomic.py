@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from xclip_deploy.runtime import atomic
-from xclip_deploy.runtime.atomic import replaced_directory, write_file
+from xclip_deploy.runtime.atomic import replaced_directory, replaced_file
 
 NAMES = ("target", "odd [1] * ? name", "é 🎬", ".hidden")
 
@@ -48,6 +48,11 @@ def fail_with(target: Path, error: BaseException) -> None:
     with replaced_directory(target) as directory:
         fill(directory, "half")
         raise error
+
+
+def write_file(file: Path, text: bytes) -> None:
+    with replaced_file(file) as partial:
+        partial.write_bytes(text)
 
 
 def names_in(directory: Path) -> list[str]:
@@ -242,17 +247,41 @@ def test_killed_between_the_two_renames_of_the_fallback(tmp_path: Path) -> None:
 
 def test_the_unfinished_directory_of_a_living_writer_stays(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    other = tmp_path / f".target.partial-{os.getppid()}-abc"
+    dead = tmp_path / f".target.partial-{'0' * 16}"
     foreign = tmp_path / ".target.partial-notes"
-    neighbour = tmp_path / ".target2.partial-999999999-abc"
-    for directory in (other, foreign, neighbour):
+    neighbour = tmp_path / f".target2.partial-{'0' * 16}"
+    for directory in (dead, foreign, neighbour):
         directory.mkdir()
     with replaced_directory(target) as outer:
         fill(outer, "outer")
         replace_with(target, "inner")  # as another thread or process might
         assert content(outer) == "outer"
     assert content(target) == "outer"
-    assert names_in(tmp_path) == sorted([other.name, foreign.name, neighbour.name, "target"])
+    assert names_in(tmp_path) == sorted([foreign.name, neighbour.name, "target"])
+
+
+def test_a_writer_that_exchanges_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the fallback is between its renames, another writer begins."""
+    target = tmp_path / "target"
+    replace_with(target, "old")
+    rename = Path.rename
+    seen = []
+
+    def look(self: Path, new: Path) -> Path:
+        renamed = rename(self, new)
+        if not target.exists():
+            atomic._remove_abandoned(target)
+            seen.append(target.exists())
+        return renamed
+
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    monkeypatch.setattr(Path, "rename", look)
+    replace_with(target, "new")
+    assert seen == [False]
+    assert content(target) == "new"
+    assert names_in(tmp_path) == ["target"]
 
 
 def test_several_threads_leave_one_whole_directory(tmp_path: Path) -> None:
@@ -294,6 +323,23 @@ def test_a_file_that_cannot_be_written_stays(
         with pytest.raises(OSError, match="no space"):
             write_file(file, b"new")
     assert file.read_bytes() == b"old"
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_a_killed_writer_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_file(file, b"old")
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from xclip_deploy.runtime.atomic import replaced_file\n"
+        "with replaced_file(Path(sys.argv[1])) as partial:\n"
+        "    partial.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, file], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert file.read_bytes() == b"old"
+    assert len(names_in(tmp_path)) == 2
+    write_file(file, b"new")
     assert names_in(tmp_path) == ["file"]
 
 

@@ -127,6 +127,18 @@ def test_an_altered_file_is_not_used(bundle_copy: Path) -> None:
         Retriever(bundle_copy)
 
 
+def test_an_export_in_place_does_not_mix_with_an_open_bundle(bundle_copy: Path) -> None:
+    """The old manifest must not vouch for a new graph, though the old one was checked."""
+    bundle = Bundle.open(bundle_copy)
+    path = bundle.graph_path(Graph.SCORER, Precision.FP32)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(BundleIntegrityError, match="was altered"):
+        bundle.graph_path(Graph.SCORER, Precision.FP32)
+
+
 def test_a_graph_of_another_bundle(bundle_copy: Path) -> None:
     """A fine graph in itself, but not the one that was exported here."""
     bundle = Bundle.open(bundle_copy)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from xclip_deploy.runtime import deployed_model
 from xclip_deploy.runtime.features import FloatArray
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.sessions.device import why_no_cuda
 
 Arrays = dict[str, npt.NDArray[Any]]
 CPU = SessionOptions(device="cpu")
@@ -72,6 +74,21 @@ def assert_same_features(
 
 
 # The numbers of the authors
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_logits_on_a_gpu_are_those_of_the_authors(
+    bundle: Bundle, golden: Arrays, precision: Literal["fp32", "fp16"]
+) -> None:
+    missing = why_no_cuda(onnxruntime.get_available_providers())
+    if missing is not None:
+        pytest.skip(f"needs an NVIDIA GPU: {missing}")
+    # TF32 multiplication rounds FP32 graphs much like FP16 ones, and the scale is 100.
+    with DeployedModel(bundle, SessionOptions(device="cuda", precision=precision)) as model:
+        texts = model.encode_token_ids(golden["input_ids"])
+        videos = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
+        assert_close(model.score(texts, videos).logits, golden["logits"], TOLERANCES["fp16"][0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

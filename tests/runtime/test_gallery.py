@@ -477,12 +477,18 @@ def test_reading_while_another_is_saved(manifest: Manifest, tmp_path: Path) -> N
 
 
 def test_no_gallery(manifest: Manifest, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    for name in ("nothing", "file", "folder"):
+    (tmp_path / "empty").mkdir()
+    for name in ("nothing", "empty"):
         with pytest.raises(GalleryNotFoundError, match="run: xclip-deploy index") as caught:
             Gallery.open(tmp_path / name, manifest)
         assert "\n" not in str(caught.value)
+
+
+def test_something_else_is_no_gallery(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path):
+        with pytest.raises(GalleryNotFoundError, match="choose another path"):
+            Gallery.open(path, manifest)
 
 
 def test_a_missing_feature_file(saved: Path, manifest: Manifest) -> None:

@@ -517,7 +517,13 @@ def test_opening_what_is_not_there(bundle: Bundle, bundle_path: Path, tmp_path: 
 
 
 def test_wrong_settings(bundle: Bundle) -> None:
-    for wrong in ({"device": "tpu"}, {"precision": "int8"}, {"threads": 0}, {"max_batch": 0}):
+    for wrong in (
+        {"device": "tpu"},
+        {"precision": "int8"},
+        {"threads": 0},
+        {"max_batch": 0},
+        {"reader": "vhs"},
+    ):
         with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
             Retriever(bundle, **wrong)  # type: ignore[arg-type]
 

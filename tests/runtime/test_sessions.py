@@ -32,7 +32,7 @@ def options(**chosen: Any) -> SessionOptions:
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this machine had a GPU: the choice is tested, not the running."""
-    monkeypatch.setattr(device, "_why_no_cuda", lambda _: None)
+    monkeypatch.setattr(device, "why_no_cuda", lambda _: None)
 
 
 # Choosing
@@ -78,7 +78,7 @@ def test_cuda_without_its_provider() -> None:
 
 
 def test_cuda_without_a_gpu() -> None:
-    missing = device._why_no_cuda(WITH_CUDA)
+    missing = device.why_no_cuda(WITH_CUDA)
     if missing is None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(SessionError, match="device cuda was asked for, but ") as caught:
@@ -89,7 +89,7 @@ def test_cuda_without_a_gpu() -> None:
 
 
 def test_cuda_by_the_public_classes(bundle: Bundle) -> None:
-    if device._why_no_cuda(onnxruntime.get_available_providers()) is None:
+    if device.why_no_cuda(onnxruntime.get_available_providers()) is None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(SessionError, match="device cuda was asked for, but "):
         DeployedModel(bundle, options(device="cuda"))

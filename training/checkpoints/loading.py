@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointMismatchError, UnknownLayoutError
+from xclip_deploy.runtime.atomic import replaced_file
 from xclip_deploy.runtime.model_config import Family, ModelConfig, PatchEmbedding
 from xclip_deploy.training.checkpoints import hugging_face, open_clip
 from xclip_deploy.training.checkpoints.dimensions import (
@@ -198,7 +199,8 @@ def save_checkpoint(
 
     The file is ``{"state_dict": ..., "xclip_deploy_config": JSON}``, readable by
     ``torch.load(path, weights_only=True)``. The configuration carries what the tensors do not
-    tell: ``mask_padding``, the activation, the heads, a choice of grains.
+    tell: ``mask_padding``, the activation, the heads, a choice of grains. An older file at
+    ``path`` is replaced in one step.
 
     Raises:
         CheckpointMismatchError: the weights are not those of ``XClip(config)``.
@@ -207,4 +209,5 @@ def save_checkpoint(
         "state_dict": to_authors_state_dict(config, state_dict),
         SAVED_CONFIG_KEY: json.dumps(config.model_dump(mode="json")),
     }
-    torch.save(content, path)
+    with replaced_file(Path(path)) as partial:
+        torch.save(content, partial)

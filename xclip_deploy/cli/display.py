@@ -30,7 +30,7 @@ def print_table(
     from rich.text import Text
 
     # Into a file or pipe there is no width to fit: nothing is cut there.
-    console = Console(width=None if sys.stdout.isatty() else 300, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, header in enumerate(headers):
         justify = "right" if number in right else "left"

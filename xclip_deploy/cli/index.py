@@ -55,14 +55,18 @@ def command(
     import xclip_deploy
     from xclip_deploy.errors import VideoError
 
+    is_new = not gallery.exists() or (gallery.is_dir() and not any(gallery.iterdir()))
     with xclip_deploy.Retriever(
         bundle,
-        gallery if gallery.exists() else None,
+        None if is_new else gallery,
         device=device,  # type: ignore[arg-type]  # click.Choice has checked these
         precision=precision,  # type: ignore[arg-type]
         threads=threads,
         reader=reader,  # type: ignore[arg-type]
     ) as retriever:
+        if is_new:
+            # Now rather than after hours of encoding: can it be written?
+            retriever.save(gallery)
         before = len(retriever)
         try:
             report = retriever.add(
@@ -74,7 +78,7 @@ def command(
             retriever.save(gallery)
             click.echo(f"kept {len(retriever) - before} videos in {gallery}", err=True)
             raise
-        if report.added or not gallery.exists():
+        if report.added:
             retriever.save(gallery)
         total = len(retriever)
     if as_json:

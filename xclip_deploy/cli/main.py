@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -83,10 +82,6 @@ def _run(arguments: Sequence[str]) -> int:
         command = context.command_path if context else "xclip-deploy"
         click.echo(f"error: {_one_line(error.format_message())}; see: {command} --help", err=True)
         return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output has gone (| head): not an error of ours.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the interpreter's exit
-        return 0
     except XclipDeployError as error:
         if show_traceback:
             raise

@@ -57,9 +57,9 @@ def command(
         threads=threads,
     ) as retriever:
         if video is not None:
-            found = {str(video): retriever.search_by_video(video, k)}
+            found = [(str(video), retriever.search_by_video(video, k))]
         else:
-            found = dict(zip(texts, retriever.search_batch(texts, k), strict=True))
+            found = list(zip(texts, retriever.search_batch(texts, k), strict=True))
         is_empty = len(retriever) == 0
     if is_empty:
         click.echo(
@@ -70,11 +70,11 @@ def command(
         print_json(
             [
                 {"query": query, "results": [result.to_dict() for result in results]}
-                for query, results in found.items()
+                for query, results in found
             ]
         )
         return
-    for query, results in found.items():
+    for query, results in found:
         click.echo(query)
         if results:
             _print_results(results)
