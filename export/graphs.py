@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,6 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphS
     def tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
         return TensorSpec(name=name, dtype=dtype, shape=shape)
 
-    def graph(
-        graph: Graph, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-    ) -> GraphSpec:
-        file = f"{precision.value}/{graph.value}.onnx"
-        return GraphSpec(file=file, inputs=inputs, outputs=outputs)
-
     scorer_inputs = {
         "sentence_features": tensor("sentence_features", real, "texts", dim),
         "word_features": tensor("word_features", real, "texts", words, dim),
@@ -61,34 +54,35 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphS
         "num_words": tensor("num_words", integer, "texts"),
         "num_frames": tensor("num_frames", integer, "videos"),
     }
+    inputs = {
+        Graph.VIDEO_ENCODER: (
+            tensor("frames", DType.UINT8, "batch", frames, size, size, 3),
+            tensor("num_frames", integer, "batch"),
+        ),
+        Graph.TEXT_ENCODER: (tensor("token_ids", integer, "batch", words),),
+        Graph.SCORER: tuple(scorer_inputs[name] for name in _scorer_input_names(config)),
+    }
+    outputs = {
+        Graph.VIDEO_ENCODER: (
+            tensor("video_features", real, "batch", dim),
+            tensor("frame_features", real, "batch", frames, dim),
+        ),
+        Graph.TEXT_ENCODER: (
+            tensor("sentence_features", real, "batch", dim),
+            tensor("word_features", real, "batch", words, dim),
+        ),
+        Graph.SCORER: tuple(
+            tensor(name, real, "texts", "videos")
+            for name in ("logits", *(grain.value for grain in config.grains))
+        ),
+    }
     return {
-        Graph.VIDEO_ENCODER: graph(
-            Graph.VIDEO_ENCODER,
-            (
-                tensor("frames", DType.UINT8, "batch", frames, size, size, 3),
-                tensor("num_frames", integer, "batch"),
-            ),
-            (
-                tensor("video_features", real, "batch", dim),
-                tensor("frame_features", real, "batch", frames, dim),
-            ),
-        ),
-        Graph.TEXT_ENCODER: graph(
-            Graph.TEXT_ENCODER,
-            (tensor("token_ids", integer, "batch", words),),
-            (
-                tensor("sentence_features", real, "batch", dim),
-                tensor("word_features", real, "batch", words, dim),
-            ),
-        ),
-        Graph.SCORER: graph(
-            Graph.SCORER,
-            tuple(scorer_inputs[name] for name in _scorer_input_names(config)),
-            tuple(
-                tensor(name, real, "texts", "videos")
-                for name in ("logits", *(grain.value for grain in config.grains))
-            ),
-        ),
+        graph: GraphSpec(
+            file=f"{precision.value}/{graph.value}.onnx",
+            inputs=inputs[graph],
+            outputs=outputs[graph],
+        )
+        for graph in Graph
     }
 
 
@@ -106,15 +100,14 @@ def _scorer_input_names(config: ModelConfig) -> list[str]:
     return [name for name, readers in names.items() if readers & grains]
 
 
-@dataclass(frozen=True)
-class _Example:
-    """Sizes of the dynamic axes while tracing. Two or more: one would be taken for constant."""
+# Two or more: the tracer takes an axis of size one for a constant.
+_TRACED_SIZES = {"batch": 2, "texts": 2, "videos": 3}
 
-    sizes = {"batch": 2, "texts": 2, "videos": 3}  # noqa: RUF012 - read only
 
-    def tensor(self, spec: TensorSpec) -> Tensor:
-        shape = [self.sizes[size] if isinstance(size, str) else size for size in spec.shape]
-        return torch.ones(shape, dtype=_TORCH_DTYPES[spec.dtype])
+def _example(spec: TensorSpec) -> Tensor:
+    """An input to trace with; its values do not matter."""
+    shape = [_TRACED_SIZES[size] if isinstance(size, str) else size for size in spec.shape]
+    return torch.ones(shape, dtype=_TORCH_DTYPES[spec.dtype])
 
 
 class _GraphModule(nn.Module):
@@ -149,14 +142,13 @@ def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     module = _GraphModule(getattr(model, graph.value), spec).eval()
-    example = _Example()
     path = directory / spec.file
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                tuple(example.tensor(tensor) for tensor in spec.inputs),
+                tuple(_example(tensor) for tensor in spec.inputs),
                 dynamo=True,
                 # *inputs is one argument to torch.export: its shapes come in one tuple.
                 dynamic_shapes=(tuple(_dynamic_axes(tensor) for tensor in spec.inputs),),
