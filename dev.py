@@ -59,14 +59,15 @@ def lint(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Left by an earlier build, it would bring back modules that are gone.
         shutil.rmtree(ROOT / "build", ignore_errors=True)
-        pip = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
+        pip: list[str | Path] = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
         run(*pip, "-q", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ".", cwd=ROOT)
         shutil.rmtree(ROOT / "build", ignore_errors=True)
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
-        mypy = [PYTHON, "-m", "mypy", "--config-file", ROOT / "pyproject.toml"]
-        run(*mypy, "-p", "xclip_deploy", cwd=folder, environment={"MYPYPATH": folder})
+        mypy: list[str | Path] = [PYTHON, "-m", "mypy", "--config-file", ROOT / "pyproject.toml"]
+        packages = ["-p", "xclip_deploy", "-p", "demo"]
+        run(*mypy, *packages, cwd=folder, environment={"MYPYPATH": f"{folder}:{ROOT}"})
     run(*mypy, "dev.py", cwd=ROOT)
 
 
@@ -80,7 +81,7 @@ def install() -> None:
     if not PYTHON.exists():
         make_environment()
     print("installing the project and what it needs into .venv", flush=True)
-    pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install"]
+    pip: list[str | Path] = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install"]
     run(*pip, "-q", "-c", ROOT / "constraints.txt", "-e", f"{ROOT}[dev]")
     STAMP.write_text(wanted.hexdigest())
 

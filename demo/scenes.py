@@ -55,7 +55,8 @@ class Scene:
             inside = self._covers(rows - centre[0], columns - centre[1], radius)
             frame[inside] = np.array(COLOURS[self.colour]) * brightness
         frames += random.normal(scale=4.0, size=frames.shape)
-        return np.clip(frames, 0, 255).astype(np.uint8)
+        drawn: npt.NDArray[np.uint8] = np.clip(frames, 0, 255).astype(np.uint8)
+        return drawn
 
     def _covers(
         self, down: npt.NDArray[np.float64], across: npt.NDArray[np.float64], radius: float

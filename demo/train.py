@@ -67,7 +67,7 @@ def train(report: Callable[[int, float], None]) -> XClip:
         loss = functional.cross_entropy(logits, scenes) / 2
         loss = loss + functional.cross_entropy(logits.T, scenes) / 2
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
