@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,15 +51,7 @@ def run_pytorch(model: XClip, inputs: ReferenceInputs) -> Tensors:
         video = model.video_encoder(frames, num_frames)
         num_words = token_ids.argmax(dim=-1) + 1
         scores = model.scorer(*text, *video, num_words, num_frames)
-    tensors = {
-        (Graph.TEXT_ENCODER, "sentence_features"): text.sentence_features,
-        (Graph.TEXT_ENCODER, "word_features"): text.word_features,
-        (Graph.VIDEO_ENCODER, "video_features"): video.video_features,
-        (Graph.VIDEO_ENCODER, "frame_features"): video.frame_features,
-        (Graph.SCORER, "logits"): scores.logits,
-    }
-    tensors |= {(Graph.SCORER, name): grain for name, grain in scores.grains.items()}
-    return {key: tensor.numpy() for key, tensor in tensors.items()}
+    return _by_output(text, video, scores)
 
 
 def run_bundle(bundle: Bundle, precision: Precision, inputs: ReferenceInputs) -> Tensors:
@@ -71,6 +64,11 @@ def run_bundle(bundle: Bundle, precision: Precision, inputs: ReferenceInputs) ->
         text = model.encode_token_ids(inputs.token_ids)
         video = model.encode_frames(inputs.frames, inputs.num_frames)
         scores = model.score(text, video)
+    return _by_output(text, video, scores)
+
+
+def _by_output(text: Any, video: Any, scores: Any) -> Tensors:  # noqa: ANN401
+    """Collect outputs by graph and name; PyTorch's and the runtime's have the same fields."""
     tensors = {
         (Graph.TEXT_ENCODER, "sentence_features"): text.sentence_features,
         (Graph.TEXT_ENCODER, "word_features"): text.word_features,

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Serving: bundle, tokenizer, video, sessions, gallery, retriever. Never PyTorch."""

@@ -10,11 +10,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from xclip_deploy.errors import EngineError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, Sha256, TensorSpec
+from xclip_deploy.runtime.model_config import FrozenModel
 
 FILE_NAME = "engines.json"
 DIRECTORY = "engines"
@@ -35,11 +36,7 @@ class Flavour(str, Enum):
         return "tensorrt_rtx" if self is Flavour.RTX else "tensorrt"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ShapeRange(_Frozen):
+class ShapeRange(FrozenModel):
     """Smallest, best and largest shape of one input in an optimisation profile."""
 
     min: tuple[int, ...]
@@ -47,7 +44,7 @@ class ShapeRange(_Frozen):
     max: tuple[int, ...]
 
 
-class EngineRecord(_Frozen):
+class EngineRecord(FrozenModel):
     """One engine."""
 
     file: FileRecord
@@ -59,7 +56,7 @@ class EngineRecord(_Frozen):
     build_s: float
 
 
-class EngineSet(_Frozen):
+class EngineSet(FrozenModel):
     """Contents of ``engines.json``: the three engines of one build."""
 
     format: Literal["xclip-engines"] = "xclip-engines"

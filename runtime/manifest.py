@@ -9,15 +9,13 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     field_validator,
     model_validator,
 )
 
-from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.model_config import FrozenModel, ModelConfig
 
 SCHEMA_VERSION = 1
 FORMAT = "xclip-bundle"
@@ -50,11 +48,7 @@ class DType(str, Enum):
     UINT8 = "uint8"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorSpec(_Frozen):
+class TensorSpec(FrozenModel):
     """One input or output of a graph."""
 
     name: str
@@ -63,7 +57,7 @@ class TensorSpec(_Frozen):
     """Sizes; a name stands for a dynamic axis."""
 
 
-class GraphSpec(_Frozen):
+class GraphSpec(FrozenModel):
     """One ONNX graph."""
 
     file: str
@@ -72,14 +66,14 @@ class GraphSpec(_Frozen):
     outputs: tuple[TensorSpec, ...]
 
 
-class FileRecord(_Frozen):
+class FileRecord(FrozenModel):
     """What a file of the bundle must be."""
 
     sha256: Sha256
     size_bytes: Annotated[int, Field(ge=0)]
 
 
-class Preprocessing(_Frozen):
+class Preprocessing(FrozenModel):
     """How a decoded frame becomes the graph's input, and what the graph does with it."""
 
     image_size: Annotated[int, Field(gt=0)]
@@ -92,7 +86,7 @@ class Preprocessing(_Frozen):
     std: tuple[float, float, float]
 
 
-class ParityRecord(_Frozen):
+class ParityRecord(FrozenModel):
     """How far one output of one graph is from the PyTorch model in FP32."""
 
     precision: Precision
@@ -106,7 +100,7 @@ class ParityRecord(_Frozen):
     passed: bool
 
 
-class Provenance(_Frozen):
+class Provenance(FrozenModel):
     """Where the bundle comes from."""
 
     checkpoint: str
@@ -121,7 +115,7 @@ class Provenance(_Frozen):
     """Of the tools that wrote the bundle."""
 
 
-class Manifest(_Frozen):
+class Manifest(FrozenModel):
     """Contents of ``manifest.json``."""
 
     format: Literal["xclip-bundle"] = "xclip-bundle"

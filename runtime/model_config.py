@@ -57,11 +57,13 @@ class Family(str, Enum):
     CLIP = "clip"
 
 
-class _Frozen(BaseModel):
+class FrozenModel(BaseModel):
+    """Base of what is read from and written to our files: immutable, nothing unknown taken."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class VisionConfig(_Frozen):
+class VisionConfig(FrozenModel):
     """Dimensions of CLIP's vision transformer."""
 
     image_size: PositiveInt
@@ -83,7 +85,7 @@ class VisionConfig(_Frozen):
         return self
 
 
-class TextConfig(_Frozen):
+class TextConfig(FrozenModel):
     """Dimensions of CLIP's text transformer."""
 
     width: PositiveInt
@@ -100,7 +102,7 @@ class TextConfig(_Frozen):
         return self
 
 
-class ModelConfig(_Frozen):
+class ModelConfig(FrozenModel):
     """X-CLIP, CLIP4Clip and CLIP are configurations of the same three modules."""
 
     # pydantic keeps the prefix "model_" for itself; none of our fields uses it.

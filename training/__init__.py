@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""The PyTorch side: the model and its checkpoints."""
