@@ -85,12 +85,14 @@ def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]
     while True:
         partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(8)}")
         make(partial)
-        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            descriptor = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another writer took it for abandoned before it was locked ...
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if partial.exists():
             return partial, descriptor
-        # Another writer took it for abandoned before it was locked.
-        os.close(descriptor)
+        os.close(descriptor)  # ... or while we waited for the lock
 
 
 def _remove_abandoned(target: Path) -> None:
@@ -98,29 +100,35 @@ def _remove_abandoned(target: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(target.name)}\.partial-[0-9a-f]{{16}}({_ASIDE})?")
     with suppress(OSError):
         for candidate in sorted(target.parent.iterdir()):
-            if not pattern.fullmatch(candidate.name):
-                continue
-            partial = candidate.with_name(candidate.name.removesuffix(_ASIDE))
-            if _is_locked(partial):
-                continue
-            if candidate != partial and not target.exists():
-                candidate.rename(target)  # killed between the two renames of an exchange
-            else:
-                _remove(candidate)
+            if pattern.fullmatch(candidate.name):
+                with _no_living_writer(candidate) as is_abandoned:
+                    if not is_abandoned:
+                        continue
+                    if candidate.name.endswith(_ASIDE) and not target.exists():
+                        candidate.rename(target)  # killed between the renames of an exchange
+                    else:
+                        _remove(candidate)
 
 
-def _is_locked(path: Path) -> bool:
+@contextmanager
+def _no_living_writer(candidate: Path) -> Iterator[bool]:
+    """Whether the writer is gone; if so, none can begin on the same path in the block."""
+    partial = candidate.with_name(candidate.name.removesuffix(_ASIDE))
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
+        descriptor = os.open(partial, os.O_RDONLY)
+    except FileNotFoundError:
+        # Of a directory that was moved aside, the lock has moved to its target.
+        yield candidate != partial
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = True
     except BlockingIOError:
-        return True
+        is_free = False
+    try:
+        yield is_free
     finally:
         os.close(descriptor)
-    return False
 
 
 def _remove(path: Path) -> None:
