@@ -74,9 +74,10 @@ def command(
                 on_duplicate=on_duplicate,  # type: ignore[arg-type]
                 progress=True,
             )
-        except KeyboardInterrupt:
-            retriever.save(gallery)
-            click.echo(f"kept {len(retriever) - before} videos in {gallery}", err=True)
+        except BaseException:  # Ctrl-C too
+            if len(retriever) > before:
+                retriever.save(gallery)
+                click.echo(f"kept {len(retriever) - before} videos in {gallery}", err=True)
             raise
         if report.added:
             retriever.save(gallery)
