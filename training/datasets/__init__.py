@@ -1,0 +1,1 @@
+"""Video-caption datasets: annotations, frames, batches."""
