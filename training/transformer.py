@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from xclip_deploy.runtime.model_config import Activation
 from xclip_deploy.training.precision import LayerNorm
@@ -89,6 +90,8 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(
             ResidualAttentionBlock(width, heads, activation) for _ in range(layers)
         )
+        self.gradient_checkpointing = False
+        """Whether training computes activations again in the backward pass, to save memory."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,7 +103,10 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, L, width] to [B, L, width]; ``mask`` as in :class:`Attention`."""
         for block in self.resblocks:
-            x = block(x, mask)
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask)
         return x
 
     def initialize(self) -> None:

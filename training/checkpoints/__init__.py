@@ -14,9 +14,10 @@ from xclip_deploy.training.checkpoints.loading import (
     to_authors_state_dict,
 )
 from xclip_deploy.training.checkpoints.options import CheckpointOptions
-from xclip_deploy.training.checkpoints.reading import RawWeights, read_weights
+from xclip_deploy.training.checkpoints.reading import SAVED_CONFIG_KEY, RawWeights, read_weights
 
 __all__ = [
+    "SAVED_CONFIG_KEY",
     "Checkpoint",
     "CheckpointOptions",
     "RawWeights",

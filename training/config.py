@@ -1,0 +1,198 @@
+"""The configuration of a training run: a typed structure, presets, files and overrides."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.model_config import (
+    FrozenModel,
+    Grain,
+    ModelConfig,
+    PatchEmbedding,
+    TemporalHead,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # the same parser, for the oldest Python
+    import tomli as tomllib
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DataConfig(FrozenModel):
+    """What is trained and validated on."""
+
+    dataset: str = "folder"
+    """``msrvtt``, ``msvd``, ``lsmdc``, ``didemo``, ``activitynet`` or ``folder``."""
+    annotations: Path | None = None
+    """File or folder of the annotations."""
+    videos: Path | None = None
+    """Folder of the videos."""
+    validation_split: Literal["val", "test"] = "val"
+    max_missing_share: Share = 0.1
+    """Share of annotated videos that may lack a file."""
+    max_unreadable_share: Share = 0.1
+    """Share of the files that may not be readable."""
+    frames_per_second: Annotated[float, Field(gt=0)] = 1.0
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that decode; 0 decodes in the training process."""
+    frame_cache: Path | None = None
+    """Folder for decoded frames; None decodes anew every epoch."""
+    frame_cache_gb: Annotated[float, Field(gt=0)] = 50.0
+
+
+class StartConfig(FrozenModel):
+    """The model that training starts from."""
+
+    checkpoint: Path | None = None
+    """CLIP, CLIP4Clip or X-CLIP weights; None starts ``architecture`` from random weights."""
+    architecture: ModelConfig | None = None
+    """Only without a checkpoint."""
+    temporal_head: TemporalHead = TemporalHead.TRANSFORMER
+    temporal_layers: Annotated[int, Field(gt=0)] = 4
+    patch_embedding: PatchEmbedding = PatchEmbedding.CONV_2D
+    max_words: Annotated[int, Field(ge=3)] = 32
+    max_frames: Annotated[int, Field(ge=1)] = 12
+    grains: tuple[Grain, ...] = tuple(Grain)
+    sentence_projection: bool = True
+    mask_padding: bool = False
+
+    def model_config_for(self, clip: ModelConfig) -> ModelConfig:
+        """The model to train on top of a checkpoint's dimensions."""
+        is_transformer = self.temporal_head is TemporalHead.TRANSFORMER
+        changes: dict[str, Any] = {
+            "temporal_head": self.temporal_head,
+            "temporal_layers": self.temporal_layers if is_transformer else 0,
+            "temporal_heads": max(1, clip.embed_dim // 64) if is_transformer else 0,
+            "temporal_positions": clip.text.context_length if is_transformer else 0,
+            "patch_embedding": self.patch_embedding,
+            "max_words": self.max_words,
+            "max_frames": self.max_frames,
+            "grains": self.grains,
+            "sentence_projection": self.sentence_projection,
+            "mask_padding": self.mask_padding,
+        }
+        return ModelConfig.model_validate({**clip.model_dump(), **changes})
+
+
+class OptimizationConfig(FrozenModel):
+    """The published recipe, and what may be changed of it."""
+
+    epochs: Annotated[int, Field(gt=0)] = 5
+    batch_size: Annotated[int, Field(gt=1)] = 300
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    coef_lr: Annotated[float, Field(ge=0)] = 1e-3
+    """Factor on the learning rate of CLIP's parameters."""
+    warmup: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    freeze_layers: int = 0
+    """Lowest CLIP blocks that are not trained, and the embeddings below; -1 trains all."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the encoders' arithmetic; the scorer and the weights stay in FP32."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory: activations are computed again in the backward pass."""
+    seed: int = 0
+
+
+class TrainConfig(FrozenModel):
+    """Everything that decides a training run."""
+
+    data: DataConfig = DataConfig()
+    start: StartConfig = StartConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
+    save_every_steps: Annotated[int, Field(gt=0)] = 200
+    """Steps between checkpoints that a killed run resumes from; also after every epoch."""
+
+
+_SHORT = {"start": {"max_words": 32, "max_frames": 12}}
+_LONG = {"start": {"max_words": 64, "max_frames": 64}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "msrvtt": {**_SHORT, "data": {"dataset": "msrvtt"}},
+    "msvd": {**_SHORT, "data": {"dataset": "msvd"}},
+    "lsmdc": {**_SHORT, "data": {"dataset": "lsmdc"}},
+    "didemo": {
+        **_LONG,
+        "data": {"dataset": "didemo"},
+        "optimization": {"epochs": 20, "batch_size": 64},
+    },
+    "activitynet": {
+        **_LONG,
+        "data": {"dataset": "activitynet"},
+        "optimization": {"epochs": 20, "batch_size": 112},
+    },
+}
+"""The published runs, as differences from the defaults, which are MSR-VTT's."""
+
+
+def resolve_config(
+    preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()
+) -> TrainConfig:
+    """Put a configuration together: defaults, then preset, then file, then overrides.
+
+    ``file``: TOML or JSON of :class:`TrainConfig`'s structure. ``overrides``:
+    ``optimization.lr=1e-5`` and the like; values are JSON, or else text. Raises
+    InvalidArgumentError.
+    """
+    content: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in PRESETS:
+            raise InvalidArgumentError(f"preset {preset!r}: expected one of {', '.join(PRESETS)}")
+        _merge(content, PRESETS[preset])
+    if file is not None:
+        _merge(content, _read(file))
+    for override in overrides:
+        _merge(content, _parse(override))
+    try:
+        # Through JSON, whose lists and texts pydantic turns into tuples, paths and choices.
+        return TrainConfig.model_validate_json(json.dumps(content))
+    except (ValidationError, TypeError) as error:
+        if isinstance(error, TypeError):
+            raise InvalidArgumentError(f"{file}: {error}") from error
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidArgumentError(f"configuration: {where}: {first['msg']}") from error
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise InvalidArgumentError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        kind = "JSON" if file.suffix == ".json" else "TOML"
+        raise InvalidArgumentError(f"{file}: is not {kind} ({error})") from error
+    if not isinstance(content, dict):
+        raise InvalidArgumentError(f"{file}: holds a list or value; expected sections")
+    return content
+
+
+def _parse(override: str) -> dict[str, Any]:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise InvalidArgumentError(f"override {override!r}: expected section.name=value")
+    try:
+        value: Any = json.loads(text)
+    except ValueError:
+        value = text
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value

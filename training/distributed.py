@@ -1,0 +1,84 @@
+"""Several training processes that act as one, each on its share of every batch.
+
+Started by ``torchrun``; NCCL between GPUs, gloo between CPU processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+_BUCKET_ELEMENTS = 1 << 24
+"""Gradients are summed in buckets of at most this many elements: 64 MiB in FP32."""
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that ``torchrun`` started; alone, do nothing."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.distributed.init_process_group("nccl")
+    else:
+        torch.distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Join the tensors of all processes along the first axis, in the order of their ranks.
+
+    All must have the same shape. No gradient flows through.
+    """
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up the gradients of all processes, in place."""
+    if world_size() == 1:
+        return
+    bucket: list[Tensor] = []
+    elements = 0
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        bucket.append(parameter.grad)
+        elements += parameter.grad.numel()
+        if elements >= _BUCKET_ELEMENTS:
+            _sum_bucket(bucket)
+            bucket, elements = [], 0
+    if bucket:
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(gradients: list[Tensor]) -> None:
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    start = 0
+    for gradient in gradients:
+        end = start + gradient.numel()
+        gradient.copy_(flat[start:end].view_as(gradient))
+        start = end

@@ -1,0 +1,135 @@
+"""The optimiser and learning-rate schedule of the published recipe.
+
+X-CLIP and CLIP4Clip train with "BertAdam" (from pytorch-pretrained-bert): Adam without bias
+correction, decoupled weight decay, and a schedule that is a function of progress alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xclip_deploy.training.model import XClip
+
+MAX_LOGIT_SCALE = math.log(100)
+"""CLIP's bound on the logarithm of the logit scale, put on it after each step."""
+
+
+def warmup_cosine(progress: float, warmup: float) -> float:
+    """Share of the full learning rate at ``progress`` in [0, 1] of the run.
+
+    Linear from 0 during the first ``warmup`` share, then half a cosine *of the whole run*:
+    it does not start at the end of the warm-up, so that there is a small drop there.
+    """
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the optimiser."""
+
+    lr: float
+    """Full learning rate of what is not CLIP's."""
+    coef_lr: float
+    """Factor on it for CLIP's parameters."""
+    total_steps: int
+    """Steps of the whole run, which the schedule spans."""
+    warmup: float = 0.1
+    """Share of the run with rising rate."""
+    weight_decay: float = 0.2
+    """On everything but biases."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    max_grad_norm: float = 1.0
+    """Of all gradients together, and then of each parameter's."""
+
+
+class RecipeAdam(torch.optim.Optimizer):
+    """Adam without bias correction, with decoupled weight decay and the recipe's schedule.
+
+    Step k, counted from 0, has the learning rate of progress k / total_steps: the first moves
+    nothing. Each parameter's gradient is clipped before it is used.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], recipe: Recipe) -> None:
+        super().__init__(groups, {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "step": 0})
+        self.recipe = recipe
+
+    def rate(self, group: dict[str, Any]) -> float:
+        """Learning rate of a group's next step."""
+        progress = group["step"] / self.recipe.total_steps
+        rate: float = group["lr"] * warmup_cosine(progress, self.recipe.warmup)
+        return rate
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the parameters from their gradients."""
+        if closure is not None:
+            raise TypeError("RecipeAdam takes no closure: the recipe has one gradient per step")
+        beta1, beta2 = self.recipe.betas
+        for group in self.param_groups:
+            rate = self.rate(group)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                nn.utils.clip_grad_norm_(parameter, self.recipe.max_grad_norm)
+                state = self.state[parameter]
+                if not state:
+                    state["mean"] = torch.zeros_like(parameter)
+                    state["square"] = torch.zeros_like(parameter)
+                mean, square = state["mean"], state["square"]
+                mean.mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
+                square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                update = mean / (square.sqrt() + self.recipe.eps)
+                if group["weight_decay"] > 0:
+                    update += group["weight_decay"] * parameter
+                parameter.add_(update, alpha=-rate)
+            group["step"] += 1
+
+
+def make_optimizer(model: XClip, recipe: Recipe) -> RecipeAdam:
+    """Group the model's trainable parameters as the recipe does.
+
+    CLIP's own have ``coef_lr`` times the learning rate; biases have no weight decay.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (is_clips(name), "bias" in name)
+            groups.setdefault(key, []).append(parameter)
+    return RecipeAdam(
+        (
+            {
+                "params": parameters,
+                "lr": recipe.lr * (recipe.coef_lr if clips else 1.0),
+                "weight_decay": 0.0 if biases else recipe.weight_decay,
+            }
+            for (clips, biases), parameters in groups.items()
+        ),
+        recipe,
+    )
+
+
+def is_clips(name: str) -> bool:
+    """Whether a parameter of :class:`XClip` comes with CLIP, by its name."""
+    return (
+        name.startswith(("video_encoder.visual.", "text_encoder.")) or name == "scorer.logit_scale"
+    )
+
+
+def clip_gradients(model: nn.Module, recipe: Recipe) -> Tensor:
+    """Clip the norm of all gradients together; returns the norm before."""
+    return nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+
+
+@torch.no_grad()
+def clamp_logit_scale(model: XClip) -> None:
+    """Keep the logit scale at most 100, as CLIP's training does after each step."""
+    model.scorer.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

@@ -1,0 +1,177 @@
+"""The folder of a training run: configuration, log, checkpoints, metrics, curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xclip_deploy.errors import CheckpointReadError, InvalidArgumentError, TrainingError
+from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.training.checkpoints import (
+    SAVED_CONFIG_KEY,
+    save_checkpoint,
+    to_authors_state_dict,
+)
+from xclip_deploy.training.config import TrainConfig
+from xclip_deploy.training.model import XClip
+from xclip_deploy.training.optimizer import RecipeAdam
+
+_CONFIG = "config.json"
+_LOG = "log.jsonl"
+_LAST = "last.pt"
+_BEST = "best.pt"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands."""
+
+    step: int
+    """Optimiser steps done."""
+    best_recall: float
+    """Best validation text-to-video R@1 so far, percent; -1 before the first validation."""
+
+
+class RunFolder:
+    """Reads and writes one run's folder. What is replaced is replaced in one step."""
+
+    def __init__(self, path: Path, config: TrainConfig, *, resume: bool) -> None:
+        """Open a run, a new one or, with ``resume``, the one that is there.
+
+        Raises InvalidArgumentError where a new run would overwrite something, or where the
+        run to resume has another configuration; TrainingError where nothing can be written.
+        """
+        self.path = path
+        stored = path / _CONFIG
+        if resume:
+            if not stored.is_file():
+                raise InvalidArgumentError(
+                    f"{path} holds no run to resume (no {_CONFIG}); start without --resume"
+                )
+            self._check_same(config, stored)
+            return
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InvalidArgumentError(
+                f"{path} exists and is not empty; choose another folder, or continue with --resume"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self.write_json(_CONFIG, config.model_dump(mode="json"))
+        except OSError as error:
+            raise TrainingError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to ``log.jsonl``."""
+        with (self.path / _LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines of the log; what a kill cut short is left out."""
+        try:
+            lines = (self.path / _LOG).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [record for record in map(_parsed, lines) if record is not None]
+
+    def rewind_log(self, step: int) -> None:
+        """Drop what was logged after ``step`` steps: it will be done again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        with replaced_file(self.path / _LOG) as partial:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def write_json(self, name: str, content: object) -> None:
+        """Write a JSON file, in one step."""
+        with replaced_file(self.path / name) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def save_last(self, model: XClip, optimizer: RecipeAdam, position: Position) -> None:
+        """Save all that resuming needs. An interrupted save leaves the one before.
+
+        The file is a checkpoint like any other too. Raises TrainingError where it cannot be
+        written.
+        """
+        content = {
+            "state_dict": to_authors_state_dict(model.config, model.state_dict()),
+            SAVED_CONFIG_KEY: model.config.model_dump_json(),
+            "optimizer": optimizer.state_dict(),
+            "step": position.step,
+            "best_recall": position.best_recall,
+        }
+        path = self.path / _LAST
+        try:
+            with replaced_file(path) as partial:
+                torch.save(content, partial)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            raise TrainingError(
+                f"{path}: cannot be written ({error}); the checkpoint before stands, "
+                "make room and continue with --resume"
+            ) from error
+
+    def load_last(self, model: XClip, optimizer: RecipeAdam) -> Position | None:
+        """Put a saved run back into ``model`` and ``optimizer``; None where none was saved.
+
+        Raises CheckpointReadError for a damaged file.
+        """
+        path = self.path / _LAST
+        if not path.exists():
+            return None
+        from xclip_deploy.training.checkpoints import load_checkpoint
+
+        weights = load_checkpoint(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Tensor] = weights.state_dict
+            model.load_state_dict(state)
+            optimizer.load_state_dict(content["optimizer"])
+            return Position(int(content["step"]), float(content["best_recall"]))
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointReadError(
+                f"{path}: holds no state to resume from ({error}); start a new run"
+            ) from error
+
+    def save_best(self, model: XClip) -> None:
+        """Save the weights of the best validation so far. Raises TrainingError."""
+        path = self.path / _BEST
+        try:
+            save_checkpoint(path, model.config, model.state_dict())
+        except (OSError, RuntimeError) as error:
+            raise TrainingError(f"{path}: cannot be written ({error})") from error
+
+    @staticmethod
+    def _check_same(config: TrainConfig, stored: Path) -> None:
+        try:
+            before = TrainConfig.model_validate_json(stored.read_bytes())
+        except ValueError as error:
+            raise InvalidArgumentError(f"{stored}: is no configuration of this release") from error
+        if before != config:
+            old, new = (_flat(c.model_dump(mode="json")) for c in (before, config))
+            differing = sorted(name for name in old | new if old.get(name) != new.get(name))
+            name = differing[0]
+            raise InvalidArgumentError(
+                f"the run in {stored.parent} has {name}={old.get(name)!r}, now it is "
+                f"{new.get(name)!r}; resume with the same configuration"
+            )
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

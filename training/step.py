@@ -1,0 +1,147 @@
+"""One training step: the gradients of a batch, and the update.
+
+The loss compares every text of the batch with every video, so it needs the features of all at
+once, but not their encoders' activations. Each step therefore goes through the features: encode,
+compute the loss and its gradient at the features, carry that gradient back through the
+encoders. One way serves three needs: a plain step; several processes, which exchange features
+and not activations; and batches larger than memory, encoded in chunks twice ("gradient
+caching", Gao et al. 2021, arXiv:2101.06983). All three give the same gradients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from xclip_deploy.training.distributed import gather, rank, sum_gradients, world_size
+from xclip_deploy.training.loss import contrastive_loss
+from xclip_deploy.training.model import XClip
+from xclip_deploy.training.optimizer import RecipeAdam, clamp_logit_scale, clip_gradients
+from xclip_deploy.training.transformer import Transformer
+
+
+class Pairs(NamedTuple):
+    """B pairs of text and video: this process's share of a batch."""
+
+    token_ids: Tensor
+    """Integer [B, W]."""
+    frames: Tensor
+    """uint8 [B, F, S, S, 3]."""
+    num_frames: Tensor
+    """Integer [B]."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did."""
+
+    loss: float
+    """Of the whole batch, all processes together."""
+    grad_norm: float
+    """Of all gradients together, before clipping."""
+    seconds: float
+
+
+def train_step(
+    model: XClip,
+    optimizer: RecipeAdam,
+    pairs: Pairs,
+    *,
+    chunk_size: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> StepResult | None:
+    """Update the model once; None, with nothing updated, where the loss is not finite.
+
+    See :func:`compute_gradients` for the options.
+    """
+    started_s = time.monotonic()
+    optimizer.zero_grad(set_to_none=True)
+    loss = compute_gradients(model, pairs, chunk_size=chunk_size, precision=precision)
+    if not torch.isfinite(loss):
+        optimizer.zero_grad(set_to_none=True)
+        return None
+    norm = clip_gradients(model, optimizer.recipe)
+    optimizer.step()
+    clamp_logit_scale(model)
+    return StepResult(loss.item(), float(norm), time.monotonic() - started_s)
+
+
+def compute_gradients(
+    model: XClip,
+    pairs: Pairs,
+    *,
+    chunk_size: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> Tensor:
+    """Set the parameters' gradients of the loss over the pairs of all processes.
+
+    ``chunk_size``: most pairs whose activations are in memory at once; None keeps all, and
+    encodes once instead of twice. In BF16 the encoders compute in it; the scorer and the loss
+    stay in FP32. Every process must have as many pairs. Returns the loss, a scalar.
+    """
+    size = len(pairs.token_ids)
+    chunks = [
+        Pairs(*(tensor[start : start + (chunk_size or size)] for tensor in pairs))
+        for start in range(0, size, chunk_size or size)
+    ]
+    is_whole = len(chunks) == 1
+    with torch.set_grad_enabled(is_whole):
+        encoded = [_encode(model, chunk, precision) for chunk in chunks]
+    local = [torch.cat([part[n].detach() for part in encoded]) for n in range(4)]
+    features = [gather(tensor).requires_grad_() for tensor in local]
+    num_words = gather(pairs.token_ids.argmax(dim=-1) + 1)
+    num_frames = gather(pairs.num_frames)
+    with torch.enable_grad():
+        loss = contrastive_loss(model.scorer(*features, num_words, num_frames).logits)
+    loss.backward()  # type: ignore[no-untyped-call]
+    mine = slice(rank() * size, (rank() + 1) * size)
+    gradients = [None if tensor.grad is None else tensor.grad[mine] for tensor in features]
+    start = 0
+    for chunk, part in zip(chunks, encoded, strict=True):
+        rows = slice(start, start + len(chunk.token_ids))
+        _backward(part if is_whole else _encode(model, chunk, precision), gradients, rows)
+        start = rows.stop
+    _combine(model)
+    return loss.detach()
+
+
+def set_gradient_checkpointing(model: XClip, enabled: bool) -> None:
+    """Switch it in all transformers of the model."""
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.gradient_checkpointing = enabled
+
+
+def _encode(model: XClip, pairs: Pairs, precision: str) -> tuple[Tensor, ...]:
+    """Sentence, word, video and frame features."""
+    device = pairs.frames.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        text = model.text_encoder(pairs.token_ids)
+        video = model.video_encoder(pairs.frames, pairs.num_frames)
+    return (*text, *video)
+
+
+def _backward(features: Sequence[Tensor], gradients: Sequence[Tensor | None], rows: slice) -> None:
+    """Carry gradients at the features back into the encoders' parameters."""
+    used = [
+        (feature, gradient[rows])
+        for feature, gradient in zip(features, gradients, strict=True)
+        # A scorer without fine grains reads no words and no frames; frozen encoders take none.
+        if gradient is not None and feature.requires_grad
+    ]
+    if used:
+        torch.autograd.backward(*zip(*used, strict=True))
+
+
+def _combine(model: XClip) -> None:
+    """Make every process's gradients those of the whole batch."""
+    sum_gradients(model.parameters())
+    # The encoders' were each process's own part; the scorer's were the whole on each.
+    for parameter in model.scorer.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= world_size()
