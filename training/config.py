@@ -36,7 +36,8 @@ class DataConfig(FrozenModel):
     """File or folder of the annotations."""
     videos: Path | None = None
     """Folder of the videos."""
-    validation_split: Literal["val", "test"] = "val"
+    validation_split: Literal["val", "test"] | None = "val"
+    """What the best checkpoint is chosen on, after every epoch; None: no validation."""
     max_missing_share: Share = 0.1
     """Share of annotated videos that may lack a file."""
     max_unreadable_share: Share = 0.1
@@ -66,13 +67,19 @@ class StartConfig(FrozenModel):
     mask_padding: bool = False
 
     def model_config_for(self, clip: ModelConfig) -> ModelConfig:
-        """The model to train on top of a checkpoint's dimensions."""
+        """The model to train on top of a checkpoint's dimensions.
+
+        Raises InvalidArgumentError where they allow no such model.
+        """
         is_transformer = self.temporal_head is TemporalHead.TRANSFORMER
         changes: dict[str, Any] = {
             "temporal_head": self.temporal_head,
             "temporal_layers": self.temporal_layers if is_transformer else 0,
             "temporal_heads": max(1, clip.embed_dim // 64) if is_transformer else 0,
-            "temporal_positions": clip.text.context_length if is_transformer else 0,
+            # CLIP's text positions become frame positions; X-CLIP weights have their own.
+            "temporal_positions": (
+                (clip.temporal_positions or clip.text.context_length) if is_transformer else 0
+            ),
             "patch_embedding": self.patch_embedding,
             "max_words": self.max_words,
             "max_frames": self.max_frames,
@@ -80,7 +87,11 @@ class StartConfig(FrozenModel):
             "sentence_projection": self.sentence_projection,
             "mask_padding": self.mask_padding,
         }
-        return ModelConfig.model_validate({**clip.model_dump(), **changes})
+        try:
+            return ModelConfig.model_validate({**clip.model_dump(), **changes})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise InvalidArgumentError(f"start: does not fit the checkpoint: {reason}") from error
 
 
 class OptimizationConfig(FrozenModel):
@@ -98,6 +109,9 @@ class OptimizationConfig(FrozenModel):
     """Lowest CLIP blocks that are not trained, and the embeddings below; -1 trains all."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the encoders' arithmetic; the scorer and the weights stay in FP32."""
+    chunk_size: Annotated[int, Field(gt=0)] | None = None
+    """Most pairs of a process whose activations are in memory at once ("gradient caching"): for
+    batches larger than memory. They are encoded twice; the gradients are the same."""
     gradient_checkpointing: bool = False
     """Trade time for memory: activations are computed again in the backward pass."""
     seed: int = 0

@@ -6,12 +6,18 @@ Started by ``torchrun``; NCCL between GPUs, gloo between CPU processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+
+from xclip_deploy.errors import TrainingError, XclipDeployError
+
+T = TypeVar("T")
 
 _BUCKET_ELEMENTS = 1 << 24
 """Gradients are summed in buckets of at most this many elements: 64 MiB in FP32."""
@@ -23,11 +29,11 @@ def process_group() -> Iterator[None]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield
         return
-    if torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        torch.distributed.init_process_group("nccl")
-    else:
-        torch.distributed.init_process_group("gloo")
+    # The first process checks videos and validates while the others wait.
+    torch.distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(hours=12))
     try:
         yield
     finally:
@@ -42,6 +48,29 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Let the first process make something, and give it to all.
+
+    Where it fails, it raises there, and a TrainingError with the same message elsewhere.
+    """
+    if world_size() == 1:
+        return make()
+    message: list[tuple[T | None, str]] = [(None, "")]
+    failure: XclipDeployError | None = None
+    if rank() == 0:
+        try:
+            message = [(make(), "")]
+        except XclipDeployError as error:
+            failure, message = error, [(None, str(error) or type(error).__name__)]
+    torch.distributed.broadcast_object_list(message)
+    value, problem = message[0]
+    if failure is not None:
+        raise failure
+    if problem:
+        raise TrainingError(f"the first process stopped: {problem}")
+    return value  # type: ignore[return-value]  # None only where make() gave it
 
 
 def gather(tensor: Tensor) -> Tensor:

@@ -135,7 +135,8 @@ def _backward(features: Sequence[Tensor], gradients: Sequence[Tensor | None], ro
         if gradient is not None and feature.requires_grad
     ]
     if used:
-        torch.autograd.backward(*zip(*used, strict=True))
+        tensors, upstream = zip(*used, strict=True)
+        torch.autograd.backward(tensors, upstream)
 
 
 def _combine(model: XClip) -> None:

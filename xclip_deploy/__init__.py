@@ -21,14 +21,22 @@ if TYPE_CHECKING:
     from xclip_deploy.export.tensorrt import BatchRange, BuildResult, EngineShapes, build_engines
     from xclip_deploy.runtime.bundle import Bundle
     from xclip_deploy.runtime.deployed_model import DeployedModel
+    from xclip_deploy.runtime.evaluation import Evaluation
     from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
     from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
     from xclip_deploy.runtime.manifest import Precision
+    from xclip_deploy.runtime.metrics import RetrievalMetrics, RetrievalResult, retrieval_metrics
     from xclip_deploy.runtime.results import AddReport, FailedVideo, GrainScores, SearchResult
     from xclip_deploy.runtime.retriever import Retriever
     from xclip_deploy.runtime.tokenizer import Tokenizer
     from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video
     from xclip_deploy.training.checkpoints import Checkpoint, CheckpointOptions, load_checkpoint
+    from xclip_deploy.training.config import TrainConfig, resolve_config
+    from xclip_deploy.training.datasets.catalogue import open_dataset
+    from xclip_deploy.training.datasets.split import Split, SplitVideo
+    from xclip_deploy.training.evaluation import evaluate
+    from xclip_deploy.training.torch_matcher import TorchMatcher
+    from xclip_deploy.training.trainer import StepReport, TrainResult, train
 
 __version__ = "0.1.0"
 
@@ -37,17 +45,27 @@ _MODULES = {
     "export.tensorrt": ("BatchRange", "BuildResult", "EngineShapes", "build_engines"),
     "runtime.bundle": ("Bundle",),
     "runtime.deployed_model": ("DeployedModel",),
+    "runtime.evaluation": ("Evaluation",),
     "runtime.features": ("Scores", "TextFeatures", "VideoFeatures"),
     "runtime.gallery": ("Gallery", "GalleryVideo"),
     "runtime.manifest": ("Precision",),
+    "runtime.metrics": ("RetrievalMetrics", "RetrievalResult", "retrieval_metrics"),
     "runtime.results": ("AddReport", "FailedVideo", "GrainScores", "SearchResult"),
     "runtime.retriever": ("Retriever",),
     "runtime.tokenizer": ("Tokenizer",),
     "runtime.video": ("FrameSampling", "VideoFrames", "read_video"),
     "training.checkpoints": ("Checkpoint", "CheckpointOptions", "load_checkpoint"),
+    "training.config": ("TrainConfig", "resolve_config"),
+    "training.datasets.catalogue": ("open_dataset",),
+    "training.datasets.split": ("Split", "SplitVideo"),
+    "training.evaluation": ("evaluate",),
+    "training.torch_matcher": ("TorchMatcher",),
+    "training.trainer": ("StepReport", "TrainResult", "train"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _EXTRA_OF_PACKAGE = {
+    "matplotlib": "train",
+    "tomli": "train",
     "torch": "export",
     "safetensors": "export",
     "onnx": "export",
@@ -64,6 +82,7 @@ __all__ = [
     "CheckpointOptions",
     "DeployedModel",
     "EngineShapes",
+    "Evaluation",
     "ExportResult",
     "FailedVideo",
     "FrameSampling",
@@ -72,18 +91,31 @@ __all__ = [
     "GrainScores",
     "MissingExtraError",
     "Precision",
+    "RetrievalMetrics",
+    "RetrievalResult",
     "Retriever",
     "Scores",
     "SearchResult",
+    "Split",
+    "SplitVideo",
+    "StepReport",
     "TextFeatures",
     "Tokenizer",
+    "TorchMatcher",
+    "TrainConfig",
+    "TrainResult",
     "VideoFeatures",
     "VideoFrames",
     "XclipDeployError",
     "build_engines",
+    "evaluate",
     "export_bundle",
     "load_checkpoint",
+    "open_dataset",
     "read_video",
+    "resolve_config",
+    "retrieval_metrics",
+    "train",
 ]
 
 

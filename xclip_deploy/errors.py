@@ -21,12 +21,17 @@ The whole tree, with the exit status that the command line gives each branch::
     │   ├── VideoNotFoundError
     │   └── VideoReadError                    no frame could be decoded
     ├── SessionError                      9   (device, provider or precision unavailable)
-    └── GalleryError                     10
-        ├── GalleryNotFoundError
-        ├── GalleryIntegrityError             missing, truncated or altered file
-        ├── GalleryVersionError               written by another schema version
-        ├── GalleryModelError                 features of another model
-        └── DuplicateIdError
+    ├── GalleryError                     10
+    │   ├── GalleryNotFoundError
+    │   ├── GalleryIntegrityError             missing, truncated or altered file
+    │   ├── GalleryVersionError               written by another schema version
+    │   ├── GalleryModelError                 features of another model
+    │   └── DuplicateIdError
+    ├── DatasetError                     11
+    │   ├── AnnotationError                   missing, unreadable or malformed annotations
+    │   ├── AmbiguousVideoError               several files for one id, or one for several
+    │   └── MissingVideosError                more annotated videos without a file than allowed
+    └── TrainingError                    12   (a run that cannot go on)
 
 A message says what was found, what was expected and, where there is one, the
 command that mends it, in one line.
@@ -172,3 +177,32 @@ class GalleryModelError(GalleryError):
 
 class DuplicateIdError(GalleryError):
     """A video id is already in the gallery."""
+
+
+class DatasetError(XclipDeployError):
+    """A dataset of videos and captions cannot be used."""
+
+    exit_code = 11
+
+
+class AnnotationError(DatasetError):
+    """An annotation file is missing, cannot be read, or does not hold what it should."""
+
+
+class AmbiguousVideoError(DatasetError):
+    """Several files match one annotated video, or one file matches several."""
+
+
+class MissingVideosError(DatasetError):
+    """No annotated video has a file, or more lack one than is allowed."""
+
+    def __init__(self, message: str, missing: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+        """Ids of all videos without a file, in the order of the annotations."""
+
+
+class TrainingError(XclipDeployError):
+    """A training run cannot go on: the loss is not finite, or its folder cannot be written."""
+
+    exit_code = 12

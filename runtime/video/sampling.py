@@ -21,6 +21,10 @@ class FrameSampling(BaseModel):
     """Candidate frames per second of video. The published models use 1."""
     max_frames: int = Field(gt=0)
     """Largest number of frames; longer videos are thinned out evenly."""
+    end_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Last second of the video from which frames are taken, itself included, as the authors
+    cut clips: 31 takes those of seconds 0 to 31, up to 32 candidates at one a second. None:
+    the whole video."""
 
 
 def sample_frame_numbers(
@@ -33,7 +37,9 @@ def sample_frame_numbers(
     the samples drift by one frame in 29 and there can be one more than there are seconds.
     Within a second the candidates are the first ``frames_per_second`` of
     ``arange(0, fps, fps // frames_per_second)``. Where there are more than ``max_frames``
-    candidates, those at ``int(linspace(0, candidates - 1, max_frames))`` are kept.
+    candidates, those at ``int(linspace(0, candidates - 1, max_frames))`` are kept. With
+    ``end_s``, the seconds are those of ``arange(0, min(end_s, duration) + 1)``: what starts
+    at ``end_s`` still counts.
 
     The authors know whole rates only. For others, such as one frame every two seconds
     (0.5), candidate ``k`` is frame ``floor(k * fps / frames_per_second)``: an extension of
@@ -42,7 +48,7 @@ def sample_frame_numbers(
     Args:
         frame_count: Number of frames that can be decoded, at least 1.
         frame_rate: Frames per second, more than 0.
-        sampling: The rate and the largest number of frames.
+        sampling: The rate, the largest number of frames, and where to stop.
 
     Returns:
         Frame numbers in display order, counted from 0: int64 ``[n]`` with
@@ -58,6 +64,10 @@ def sample_frame_numbers(
             f"frame_rate is {frame_rate}; expected a finite number more than 0"
         )
     fps = max(1, int(frame_rate))
+    if sampling.end_s is not None:
+        # Counted in the authors' seconds of whole frames, so that a cut video gives what a
+        # video that ends there would.
+        frame_count = min(frame_count, (int(sampling.end_s) + 1) * fps)
     candidates = _candidates(frame_count, fps, sampling.frames_per_second)
     if len(candidates) > sampling.max_frames:
         kept = np.linspace(0, len(candidates) - 1, num=sampling.max_frames, dtype=int)

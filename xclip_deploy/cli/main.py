@@ -15,10 +15,12 @@ from xclip_deploy.errors import XclipDeployError
 # Command name to module and what --help says of it. The modules are imported when their
 # command runs, so that one command does not pay for the libraries of another.
 _COMMANDS = {
+    "train": ("train", "Train a model on videos with captions."),
     "export": ("export", "Export a checkpoint to a bundle of ONNX graphs."),
     "build-trt": ("build_trt", "Build the TensorRT engines of a bundle."),
     "index": ("index", "Add videos to a gallery."),
     "search": ("search", "Find videos of a gallery by text, or by a video."),
+    "evaluate": ("evaluate", "Measure retrieval on a dataset: a checkpoint or a bundle."),
     "inspect": ("inspect", "Show what is in a bundle."),
 }
 
@@ -53,7 +55,7 @@ def cli(verbose: bool, traceback: bool) -> None:
 
     Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
     4 checkpoint, 5 export, 6 bundle, 7 engine, 8 video, 9 device or session, 10 gallery,
-    130 interrupted.
+    11 dataset, 12 training, 130 interrupted.
     """
     del traceback  # read by main()
     level = logging.INFO if verbose else logging.WARNING

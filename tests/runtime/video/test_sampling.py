@@ -101,8 +101,55 @@ def test_impossible_videos_are_refused(count: int, rate: float) -> None:
         {"max_frames": 8, "frames_per_second": 0},
         {"max_frames": 8, "frames_per_second": float("inf")},
         {"max_frames": 8, "unknown": 1},
+        {"max_frames": 8, "end_s": 0},
+        {"max_frames": 8, "end_s": float("inf")},
     ],
 )
 def test_impossible_samplings_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         FrameSampling(**fields)  # type: ignore[arg-type]
+
+
+# Videos of which only the start is looked at
+
+
+def test_the_second_of_the_end_is_taken_too() -> None:
+    sampling = FrameSampling(max_frames=64, end_s=31)
+    numbers = sample_frame_numbers(60 * 25, 25, sampling)
+    assert numbers.tolist() == [second * 25 for second in range(32)]
+
+
+def test_a_fraction_of_a_second_at_the_end_changes_nothing() -> None:
+    numbers = sample_frame_numbers(100, 10, FrameSampling(max_frames=64, end_s=2.9))
+    assert numbers.tolist() == [0, 10, 20]
+
+
+def test_several_a_second_up_to_the_end() -> None:
+    # As the authors' loops have it: every offset within each second up to the last.
+    sampling = FrameSampling(frames_per_second=2, max_frames=64, end_s=1)
+    assert sample_frame_numbers(100, 10, sampling).tolist() == [0, 5, 10, 15]
+
+
+def test_the_start_is_thinned_out_evenly() -> None:
+    numbers = sample_frame_numbers(100, 1, FrameSampling(max_frames=3, end_s=10))
+    assert numbers.tolist() == [0, 5, 10]
+
+
+@given(frame_counts, frame_rates, st.floats(0.01, 60), max_frames, st.floats(0.01, 5000))
+def test_an_end_samples_the_video_up_to_there(
+    count: int, rate: float, per_second: float, limit: int, end_s: float
+) -> None:
+    whole = FrameSampling(frames_per_second=per_second, max_frames=limit)
+    start = whole.model_copy(update={"end_s": end_s})
+    fps = max(1, int(rate))
+    before = [number for number in range(count) if number // fps <= end_s]
+    found = sample_frame_numbers(count, rate, start)
+    assert found.tolist() == sample_frame_numbers(len(before), rate, whole).tolist()
+
+
+@given(frame_counts, frame_rates, whole_rates)
+def test_an_end_leaves_a_prefix_of_the_candidates(count: int, rate: float, end_s: int) -> None:
+    every = FrameSampling(max_frames=1_000_000)
+    numbers = sample_frame_numbers(count, rate, every)
+    found = sample_frame_numbers(count, rate, every.model_copy(update={"end_s": end_s}))
+    assert found.tolist() == numbers[: end_s + 1].tolist()

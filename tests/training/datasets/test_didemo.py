@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from xclip_deploy.errors import AnnotationError
+
+MOV = "12090392@N02_13482799053_87ef417396.mov"
+MP4 = "55208132@N00_7999577432_33.mp4"
+DATA = [
+    {"video": MOV, "description": "a cat  jumps", "times": [[0, 0], [1, 1]], "annotation_id": 1},
+    {"video": MP4, "description": "the camera pans", "times": [[0, 0]]},
+    {"video": "of_another_split.avi", "description": "", "times": []},
+    {"video": MOV, "description": "\nit lands ", "times": [[2, 2]]},
+]
+
+
+@pytest.fixture
+def didemo(disk: Any) -> Any:
+    for split in ("train", "val", "test"):
+        disk.write(f"{split}_list.txt", f"{MP4}\n{MOV}\n")
+        disk.write_json(f"{split}_data.json", DATA)
+    disk.add_videos(MOV, MP4)
+    return disk
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_descriptions_are_one_paragraph(didemo: Any, captions_by_id: Any, split: str) -> None:
+    found = didemo.open("didemo", split)
+    assert captions_by_id(found) == {MP4: ["the camera pans"], MOV: ["a cat jumps it lands"]}
+    assert [video.id for video in found.videos] == [MP4, MOV]
+    assert {video.end_s for video in found.videos} == {31.0}
+
+
+@pytest.mark.parametrize("name", [MOV, MOV + ".mp4", MOV.replace(".mov", ".mp4")])
+def test_a_file_may_have_the_ending_another_or_both(didemo: Any, name: str) -> None:
+    (didemo.videos / MOV).unlink()
+    didemo.add_videos(f"train/{name}")
+    found = didemo.open("didemo", "test")
+    assert {video.id: video.path for video in found.videos}[MOV] == didemo.videos / "train" / name
+
+
+def test_a_listed_video_without_description(didemo: Any) -> None:
+    didemo.write("val_list.txt", f"{MOV}\nnone.mp4\n")
+    with pytest.raises(AnnotationError, match=r"no captions for none\.mp4 \(1 of 2\) of val_list"):
+        didemo.open("didemo", "val")
+
+
+def test_a_video_listed_twice(didemo: Any) -> None:
+    didemo.write("val_list.txt", f"{MOV}\n{MOV}\n")
+    with pytest.raises(AnnotationError, match=r"line 2: .* was listed before, at line 1"):
+        didemo.open("didemo", "val")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, "an object; expected a list"),
+        ([[]], r"\[0\]: a list; expected an object"),
+        ([{"video": MOV}], "holds video; expected 'description'"),
+        ([{"description": "a"}], "holds description; expected 'video'"),
+        ([{"video": MOV, "description": ["a"]}], "description: a list; expected text"),
+        ([{"video": MOV, "description": " "}] * 2, f"empty caption at {MOV}"),
+    ],
+)
+def test_descriptions_of_another_shape(didemo: Any, content: Any, expected: str) -> None:
+    didemo.write_json("test_data.json", content)
+    with pytest.raises(AnnotationError, match=expected):
+        didemo.open("didemo", "test")
+
+
+@pytest.mark.parametrize("name", ["test_list.txt", "test_data.json"])
+def test_a_missing_file_is_named(didemo: Any, name: str) -> None:
+    (didemo.annotations / name).unlink()
+    with pytest.raises(AnnotationError, match=f"expected {name}$"):
+        didemo.open("didemo", "test")

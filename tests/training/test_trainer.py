@@ -1,0 +1,305 @@
+"""Whole runs on real mp4 files: what they write, and that a kill loses nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from xclip_deploy import load_checkpoint, resolve_config, train
+from xclip_deploy.errors import DatasetError, InvalidArgumentError, TrainingError
+from xclip_deploy.training import step as step_module
+from xclip_deploy.training import trainer
+from xclip_deploy.training.config import TrainConfig
+
+COLOURS = ("red", "green", "blue", "white", "black", "grey", "pink", "brown", "cyan", "gold")
+ARCHITECTURE = {
+    "embed_dim": 64,
+    "vision": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "heads": 1},
+    "text": {"width": 64, "layers": 1, "heads": 1},
+    "temporal_head": "seqTransf",
+    "temporal_layers": 1,
+    "temporal_heads": 1,
+    "temporal_positions": 8,
+    "max_words": 8,
+    "max_frames": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten videos of one colour each, with two captions; the last four validate too."""
+    folder = tmp_path_factory.mktemp("dataset")
+    random = np.random.default_rng(0)
+    rows = [("file", "caption", "split")]
+    for number, colour in enumerate(COLOURS):
+        with av.open(str(folder / f"{colour}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=4)
+            stream.width = stream.height = 32
+            stream.pix_fmt = "yuv420p"
+            base = random.integers(0, 256, 3)
+            for _ in range(10):
+                picture = np.clip(base + random.normal(0, 9, (32, 32, 3)), 0, 255)
+                frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        rows += [(f"{colour}.mp4", text, "train") for text in (colour, f"all is {colour}")]
+        if number >= 6:
+            rows.append((f"{colour}.mp4", f"only {colour}", "val"))
+    with (folder / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def settings(dataset: Path, **changes: Any) -> list[str]:
+    values = {
+        "start.architecture": ARCHITECTURE,
+        "data.annotations": str(dataset / "captions.csv"),
+        "data.videos": str(dataset),
+        "data.workers": 0,
+        "data.frame_cache": str(dataset / "cache"),
+        "optimization.batch_size": 5,
+        "optimization.epochs": 3,
+        "optimization.lr": 1e-3,
+        "optimization.coef_lr": 1.0,
+        "optimization.freeze_layers": -1,
+        "save_every_steps": 3,
+    }
+    values |= {name.replace("__", "."): value for name, value in changes.items()}
+    return [f"{name}={json.dumps(value)}" for name, value in values.items()]
+
+
+def configured(dataset: Path, **changes: Any) -> TrainConfig:
+    return resolve_config(overrides=settings(dataset, **changes))
+
+
+def losses(run: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if "loss" in record]
+    assert len(steps) == len(set(steps)), "a step is logged twice"
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    reports: list[trainer.StepReport] = []
+    result = train(configured(dataset), run, on_step=reports.append)
+    assert [report.step for report in reports] == list(range(1, 13))
+    assert {report.total_steps for report in reports} == {12}
+    assert result.steps == 12
+    assert result.best_recall is not None
+    return run
+
+
+def test_a_run_leaves_everything(uninterrupted: Path) -> None:
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {
+        "best.pt",
+        "config.json",
+        "curves.png",
+        "last.pt",
+        "log.jsonl",
+        "metrics.json",
+        "train_videos.json",
+        "val_videos.json",
+    }
+    assert (uninterrupted / "curves.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    assert metrics["text_to_video"]["num_queries"] == 4
+    assert sorted(losses(uninterrupted)) == list(range(1, 13))
+
+
+def test_the_checkpoints_can_be_exported(uninterrupted: Path) -> None:
+    for name in ("best.pt", "last.pt"):
+        model = load_checkpoint(uninterrupted / name)
+        assert model.config.max_frames == 3
+        assert model.notes == ()
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / "last.pt").state_dict
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert losses(found) == losses(expected)
+    for name, tensor in weights(expected).items():
+        assert torch.equal(weights(found)[name], tensor), name
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (found, expected)]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize(
+    "killed_at",
+    [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)],
+)
+def test_a_killed_run_continues_exactly(
+    dataset: Path, tmp_path: Path, uninterrupted: Path, killed_at: int
+) -> None:
+    run = tmp_path / "run"
+    script = (
+        "import json, os, signal, sys\n"
+        "from xclip_deploy import resolve_config, train\n"
+        "def kill(report):\n"
+        "    if report.step == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train(resolve_config(overrides=json.loads(sys.argv[3])), sys.argv[1], on_step=kill)\n"
+    )
+    arguments = [str(run), str(killed_at), json.dumps(settings(dataset))]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert max(losses(run)) == killed_at
+    train(configured(dataset), run, resume=True)
+    assert_same_run(run, uninterrupted)
+
+
+def test_a_kill_while_saving_keeps_the_checkpoint_before(
+    dataset: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    run = tmp_path / "run"
+    script = (
+        "import json, os, signal, sys, torch\n"
+        "from xclip_deploy import resolve_config, train\n"
+        "save, saved = torch.save, []\n"
+        "def kill(content, path):\n"
+        "    saved.append(path)\n"
+        "    save(content, path)\n"
+        "    if 'optimizer' in content and content['step'] == 6:\n"
+        "        with open(path, 'r+b') as file: file.truncate(5000)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "torch.save = kill\n"
+        "train(resolve_config(overrides=json.loads(sys.argv[2])), sys.argv[1])\n"
+    )
+    arguments = [str(run), json.dumps(settings(dataset))]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert torch.load(run / "last.pt", weights_only=True)["step"] == 4  # of the epoch's end
+    train(configured(dataset), run, resume=True)
+    assert_same_run(run, uninterrupted)
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_resuming_a_finished_run_changes_nothing(
+    dataset: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    run = tmp_path / "run"
+    train(configured(dataset), run)
+    train(configured(dataset), run, resume=True)
+    assert_same_run(run, uninterrupted)
+
+
+def test_worker_processes_change_nothing(
+    dataset: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    train(configured(dataset, data__workers=1), tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+
+
+def test_two_processes_train_as_one(dataset: Path, tmp_path: Path) -> None:
+    """Up to rounding: sums are taken in another order."""
+    changes = {"optimization__batch_size": 4, "optimization__epochs": 1}
+    train(configured(dataset, **changes), tmp_path / "one")
+    script = tmp_path / "both.py"
+    script.write_text(
+        "import json, sys\n"
+        "from xclip_deploy import resolve_config, train\n"
+        "train(resolve_config(overrides=json.loads(sys.argv[2])), sys.argv[1])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(script), str(tmp_path / "two"), json.dumps(settings(dataset, **changes))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for number, loss in one.items():
+        assert two[number] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def spoil(logits: torch.Tensor) -> torch.Tensor:
+        calls.append(logits)
+        return logits.sum() * (float("nan") if len(calls) == 3 else 0.0)
+
+    monkeypatch.setattr(step_module, "contrastive_loss", spoil)
+    with pytest.raises(TrainingError, match="loss of step 3 is not finite"):
+        train(configured(dataset), tmp_path / "run")
+    failed = json.loads((tmp_path / "run" / "failed_batch.json").read_text())
+    assert failed["step"] == 2
+    assert len(failed["pairs"]) == 5
+    for pair in failed["pairs"]:
+        assert Path(pair["path"]).stem in pair["caption"]
+
+
+def test_a_checkpoint_of_other_dimensions(
+    dataset: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    from xclip_deploy.errors import CheckpointError
+
+    start: dict[str, Any] = {
+        "start__architecture": None,
+        "start__checkpoint": str(uninterrupted / "best.pt"),
+    }
+    start["start__max_words"] = 8
+    with pytest.raises(CheckpointError, match=r"is \[3, 3\] in the checkpoint, \[4, 4\]"):
+        train(configured(dataset, start__max_frames=4, **start), tmp_path / "run")
+    with pytest.raises(InvalidArgumentError, match="exceeds the 8 frame positions"):
+        train(configured(dataset, start__max_frames=12, **start), tmp_path / "run2")
+
+
+def test_too_many_unreadable_videos(dataset: Path, tmp_path: Path) -> None:
+    for path in dataset.glob("*.mp4"):
+        (tmp_path / path.name).write_bytes(b"no video" if path.stem < "gold" else path.read_bytes())
+    changes = {"data__videos": str(tmp_path), "data__frame_cache": None}
+    with pytest.raises(DatasetError, match="of 10 videos 4 cannot be read"):
+        train(configured(dataset, **changes), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "train_videos.json").read_text())
+    assert len(report["unreadable"]) == 4
+    changes["data__max_unreadable_share"] = 0.6
+    changes["data__validation_split"] = None
+    result = train(configured(dataset, **changes), tmp_path / "run2")
+    assert result.best_recall is None
+    assert result.steps == 6  # twelve captions in batches of five, three epochs
+
+
+def test_what_must_be_given(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"start\.checkpoint must be given"):
+        train(configured(dataset, start__architecture=None), tmp_path / "a")
+    with pytest.raises(InvalidArgumentError, match=r"data\.annotations and data\.videos"):
+        train(configured(dataset, data__videos=None), tmp_path / "b")
+
+
+def test_the_command(dataset: Path, tmp_path: Path) -> None:
+    program = str(Path(sys.executable).with_name("xclip-deploy"))
+    options = [word for setting in settings(dataset) for word in ("--set", setting)]
+    done = subprocess.run(
+        [program, "train", *options, "-o", str(tmp_path / "run"), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 12
+    assert "step 12/12 epoch 3/3 loss" in done.stderr
+    again = subprocess.run(
+        [program, "train", *options, "-o", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 2
+    assert "choose another folder, or continue with --resume" in again.stderr

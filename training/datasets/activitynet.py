@@ -1,0 +1,80 @@
+"""ActivityNet Captions: long web videos with a paragraph each (Krishna et al., ICCV 2017)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from xclip_deploy.errors import AnnotationError
+from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
+from xclip_deploy.training.datasets.annotation_files import check_unique, find_annotation
+from xclip_deploy.training.datasets.captions import CaptionCollector
+from xclip_deploy.training.datasets.json_annotations import (
+    as_list,
+    as_object,
+    as_text,
+    field,
+    read_json,
+)
+
+TRAIN_IDS = "train_ids.json"
+TRAIN = "train.json"
+VAL = "val_1.json"
+
+_PREFIX = "v_"
+_log = logging.getLogger(__name__)
+
+
+def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
+    """Read a split of ActivityNet Captions.
+
+    ``train.json`` and ``val_1.json`` hold ``{v_id: {duration, timestamps, sentences}}``, of
+    which the sentences are joined to one caption of the whole video. Training takes the videos
+    of ``train_ids.json``, a list of ids; those without sentences are left out, as not all that
+    the lists name were described. Evaluation, ``val`` and ``test`` alike, is over all videos
+    of ``val_1.json``: ``val_ids.json`` is not needed for it. Ids lose their ``v_``; files may
+    be called with or without.
+
+    Args:
+        folder: Holds the files.
+        split: Which part.
+
+    Raises:
+        AnnotationError: a file is missing or not as described, an id occurs twice, or all
+            sentences of a video are empty.
+    """
+    path = find_annotation(folder, TRAIN if split == "train" else VAL)
+    entries = as_object(read_json(path), str(path))
+    wanted = list(entries)
+    if split == "train":
+        listing = find_annotation(folder, TRAIN_IDS)
+        listed = _read_ids(listing)
+        wanted = [video_id for video_id in listed if video_id in entries]
+        if not wanted:
+            raise AnnotationError(f"{path}: none of the {len(listed)} videos of {listing.name}")
+        if len(wanted) < len(listed):
+            bare = len(listed) - len(wanted)
+            _log.info("%s: %d of %d videos are not in %s", listing, bare, len(listed), path.name)
+    captions = CaptionCollector(path)
+    for video_id in wanted:
+        place = f"{path}: {video_id}"
+        entry = as_object(entries[video_id], place)
+        sentences = as_list(field(entry, "sentences", place), f"{place}.sentences")
+        text = " ".join(as_text(sentence, f"{place}.sentences") for sentence in sentences)
+        captions.add(video_id, text, video_id)
+    by_id = captions.by_id()
+    names = check_unique(path, [(video_id, _without_prefix(video_id)) for video_id in wanted])
+    return [
+        AnnotatedVideo(name, by_id[video_id], other_names=(_PREFIX + name,))
+        for name, video_id in zip(names, wanted, strict=True)
+    ]
+
+
+def _read_ids(path: Path) -> list[str]:
+    values = as_list(read_json(path), str(path))
+    ids = [as_text(value, f"{path}: [{number}]") for number, value in enumerate(values)]
+    return check_unique(path, [(f"[{number}]", video_id) for number, video_id in enumerate(ids)])
+
+
+def _without_prefix(video_id: str) -> str:
+    return video_id.removeprefix(_PREFIX)

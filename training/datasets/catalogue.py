@@ -1,0 +1,81 @@
+"""The datasets by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import cast, get_args
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.training.datasets.activitynet import read_activitynet
+from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
+from xclip_deploy.training.datasets.didemo import read_didemo
+from xclip_deploy.training.datasets.folder import read_folder
+from xclip_deploy.training.datasets.lsmdc import read_lsmdc
+from xclip_deploy.training.datasets.matching import match_videos
+from xclip_deploy.training.datasets.msrvtt import TRAIN_7K, TRAIN_9K, read_msrvtt
+from xclip_deploy.training.datasets.msvd import read_msvd
+from xclip_deploy.training.datasets.split import Split
+
+_READERS: dict[str, Callable[[Path, SplitName], list[AnnotatedVideo]]] = {
+    "msrvtt": read_msrvtt,
+    "msrvtt-9k": partial(read_msrvtt, train_lists=(TRAIN_9K,)),
+    "msrvtt-7k": partial(read_msrvtt, train_lists=(TRAIN_7K,)),
+    "msvd": read_msvd,
+    "lsmdc": read_lsmdc,
+    "didemo": read_didemo,
+    "activitynet": read_activitynet,
+    "folder": read_folder,
+}
+
+DATASETS: tuple[str, ...] = tuple(_READERS)
+"""Names that ``open_dataset`` knows. ``msrvtt`` trains on 9000 videos where their list is
+there, else on 7000; the other two say which."""
+
+SPLITS: tuple[str, ...] = get_args(SplitName)
+"""Names of splits. MSR-VTT and ActivityNet are validated on what they are tested on."""
+
+
+def open_dataset(
+    name: str,
+    split: str,
+    annotations: str | os.PathLike[str],
+    videos: str | os.PathLike[str],
+    *,
+    max_missing_share: float = 0.1,
+) -> Split:
+    """Read a split's annotations and find its videos.
+
+    The annotation files are found by their published names, which ``read_…`` in the module of
+    each dataset describes; all text is UTF-8. Videos are found by the name that the
+    annotations give, at any depth, with or without the file's ending. No video is opened.
+
+    Args:
+        name: One of ``DATASETS``.
+        split: One of ``SPLITS``.
+        annotations: The folder that holds the annotation files; for ``folder``, the CSV or
+            JSONL file as well.
+        videos: The folder that holds the videos.
+        max_missing_share: Largest share of annotated videos that may have no file, 0 to 1;
+            ``Split.missing`` names those left out.
+
+    Raises:
+        InvalidArgumentError: unknown name or split, or a share outside 0 to 1.
+        AnnotationError: an annotation file is missing, unreadable or malformed.
+        VideoNotFoundError: there is no folder ``videos``.
+        VideoReadError: a folder of videos cannot be listed.
+        AmbiguousVideoError: several files match one video, or one file matches several.
+        MissingVideosError: more videos than allowed, or all, have no file.
+    """
+    if name not in _READERS:
+        raise InvalidArgumentError(f"dataset is {name!r}; expected one of {', '.join(DATASETS)}")
+    if split not in SPLITS:
+        raise InvalidArgumentError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+    if not 0 <= max_missing_share <= 1:
+        raise InvalidArgumentError(f"max_missing_share is {max_missing_share}; expected 0 to 1")
+    annotated = _READERS[name](Path(annotations), cast("SplitName", split))
+    return match_videos(
+        f"{name}/{split}", annotated, Path(videos), max_missing_share=max_missing_share
+    )

@@ -1,0 +1,57 @@
+"""DiDeMo: personal videos of 25 to 30 s with descriptions of moments.
+
+Hendricks et al., ICCV 2017; as video–paragraph retrieval in CLIP4Clip and X-CLIP.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
+from xclip_deploy.training.datasets.annotation_files import find_annotation, read_ids
+from xclip_deploy.training.datasets.captions import CaptionCollector
+from xclip_deploy.training.datasets.json_annotations import (
+    as_list,
+    as_object,
+    as_text,
+    field,
+    read_json,
+)
+
+END_S = 31.0
+"""Longer videos were cut to 30 s for annotation; the authors of CLIP4Clip take 31."""
+
+
+def read_didemo(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
+    """Read a split of DiDeMo.
+
+    ``train_list.txt``, ``val_list.txt`` and ``test_list.txt`` hold a video a line, with the
+    ending of its original file (``….mov``). ``train_data.json`` and its like hold a list of
+    objects with ``video`` and ``description``, whose ``times`` are not looked at. The
+    descriptions of a video are joined in the order of the file to one caption, of the first
+    31 s.
+
+    Args:
+        folder: Holds the files.
+        split: Which part.
+
+    Raises:
+        AnnotationError: a file is missing or not as described, a video is listed twice or has
+            no description, or all of its descriptions are empty.
+    """
+    listing = find_annotation(folder, f"{split}_list.txt")
+    video_ids = read_ids(listing)
+    paragraphs: dict[str, list[str]] = {video_id: [] for video_id in video_ids}
+    path = find_annotation(folder, f"{split}_data.json")
+    for number, value in enumerate(as_list(read_json(path), str(path))):
+        place = f"{path}: [{number}]"
+        entry = as_object(value, place)
+        video_id = as_text(field(entry, "video", place), f"{place}.video")
+        text = as_text(field(entry, "description", place), f"{place}.description")
+        if video_id in paragraphs:
+            paragraphs[video_id].append(text)
+    captions = CaptionCollector(path)
+    for video_id, descriptions in paragraphs.items():
+        if descriptions:
+            captions.add(video_id, " ".join(descriptions), video_id)
+    return captions.of(video_ids, listing, end_s=END_S)

@@ -1,0 +1,248 @@
+"""Decoded frames on disk, so that only the first epoch decodes.
+
+One file per video and way of reading it. What is in the cache is never wrong: a file carries
+its key and a checksum, and one that is truncated, damaged or of another version counts as not
+there. Several processes use one directory without locks: files take their place in a rename,
+so that a race costs at most a second decoding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.video import FrameSampling, VideoReader
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = b"XCLIPFRM"
+_VERSION = 1
+"""Raised whenever the same video read the same way gives other frames, or the layout changes."""
+_HEADER = struct.Struct("<8sI32sII")
+"""Magic, version, key, number of frames n, side S. Then the checksum, then the frames."""
+_CHECKSUM = struct.Struct("<I")
+"""CRC-32 of the header and the frames."""
+_START = _HEADER.size + _CHECKSUM.size
+# A folder per first two digits: writing looks through the folder of its target for what
+# killed writers left, and that must not become slow.
+_FOLDER_NAME = re.compile(r"[0-9a-f]{2}")
+_FILE_NAME = re.compile(r"\.?[0-9a-f]{62}\.frames(\.partial-[0-9a-f]{16})?")
+_SHARE_UNSEEN = 16
+"""A writer looks at the directory again after it has filled this fraction of what was free."""
+_ABANDONED_AFTER_S = 3600.0
+"""A file being written is removed only when it is as old as this: its writer is dead."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: Path
+    num_bytes: int
+    used_s: float
+    """Time of the last use, seconds since the epoch."""
+
+
+def frame_key(path: Path, sampling: FrameSampling, image_size: int, reader: VideoReader) -> bytes:
+    """What names the frames of a video file as it is now, read in this way: 32 bytes.
+
+    SHA-256 of the absolute path, size and modification time of the file, the sampling, the
+    side of the frames and the reader. Raises OSError where there is no file.
+    """
+    status = path.stat()
+    identity = [
+        # Escaped, because a file name need not be text.
+        os.fsencode(path.absolute()).hex(),
+        status.st_size,
+        status.st_mtime_ns,
+        sampling.model_dump(mode="json"),
+        image_size,
+        reader,
+    ]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+
+
+class FrameCache:
+    """Frames of many videos, uncompressed, in a directory of bounded size.
+
+    A video of 12 frames of 224x224 takes 1.8 MB. Where all do not fit, those used longest ago
+    are removed. Up to 16 processes that write at once keep to the bound but for the one file
+    that each is writing. A copy in another process (pickled) works on the same directory.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], max_bytes: int) -> None:
+        """Open or make the cache.
+
+        Args:
+            directory: Made if it is not there. Files in it that are not of the cache are
+                neither counted nor touched.
+            max_bytes: Largest sum of the sizes of its files, bytes.
+
+        Raises:
+            InvalidArgumentError: ``max_bytes`` is less than 1, or the directory cannot be made.
+        """
+        if max_bytes < 1:
+            raise InvalidArgumentError(f"max_bytes is {max_bytes}; expected at least 1")
+        self.directory = Path(directory).absolute()
+        self.max_bytes = max_bytes
+        self._is_writing = True
+        self._has_evicted = False
+        self._unseen_bytes = 0
+        """Written by this process since it last looked at the directory."""
+        self._allowance_bytes = 0
+        """What it may write until it looks again."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidArgumentError(
+                f"{self.directory}: the frame cache cannot be made here: {error.strerror}"
+            ) from error
+
+    def holds(self, key: bytes) -> bool:
+        """Whether there is a complete file for the key, its frames not checked."""
+        try:
+            with self._path(key).open("rb", buffering=0) as file:
+                return _read_header(file, key) is not None
+        except OSError:
+            return False
+
+    def read(self, key: bytes) -> npt.NDArray[np.uint8] | None:
+        """Frames uint8 [n, S, S, 3] as they were written, or None where they are not there."""
+        path = self._path(key)
+        try:
+            # Not memory-mapped: the checksum reads every byte anyway, and a mapped file that
+            # is cut off by someone kills the process.
+            with path.open("rb", buffering=0) as file:
+                header = _read_header(file, key)
+                if header is None:
+                    return None
+                shape, checksum, expected = header
+                frames = np.empty(shape, dtype=np.uint8)
+                if file.readinto(frames.data.cast("B")) != frames.nbytes:
+                    return None
+                if zlib.crc32(frames.data.cast("B"), checksum) != expected:
+                    return None
+        except OSError:
+            return None
+        # The time of modification serves as that of the last use, because many file systems
+        # are mounted without times of access. A cache that is read-only is still read.
+        with suppress(OSError):
+            os.utime(path)
+        return frames
+
+    def write(self, key: bytes, frames: npt.NDArray[np.uint8]) -> None:
+        """Keep frames uint8 [n, S, S, 3], making room for them.
+
+        Does not fail: where the disk is full or cannot be written, it says so in a warning
+        and this process writes no more.
+        """
+        num_bytes = _START + frames.nbytes
+        if not self._is_writing or num_bytes > self.max_bytes:
+            return
+        header = _HEADER.pack(_MAGIC, _VERSION, key, frames.shape[0], frames.shape[1])
+        payload = np.ascontiguousarray(frames).data.cast("B")
+        checksum = zlib.crc32(payload, zlib.crc32(header))
+        path = self._path(key)
+        try:
+            self._make_room(num_bytes)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced_file(path) as partial, partial.open("wb") as file:
+                file.write(header + _CHECKSUM.pack(checksum))
+                file.write(payload)
+        except OSError as error:
+            self._is_writing = False
+            logger.warning(
+                "%s: no more frames are cached, training goes on without: %s",
+                self.directory,
+                error.strerror or error,
+            )
+
+    def _path(self, key: bytes) -> Path:
+        digits = key.hex()
+        return self.directory / digits[:2] / f"{digits[2:]}.frames"
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Remove what was used longest ago, if ``num_bytes`` more would not fit.
+
+        Looking at a directory of 10,000 files takes as long as decoding a short video, so it
+        is not done for every file: only after this process has written a sixteenth of what
+        it last found free. That way 16 processes that do not know of each other cannot
+        exceed the bound.
+        """
+        self._unseen_bytes += num_bytes
+        if self._unseen_bytes <= self._allowance_bytes:
+            return
+        entries = list(self._entries())
+        total = sum(entry.num_bytes for entry in entries) + num_bytes
+        if total > self.max_bytes:
+            if not self._has_evicted:
+                self._has_evicted = True
+                logger.warning(
+                    "%s: the frame cache is full (%s bytes); frames used longest ago are "
+                    "removed and will be decoded again",
+                    self.directory,
+                    f"{self.max_bytes:,}",
+                )
+            # Some room more, or every file from now on would need a look.
+            goal = self.max_bytes - self.max_bytes // _SHARE_UNSEEN
+            for entry in _evictable(entries):
+                if total <= goal:
+                    break
+                entry.path.unlink(missing_ok=True)
+                total -= entry.num_bytes
+        self._unseen_bytes = 0
+        self._allowance_bytes = max(0, self.max_bytes - total) // _SHARE_UNSEEN
+
+    def _entries(self) -> Iterator[_Entry]:
+        with os.scandir(self.directory) as folders:
+            for folder in folders:
+                if _FOLDER_NAME.fullmatch(folder.name) and folder.is_dir():
+                    with os.scandir(folder) as files:
+                        for file in files:
+                            if _FILE_NAME.fullmatch(file.name):
+                                # Another process may remove it meanwhile.
+                                with suppress(FileNotFoundError):
+                                    status = file.stat()
+                                    yield _Entry(Path(file), status.st_size, status.st_mtime)
+
+
+def _evictable(entries: list[_Entry]) -> list[_Entry]:
+    """Those used longest ago first, without what is just being written."""
+    abandoned_s = time.time() - _ABANDONED_AFTER_S
+    return sorted(
+        (e for e in entries if not e.path.name.startswith(".") or e.used_s < abandoned_s),
+        key=lambda entry: entry.used_s,
+    )
+
+
+def _read_header(file: BinaryIO, key: bytes) -> tuple[tuple[int, int, int, int], int, int] | None:
+    """The shape of the frames, the checksum of the header alone, and that of the whole.
+
+    None where the file is not that of the key, of this version and complete.
+    """
+    packed = file.read(_START)
+    if len(packed) != _START:
+        return None
+    header = packed[: _HEADER.size]
+    magic, version, found_key, count, side = _HEADER.unpack(header)
+    if (magic, version, found_key) != (_MAGIC, _VERSION, key):
+        return None
+    # Before anything is allocated: a damaged header can claim any size.
+    if os.fstat(file.fileno()).st_size != _START + count * side * side * 3:
+        return None
+    (expected,) = _CHECKSUM.unpack(packed[_HEADER.size :])
+    return (count, side, side, 3), zlib.crc32(header), expected

@@ -1,0 +1,82 @@
+"""MSR-VTT: 10 000 web videos with 20 sentences each.
+
+Xu et al., CVPR 2016; test set of Yu et al., ECCV 2018 (JSFusion): 1000 videos with one
+sentence each, trained on the other 9000, or on the 7000 of the original training set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
+from xclip_deploy.training.datasets.annotation_files import check_unique, find_annotation
+from xclip_deploy.training.datasets.captions import CaptionCollector
+from xclip_deploy.training.datasets.json_annotations import (
+    as_list,
+    as_object,
+    as_text,
+    field,
+    read_json,
+)
+from xclip_deploy.training.datasets.tables import read_table
+
+TRAIN_9K = "MSRVTT_train.9k.csv"
+TRAIN_7K = "MSRVTT_train.7k.csv"
+TEST = "MSRVTT_JSFUSION_test.csv"
+SENTENCES = "MSRVTT_data.json"
+
+
+def read_msrvtt(
+    folder: Path, split: SplitName, train_lists: tuple[str, ...] = (TRAIN_9K, TRAIN_7K)
+) -> list[AnnotatedVideo]:
+    """Read a split of MSR-VTT.
+
+    Training takes every sentence of ``MSRVTT_data.json`` (``sentences``: objects with
+    ``video_id`` and ``caption``) about a video of ``MSRVTT_train.9k.csv`` or
+    ``MSRVTT_train.7k.csv`` (column ``video_id``). The JSFusion protocol has no validation set
+    of its own: ``val`` is ``test``, from ``MSRVTT_JSFUSION_test.csv`` (columns ``video_id`` and
+    ``sentence`` among others).
+
+    Args:
+        folder: Holds the files.
+        split: Which part.
+        train_lists: Names of the list of training videos; the first that exists is read.
+
+    Raises:
+        AnnotationError: a file is missing or not as described, a video is listed twice or has
+            no captions, or a caption is empty.
+    """
+    if split != "train":
+        return _read_test(find_annotation(folder, TEST))
+    listing = find_annotation(folder, *train_lists)
+    rows = read_table(listing, ("video_id",))
+    video_ids = check_unique(
+        listing, [(f"line {line}", row["video_id"].strip()) for line, row in rows]
+    )
+    captions = _read_sentences(find_annotation(folder, SENTENCES), frozenset(video_ids))
+    return captions.of(video_ids, listing)
+
+
+def _read_test(path: Path) -> list[AnnotatedVideo]:
+    rows = read_table(path, ("video_id", "sentence"))
+    video_ids = check_unique(
+        path, [(f"line {line}", row["video_id"].strip()) for line, row in rows]
+    )
+    captions = CaptionCollector(path)
+    for video_id, (line, row) in zip(video_ids, rows, strict=True):
+        captions.add(video_id, row["sentence"], f"line {line} ({video_id})")
+    return captions.of(video_ids, path)
+
+
+def _read_sentences(path: Path, video_ids: frozenset[str]) -> CaptionCollector:
+    annotations = as_object(read_json(path), str(path))
+    sentences = as_list(field(annotations, "sentences", str(path)), f"{path}: sentences")
+    captions = CaptionCollector(path)
+    for number, sentence in enumerate(sentences):
+        place = f"sentences[{number}]"
+        entry = as_object(sentence, f"{path}: {place}")
+        video_id = as_text(field(entry, "video_id", f"{path}: {place}"), f"{path}: {place}")
+        text = as_text(field(entry, "caption", f"{path}: {place}"), f"{path}: {place}.caption")
+        if video_id in video_ids:
+            captions.add(video_id, text, f"{place} ({video_id})")
+    return captions

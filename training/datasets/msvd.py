@@ -1,0 +1,71 @@
+"""MSVD: 1970 web videos with about 40 sentences each (Chen and Dolan, ACL 2011)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xclip_deploy.errors import AnnotationError
+from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
+from xclip_deploy.training.datasets.annotation_files import find_annotation, read_ids
+from xclip_deploy.training.datasets.builtin_pickle import read_builtin_pickle, text_of_pickle
+from xclip_deploy.training.datasets.captions import CaptionCollector
+from xclip_deploy.training.datasets.json_annotations import read_json
+
+CAPTION_FILES = ("raw-captions.pkl", "raw-captions.json", "captions.json")
+
+
+def read_msvd(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
+    """Read a split of MSVD; in evaluation too, a video has several captions.
+
+    ``train_list.txt``, ``val_list.txt`` and ``test_list.txt`` hold a video id a line. The
+    captions come from ``raw-captions.pkl``, ``{video_id: [[token, …], …]}``, of which nothing
+    is executed, or from ``raw-captions.json`` or ``captions.json``,
+    ``{video_id: [sentence, …]}``, where a sentence may be a list of tokens as well. Tokens are
+    joined with spaces.
+
+    Args:
+        folder: Holds the files.
+        split: Which part.
+
+    Raises:
+        AnnotationError: a file is missing or not as described, a video is listed twice or has
+            no captions, or a caption is empty.
+    """
+    listing = find_annotation(folder, f"{split}_list.txt")
+    video_ids = read_ids(listing)
+    path = find_annotation(folder, *CAPTION_FILES)
+    content = read_builtin_pickle(path) if path.suffix == ".pkl" else read_json(path)
+    return _collect(path, content, frozenset(video_ids)).of(video_ids, listing)
+
+
+def _collect(path: Path, content: object, video_ids: frozenset[str]) -> CaptionCollector:
+    if not isinstance(content, dict):
+        raise AnnotationError(
+            f"{path}: holds {type(content).__name__}; expected a dict of captions by video id"
+        )
+    captions = CaptionCollector(path)
+    seen: set[str] = set()
+    for key, sentences in content.items():
+        video_id = text_of_pickle(key, f"{path}: a key")
+        if video_id in seen:  # once as bytes, once as text
+            raise AnnotationError(f"{path}: video {video_id} occurs twice; expected it once")
+        seen.add(video_id)
+        if video_id not in video_ids:
+            continue
+        place = f"{path}: {video_id}"
+        for number, sentence in enumerate(_as_sequence(sentences, place)):
+            text = _sentence(sentence, f"{place}[{number}]")
+            captions.add(video_id, text, f"{video_id}[{number}]")
+    return captions
+
+
+def _sentence(value: object, place: str) -> str:
+    if isinstance(value, (str, bytes)):
+        return text_of_pickle(value, place)
+    return " ".join(text_of_pickle(token, place) for token in _as_sequence(value, place))
+
+
+def _as_sequence(value: object, place: str) -> list[object] | tuple[object, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise AnnotationError(f"{place}: {type(value).__name__}; expected a list")
+    return value

@@ -1,0 +1,59 @@
+"""Caption-video pairs as the model takes them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xclip_deploy.runtime.tokenizer import Tokenizer
+from xclip_deploy.training.datasets.frames import FrameSource
+from xclip_deploy.training.datasets.split import Split
+
+
+class Pair(NamedTuple):
+    """A caption and its video, as the model takes them."""
+
+    token_ids: Tensor
+    """int32 [W]."""
+    frames: Tensor
+    """uint8 RGB [F, S, S, 3], zeros from ``num_frames`` on."""
+    num_frames: int
+    caption_index: int
+    """Into ``Split.captions``; also the number of the pair."""
+    video_index: int
+    """Into ``Split.videos``."""
+
+
+class PairDataset(Dataset[Pair]):
+    """One pair for every caption of a split. The same index gives the same pair at any time."""
+
+    def __init__(
+        self, split: Split, tokenizer: Tokenizer, source: FrameSource, max_words: int
+    ) -> None:
+        """W is ``max_words``; F and S are those of ``source``."""
+        self.split = split
+        self.tokenizer = tokenizer
+        self.source = source
+        self.max_words = max_words
+
+    def __len__(self) -> int:
+        return len(self.split.captions)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Read one pair; raises VideoError where the video cannot be read (any more)."""
+        video_index = int(self.split.video_of_caption[index])
+        read = self.source.read(self.split.videos[video_index])  # [n, S, S, 3]
+        frames = np.zeros((self.source.sampling.max_frames, *read.shape[1:]), dtype=np.uint8)
+        frames[: len(read)] = read
+        token_ids = self.tokenizer.encode([self.split.captions[index]], self.max_words)[0]
+        return Pair(
+            torch.from_numpy(token_ids),
+            torch.from_numpy(frames),
+            len(read),
+            int(index),
+            video_index,
+        )

@@ -1,0 +1,87 @@
+"""Video files of a folder, by the names that annotations give them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from xclip_deploy.errors import AmbiguousVideoError, VideoNotFoundError
+from xclip_deploy.runtime.video.reading import VIDEO_SUFFIXES, find_videos
+
+
+class VideoFiles:
+    """The videos of a folder and its subfolders, listed once."""
+
+    def __init__(self, folder: Path) -> None:
+        """List a folder.
+
+        Args:
+            folder: Searched to any depth for files with one of ``VIDEO_SUFFIXES``.
+
+        Raises:
+            VideoNotFoundError: there is no such folder.
+            VideoReadError: it, or a folder in it, cannot be listed.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise VideoNotFoundError(f"{folder}: is a file; expected a folder of videos")
+        self.folder = folder
+        self._by_path: dict[str, list[Path]] = defaultdict(list)
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        self.count = 0
+        for path in find_videos([folder]):
+            relative = PurePosixPath(path.relative_to(folder).as_posix())
+            self._by_path[str(relative)].append(path)
+            self._by_name[relative.name].append(path)
+            self._by_stem[relative.stem].append(path)
+            if relative.parent != PurePosixPath():
+                self._by_stem[str(relative.with_suffix(""))].append(path)
+            self.count += 1
+
+    def named(self, names: Iterable[str]) -> Path | None:
+        """Find the file that has one of these names in full, ending included.
+
+        Args:
+            names: Names, or paths below the folder; a path goes before a name.
+
+        Raises:
+            AmbiguousVideoError: several files, in different folders, have them.
+        """
+        spellings = [PurePosixPath(name).as_posix() for name in names]
+        return self._one(self._by_path, spellings) or self._one(self._by_name, spellings)
+
+    def find(self, names: Iterable[str]) -> Path | None:
+        """Find the file of a video that goes by one of these names.
+
+        A file that has a name in full is taken before one that has it but for its ending:
+        ``a.mov`` is, in this order, ``a.mov``, or ``a.mov.mp4`` or ``a.mp4``. What follows the
+        last dot of a name counts as an ending only where it is a video's.
+
+        Raises:
+            AmbiguousVideoError: several files match equally well.
+        """
+        names = list(names)
+        spellings = [PurePosixPath(name).as_posix() for name in names]
+        spellings += [without_video_suffix(name) for name in spellings]
+        return self.named(names) or self._one(self._by_stem, spellings)
+
+    def _one(self, index: dict[str, list[Path]], names: Iterable[str]) -> Path | None:
+        found = list(dict.fromkeys(path for name in names for path in index.get(name, ())))
+        different: dict[Path, Path] = {}
+        if len(found) > 1:
+            for path in found:  # links to one file are that file
+                different.setdefault(path.resolve(), path)
+        if len(different) > 1:
+            first, second, *_ = different.values()
+            raise AmbiguousVideoError(
+                f"{first} and {second} both match {next(iter(names))}; expected one file "
+                "for each video; rename or move one of them"
+            )
+        return found[0] if found else None
+
+
+def without_video_suffix(name: str) -> str:
+    """Strip a video's ending; ids such as LSMDC's hold dots of other meaning."""
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in VIDEO_SUFFIXES else name

@@ -1,0 +1,295 @@
+"""The training loop: data, model, steps, validation, checkpoints; resumable at any step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xclip_deploy.errors import InvalidArgumentError, TrainingError
+from xclip_deploy.runtime.tokenizer import Tokenizer
+from xclip_deploy.runtime.video import FrameSampling
+from xclip_deploy.training.checkpoints import load_checkpoint
+from xclip_deploy.training.config import DataConfig, StartConfig, TrainConfig
+from xclip_deploy.training.curves import draw_curves
+from xclip_deploy.training.datasets.batches import Batch, BatchLoader
+from xclip_deploy.training.datasets.catalogue import open_dataset
+from xclip_deploy.training.datasets.epoch_order import epoch_order
+from xclip_deploy.training.datasets.frame_cache import FrameCache
+from xclip_deploy.training.datasets.frames import FrameSource, ReadReport, check_videos, readable
+from xclip_deploy.training.datasets.pairs import PairDataset
+from xclip_deploy.training.datasets.split import Split
+from xclip_deploy.training.distributed import from_first, process_group, rank, world_size
+from xclip_deploy.training.initialization import freeze_layers, initialize_from
+from xclip_deploy.training.model import XClip
+from xclip_deploy.training.optimizer import Recipe, make_optimizer
+from xclip_deploy.training.run_folder import Position, RunFolder
+from xclip_deploy.training.step import Pairs, StepResult, set_gradient_checkpointing, train_step
+from xclip_deploy.training.validation import validate
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a run stands after a step, for whoever shows the progress."""
+
+    step: int
+    """Steps done, of ``total_steps``."""
+    total_steps: int
+    epoch: int
+    """Counted from 1, of ``epochs``."""
+    epochs: int
+    loss: float
+    grad_norm: float
+    lr: float
+    """Learning rate of this step for what is not CLIP's."""
+    clip_lr: float
+    """For CLIP's parameters."""
+    seconds: float
+    """Of this step, waiting for its batch included."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    path: Path
+    """Its folder; ``best.pt`` and ``last.pt`` in it are checkpoints like any others."""
+    steps: int
+    best_recall: float | None
+    """Best validation text-to-video R@1, percent; None without validation."""
+    metrics: dict[str, Any]
+    """Validation after the last epoch; empty without."""
+
+
+def train(
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> TrainResult:
+    """Train a model, or go on with a run that was interrupted.
+
+    A resumed run continues exactly: batches are a function of seed, epoch and step alone, and
+    ``last.pt`` holds the weights and the optimiser's state. Under ``torchrun`` each process
+    takes its share of every batch, and the first writes the folder.
+
+    Raises InvalidArgumentError, CheckpointError, DatasetError, or TrainingError: a loss that
+    is not finite (the batch is then listed in ``failed_batch.json``), or a folder that cannot
+    be written.
+    """
+    with process_group():
+        return _Run(config, Path(output), resume, on_step).train()
+
+
+class _Run:
+    def __init__(
+        self,
+        config: TrainConfig,
+        output: Path,
+        resume: bool,
+        on_step: Callable[[StepReport], None] | None,
+    ) -> None:
+        self.config = config
+        self.on_step = on_step
+        self.is_first = rank() == 0
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        from_first(lambda: RunFolder(output, config, resume=resume).path)
+        self.folder = RunFolder(output, config, resume=True)
+        self.model = _start(config.start)
+        self.source = _frame_source(config.data, self.model)
+        self.split = self._split("train")
+        name = config.data.validation_split
+        self.validation = self._split(name) if name else None
+        optimization = config.optimization
+        order = self._order(0)
+        self.steps_per_epoch = len(order)
+        self.total_steps = len(order) * optimization.epochs
+        self.model.to(self.device)
+        freeze_layers(self.model, optimization.freeze_layers)
+        set_gradient_checkpointing(self.model, optimization.gradient_checkpointing)
+        recipe = Recipe(
+            lr=optimization.lr,
+            coef_lr=optimization.coef_lr,
+            total_steps=self.total_steps,
+            warmup=optimization.warmup,
+            weight_decay=optimization.weight_decay,
+            max_grad_norm=optimization.max_grad_norm,
+        )
+        self.optimizer = make_optimizer(self.model, recipe)
+        self.position = Position(step=0, best_recall=-1.0)
+        if resume:
+            self.position = self.folder.load_last(self.model, self.optimizer) or self.position
+            if self.is_first:
+                self.folder.rewind_log(self.position.step)
+
+    def train(self) -> TrainResult:
+        pairs = PairDataset(
+            self.split, Tokenizer.default(), self.source, self.model.config.max_words
+        )
+        metrics: dict[str, Any] = {}
+        pin_memory = self.device.type == "cuda"
+        workers = self.config.data.workers
+        with BatchLoader(pairs, num_workers=workers, pin_memory=pin_memory) as loader:
+            while self.position.step < self.total_steps:
+                metrics = self._epoch(loader)
+        if not metrics and self.validation is not None and self.is_first:
+            # A run that was resumed at its end.
+            metrics = validate(self.model, self.validation, self.source)
+        if self.is_first:
+            self.folder.write_json("metrics.json", metrics)
+            draw_curves(self.folder.records(), self.folder.path / "curves.png")
+        best = self.position.best_recall
+        return TrainResult(
+            self.folder.path, self.position.step, None if best < 0 else best, metrics
+        )
+
+    def _epoch(self, loader: BatchLoader) -> dict[str, Any]:
+        """Train to the end of the epoch that the run is in; returns its validation."""
+        epoch, start = divmod(self.position.step, self.steps_per_epoch)
+        self.model.train()
+        waited_since_s = time.monotonic()
+        for batch in loader.batches(self._order(epoch), start):
+            rates = self._rates()
+            result = self._step(batch)
+            step = self.position.step + 1
+            self.position = Position(step, self.position.best_recall)
+            now_s = time.monotonic()
+            self._report(epoch, result, rates, now_s - waited_since_s)
+            waited_since_s = now_s
+            is_epoch_end = step % self.steps_per_epoch == 0
+            if step % self.config.save_every_steps == 0 and not is_epoch_end:
+                self._save()
+        metrics = self._validate()
+        self._save()
+        return metrics
+
+    def _step(self, batch: Batch) -> StepResult:
+        pairs = Pairs(
+            batch.token_ids.to(self.device, non_blocking=True),
+            batch.frames.to(self.device, non_blocking=True),
+            batch.num_frames.to(self.device, non_blocking=True),
+        )
+        optimization = self.config.optimization
+        result = train_step(
+            self.model,
+            self.optimizer,
+            pairs,
+            chunk_size=optimization.chunk_size,
+            precision=optimization.precision,
+        )
+        if result is not None:
+            return result
+        listed = [
+            {
+                "video": self.split.videos[int(video)].id,
+                "path": str(self.split.videos[int(video)].path),
+                "caption": self.split.captions[int(pair)],
+            }
+            for pair, video in zip(batch.pair_indices, batch.video_indices, strict=True)
+        ]
+        file = f"failed_batch{'' if self.is_first else f'_rank{rank()}'}.json"
+        self.folder.write_json(file, {"step": self.position.step, "pairs": listed})
+        raise TrainingError(
+            f"the loss of step {self.position.step + 1} is not finite; its pairs are in "
+            f"{self.folder.path / file}; lower the learning rate or look at the data, then "
+            "start again, or go on from the last checkpoint with --resume"
+        )
+
+    def _rates(self) -> tuple[float, float]:
+        """Next learning rates: of what is not CLIP's, and of CLIP's."""
+        rates = [self.optimizer.rate(group) for group in self.optimizer.param_groups]
+        return max(rates), min(rates)
+
+    def _report(
+        self, epoch: int, result: StepResult, rates: tuple[float, float], seconds: float
+    ) -> None:
+        if not self.is_first:
+            return
+        report = StepReport(
+            step=self.position.step,
+            total_steps=self.total_steps,
+            epoch=epoch + 1,
+            epochs=self.config.optimization.epochs,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=rates[0],
+            clip_lr=rates[1],
+            seconds=seconds,
+        )
+        self.folder.log(vars(report))
+        if self.on_step is not None:
+            self.on_step(report)
+
+    def _validate(self) -> dict[str, Any]:
+        if self.validation is None or not self.is_first:
+            return {}
+        metrics = validate(self.model, self.validation, self.source)
+        self.folder.log({"step": self.position.step, "validation": metrics})
+        recall = float(metrics["text_to_video"]["recall_at_1"])
+        if recall > self.position.best_recall:
+            self.position = Position(self.position.step, recall)
+            self.folder.save_best(self.model)
+        return metrics
+
+    def _save(self) -> None:
+        if self.is_first:
+            self.folder.save_last(self.model, self.optimizer, self.position)
+
+    def _split(self, name: str) -> Split:
+        data = self.config.data
+        if data.annotations is None or data.videos is None:
+            raise InvalidArgumentError("data.annotations and data.videos must be given")
+        split = open_dataset(
+            data.dataset,
+            name,
+            data.annotations,
+            data.videos,
+            max_missing_share=data.max_missing_share,
+        )
+
+        def check() -> ReadReport:
+            report = check_videos(split, self.source, num_workers=data.workers)
+            report.write(self.folder.path / f"{name}_videos.json")
+            return report
+
+        return readable(split, from_first(check), data.max_unreadable_share)
+
+    def _order(self, epoch: int) -> Any:  # noqa: ANN401 - int64 [steps, pairs of this process]
+        optimization = self.config.optimization
+        return epoch_order(
+            len(self.split.captions),
+            optimization.batch_size,
+            seed=optimization.seed,
+            epoch=epoch,
+            rank=rank(),
+            world_size=world_size(),
+        )
+
+
+def _start(start: StartConfig) -> XClip:
+    """The model at step 0."""
+    if start.checkpoint is not None:
+        checkpoint = load_checkpoint(start.checkpoint)
+        return initialize_from(checkpoint, start.model_config_for(checkpoint.config))
+    if start.architecture is None:
+        raise InvalidArgumentError(
+            "start.checkpoint must be given (CLIP's weights, for one), or start.architecture "
+            "for random weights"
+        )
+    torch.manual_seed(0)
+    return XClip(start.architecture)
+
+
+def _frame_source(data: DataConfig, model: XClip) -> FrameSource:
+    cache = None
+    if data.frame_cache is not None:
+        cache = FrameCache(data.frame_cache, int(data.frame_cache_gb * 1e9))
+    sampling = FrameSampling(
+        frames_per_second=data.frames_per_second, max_frames=model.config.max_frames
+    )
+    return FrameSource(sampling, model.config.vision.image_size, cache)

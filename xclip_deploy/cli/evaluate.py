@@ -1,0 +1,254 @@
+"""``xclip-deploy evaluate``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xclip_deploy.cli.display import print_json, print_table
+from xclip_deploy.cli.options import json_option, reader_option, threads_option
+
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.evaluation import Evaluation
+    from xclip_deploy.runtime.metrics import RetrievalResult
+    from xclip_deploy.training.checkpoints import CheckpointOptions
+
+
+@click.command("evaluate")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--dataset",
+    required=True,
+    help="msrvtt, msvd, lsmdc, didemo, activitynet, or folder: a CSV or JSONL file of captions.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the annotation files; for --dataset folder, the file.",
+)
+@click.option(
+    "--videos", type=click.Path(path_type=Path), required=True, help="Folder of the videos."
+)
+@click.option("--split", default="test", show_default=True, help="train, val or test.")
+@click.option(
+    "--dual-softmax",
+    is_flag=True,
+    help="Also report the metrics after re-scoring with all queries of the split together.",
+)
+@click.option(
+    "--dual-softmax-temperature",
+    "temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of that, in units of the model's logits.",
+)
+@click.option(
+    "--max-missing-share",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of annotated videos that may have no file.",
+)
+@click.option(
+    "--max-unreadable-share",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of the others that may be unreadable.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Which graphs of a bundle to run; auto: FP16 on a GPU, FP32 on a CPU. A checkpoint "
+    "runs in FP32.",
+)
+@threads_option
+@reader_option
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Most texts or videos in one run of an encoder.",
+)
+@click.option(
+    "--fps",
+    "frames_per_second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of a checkpoint: frames sampled per second of video.  [default: 1]",
+)
+@click.option(
+    "--max-words",
+    type=click.IntRange(min=3),
+    help="Of a checkpoint, as for export.",
+)
+@click.option("--max-frames", type=click.IntRange(min=1), help="Of a checkpoint, as for export.")
+@click.option(
+    "--activation",
+    type=click.Choice(["quick_gelu", "gelu"]),
+    help="Of a checkpoint, as for export.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file for the result.")
+@json_option
+def command(
+    model: Path,
+    dataset: str,
+    annotations: Path,
+    videos: Path,
+    split: str,
+    dual_softmax: bool,
+    temperature: float,
+    max_missing_share: float,
+    max_unreadable_share: float,
+    device: str,
+    precision: str,
+    threads: int | None,
+    reader: str,
+    batch_size: int,
+    frames_per_second: float | None,
+    max_words: int | None,
+    max_frames: int | None,
+    activation: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how well MODEL finds videos by their captions, and captions by their videos.
+
+    MODEL is a bundle, or a checkpoint that `xclip-deploy export` takes.
+    """
+    import xclip_deploy
+    from xclip_deploy.training.datasets.catalogue import open_dataset
+
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        # Now rather than after hours of encoding.
+        raise click.UsageError(f"--output {output}: expected a file in a folder that is there")
+    opened = open_dataset(dataset, split, annotations, videos, max_missing_share=max_missing_share)
+    with _progress() as progress:
+        evaluation = xclip_deploy.evaluate(
+            model,
+            opened,
+            dual_softmax=dual_softmax,
+            dual_softmax_temperature=temperature,
+            max_unreadable_share=max_unreadable_share,
+            device=device,  # type: ignore[arg-type]  # click.Choice has checked these
+            precision=precision,  # type: ignore[arg-type]
+            threads=threads,
+            reader=reader,  # type: ignore[arg-type]
+            max_batch=batch_size,
+            options=_options(max_words, max_frames, activation),
+            frames_per_second=frames_per_second,
+            progress=progress,
+        )
+    if as_json:
+        print_json(evaluation.to_dict())
+    else:
+        _print(evaluation)
+    if output is not None:
+        _write(output, evaluation)
+        click.echo(f"wrote {output}", err=as_json)
+
+
+def _options(
+    max_words: int | None, max_frames: int | None, activation: str | None
+) -> CheckpointOptions | None:
+    """None where none was given: a bundle takes none, and is evaluated without PyTorch."""
+    if max_words is None and max_frames is None and activation is None:
+        return None
+    import xclip_deploy
+    from xclip_deploy.runtime.model_config import Activation
+
+    return xclip_deploy.CheckpointOptions(
+        max_words=max_words,
+        max_frames=max_frames,
+        activation=None if activation is None else Activation(activation),
+    )
+
+
+def _write(path: Path, evaluation: Evaluation) -> None:
+    from xclip_deploy.errors import InvalidArgumentError
+    from xclip_deploy.runtime.atomic import replaced_file
+
+    content = json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    try:
+        with replaced_file(path) as partial:
+            partial.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _print(evaluation: Evaluation) -> None:
+    for video in evaluation.unreadable:
+        click.echo(f"unreadable: {video.reason}")  # which begins with the path
+    for video in evaluation.damaged:
+        click.echo(f"damaged: {video.path}: {video.reason}")
+    if evaluation.missing:
+        names = ", ".join(evaluation.missing[:5])
+        more = len(evaluation.missing) - 5
+        click.echo(f"missing: {names}{f' and {more} more' if more > 0 else ''}")
+    rows = _rows("", evaluation.metrics)
+    if evaluation.dual_softmax is not None:
+        rows += _rows(" (dual softmax)", evaluation.dual_softmax)
+    print_table(("", "R@1", "R@5", "R@10", "MdR", "MnR", "queries"), rows, right=range(1, 7))
+    model = evaluation.model
+    click.echo(
+        f"{evaluation.split}: {evaluation.num_videos} videos, {evaluation.num_captions} captions; "
+        f"left out: {len(evaluation.missing)} without a file, "
+        f"{len(evaluation.unreadable)} unreadable; {model.kind} in {model.precision} "
+        f"on {model.device}"
+    )
+
+
+def _rows(suffix: str, result: RetrievalResult) -> list[tuple[str, ...]]:
+    directions = {
+        "text to video": result.text_to_video,
+        "video to text": result.video_to_text,
+    }
+    return [
+        (
+            name + suffix,
+            f"{metrics.recall_at_1:.1f}",
+            f"{metrics.recall_at_5:.1f}",
+            f"{metrics.recall_at_10:.1f}",
+            f"{metrics.median_rank:.1f}",
+            f"{metrics.mean_rank:.1f}",
+            str(metrics.num_queries),
+        )
+        for name, metrics in directions.items()
+    ]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for videos and one for captions on a terminal; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {what: bars.add_task(what, total=None) for what in ("videos", "captions")}
+
+        def draw(what: str, done: int, total: int) -> None:
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield draw

@@ -1,0 +1,121 @@
+"""``xclip-deploy train``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xclip_deploy.cli.display import print_json
+
+if TYPE_CHECKING:
+    from xclip_deploy.training.trainer import StepReport
+
+
+@click.command("train")
+@click.option(
+    "--preset", help="Start from a published run: msrvtt, msvd, lsmdc, didemo, activitynet."
+)
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="TOML or JSON file of settings, on top of the preset.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.NAME=VALUE",
+    help="One setting, on top of both: --set optimization.lr=1e-5. Repeatable.",
+)
+@click.option("--checkpoint", help="Weights to start from: start.checkpoint.")
+@click.option("--annotations", help="Annotations of the dataset: data.annotations.")
+@click.option("--videos", help="Folder of the videos: data.videos.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the run: configuration, log, checkpoints, metrics, curves.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run that is in the folder.")
+@click.option("--show-config", is_flag=True, help="Print the settings and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+def command(
+    preset: str | None,
+    file: Path | None,
+    overrides: tuple[str, ...],
+    checkpoint: str | None,
+    annotations: str | None,
+    videos: str | None,
+    output: Path,
+    resume: bool,
+    show_config: bool,
+    as_json: bool,
+) -> None:
+    """Train X-CLIP, CLIP4Clip or CLIP on videos with captions.
+
+    On several GPUs: torchrun --nproc-per-node N "$(which xclip-deploy)" train …
+    """
+    import xclip_deploy
+
+    shortcuts = {
+        "start.checkpoint": checkpoint,
+        "data.annotations": annotations,
+        "data.videos": videos,
+    }
+    given = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items() if value]
+    config = xclip_deploy.resolve_config(preset, file, [*overrides, *given])
+    if show_config:
+        print_json(config.model_dump(mode="json"))
+        return
+    with _progress() as on_step:
+        result = xclip_deploy.train(config, output, resume=resume, on_step=on_step)
+    if as_json:
+        summary = {"steps": result.steps, "best_recall": result.best_recall}
+        print_json({"path": str(result.path), **summary, "metrics": result.metrics})
+        return
+    best = "" if result.best_recall is None else f", best validation R@1 {result.best_recall:.1f} %"
+    click.echo(f"{result.steps} steps done{best}; checkpoints and curves are in {result.path}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[StepReport], None]]:
+    """A bar on a terminal, elsewhere a line every fifty steps."""
+    if not sys.stderr.isatty():
+
+        def write(report: StepReport) -> None:
+            if report.step % 50 == 0 or report.step in (1, report.total_steps):
+                click.echo(
+                    f"step {report.step}/{report.total_steps} epoch {report.epoch}"
+                    f"/{report.epochs} loss {report.loss:.4f} lr {report.lr:.1e} "
+                    f"(CLIP {report.clip_lr:.1e}) {report.seconds:.2f} s",
+                    err=True,
+                )
+
+        yield write
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (BarColumn(), MofNCompleteColumn(), Remaining(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("reading the videos", total=None)
+
+        def draw(report: StepReport) -> None:
+            bar.update(
+                task,
+                completed=report.step,
+                total=report.total_steps,
+                description=f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}  "
+                f"lr {report.lr:.1e} (CLIP {report.clip_lr:.1e})  {report.seconds:.2f} s a step",
+            )
+
+        yield draw
