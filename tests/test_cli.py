@@ -19,7 +19,7 @@ from xclip_deploy.runtime import progress
 from xclip_deploy.runtime.sessions import device
 
 SCRIPT = Path(sys.executable).with_name("xclip-deploy")
-COMMANDS = ("export", "build-trt", "index", "search", "inspect")
+COMMANDS = ("train", "evaluate", "export", "build-trt", "index", "search", "inspect")
 FROG, TURNED = "mdn_frog.webm", "edge_cases/decord_video_90.mov"
 
 

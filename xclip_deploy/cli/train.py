@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("train")
-@click.option(
-    "--preset", help="Start from a published run: msrvtt, msvd, lsmdc, didemo, activitynet."
-)
+@click.option("--preset", help="A published run: msrvtt, msvd, lsmdc, didemo, activitynet.")
 @click.option(
     "--config",
     "file",
@@ -41,7 +39,8 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    required=True,
+    default=Path("xclip-run"),
+    show_default=True,
     help="Folder of the run: configuration, log, checkpoints, metrics, curves.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run that is in the folder.")

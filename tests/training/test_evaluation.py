@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from xclip_deploy import (
+    Bundle,
+    DeployedModel,
+    Evaluation,
+    FrameSampling,
+    Split,
+    SplitVideo,
+    TorchMatcher,
+    VideoFrames,
+    evaluate,
+    load_checkpoint,
+    read_video,
+)
+from xclip_deploy.errors import (
+    DatasetError,
+    InvalidArgumentError,
+    MissingExtraError,
+    SessionError,
+    VideoReadError,
+)
+from xclip_deploy.runtime.evaluation import Clip, ModelIdentity, evaluate_matcher
+from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
+from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.sessions import SessionOptions
+
+# Of words whose embeddings the small checkpoint has kept.
+CAPTIONS = (
+    "video broadcaster comparing cheese",
+    "psycho readings territories",
+    "teacher saturdays pools hospitalized cleaning",
+    "foundation suspense bombed rookie",
+    "managing nyc canucks",
+    "toilet deadlines magnitude",
+)
+FILES = (
+    "intel_asl_walk.mkv",
+    "mdn_frog.webm",
+    "sam2_dog.mp4",
+    "edge_cases/torchcodec_h265.mp4",
+)
+COUNTS = (1, 2, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def split(clips: Path) -> Split:
+    """Four videos; two of them with two captions."""
+    videos = tuple(SplitVideo(Path(file).stem, clips / file) for file in FILES)
+    return Split("clips/test", videos, CAPTIONS, np.repeat(np.arange(4), COUNTS))
+
+
+@pytest.fixture(scope="module")
+def of_checkpoint(checkpoint_path: Path, split: Split) -> Evaluation:
+    return evaluate(checkpoint_path, split, device="cpu", dual_softmax=True)
+
+
+class Colours:
+    """A model without learning: a caption names a colour, a video is its mean colour."""
+
+    NAMES = ("red", "green", "blue")
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.texts: list[str] = []
+        self.batches: list[list[int]] = []
+
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        self.texts += texts
+        sentences = np.eye(3, dtype=np.float32)[[self.NAMES.index(text) for text in texts]]
+        return TextFeatures(sentences, sentences[:, None], np.ones(len(texts), np.int32))
+
+    def encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+        self.batches.append([len(clip) for clip in clips])
+        means = np.stack([clip.mean(axis=(0, 1, 2), dtype=np.float32) for clip in clips])
+        lengths = np.array(self.batches[-1], np.int32)
+        return VideoFeatures(means, means[:, None], lengths)
+
+    def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
+        return Scores(texts.sentence_features @ videos.video_features.T, {})
+
+
+@pytest.fixture
+def colours(bundle: Bundle) -> Colours:
+    return Colours(bundle.manifest.model)
+
+
+def painted(*colours: str, frames: int = 2) -> list[npt.NDArray[np.uint8]]:
+    shape = (frames, 8, 8, 3)
+    rows = 200 * np.eye(3, dtype=np.uint8)
+    return [np.broadcast_to(rows[Colours.NAMES.index(name)], shape) for name in colours]
+
+
+def painted_split(*captions: Sequence[str]) -> Split:
+    """One video for every list of captions; the files are not there."""
+    counts = [len(texts) for texts in captions]
+    return Split(
+        "painted/test",
+        tuple(SplitVideo(f"v{n}", Path(f"v{n}.mp4")) for n in range(len(captions))),
+        tuple(text for texts in captions for text in texts),
+        np.repeat(np.arange(len(captions)), counts),
+    )
+
+
+# A checkpoint and a bundle, really
+
+
+def test_checkpoint_and_bundle_agree(
+    of_checkpoint: Evaluation, bundle_path: Path, split: Split
+) -> None:
+    found = evaluate(bundle_path, split, device="cpu", precision="fp32", dual_softmax=True)
+    assert found.similarity.shape == (6, 4)
+    assert np.abs(found.similarity - of_checkpoint.similarity).max() < 1e-3
+    assert found.metrics == of_checkpoint.metrics
+    assert found.dual_softmax == of_checkpoint.dual_softmax
+    assert found.model.kind == "bundle"
+    assert (found.model.precision, found.model.device) == ("fp32", "cpu")
+    assert found.model.identity == Bundle.open(bundle_path).manifest.fingerprint
+
+
+def test_fp16_is_close(of_checkpoint: Evaluation, bundle: Bundle, split: Split) -> None:
+    with DeployedModel(bundle, SessionOptions("cpu", "fp16")) as model:
+        found = evaluate(model, split)
+    assert found.model.precision == "fp16"
+    # The logit scale is 100; a grain may be off by 5e-3.
+    assert np.abs(found.similarity - of_checkpoint.similarity).max() < 0.5
+
+
+def test_metrics_are_those_of_the_similarities(of_checkpoint: Evaluation, split: Split) -> None:
+    similarity = of_checkpoint.similarity
+    assert of_checkpoint.metrics == retrieval_metrics(similarity, split.video_of_caption)
+    assert of_checkpoint.dual_softmax == dual_softmax_metrics(similarity, split.video_of_caption)
+    assert of_checkpoint.model.kind == "checkpoint"
+    assert (of_checkpoint.num_videos, of_checkpoint.num_captions) == (4, 6)
+    assert of_checkpoint.video_ids == tuple(video.id for video in split.videos)
+    assert (of_checkpoint.missing, of_checkpoint.unreadable) == ((), ())
+
+
+def test_each_similarity_is_the_models_own(
+    of_checkpoint: Evaluation, checkpoint_path: Path, split: Split
+) -> None:
+    """One text and one video at a time through the plain PyTorch model."""
+    model = load_checkpoint(checkpoint_path).build()
+    tokenizer = TorchMatcher(model).tokenizer
+    for column, video in enumerate(split.videos):
+        clip = read_video(video.path, FrameSampling(max_frames=12), 64).frames
+        frames = np.zeros((1, 12, 64, 64, 3), np.uint8)
+        frames[0, : len(clip)] = clip
+        for row in (0, 5):
+            ids = torch.from_numpy(tokenizer.encode([split.captions[row]], 32))
+            with torch.inference_mode():
+                scores = model(ids, torch.from_numpy(frames), torch.tensor([len(clip)]))
+            expected = float(scores.logits)
+            assert of_checkpoint.similarity[row, column] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_model_in_training_stays_so(checkpoint_path: Path, split: Split) -> None:
+    model = load_checkpoint(checkpoint_path).build().train()
+    found = evaluate(TorchMatcher(model), split)
+    assert model.training
+    assert model.scorer.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    expected = evaluate(TorchMatcher(model.eval(), max_batch=1), split)
+    assert not model.training
+    assert found.metrics == expected.metrics
+    assert np.abs(found.similarity - expected.similarity).max() < 1e-3
+
+
+# What is done with a split
+
+
+def test_videos_and_captions_are_encoded_once(colours: Colours) -> None:
+    split = painted_split(["red", "red"], ["green"], ["blue", "blue"])
+    done: list[tuple[str, int, int]] = []
+    found = evaluate_matcher(
+        colours,
+        split,
+        clips=painted("red", "green", "blue"),
+        max_batch=2,
+        progress=lambda *step: done.append(step),
+    )
+    assert colours.batches == [[2, 2], [2]]
+    assert colours.texts == list(split.captions)
+    assert done == [*(("videos", n, 3) for n in (1, 2, 3)), ("captions", 5, 5)]
+    assert found.metrics.text_to_video.recall_at_1 == 100
+    assert found.metrics.video_to_text.recall_at_1 == 100
+    assert found.dual_softmax is None
+    assert found.model == ModelIdentity("model")
+
+
+def test_many_captions_come_a_few_at_a_time(colours: Colours) -> None:
+    split = painted_split(["red"] * 100, ["green"] * 50)
+    done: list[tuple[str, int, int]] = []
+    evaluate_matcher(
+        colours, split, clips=painted("red", "green"), progress=lambda *step: done.append(step)
+    )
+    assert done[2:] == [("captions", n, 150) for n in (64, 128, 150)]
+    assert len(colours.texts) == 150
+
+
+def test_an_unreadable_video_is_left_out_with_its_captions(colours: Colours) -> None:
+    split = replace(painted_split(["red"], ["blue", "blue"], ["green"]), missing=("gone",))
+    red, green = painted("red", "green")
+    clips: list[Clip] = [red, VideoReadError("v1.mp4: is broken"), green]
+    found = evaluate(colours, split, clips=clips, max_unreadable_share=0.5)
+    assert found.video_ids == ("v0", "v2")
+    assert found.video_of_caption.tolist() == [0, 1]
+    assert found.similarity.tolist() == [[200, 0], [0, 200]]
+    assert found.metrics.text_to_video.num_queries == 2
+    assert "blue" not in colours.texts
+    content = json.loads(json.dumps(found.to_dict()))
+    assert content["missing"] == ["gone"]
+    problem = {"id": "v1", "path": "v1.mp4", "reason": "v1.mp4: is broken"}
+    assert content["unreadable"] == [problem]
+    assert (content["num_videos"], content["num_captions"]) == (2, 2)
+    assert content["text_to_video"]["recall_at_1"] == 100
+    assert content["dual_softmax"] is None
+
+
+def test_the_last_videos_are_unreadable(colours: Colours) -> None:
+    split = painted_split(["red"], ["blue"], ["green"])
+    clips: list[Clip] = [*painted("red"), VideoReadError("broken"), VideoReadError("broken")]
+    found = evaluate(colours, split, clips=clips, max_unreadable_share=1, max_batch=2)
+    assert found.video_ids == ("v0",)
+
+
+def test_unreadable_files(colours: Colours, clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    videos = (
+        SplitVideo("text", tmp_path / "text.mp4"),
+        SplitVideo("frog", clips / "mdn_frog.webm"),
+        SplitVideo("damaged", clips / "edge_cases" / "decord_corrupted.mp4"),
+    )
+    split = Split("files/test", videos, ("red", "green", "blue"), np.arange(3))
+    found = evaluate(colours, split, max_unreadable_share=0.4)
+    assert found.video_ids == ("frog", "damaged")
+    (unreadable,) = found.unreadable
+    assert unreadable.id == "text"
+    assert unreadable.path == str(tmp_path / "text.mp4")
+    assert unreadable.reason.startswith(unreadable.path)
+    assert [video.id for video in found.damaged] == ["damaged"]
+    with pytest.raises(DatasetError, match=r"files/test: 1 of the first 1 videos cannot be read"):
+        evaluate(colours, split)
+
+
+def test_too_many_unreadable_videos_are_told_before_the_rest_is_read(colours: Colours) -> None:
+    taken: list[int] = []
+
+    def clips() -> Iterator[VideoReadError]:
+        for n in range(10):
+            taken.append(n)
+            yield VideoReadError(f"v{n}.mp4: is broken")
+
+    split = painted_split(*[["red"]] * 10)
+    with pytest.raises(DatasetError, match=r"at most 20\.0% of 10 that cannot") as caught:
+        evaluate(colours, split, clips=clips(), max_unreadable_share=0.2)
+    assert taken == [0, 1, 2]
+    assert "the last because: v2.mp4: is broken" in str(caught.value)
+    with pytest.raises(DatasetError, match="expected at least one that can"):
+        evaluate(colours, split, clips=clips(), max_unreadable_share=1)
+
+
+def test_reading_stops_with_the_evaluation(colours: Colours, split: Split) -> None:
+    def fail(clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+        raise RuntimeError("stop")
+
+    colours.encode_clips = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="stop") as caught:
+        evaluate(colours, split, max_batch=1)
+    # The traceback is alive, and with it all that it could hold.
+    assert caught.tb is not None
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("read-video")]
+
+
+def test_a_video_is_looked_at_up_to_its_end(colours: Colours, clips: Path) -> None:
+    dog = clips / "sam2_dog.mp4"
+    videos = (SplitVideo("whole", dog), SplitVideo("cut", dog, 3.0), SplitVideo("again", dog))
+    split = Split("ends/test", videos, ("red", "green", "blue"), np.arange(3))
+    evaluate(colours, split)
+    (lengths,) = colours.batches
+    whole = len(read_video(dog, FrameSampling(max_frames=12), 64).frames)
+    cut = len(read_video(dog, FrameSampling(max_frames=12, end_s=3.0), 64).frames)
+    assert cut < whole
+    assert lengths == [whole, cut, whole]
+
+
+def test_the_rate_of_sampling(colours: Colours, clips: Path) -> None:
+    videos = (SplitVideo("dog", clips / "sam2_dog.mp4"),)
+    split = Split("rate/test", videos, ("red",), np.arange(1))
+    found = evaluate(colours, split, frames_per_second=0.5)
+    assert found.sampling == FrameSampling(frames_per_second=0.5, max_frames=12)
+    evaluate(colours, split)
+    (slow,), (usual,) = colours.batches
+    assert usual > slow > 1
+
+
+def test_frames_as_read(colours: Colours, clips: Path) -> None:
+    frames = read_video(clips / "mdn_frog.webm", FrameSampling(max_frames=12), 64)
+    assert isinstance(frames, VideoFrames)
+    found = evaluate(colours, painted_split(["red"]), clips=[frames])
+    assert found.num_videos == 1
+
+
+# What is refused
+
+
+def test_a_model_that_gives_no_numbers(colours: Colours) -> None:
+    def score(texts: TextFeatures, videos: VideoFeatures) -> Scores:
+        return Scores(np.full((len(texts), len(videos)), np.nan, np.float32), {})
+
+    colours.score = score  # type: ignore[method-assign]
+    with pytest.raises(InvalidArgumentError, match="holds NaN or infinity"):
+        evaluate(colours, painted_split(["red"]), clips=painted("red"))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_clips(colours: Colours, count: int) -> None:
+    split = painted_split(["red"], ["green"])
+    with pytest.raises(InvalidArgumentError, match="expected one each"):
+        evaluate(colours, split, clips=painted(*["red"] * count))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_unreadable_share": 1.5}, "max_unreadable_share is 1.5; expected a share from 0"),
+        ({"max_batch": 0}, "max_batch 0: expected at least 1"),
+        ({"device": "cpu"}, "an opened model has its own"),
+        ({"precision": "fp32"}, "an opened model has its own"),
+        ({"dual_softmax": True, "dual_softmax_temperature": 0}, "temperature 0: expected a num"),
+    ],
+)
+def test_wrong_arguments(colours: Colours, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        evaluate(colours, painted_split(["red"]), clips=painted("red"), **arguments)
+
+
+def test_an_empty_split(colours: Colours) -> None:
+    empty = Split("empty/test", (), (), np.zeros(0, np.int64))
+    with pytest.raises(DatasetError, match="empty/test: holds no videos with captions"):
+        evaluate(colours, empty)
+
+
+def test_what_is_for_checkpoints_alone(
+    bundle: Bundle, checkpoint_path: Path, colours: Colours
+) -> None:
+    options = load_options(max_frames=12)
+    split = painted_split(["red"])
+    for model in (bundle, colours):
+        with pytest.raises(InvalidArgumentError, match="expected none for a bundle or a model"):
+            evaluate(model, split, options=options)
+    with pytest.raises(InvalidArgumentError, match=r"exported for 1; run: .* --fps 2"):
+        evaluate(bundle, split, device="cpu", frames_per_second=2)
+    with pytest.raises(InvalidArgumentError, match="a checkpoint is evaluated in fp32"):
+        evaluate(checkpoint_path, split, precision="fp16")
+    with pytest.raises(InvalidArgumentError, match="device 'tpu': expected auto, cpu or cuda"):
+        evaluate(checkpoint_path, split, device="tpu")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="max_frames"):
+        evaluate(checkpoint_path, split, options=load_options(max_frames=11))
+
+
+def load_options(**settings: Any) -> Any:
+    from xclip_deploy import CheckpointOptions
+
+    return CheckpointOptions(**settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_checkpoint_on_a_gpu_that_is_not_there(checkpoint_path: Path) -> None:
+    with pytest.raises(SessionError, match="device cuda was asked for, but this PyTorch sees no"):
+        evaluate(checkpoint_path, painted_split(["red"]), device="cuda")
+
+
+def test_a_checkpoint_without_torch(checkpoint_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"evaluating a checkpoint needs torch.*\[train\]"):
+        evaluate(checkpoint_path, painted_split(["red"]))
+
+
+def test_threads_are_put_back(checkpoint_path: Path) -> None:
+    before = torch.get_num_threads()
+    grey = np.zeros((1, 64, 64, 3), np.uint8)
+    evaluate(checkpoint_path, painted_split(["red"]), clips=[grey], device="cpu", threads=1)
+    assert torch.get_num_threads() == before

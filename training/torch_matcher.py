@@ -1,0 +1,127 @@
+"""The PyTorch model behind the interface of the runtime: texts and frames in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.tokenizer import Tokenizer
+from xclip_deploy.training.model import XClip
+
+
+class TorchMatcher:
+    """Encodes and scores with a model in PyTorch, where and as it is: the weights are not copied.
+
+    Every call runs in evaluation mode and without gradients, and leaves the model in the mode
+    that it was in, so that a model can be evaluated while it trains.
+    """
+
+    def __init__(self, model: XClip, *, max_batch: int = 16) -> None:
+        """Prepare to run a model. ``max_batch``: most texts or videos in one run of an encoder.
+
+        Raises InvalidArgumentError for a model with another vocabulary than CLIP's.
+        """
+        if max_batch < 1:
+            raise InvalidArgumentError(f"max_batch {max_batch}: expected at least 1")
+        self.model = model
+        self.config = model.config
+        self.max_batch = max_batch
+        self.tokenizer = Tokenizer.default()
+        if self.config.text.vocab_size != self.tokenizer.vocab_size:
+            raise InvalidArgumentError(
+                f"the model has {self.config.text.vocab_size} token embeddings; expected the "
+                f"{self.tokenizer.vocab_size} of CLIP's tokenizer"
+            )
+
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Embed texts, cut to the model's length: FP32. Raises InvalidArgumentError."""
+        token_ids = self.tokenizer.encode(texts, self.config.max_words)  # [T, W]
+        dim = self.config.embed_dim
+        sentences = np.empty((len(texts), dim), dtype=np.float32)
+        words = np.empty((*token_ids.shape, dim), dtype=np.float32)
+        with self._inference():
+            for rows in _slices(len(texts), self.max_batch):
+                features = self.model.text_encoder(self._tensor(token_ids[rows]))
+                sentences[rows] = _array(features.sentence_features)
+                words[rows] = _array(features.word_features)
+        # The end token has the largest id.
+        return TextFeatures(sentences, words, (token_ids.argmax(axis=1) + 1).astype(np.int32))
+
+    def encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+        """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each.
+
+        Returns FP32. Raises InvalidArgumentError for another dtype or shape.
+        """
+        size, most = self.config.vision.image_size, self.config.max_frames
+        dim = self.config.embed_dim
+        num_frames = np.array([len(clip) for clip in clips], dtype=np.int32)
+        videos = np.empty((len(clips), dim), dtype=np.float32)
+        frames = np.empty((len(clips), most, dim), dtype=np.float32)
+        with self._inference():
+            for rows in _slices(len(clips), self.max_batch):
+                batch = np.zeros((rows.stop - rows.start, most, size, size, 3), dtype=np.uint8)
+                for padded, clip in zip(batch, clips[rows], strict=True):
+                    is_fit = clip.shape[1:] == (size, size, 3) and 1 <= len(clip) <= most
+                    if clip.dtype != np.uint8 or not is_fit:
+                        raise InvalidArgumentError(
+                            f"a clip is {clip.dtype} {list(clip.shape)}, expected uint8 "
+                            f"[1 to {most}, {size}, {size}, 3]"
+                        )
+                    padded[: len(clip)] = clip
+                features = self.model.video_encoder(
+                    self._tensor(batch), self._tensor(num_frames[rows])
+                )
+                videos[rows] = _array(features.video_features)
+                frames[rows] = _array(features.frame_features)
+        return VideoFeatures(videos, frames, num_frames)
+
+    def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
+        """Score every text against every video, all at once.
+
+        Texts times videos times words times frames numbers are in memory, several times:
+        ``similarity_matrix`` asks for a block after the other.
+        """
+        with self._inference():
+            scores = self.model.scorer(
+                self._tensor(texts.sentence_features),
+                self._tensor(texts.word_features),
+                self._tensor(videos.video_features),
+                self._tensor(videos.frame_features),
+                self._tensor(texts.num_words),
+                self._tensor(videos.num_frames),
+            )
+            grains = {name: _array(grain) for name, grain in scores.grains.items()}
+            return Scores(_array(scores.logits), grains)
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        device = next(self.model.parameters()).device
+        return torch.from_numpy(array).to(device)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            # Not inference_mode: what the model caches here must be usable in training.
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
+
+
+def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = tensor.float().cpu().numpy()
+    return array
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    for start in range(0, total, step):
+        yield slice(start, min(start + step, total))
