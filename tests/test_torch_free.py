@@ -89,8 +89,16 @@ main(["inspect", sys.argv[1], "--json"])
     assert json.loads(printed)["format"] == "xclip-bundle"
 
 
-@pytest.mark.parametrize("name", ["export_bundle", "load_checkpoint", "CheckpointOptions"])
-def test_what_needs_torch_says_what_to_install(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("export_bundle", "export"),
+        ("load_checkpoint", "export"),
+        ("CheckpointOptions", "export"),
+        ("train", "train"),
+    ],
+)
+def test_what_needs_torch_says_what_to_install(name: str, extra: str) -> None:
     printed = run(
         f"""
 block(*HEAVY)
@@ -104,7 +112,7 @@ except xclip_deploy.MissingExtraError as error:
 """
     )
     assert printed == (
-        f"{name} needs torch, which is not installed; run: pip install 'xclip-deploy[export]'\n"
+        f"{name} needs torch, which is not installed; run: pip install 'xclip-deploy[{extra}]'\n"
     )
 
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Here and not in the function: what is missing must not be found out after days of training.
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from xclip_deploy.runtime.atomic import replaced_file
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw a run's log (:meth:`RunFolder.records`) to a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     steps = [record for record in records if "loss" in record]
     validations = [record for record in records if "validation" in record]
     figure = Figure(figsize=(10, 4), layout="constrained")

@@ -56,7 +56,7 @@ class RunFolder:
                 )
             self._check_same(config, stored)
             return
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not _has_nothing_to_lose(path):
             raise InvalidArgumentError(
                 f"{path} exists and is not empty; choose another folder, or continue with --resume"
             )
@@ -157,6 +157,15 @@ class RunFolder:
                 f"the run in {stored.parent} has {name}={old.get(name)!r}, now it is "
                 f"{new.get(name)!r}; resume with the same configuration"
             )
+
+
+def _has_nothing_to_lose(path: Path) -> bool:
+    """Whether a folder is empty, or of a run that stopped before its first step."""
+    if not path.is_dir():
+        return False
+    names = {file.name for file in path.iterdir()}
+    reports = {name for name in names if name.endswith("_videos.json")}
+    return not names or (_CONFIG in names and names <= {_CONFIG, *reports})
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

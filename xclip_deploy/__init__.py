@@ -127,7 +127,10 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package in _EXTRA_OF_PACKAGE:
-            raise MissingExtraError(package, _EXTRA_OF_PACKAGE[package], name) from error
+            # PyTorch is of two extras; the one that this name needs in full.
+            is_training = _MODULE_OF[name] in ("training.config", "training.trainer")
+            extra = "train" if is_training else _EXTRA_OF_PACKAGE[package]
+            raise MissingExtraError(package, extra, name) from error
         raise
     globals()[name] = value
     return value

@@ -420,3 +420,23 @@ def test_several_threads(bundle: Bundle, golden: Arrays) -> None:
     for number, found in enumerate(results):
         for array, wanted in zip(found, expected[number % 4], strict=True):
             np.testing.assert_array_equal(array, wanted)
+
+
+def test_clips_are_padded_a_batch_at_a_time(bundle: Bundle, golden: Arrays) -> None:
+    """As many as fit a batch, an odd rest, and none at all."""
+    counts = golden["num_frames"].tolist()
+    clips = [frames[:count] for frames, count in zip(golden["frames_uint8"], counts, strict=True)]
+    with DeployedModel(bundle, CPU) as model:
+        expected = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
+        assert len(model.encode_clips([])) == 0
+    with DeployedModel(bundle, CPU, max_batch=4) as model:
+        padded = []
+        encode = model.encode_frames
+
+        def watch(frames: npt.NDArray[np.uint8], num_frames: Any) -> VideoFeatures:
+            padded.append(len(frames))
+            return encode(frames, num_frames)
+
+        model.encode_frames = watch  # type: ignore[method-assign]
+        assert_same_features(model.encode_clips(clips), expected, 1e-5)
+    assert padded == [4, 2]

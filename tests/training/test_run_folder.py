@@ -70,6 +70,17 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+def test_a_run_that_stopped_before_its_first_step_is_in_nobodys_way(tmp_path: Path) -> None:
+    """A mistyped path must not cost the folder's name."""
+    RunFolder(tmp_path / "run", CONFIG, resume=False)
+    (tmp_path / "run" / "train_videos.json").write_text("{}")
+    other = resolve_config(overrides=["optimization.batch_size=64"])
+    run = RunFolder(tmp_path / "run", other, resume=False)
+    run.log({"step": 1, "loss": 1.0})
+    with pytest.raises(InvalidArgumentError, match="not empty"):
+        RunFolder(tmp_path / "run", other, resume=False)
+
+
 def test_no_run_to_resume(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="no run to resume"):
         RunFolder(tmp_path, CONFIG, resume=True)
