@@ -37,6 +37,10 @@ class Precision(str, Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
+    """For TensorRT alone: ONNX Runtime has no such kernels."""
+    INT8 = "int8"
+    """Weights and activations of the encoders' matrix products, for the CPU alone."""
 
 
 class DType(str, Enum):
