@@ -66,7 +66,7 @@ def lint(arguments: list[str]) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
         mypy: list[str | Path] = [PYTHON, "-m", "mypy", "--config-file", ROOT / "pyproject.toml"]
-        packages = ["-p", "xclip_deploy", "-p", "demo"]
+        packages = ["-p", "xclip_deploy", "-p", "demo", "-p", "benchmarks"]
         run(*mypy, *packages, cwd=folder, environment={"MYPYPATH": f"{folder}:{ROOT}"})
     run(*mypy, "dev.py", cwd=ROOT)
 

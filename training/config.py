@@ -27,15 +27,26 @@ else:  # the same parser, for the oldest Python
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class GeneratedConfig(FrozenModel):
+    """The dataset that is made on the spot: videos of each split, and the seed."""
+
+    train: Annotated[int, Field(gt=0)] = 2400
+    val: Annotated[int, Field(ge=2)] = 200
+    test: Annotated[int, Field(ge=2)] = 200
+    seed: int = 0
+
+
 class DataConfig(FrozenModel):
     """What is trained and validated on."""
 
     dataset: str = "folder"
-    """``msrvtt``, ``msvd``, ``lsmdc``, ``didemo``, ``activitynet`` or ``folder``."""
+    """``msrvtt``, ``msvd``, ``lsmdc``, ``didemo``, ``activitynet``, ``folder`` or
+    ``generated``."""
     annotations: Path | None = None
-    """File or folder of the annotations."""
+    """File or folder of the annotations; what is generated brings its own."""
     videos: Path | None = None
-    """Folder of the videos."""
+    """Folder of the videos. Generated ones are made here; None: ``videos`` in the run folder."""
+    generated: GeneratedConfig = GeneratedConfig()
     validation_split: Literal["val", "test"] | None = "val"
     """What the best checkpoint is chosen on, after every epoch; None: no validation."""
     max_missing_share: Share = 0.1
@@ -46,7 +57,8 @@ class DataConfig(FrozenModel):
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode; 0 decodes in the training process."""
     frame_cache: Path | None = None
-    """Folder for decoded frames; None decodes anew every epoch."""
+    """Folder for decoded frames; None decodes anew every epoch, or, of generated videos, takes
+    ``frame-cache`` in the run folder."""
     frame_cache_gb: Annotated[float, Field(gt=0)] = 50.0
 
 
@@ -107,8 +119,9 @@ class OptimizationConfig(FrozenModel):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     freeze_layers: int = 0
     """Lowest CLIP blocks that are not trained, and the embeddings below; -1 trains all."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the encoders' arithmetic; the scorer and the weights stay in FP32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the encoders' arithmetic; the scorer and the weights stay in FP32. ``fp16`` scales the
+    loss, and skips the steps whose gradients overflow; they count in the schedule."""
     chunk_size: Annotated[int, Field(gt=0)] | None = None
     """Most pairs of a process whose activations are in memory at once ("gradient caching"): for
     batches larger than memory. They are encoded twice; the gradients are the same."""
@@ -143,8 +156,38 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"dataset": "activitynet"},
         "optimization": {"epochs": 20, "batch_size": 112},
     },
+    "demo": {
+        "data": {"dataset": "generated"},
+        "start": {
+            "architecture": {
+                "embed_dim": 96,
+                "vision": {
+                    "image_size": 64,
+                    "patch_size": 16,
+                    "width": 96,
+                    "layers": 3,
+                    "heads": 3,
+                },
+                "text": {"width": 96, "layers": 2, "heads": 3},
+                "temporal_head": "seqTransf",
+                "temporal_layers": 2,
+                "temporal_heads": 3,
+                "temporal_positions": 77,
+                "max_words": 16,
+                "max_frames": 6,
+            }
+        },
+        "optimization": {
+            "epochs": 40,
+            "batch_size": 96,
+            "lr": 1e-3,
+            "coef_lr": 1.0,
+            "freeze_layers": -1,
+        },
+    },
 }
-"""The published runs, as differences from the defaults, which are MSR-VTT's."""
+"""The published runs, as differences from the defaults, which are MSR-VTT's; and ``demo``, a
+small model that learns generated videos from random weights in minutes on a CPU."""
 
 
 def resolve_config(

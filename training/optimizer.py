@@ -91,6 +91,14 @@ class RecipeAdam(torch.optim.Optimizer):
                 if group["weight_decay"] > 0:
                     update += group["weight_decay"] * parameter
                 parameter.add_(update, alpha=-rate)
+        self.advance_schedule()
+
+    def advance_schedule(self) -> None:
+        """Go on by a step in the schedule; alone, that is what a skipped step does.
+
+        The schedule spans the run's batches, used or not, so that it ends where the run does.
+        """
+        for group in self.param_groups:
             group["step"] += 1
 
 

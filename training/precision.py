@@ -1,9 +1,9 @@
 """Where half precision is allowed, written once for the model and for its export.
 
-A module runs in FP16 when its weights are FP16. What would lose accuracy stays in FP32
+A module runs in FP16 or BF16 when its weights do. What would lose accuracy stays in FP32
 whatever the weights are: the layer norms, the projections into the shared embedding space,
 the L2 norms and everything in the scorer. In an FP32 or FP64 model each of these casts does
-nothing, so one definition serves training and both exported precisions.
+nothing, so one definition serves training and every exported precision.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ class LayerNorm(nn.LayerNorm):
         return normed.to(input.dtype)
 
 
-def halve(module: nn.Module) -> nn.Module:
-    """Turn a module's weights to FP16 in place, except those that must stay in FP32.
+def narrow(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Turn a module's weights to ``dtype`` in place, except those that must stay in FP32.
 
-    A submodule that must stay has ``keep_float32 = True``; so do all layer norms. Returns
-    the module.
+    ``dtype``: ``torch.float16`` or ``torch.bfloat16``. A submodule that must stay has
+    ``keep_float32 = True``; so do all layer norms; single parameters are named in its
+    ``float32_parameters``. Returns the module.
     """
     for child in module.modules():
         names: frozenset[str] = getattr(child, "float32_parameters", frozenset())
@@ -57,5 +58,10 @@ def halve(module: nn.Module) -> nn.Module:
             continue
         for name, parameter in child.named_parameters(recurse=False):
             if name not in names:
-                parameter.data = parameter.data.half()
+                parameter.data = parameter.data.to(dtype)
     return module
+
+
+def halve(module: nn.Module) -> nn.Module:
+    """:func:`narrow` to FP16."""
+    return narrow(module, torch.float16)

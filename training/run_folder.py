@@ -19,6 +19,7 @@ from xclip_deploy.training.checkpoints import (
     to_authors_state_dict,
 )
 from xclip_deploy.training.config import TrainConfig
+from xclip_deploy.training.loss_scaling import LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import RecipeAdam
 
@@ -90,7 +91,13 @@ class RunFolder:
         with replaced_file(self.path / name) as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    def save_last(self, model: XClip, optimizer: RecipeAdam, position: Position) -> None:
+    def save_last(
+        self,
+        model: XClip,
+        optimizer: RecipeAdam,
+        position: Position,
+        scaler: LossScaler | None = None,
+    ) -> None:
         """Save all that resuming needs. An interrupted save leaves the one before.
 
         The file is a checkpoint like any other too. Raises TrainingError where it cannot be
@@ -103,6 +110,8 @@ class RunFolder:
             "step": position.step,
             "best_recall": position.best_recall,
         }
+        if scaler is not None:
+            content["loss_scaler"] = scaler.state_dict()
         path = self.path / _LAST
         try:
             with replaced_file(path) as partial:
@@ -113,8 +122,10 @@ class RunFolder:
                 "make room and continue with --resume"
             ) from error
 
-    def load_last(self, model: XClip, optimizer: RecipeAdam) -> Position | None:
-        """Put a saved run back into ``model`` and ``optimizer``; None where none was saved.
+    def load_last(
+        self, model: XClip, optimizer: RecipeAdam, scaler: LossScaler | None = None
+    ) -> Position | None:
+        """Put a saved run back into what is given; None where none was saved.
 
         Raises CheckpointReadError for a damaged file.
         """
@@ -129,6 +140,8 @@ class RunFolder:
             state: dict[str, Tensor] = weights.state_dict
             model.load_state_dict(state)
             optimizer.load_state_dict(content["optimizer"])
+            if scaler is not None:
+                scaler.load_state_dict(content["loss_scaler"])
             return Position(int(content["step"]), float(content["best_recall"]))
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointReadError(
@@ -165,7 +178,9 @@ def _has_nothing_to_lose(path: Path) -> bool:
         return False
     names = {file.name for file in path.iterdir()}
     reports = {name for name in names if name.endswith("_videos.json")}
-    return not names or (_CONFIG in names and names <= {_CONFIG, *reports})
+    # What is generated there is made again, or found as it should be.
+    made = {"videos", "frame-cache", *reports}
+    return not names or (_CONFIG in names and names <= {_CONFIG, *made})
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -6,6 +6,9 @@ compute the loss and its gradient at the features, carry that gradient back thro
 encoders. One way serves three needs: a plain step; several processes, which exchange features
 and not activations; and batches larger than memory, encoded in chunks twice ("gradient
 caching", Gao et al. 2021, arXiv:2101.06983). All three give the same gradients.
+
+In half precision the encoders alone compute in it. FP16 needs its loss scaled on top (see
+:mod:`xclip_deploy.training.loss_scaling`); BF16 has FP32's range and does not.
 """
 
 from __future__ import annotations
@@ -20,9 +23,13 @@ from torch import Tensor
 
 from xclip_deploy.training.distributed import gather, rank, sum_gradients, world_size
 from xclip_deploy.training.loss import contrastive_loss
+from xclip_deploy.training.loss_scaling import LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import RecipeAdam, clamp_logit_scale, clip_gradients
 from xclip_deploy.training.transformer import Transformer
+
+EncoderPrecision = Literal["fp32", "bf16", "fp16"]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Pairs(NamedTuple):
@@ -42,9 +49,13 @@ class StepResult:
 
     loss: float
     """Of the whole batch, all processes together."""
-    grad_norm: float
-    """Of all gradients together, before clipping."""
+    grad_norm: float | None
+    """Of all gradients together, before clipping; None in a skipped step."""
     seconds: float
+    skipped: bool = False
+    """Whether the gradients overflowed FP16, and nothing was updated."""
+    loss_scale: float | None = None
+    """What the loss was multiplied by; None without loss scaling."""
 
 
 def train_step(
@@ -53,22 +64,42 @@ def train_step(
     pairs: Pairs,
     *,
     chunk_size: int | None = None,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: EncoderPrecision = "fp32",
+    scaler: LossScaler | None = None,
 ) -> StepResult | None:
     """Update the model once; None, with nothing updated, where the loss is not finite.
 
-    See :func:`compute_gradients` for the options.
+    See :func:`compute_gradients` for the options. ``scaler``: given in FP16 and in nothing else.
+    A finite loss whose scaled gradients are not finite is no failure: the step is skipped, by
+    all processes alike. Raises TrainingError where no scale helps.
     """
+    assert (scaler is not None) == (precision == "fp16")
     started_s = time.monotonic()
     optimizer.zero_grad(set_to_none=True)
-    loss = compute_gradients(model, pairs, chunk_size=chunk_size, precision=precision)
+    loss = compute_gradients(
+        model, pairs, chunk_size=chunk_size, precision=precision, scaler=scaler
+    )
     if not torch.isfinite(loss):
         optimizer.zero_grad(set_to_none=True)
         return None
+    if scaler is None:
+        norm = clip_gradients(model, optimizer.recipe)
+        optimizer.step()
+        clamp_logit_scale(model)
+        return StepResult(loss.item(), float(norm), time.monotonic() - started_s)
+    scale = scaler.scale
+    scaler.unscale(optimizer)
     norm = clip_gradients(model, optimizer.recipe)
-    optimizer.step()
-    clamp_logit_scale(model)
-    return StepResult(loss.item(), float(norm), time.monotonic() - started_s)
+    is_done = scaler.step(optimizer)
+    if is_done:
+        clamp_logit_scale(model)
+    return StepResult(
+        loss.item(),
+        float(norm) if is_done else None,
+        time.monotonic() - started_s,
+        skipped=not is_done,
+        loss_scale=scale,
+    )
 
 
 def compute_gradients(
@@ -76,13 +107,16 @@ def compute_gradients(
     pairs: Pairs,
     *,
     chunk_size: int | None = None,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: EncoderPrecision = "fp32",
+    scaler: LossScaler | None = None,
 ) -> Tensor:
     """Set the parameters' gradients of the loss over the pairs of all processes.
 
     ``chunk_size``: most pairs whose activations are in memory at once; None keeps all, and
-    encodes once instead of twice. In BF16 the encoders compute in it; the scorer and the loss
-    stay in FP32. Every process must have as many pairs. Returns the loss, a scalar.
+    encodes once instead of twice. In BF16 and FP16 the encoders compute in it; the scorer, the
+    loss and the weights stay in FP32. With a ``scaler`` the gradients are its scale times
+    those of the loss. Every process must have as many pairs. Returns the loss, a scalar, not
+    scaled.
     """
     size = len(pairs.token_ids)
     chunks = [
@@ -98,7 +132,9 @@ def compute_gradients(
     num_frames = gather(pairs.num_frames)
     with torch.enable_grad():
         loss = contrastive_loss(model.scorer(*features, num_words, num_frames).logits)
-    loss.backward()  # type: ignore[no-untyped-call]
+    # The scorer needs no scale and has it all the same: one division then serves all gradients.
+    scaled = loss if scaler is None else scaler.scaled(loss)
+    scaled.backward()  # type: ignore[no-untyped-call]
     mine = slice(rank() * size, (rank() + 1) * size)
     gradients = [None if tensor.grad is None else tensor.grad[mine] for tensor in features]
     start = 0
@@ -117,10 +153,10 @@ def set_gradient_checkpointing(model: XClip, enabled: bool) -> None:
             module.gradient_checkpointing = enabled
 
 
-def _encode(model: XClip, pairs: Pairs, precision: str) -> tuple[Tensor, ...]:
+def _encode(model: XClip, pairs: Pairs, precision: EncoderPrecision) -> tuple[Tensor, ...]:
     """Sentence, word, video and frame features."""
     device = pairs.frames.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST):
         text = model.text_encoder(pairs.token_ids)
         video = model.video_encoder(pairs.frames, pairs.num_frames)
     return (*text, *video)

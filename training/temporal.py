@@ -6,6 +6,8 @@ which X-CLIP takes them.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,12 @@ class TemporalLSTM(nn.Module):
     def forward(self, frame_raw: Tensor, is_valid: Tensor) -> Tensor:
         """``frame_raw`` [V, F, D] and ``is_valid`` bool [V, F] to [V, F, D]."""
         weight: Tensor = self.lstm.get_parameter("weight_ih_l0")
-        x, _ = self.lstm(frame_raw.to(weight.dtype))
+        device = frame_raw.device.type
+        # Mixed precision leaves it in FP32: on CPU there is no LSTM in FP16. Asked first,
+        # because an export would carry the context into the graph.
+        is_mixed = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if is_mixed else nullcontext():
+            x, _ = self.lstm(frame_raw.to(weight.dtype))
         # Padded positions: the residual alone.
         return torch.where(is_valid[..., None], x.to(frame_raw.dtype), 0.0) + frame_raw
 

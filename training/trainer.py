@@ -12,21 +12,18 @@ import torch
 
 from xclip_deploy.errors import InvalidArgumentError, TrainingError
 from xclip_deploy.runtime.tokenizer import Tokenizer
-from xclip_deploy.runtime.video import FrameSampling
 from xclip_deploy.training.checkpoints import load_checkpoint
-from xclip_deploy.training.config import DataConfig, StartConfig, TrainConfig
+from xclip_deploy.training.config import StartConfig, TrainConfig
 from xclip_deploy.training.curves import draw_curves
 from xclip_deploy.training.datasets.batches import Batch, BatchLoader
-from xclip_deploy.training.datasets.catalogue import open_dataset
 from xclip_deploy.training.datasets.epoch_order import epoch_order
-from xclip_deploy.training.datasets.frame_cache import FrameCache
-from xclip_deploy.training.datasets.frames import FrameSource, ReadReport, check_videos, readable
 from xclip_deploy.training.datasets.pairs import PairDataset
-from xclip_deploy.training.datasets.split import Split
 from xclip_deploy.training.distributed import from_first, process_group, rank, world_size
 from xclip_deploy.training.initialization import freeze_layers, initialize_from
+from xclip_deploy.training.loss_scaling import LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import Recipe, make_optimizer
+from xclip_deploy.training.run_data import Preparation, RunData
 from xclip_deploy.training.run_folder import Position, RunFolder
 from xclip_deploy.training.step import Pairs, StepResult, set_gradient_checkpointing, train_step
 from xclip_deploy.training.validation import validate
@@ -43,13 +40,18 @@ class StepReport:
     """Counted from 1, of ``epochs``."""
     epochs: int
     loss: float
-    grad_norm: float
+    grad_norm: float | None
+    """Before clipping; None in a skipped step."""
     lr: float
     """Learning rate of this step for what is not CLIP's."""
     clip_lr: float
     """For CLIP's parameters."""
     seconds: float
     """Of this step, waiting for its batch included."""
+    skipped: bool
+    """Whether the gradients overflowed FP16, and nothing was updated."""
+    loss_scale: float | None
+    """Of this step; None without loss scaling, which FP16 alone has."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,20 @@ def train(
     *,
     resume: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
+    on_preparation: Preparation | None = None,
 ) -> TrainResult:
     """Train a model, or go on with a run that was interrupted.
 
     A resumed run continues exactly: batches are a function of seed, epoch and step alone, and
-    ``last.pt`` holds the weights and the optimiser's state. Under ``torchrun`` each process
-    takes its share of every batch, and the first writes the folder.
+    ``last.pt`` holds the weights, the optimiser's state and the loss scale. Under ``torchrun``
+    each process takes its share of every batch, and the first writes the folder.
 
     Raises InvalidArgumentError, CheckpointError, DatasetError, or TrainingError: a loss that
-    is not finite (the batch is then listed in ``failed_batch.json``), or a folder that cannot
-    be written.
+    is not finite (the batch is then listed in ``failed_batch.json``), gradients that overflow
+    FP16 at any loss scale, or a folder that cannot be written.
     """
     with process_group():
-        return _Run(config, Path(output), resume, on_step).train()
+        return _Run(config, Path(output), resume, on_step, on_preparation).train()
 
 
 class _Run:
@@ -93,6 +96,7 @@ class _Run:
         output: Path,
         resume: bool,
         on_step: Callable[[StepReport], None] | None,
+        on_preparation: Preparation | None,
     ) -> None:
         self.config = config
         self.on_step = on_step
@@ -100,11 +104,12 @@ class _Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         from_first(lambda: RunFolder(output, config, resume=resume).path)
         self.folder = RunFolder(output, config, resume=True)
-        self.model = _start(config.start)
-        self.source = _frame_source(config.data, self.model)
-        self.split = self._split("train")
+        self.model = _start(config.start, config.optimization.seed)
+        data = RunData(config.data, self.model.config, self.folder.path, on_preparation)
+        self.source = data.source
+        self.split = data.split("train")
         name = config.data.validation_split
-        self.validation = self._split(name) if name else None
+        self.validation = data.split(name) if name else None
         optimization = config.optimization
         order = self._order(0)
         self.steps_per_epoch = len(order)
@@ -121,9 +126,13 @@ class _Run:
             max_grad_norm=optimization.max_grad_norm,
         )
         self.optimizer = make_optimizer(self.model, recipe)
+        is_fp16 = optimization.precision == "fp16"
+        self.scaler = LossScaler(self.device.type) if is_fp16 else None
         self.position = Position(step=0, best_recall=-1.0)
         if resume:
-            self.position = self.folder.load_last(self.model, self.optimizer) or self.position
+            self.position = (
+                self.folder.load_last(self.model, self.optimizer, self.scaler) or self.position
+            )
             if self.is_first:
                 self.folder.rewind_log(self.position.step)
 
@@ -181,6 +190,7 @@ class _Run:
             pairs,
             chunk_size=optimization.chunk_size,
             precision=optimization.precision,
+            scaler=self.scaler,
         )
         if result is not None:
             return result
@@ -220,6 +230,8 @@ class _Run:
             lr=rates[0],
             clip_lr=rates[1],
             seconds=seconds,
+            skipped=result.skipped,
+            loss_scale=result.loss_scale,
         )
         self.folder.log(vars(report))
         if self.on_step is not None:
@@ -238,26 +250,7 @@ class _Run:
 
     def _save(self) -> None:
         if self.is_first:
-            self.folder.save_last(self.model, self.optimizer, self.position)
-
-    def _split(self, name: str) -> Split:
-        data = self.config.data
-        if data.annotations is None or data.videos is None:
-            raise InvalidArgumentError("data.annotations and data.videos must be given")
-        split = open_dataset(
-            data.dataset,
-            name,
-            data.annotations,
-            data.videos,
-            max_missing_share=data.max_missing_share,
-        )
-
-        def check() -> ReadReport:
-            report = check_videos(split, self.source, num_workers=data.workers)
-            report.write(self.folder.path / f"{name}_videos.json")
-            return report
-
-        return readable(split, from_first(check), data.max_unreadable_share)
+            self.folder.save_last(self.model, self.optimizer, self.position, self.scaler)
 
     def _order(self, epoch: int) -> Any:  # noqa: ANN401 - int64 [steps, pairs of this process]
         optimization = self.config.optimization
@@ -271,7 +264,7 @@ class _Run:
         )
 
 
-def _start(start: StartConfig) -> XClip:
+def _start(start: StartConfig, seed: int) -> XClip:
     """The model at step 0."""
     if start.checkpoint is not None:
         checkpoint = load_checkpoint(start.checkpoint)
@@ -281,15 +274,5 @@ def _start(start: StartConfig) -> XClip:
             "start.checkpoint must be given (CLIP's weights, for one), or start.architecture "
             "for random weights"
         )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return XClip(start.architecture)
-
-
-def _frame_source(data: DataConfig, model: XClip) -> FrameSource:
-    cache = None
-    if data.frame_cache is not None:
-        cache = FrameCache(data.frame_cache, int(data.frame_cache_gb * 1e9))
-    sampling = FrameSampling(
-        frames_per_second=data.frames_per_second, max_frames=model.config.max_frames
-    )
-    return FrameSource(sampling, model.config.vision.image_size, cache)

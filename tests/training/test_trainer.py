@@ -18,8 +18,8 @@ import torch
 
 from xclip_deploy import load_checkpoint, resolve_config, train
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, TrainingError
+from xclip_deploy.training import loss_scaling, trainer
 from xclip_deploy.training import step as step_module
-from xclip_deploy.training import trainer
 from xclip_deploy.training.config import TrainConfig
 
 COLOURS = ("red", "green", "blue", "white", "black", "grey", "pink", "brown", "cyan", "gold")
@@ -160,6 +160,35 @@ def test_a_killed_run_continues_exactly(
     assert max(losses(run)) == killed_at
     train(configured(dataset), run, resume=True)
     assert_same_run(run, uninterrupted)
+
+
+def test_an_fp16_run_skips_reports_and_continues_exactly(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that overflow while the scale finds itself are in the log, and counted."""
+    monkeypatch.setattr(loss_scaling, "INITIAL_SCALE", 2.0**19)  # too much for this model
+    config = configured(dataset, optimization__precision="fp16", data__validation_split=None)
+    reports: list[trainer.StepReport] = []
+    train(config, tmp_path / "straight", on_step=reports.append)
+    assert [report.step for report in reports] == list(range(1, 13))
+    assert {report.skipped for report in reports} == {True, False}
+    assert all((report.grad_norm is None) is report.skipped for report in reports)
+    scales = [report.loss_scale for report in reports]
+    assert scales[0] == 2**19
+    for report, scale, following in zip(reports, scales, scales[1:], strict=False):
+        assert scale is not None
+        assert following == (scale / 2 if report.skipped else scale)
+
+    def interrupt(report: trainer.StepReport) -> None:
+        if report.step == 7:  # saved after the sixth
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", on_step=interrupt)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert (state["step"], state["loss_scaler"]["scale"]) == (6, scales[6])
+    train(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
 def test_a_kill_while_saving_keeps_the_checkpoint_before(

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 @click.command("train")
-@click.option("--preset", help="A published run: msrvtt, msvd, lsmdc, didemo, activitynet.")
+@click.option(
+    "--preset",
+    help="A published run: msrvtt, msvd, lsmdc, didemo, activitynet; or demo: a small model, from "
+    "random weights, on videos that are made for it.",
+)
 @click.option(
     "--config",
     "file",
@@ -74,8 +78,10 @@ def command(
     if show_config:
         print_json(config.model_dump(mode="json"))
         return
-    with _progress() as on_step:
-        result = xclip_deploy.train(config, output, resume=resume, on_step=on_step)
+    with _progress() as (on_step, on_preparation):
+        result = xclip_deploy.train(
+            config, output, resume=resume, on_step=on_step, on_preparation=on_preparation
+        )
     if as_json:
         summary = {"steps": result.steps, "best_recall": result.best_recall}
         print_json({"path": str(result.path), **summary, "metrics": result.metrics})
@@ -85,20 +91,10 @@ def command(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[StepReport], None]]:
-    """A bar on a terminal, elsewhere a line every fifty steps."""
+def _progress() -> Iterator[tuple[Callable[[StepReport], None], Callable[[str, int, int], None]]]:
+    """Callbacks for steps and preparations: bars on a terminal, elsewhere a line now and then."""
     if not sys.stderr.isatty():
-
-        def write(report: StepReport) -> None:
-            if report.step % 50 == 0 or report.step in (1, report.total_steps):
-                click.echo(
-                    f"step {report.step}/{report.total_steps} epoch {report.epoch}"
-                    f"/{report.epochs} loss {report.loss:.4f} lr {report.lr:.1e} "
-                    f"(CLIP {report.clip_lr:.1e}) {report.seconds:.2f} s",
-                    err=True,
-                )
-
-        yield write
+        yield _write_step, _write_preparation
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -106,15 +102,35 @@ def _progress() -> Iterator[Callable[[StepReport], None]]:
 
     columns = (BarColumn(), MofNCompleteColumn(), Remaining(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("reading the videos", total=None)
+        tasks = {"": bar.add_task("reading the annotations", total=None)}
+
+        def prepare(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
 
         def draw(report: StepReport) -> None:
             bar.update(
-                task,
+                tasks[""],
                 completed=report.step,
                 total=report.total_steps,
                 description=f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}  "
                 f"lr {report.lr:.1e} (CLIP {report.clip_lr:.1e})  {report.seconds:.2f} s a step",
             )
 
-        yield draw
+        yield draw, prepare
+
+
+def _write_step(report: StepReport) -> None:
+    if report.step % 50 == 0 or report.step in (1, report.total_steps):
+        click.echo(
+            f"step {report.step}/{report.total_steps} epoch {report.epoch}/{report.epochs} "
+            f"loss {report.loss:.4f} lr {report.lr:.1e} (CLIP {report.clip_lr:.1e}) "
+            f"{report.seconds:.2f} s",
+            err=True,
+        )
+
+
+def _write_preparation(what: str, done: int, total: int) -> None:
+    if done == total:
+        click.echo(f"{what}: {done}", err=True)

@@ -1,0 +1,187 @@
+"""Do the grains help? The paper's ablation on generated videos, with equal budgets.
+
+    python -m benchmarks.grains --output benchmarks/results
+
+Trains every variant with every seed: the demo preset's model, data and recipe, the same batches
+in the same order and the same number of steps, from random weights. Reports R@1 on the 200
+held-out videos after the last step; no checkpoint is chosen by what it scores there. A run that
+was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.training.config import GeneratedConfig
+from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
+
+GRAINS = ("video_sentence", "video_word", "frame_sentence", "frame_word")
+SEEDS = (0, 1, 2)
+RESULTS = "grains.json"
+METRICS = ("recall_at_1", "recall_at_5", "mean_rank")
+_MEAN_POOLING = {
+    "temporal_head": "meanP",
+    "temporal_layers": 0,
+    "temporal_heads": 0,
+    "temporal_positions": 0,
+}
+_COSINE = {"grains": ["video_sentence"], "sentence_projection": False}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of the comparison, as what differs from X-CLIP."""
+
+    name: str
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = (
+    Variant("CLIP4Clip-meanP", {**_MEAN_POOLING, **_COSINE}),
+    Variant("CLIP4Clip-seqTransf", _COSINE),
+    Variant("X-CLIP"),
+    Variant("X-CLIP, mask_padding", {"mask_padding": True}),
+    *(
+        Variant(
+            f"X-CLIP without {grain.replace('_', '–')}",
+            {"grains": [other for other in GRAINS if other != grain]},
+        )
+        for grain in GRAINS
+    ),
+)
+
+
+def main() -> None:
+    """Train what is missing, then write table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--work", type=Path, default=Path("grains-work"), help="runs and videos")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    sizes = SplitSizes(**GeneratedConfig().model_dump(exclude={"seed"}))
+    make_videos(options.work / "videos", sizes, num_workers=options.processes)
+    # Seed by seed, so that an early stop leaves every variant with the same seeds.
+    jobs = [(variant, seed) for seed in SEEDS for variant in VARIANTS]
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        runs = []
+        job = partial(run_one, work=options.work, epochs=options.epochs)
+        for result in pool.map(job, *zip(*jobs, strict=True)):
+            runs.append(result)
+            print(
+                f"{len(runs)}/{len(jobs)} {result['variant']}, seed {result['seed']}: "
+                f"R@1 {result['text_to_video']['recall_at_1']:.1f} %",
+                flush=True,
+            )
+    options.output.mkdir(parents=True, exist_ok=True)
+    content = {"epochs": options.epochs, "steps": runs[0]["steps"], "runs": runs}
+    write(options.output / RESULTS, json.dumps(content, indent=1) + "\n")
+    write(options.output / "grains.md", table(content))
+    draw(content, options.output / "grains.png")
+    print(table(content))
+
+
+def run_one(variant: Variant, seed: int, *, work: Path, epochs: int) -> dict[str, Any]:
+    """Train one variant with one seed, unless that was done."""
+    import torch
+
+    from xclip_deploy import resolve_config, train
+
+    folder = work / f"{variant.name.replace(' ', '-').replace(',', '')}-seed{seed}"
+    done = folder / "result.json"
+    if done.is_file():
+        found: dict[str, Any] = json.loads(done.read_text())
+        return found
+    torch.set_num_threads(1)
+    settings = {
+        "data.videos": str(work / "videos"),
+        "data.frame_cache": str(work / "frame-cache"),
+        "data.workers": 0,
+        # Measured after every epoch for the curves; the table has the last alone.
+        "data.validation_split": "test",
+        "optimization.epochs": epochs,
+        "optimization.seed": seed,
+    }
+    settings |= {f"start.architecture.{key}": value for key, value in variant.architecture.items()}
+    config = resolve_config(
+        "demo", overrides=[f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    )
+    result = train(config, folder, resume=(folder / "config.json").is_file())
+    content = {
+        "variant": variant.name,
+        "seed": seed,
+        "steps": result.steps,
+        **{key: result.metrics[key] for key in ("text_to_video", "video_to_text")},
+    }
+    write(done, json.dumps(content) + "\n")
+    return content
+
+
+def table(content: dict[str, Any]) -> str:
+    """Markdown: mean ± sample standard deviation over the seeds."""
+    seeds = sorted({run["seed"] for run in content["runs"]})
+    lines = [
+        f"R@K in percent on 200 held-out videos, {content['steps']} steps each; mean ± standard "
+        f"deviation over {len(seeds)} seeds. Written by `python -m benchmarks.grains`.",
+        "",
+        "| model | text→video R@1 | R@5 | mean rank | video→text R@1 |",
+        "|---|---|---|---|---|",
+    ]
+    for variant in VARIANTS:
+        cells = [spread(content, variant, "text_to_video", metric) for metric in METRICS]
+        cells.append(spread(content, variant, "video_to_text", "recall_at_1"))
+        lines.append(f"| {variant.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def values(content: dict[str, Any], variant: Variant, direction: str, metric: str) -> list[float]:
+    """A metric of a variant, one for each seed."""
+    runs = [run for run in content["runs"] if run["variant"] == variant.name]
+    return [run[direction][metric] for run in runs]
+
+
+def spread(content: dict[str, Any], variant: Variant, direction: str, metric: str) -> str:
+    """Mean ± standard deviation, as text."""
+    found = values(content, variant, direction, metric)
+    deviation = statistics.stdev(found) if len(found) > 1 else 0.0
+    return f"{statistics.mean(found):.1f} ± {deviation:.1f}"
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Means as bars, single runs as dots."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for row, variant in enumerate(reversed(VARIANTS)):
+        found = values(content, variant, "text_to_video", "recall_at_1")
+        colour = "tab:blue" if variant.name.startswith("X-CLIP") else "tab:grey"
+        axes.barh(row, statistics.mean(found), color=colour, alpha=0.45)
+        axes.plot(found, [row] * len(found), "o", color=colour, markersize=4)
+    axes.set_yticks(range(len(VARIANTS)), [variant.name for variant in reversed(VARIANTS)])
+    axes.set_xlabel("text→video R@1 on 200 held-out videos, percent; dots are seeds")
+    axes.set_title(f"Equal budgets: {content['steps']} steps from random weights")
+    axes.grid(axis="x", alpha=0.3)
+    with replaced_file(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The generated dataset on disk: mp4 files and one file of captions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from fractions import Fraction
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+
+from xclip_deploy.errors import DatasetError
+from xclip_deploy.runtime.atomic import replaced_directory
+from xclip_deploy.training.datasets.annotated import SplitName
+from xclip_deploy.training.datasets.folder import CSV_NAME
+from xclip_deploy.training.datasets.generated.rendering import FRAME_RATE, IMAGE_SIZE, render
+from xclip_deploy.training.datasets.generated.scenes import Scene
+from xclip_deploy.training.datasets.generated.splits import SplitSizes, make_splits
+
+_RECIPE = "generated.json"
+_VERSION = 1
+"""Raised whenever the same seed gives other scenes or other drawings."""
+_CHUNK = 16
+
+Progress = Callable[[int, int], None]
+"""Called with how many videos are made, and how many there will be."""
+
+
+def make_videos(
+    directory: Path,
+    sizes: SplitSizes | None = None,
+    seed: int = 0,
+    *,
+    num_workers: int = 0,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Make the dataset in ``directory``, unless it is there; returns its caption file.
+
+    Videos are H.264 mp4 files, ``train/0000.mp4`` and so on, of 6 s at 8 frames a second;
+    ``captions.csv`` has their ``file``, ``caption`` and ``split``, and is read as the dataset
+    ``folder``. Scenes, captions and pixels before encoding are a function of ``sizes`` and
+    ``seed`` alone. The directory takes its place when it is whole.
+
+    Args:
+        directory: Where to make it; what is not a generated dataset is not touched.
+        sizes: Videos of each split.
+        seed: Of scenes and drawings.
+        num_workers: Processes that draw and encode; 0: this one does.
+        on_progress: Called now and then.
+
+    Raises:
+        DatasetError: the directory holds something else, another seed or other sizes, or
+            cannot be written.
+    """
+    sizes = sizes or SplitSizes()
+    recipe = {"version": _VERSION, "seed": seed, **vars(sizes)}
+    captions = directory / CSV_NAME
+    if directory.exists() and any(directory.iterdir()):
+        _check_same(directory, recipe)
+        return captions
+    splits = make_splits(sizes, seed)
+    try:
+        with replaced_directory(directory) as partial_directory:
+            _write(partial_directory, splits, seed, num_workers, on_progress)
+            (partial_directory / _RECIPE).write_text(json.dumps(recipe) + "\n")
+    except OSError as error:
+        raise DatasetError(
+            f"{directory}: videos cannot be written ({error.strerror or error}); "
+            "make room or choose another folder"
+        ) from error
+    return captions
+
+
+def _check_same(directory: Path, recipe: dict[str, int]) -> None:
+    try:
+        found = json.loads((directory / _RECIPE).read_text())
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{directory} is not empty and holds no generated dataset; choose another folder"
+        ) from error
+    if found != recipe:
+        raise DatasetError(
+            f"{directory} holds a generated dataset of {found}, expected {recipe}; "
+            f"choose another folder, or run: rm -r {directory}"
+        )
+
+
+def _write(
+    directory: Path,
+    splits: dict[SplitName, list[Scene]],
+    seed: int,
+    num_workers: int,
+    on_progress: Progress | None,
+) -> None:
+    rows: list[tuple[str, str, str]] = []
+    jobs: list[tuple[Path, Scene, tuple[int, ...]]] = []
+    for number, (name, scenes) in enumerate(splits.items()):
+        (directory / name).mkdir()
+        for index, scene in enumerate(scenes):
+            file = f"{name}/{index:04d}.mp4"
+            rows.append((file, scene.caption, name))
+            jobs.append((directory / file, scene, (seed, number, index)))
+    done = 0
+    with closing(_results(jobs, num_workers)) as results:
+        for count in results:
+            done += count
+            if on_progress is not None:
+                on_progress(done, len(jobs))
+    with (directory / CSV_NAME).open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([("file", "caption", "split"), *rows])
+
+
+def _results(jobs: list[tuple[Path, Scene, tuple[int, ...]]], num_workers: int) -> Iterator[int]:
+    """Do the jobs; yields how many more are done."""
+    remaining = iter(jobs)
+    chunks = list(iter(lambda: list(islice(remaining, _CHUNK)), []))
+    if num_workers == 0:
+        yield from map(_draw_all, chunks)
+        return
+    # Started anew, not forked: PyTorch's threads do not survive a fork.
+    with ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
+        yield from pool.map(_draw_all, chunks)
+
+
+def _draw_all(jobs: list[tuple[Path, Scene, tuple[int, ...]]]) -> int:
+    for path, scene, seed in jobs:
+        _draw(path, scene, np.random.default_rng(seed))
+    return len(jobs)
+
+
+def _draw(path: Path, scene: Scene, random: np.random.Generator) -> None:
+    # One thread and no look-ahead: with its macroblock-tree rate control, x264 was seen to make
+    # other bytes of the same frames now and then.
+    options = {"preset": "veryfast", "crf": "20", "threads": "1"}
+    options["x264-params"] = "mbtree=0:rc-lookahead=0"
+    with av.open(os.fspath(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAME_RATE, options=options)
+        stream.width = stream.height = IMAGE_SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, FRAME_RATE)
+        for picture in render(scene, random):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())

@@ -1,0 +1,83 @@
+"""Which scenes are learned from, and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xclip_deploy.training.datasets.annotated import SplitName
+from xclip_deploy.training.datasets.generated.scenes import Kind, Scene, all_scenes
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """Videos of each split."""
+
+    train: int = 2400
+    val: int = 200
+    test: int = 200
+
+
+_HELD_OUT_SINGLES = 12
+"""Of a held-out split: most of the 72 must be learned from, since they say what a word means."""
+
+
+def make_splits(sizes: SplitSizes, seed: int) -> dict[SplitName, list[Scene]]:
+    """Choose the scenes of each split; no scene, and so no caption, is in two.
+
+    The held-out splits consist of scenes that are easily mistaken for each other: a sequence
+    comes with its reverse, a flash with another thing that flashes during the same motion.
+    The same seed gives the same scenes, always.
+    """
+    random = np.random.default_rng(seed)
+    pools = {kind: _shuffled(all_scenes(kind), random) for kind in ("single", "sequence", "flash")}
+    taken: set[Scene] = set()
+    splits: dict[SplitName, list[Scene]] = {}
+    for name, size in (("test", sizes.test), ("val", sizes.val)):
+        splits[name] = _held_out(pools, size, taken)
+        taken.update(splits[name])
+    rest = {kind: [s for s in scenes if s not in taken] for kind, scenes in pools.items()}
+    flashes = min(len(rest["flash"]), round(sizes.train * 0.25))
+    train = rest["single"] + rest["flash"][:flashes]
+    train += rest["sequence"][: max(0, sizes.train - len(train))]
+    splits["train"] = _shuffled(train[: sizes.train], random)
+    return splits
+
+
+def _held_out(pools: dict[Kind, list[Scene]], size: int, taken: set[Scene]) -> list[Scene]:
+    chosen: dict[Scene, None] = {}  # a set that keeps its order
+
+    def add(scenes: Iterable[Scene]) -> None:
+        group = list(scenes)
+        if len(chosen) + len(group) <= size and not taken.intersection(group):
+            chosen.update(dict.fromkeys(group))
+
+    singles = [scene for scene in pools["single"] if scene not in taken]
+    for scene in singles[: min(_HELD_OUT_SINGLES, size // 4)]:
+        add([scene])
+    middle = len(chosen) + (size - len(chosen)) // 2
+    for scene in pools["sequence"]:
+        if len(chosen) >= middle:
+            break
+        assert scene.second is not None
+        add([scene, Scene("sequence", scene.second, scene.first)])
+    partner: dict[object, Scene] = {}
+    for scene in pools["flash"]:
+        if len(chosen) >= size - 1:
+            break
+        if scene in taken or scene in chosen:
+            continue
+        other = partner.pop(scene.first, None)
+        if other is None:
+            partner[scene.first] = scene
+        else:
+            add([other, scene])
+    for scene in pools["sequence"]:  # an odd rest
+        add([scene] if scene not in chosen else [])
+    return list(chosen)
+
+
+def _shuffled(scenes: Sequence[Scene], random: np.random.Generator) -> list[Scene]:
+    return [scenes[number] for number in random.permutation(len(scenes))]

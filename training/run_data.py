@@ -1,0 +1,95 @@
+"""What a run trains and validates on: splits whose videos have all been read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.video import FrameSampling
+from xclip_deploy.training.config import DataConfig
+from xclip_deploy.training.datasets.catalogue import open_dataset
+from xclip_deploy.training.datasets.frame_cache import FrameCache
+from xclip_deploy.training.datasets.frames import FrameSource, ReadReport, check_videos, readable
+from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
+from xclip_deploy.training.datasets.split import Split
+from xclip_deploy.training.distributed import from_first
+
+Preparation = Callable[[str, int, int], None]
+"""Called while the videos are made or read, with what is done, how many are, how many there are."""
+
+GENERATED = "generated"
+"""Name of the dataset that is made rather than found."""
+
+
+class RunData:
+    """Opens the splits of a run. Every process must call the same methods in the same order."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        model: ModelConfig,
+        folder: Path,
+        on_preparation: Preparation | None = None,
+    ) -> None:
+        """``folder``: the run's, where reports go and, unless told, what is generated."""
+        self.config = config
+        self.folder = folder
+        self.on_preparation = on_preparation
+        cache = config.frame_cache
+        if cache is None and config.dataset == GENERATED:
+            cache = folder / "frame-cache"
+        self.source = FrameSource(
+            FrameSampling(frames_per_second=config.frames_per_second, max_frames=model.max_frames),
+            model.vision.image_size,
+            None if cache is None else FrameCache(cache, int(config.frame_cache_gb * 1e9)),
+        )
+
+    def split(self, name: str) -> Split:
+        """The readable part of a split; all of it is decoded once, which fills the cache.
+
+        Raises DatasetError, InvalidArgumentError.
+        """
+        config = self.config
+        dataset, annotations, videos = config.dataset, config.annotations, config.videos
+        if dataset == GENERATED:
+            dataset, videos = "folder", self._generated()
+            annotations = videos
+        if annotations is None or videos is None:
+            raise InvalidArgumentError("data.annotations and data.videos must be given")
+        split = open_dataset(
+            dataset, name, annotations, videos, max_missing_share=config.max_missing_share
+        )
+
+        def check() -> ReadReport:
+            report = check_videos(
+                split,
+                self.source,
+                num_workers=config.workers,
+                on_progress=lambda done, total, _: self._progress(f"reading {name}", done, total),
+            )
+            report.write(self.folder / f"{name}_videos.json")
+            return report
+
+        return readable(split, from_first(check), config.max_unreadable_share)
+
+    def _generated(self) -> Path:
+        directory = self.config.videos or self.folder / "videos"
+        sizes = SplitSizes(**self.config.generated.model_dump(exclude={"seed"}))
+        from_first(
+            lambda: str(
+                make_videos(
+                    directory,
+                    sizes,
+                    self.config.generated.seed,
+                    num_workers=self.config.workers,
+                    on_progress=lambda done, total: self._progress("making videos", done, total),
+                )
+            )
+        )
+        return directory
+
+    def _progress(self, what: str, done: int, total: int) -> None:
+        if self.on_preparation is not None:
+            self.on_preparation(what, done, total)
