@@ -1,11 +1,9 @@
-"""checkpoint → bundle: load, export both precisions, compare with PyTorch, put in place."""
+"""checkpoint → bundle: load, export every precision, compare with PyTorch, put in place."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -13,11 +11,13 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
+from xclip_deploy.export.bfloat16 import run_rounded
+from xclip_deploy.export.fingerprint import model_fingerprint
 from xclip_deploy.export.graphs import export_graph, graph_specs
-from xclip_deploy.export.parity import Tensors, compare, run_bundle, run_pytorch
+from xclip_deploy.export.parity import TOLERANCES, Tensors, compare, run_bundle, run_pytorch
+from xclip_deploy.export.quantization import quantize_graph
 from xclip_deploy.export.reference_inputs import ReferenceInputs, reference_inputs
 from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.bundle import Bundle
@@ -25,25 +25,26 @@ from xclip_deploy.runtime.hashing import sha256_of
 from xclip_deploy.runtime.manifest import (
     FILE_NAME,
     FileRecord,
-    Graph,
-    GraphSpec,
     Manifest,
+    ParityMethod,
     ParityRecord,
     Precision,
     Preprocessing,
     Provenance,
 )
+from xclip_deploy.runtime.scorer_weights import FILE_NAME as SCORER_WEIGHTS
+from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
 from xclip_deploy.training.checkpoints import Checkpoint, CheckpointOptions, load_checkpoint
-from xclip_deploy.training.precision import halve
+from xclip_deploy.training.precision import halve, narrow
 
 Progress = Callable[[int, int, str], None]
 """Called at the start of every step with its number from 0, how many there are, and a label;
 once more at the end with both numbers equal."""
 
 _TOKENIZER = "tokenizer.json"
-_PRECISIONS = (Precision.FP32, Precision.FP16)
+_ALWAYS = (Precision.FP32, Precision.FP16)
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ def export_bundle(
     *,
     options: CheckpointOptions | None = None,
     frames_per_second: float = 1.0,
+    bf16: bool = False,
+    int8: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export a checkpoint to a bundle with FP32 and FP16 graphs.
 
     ``options``: what the weights do not tell. ``frames_per_second``: how densely video is
-    sampled; the published models use 1. An existing bundle at ``output`` is replaced, and only
+    sampled; the published models use 1. ``bf16``: BF16 graphs as well, for TensorRT. ``int8``:
+    INT8 encoders as well, for the CPU. An existing bundle at ``output`` is replaced, and only
     once the new one is whole and agrees with PyTorch.
 
     Raises CheckpointError, ExportError (ParityError where a graph does not reproduce
@@ -80,12 +84,16 @@ def export_bundle(
         raise InvalidArgumentError(
             f"{target} exists and is no bundle; choose another path with -o, or remove it"
         )
-    steps = _Steps(progress)
+    extra = ((Precision.BF16, bf16), (Precision.INT8, int8))
+    precisions = (*_ALWAYS, *(precision for precision, is_wanted in extra if is_wanted))
+    steps = _Steps(progress, precisions)
     steps.next("reading the checkpoint")
     loaded = load_checkpoint(Path(checkpoint), options or CheckpointOptions())
     try:
         with replaced_directory(target) as directory:
-            manifest = _write(loaded, Path(checkpoint), directory, frames_per_second, steps)
+            manifest = _write(
+                loaded, Path(checkpoint), directory, frames_per_second, precisions, steps
+            )
     except OSError as error:
         raise ExportError(
             f"bundle {target} cannot be written ({error.strerror}); what was there stands"
@@ -99,6 +107,7 @@ def _write(
     source: Path,
     directory: Path,
     frames_per_second: float,
+    precisions: tuple[Precision, ...],
     steps: _Steps,
 ) -> Manifest:
     """Fill ``directory`` with the bundle."""
@@ -111,25 +120,31 @@ def _write(
         )
     tokenizer.save(directory / _TOKENIZER)
     preprocessing = Preprocessing(image_size=config.vision.image_size, mean=CLIP_MEAN, std=CLIP_STD)
-    settings = {
-        "model": config.model_dump(mode="json"),
-        "frames_per_second": frames_per_second,
-        "preprocessing": preprocessing.model_dump(mode="json"),
-    }
-    fingerprint = _fingerprint(loaded.state_dict, settings)
+    fingerprint = model_fingerprint(loaded.state_dict, config, frames_per_second, preprocessing)
     steps.next("running PyTorch for reference")
     model = loaded.build()
+    weights = {name: tensor.detach().numpy() for name, tensor in model.scorer.named_parameters()}
+    ScorerWeights.from_arrays(weights, config).save(directory / SCORER_WEIGHTS)
     inputs = reference_inputs(config, tokenizer)
     reference = run_pytorch(model, inputs)
     logit_scale = float(model.scorer.logit_scale.detach().exp())
-    graphs: dict[Precision, dict[Graph, GraphSpec]] = {}
-    for precision in _PRECISIONS:
+    graphs = {precision: graph_specs(config, precision) for precision in precisions}
+    for precision in precisions:
         if precision is Precision.FP16:
             halve(model)
-        graphs[precision] = graph_specs(config, precision)
+        elif precision is Precision.BF16:
+            # From the checkpoint anew: FP16 has rounded the weights already.
+            model = loaded.build()
+            narrow(model, torch.bfloat16)
         for graph, spec in graphs[precision].items():
+            if (directory / spec.file).exists():
+                continue  # a scorer that two precisions share
             steps.next(f"exporting {precision.value}/{graph.value}")
-            export_graph(model, graph, spec, directory)
+            if precision is Precision.INT8:
+                whole = directory / graphs[Precision.FP32][graph].file
+                quantize_graph(whole, graph, spec, directory)
+            else:
+                export_graph(model, graph, spec, directory)
     del model
     manifest = Manifest(
         fingerprint=fingerprint,
@@ -137,8 +152,11 @@ def _write(
         frames_per_second=frames_per_second,
         preprocessing=preprocessing,
         tokenizer=_TOKENIZER,
+        scorer_weights=SCORER_WEIGHTS,
         graphs=graphs,
         files=_file_records(directory),
+        # Of all: engines can be built in precisions that the bundle has no graphs in.
+        tolerances=TOLERANCES,
         parity=(),
         provenance=Provenance(
             checkpoint=source.name,
@@ -169,26 +187,47 @@ def _check_parity(
     records: list[ParityRecord] = []
     for precision in manifest.graphs:
         steps.next(f"comparing {precision.value} with PyTorch")
-        found = run_bundle(bundle, precision, inputs)
-        records += compare(reference, found, precision, logit_scale)
+        if precision is Precision.BF16:
+            found, method = run_rounded(bundle, inputs), ParityMethod.ROUNDED
+        else:
+            found, method = run_bundle(bundle, precision, inputs), ParityMethod.ONNX_RUNTIME
+        records += compare(reference, found, precision, logit_scale, method)
     failed = [record for record in records if not record.passed]
     if failed:
-        worst = failed[0]
-        raise ParityError(
-            f"{len(failed)} of {len(records)} outputs differ from PyTorch by more than they may; "
-            f"first {worst.precision.value}/{worst.graph.value} {worst.tensor}: error "
-            f"{worst.max_abs_error:.2g}, allowed {worst.tolerance:.2g}; no bundle was written",
-            records,
-        )
+        raise ParityError(_explain(failed, len(records)), records)
     return records
+
+
+def _explain(failed: list[ParityRecord], total: int) -> str:
+    """One line for people on outputs that are out of tolerance."""
+    first = failed[0]
+    found = f"error {first.max_abs_error:.2g}, allowed {first.tolerance:.2g}"
+    if first.rms_error is not None and not first.rms_error <= first.tolerance:
+        found = f"RMS error {first.rms_error:.2g}, allowed {first.tolerance:.2g}"
+    elif first.min_cosine is not None and first.max_abs_error <= first.tolerance:
+        # A vector can be turned too far though no element is far off.
+        cosine = TOLERANCES[first.precision].cosine
+        found = f"cosine {first.min_cosine:.6f}, at least {cosine} is expected"
+    at_fault = list(dict.fromkeys(record.precision for record in failed))
+    remedy = ""
+    if not set(at_fault) & set(_ALWAYS):
+        options = " ".join(f"--{precision.value}" for precision in at_fault)
+        remedy = f"; without {options} the export passes"
+    return (
+        f"{len(failed)} of {total} outputs differ from PyTorch by more than they may; first "
+        f"{first.precision.value}/{first.graph.value} {first.tensor}: {found}; no bundle was "
+        f"written{remedy}"
+    )
 
 
 class _Steps:
     """Counts the steps of an export for whoever shows the progress."""
 
-    _total = 2 + 3 * len(_PRECISIONS) + len(_PRECISIONS)
-
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, precisions: tuple[Precision, ...]) -> None:
+        # The checkpoint and PyTorch; a comparison of each precision; its graphs, of which the
+        # extra precisions share the scorer of another.
+        extra = len(precisions) - len(_ALWAYS)
+        self._total = 2 + len(precisions) + 3 * len(_ALWAYS) + 2 * extra
         self._progress = progress
         self._done = 0
 
@@ -215,16 +254,6 @@ def _file_records(directory: Path) -> dict[str, FileRecord]:
         )
         for path in paths
     }
-
-
-def _fingerprint(state_dict: Mapping[str, Tensor], settings: Mapping[str, object]) -> str:
-    """SHA-256 over all that the features depend on, whatever file the weights came in."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in sorted(state_dict):
-        tensor = state_dict[name].detach().to(torch.float32).contiguous()
-        digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).numpy().data.cast("B"))
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

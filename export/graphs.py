@@ -1,4 +1,4 @@
-"""From the three PyTorch modules to three ONNX graphs, in either precision."""
+"""From the three PyTorch modules to three ONNX graphs, in the precision of their weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,15 @@ from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, Precision, Te
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.training.model import XClip
 
+if TYPE_CHECKING:
+    import onnx_ir
+
 OPSET = 18
 """TensorRT fuses attention written in the primitive operators of opsets 18 to 20; opset 23's
 ``Attention`` operator fails in several forms."""
+
+BF16_OPSET = 22
+"""The first whose convolution and LSTM take BF16; its attention fuses as well."""
 
 _EXTERNAL_DATA_BYTES = 1_900_000_000
 """A protobuf file ends at 2 GiB; bigger weights go beside the graph."""
@@ -32,15 +38,22 @@ _TORCH_DTYPES = {
 }
 
 
-def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphSpec]:
-    """Inputs and outputs of the three graphs.
+# A scorer computes in FP32 whatever the precision of the encoders: these use one that is there.
+_SCORER_OF = {Precision.BF16: Precision.FP16, Precision.INT8: Precision.FP32}
 
-    In FP16 the scorer takes a gallery's features as FP16, in which a gallery keeps them, and
-    computes in FP32. Embeddings and scores leave every graph as FP32.
+
+def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphSpec]:
+    """Files, inputs and outputs of the three graphs.
+
+    Embeddings and scores leave every graph as FP32. The scorer of FP16 and of BF16 takes a
+    gallery's features as FP16, in which a gallery keeps them, and computes in FP32; no graph
+    has BF16 at its boundary, as NumPy does not know it. BF16 shares the scorer of FP16, INT8
+    that of FP32.
     """
     size, words, frames = config.vision.image_size, config.max_words, config.max_frames
     dim = config.embed_dim
-    gallery = DType.FLOAT16 if precision is Precision.FP16 else DType.FLOAT32
+    is_half = precision in (Precision.FP16, Precision.BF16)
+    gallery = DType.FLOAT16 if is_half else DType.FLOAT32
     real, integer = DType.FLOAT32, DType.INT32
 
     def tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
@@ -78,12 +91,18 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphS
     }
     return {
         graph: GraphSpec(
-            file=f"{precision.value}/{graph.value}.onnx",
+            file=f"{_folder(graph, precision)}/{graph.value}.onnx",
             inputs=inputs[graph],
             outputs=outputs[graph],
         )
         for graph in Graph
     }
+
+
+def _folder(graph: Graph, precision: Precision) -> str:
+    """Within the bundle, named after the precision that the graph was written for."""
+    written = _SCORER_OF.get(precision, precision) if graph is Graph.SCORER else precision
+    return written.value
 
 
 def _scorer_input_names(config: ModelConfig) -> list[str]:
@@ -137,13 +156,10 @@ def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -
     The model's weights decide the precision: FP16 ones make the FP16 graph. Raises ExportError
     where PyTorch or the ONNX checker refuses.
     """
-    import onnx
-    import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     module = _GraphModule(getattr(model, graph.value), spec).eval()
-    path = directory / spec.file
-    path.parent.mkdir(parents=True, exist_ok=True)
+    is_bfloat16 = any(weight.dtype is torch.bfloat16 for weight in module.parameters())
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -154,7 +170,7 @@ def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -
                 dynamic_shapes=(tuple(_dynamic_axes(tensor) for tensor in spec.inputs),),
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
-                opset_version=OPSET,
+                opset_version=BF16_OPSET if is_bfloat16 else OPSET,
                 verbose=False,
             )
     except Exception as error:
@@ -166,15 +182,27 @@ def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -
     # The exporter notes source paths of this machine on every node.
     intermediate = ClearMetadataAndDocStringPass()(program.model).model
     intermediate.producer_version = torch.__version__
-    tensors = [value.const_value for value in intermediate.graph.initializers.values()]
+    save_graph(graph, intermediate, directory / spec.file)
+    check_boundary(directory / spec.file, graph, spec)
+
+
+def save_graph(graph: Graph, model: onnx_ir.Model, path: Path) -> None:
+    """Write ``model``, weights too big for one file beside it, and have ONNX check it.
+
+    Raises ExportError where the checker refuses.
+    """
+    import onnx
+    import onnx_ir
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
     weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     external = f"{path.name}.data" if weights > _EXTERNAL_DATA_BYTES else None
-    onnx_ir.save(intermediate, path, external_data=external)
+    onnx_ir.save(model, path, external_data=external)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the ONNX checker refuses {graph.value}: {error}") from error
-    _check_boundary(path, graph, spec)
 
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, Any]:
@@ -182,8 +210,8 @@ def _dynamic_axes(tensor: TensorSpec) -> dict[int, Any]:
     return {axis: dim(size) for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
 
 
-def _check_boundary(path: Path, graph: Graph, spec: GraphSpec) -> None:
-    """Hold the written graph against what the manifest will say of it."""
+def check_boundary(path: Path, graph: Graph, spec: GraphSpec) -> None:
+    """Hold the written graph against what the manifest will say of it. Raises ExportError."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)

@@ -52,6 +52,13 @@ def reference_inputs(config: ModelConfig, tokenizer: Tokenizer) -> ReferenceInpu
     return ReferenceInputs(token_ids, frames, num_frames)
 
 
+def drawn_videos(count: int, max_frames: int, size: int) -> list[npt.NDArray[np.uint8]]:
+    """Videos of 1 to ``max_frames`` valid frames, [n, S, S, 3] each; the same on every call."""
+    random = np.random.default_rng(20220711)
+    lengths = np.linspace(max_frames, 1, count).round().astype(int)
+    return [_moving_scene(random, int(length), size) for length in lengths]
+
+
 def _moving_scene(random: np.random.Generator, count: int, size: int) -> npt.NDArray[np.uint8]:
     """[count, S, S, 3]: a textured background that drifts and a bright disc that crosses it."""
     rows, columns = np.mgrid[0:size, 0:size] / size

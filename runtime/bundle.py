@@ -27,6 +27,8 @@ from xclip_deploy.runtime.manifest import (
     Precision,
     checksum,
 )
+from xclip_deploy.runtime.scorer_weights import FILE_NAME as SCORER_WEIGHTS
+from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.tokenizer import Tokenizer
 
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -106,6 +108,16 @@ class Bundle:
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size} embeddings"
             )
         return tokenizer
+
+    def scorer_weights(self) -> ScorerWeights:
+        """The scorer's learned matrices. Raises BundleVersionError, BundleIntegrityError."""
+        name = self.manifest.scorer_weights
+        if name is None:
+            raise BundleVersionError(
+                f"bundle {self.path} was exported without its scorer's matrices "
+                f"({SCORER_WEIGHTS}), which this needs; run: {_EXPORT.format(path=self.path)}"
+            )
+        return ScorerWeights.open(self._checked(name), self.manifest.model)
 
     def _checked(self, name: str) -> Path:
         """Path of a file whose hash has been compared, once."""

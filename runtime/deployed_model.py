@@ -5,23 +5,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.errors import InvalidArgumentError, SessionError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.manifest import Graph, TensorSpec
 from xclip_deploy.runtime.sessions import (
     OnnxRuntimeSession,
     Placement,
     Session,
     SessionOptions,
-    import_onnxruntime,
     place,
 )
+from xclip_deploy.runtime.sessions.protocol import Closable, close_all
+
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.sessions.native.gallery import ResidentGallery
 
 _SCORER_ELEMENTS = 1 << 22
 """Word-frame similarities scored at once: 16 MiB per intermediate in FP32, of which the scorer
@@ -37,24 +40,32 @@ class DeployedModel:
     """
 
     def __init__(
-        self, bundle: Bundle, options: SessionOptions | None = None, max_batch: int = 16
+        self,
+        bundle: Bundle,
+        options: SessionOptions | None = None,
+        max_batch: int = 16,
+        *,
+        check_finite: bool = True,
     ) -> None:
         """Prepare to run a bundle.
 
-        ``max_batch``: most texts or videos in one run of an encoder. Raises SessionError
-        where the device or precision asked for is not there, MissingExtraError without ONNX
-        Runtime.
+        ``max_batch``: most texts or videos in one run of an encoder; engines that were built
+        for fewer get fewer. ``check_finite``: whether NaN or infinity in what a graph gives is
+        an error; without, the caller looks for it. Raises SessionError or EngineError where the
+        device, backend or precision asked for is not there, MissingExtraError where a library
+        is not installed.
         """
         if max_batch < 1:
             raise InvalidArgumentError(f"max_batch {max_batch}: expected at least 1")
         self.bundle = bundle
         self.config = bundle.manifest.model
         self.max_batch = max_batch
+        self._check_finite = check_finite
         self.tokenizer = bundle.tokenizer()
         self._options = options or SessionOptions()
-        providers: list[str] = import_onnxruntime().get_available_providers()
-        self.placement: Placement = place(self._options, bundle.precisions, providers)
+        self.placement: Placement = place(self._options, bundle)
         self._sessions: dict[Graph, Session] = {}
+        self._resident: ResidentGallery | None = None
         self._lock = threading.Lock()
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -132,27 +143,51 @@ class DeployedModel:
         return self.encode_frames(batch, np.array([len(clip) for clip in clips], dtype=np.int32))
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
-        """Score every text against every video, in chunks of bounded memory."""
-        per_pair = self.config.max_words * self.config.max_frames
-        text_step = max(1, min(len(texts), self.max_batch))
-        video_step = max(1, _SCORER_ELEMENTS // (per_pair * text_step))
+        """Score every text against every video, in chunks of bounded memory.
+
+        Raises SessionError where a score is NaN or infinite.
+        """
         names = ("logits", *(grain.value for grain in self.config.grains))
         scores = {name: np.empty((len(texts), len(videos)), dtype=np.float32) for name in names}
+        if not len(texts) or not len(videos):
+            return Scores(scores.pop("logits"), scores)
         session = self._session(Graph.SCORER)
-        for rows in _slices(len(texts), text_step):
-            for columns in _slices(len(videos), video_step):
+        per_pair = self.config.max_words * self.config.max_frames
+        text_step = min(len(texts), self.max_batch)
+        video_step = max(1, _SCORER_ELEMENTS // (per_pair * text_step))
+        steps = session.chunk({"texts": text_step, "videos": min(len(videos), video_step)})
+        for rows in _slices(len(texts), steps["texts"]):
+            for columns in _slices(len(videos), steps["videos"]):
                 outputs = session.run({**vars(texts[rows]), **vars(videos[columns])})
                 for name, target in scores.items():
                     target[rows, columns] = outputs[name]
-        return Scores(scores.pop("logits"), scores)
+        return self._checked_scores(scores, texts, videos)
+
+    def score_gallery(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
+        """Score every text against a gallery that is searched again and again.
+
+        As :meth:`score`; with engines, though, the gallery stays on the GPU for as long as the
+        very same ``videos`` are passed, and only scores leave it. Raises DeviceMemoryError
+        where it does not fit, SessionError.
+        """
+        is_native = self.placement.native is not None
+        if not (is_native and self._options.resident_gallery and len(texts) and len(videos)):
+            return self.score(texts, videos)
+        return self._checked_scores(self._gallery().score(texts, videos), texts, videos)
 
     def close(self) -> None:
-        """Free the sessions. Using the model afterwards opens them anew."""
+        """Free the sessions. Using the model afterwards opens them anew.
+
+        All are freed even where one cannot be; then raises its SessionError.
+        """
         with self._lock:
-            sessions = list(self._sessions.values())
+            sessions: list[Closable] = list(self._sessions.values())
             self._sessions.clear()
-        for session in sessions:
-            session.close()
+            gallery, self._resident = self._resident, None
+        parts = sessions if gallery is None else [gallery, *sessions]
+        failure = close_all(parts)
+        if failure is not None:
+            raise failure
 
     def __enter__(self) -> DeployedModel:
         return self
@@ -167,29 +202,89 @@ class DeployedModel:
 
     def _session(self, graph: Graph) -> Session:
         with self._lock:
-            if graph not in self._sessions:
-                self._sessions[graph] = OnnxRuntimeSession(
-                    self.bundle, graph, self.placement, self._options.threads
+            return self._open(graph)
+
+    def _open(self, graph: Graph) -> Session:
+        """The session of a graph; the lock must be held."""
+        if graph not in self._sessions:
+            placement = self.placement
+            self._sessions[graph] = (
+                placement.native.open(graph)
+                if placement.native is not None
+                else OnnxRuntimeSession(
+                    self.bundle,
+                    graph,
+                    placement,
+                    self._options.threads,
+                    self._options.provider_options,
                 )
-            return self._sessions[graph]
+            )
+        return self._sessions[graph]
+
+    def _outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """What a graph or its engine gives."""
+        if self.placement.native is not None:
+            return self.placement.native.engines.record(graph).outputs
+        return self.bundle.manifest.graphs[self.placement.precision][graph].outputs
+
+    def _gallery(self) -> ResidentGallery:
+        from xclip_deploy.runtime.sessions.native.gallery import ResidentGallery
+        from xclip_deploy.runtime.sessions.native.runner import NativeSession
+
+        with self._lock:
+            if self._resident is None:
+                scorer = self._open(Graph.SCORER)
+                assert isinstance(scorer, NativeSession)
+                self._resident = ResidentGallery(scorer)
+            return self._resident
 
     def _run_batches(
         self, graph: Graph, inputs: Mapping[str, npt.NDArray[Any]]
     ) -> dict[str, npt.NDArray[Any]]:
         """Run an encoder over any number of rows, at most ``max_batch`` at a time."""
-        spec = self.bundle.manifest.graphs[self.placement.precision][graph]
+        outputs_of = self._outputs(graph)
         total = len(next(iter(inputs.values())))
         results: dict[str, npt.NDArray[Any]] = {
             tensor.name: np.empty((total, *map(int, tensor.shape[1:])), dtype=tensor.dtype.value)
-            for tensor in spec.outputs
+            for tensor in outputs_of
         }
-        for rows in _slices(total, self.max_batch):
-            outputs = self._session(graph).run(
-                {name: array[rows] for name, array in inputs.items()}
-            )
+        if not total:
+            return results
+        session = self._session(graph)
+        step = session.chunk({"batch": min(total, self.max_batch)})["batch"]
+        for rows in _slices(total, step):
+            outputs = session.run({name: array[rows] for name, array in inputs.items()})
             for name, target in results.items():
                 target[rows] = outputs[name]
+        for name, array in results.items():
+            # An overflow in half precision would poison every ranking; it is seen here, where
+            # looking costs nothing beside the encoding.
+            if self._check_finite and not np.isfinite(array).all():
+                raise self._not_finite(graph, name, array)
         return results
+
+    def _checked_scores(
+        self,
+        scores: dict[str, npt.NDArray[np.float32]],
+        texts: TextFeatures,
+        videos: VideoFeatures,
+    ) -> Scores:
+        # The mean of all grains: where one is not finite, this is not either.
+        logits = scores.pop("logits")
+        if self._check_finite and not np.isfinite(logits).all():
+            for name, array in {**vars(texts), **vars(videos)}.items():
+                if not np.isfinite(array).all():
+                    raise SessionError(f"the features to score hold NaN or infinity in {name}")
+            raise self._not_finite(Graph.SCORER, "logits", logits)
+        return Scores(logits, scores)
+
+    def _not_finite(self, graph: Graph, name: str, array: npt.NDArray[Any]) -> SessionError:
+        rows = int((~np.isfinite(array.reshape(len(array), -1)).all(axis=1)).sum())
+        return SessionError(
+            f"{graph.value} gave NaN or infinity in {name}, in {rows} of {len(array)} rows, in "
+            f"{self.placement.precision.value} on {self.placement.device_name}; "
+            f"use precision='fp32', and run: xclip-deploy verify {self.bundle.path}"
+        )
 
 
 def _slices(total: int, step: int) -> Iterator[slice]:

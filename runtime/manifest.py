@@ -17,7 +17,7 @@ from pydantic import (
 
 from xclip_deploy.runtime.model_config import FrozenModel, ModelConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FORMAT = "xclip-bundle"
 FILE_NAME = "manifest.json"
 
@@ -90,6 +90,42 @@ class Preprocessing(FrozenModel):
     std: tuple[float, float, float]
 
 
+class Tolerance(FrozenModel):
+    """Largest differences from the FP32 model that pass in one precision.
+
+    The first three bind a tensor wherever it is compared; the last two bind retrieval, where
+    texts are compared that belong to videos.
+    """
+
+    feature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Of one element of a unit vector."""
+    cosine: Annotated[float, Field(le=1)]
+    """Least cosine between an embedding and its reference."""
+    score: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Of a grain, a similarity; of the logits, times their scale. Most that the root mean square
+    over all pairs of texts and videos may be."""
+    outlier_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 50.0
+    """How many times ``score`` a single pair may be off. The scorer's softmaxes have a
+    temperature of 0.01: where two words or frames nearly tie, rounding shifts much of their
+    weight. Of 40,000 pairs of a trained model, the worst in FP16 was off by 43 times the root
+    mean square, 15 times ``score``."""
+    recall_points: Annotated[float, Field(ge=0, le=100)] = 0.5
+    """Of a recall, percentage points. One query's worth always passes: fewer than 200 queries
+    cannot resolve half a point."""
+    top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """Least share of texts with the same video first, and of texts without a rank flip beyond
+    near ties. One text that differs always passes."""
+
+
+class ParityMethod(str, Enum):
+    """How the graphs ran when they were compared with PyTorch at export."""
+
+    ONNX_RUNTIME = "onnxruntime"
+    """As they are, in ONNX Runtime on the CPU."""
+    ROUNDED = "rounded"
+    """In ONNX Runtime on the CPU as FP32 operations, each result rounded to the precision."""
+
+
 class ParityRecord(FrozenModel):
     """How far one output of one graph is from the PyTorch model in FP32."""
 
@@ -99,9 +135,12 @@ class ParityRecord(FrozenModel):
     min_cosine: float | None
     """Least cosine over the vectors of the last axis; None for scores."""
     max_abs_error: float
+    rms_error: float | None
+    """Root mean square, of scores; None for embeddings, whose elements are bound one by one."""
     tolerance: float
-    """Most ``max_abs_error`` that passes."""
+    """Most ``max_abs_error`` of an embedding, most ``rms_error`` of scores that passes."""
     passed: bool
+    method: ParityMethod = ParityMethod.ONNX_RUNTIME
 
 
 class Provenance(FrozenModel):
@@ -123,7 +162,7 @@ class Manifest(FrozenModel):
     """Contents of ``manifest.json``."""
 
     format: Literal["xclip-bundle"] = "xclip-bundle"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     fingerprint: Sha256
     """Of the model's weights, configuration, sampling and preprocessing. Features made under
     two fingerprints must not be compared."""
@@ -133,9 +172,13 @@ class Manifest(FrozenModel):
     preprocessing: Preprocessing
     tokenizer: str
     """Path of ``tokenizer.json`` within the bundle."""
+    scorer_weights: str | None = None
+    """Path of ``scorer.npz`` within the bundle; None in bundles of before it was written."""
     graphs: dict[Precision, dict[Graph, GraphSpec]]
     files: dict[str, FileRecord]
     """Every file that the export wrote, apart from the manifest itself."""
+    tolerances: dict[Precision, Tolerance]
+    """What each precision was held to at export, and is held to by ``xclip-deploy verify``."""
     parity: tuple[ParityRecord, ...]
     provenance: Provenance
 
@@ -165,9 +208,14 @@ class Manifest(FrozenModel):
     @model_validator(mode="after")
     def _parts_fit(self) -> Manifest:
         named = [spec.file for graphs in self.graphs.values() for spec in graphs.values()]
+        if self.scorer_weights is not None:
+            named.append(self.scorer_weights)
         for name in (*named, self.tokenizer):
             if name not in self.files:
                 raise ValueError(f"{name} is not among its files")
+        for precision in self.graphs:
+            if precision not in self.tolerances:
+                raise ValueError(f"tolerances lack {precision.value}")
         if self.preprocessing.image_size != self.model.vision.image_size:
             raise ValueError(
                 f"preprocessing makes frames of {self.preprocessing.image_size} px, the model "

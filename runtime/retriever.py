@@ -6,17 +6,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import InvalidArgumentError, VideoError
+from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.runtime.evidence import (
+    MAX_COMPARED,
+    Contrast,
+    Explanation,
+    explain_video,
+    words_of,
+)
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
 from xclip_deploy.runtime.results import AddReport, FailedVideo, GrainScores, SearchResult
+from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.protocol import DeviceName, PrecisionName
 from xclip_deploy.runtime.tokenizer import clean_text
@@ -30,6 +38,8 @@ from xclip_deploy.runtime.video import (
 )
 
 PathName = str | PathLike[str]
+Hit = SearchResult | str
+"""What a search gave, or the id of a video in the gallery."""
 OnDuplicate = Literal["error", "skip", "replace"]
 Progress = Callable[[int, int, int], None]
 """Called with videos done, videos in all, and how many of the done ones failed."""
@@ -56,21 +66,28 @@ class Retriever:
         threads: int | None = None,
         max_batch: int = 16,
         reader: VideoReader = "pyav",
+        session: SessionOptions | None = None,
     ) -> None:
         """Open a bundle, and a gallery where one is given; else start an empty one.
 
-        ``device``: ``auto``, ``cpu`` or ``cuda``; ``precision``: ``auto``, ``fp32`` or
-        ``fp16``; what was chosen and why is in :attr:`model` ``.placement``. ``threads``: CPU
-        threads for inference and for decoding, None for one per core. ``max_batch``: most
-        texts or videos in one run of an encoder; more are split. ``reader``: ``pyav`` or
-        ``decord``.
+        ``device``: ``auto``, ``cpu`` or ``cuda``; ``precision``: ``auto``, ``fp32``, ``fp16``,
+        ``bf16`` or ``int8``; what was chosen and why is in :attr:`model` ``.placement``.
+        ``threads``: CPU threads for inference and for decoding, None for one per core.
+        ``max_batch``: most texts or videos in one run of an encoder; more are split.
+        ``reader``: ``pyav`` or ``decord``. ``session``: all options of inference, backend and
+        GPU among them, instead of ``device`` and ``precision``, to be left alone then.
 
-        Raises BundleError, GalleryError, SessionError or MissingExtraError.
+        Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
         if reader not in get_args(VideoReader):
             raise InvalidArgumentError(f"reader {reader!r}: expected pyav or decord")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-        options = SessionOptions(device=device, precision=precision, threads=threads)
+        if session is not None and (device, precision) != ("auto", "auto"):
+            raise InvalidArgumentError(
+                f"device {device!r} and precision {precision!r} were given beside session; "
+                "expected them in it alone"
+            )
+        options = session or SessionOptions(device=device, precision=precision, threads=threads)
         self.model = DeployedModel(self.bundle, options, max_batch)
         manifest = self.bundle.manifest
         if gallery is None:
@@ -86,6 +103,7 @@ class Retriever:
         self._image_size = manifest.preprocessing.image_size
         self._reader: VideoReader = reader
         self._threads = threads
+        self._weights: ScorerWeights | None = None
 
     # -- gallery ---------------------------------------------------------------------------
 
@@ -171,7 +189,7 @@ class Retriever:
         snapshot = self.gallery.snapshot()
         if not len(snapshot) or not len(features):
             return [[] for _ in texts]
-        scores = self.score(features, snapshot.features)
+        scores = self.model.score_gallery(features, snapshot.features)
         return [self._text_results(row, features, scores, snapshot, k) for row in range(len(texts))]
 
     def search_by_video(self, video: PathName | VideoFrames, k: int = 10) -> list[SearchResult]:
@@ -200,6 +218,85 @@ class Retriever:
                 SearchResult(rank, entry.id, entry.path, float(cosines[n]), None, best_frame)
             )
         return results
+
+    # -- evidence --------------------------------------------------------------------------
+
+    @overload
+    def explain(self, query: str, a: Hit) -> Explanation: ...
+
+    @overload
+    def explain(self, query: str, a: Hit, b: Hit) -> Contrast: ...
+
+    def explain(self, query: str, a: Hit, b: Hit | None = None) -> Explanation | Contrast:
+        """Why a video has the score that it has for a text, or why it ranks above another.
+
+        ``a``, ``b``: hits of a search, of whatever query, or ids of videos in the gallery. The
+        score is computed anew from the gallery as it is now, and taken apart into what every
+        word and frame contributes. Words are compared with at most ``MAX_COMPARED`` other videos
+        of the gallery. Raises GalleryError for a video that is not there, BundleVersionError
+        for a bundle without the scorer's matrices, InvalidArgumentError for a text without a
+        word.
+        """
+        if not isinstance(query, str) or not clean_text(query):
+            raise InvalidArgumentError(f"the text {query!r} holds no word to explain")
+        weights = self._scorer_weights()
+        config = self.bundle.manifest.model
+        snapshot = self.gallery.snapshot()
+        chosen = [_find(snapshot, hit) for hit in (a, b) if hit is not None]
+        token_ids = self.model.tokenizer.encode([query], config.max_words)
+        text = self.model.encode_token_ids(token_ids)
+        words = words_of(self.model.tokenizer, token_ids[0])
+        rest = np.setdiff1d(np.arange(len(snapshot)), chosen)
+        if len(rest) > MAX_COMPARED:
+            rest = rest[np.linspace(0, len(rest) - 1, MAX_COMPARED).astype(int)]
+        others = snapshot.features.take(rest)
+        found = [
+            explain_video(
+                query,
+                words,
+                text,
+                snapshot.videos[n],
+                snapshot.features[n : n + 1],
+                others,
+                weights,
+                config,
+            )
+            for n in chosen
+        ]
+        return found[0] if b is None else Contrast(*found)
+
+    def plot_explanation(self, explanation: Explanation | Contrast, path: PathName) -> None:
+        """Write an explanation as a PNG: frames over a heat map against the words.
+
+        Frames are read again from the video's file; where that is gone or another by now, they
+        are grey, and the picture says so. Raises MissingExtraError without matplotlib,
+        InvalidArgumentError where ``path`` cannot be written.
+        """
+        if isinstance(explanation, Explanation):
+            explanation.plot(path, *self._thumbnails(explanation))
+            return
+        (first, note), (second, other) = map(
+            self._thumbnails, (explanation.first, explanation.second)
+        )
+        explanation.plot(path, (first, second), (note, other))
+
+    def _thumbnails(self, explanation: Explanation) -> tuple[VideoFrames | None, str | None]:
+        """The frames that were encoded, or why they are not to be had."""
+        if explanation.path is None:
+            return None, "no frames: the features were added without a file"
+        try:
+            frames = self.read_video(explanation.path)
+        except VideoError as error:
+            return None, f"no frames: {error}"
+        times = tuple(frame.time_s for frame in explanation.frames if frame.time_s is not None)
+        if times != tuple(float(time) for time in frames.times_s):
+            return None, f"no frames: {explanation.path} is another video than was encoded"
+        return frames, None
+
+    def _scorer_weights(self) -> ScorerWeights:
+        if self._weights is None:
+            self._weights = self.bundle.scorer_weights()
+        return self._weights
 
     # -- for pipelines of one's own --------------------------------------------------------
 
@@ -338,6 +435,22 @@ class Retriever:
                 )
             )
         return results
+
+
+def _find(snapshot: Snapshot, hit: Hit) -> int:
+    """Place of a video in a snapshot. Raises GalleryError where it is not there."""
+    video_id = hit.id if isinstance(hit, SearchResult) else hit
+    if not isinstance(video_id, str):
+        raise InvalidArgumentError(
+            f"expected a search result or an id (str), found {type(video_id).__name__}"
+        )
+    for n, video in enumerate(snapshot.videos):
+        if video.id == video_id:
+            return n
+    raise GalleryError(
+        f"no video {video_id!r} in the gallery of {len(snapshot)}; expected an id or a search "
+        "result of this gallery"
+    )
 
 
 def _best(scores: npt.NDArray[np.floating[Any]], k: int) -> npt.NDArray[np.intp]:

@@ -7,6 +7,7 @@ zeros) is that of the X-CLIP authors.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import html
 import logging
@@ -33,6 +34,9 @@ MAX_CHARACTERS = 1_000_000
 _MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _NUM_MERGES = 49152 - 256 - 2
 """CLIP uses this many lines of the merge table, after its header."""
+_WORD_END = "</w>"
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+"""Bytes that print as themselves."""
 _PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -89,6 +93,22 @@ class Tokenizer:
         """Number of token ids."""
         return int(self._encoder.get_vocab_size())
 
+    def piece(self, token_id: int) -> tuple[bytes, bool]:
+        """The UTF-8 bytes that a token stands for, and whether it ends a word.
+
+        A character of several bytes can be spread over several tokens. Raises
+        InvalidArgumentError for an id that the vocabulary has not.
+        """
+        name: str | None = self._encoder.id_to_token(token_id)
+        if name is None:
+            raise InvalidArgumentError(
+                f"token id {token_id}: expected 0 to {self.vocab_size - 1} of the vocabulary"
+            )
+        if token_id in (self.start_id, self.end_id):
+            return name.encode(), True
+        symbols = name.removesuffix(_WORD_END)
+        return bytes(_byte_of_symbol()[symbol] for symbol in symbols), symbols != name
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids of one text, without start and end token and of any length.
 
@@ -139,9 +159,14 @@ def _byte_symbols() -> list[str]:
     Bytes that print as themselves come first, then the others as characters from 256 up:
     the byte alphabet of GPT-2, which the library's ByteLevel step writes in.
     """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = len(set(range(256)) - set(printable))
-    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(others)]
+    others = 256 - len(_PRINTABLE)
+    return [chr(byte) for byte in _PRINTABLE] + [chr(256 + n) for n in range(others)]
+
+
+@functools.cache
+def _byte_of_symbol() -> dict[str, int]:
+    others = [byte for byte in range(256) if byte not in _PRINTABLE]
+    return dict(zip(_byte_symbols(), (*_PRINTABLE, *others), strict=True))
 
 
 def _build_encoder() -> tokenizers.Tokenizer:
@@ -150,7 +175,7 @@ def _build_encoder() -> tokenizers.Tokenizer:
 
     merges = read_merges()
     symbols = _byte_symbols()
-    names = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
+    names = [*symbols, *(f"{symbol}{_WORD_END}" for symbol in symbols)]
     names += [left + right for left, right in merges]
     names += [START_TOKEN, END_TOKEN]
     encoder = tokenizers.Tokenizer(
@@ -158,7 +183,7 @@ def _build_encoder() -> tokenizers.Tokenizer:
             vocab={name: number for number, name in enumerate(names)},
             merges=merges,
             continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
+            end_of_word_suffix=_WORD_END,
             fuse_unk=False,
         )
     )

@@ -19,7 +19,18 @@ from xclip_deploy.runtime import progress
 from xclip_deploy.runtime.sessions import device
 
 SCRIPT = Path(sys.executable).with_name("xclip-deploy")
-COMMANDS = ("train", "evaluate", "export", "build-trt", "index", "search", "inspect")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "export",
+    "build-trt",
+    "export-triton",
+    "index",
+    "search",
+    "verify",
+    "bench",
+    "inspect",
+)
 FROG, TURNED = "mdn_frog.webm", "edge_cases/decord_video_90.mov"
 
 
@@ -127,6 +138,7 @@ def test_inspect_json(run: Run, bundle_path: Path, bundle: Bundle) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     content = outcome.json()
     assert content.pop("engine_sets") == {}
+    assert content.pop("certificate") is None
     assert content == bundle.manifest.model_dump(mode="json")
 
 

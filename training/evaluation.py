@@ -48,6 +48,7 @@ def evaluate(
     frames_per_second: float | None = None,
     clips: Iterable[Clip] | None = None,
     progress: Progress | None = None,
+    session: SessionOptions | None = None,
 ) -> Evaluation:
     """Measure how well a model finds the videos of a split by their captions, and the reverse.
 
@@ -73,9 +74,10 @@ def evaluate(
             bundle takes no other.
         clips: Frames in place of those of the files: see ``evaluate_matcher``.
         progress: Called with ``videos`` or ``captions``, how many are done, how many there are.
+        session: All options of a bundle's sessions, in place of device and precision.
 
     Raises:
-        BundleError, CheckpointError, SessionError: the model cannot be used.
+        BundleError, CheckpointError, SessionError, EngineError: the model cannot be used.
         DatasetError: more videos than allowed are unreadable, or all.
         InvalidArgumentError: an argument is out of range or not for this kind of model.
         MissingExtraError: what the model or reader needs is not installed.
@@ -89,8 +91,14 @@ def evaluate(
         "clips": clips,
         "progress": progress,
     }
+    if session is not None and (device is not None or precision is not None):
+        raise InvalidArgumentError(
+            "device and precision were given beside session; expected them in it alone"
+        )
     if isinstance(model, (str, PathLike)):
         path = Path(model)
+        if session is not None and not (path / FILE_NAME).is_file():
+            raise InvalidArgumentError(f"session is for a bundle; {path} is none")
         if not (path / FILE_NAME).is_file():
             run = _checkpoint(path, options, device, precision, threads, max_batch)
             with run as (matcher, identity):
@@ -108,12 +116,12 @@ def evaluate(
             "a model in memory"
         )
     if isinstance(model, Bundle):
-        session = SessionOptions(device or "auto", precision or "auto", threads)
+        session = session or SessionOptions(device or "auto", precision or "auto", threads)
         with DeployedModel(model, session, max_batch) as deployed:
             return _evaluate_deployed(deployed, split, frames_per_second, common)
-    if device is not None or precision is not None:
+    if device is not None or precision is not None or session is not None:
         raise InvalidArgumentError(
-            "device and precision are for a path or a bundle; an opened model has its own"
+            "device, precision and session are for a path or a bundle; an opened model has its own"
         )
     if isinstance(model, DeployedModel):
         return _evaluate_deployed(model, split, frames_per_second, common)

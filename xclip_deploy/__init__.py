@@ -19,8 +19,12 @@ from xclip_deploy.errors import MissingExtraError, XclipDeployError
 if TYPE_CHECKING:
     from xclip_deploy.export.exporter import ExportResult, export_bundle
     from xclip_deploy.export.tensorrt import BatchRange, BuildResult, EngineShapes, build_engines
+    from xclip_deploy.export.triton import TritonExport, export_triton
+    from xclip_deploy.export.verification import Certificate, verify_bundle
+    from xclip_deploy.runtime.benchmark import Benchmark, BenchmarkPlan, benchmark_sessions
     from xclip_deploy.runtime.bundle import Bundle
     from xclip_deploy.runtime.deployed_model import DeployedModel
+    from xclip_deploy.runtime.engine_set import BuildOptions
     from xclip_deploy.runtime.evaluation import Evaluation
     from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
     from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.metrics import RetrievalMetrics, RetrievalResult, retrieval_metrics
     from xclip_deploy.runtime.results import AddReport, FailedVideo, GrainScores, SearchResult
     from xclip_deploy.runtime.retriever import Retriever
+    from xclip_deploy.runtime.sessions import SessionOptions
     from xclip_deploy.runtime.tokenizer import Tokenizer
     from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video
     from xclip_deploy.training.checkpoints import Checkpoint, CheckpointOptions, load_checkpoint
@@ -43,8 +48,12 @@ __version__ = "0.1.0"
 _MODULES = {
     "export.exporter": ("ExportResult", "export_bundle"),
     "export.tensorrt": ("BatchRange", "BuildResult", "EngineShapes", "build_engines"),
+    "export.triton": ("TritonExport", "export_triton"),
+    "export.verification": ("Certificate", "verify_bundle"),
+    "runtime.benchmark": ("Benchmark", "BenchmarkPlan", "benchmark_sessions"),
     "runtime.bundle": ("Bundle",),
     "runtime.deployed_model": ("DeployedModel",),
+    "runtime.engine_set": ("BuildOptions",),
     "runtime.evaluation": ("Evaluation",),
     "runtime.features": ("Scores", "TextFeatures", "VideoFeatures"),
     "runtime.gallery": ("Gallery", "GalleryVideo"),
@@ -52,6 +61,7 @@ _MODULES = {
     "runtime.metrics": ("RetrievalMetrics", "RetrievalResult", "retrieval_metrics"),
     "runtime.results": ("AddReport", "FailedVideo", "GrainScores", "SearchResult"),
     "runtime.retriever": ("Retriever",),
+    "runtime.sessions": ("SessionOptions",),
     "runtime.tokenizer": ("Tokenizer",),
     "runtime.video": ("FrameSampling", "VideoFrames", "read_video"),
     "training.checkpoints": ("Checkpoint", "CheckpointOptions", "load_checkpoint"),
@@ -76,8 +86,12 @@ _EXTRA_OF_PACKAGE = {
 __all__ = [
     "AddReport",
     "BatchRange",
+    "Benchmark",
+    "BenchmarkPlan",
+    "BuildOptions",
     "BuildResult",
     "Bundle",
+    "Certificate",
     "Checkpoint",
     "CheckpointOptions",
     "DeployedModel",
@@ -96,6 +110,7 @@ __all__ = [
     "Retriever",
     "Scores",
     "SearchResult",
+    "SessionOptions",
     "Split",
     "SplitVideo",
     "StepReport",
@@ -104,18 +119,22 @@ __all__ = [
     "TorchMatcher",
     "TrainConfig",
     "TrainResult",
+    "TritonExport",
     "VideoFeatures",
     "VideoFrames",
     "XclipDeployError",
+    "benchmark_sessions",
     "build_engines",
     "evaluate",
     "export_bundle",
+    "export_triton",
     "load_checkpoint",
     "open_dataset",
     "read_video",
     "resolve_config",
     "retrieval_metrics",
     "train",
+    "verify_bundle",
 ]
 
 

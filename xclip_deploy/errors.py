@@ -21,6 +21,8 @@ The whole tree, with the exit status that the command line gives each branch::
     │   ├── VideoNotFoundError
     │   └── VideoReadError                    no frame could be decoded
     ├── SessionError                      9   (device, provider or precision unavailable)
+    │   ├── DriverError                       no NVIDIA driver, or one too old
+    │   └── DeviceMemoryError                 does not fit into the GPU's memory, or its bound
     ├── GalleryError                     10
     │   ├── GalleryNotFoundError
     │   ├── GalleryIntegrityError             missing, truncated or altered file
@@ -31,7 +33,8 @@ The whole tree, with the exit status that the command line gives each branch::
     │   ├── AnnotationError                   missing, unreadable or malformed annotations
     │   ├── AmbiguousVideoError               several files for one id, or one for several
     │   └── MissingVideosError                more annotated videos without a file than allowed
-    └── TrainingError                    12   (a run that cannot go on)
+    ├── TrainingError                    12   (a run that cannot go on)
+    └── VerificationError                13   (a graph or engine is not what its model computes)
 
 A message says what was found, what was expected and, where there is one, the
 command that mends it, in one line.
@@ -43,6 +46,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from xclip_deploy.export.verification import Certificate
     from xclip_deploy.runtime.manifest import ParityRecord
 
 
@@ -153,6 +157,14 @@ class SessionError(XclipDeployError):
     exit_code = 9
 
 
+class DriverError(SessionError):
+    """There is no NVIDIA driver, or one that is too old for the libraries here."""
+
+
+class DeviceMemoryError(SessionError):
+    """Something does not fit into the GPU's memory, or into the bound that was set."""
+
+
 class GalleryError(XclipDeployError):
     """A gallery cannot be used."""
 
@@ -203,6 +215,17 @@ class MissingVideosError(DatasetError):
 
 
 class TrainingError(XclipDeployError):
-    """A training run cannot go on: the loss is not finite, or its folder cannot be written."""
+    """A run cannot go on: its loss or gradients are not finite, or its folder not writable."""
 
     exit_code = 12
+
+
+class VerificationError(XclipDeployError):
+    """A graph or engine of a bundle differs from its model by more than it may."""
+
+    exit_code = 13
+
+    def __init__(self, message: str, certificate: Certificate | None = None) -> None:
+        super().__init__(message)
+        self.certificate = certificate
+        """The whole comparison, what passed too; None where it did not come to one."""

@@ -1,13 +1,13 @@
 """Building a set of engines, strongly typed, from a bundle's graphs.
 
-TensorRT reports failure by returning None, False or -1, and tells the reason to its logger
-alone. Every such answer here becomes an error that carries what the logger heard.
+Everything that can be proved of an engine without running it is proved before it is written:
+it parses, its boundary is the manifest's, its FP32 islands are in FP32. On a GPU it is run
+too. Only then does the set take its place.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,42 +16,47 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from xclip_deploy.errors import EngineBuildError
+from xclip_deploy.errors import EngineBuildError, EngineError
 from xclip_deploy.export.tensorrt.flavours import TensorRT, load_tensorrt
+from xclip_deploy.export.tensorrt.fused_attention import fused_attention
+from xclip_deploy.export.tensorrt.graph_audit import GraphAudit, audit_graph
+from xclip_deploy.export.tensorrt.memory import engine_memory
+from xclip_deploy.export.tensorrt.network import check_boundary, parse_graph
+from xclip_deploy.export.tensorrt.options import check_options
+from xclip_deploy.export.tensorrt.plan import build_plan
 from xclip_deploy.export.tensorrt.profiles import EngineShapes
+from xclip_deploy.export.tensorrt.progress import BuildStep, Progress
+from xclip_deploy.export.tensorrt.self_test import SelfTest, verify_on_gpu
+from xclip_deploy.export.tensorrt.sources import graph_sources
+from xclip_deploy.export.tensorrt.timing_cache import TimingCacheFile
 from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.engine_set import (
     DIRECTORY,
     FILE_NAME,
+    BuildOptions,
     EngineRecord,
     EngineSet,
     ShapeRange,
+    directory_name,
     engine_file,
+    read_engine_set,
 )
-from xclip_deploy.runtime.manifest import DType, FileRecord, Graph, Precision, TensorSpec
-
-logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, str], None]
-"""Called at the start of every engine with its number from 0, how many there are, and a label;
-once more at the end with both numbers equal."""
-
-_DTYPES = {
-    "FLOAT": DType.FLOAT32,
-    "HALF": DType.FLOAT16,
-    "INT32": DType.INT32,
-    "UINT8": DType.UINT8,
-}
+from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.manifest import FileRecord, Graph, GraphSpec, Precision
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build wrote."""
+    """What a build came to."""
 
     path: Path
     """Folder of the engine set."""
     engine_set: EngineSet
+    is_new: bool
+    """False where the set that was there is what would have been built."""
+    notes: tuple[str, ...] = ()
+    """What is worth knowing of the engines, such as attention that was not fused."""
 
 
 def build_engines(
@@ -60,175 +65,189 @@ def build_engines(
     precision: Precision = Precision.FP16,
     flavour: str = "auto",
     shapes: EngineShapes | None = None,
+    options: BuildOptions | None = None,
+    timing_cache: str | PathLike[str] | None = None,
+    force: bool = False,
+    self_test: SelfTest | None = verify_on_gpu,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Build the three engines of a bundle.
 
-    ``flavour``: ``auto``, ``tensorrt`` or ``rtx``. ``shapes``: batch ranges. The set
-    takes its place in the bundle when all three are built; an older set of the same flavour,
-    version, precision and target stands until then.
+    The set takes its place in the bundle when all three are built and tested; an older set of
+    the same flavour, version, precision and target stands until then, and for good where it is
+    what would be built.
 
-    Raises BundleError, EngineBuildError with TensorRT's own reason, or MissingExtraError.
+    Args:
+        bundle: Path of a bundle, or an opened one.
+        precision: Of the graphs to build from; FP32, FP16 or BF16.
+        flavour: ``auto``, ``tensorrt`` or ``rtx``.
+        shapes: Batch ranges, which make the optimisation profiles.
+        options: What the flavour is asked for; one that it does not have is refused.
+        timing_cache: File that ``tensorrt`` keeps its measurements in, made where it is missing.
+        force: Whether to build even where nothing that matters has changed.
+        self_test: Runs the finished set before it takes its place; what it raises leaves the
+            old engines. The default does so where there is a GPU for them; None: no test.
+        progress: Called as each engine gets on, from a thread of the builder's.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        EngineBuildError: TensorRT did not build, with its own reason, or the result is not what
+            it must be, or it cannot be written.
+        InvalidArgumentError: the flavour does not have an option, or the bundle no such graphs.
+        MissingExtraError: TensorRT is not installed.
+        KeyboardInterrupt: on Ctrl-C, when TensorRT has stopped.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-    shapes = shapes or EngineShapes()
+    shapes, options = shapes or EngineShapes(), options or BuildOptions()
     library = load_tensorrt(flavour)
-    graphs = list(Graph)
+    check_options(library, options, timing_cache=timing_cache is not None)
+    sources = graph_sources(bundle, precision)
+    asked: dict[str, Any] = {
+        "flavour": library.flavour,
+        "version": library.version,
+        "precision": precision,
+        "target": library.target(options),
+        "gpu": None if library.gpu is None else library.gpu.name,
+        "fingerprint": bundle.manifest.fingerprint,
+        "options": options,
+        "shape_options": shapes.options(),
+    }
+    name = directory_name(library.flavour, library.version, precision, asked["target"])
+    path = bundle.path / DIRECTORY / name
+    wanted = {graph: shapes.profiles(graph, spec) for graph, (_, spec) in sources.items()}
+    present = None if force else _present(path, bundle, asked, wanted)
+    if present is not None:
+        return BuildResult(path, present, is_new=False)
+    cache = None if timing_cache is None else TimingCacheFile(Path(timing_cache))
     engines: dict[Graph, EngineRecord] = {}
-    plans: dict[Graph, bytes] = {}
-    for number, graph in enumerate(graphs):
-        if progress:
-            progress(number, len(graphs), f"building {precision.value}/{graph.value}")
-        engines[graph], plans[graph] = _build(library, bundle, graph, precision, shapes)
-    engine_set = EngineSet(
-        flavour=library.flavour,
-        version=library.version,
-        precision=precision,
-        target=library.target,
-        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        engines=engines,
-    )
-    path = bundle.path / DIRECTORY / engine_set.directory_name
     try:
         with replaced_directory(path) as directory:
-            for graph, plan in plans.items():
+            for number, (graph, (source, spec)) in enumerate(sources.items()):
+                job = _Job(library, bundle, precision, graph, source, spec, wanted[graph], options)
+                report = _reporter(progress, graph, number, len(sources))
+                engines[graph], plan = job.run(cache, report)
                 (directory / engine_file(graph)).write_bytes(plan)
-            (directory / FILE_NAME).write_text(engine_set.model_dump_json(indent=1))
+                report(1.0, "done")
+            engine_set = EngineSet(**asked, self_tested=False, created_utc=_now(), engines=engines)
+            _write_sidecar(directory, engine_set)
+            if self_test is not None and self_test(bundle, directory, engine_set):
+                engine_set = engine_set.model_copy(update={"self_tested": True})
+                _write_sidecar(directory, engine_set)
     except OSError as error:
         raise EngineBuildError(
             f"engines cannot be written to {path} ({error.strerror}); what was there stands"
         ) from error
-    if progress:
-        progress(len(graphs), len(graphs), "done")
-    return BuildResult(path, engine_set)
+    if cache is not None:
+        cache.write()
+    return BuildResult(path, engine_set, is_new=True, notes=tuple(_notes(engine_set)))
 
 
-def _build(
-    library: TensorRT, bundle: Bundle, graph: Graph, precision: Precision, shapes: EngineShapes
-) -> tuple[EngineRecord, bytes]:
-    trt = library.module
-    spec = bundle.manifest.graphs[precision][graph] if precision in bundle.precisions else None
-    path = bundle.graph_path(graph, precision)  # raises where the bundle lacks the precision
-    assert spec is not None
-    start_s = time.monotonic()
-    log = _log_of(library)
-    log.messages.clear()
-    builder = trt.Builder(log)
-    # TensorRT 11 and RTX know no other networks; 10 needs to be told.
-    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
-    if network is None:
-        raise _failure(library, graph, "made no network", log)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
-        errors = [parser.get_error(n) for n in range(parser.num_errors)]
-        reasons = "; ".join(f"{error.node_operator()}: {error.desc()}" for error in errors)
-        raise _failure(library, graph, f"could not parse {path}: {reasons}", log)
-    inputs = tuple(_tensor(network.get_input(n)) for n in range(network.num_inputs))
-    outputs = tuple(_tensor(network.get_output(n)) for n in range(network.num_outputs))
-    _check_boundary(library, graph, inputs + outputs, spec.inputs + spec.outputs)
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    ranges = shapes.profile(graph, spec)
-    for name, shape in ranges.items():
-        _set_shape(library, graph, profile, name, shape)
-    if config.add_optimization_profile(profile) < 0:
-        raise _failure(library, graph, "refused the optimisation profile", log)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise _failure(library, graph, "built no engine", log)
-    content = bytes(plan)
-    record = EngineRecord(
-        file=FileRecord(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content)),
-        graph_sha256=bundle.graph_sha256(graph, precision),
-        inputs=spec.inputs,
-        outputs=spec.outputs,
-        profiles=(ranges,),
-        build_s=round(time.monotonic() - start_s, 3),
-    )
-    return record, content
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _set_shape(
-    library: TensorRT,
-    graph: Graph,
-    profile: Any,  # noqa: ANN401 - a class of TensorRT's
-    name: str,
-    shape: ShapeRange,
-) -> None:
-    # Some versions return a bool, others None for success and raise for failure.
+def _write_sidecar(directory: Path, engine_set: EngineSet) -> None:
+    (directory / FILE_NAME).write_text(engine_set.model_dump_json(indent=1))
+
+
+def _present(
+    path: Path,
+    bundle: Bundle,
+    asked: dict[str, Any],
+    profiles: dict[Graph, tuple[dict[str, ShapeRange], ...]],
+) -> EngineSet | None:
+    """The set at ``path``, if it is whole and what a build as ``asked`` would come to."""
     try:
-        accepted = profile.set_shape(name, shape.min, shape.opt, shape.max)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise EngineBuildError(
-            f"{library.name} refuses {name} {shape} of {graph.value}: {error}"
-        ) from error
-    if accepted is False:
-        raise EngineBuildError(f"{library.name} refuses {name} {shape} of {graph.value}")
+        present = read_engine_set(path, bundle.path)
+    except EngineError:
+        return None
+    if any(getattr(present, field) != value for field, value in asked.items()):
+        return None
+    for graph in Graph:
+        record = present.engines[graph]
+        if record.graph_sha256 != bundle.graph_sha256(graph, present.precision):
+            return None
+        if record.profiles != profiles[graph]:
+            return None
+        try:
+            if sha256_of(path / engine_file(graph)) != record.file.sha256:
+                return None
+        except OSError:
+            return None
+    return present
 
 
-def _tensor(tensor: Any) -> tuple[str, str, tuple[int, ...]]:  # noqa: ANN401 - TensorRT's
-    return tensor.name, tensor.dtype.name, tuple(tensor.shape)
+def _notes(engine_set: EngineSet) -> list[str]:
+    notes = []
+    for graph, engine in engine_set.engines.items():
+        attention = engine.attention
+        if attention.fused is not None and attention.fused < attention.expected:
+            notes.append(
+                f"{graph.value}: {attention.fused} of {attention.blocks} attention blocks have "
+                f"fused kernels, {attention.expected} were expected; the engine is right, and "
+                "slower than it could be"
+            )
+    return notes
 
 
-def _check_boundary(
-    library: TensorRT,
-    graph: Graph,
-    found: tuple[tuple[str, str, tuple[int, ...]], ...],
-    expected: tuple[TensorSpec, ...],
-) -> None:
-    """Catch a network whose inputs or outputs are not those of the graph.
+def _reporter(
+    progress: Progress | None, graph: Graph, number: int, total: int
+) -> Callable[[float, str], None]:
+    def report(fraction: float, phase: str) -> None:
+        if progress:
+            progress(BuildStep(graph, number, total, fraction, phase))
 
-    A strongly typed build can succeed and yield half-precision outputs where FP32 was
-    declared; whoever reads the buffers would then read garbage.
-    """
-    have = [
-        (name, _DTYPES[dtype].value if dtype in _DTYPES else dtype, shape)
-        for name, dtype, shape in found
-    ]
-    want = [
-        (
-            spec.name,
-            spec.dtype.value,
-            tuple(-1 if isinstance(size, str) else size for size in spec.shape),
+    return report
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One engine to build."""
+
+    library: TensorRT
+    bundle: Bundle
+    precision: Precision
+    graph: Graph
+    source: Path
+    spec: GraphSpec
+    profiles: tuple[dict[str, ShapeRange], ...]
+    options: BuildOptions
+
+    def run(
+        self, cache: TimingCacheFile | None, report: Callable[[float, str], None]
+    ) -> tuple[EngineRecord, bytes]:
+        """The engine's record and its plan."""
+        start_s = time.monotonic()
+        report(0.0, "Checking and parsing the graph")
+        audit = GraphAudit({}, ())
+        if self.precision is not Precision.FP32:
+            audit = audit_graph(self.source, self.graph, self.bundle.manifest.model)
+        parsed = parse_graph(self.library, self.graph, self.source)
+        if isinstance(parsed, list):
+            reasons = "; ".join(str(operator) for operator in parsed)
+            raise EngineBuildError(
+                f"{self.library.name} could not parse {self.source}: {reasons}; for all of them "
+                f"run: xclip-deploy build-trt {self.bundle.path} --dry-run"
+            )
+        check_boundary(self.library, self.graph, parsed.network, self.spec)
+        plan = build_plan(
+            self.library,
+            self.graph,
+            parsed,
+            self.profiles,
+            self.options,
+            cache=cache,
+            report=report,
         )
-        for spec in expected
-    ]
-    if have != want:
-        raise EngineBuildError(
-            f"{library.name} reads {graph.value} with tensors {have}, the bundle says {want}"
+        record = EngineRecord(
+            file=FileRecord(sha256=hashlib.sha256(plan).hexdigest(), size_bytes=len(plan)),
+            graph_sha256=self.bundle.graph_sha256(self.graph, self.precision),
+            inputs=self.spec.inputs,
+            outputs=self.spec.outputs,
+            profiles=self.profiles,
+            build_s=round(time.monotonic() - start_s, 3),
+            memory=engine_memory(self.library, plan, self.spec, self.profiles),
+            attention=fused_attention(self.library, plan, len(self.profiles), audit),
+            float32_islands=audit.float32_islands,
         )
-
-
-def _failure(library: TensorRT, graph: Graph, what: str, log: Any) -> EngineBuildError:  # noqa: ANN401
-    reasons = " | ".join(log.messages[-3:]) or "it gave no reason"
-    return EngineBuildError(f"{library.name} {what} ({graph.value}): {reasons}")
-
-
-_logs: dict[str, Any] = {}
-
-
-def _log_of(library: TensorRT) -> Any:  # noqa: ANN401 - a class of TensorRT's
-    """The process's one logger for a flavour: TensorRT keeps the first that it is given."""
-    if library.flavour.value not in _logs:
-        _logs[library.flavour.value] = _make_log(library.module)
-    return _logs[library.flavour.value]
-
-
-def _make_log(trt: Any) -> Any:  # noqa: ANN401 - a module without type hints
-    class Log(trt.ILogger):  # type: ignore[misc]  # the base is not typed
-        """Keeps errors for our messages and passes the rest to Python's logging."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.messages.append(" ".join(message.split()))
-            elif severity == trt.ILogger.WARNING:
-                logger.info("TensorRT: %s", message)
-            else:
-                logger.debug("TensorRT: %s", message)
-
-    return Log()
+        return record, plan

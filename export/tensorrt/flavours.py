@@ -10,10 +10,21 @@ from types import ModuleType
 from typing import Any
 
 from xclip_deploy.errors import EngineBuildError, InvalidArgumentError, MissingExtraError
-from xclip_deploy.runtime.engine_set import Flavour
+from xclip_deploy.runtime.engine_set import BuildOptions, Flavour, HardwareCompatibility
 
 _CUDA_COMPUTE_CAPABILITY_MAJOR = 75
 _CUDA_COMPUTE_CAPABILITY_MINOR = 76
+_MAX_NAME_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU of this machine."""
+
+    name: str
+    major: int
+    minor: int
+    """Compute capability."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +34,22 @@ class TensorRT:
     flavour: Flavour
     module: Any
     version: str
-    target: str
-    """What its engines run on: ``sm90`` and the like, or ``portable``."""
+    gpu: Gpu | None
+    """The GPU that it builds on; None for ``rtx``, which builds on the CPU."""
 
     @property
     def name(self) -> str:
         """For messages: module and version."""
         return f"{self.flavour.module_name} {self.version}"
+
+    def target(self, options: BuildOptions) -> str:
+        """What engines built with ``options`` run on; see :attr:`EngineSet.target`."""
+        if self.gpu is None:
+            return "-".join(options.compute_capabilities) or "portable"
+        capability = f"sm{self.gpu.major}{self.gpu.minor}"
+        if options.hardware_compatibility is HardwareCompatibility.NONE:
+            return capability
+        return f"{capability}-{options.hardware_compatibility.value}"
 
 
 def load_tensorrt(flavour: str = "auto") -> TensorRT:
@@ -49,7 +69,7 @@ def load_tensorrt(flavour: str = "auto") -> TensorRT:
                 f"flavour {flavour!r}: expected auto, tensorrt or rtx"
             ) from error
         return _load(chosen)
-    if _compute_capability() is not None and _import(Flavour.TENSORRT) is not None:
+    if first_gpu() is not None and _import(Flavour.TENSORRT) is not None:
         return _load(Flavour.TENSORRT)
     if _import(Flavour.RTX) is not None:
         return _load(Flavour.RTX)
@@ -62,18 +82,15 @@ def _load(flavour: Flavour) -> TensorRT:
     module = _import(flavour)
     if module is None:
         raise MissingExtraError(flavour.module_name, flavour.value, "Building TensorRT engines")
-    if flavour is Flavour.RTX:
-        # By default an RTX engine runs on every GPU from Ampere on.
-        target = "portable"
-    else:
-        capability = _compute_capability()
-        if capability is None:
+    gpu = None
+    if flavour is Flavour.TENSORRT:
+        gpu = first_gpu()
+        if gpu is None:
             raise EngineBuildError(
                 "tensorrt builds on the GPU that the engines are for, and none is here; "
                 "run on a GPU machine, or: pip install 'xclip-deploy[rtx]' and --flavor rtx"
             )
-        target = f"sm{capability[0]}{capability[1]}"
-    return TensorRT(flavour, module, str(module.__version__), target)
+    return TensorRT(flavour, module, str(module.__version__), gpu)
 
 
 def _import(flavour: Flavour) -> ModuleType | None:
@@ -83,13 +100,14 @@ def _import(flavour: Flavour) -> ModuleType | None:
         return None
 
 
-def _compute_capability() -> tuple[int, int] | None:
-    """Of the first GPU, by the driver's own library; None where there is no GPU."""
+def first_gpu() -> Gpu | None:
+    """The first GPU, by the driver's own library; None where there is none, or no driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(_MAX_NAME_BYTES)
     calls: list[Callable[[], int]] = [
         lambda: driver.cuInit(0),
         lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
@@ -99,7 +117,8 @@ def _compute_capability() -> tuple[int, int] | None:
         lambda: driver.cuDeviceGetAttribute(
             ctypes.byref(minor), _CUDA_COMPUTE_CAPABILITY_MINOR, device
         ),
+        lambda: driver.cuDeviceGetName(name, _MAX_NAME_BYTES, device),
     ]
     if any(call() != 0 for call in calls):
         return None
-    return major.value, minor.value
+    return Gpu(name.value.decode(errors="replace"), major.value, minor.value)

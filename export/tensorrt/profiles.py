@@ -1,8 +1,8 @@
-"""Optimisation profiles: the range of each dynamic axis that an engine is built for."""
+"""Optimisation profiles: the ranges of the dynamic axes that an engine is built for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.engine_set import ShapeRange
@@ -23,42 +23,90 @@ class BatchRange:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
+            raise InvalidArgumentError(f"batch range {self}: expected 1 <= min <= opt <= max")
+
+    @classmethod
+    def parse(cls, text: str) -> BatchRange:
+        """Read ``MIN:OPT:MAX``, or one number for all three. Raises InvalidArgumentError."""
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
             raise InvalidArgumentError(
-                f"batch range {self.min}:{self.opt}:{self.max}: expected 1 <= min <= opt <= max"
+                f"batch range {text!r}: expected MIN:OPT:MAX, such as 1:8:32, or one number"
             )
+        sizes = [int(part) for part in parts]
+        return cls(*(sizes if len(sizes) == 3 else sizes * 3))
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+_ONE = BatchRange(1, 1, 1)
 
 
 @dataclass(frozen=True)
 class EngineShapes:
-    """Ranges of the dynamic axes of the three graphs."""
+    """Ranges of the dynamic axes of the three graphs.
+
+    The defaults suit a GPU of 8 GB: at ViT-L/14 the FP16 video encoder needs 1.7 GB for its
+    largest batch, by TensorRT-RTX's own report. An engine set's sidecar tells for itself.
+    """
 
     videos: BatchRange = field(default_factory=lambda: BatchRange(1, 8, 32))
     """Videos in one run of the video encoder."""
-    texts: BatchRange = field(default_factory=lambda: BatchRange(1, 1, 64))
-    """Texts in one run of the text encoder: tuned for a single query."""
-    scored_texts: BatchRange = field(default_factory=lambda: BatchRange(1, 1, 64))
+    texts: BatchRange = field(default_factory=lambda: BatchRange(1, 32, 128))
+    """Texts in one run of the text encoder."""
+    scored_texts: BatchRange = field(default_factory=lambda: BatchRange(1, 32, 64))
     """Texts in one run of the scorer."""
     scored_videos: BatchRange = field(default_factory=lambda: BatchRange(1, 256, 1024))
     """Videos in one run of the scorer: a chunk of the gallery."""
+    query_profile: bool = True
+    """Whether text encoder and scorer also get a profile for exactly one text, before the one
+    for the whole range: a search is one text, and kernels chosen for it are faster."""
 
-    def profile(self, graph: Graph, spec: GraphSpec) -> dict[str, ShapeRange]:
-        """The range of every input of a graph, by name."""
-        axes = {
-            Graph.VIDEO_ENCODER: {"batch": self.videos},
-            Graph.TEXT_ENCODER: {"batch": self.texts},
-            Graph.SCORER: {"texts": self.scored_texts, "videos": self.scored_videos},
-        }[graph]
-        return {
-            tensor.name: ShapeRange(
-                min=tuple(
-                    axes[size].min if isinstance(size, str) else size for size in tensor.shape
-                ),
-                opt=tuple(
-                    axes[size].opt if isinstance(size, str) else size for size in tensor.shape
-                ),
-                max=tuple(
-                    axes[size].max if isinstance(size, str) else size for size in tensor.shape
-                ),
-            )
-            for tensor in spec.inputs
+    def profiles(self, graph: Graph, spec: GraphSpec) -> tuple[dict[str, ShapeRange], ...]:
+        """Profiles of a graph, in the engine's order: the range of every input, by name."""
+        if graph is Graph.VIDEO_ENCODER:
+            return (_profile(spec, {"batch": self.videos}),)
+        if graph is Graph.TEXT_ENCODER:
+            bulk, axis, rest = self.texts, "batch", {}
+        else:
+            bulk, axis, rest = self.scored_texts, "texts", {"videos": self.scored_videos}
+        ranges = [bulk]
+        if self.query_profile and bulk != _ONE:
+            ranges.insert(0, _ONE)
+        return tuple(_profile(spec, {axis: texts, **rest}) for texts in ranges)
+
+    def options(self) -> dict[str, str]:
+        """What differs from the defaults, as options of ``build-trt``.
+
+        Name to value, which is empty for a flag.
+        """
+        names = {
+            "videos": "video-batch",
+            "texts": "text-batch",
+            "scored_texts": "scored-texts",
+            "scored_videos": "scored-videos",
         }
+        default = EngineShapes()
+        changed = {
+            names[item.name]: str(getattr(self, item.name))
+            for item in fields(self)
+            if item.name in names and getattr(self, item.name) != getattr(default, item.name)
+        }
+        return changed if self.query_profile else {**changed, "no-query-profile": ""}
+
+
+def _profile(spec: GraphSpec, axes: dict[str, BatchRange]) -> dict[str, ShapeRange]:
+    def shape(sizes: tuple[int | str, ...], bound: str) -> tuple[int, ...]:
+        return tuple(
+            getattr(axes[size], bound) if isinstance(size, str) else size for size in sizes
+        )
+
+    return {
+        tensor.name: ShapeRange(
+            min=shape(tensor.shape, "min"),
+            opt=shape(tensor.shape, "opt"),
+            max=shape(tensor.shape, "max"),
+        )
+        for tensor in spec.inputs
+    }

@@ -1,4 +1,4 @@
-"""Sessions on ONNX Runtime: the default backend, on CPU and CUDA."""
+"""Sessions on ONNX Runtime: the default backend, on CPU, CUDA, or its own TensorRT 10."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import numpy as np
 
 from xclip_deploy.errors import BundleIntegrityError, MissingExtraError, SessionError
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import Graph, TensorSpec
+from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec
 from xclip_deploy.runtime.sessions.device import Placement
-from xclip_deploy.runtime.sessions.protocol import Array
+from xclip_deploy.runtime.sessions.protocol import Array, Backend
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CPU, _CUDA, _TENSORRT = (
+    "CPUExecutionProvider",
+    "CUDAExecutionProvider",
+    "TensorrtExecutionProvider",
+)
 _ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -35,9 +39,16 @@ class OnnxRuntimeSession:
     """One graph of a bundle on ONNX Runtime. See :class:`Session`."""
 
     def __init__(
-        self, bundle: Bundle, graph: Graph, placement: Placement, threads: int | None = None
+        self,
+        bundle: Bundle,
+        graph: Graph,
+        placement: Placement,
+        threads: int | None = None,
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         """Load a graph.
+
+        ``provider_options``: for the execution provider, by ONNX Runtime's names.
 
         Raises SessionError where the device cannot be used, BundleIntegrityError where the
         file is not what the manifest says.
@@ -45,27 +56,33 @@ class OnnxRuntimeSession:
         onnxruntime = import_onnxruntime()
         self.graph = graph
         self.precision = placement.precision
-        self.device: str = placement.device if placement.device == "cpu" else "cuda:0"
+        self.backend: Backend = placement.backend
+        self.device: str = placement.device_name
         self._spec = bundle.manifest.graphs[self.precision][graph]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they are raised as well
         if threads is not None:
             options.intra_op_num_threads = threads
-        provider = _PROVIDERS[placement.device]
+        if self.precision is Precision.INT8:
+            # Without VNNI, x86's product of U8 and S8 saturates at 16 bits and is silently wrong.
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        providers = _providers(placement, provider_options or {})
         path = bundle.graph_path(graph, self.precision)
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=[provider]
+                str(path), sess_options=options, providers=providers
             )
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load {path}: {_line(error)}") from error
         # ONNX Runtime falls back to the CPU by itself; that would be a silent surprise.
         loaded = self._session.get_providers()
-        if provider not in loaded:
+        missing = [name for name, _ in providers if name not in loaded]
+        if missing:
+            libraries = "TensorRT 10" if missing[0] == _TENSORRT else "CUDA and cuDNN"
             raise SessionError(
-                f"device {placement.device} was chosen, but ONNX Runtime could not load {provider} "
-                f"and offers {', '.join(loaded)}; its CUDA and cuDNN libraries may be missing "
-                "(see its log above); use device='cpu' or install them"
+                f"device {placement.device} was chosen, but ONNX Runtime could not load "
+                f"{missing[0]} and offers {', '.join(loaded)}; its {libraries} libraries may be "
+                "missing (see its log above); use device='cpu' or install them"
             )
         _check_boundary(bundle, self._session.get_inputs(), self._spec.inputs)
         _check_boundary(bundle, self._session.get_outputs(), self._spec.outputs)
@@ -86,9 +103,26 @@ class OnnxRuntimeSession:
             raise SessionError(f"{self.graph.value} failed on {shapes}: {_line(error)}") from error
         return dict(zip(self._output_names, outputs, strict=True))
 
+    def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """See :meth:`Session.chunk`: graphs take any size."""
+        return dict(wanted)
+
     def close(self) -> None:
         """See :meth:`Session.close`."""
         self._session = None
+
+
+def _providers(
+    placement: Placement, provider_options: Mapping[str, str]
+) -> list[tuple[str, dict[str, str]]]:
+    """Providers in the order of preference, with their options."""
+    if placement.device == "cpu":
+        return [(_CPU, dict(provider_options))]
+    device = {"device_id": str(placement.device_id)}
+    if placement.backend == "tensorrt-provider":
+        # What TensorRT leaves out runs on CUDA.
+        return [(_TENSORRT, {**device, **provider_options}), (_CUDA, device)]
+    return [(_CUDA, {**device, **provider_options})]
 
 
 def _check_boundary(bundle: Bundle, found: list[Any], expected: tuple[TensorSpec, ...]) -> None:

@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from xclip_deploy import ExportResult, export_bundle
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
 from xclip_deploy.training.checkpoints import save_checkpoint
 from xclip_deploy.training.model import XClip
 
 
-def random_model(**changes: Any) -> XClip:
-    """A small model; ``changes`` override fields of its configuration."""
+def random_model(*, scorer_noise: float = 0.3, **changes: Any) -> XClip:
+    """A small model; ``changes`` override fields of its configuration.
+
+    ``scorer_noise``: how far the scorer's matrices are from the identity, where training
+    leaves them near it. At a temperature of 0.01 much of it makes scores leap.
+    """
     fields: dict[str, Any] = {
         "embed_dim": 64,
         "vision": VisionConfig(image_size=32, patch_size=16, width=64, layers=1, heads=1),
@@ -32,14 +37,23 @@ def random_model(**changes: Any) -> XClip:
     with torch.no_grad():
         for name, parameter in model.scorer.named_parameters():
             if name != "logit_scale":
-                parameter += 0.3 * torch.randn_like(parameter)
+                parameter += scorer_noise * torch.randn_like(parameter)
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., XClip]:
     """See :func:`random_model`."""
     return random_model
+
+
+@pytest.fixture(scope="session")
+def every_precision(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint_path: Path
+) -> ExportResult:
+    """The checkpoint of ``bundle_path``, exported with BF16 and INT8. Not to be changed."""
+    path = tmp_path_factory.mktemp("every-precision") / "xclip-bundle"
+    return export_bundle(checkpoint_path, path, bf16=True, int8=True)
 
 
 @pytest.fixture

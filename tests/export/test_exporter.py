@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from xclip_deploy import Bundle, CheckpointOptions, Retriever, export_bundle
+from xclip_deploy import Bundle, CheckpointOptions, ExportResult, Retriever, export_bundle
+from xclip_deploy.cli.main import cli
 from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
-from xclip_deploy.export.exporter import _fingerprint
-from xclip_deploy.runtime.manifest import Graph, Precision
+from xclip_deploy.export.fingerprint import model_fingerprint
+from xclip_deploy.runtime.manifest import Graph, ParityMethod, Precision, Preprocessing
 from xclip_deploy.runtime.model_config import Family, Grain, TemporalHead
+from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
 from xclip_deploy.training.checkpoints import to_authors_state_dict
 
 
@@ -41,7 +44,64 @@ def test_the_bundle_of_the_golden_checkpoint(bundle: Bundle) -> None:
     assert manifest.provenance.checkpoint == "pytorch_model.bin"
     assert manifest.provenance.layout == "X-CLIP"
     assert manifest.provenance.versions["torch"] == torch.__version__
-    assert set(manifest.graphs) == set(Precision)
+    assert set(manifest.graphs) == {Precision.FP32, Precision.FP16}
+
+
+def test_bf16_and_int8_beside_the_others(every_precision: ExportResult, bundle: Bundle) -> None:
+    extended = every_precision.bundle
+    extended.verify()
+    manifest = extended.manifest
+    assert extended.precisions == tuple(Precision)
+    assert set(manifest.tolerances) == set(Precision)
+    assert set(contents(extended.path)) == {*manifest.files, "manifest.json"}
+    # The same features as without them: galleries fit both.
+    assert manifest.fingerprint == bundle.manifest.fingerprint
+    for precision in (Precision.FP32, Precision.FP16):
+        for graph in Graph:
+            found = extended.graph_sha256(graph, precision)
+            assert found == bundle.graph_sha256(graph, precision)
+    # The scorer computes in FP32 whatever the encoders do, and is not written again.
+    files = {precision: manifest.graphs[precision][Graph.SCORER].file for precision in Precision}
+    assert files[Precision.BF16] == files[Precision.FP16]
+    assert files[Precision.INT8] == files[Precision.FP32]
+    for graph in (Graph.VIDEO_ENCODER, Graph.TEXT_ENCODER):
+        sizes = {
+            precision: manifest.files[graphs[graph].file].size_bytes
+            for precision, graphs in manifest.graphs.items()
+        }
+        assert sizes[Precision.INT8] < 0.4 * sizes[Precision.FP32]
+        assert sizes[Precision.BF16] == pytest.approx(sizes[Precision.FP16], rel=0.01)
+
+
+def test_how_each_precision_was_compared_is_on_record(every_precision: ExportResult) -> None:
+    records = every_precision.parity
+    assert all(record.passed for record in records)
+    methods = {record.precision: record.method for record in records}
+    assert methods.pop(Precision.BF16) is ParityMethod.ROUNDED
+    assert set(methods.values()) == {ParityMethod.ONNX_RUNTIME}
+    worst = {
+        precision: max(
+            record.max_abs_error
+            for record in records
+            if record.precision is precision and record.min_cosine is not None
+        )
+        for precision in Precision
+    }
+    order = [Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8]
+    assert sorted(worst, key=lambda precision: worst[precision]) == order
+
+
+def test_int8_encoders_search(every_precision: ExportResult, clips: Path) -> None:
+    scores: dict[str, dict[str, float]] = {}
+    for precision in ("fp32", "int8"):
+        with Retriever(every_precision.bundle, device="cpu", precision=precision) as retriever:
+            retriever.add([clips / "sam2_dog.mp4", clips / "mdn_frog.webm"])
+            hits = retriever.search("a dog on a leash", k=2)
+            scores[precision] = {str(hit.path): hit.score for hit in hits}
+    assert scores["int8"].keys() == scores["fp32"].keys()
+    for path, score in scores["fp32"].items():
+        assert scores["int8"][path] != score
+        assert scores["int8"][path] == pytest.approx(score, abs=2)  # logits, scaled by 100
 
 
 def test_the_parity_table_covers_every_output_and_shows_rounding(bundle: Bundle) -> None:
@@ -71,6 +131,24 @@ def test_progress_counts_every_step(write_checkpoint: Any, make_model: Any, tmp_
     assert [done for done, _, _ in steps] == list(range(len(steps)))
     assert {total for _, total, _ in steps} == {len(steps) - 1}
     assert steps[-1][2] == "done"
+    assert all("int8" not in label and "bf16" not in label for _, _, label in steps)
+
+
+def test_the_command_with_every_precision(
+    write_checkpoint: Any, make_model: Any, tmp_path: Path
+) -> None:
+    output = tmp_path / "bundle"
+    checkpoint = write_checkpoint(make_model(scorer_noise=0.02))
+    words = ["export", str(checkpoint), "-o", str(output), "--int8", "--bf16"]
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert Bundle.open(output).precisions == tuple(Precision)
+    done = [line for line in result.stderr.splitlines() if line.startswith("[")]
+    total = len(done)
+    assert [line.split("]")[0] for line in done] == [f"[{n}/{total}" for n in range(1, total + 1)]
+    sizes = next(line for line in result.stdout.splitlines() if line.startswith("size of"))
+    assert sizes.split()[2:] == ["fp32", "fp16", "bf16", "int8"]
+    assert "bf16: computed in FP32, each result rounded" in result.stdout
 
 
 def test_clip4clip_is_exported_and_searched(
@@ -120,6 +198,32 @@ def test_fp16_that_ruins_the_embeddings_is_caught_and_the_old_bundle_stands(
     assert records[Precision.FP32, "sentence_features"].passed
     assert contents(output) == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.INT8])
+def test_weights_that_an_extra_precision_ruins_are_caught(
+    write_checkpoint: Any, make_model: Any, tmp_path: Path, precision: Precision
+) -> None:
+    """What FP32 and FP16 take in their stride: the message names the option to leave out."""
+    model = make_model(scorer_noise=0.02)
+    with torch.no_grad():
+        if precision is Precision.INT8:
+            # One activation a thousand times the others takes the whole range of the scale
+            # that all share, though nothing reads it.
+            block = model.text_encoder.transformer.resblocks[0]
+            block.ln_2.bias[0] += 1000
+            block.mlp.c_fc.weight[:, 0] = 0
+        else:
+            # A large value that all have in common, which the layer norms take off again: for
+            # what is left beside it, BF16 has eight bits, FP16 eleven.
+            model.text_encoder.positional_embedding += 0.3
+    output = tmp_path / "bundle"
+    expected = f"without --{precision.value} the export passes"
+    with pytest.raises(ParityError, match=expected) as caught:
+        export_bundle(write_checkpoint(model), output, bf16=True, int8=True)
+    failed = {record.precision for record in caught.value.records if not record.passed}
+    assert failed == {precision}
+    assert not output.exists()
 
 
 def test_a_killed_export_leaves_the_old_bundle(
@@ -189,10 +293,15 @@ def test_the_fingerprint_is_of_weights_and_settings_alone(make_model: Any, tmp_p
     torch.save({f"module.{name}": tensor for name, tensor in names.items()}, tmp_path / "a.pt")
     save_file(names, tmp_path / "b.safetensors")
     loaded = [load_checkpoint(tmp_path / name) for name in ("a.pt", "b.safetensors")]
-    first, second = (_fingerprint(checkpoint.state_dict, {"fps": 1}) for checkpoint in loaded)
+    size = model.config.vision.image_size
+    preprocessing = Preprocessing(image_size=size, mean=CLIP_MEAN, std=CLIP_STD)
+    first, second = (
+        model_fingerprint(checkpoint.state_dict, checkpoint.config, 1, preprocessing)
+        for checkpoint in loaded
+    )
     assert first == second
     assert loaded[0].source_sha256 != loaded[1].source_sha256
-    assert _fingerprint(loaded[0].state_dict, {"fps": 2}) != first
+    assert model_fingerprint(loaded[0].state_dict, loaded[0].config, 2, preprocessing) != first
     changed = dict(loaded[0].state_dict)
     changed["scorer.logit_scale"] = changed["scorer.logit_scale"] + 1e-3
-    assert _fingerprint(changed, {"fps": 1}) != first
+    assert model_fingerprint(changed, loaded[0].config, 1, preprocessing) != first

@@ -15,15 +15,19 @@ import torch
 from onnx import TensorProto
 
 from xclip_deploy.errors import ExportError
-from xclip_deploy.export.graphs import OPSET, export_graph, graph_specs
+from xclip_deploy.export.bfloat16 import round_to_bfloat16
+from xclip_deploy.export.graphs import BF16_OPSET, OPSET, export_graph, graph_specs
 from xclip_deploy.runtime.manifest import Graph, GraphSpec, Precision
 from xclip_deploy.runtime.model_config import Grain, PatchEmbedding, TemporalHead
 from xclip_deploy.training.model import XClip
-from xclip_deploy.training.precision import halve
+from xclip_deploy.training.precision import halve, narrow
 
 Arrays = dict[str, npt.NDArray[Any]]
-# Of unit vectors and similarities; measured 3e-7 and 4e-4.
-TOLERANCE = {Precision.FP32: 1e-5, Precision.FP16: 2e-3}
+# Of unit vectors and similarities; measured 3e-7, 4e-4 and 3e-3.
+TOLERANCE = {Precision.FP32: 1e-5, Precision.FP16: 2e-3, Precision.BF16: 1.5e-2}
+# INT8 graphs are made from the FP32 ones; see test_quantization.py.
+PRECISIONS = list(TOLERANCE)
+WRITTEN_SCORERS = [Precision.FP32, Precision.FP16]  # the others share them
 
 
 def export(
@@ -32,8 +36,18 @@ def export(
     spec = graph_specs(model.config, precision)[graph]
     if precision is Precision.FP16:
         halve(model)
+    elif precision is Precision.BF16:
+        narrow(model, torch.bfloat16)
     export_graph(model, graph, spec, folder)
     return spec, folder / spec.file
+
+
+def runnable(path: Path, graph: Graph, precision: Precision) -> Path:
+    """The graph in a form that ONNX Runtime runs."""
+    if precision is not Precision.BF16:
+        return path
+    round_to_bfloat16(graph, path, path.with_name("rounded.onnx"))
+    return path.with_name("rounded.onnx")
 
 
 def run(path: Path, inputs: Arrays) -> Arrays:
@@ -70,7 +84,7 @@ def feature_inputs(model: XClip, texts: int, videos: int, spec: GraphSpec) -> Ar
 
 
 @pytest.mark.parametrize(
-    ("head", "patch", "precision"), list(product(TemporalHead, PatchEmbedding, Precision))
+    ("head", "patch", "precision"), list(product(TemporalHead, PatchEmbedding, PRECISIONS))
 )
 def test_video_encoder(
     make_model: Any, tmp_path: Path, head: TemporalHead, patch: PatchEmbedding, precision: Precision
@@ -83,6 +97,7 @@ def test_video_encoder(
             for batch in batches
         ]
     _, path = export(model, Graph.VIDEO_ENCODER, precision, tmp_path)
+    path = runnable(path, Graph.VIDEO_ENCODER, precision)
     for batch, reference in zip(batches, expected, strict=True):
         found = run(path, batch)
         for name in ("video_features", "frame_features"):
@@ -92,7 +107,7 @@ def test_video_encoder(
             )
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_text_encoder(make_model: Any, tmp_path: Path, precision: Precision) -> None:
     model = make_model()
     token_ids = np.zeros((5, 10), np.int32)
@@ -102,6 +117,7 @@ def test_text_encoder(make_model: Any, tmp_path: Path, precision: Precision) -> 
     with torch.inference_mode():
         expected = model.text_encoder(torch.from_numpy(token_ids))
     _, path = export(model, Graph.TEXT_ENCODER, precision, tmp_path)
+    path = runnable(path, Graph.TEXT_ENCODER, precision)
     for batch in (1, 5):
         found = run(path, {"token_ids": token_ids[:batch]})
         for name in ("sentence_features", "word_features"):
@@ -123,7 +139,7 @@ SCORERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "precision"), list(product(SCORERS, Precision)))
+@pytest.mark.parametrize(("kind", "precision"), list(product(SCORERS, WRITTEN_SCORERS)))
 def test_scorer(make_model: Any, tmp_path: Path, kind: str, precision: Precision) -> None:
     model = make_model(**SCORERS[kind])
     spec, path = export(model, Graph.SCORER, precision, tmp_path)
@@ -140,11 +156,16 @@ def test_scorer(make_model: Any, tmp_path: Path, kind: str, precision: Precision
         assert set(found) == {"logits", *expected.grains}
 
 
-@pytest.mark.parametrize("graph", list(Graph))
-def test_islands_of_fp32_in_the_fp16_graphs(make_model: Any, tmp_path: Path, graph: Graph) -> None:
+@pytest.mark.parametrize(
+    ("graph", "precision"), list(product(Graph, (Precision.FP16, Precision.BF16)))
+)
+def test_islands_of_fp32_in_the_half_precision_graphs(
+    make_model: Any, tmp_path: Path, graph: Graph, precision: Precision
+) -> None:
     """Layer norms, L2 norms and the scorer's softmax compute in FP32; the heavy work does not."""
     model = make_model(temporal_head=TemporalHead.TRANSFORMER)
-    _, path = export(model, graph, Precision.FP16, tmp_path)
+    _, path = export(model, graph, precision, tmp_path)
+    narrow_type = TensorProto.FLOAT16 if precision is Precision.FP16 else TensorProto.BFLOAT16
     typed = onnx.shape_inference.infer_shapes(onnx.load(str(path)), strict_mode=True)
     dtypes = {value.name: value.type.tensor_type.elem_type for value in typed.graph.value_info}
     dtypes |= {value.name: value.type.tensor_type.elem_type for value in typed.graph.input}
@@ -164,7 +185,7 @@ def test_islands_of_fp32_in_the_fp16_graphs(make_model: Any, tmp_path: Path, gra
             assert kind == TensorProto.FLOAT
             seen.add(node.op_type)
         if node.op_type in ("MatMul", "Gemm", "Conv", "Softmax"):
-            halves += kind == TensorProto.FLOAT16
+            halves += kind == narrow_type
     if graph is Graph.SCORER:
         assert {"Softmax", "MatMul"} <= seen
         assert halves == 0
@@ -176,14 +197,31 @@ def test_islands_of_fp32_in_the_fp16_graphs(make_model: Any, tmp_path: Path, gra
     }
 
 
-def test_opset_and_no_traces_of_the_exporting_machine(make_model: Any, tmp_path: Path) -> None:
-    _, path = export(make_model(), Graph.TEXT_ENCODER, Precision.FP32, tmp_path)
+@pytest.mark.parametrize(
+    ("precision", "opset"), [(Precision.FP32, OPSET), (Precision.BF16, BF16_OPSET)]
+)
+def test_opset_and_no_traces_of_the_exporting_machine(
+    make_model: Any, tmp_path: Path, precision: Precision, opset: int
+) -> None:
+    _, path = export(make_model(), Graph.TEXT_ENCODER, precision, tmp_path)
     model = onnx.load(str(path))
-    assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET}
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": opset}
     assert not model.functions
     content = path.read_bytes()
     for trace in (b".py", b"stack_trace", str(Path.home()).encode()):
         assert trace not in content
+
+
+def test_nothing_has_bf16_at_its_boundary_and_scorers_are_shared(make_model: Any) -> None:
+    specs = {precision: graph_specs(make_model().config, precision) for precision in Precision}
+    for graphs in specs.values():
+        for spec in graphs.values():
+            for tensor in (*spec.inputs, *spec.outputs):
+                np.dtype(tensor.dtype.value)  # a NumPy type
+    assert specs[Precision.BF16][Graph.SCORER] == specs[Precision.FP16][Graph.SCORER]
+    assert specs[Precision.INT8][Graph.SCORER] == specs[Precision.FP32][Graph.SCORER]
+    files = {spec.file for graphs in specs.values() for spec in graphs.values()}
+    assert len(files) == 4 * len(Graph) - 2
 
 
 def test_export_is_deterministic(make_model: Any, tmp_path: Path) -> None:

@@ -33,8 +33,22 @@ def test_just_within_and_just_outside(precision: Precision) -> None:
     for factor, expected in ((0.9, True), (1.1, False)):
         found = tensors()
         found[FEATURES][1, 5] += factor * tolerance.feature
-        found[LOGITS][1, 2] += factor * tolerance.score * 10.0
+        found[LOGITS] += factor * tolerance.score * 10.0
         assert passed(found, precision) == {"video_features": expected, "logits": expected}
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.9, True), (1.1, False)])
+def test_a_single_pair_may_be_further_off_but_not_by_any_amount(
+    factor: float, expected: bool
+) -> None:
+    tolerance = TOLERANCES[Precision.FP16]
+    many = {LOGITS: np.zeros((100, 100), np.float32)}
+    found = {LOGITS: many[LOGITS].copy()}
+    found[LOGITS][7, 8] = factor * tolerance.outlier_factor * tolerance.score * 10.0
+    (record,) = compare(many, found, Precision.FP16, logit_scale=10.0)
+    assert record.passed is expected
+    assert record.rms_error is not None
+    assert record.rms_error < record.tolerance
 
 
 def test_a_turned_vector_fails_by_its_cosine_though_no_element_is_far_off() -> None:

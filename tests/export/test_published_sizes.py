@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from xclip_deploy import build_engines, export_bundle
-from xclip_deploy.runtime.engine_set import engine_file
+from xclip_deploy.runtime.engine_set import FusedAttention
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.model_config import TemporalHead, TextConfig, VisionConfig
 
@@ -52,9 +52,20 @@ def test_exports_and_builds(
     assert result.bundle.manifest.model == config
     assert all(record.passed for record in result.parity)
     built = build_engines(result.bundle)
-    # TensorRT's fused attention leaves three of these for every attention block.
-    marker = b"_gemm_mha_v2_0x"
-    video = (built.path / engine_file(Graph.VIDEO_ENCODER)).read_bytes().count(marker)
-    text = (built.path / engine_file(Graph.TEXT_ENCODER)).read_bytes().count(marker)
-    assert video == 3 * (config.vision.layers + config.temporal_layers)
-    assert text == 3 * config.text.layers
+    assert built.notes == ()
+    engines = built.engine_set.engines
+    expected = {
+        Graph.VIDEO_ENCODER: config.vision.layers + config.temporal_layers,
+        Graph.TEXT_ENCODER: config.text.layers,
+    }
+    for graph, blocks in expected.items():
+        engine = engines[graph]
+        assert engine.attention == FusedAttention(blocks=blocks, expected=blocks, fused=blocks)
+        # Two in a block; before and after the image tower, or after the text tower.
+        norms = 2 * blocks + (2 if graph is Graph.VIDEO_ENCODER else 1)
+        assert engine.float32_islands["layer norm"] == norms
+        assert engine.memory.source == "builder log"
+        nbytes = (result.bundle.path / "fp16" / f"{graph.value}.onnx").stat().st_size
+        assert engine.memory.weights_bytes == pytest.approx(nbytes, rel=0.05)
+    query, bulk = engines[Graph.TEXT_ENCODER].memory.activation_bytes
+    assert query < bulk

@@ -114,7 +114,7 @@ def test_one_precision_is_enough_and_none_is_not(content: dict[str, Any]) -> Non
         ("fingerprint", "abc"),
         ("fingerprint", "G" * 64),
         ("format", "xclip-gallery"),
-        ("schema_version", 2),
+        ("schema_version", 3),
         ("unknown", 1),
         ("model", {}),
         ("tokenizer", None),

@@ -519,7 +519,7 @@ def test_opening_what_is_not_there(bundle: Bundle, bundle_path: Path, tmp_path: 
 def test_wrong_settings(bundle: Bundle) -> None:
     for wrong in (
         {"device": "tpu"},
-        {"precision": "int8"},
+        {"precision": "int4"},
         {"threads": 0},
         {"max_batch": 0},
         {"reader": "vhs"},

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,17 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from stand_in_device import Device, install, write_engines
 from xclip_deploy import Bundle, DeployedModel, Retriever
-from xclip_deploy.errors import BundleIntegrityError, InvalidArgumentError, SessionError
+from xclip_deploy.errors import (
+    BundleIntegrityError,
+    DriverError,
+    EngineError,
+    InvalidArgumentError,
+    MissingExtraError,
+    SessionError,
+)
+from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import FILE_NAME, FileRecord, Graph, Precision
 from xclip_deploy.runtime.sessions import (
     OnnxRuntimeSession,
@@ -18,10 +29,11 @@ from xclip_deploy.runtime.sessions import (
     device,
     place,
 )
+from xclip_deploy.runtime.sessions.onnx_runtime import _providers
 
-BOTH = (Precision.FP32, Precision.FP16)
 CPU_ONLY = ["CPUExecutionProvider"]
 WITH_CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+WITH_TENSORRT = ["TensorrtExecutionProvider", *WITH_CUDA]
 FP32_CPU = Placement("cpu", Precision.FP32, "for a test")
 
 
@@ -29,63 +41,116 @@ def options(**chosen: Any) -> SessionOptions:
     return SessionOptions(**chosen)
 
 
+def with_precisions(bundle: Bundle, *precisions: Precision) -> Bundle:
+    """The bundle as if it had graphs of these precisions."""
+    some = next(iter(bundle.manifest.graphs.values()))
+    graphs = {precision: bundle.manifest.graphs.get(precision, some) for precision in precisions}
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"graphs": graphs}))
+
+
 @pytest.fixture
-def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the CPU build of ONNX Runtime."""
+    monkeypatch.setattr(device, "_providers", lambda: CPU_ONLY)
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with its GPU build, whatever machine this is."""
+    monkeypatch.setattr(device, "_providers", lambda: WITH_TENSORRT)
+
+
+@pytest.fixture
+def with_gpu(with_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this machine had a GPU: the choice is tested, not the running."""
-    monkeypatch.setattr(device, "why_no_cuda", lambda _: None)
+    monkeypatch.setattr(device, "why_no_gpu", lambda: None)
 
 
 # Choosing
 
 
-def test_auto_without_a_gpu() -> None:
-    chosen = place(options(), BOTH, CPU_ONLY)
+def test_auto_without_a_gpu(bundle: Bundle, cpu_only: None) -> None:
+    chosen = place(options(), bundle)
     assert (chosen.device, chosen.precision) == ("cpu", Precision.FP32)
+    assert (chosen.backend, chosen.device_name) == ("onnxruntime", "cpu")
     assert chosen.reason.startswith("auto: ")
     assert "no CUDA provider" in chosen.reason
 
 
-def test_auto_with_a_gpu(with_gpu: None) -> None:
-    chosen = place(options(), BOTH, WITH_CUDA)
+def test_auto_with_a_gpu(bundle: Bundle, with_gpu: None) -> None:
+    chosen = place(options(device_id=1), bundle)
     assert (chosen.device, chosen.precision) == ("cuda", Precision.FP16)
-    assert "a GPU is there" in chosen.reason
+    assert (chosen.backend, chosen.device_name) == ("onnxruntime", "cuda:1")
+    assert chosen.reason == "auto was asked for, and a GPU is there; the bundle has no engines"
 
 
-def test_what_was_asked_for_wins(with_gpu: None) -> None:
-    chosen = place(options(device="cpu"), BOTH, WITH_CUDA)
+def test_what_was_asked_for_wins(bundle: Bundle, with_gpu: None) -> None:
+    chosen = place(options(device="cpu"), bundle)
     assert (chosen.device, chosen.precision) == ("cpu", Precision.FP32)
     assert chosen.reason == "cpu was asked for"
-    chosen = place(options(device="cuda", precision="fp32"), BOTH, WITH_CUDA)
+    chosen = place(options(device="cuda", precision="fp32"), bundle)
     assert (chosen.device, chosen.precision) == ("cuda", Precision.FP32)
-    chosen = place(options(device="cpu", precision="fp16"), BOTH, WITH_CUDA)
+    chosen = place(options(device="cpu", precision="fp16"), bundle)
     assert (chosen.device, chosen.precision) == ("cpu", Precision.FP16)
+    chosen = place(options(backend="tensorrt-provider"), bundle)
+    assert (chosen.backend, chosen.precision) == ("tensorrt-provider", Precision.FP16)
+    assert chosen.reason == "tensorrt-provider was asked for, and a GPU is there"
 
 
-def test_auto_takes_the_precision_that_is_there() -> None:
-    for precision in Precision:
-        assert place(options(device="cpu"), (precision,), CPU_ONLY).precision is precision
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_auto_takes_the_precision_that_is_there(bundle: Bundle, precision: Precision) -> None:
+    one = with_precisions(bundle, precision, Precision.INT8, Precision.BF16)
+    assert place(options(device="cpu"), one).precision is precision
 
 
-def test_a_precision_that_is_not_there() -> None:
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.BF16])
+def test_auto_never_takes_what_is_for_one_purpose(bundle: Bundle, precision: Precision) -> None:
+    one = with_precisions(bundle, precision)
+    with pytest.raises(SessionError, match=f"pass precision='{precision.value}'"):
+        place(options(device="cpu"), one)
+
+
+def test_int8_is_for_the_cpu(bundle: Bundle, with_gpu: None) -> None:
+    some = with_precisions(bundle, Precision.FP32, Precision.INT8)
+    for name in ("auto", "cpu"):
+        chosen = place(options(device=name, precision="int8"), some)
+        assert (chosen.device, chosen.precision) == ("cpu", Precision.INT8)
+    with pytest.raises(SessionError, match="precision int8 was asked for, which runs on a CPU"):
+        place(options(device="cuda", precision="int8"), some)
+
+
+def test_bf16_is_for_engines(bundle: Bundle, with_gpu: None) -> None:
+    some = with_precisions(bundle, Precision.FP32, Precision.BF16)
+    for name in ("auto", "cpu", "cuda"):
+        with pytest.raises(SessionError, match="ONNX Runtime does not run; use backend 'tensorr"):
+            place(options(device=name, precision="bf16"), some)
+
+
+def test_a_precision_that_is_not_there(bundle: Bundle) -> None:
     with pytest.raises(SessionError, match="precision fp16 was asked for; the bundle has fp32"):
-        place(options(device="cpu", precision="fp16"), (Precision.FP32,), CPU_ONLY)
+        place(options(device="cpu", precision="fp16"), with_precisions(bundle, Precision.FP32))
 
 
-def test_cuda_without_its_provider() -> None:
+def test_cuda_without_its_provider(bundle: Bundle, cpu_only: None) -> None:
     with pytest.raises(SessionError, match="device cuda was asked for, but this onnxruntime") as c:
-        place(options(device="cuda"), BOTH, CPU_ONLY)
+        place(options(device="cuda"), bundle)
     assert "pip install 'xclip-deploy[gpu]'" in str(c.value)
+    with pytest.raises(SessionError, match="tensorrt-provider was asked for, but this onnxrunti"):
+        place(options(backend="tensorrt-provider"), bundle)
 
 
-def test_cuda_without_a_gpu() -> None:
+def test_cuda_without_a_gpu(bundle: Bundle, with_cuda: None) -> None:
     missing = device.why_no_cuda(WITH_CUDA)
     if missing is None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(SessionError, match="device cuda was asked for, but ") as caught:
-        place(options(device="cuda"), BOTH, WITH_CUDA)
+        place(options(device="cuda"), bundle)
     assert missing in str(caught.value)
     assert any(word in missing for word in ("no NVIDIA driver", "CUDA error", "sees no GPU"))
-    assert place(options(), BOTH, WITH_CUDA).reason == f"auto: {missing}"
+    assert place(options(), bundle).reason == f"auto: {missing}"
+    with pytest.raises(SessionError, match="tensorrt-provider was asked for, but") as caught:
+        place(options(backend="tensorrt-provider"), bundle)
+    assert missing in str(caught.value)
 
 
 def test_cuda_by_the_public_classes(bundle: Bundle) -> None:
@@ -99,13 +164,121 @@ def test_cuda_by_the_public_classes(bundle: Bundle) -> None:
     assert (placement.device, placement.precision) == ("cpu", Precision.FP32)
 
 
+def test_a_retriever_takes_all_options(bundle: Bundle) -> None:
+    chosen = options(device="cpu", precision="fp16")
+    assert Retriever(bundle, session=chosen).model.placement.precision is Precision.FP16
+    with pytest.raises(InvalidArgumentError, match="given beside session"):
+        Retriever(bundle, device="cpu", session=chosen)
+
+
+# Choosing engines
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, with_cuda: None) -> Device:
+    stand_in = Device()
+    install(monkeypatch, stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def own(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """The bundle at a path of its own: its files are links."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    for file in bundle.path.iterdir():
+        (path / file.name).symlink_to(file)
+    return replace(bundle, path=path)
+
+
+def test_auto_takes_engines_that_fit(stand_in: Device, own: Bundle) -> None:
+    assert place(options(), own).backend == "onnxruntime"
+    write_engines(own, Flavour.RTX)
+    chosen = place(options(), own)
+    assert (chosen.backend, chosen.precision) == ("rtx", Precision.FP16)
+    assert chosen.reason == (
+        "auto: engines rtx-1.7.1.116-fp16-portable fit tensorrt_rtx 1.7.1.116 and "
+        "stand-in device (no GPU) (sm89)"
+    )
+    write_engines(own, Flavour.TENSORRT)
+    assert place(options(), own).backend == "tensorrt"
+    assert place(options(backend="rtx"), own).backend == "rtx"
+    assert place(options(backend="onnxruntime"), own).reason == (
+        "auto was asked for, and a GPU is there; onnxruntime was asked for"
+    )
+    assert place(options(device="cpu"), own).backend == "onnxruntime"
+    # No engines of that precision: the graphs have it.
+    assert place(options(precision="fp32"), own).backend == "onnxruntime"
+
+
+def test_engines_in_a_folder_of_ones_own(stand_in: Device, own: Bundle, tmp_path: Path) -> None:
+    """As new ones are that have not taken their place yet."""
+    folder = write_engines(own, Flavour.RTX).rename(tmp_path / ".partial")
+    with pytest.raises(EngineError, match="has no fp16 or fp32 engines"):
+        place(options(backend="rtx"), own)
+    with DeployedModel(own, options(backend="rtx", engines=folder)) as model:
+        assert model.encode_texts(["a dog"]).sentence_features.shape == (1, 64)
+    stand_in.check_nothing_left()
+    with pytest.raises(EngineError, match="not a description of engines"):
+        place(options(backend="rtx", engines=tmp_path), own)
+    with pytest.raises(InvalidArgumentError, match="expected backend tensorrt or rtx"):
+        options(engines=folder)
+
+
+def test_auto_says_why_it_took_no_engines(stand_in: Device, own: Bundle) -> None:
+    folder = write_engines(own, Flavour.RTX, version="1.6.0.1")
+    chosen = place(options(), own)
+    assert chosen.backend == "onnxruntime"
+    assert "its engines cannot be used: engines " in chosen.reason
+    assert "was built with tensorrt_rtx 1.6.0.1, this machine has" in chosen.reason
+    (folder / "engines.json").write_text("{}")
+    assert "not a description of engines" in place(options(), own).reason
+
+
+def test_engines_that_were_asked_for_are_not_replaced(stand_in: Device, own: Bundle) -> None:
+    with pytest.raises(EngineError, match=r"has no fp16 or fp32 engines of flavour rtx"):
+        place(options(backend="rtx"), own)
+    write_engines(own, Flavour.RTX, version="1.6.0.1")
+    with pytest.raises(EngineError, match=r"was built with tensorrt_rtx 1.6.0.1"):
+        DeployedModel(own, options(backend="rtx"))
+    stand_in.driver_version = 12000
+    with pytest.raises(DriverError, match="backend rtx: the NVIDIA driver is too old: it runs"):
+        DeployedModel(own, options(backend="rtx"))
+    stand_in.driver_version = 0
+    with pytest.raises(DriverError, match="backend rtx: no NVIDIA driver is installed"):
+        DeployedModel(own, options(backend="rtx"))
+
+
+def test_a_library_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, stand_in: Device, own: Bundle
+) -> None:
+    write_engines(own, Flavour.TENSORRT)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingExtraError, match=r"run: pip install 'xclip-deploy\[tensorrt\]'"):
+        place(options(backend="tensorrt"), own)
+    assert "needs tensorrt, which is not installed" in place(options(), own).reason
+
+
+def test_engines_without_onnxruntime(
+    monkeypatch: pytest.MonkeyPatch, stand_in: Device, own: Bundle
+) -> None:
+    """Where engines run, no other library is needed."""
+    write_engines(own, Flavour.RTX)
+
+    def missing() -> list[str]:
+        raise MissingExtraError("onnxruntime", "cpu", "Running a bundle")
+
+    monkeypatch.setattr(device, "_providers", missing)
+    assert place(options(), own).backend == "rtx"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"device": "gpu"},
         {"device": "cuda:0"},
         {"device": None},
-        {"precision": "int8"},
+        {"precision": "int4"},
         {"precision": "FP16"},
         {"threads": 0},
         {"threads": -1},
@@ -116,11 +289,53 @@ def test_wrong_options(wrong: dict[str, Any]) -> None:
         options(**wrong)
 
 
+# The providers of ONNX Runtime
+
+
+@pytest.mark.parametrize(
+    ("backend", "provider", "libraries"),
+    [
+        ("onnxruntime", "CUDAExecutionProvider", "CUDA and cuDNN"),
+        ("tensorrt-provider", "TensorrtExecutionProvider", "TensorRT 10"),
+    ],
+)
+def test_a_provider_that_does_not_load(
+    bundle: Bundle, backend: Any, provider: str, libraries: str
+) -> None:
+    """ONNX Runtime falls back to the CPU by itself: that is an error here."""
+    if provider not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {provider}")
+    if device.why_no_gpu() is None:
+        pytest.skip("this machine has a GPU")
+    placement = Placement("cuda", Precision.FP32, "for a test", backend)
+    with pytest.raises(SessionError) as caught:
+        OnnxRuntimeSession(bundle, Graph.SCORER, placement)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert provider in message
+    assert f"its {libraries} libraries" in message or "cannot load" in message
+
+
+def test_options_of_the_providers() -> None:
+    """By the names of ONNX Runtime; the GPU is one of them."""
+    chosen = {"trt_fp16_enable": "1"}
+    on_cuda = Placement("cuda", Precision.FP32, "for a test", device_id=2)
+    with_tensorrt = replace(on_cuda, backend="tensorrt-provider")
+    assert _providers(FP32_CPU, {}) == [("CPUExecutionProvider", {})]
+    assert _providers(on_cuda, chosen) == [
+        ("CUDAExecutionProvider", {"device_id": "2", "trt_fp16_enable": "1"})
+    ]
+    assert _providers(with_tensorrt, chosen) == [
+        ("TensorrtExecutionProvider", {"device_id": "2", "trt_fp16_enable": "1"}),
+        ("CUDAExecutionProvider", {"device_id": "2"}),
+    ]
+
+
 # Running
 
 
 def test_a_session_says_what_it_is(bundle: Bundle) -> None:
-    for precision in Precision:
+    for precision in bundle.precisions:
         placement = Placement("cpu", precision, "for a test")
         session = OnnxRuntimeSession(bundle, Graph.SCORER, placement, threads=1)
         assert (session.graph, session.precision, session.device) == (

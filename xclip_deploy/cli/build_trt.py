@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_table, step_progress
+from xclip_deploy.cli.display import engine_progress, print_json, print_table
 from xclip_deploy.cli.options import json_option
+
+if TYPE_CHECKING:
+    from xclip_deploy.export.tensorrt import BatchRange, BuildResult, DryRun
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A number of bytes, or one with K, M or G (powers of 1024)."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)([KMG]?)(?:I?B)?", value.strip().upper())
+    if match is None or int(match[1]) == 0:
+        raise click.BadParameter(
+            f"{value!r}: expected bytes, or a number with K, M or G", ctx=ctx, param=param
+        )
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange:
+    """``MIN:OPT:MAX``."""
+    from xclip_deploy.errors import InvalidArgumentError
+    from xclip_deploy.export.tensorrt import BatchRange
+
+    try:
+        return BatchRange.parse(value)
+    except InvalidArgumentError as error:
+        raise click.BadParameter(str(error), ctx=ctx, param=param) from error
 
 
 @click.command("build-trt")
@@ -17,34 +47,227 @@ from xclip_deploy.cli.options import json_option
 )
 @click.option("--fp32", "precision", flag_value="fp32", help="FP32 engines.")
 @click.option(
+    "--bf16",
+    "precision",
+    flag_value="bf16",
+    help="BF16 engines, of a bundle that was exported with --bf16.",
+)
+@click.option(
     "--flavor",
     type=click.Choice(["auto", "tensorrt", "rtx"]),
     default="auto",
     show_default=True,
     help="tensorrt: for data-centre GPUs, built on the GPU; rtx: TensorRT-RTX, built anywhere.",
 )
+@click.option(
+    "--video-batch",
+    callback=_batch,
+    metavar="MIN:OPT:MAX",
+    default="1:8:32",
+    show_default=True,
+    help="Videos in one run of the video encoder: smallest, best, largest.",
+)
+@click.option(
+    "--text-batch",
+    callback=_batch,
+    metavar="MIN:OPT:MAX",
+    default="1:32:128",
+    show_default=True,
+    help="Texts in one run of the text encoder.",
+)
+@click.option(
+    "--scored-texts",
+    callback=_batch,
+    metavar="MIN:OPT:MAX",
+    default="1:32:64",
+    show_default=True,
+    help="Texts in one run of the scorer.",
+)
+@click.option(
+    "--scored-videos",
+    callback=_batch,
+    metavar="MIN:OPT:MAX",
+    default="1:256:1024",
+    show_default=True,
+    help="Videos in one run of the scorer: a chunk of the gallery.",
+)
+@click.option(
+    "--query-profile/--no-query-profile",
+    default=True,
+    show_default=True,
+    help="Also tune text encoder and scorer for exactly one text.",
+)
+@click.option(
+    "--workspace",
+    callback=_bytes,
+    metavar="SIZE",
+    help="Most scratch memory of a layer, such as 2G.  [default: the library's own]",
+)
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="tensorrt: 0 builds fastest, 5 searches longest.  [default: the library's own, 3]",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="tensorrt: file that keeps measurements from one build to the next.",
+)
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
+    default="none",
+    show_default=True,
+    help="tensorrt: which GPUs beside the one that it builds on; may be slower.",
+)
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="tensorrt: engines that later versions load too; may be slower.",
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="rtx: build for this one alone; may be repeated.  [default: all from 8.0 on]",
+)
+@click.option("--force", is_flag=True, help="Build even where nothing that matters has changed.")
+@click.option(
+    "--self-test/--no-self-test",
+    default=True,
+    show_default=True,
+    help="On a GPU, run new engines before they replace the old ones.",
+)
+@click.option("--dry-run", is_flag=True, help="Parse the graphs, report what TensorRT refuses.")
 @json_option
-def command(bundle: Path, precision: str, flavor: str, as_json: bool) -> None:
-    """Build the three TensorRT engines of BUNDLE (xclip-bundle unless given)."""
-    import xclip_deploy
+def command(
+    bundle: Path,
+    precision: str,
+    flavor: str,
+    video_batch: BatchRange,
+    text_batch: BatchRange,
+    scored_texts: BatchRange,
+    scored_videos: BatchRange,
+    query_profile: bool,
+    workspace: int | None,
+    optimization_level: int | None,
+    timing_cache: Path | None,
+    hardware_compatibility: str,
+    version_compatible: bool,
+    compute_capabilities: tuple[str, ...],
+    force: bool,
+    self_test: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build the three TensorRT engines of BUNDLE (xclip-bundle unless given).
 
-    with step_progress() as progress:
-        result = xclip_deploy.build_engines(
+    Old engines stand until the new ones are whole and, on a GPU, tested; Ctrl-C leaves them.
+    An option that the flavour does not have is refused.
+    """
+    from xclip_deploy.export import tensorrt
+    from xclip_deploy.export.tensorrt.options import parse_compute_capabilities
+    from xclip_deploy.runtime.engine_set import BuildOptions, HardwareCompatibility
+    from xclip_deploy.runtime.manifest import Precision
+
+    if dry_run:
+        parsed = tensorrt.dry_run(bundle, precision=Precision(precision), flavour=flavor)
+        _print_dry_run(parsed, as_json=as_json)
+        if not parsed.is_supported:
+            raise click.exceptions.Exit(7)
+        return
+    with engine_progress() as progress:
+        result = tensorrt.build_engines(
             bundle,
-            precision=xclip_deploy.Precision(precision),
+            precision=Precision(precision),
             flavour=flavor,
+            shapes=tensorrt.EngineShapes(
+                videos=video_batch,
+                texts=text_batch,
+                scored_texts=scored_texts,
+                scored_videos=scored_videos,
+                query_profile=query_profile,
+            ),
+            options=BuildOptions(
+                workspace_bytes=workspace,
+                optimization_level=optimization_level,
+                hardware_compatibility=HardwareCompatibility(hardware_compatibility),
+                version_compatible=version_compatible,
+                compute_capabilities=parse_compute_capabilities(compute_capabilities),
+            ),
+            timing_cache=timing_cache,
+            force=force,
+            self_test=tensorrt.verify_on_gpu if self_test else None,
             progress=progress,
         )
+    _print_result(result, as_json=as_json)
+
+
+def _print_dry_run(parsed: DryRun, *, as_json: bool) -> None:
     if as_json:
-        content = result.engine_set.model_dump(mode="json")
-        print_json({"path": str(result.path), **content})
+        graphs = {
+            graph.value: {
+                "layers": parse.layers,
+                "unsupported": [
+                    {"node": one.node, "operator": one.operator, "reason": one.reason}
+                    for one in parse.unsupported
+                ],
+            }
+            for graph, parse in parsed.graphs.items()
+        }
+        print_json(
+            {"library": parsed.library, "precision": parsed.precision.value, "graphs": graphs}
+        )
+        return
+    refused = []
+    for graph, parse in parsed.graphs.items():
+        if not parse.unsupported:
+            click.echo(f"{graph.value}: {parsed.library} takes all of it ({parse.layers} layers)")
+        refused += [(graph.value, one.node, one.operator, one.reason) for one in parse.unsupported]
+    if refused:
+        print_table(("graph", "node", "operator", "why it is refused"), refused)
+        click.echo(f"{parsed.library} refuses {len(refused)} operators; nothing was built")
+    else:
+        click.echo("nothing was built; leave out --dry-run to build")
+
+
+def _print_result(result: BuildResult, *, as_json: bool) -> None:
+    engine_set = result.engine_set
+    if as_json:
+        content = engine_set.model_dump(mode="json")
+        notes = list(result.notes)
+        print_json({"path": str(result.path), "is_new": result.is_new, "notes": notes, **content})
         return
     rows = []
-    for graph, engine in result.engine_set.engines.items():
-        ranges = [
-            f"{name} {shape.min[0]}…{shape.max[0]}" for name, shape in engine.profiles[0].items()
-        ]
-        size = f"{engine.file.size_bytes / 1e6:.1f} MB"
-        rows.append((graph.value, size, f"{engine.build_s:.1f} s", ", ".join(ranges)))
-    print_table(("engine", "size", "built in", "batch"), rows, right=(1, 2))
-    click.echo(f"wrote {result.path}")
+    for graph, engine in engine_set.engines.items():
+        attention = engine.attention
+        fused = "" if attention.fused is None else f"{attention.fused} of {attention.blocks}"
+        for number, profile in enumerate(engine.profiles):
+            sizes: dict[str, str] = {}
+            for tensor in engine.inputs:
+                shape = profile[tensor.name]
+                bounds = [str(size[0]) for size in (shape.min, shape.opt, shape.max)]
+                bounds = bounds if len({*bounds}) > 1 else bounds[:1]
+                sizes[str(tensor.shape[0])] = ":".join(bounds)
+            ranges = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+            needed = engine.memory.activation_bytes[number] + engine.memory.tensor_bytes[number]
+            memory = f"{(engine.memory.weights_bytes + needed) / 1e6:.0f} MB"
+            first = (
+                graph.value,
+                f"{engine.file.size_bytes / 1e6:.1f} MB",
+                f"{engine.build_s:.1f} s",
+                fused if attention.blocks else "",
+            )
+            rows.append((*(first if number == 0 else ("", "", "", "")), ranges, memory))
+    headers = ("engine", "size", "built in", "fused attention", "profile", "GPU memory")
+    print_table(headers, rows, right=(1, 2, 3, 5))
+    for note in result.notes:
+        click.echo(f"note: {note}")
+    if not result.is_new:
+        click.echo(
+            f"{result.path} is up to date (built {engine_set.created_utc}); --force builds anyway"
+        )
+        return
+    tested = "run on this GPU" if engine_set.self_tested else "not run, as there is no GPU for them"
+    click.echo(f"wrote {result.path} ({tested})")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from xclip_deploy.runtime.manifest import ParityRecord
+    from xclip_deploy.export.tensorrt import BuildStep
+    from xclip_deploy.runtime.manifest import Manifest, ParityRecord
 
 
 def print_json(content: object) -> None:
@@ -42,7 +43,10 @@ def print_table(
 
 
 def print_parity(records: Sequence[ParityRecord]) -> None:
-    """Print how far each output of each graph is from PyTorch."""
+    """Print how far each output of each graph is from PyTorch.
+
+    What is allowed is the largest error of embeddings, the root mean square of scores.
+    """
     rows = [
         (
             record.precision.value,
@@ -50,13 +54,46 @@ def print_parity(records: Sequence[ParityRecord]) -> None:
             record.tensor,
             "" if record.min_cosine is None else f"{record.min_cosine:.7f}",
             f"{record.max_abs_error:.1e}",
+            "" if record.rms_error is None else f"{record.rms_error:.1e}",
             f"{record.tolerance:.1e}",
             "ok" if record.passed else "FAILED",
         )
         for record in records
     ]
-    headers = ("precision", "graph", "output", "min cosine", "max error", "allowed", "")
-    print_table(headers, rows, right=(3, 4, 5))
+    headers = ("precision", "graph", "output", "min cosine", "max error", "RMS", "allowed", "")
+    print_table(headers, rows, right=(3, 4, 5, 6))
+    rounded = dict.fromkeys(
+        record.precision.value for record in records if record.method.value == "rounded"
+    )
+    if rounded:
+        click.echo(
+            f"{', '.join(rounded)}: computed in FP32, each result rounded to the precision, as "
+            "ONNX Runtime cannot run these graphs"
+        )
+
+
+def print_graph_sizes(manifest: Manifest) -> None:
+    """Print the size of each graph in each precision, weights beside it included."""
+    rows = []
+    for graph, first in next(iter(manifest.graphs.values())).items():
+        whole = _graph_bytes(manifest, first.file)
+        cells = []
+        for specs in manifest.graphs.values():
+            size = _graph_bytes(manifest, specs[graph].file)
+            share = f"{size / whole:.0%}"
+            # A scorer computes in FP32 whatever the precision: its size hardly differs.
+            note = "" if share == "100%" else f" ({share})"
+            cells.append((f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB") + note)
+        rows.append((graph.value, *cells))
+    headers = ("size of", *(precision.value for precision in manifest.graphs))
+    print_table(headers, rows, right=range(1, len(headers)))
+
+
+def _graph_bytes(manifest: Manifest, file: str) -> int:
+    # Weights over 2 GB stand beside the graph, in files that begin with its name.
+    return sum(
+        record.size_bytes for name, record in manifest.files.items() if name.startswith(file)
+    )
 
 
 @contextmanager
@@ -90,3 +127,62 @@ def step_progress() -> Iterator[Callable[[int, int, str], None]]:
         started_s, running = now_s, label
 
     yield write
+
+
+@contextmanager
+def encoding_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for videos and one for captions on a terminal; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {what: bars.add_task(what, total=None) for what in ("videos", "captions")}
+
+        def draw(what: str, done: int, total: int) -> None:
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield draw
+
+
+@contextmanager
+def engine_progress() -> Iterator[Callable[[BuildStep], None]]:
+    """A bar for every engine on a terminal; elsewhere a line for each finished one."""
+    started_s = time.monotonic()
+    if not sys.stderr.isatty():
+
+        def write(step: BuildStep) -> None:
+            nonlocal started_s
+            if step.fraction == 1:
+                now_s = time.monotonic()
+                label = f"[{step.number + 1}/{step.total}] {step.graph.value}"
+                click.echo(f"{label}: {now_s - started_s:.1f} s", err=True)
+                started_s = now_s
+
+        yield write
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        Elapsed(),
+        TextColumn("{task.fields[phase]}", style="dim"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(step: BuildStep) -> None:
+            name = step.graph.value
+            if name not in tasks:
+                tasks[name] = bars.add_task(f"{name:<13}", total=1.0, phase="")
+            bars.update(tasks[name], completed=step.fraction, phase=step.phase)
+
+        yield draw

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_table
-from xclip_deploy.cli.options import json_option, reader_option, threads_option
+from xclip_deploy.cli.display import encoding_progress, print_json, print_table
+from xclip_deploy.cli.options import (
+    backend_option,
+    device_id_option,
+    json_option,
+    reader_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.evaluation import Evaluation
@@ -71,9 +74,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where to run.",
 )
+@device_id_option
+@backend_option
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "fp16"]),
+    type=click.Choice(["auto", "fp32", "fp16", "bf16", "int8"]),
     default="auto",
     show_default=True,
     help="Which graphs of a bundle to run; auto: FP16 on a GPU, FP32 on a CPU. A checkpoint "
@@ -118,6 +123,8 @@ def command(
     max_missing_share: float,
     max_unreadable_share: float,
     device: str,
+    device_id: int,
+    backend: str,
     precision: str,
     threads: int | None,
     reader: str,
@@ -134,22 +141,34 @@ def command(
     MODEL is a bundle, or a checkpoint that `xclip-deploy export` takes.
     """
     import xclip_deploy
+    from xclip_deploy.runtime.sessions import SessionOptions
     from xclip_deploy.training.datasets.catalogue import open_dataset
 
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         # Now rather than after hours of encoding.
         raise click.UsageError(f"--output {output}: expected a file in a folder that is there")
     opened = open_dataset(dataset, split, annotations, videos, max_missing_share=max_missing_share)
-    with _progress() as progress:
+    session = None
+    if backend != "auto" or device_id:
+        # For bundles alone; a checkpoint is refused with them.
+        session = SessionOptions(
+            device=device,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
+            threads=threads,
+            backend=backend,  # type: ignore[arg-type]
+            device_id=device_id,
+        )
+    with encoding_progress() as progress:
         evaluation = xclip_deploy.evaluate(
             model,
             opened,
             dual_softmax=dual_softmax,
             dual_softmax_temperature=temperature,
             max_unreadable_share=max_unreadable_share,
-            device=device,  # type: ignore[arg-type]  # click.Choice has checked these
-            precision=precision,  # type: ignore[arg-type]
+            device=None if session else device,  # type: ignore[arg-type]  # click has checked
+            precision=None if session else precision,  # type: ignore[arg-type]
             threads=threads,
+            session=session,
             reader=reader,  # type: ignore[arg-type]
             max_batch=batch_size,
             options=_options(max_words, max_frames, activation),
@@ -232,23 +251,3 @@ def _rows(suffix: str, result: RetrievalResult) -> list[tuple[str, ...]]:
         )
         for name, metrics in directions.items()
     ]
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for videos and one for captions on a terminal; elsewhere nothing."""
-    if not sys.stderr.isatty():
-        yield lambda _what, _done, _total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = {what: bars.add_task(what, total=None) for what in ("videos", "captions")}
-
-        def draw(what: str, done: int, total: int) -> None:
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield draw

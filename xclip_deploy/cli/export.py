@@ -6,7 +6,12 @@ from pathlib import Path
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_parity, step_progress
+from xclip_deploy.cli.display import (
+    print_graph_sizes,
+    print_json,
+    print_parity,
+    step_progress,
+)
 from xclip_deploy.cli.options import json_option
 
 
@@ -57,6 +62,16 @@ from xclip_deploy.cli.options import json_option
     default=None,
     help="Ignore padded words and frames in the scorer; only for models trained so.",
 )
+@click.option(
+    "--bf16",
+    is_flag=True,
+    help="BF16 graphs as well, for build-trt --bf16; ONNX Runtime does not run them.",
+)
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="INT8 encoders as well, for the CPU: smaller and faster, and less exact.",
+)
 @json_option
 def command(
     checkpoint: Path,
@@ -69,12 +84,15 @@ def command(
     vision_heads: int | None,
     text_heads: int | None,
     mask_padding: bool | None,
+    bf16: bool,
+    int8: bool,
     as_json: bool,
 ) -> None:
     """Export CHECKPOINT to a bundle of ONNX graphs in FP32 and FP16.
 
     CHECKPOINT is a file or folder of X-CLIP, CLIP4Clip, OpenAI CLIP, Hugging Face CLIP or
-    open_clip. The graphs are compared with PyTorch before the bundle takes its place.
+    open_clip. The graphs are compared with PyTorch before the bundle takes its place;
+    xclip-deploy verify compares them again on videos and captions of one's own.
     """
     import xclip_deploy
     from xclip_deploy.errors import ParityError
@@ -95,6 +113,8 @@ def command(
                     mask_padding=mask_padding,
                 ),
                 frames_per_second=frames_per_second,
+                bf16=bf16,
+                int8=int8,
                 progress=progress,
             )
     except ParityError as error:
@@ -105,6 +125,9 @@ def command(
         print_json(result.bundle.manifest.model_dump(mode="json"))
         return
     print_parity(result.parity)
+    click.echo()
+    print_graph_sizes(result.bundle.manifest)
+    click.echo()
     for note in result.notes:
         click.echo(f"note: {note}")
     click.echo(f"wrote {result.bundle.path}; next: xclip-deploy build-trt {result.bundle.path}")

@@ -8,7 +8,9 @@ import click
 
 from xclip_deploy.cli.display import print_json
 from xclip_deploy.cli.options import (
+    backend_option,
     bundle_option,
+    device_id_option,
     device_option,
     gallery_option,
     json_option,
@@ -31,6 +33,8 @@ from xclip_deploy.cli.options import (
 )
 @click.option("--strict", is_flag=True, help="Exit with status 8 if any video failed.")
 @device_option
+@device_id_option
+@backend_option
 @precision_option
 @threads_option
 @reader_option
@@ -42,6 +46,8 @@ def command(
     on_duplicate: str,
     strict: bool,
     device: str,
+    device_id: int,
+    backend: str,
     precision: str,
     threads: int | None,
     reader: str,
@@ -54,14 +60,21 @@ def command(
     """
     import xclip_deploy
     from xclip_deploy.errors import VideoError
+    from xclip_deploy.runtime.sessions import SessionOptions
 
     is_new = not gallery.exists() or (gallery.is_dir() and not any(gallery.iterdir()))
-    with xclip_deploy.Retriever(
-        bundle,
-        None if is_new else gallery,
+    session = SessionOptions(
         device=device,  # type: ignore[arg-type]  # click.Choice has checked these
         precision=precision,  # type: ignore[arg-type]
         threads=threads,
+        backend=backend,  # type: ignore[arg-type]
+        device_id=device_id,
+    )
+    with xclip_deploy.Retriever(
+        bundle,
+        None if is_new else gallery,
+        threads=threads,
+        session=session,
         reader=reader,  # type: ignore[arg-type]
     ) as retriever:
         if is_new:

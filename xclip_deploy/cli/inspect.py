@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def command(bundle: Path, verify: bool, as_json: bool) -> None:
     """Show what is in BUNDLE (xclip-bundle unless given)."""
     import xclip_deploy
+    from xclip_deploy.export.verification.certificate import read_certificate
     from xclip_deploy.runtime.engine_set import engine_sets
 
     opened = xclip_deploy.Bundle.open(bundle)
@@ -33,6 +34,8 @@ def command(bundle: Path, verify: bool, as_json: bool) -> None:
         content["engine_sets"] = {
             path.name: engine_set.model_dump(mode="json") for path, engine_set in engines.items()
         }
+        certificate = read_certificate(opened)
+        content["certificate"] = certificate and certificate.model_dump(mode="json")
         print_json(content)
         return
     _print_model(opened)
@@ -40,6 +43,7 @@ def command(bundle: Path, verify: bool, as_json: bool) -> None:
     print_parity(opened.manifest.parity)
     click.echo()
     _print_engines(engines)
+    _print_certificate(opened)
     if verify:
         click.echo(f"all {len(opened.manifest.files)} files are as they were exported")
 
@@ -102,3 +106,28 @@ def _print_engines(engines: dict[Path, EngineSet]) -> None:
         for engine_set in engines.values()
     ]
     print_table(("engines", "version", "precision", "target", "size", "built"), rows, right=(4,))
+
+
+def _print_certificate(bundle: Bundle) -> None:
+    from xclip_deploy.errors import BundleError
+    from xclip_deploy.export.verification.certificate import read_certificate
+
+    command = f"xclip-deploy verify {bundle.path}"
+    try:
+        certificate = read_certificate(bundle)
+    except BundleError as error:
+        click.echo(f"certificate: {error}")
+        return
+    if certificate is None:
+        click.echo(f"certificate: none; run: {command}")
+    elif not certificate.fits(bundle):
+        click.echo(f"certificate: of another export; run: {command}")
+    else:
+        verdict = "passed" if certificate.passed else "FAILED"
+        runs = ", ".join(comparison.run.name for comparison in certificate.comparisons)
+        click.echo(
+            f"certificate: {verdict} {certificate.created_utc}: {runs} "
+            f"against {certificate.reference.name}"
+        )
+        for failure in certificate.failures:
+            click.echo(f"  {failure}")

@@ -18,9 +18,12 @@ _COMMANDS = {
     "train": ("train", "Train a model on videos with captions."),
     "export": ("export", "Export a checkpoint to a bundle of ONNX graphs."),
     "build-trt": ("build_trt", "Build the TensorRT engines of a bundle."),
+    "export-triton": ("export_triton", "Write a model repository for Triton Inference Server."),
     "index": ("index", "Add videos to a gallery."),
     "search": ("search", "Find videos of a gallery by text, or by a video."),
     "evaluate": ("evaluate", "Measure retrieval on a dataset: a checkpoint or a bundle."),
+    "verify": ("verify", "Compare every graph and engine of a bundle with its model."),
+    "bench": ("bench", "Measure how fast a bundle runs on this machine."),
     "inspect": ("inspect", "Show what is in a bundle."),
 }
 
@@ -55,7 +58,7 @@ def cli(verbose: bool, traceback: bool) -> None:
 
     Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
     4 checkpoint, 5 export, 6 bundle, 7 engine, 8 video, 9 device or session, 10 gallery,
-    11 dataset, 12 training, 130 interrupted.
+    11 dataset, 12 training, 13 verification, 130 interrupted.
     """
     del traceback  # read by main()
     level = logging.INFO if verbose else logging.WARNING

@@ -33,10 +33,25 @@ device_option: Decorator = click.option(
 )
 precision_option: Decorator = click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "fp16"]),
+    type=click.Choice(["auto", "fp32", "fp16", "bf16", "int8"]),
     default="auto",
     show_default=True,
-    help="Which graphs to run; auto: FP16 on a GPU, FP32 on a CPU.",
+    help="Which graphs or engines to run; auto: FP16 on a GPU, FP32 on a CPU.",
+)
+backend_option: Decorator = click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnxruntime", "tensorrt-provider", "tensorrt", "rtx"]),
+    default="auto",
+    show_default=True,
+    help="What runs the model: ONNX Runtime, ONNX Runtime's own TensorRT, or the engines of "
+    "`xclip-deploy build-trt`; auto: engines that fit this machine, else ONNX Runtime.",
+)
+device_id_option: Decorator = click.option(
+    "--device-id",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Which GPU, by CUDA's number.",
 )
 threads_option: Decorator = click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]"

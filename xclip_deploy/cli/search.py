@@ -9,7 +9,9 @@ import click
 
 from xclip_deploy.cli.display import print_json, print_table
 from xclip_deploy.cli.options import (
+    backend_option,
     bundle_option,
+    device_id_option,
     device_option,
     gallery_option,
     json_option,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 @bundle_option
 @gallery_option
 @device_option
+@device_id_option
+@backend_option
 @precision_option
 @threads_option
 @json_option
@@ -40,21 +44,30 @@ def command(
     bundle: Path,
     gallery: Path,
     device: str,
+    device_id: int,
+    backend: str,
     precision: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Find videos that fit each of TEXTS, or are like the one given with --video."""
     import xclip_deploy
+    from xclip_deploy.runtime.sessions import SessionOptions
 
     if bool(texts) == (video is not None):
         raise click.UsageError("give texts to search for, or --video")
-    with xclip_deploy.Retriever(
-        bundle,
-        gallery,
+    session = SessionOptions(
         device=device,  # type: ignore[arg-type]  # click.Choice has checked these
         precision=precision,  # type: ignore[arg-type]
         threads=threads,
+        backend=backend,  # type: ignore[arg-type]
+        device_id=device_id,
+    )
+    with xclip_deploy.Retriever(
+        bundle,
+        gallery,
+        threads=threads,
+        session=session,
     ) as retriever:
         if video is not None:
             found = [(str(video), retriever.search_by_video(video, k))]

@@ -1,4 +1,4 @@
-"""Choosing the TensorRT library."""
+"""Choosing the TensorRT library, and what it builds for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from xclip_deploy.errors import EngineBuildError, InvalidArgumentError, MissingExtraError
-from xclip_deploy.export.tensorrt.flavours import _compute_capability, load_tensorrt
-from xclip_deploy.runtime.engine_set import Flavour
+from xclip_deploy.export.tensorrt.flavours import Gpu, TensorRT, first_gpu, load_tensorrt
+from xclip_deploy.runtime.engine_set import BuildOptions, Flavour, HardwareCompatibility
 
-HAS_GPU = _compute_capability() is not None
+HAS_GPU = first_gpu() is not None
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 
 
@@ -23,10 +23,10 @@ def block(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
 @pytest.mark.skipif(not HAS_RTX, reason="TensorRT-RTX is not installed on this platform")
 def test_auto_takes_rtx_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xclip_deploy.export.tensorrt.flavours._compute_capability", lambda: None)
+    monkeypatch.setattr("xclip_deploy.export.tensorrt.flavours.first_gpu", lambda: None)
     library = load_tensorrt()
     assert library.flavour is Flavour.RTX
-    assert library.target == "portable"
+    assert library.gpu is None
     assert library.name == f"tensorrt_rtx {library.version}"
 
 
@@ -56,3 +56,30 @@ def test_tensorrt_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_flavour() -> None:
     with pytest.raises(InvalidArgumentError, match="expected auto, tensorrt or rtx"):
         load_tensorrt("vanilla")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")
+def test_the_first_gpu() -> None:
+    gpu = first_gpu()
+    assert gpu is not None
+    assert gpu.name
+    assert (gpu.major, gpu.minor) >= (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "options", "target"),
+    [
+        (None, BuildOptions(), "portable"),
+        (None, BuildOptions(compute_capabilities=("sm86", "sm120")), "sm86-sm120"),
+        (Gpu("a GPU", 9, 0), BuildOptions(), "sm90"),
+        (
+            Gpu("a GPU", 8, 0),
+            BuildOptions(hardware_compatibility=HardwareCompatibility.AMPERE_PLUS),
+            "sm80-ampere-plus",
+        ),
+    ],
+)
+def test_targets(gpu: Gpu | None, options: BuildOptions, target: str) -> None:
+    flavour = Flavour.RTX if gpu is None else Flavour.TENSORRT
+    assert TensorRT(flavour, None, "1.2.3", gpu).target(options) == target

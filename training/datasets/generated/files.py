@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from fractions import Fraction
@@ -117,7 +117,9 @@ def _write(
         csv.writer(out).writerows([("file", "caption", "split"), *rows])
 
 
-def _results(jobs: list[tuple[Path, Scene, tuple[int, ...]]], num_workers: int) -> Iterator[int]:
+def _results(
+    jobs: list[tuple[Path, Scene, tuple[int, ...]]], num_workers: int
+) -> Generator[int, None, None]:
     """Do the jobs; yields how many more are done."""
     remaining = iter(jobs)
     chunks = list(iter(lambda: list(islice(remaining, _CHUNK)), []))

@@ -32,10 +32,12 @@ def make_splits(sizes: SplitSizes, seed: int) -> dict[SplitName, list[Scene]]:
     The same seed gives the same scenes, always.
     """
     random = np.random.default_rng(seed)
-    pools = {kind: _shuffled(all_scenes(kind), random) for kind in ("single", "sequence", "flash")}
+    kinds: tuple[Kind, ...] = ("single", "sequence", "flash")
+    pools = {kind: _shuffled(all_scenes(kind), random) for kind in kinds}
     taken: set[Scene] = set()
     splits: dict[SplitName, list[Scene]] = {}
-    for name, size in (("test", sizes.test), ("val", sizes.val)):
+    held_out: tuple[tuple[SplitName, int], ...] = (("test", sizes.test), ("val", sizes.val))
+    for name, size in held_out:
         splits[name] = _held_out(pools, size, taken)
         taken.update(splits[name])
     rest = {kind: [s for s in scenes if s not in taken] for kind, scenes in pools.items()}

@@ -1,0 +1,96 @@
+"""Running BF16 graphs where nothing has BF16 kernels: FP32 operations, rounded in between.
+
+ONNX Runtime's CPU provider runs FP16 graphs that way by itself, and BF16 ones not at all. So
+each BF16 graph is rewritten for the comparison with PyTorch: every BF16 value becomes FP32 that
+is rounded to BF16 as soon as it is computed, with the same weights and the same nodes otherwise.
+That shows what BF16's short mantissa costs and that the graph is right. As with FP16, it cannot
+vouch for a GPU's arithmetic; nor does it round within an operator (an LSTM's state, the sum of a
+product), where hardware keeps FP32 as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from xclip_deploy.errors import ExportError
+from xclip_deploy.export.graphs import save_graph
+from xclip_deploy.export.parity import Tensors, run_bundle
+from xclip_deploy.export.reference_inputs import ReferenceInputs
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.manifest import FILE_NAME, FileRecord, Graph, Precision
+
+
+def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
+    """Every output of a bundle's BF16 graphs, end to end, as :func:`run_bundle` gives them.
+
+    The rewritten graphs lie in the bundle's folder meanwhile, twice as large as the BF16 ones.
+    """
+    with TemporaryDirectory(prefix=".rounded-", dir=bundle.path) as folder:
+        path = Path(folder)
+        specs = bundle.manifest.graphs[Precision.BF16]
+        for graph, spec in specs.items():
+            round_to_bfloat16(graph, bundle.graph_path(graph, Precision.BF16), path / spec.file)
+        bundle.tokenizer().save(path / bundle.manifest.tokenizer)
+        files = {
+            file.relative_to(path).as_posix(): FileRecord(
+                sha256=sha256_of(file), size_bytes=file.stat().st_size
+            )
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        }
+        # What they are by now: graphs of FP32 operators.
+        manifest = bundle.manifest.model_copy(
+            update={"graphs": {Precision.FP32: specs}, "files": files}
+        )
+        (path / FILE_NAME).write_bytes(manifest.to_json())
+        return run_bundle(Bundle.open(path), Precision.FP32, inputs)
+
+
+def round_to_bfloat16(graph: Graph, source: Path, target: Path) -> None:
+    """Write a graph of FP32 operators that computes as ``source``'s BF16 ones would.
+
+    A graph without BF16 is written as it is. Raises ExportError for BF16 in places where our
+    graphs have none.
+    """
+    import onnx_ir
+    from onnx_ir import DataType
+
+    model = onnx_ir.load(source)
+    bfloat16 = onnx_ir.TensorType(DataType.BFLOAT16)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.dtype is DataType.BFLOAT16:
+            raise ExportError(f"{graph.value} has {value.name} in BF16 at its boundary")
+    for value in model.graph.initializers.values():
+        if value.dtype is DataType.BFLOAT16:
+            assert value.const_value is not None
+            wide = value.const_value.numpy().astype(np.float32)
+            value.const_value = onnx_ir.tensor(wide, name=value.name)
+            value.type = onnx_ir.TensorType(DataType.FLOAT)
+    for node in list(model.graph):
+        if any(_is_bfloat16_tensor(attribute) for attribute in node.attributes.values()):
+            raise ExportError(f"{graph.value} has a BF16 constant in {node.op_type} {node.name}")
+        for output in node.outputs:
+            if output.dtype is not DataType.BFLOAT16:
+                continue
+            output.type = onnx_ir.TensorType(DataType.FLOAT)
+            if node.op_type == "Cast":
+                node.attributes["to"] = onnx_ir.AttrInt64("to", DataType.FLOAT)
+            rounded = onnx_ir.node("Cast", [output], {"to": DataType.BFLOAT16})
+            rounded.outputs[0].type = bfloat16
+            rounded.outputs[0].shape = output.shape
+            widened = onnx_ir.node("Cast", rounded.outputs, {"to": DataType.FLOAT})
+            widened.outputs[0].type = onnx_ir.TensorType(DataType.FLOAT)
+            widened.outputs[0].shape = output.shape
+            onnx_ir.convenience.replace_all_uses_with(output, widened.outputs[0])
+            rounded.replace_input_with(0, output)
+            model.graph.insert_after(node, [rounded, widened])
+    save_graph(graph, model, target)
+
+
+def _is_bfloat16_tensor(attribute: object) -> bool:
+    dtype = getattr(getattr(attribute, "value", None), "dtype", None)
+    return str(dtype) == "BFLOAT16"

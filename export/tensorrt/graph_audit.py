@@ -1,0 +1,261 @@
+"""What an ONNX graph in half precision computes in FP32, read off the graph itself.
+
+TensorRT builds strongly typed networks: it computes in the types that the graph has. So what
+must be in FP32 (layer norms, L2 norms, the scorer, what leaves a graph) can be proved on the
+graph, without a GPU. The types come from ONNX's own shape inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xclip_deploy.errors import EngineBuildError, MissingExtraError
+from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.model_config import Grain, ModelConfig, TemporalHead
+
+if TYPE_CHECKING:
+    import onnx
+
+_BIG_TENSOR_BYTES = 4096
+
+# Operators that move elements and compute nothing.
+_MOVEMENT = frozenset(
+    {
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+# One softmax for every aggregation of a grain (Ma et al., section 3.3): frame-word has two of
+# two steps.
+_SOFTMAXES = {
+    Grain.VIDEO_SENTENCE: 0,
+    Grain.VIDEO_WORD: 1,
+    Grain.FRAME_SENTENCE: 1,
+    Grain.FRAME_WORD: 4,
+}
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """A softmax between two matrix products, in half precision."""
+
+    node: str
+    """Name of the softmax."""
+    heads: int | None
+    """None where the graph does not tell."""
+    has_mask: bool
+    """Whether something is added to the scores."""
+
+    @property
+    def fuses(self) -> bool:
+        """Whether TensorRT-RTX has been seen to fuse its like; see ``FusedAttention``."""
+        return self.heads != 1 or not self.has_mask
+
+
+@dataclass(frozen=True)
+class GraphAudit:
+    """What was found in a graph of half precision."""
+
+    float32_islands: dict[str, int]
+    """Sites that compute in FP32, by kind."""
+    attention: tuple[AttentionBlock, ...]
+
+
+def audit_graph(path: Path, graph: Graph, config: ModelConfig) -> GraphAudit:
+    """Prove that a graph in FP16 or BF16 has its FP32 islands.
+
+    Every layer norm (as many as the model has), every L2 norm and what it is taken of, every
+    output, and in the scorer every operator computes in FP32.
+
+    Raises EngineBuildError that names the nodes which do not.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("onnx", "export", "Checking the graphs of engines") from error
+
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        # Weights have types and shapes without their content, which may be gigabytes.
+        if len(tensor.raw_data) > _BIG_TENSOR_BYTES:
+            tensor.ClearField("raw_data")
+    try:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise EngineBuildError(f"{path}: ONNX finds no types in it: {error}") from error
+    walk = _Walk(model.graph)
+    faults: list[str] = []
+    if graph is Graph.SCORER:
+        islands = {"scorer operator": walk.scorer_operators(faults)}
+        islands["scorer softmax"] = walk.operators("Softmax", faults)
+        expected = {"scorer softmax": sum(_SOFTMAXES[grain] for grain in config.grains)}
+    else:
+        islands = {
+            "layer norm": walk.operators("LayerNormalization", faults),
+            "L2 norm": walk.l2_norms(faults),
+        }
+        expected = {"layer norm": _layer_norms(graph, config)}
+        if islands["L2 norm"] == 0:
+            faults.append("it holds no L2 norm")
+    islands["output"] = walk.outputs(faults)
+    faults += [
+        f"{islands[kind]} {kind}s where the model has {number}"
+        for kind, number in expected.items()
+        if islands[kind] != number
+    ]
+    if faults:
+        raise EngineBuildError(
+            f"{path} does not compute in FP32 what it must: {'; '.join(faults)}; export again: "
+            "xclip-deploy export CHECKPOINT"
+        )
+    # The scorer's softmaxes are FP32 and no attention in the sense of a fused kernel.
+    return GraphAudit(islands, tuple(walk.attention_blocks()))
+
+
+def _layer_norms(graph: Graph, config: ModelConfig) -> int:
+    """Two in a block; one after the text tower; one before and one after the image tower."""
+    if graph is Graph.TEXT_ENCODER:
+        return 2 * config.text.layers + 1
+    layers = config.vision.layers
+    if config.temporal_head is TemporalHead.TRANSFORMER:
+        layers += config.temporal_layers
+    return 2 * layers + 2
+
+
+class _Walk:
+    """A graph with the types of its values, and which node makes and reads each."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        from onnx import TensorProto
+
+        self._float32 = TensorProto.FLOAT
+        self._halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        self._floating = (*self._halves, TensorProto.FLOAT, TensorProto.DOUBLE)
+        self._nodes: Sequence[onnx.NodeProto] = graph.node
+        self._outputs = [value.name for value in graph.output]
+        self._producer = {name: node for node in graph.node for name in node.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+        self._types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        self._shapes: dict[str, list[int]] = {}
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            self._types[value.name] = value.type.tensor_type.elem_type
+            # 0 for what is not a number.
+            sizes = [size.dim_value for size in value.type.tensor_type.shape.dim]
+            self._shapes[value.name] = sizes
+
+    def operators(self, op_type: str, faults: list[str]) -> int:
+        """How many of one type compute in FP32; a fault for each that does not."""
+        return sum(self._is_wide(node, faults) for node in self._nodes if node.op_type == op_type)
+
+    def scorer_operators(self, faults: list[str]) -> int:
+        """All that compute: what only moves or casts features is no arithmetic."""
+        return sum(
+            self._is_wide(node, faults)
+            for node in self._nodes
+            if node.op_type != "Cast"
+            and node.op_type not in _MOVEMENT
+            and any(self._types.get(name) in self._floating for name in node.output)
+        )
+
+    def l2_norms(self, faults: list[str]) -> int:
+        """Norms in FP32, of what arithmetic in FP32 made, by which something is divided in FP32."""
+        count = 0
+        for node in self._nodes:
+            if node.op_type != "ReduceL2":
+                continue
+            is_sound = self._is_wide(node, faults) and self._is_made_wide(node.input[0], faults)
+            divisions = [reader for reader in self._forward(node) if reader.op_type == "Div"]
+            if not divisions:
+                faults.append(f"nothing is divided by {_name(node)}")
+            count += is_sound and all(self._is_wide(division, faults) for division in divisions)
+        return count
+
+    def outputs(self, faults: list[str]) -> int:
+        """Outputs that are FP32 and come out of arithmetic in FP32."""
+        return sum(self._is_made_wide(name, faults) for name in self._outputs)
+
+    def attention_blocks(self) -> Iterator[AttentionBlock]:
+        """Softmaxes between matrix products, in half precision."""
+        for node in self._nodes:
+            if node.op_type != "Softmax" or self._types.get(node.input[0]) not in self._halves:
+                continue
+            scores = self._producer.get(node.input[0])
+            has_mask = scores is not None and scores.op_type == "Add"
+            if has_mask and scores is not None:
+                producers = [self._producer.get(name) for name in scores.input]
+                is_product = any(made and made.op_type == "MatMul" for made in producers)
+            else:
+                is_product = scores is not None and scores.op_type == "MatMul"
+            readers = self._readers.get(node.output[0], [])
+            if is_product and any(reader.op_type == "MatMul" for reader in readers):
+                shape = self._shapes.get(node.input[0], [])
+                heads = shape[1] if len(shape) == 4 and shape[1] > 0 else None
+                yield AttentionBlock(_name(node), heads, has_mask)
+
+    def _is_wide(self, node: onnx.NodeProto, faults: list[str]) -> bool:
+        """Whether all floating-point values at a node are FP32; else a fault."""
+        types = [self._types.get(name) for name in (*node.input, *node.output) if name]
+        if None in types or 0 in types:
+            faults.append(f"{_name(node)} has a type that ONNX cannot infer")
+            return False
+        floating = [kind for kind in types if kind in self._floating]
+        if any(kind != self._float32 for kind in floating) or not floating:
+            faults.append(f"{_name(node)} is not in FP32")
+            return False
+        if node.op_type == "LayerNormalization" and _attribute(node, "stash_type", 1) != 1:
+            faults.append(f"{_name(node)} keeps its statistics in another type than FP32")
+            return False
+        return True
+
+    def _is_made_wide(self, name: str, faults: list[str]) -> bool:
+        """Whether a value comes out of arithmetic in FP32, not out of a cast from half."""
+        if self._types.get(name) != self._float32:
+            faults.append(f"{name} is not in FP32")
+            return False
+        producer = self._producer.get(name)
+        if producer is None:
+            return True  # an input or a weight, in FP32 by its type
+        if producer.op_type == "Cast":
+            if self._types.get(producer.input[0]) in self._halves:
+                faults.append(f"{name} is in half precision up to {_name(producer)}")
+                return False
+            return True
+        if producer.op_type in _MOVEMENT:
+            # Of several inputs the rest are shapes and indices, or are joined to the first.
+            moved = [one for one in producer.input if self._types.get(one) == self._float32]
+            return all(self._is_made_wide(one, faults) for one in moved)
+        return self._is_wide(producer, faults)
+
+    def _forward(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """Arithmetic that reads a node's result, through movement and lower bounds."""
+        for reader in self._readers.get(node.output[0], []):
+            if reader.op_type in _MOVEMENT or reader.op_type in ("Clip", "Max", "Cast"):
+                yield from self._forward(reader)
+            else:
+                yield reader
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return f"{node.op_type} {node.name or node.output[0]}"
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> Any:  # noqa: ANN401 - an int
+    return next((entry.i for entry in node.attribute if entry.name == name), default)

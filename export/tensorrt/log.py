@@ -1,0 +1,61 @@
+"""What TensorRT says while it works: kept for error messages and for its memory figures.
+
+TensorRT reports failure by returning None, False or -1, and tells the reason to its logger
+alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from xclip_deploy.errors import EngineBuildError
+from xclip_deploy.export.tensorrt.flavours import TensorRT
+
+logger = logging.getLogger(__name__)
+
+_MAX_REASONS = 3
+_MEMORY_WORDS = ("Total Activation Memory:", "Total Weights Memory:")
+
+_logs: dict[str, Any] = {}
+
+
+def log_of(library: TensorRT) -> Any:  # noqa: ANN401 - a class of TensorRT's
+    """The process's one logger for a flavour: TensorRT keeps the first that it is given.
+
+    It has ``errors`` and ``memory``, lists of messages since ``clear()``.
+    """
+    if library.flavour.value not in _logs:
+        _logs[library.flavour.value] = _make_log(library.module)
+    return _logs[library.flavour.value]
+
+
+def failure(library: TensorRT, what: str, log: Any) -> EngineBuildError:  # noqa: ANN401
+    """The error for something that TensorRT did not do, with the reason that it logged."""
+    reasons = " | ".join(log.errors[-_MAX_REASONS:]) or "it gave no reason"
+    return EngineBuildError(f"{library.name} {what}: {reasons}")
+
+
+def _make_log(trt: Any) -> Any:  # noqa: ANN401 - a module without type hints
+    class Log(trt.ILogger):  # type: ignore[misc]  # the base is not typed
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+            self.memory: list[str] = []
+
+        def clear(self) -> None:
+            self.errors.clear()
+            self.memory.clear()
+
+        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
+            # Called from TensorRT's own threads too: nothing but appending here.
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(" ".join(message.split()))
+            elif severity == trt.ILogger.WARNING:
+                logger.info("TensorRT: %s", message)
+            else:
+                if message.startswith(_MEMORY_WORDS):
+                    self.memory.append(message)
+                logger.debug("TensorRT: %s", message)
+
+    return Log()

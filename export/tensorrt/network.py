@@ -1,0 +1,117 @@
+"""Reading an ONNX graph into a TensorRT network, and holding it against the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xclip_deploy.errors import EngineBuildError
+from xclip_deploy.export.tensorrt.flavours import TensorRT
+from xclip_deploy.export.tensorrt.log import failure, log_of
+from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, TensorSpec
+
+_DTYPES = {
+    "FLOAT": DType.FLOAT32,
+    "HALF": DType.FLOAT16,
+    "INT32": DType.INT32,
+    "UINT8": DType.UINT8,
+}
+
+
+@dataclass(frozen=True)
+class UnsupportedOperator:
+    """A node that TensorRT's parser refuses."""
+
+    node: str
+    """Name of the node in the graph; empty where the parser names none."""
+    operator: str
+    """ONNX operator type."""
+    reason: str
+    """In the parser's words, with its error code."""
+
+    def __str__(self) -> str:
+        return f"{self.operator or 'the graph'} ({self.node or 'no name'}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class ParsedNetwork:
+    """A network, with what must live as long as it does."""
+
+    builder: Any
+    network: Any
+    parser: Any
+
+
+def parse_graph(
+    library: TensorRT, graph: Graph, path: Path
+) -> ParsedNetwork | list[UnsupportedOperator]:
+    """Parse the ONNX file at ``path``; the operators that TensorRT refuses, if there are any.
+
+    Raises EngineBuildError where TensorRT fails in another way.
+    """
+    trt = library.module
+    log = log_of(library)
+    log.clear()
+    builder = trt.Builder(log)
+    # TensorRT 11 and RTX know no other networks; 10 needs to be told.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    if network is None:
+        raise failure(library, f"made no network for {graph.value}", log)
+    parser = trt.OnnxParser(network, log)
+    if parser.parse_from_file(str(path)):
+        return ParsedNetwork(builder, network, parser)
+    errors = [parser.get_error(number) for number in range(parser.num_errors)]
+    if not errors:
+        raise failure(library, f"could not parse {path}", log)
+    return [
+        UnsupportedOperator(
+            error.node_name(), error.node_operator(), f"{error.code().name}, {error.desc()}"
+        )
+        for error in errors
+    ]
+
+
+def check_boundary(library: TensorRT, graph: Graph, network: Any, spec: GraphSpec) -> None:  # noqa: ANN401
+    """Catch a network whose inputs or outputs are not those of the manifest.
+
+    A strongly typed build can succeed and yield half-precision outputs where the ONNX graph
+    declares FP32: the parser believes the nodes, not the declaration. Whoever reads the
+    buffers would then read garbage. Dynamic axes are compared by name where the network keeps
+    the names, on inputs: axes of one name are built to be of one size.
+
+    Raises EngineBuildError.
+    """
+    pairs = (
+        ("input", network.num_inputs, network.get_input, spec.inputs),
+        ("output", network.num_outputs, network.get_output, spec.outputs),
+    )
+    for side, count, get, expected in pairs:
+        found = [_describe(get(number), with_names=side == "input") for number in range(count)]
+        want = [_describe_spec(tensor, with_names=side == "input") for tensor in expected]
+        if found != want:
+            odd = [text for text in found if text not in want]
+            missing = [text for text in want if text not in found]
+            raise EngineBuildError(
+                f"{library.name} reads {graph.value} with {side}s {', '.join(odd or found)}; the "
+                f"bundle says {', '.join(missing or want)}; export again: xclip-deploy export "
+                "CHECKPOINT"
+            )
+
+
+def _describe(tensor: Any, *, with_names: bool) -> str:  # noqa: ANN401 - TensorRT's
+    dtype = tensor.dtype.name
+    sizes = [
+        str(size) if size >= 0 else (tensor.get_dimension_name(axis) if with_names else None)
+        for axis, size in enumerate(tensor.shape)
+    ]
+    return _text(tensor.name, _DTYPES[dtype].value if dtype in _DTYPES else dtype, sizes)
+
+
+def _describe_spec(tensor: TensorSpec, *, with_names: bool) -> str:
+    sizes = [str(size) if isinstance(size, int) or with_names else None for size in tensor.shape]
+    return _text(tensor.name, tensor.dtype.value, sizes)
+
+
+def _text(name: str, dtype: str, sizes: list[str | None]) -> str:
+    return f"{name} {dtype} [{', '.join(size or '?' for size in sizes)}]"

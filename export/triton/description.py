@@ -1,0 +1,73 @@
+"""What a model repository was made from: ``xclip-triton.json`` beside its models."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.manifest import FileRecord, Precision, Sha256
+from xclip_deploy.runtime.model_config import FrozenModel
+
+FORMAT = "xclip-triton"
+FILE_NAME = "xclip-triton.json"
+"""Triton reads folders alone; a file beside them does not disturb it."""
+
+
+class Backend(str, Enum):
+    """What runs the three networks in the server."""
+
+    ONNXRUNTIME = "onnxruntime"
+    """Triton's ONNX Runtime backend, on CPU or GPU."""
+    TENSORRT = "tensorrt"
+    """Triton's TensorRT backend, with engines of the ``tensorrt`` flavour."""
+    PYTHON = "python"
+    """ONNX Runtime within Triton's Python backend, on the CPU: for servers without the first."""
+
+
+class TritonRepository(FrozenModel):
+    """Contents of ``xclip-triton.json``."""
+
+    format: Literal["xclip-triton"] = "xclip-triton"
+    schema_version: Literal[1] = 1
+    backend: Backend
+    device: Literal["cpu", "cuda"]
+    precision: Precision
+    tensorrt_version: str | None
+    """Version that the server's TensorRT must have, or a later one where ``server_arguments``
+    says so; None for the other backends."""
+    target: str | None
+    """GPU that the engines were built for: ``sm80`` and the like."""
+    server_arguments: tuple[str, ...]
+    """That the server must be started with, beside the repository's path."""
+    fingerprint: Sha256
+    """Of the bundle's model."""
+    model_version: int
+    models: tuple[str, ...]
+    files: dict[str, FileRecord]
+    """Every file that the export wrote, apart from this one."""
+    created_utc: str
+    versions: dict[str, str]
+    """Of the tools that wrote the repository."""
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """What in ``folder`` is not as an export wrote it, so must not be replaced; paths within it.
+
+    Files that were added, and configurations that were changed by hand. Everything, where
+    ``xclip-triton.json`` is missing or cannot be read.
+    """
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    try:
+        content = json.loads((folder / FILE_NAME).read_bytes())
+        ours = TritonRepository.model_validate(content).files
+    except (ValueError, OSError):
+        return sorted(found)
+    tuned = {
+        name
+        for name, record in ours.items()
+        if name in found and name.endswith(".pbtxt") and sha256_of(folder / name) != record.sha256
+    }
+    return sorted((found - {FILE_NAME, *ours}) | tuned)

@@ -1,0 +1,171 @@
+"""``config.pbtxt`` of each model, in protobuf's text format.
+
+Fields and enumerators are those of Triton's ``model_config.proto``; a test parses what comes out
+with that schema. Written as text, so that an export needs no protobuf library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xclip_deploy.export.triton.description import Backend
+from xclip_deploy.runtime.manifest import DType, Graph, TensorSpec
+from xclip_deploy.runtime.model_config import ModelConfig
+
+TEXT_TOKENIZER = "text_tokenizer"
+TEXT_QUERY = "text_query"
+
+_DTYPES = {
+    DType.FLOAT32: "TYPE_FP32",
+    DType.FLOAT16: "TYPE_FP16",
+    DType.INT32: "TYPE_INT32",
+    DType.UINT8: "TYPE_UINT8",
+}
+MODEL_FILES = {
+    Backend.ONNXRUNTIME: "model.onnx",
+    Backend.TENSORRT: "model.plan",
+    Backend.PYTHON: "model.onnx",
+}
+
+
+class Enumerator(str):
+    """A protobuf enumerator: written without quotes."""
+
+    __slots__ = ()
+
+
+Message = Mapping[str, Any]
+"""Field name to a string, int, :class:`Enumerator` or message, or a list of one of them."""
+
+
+def graph_config(
+    graph: Graph,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    *,
+    backend: Backend,
+    max_batch: int,
+    queue_delay_us: int,
+    instance_group: Message,
+    threads: int | None,
+) -> str:
+    """The configuration of one network.
+
+    ``max_batch``: 0 where the first axes are not one batch (the scorer's texts and videos);
+    dynamic batching is for the others. ``queue_delay_us``: longest that a request waits for
+    others to share its run.
+    """
+    is_batched = max_batch > 0
+    content: dict[str, Any] = {"name": graph.value}
+    if backend is Backend.TENSORRT:
+        content["platform"] = "tensorrt_plan"
+    content |= {
+        "backend": backend.value,
+        "max_batch_size": max_batch,
+        "input": [_tensor(spec, is_batched) for spec in inputs],
+        "output": [_tensor(spec, is_batched) for spec in outputs],
+        "instance_group": [instance_group],
+    }
+    if is_batched:
+        content["dynamic_batching"] = {"max_queue_delay_microseconds": queue_delay_us}
+    if threads is not None:
+        content["parameters"] = [_parameter("intra_op_thread_count", str(threads))]
+    return to_text(content)
+
+
+def tokenizer_config(model: ModelConfig, max_batch: int) -> str:
+    """The configuration of ``text_tokenizer``."""
+    return to_text(
+        {
+            "name": TEXT_TOKENIZER,
+            "backend": "python",
+            "max_batch_size": max_batch,
+            "input": [_field("text", "TYPE_STRING", [1])],
+            "output": [
+                _field("token_ids", "TYPE_INT32", [model.max_words]),
+                _field("num_words", "TYPE_INT32", [1]),
+            ],
+            "instance_group": [{"kind": Enumerator("KIND_CPU"), "count": 1}],
+            # What is queued is taken together; nothing waits for more, as text_encoder does.
+            "dynamic_batching": {},
+            "parameters": [_parameter("max_words", str(model.max_words))],
+        }
+    )
+
+
+def query_config(text_outputs: Sequence[TensorSpec], max_batch: int) -> str:
+    """The configuration of the ensemble ``text_query``: raw texts to embeddings."""
+    names = [spec.name for spec in text_outputs]
+    return to_text(
+        {
+            "name": TEXT_QUERY,
+            "platform": "ensemble",
+            "max_batch_size": max_batch,
+            "input": [_field("text", "TYPE_STRING", [1])],
+            "output": [
+                *(_tensor(spec, is_batched=True) for spec in text_outputs),
+                _field("num_words", "TYPE_INT32", [1]),
+            ],
+            "ensemble_scheduling": {
+                "step": [
+                    _step(TEXT_TOKENIZER, ["text"], ["token_ids", "num_words"]),
+                    _step(Graph.TEXT_ENCODER.value, ["token_ids"], names),
+                ]
+            },
+        }
+    )
+
+
+def to_text(message: Message) -> str:
+    """Protobuf's text format of a message."""
+    return "".join(_lines(message, ""))
+
+
+def _lines(message: Message, indent: str) -> list[str]:
+    lines = []
+    for name, value in message.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(each, Mapping) for each in values):
+            text = f"[{', '.join(map(_scalar, values))}]" if value is values else _scalar(value)
+            lines.append(f"{indent}{name}: {text}\n")
+            continue
+        for each in values:
+            inner = _lines(each, indent + "  ")
+            block = f" {{\n{''.join(inner)}{indent}}}" if inner else " { }"
+            lines.append(f"{indent}{name}{block}\n")
+    return lines
+
+
+def _scalar(value: object) -> str:
+    is_quoted = isinstance(value, str) and not isinstance(value, Enumerator)
+    return json.dumps(value) if is_quoted else str(value)
+
+
+def _tensor(spec: TensorSpec, is_batched: bool) -> Message:
+    """A tensor of a graph; -1 stands for a dynamic axis that is not the batch."""
+    shape = spec.shape[1:] if is_batched else spec.shape
+    field = _field(
+        spec.name, _DTYPES[spec.dtype], [size if isinstance(size, int) else -1 for size in shape]
+    )
+    # Triton knows no empty shape: to its clients a [batch] is [batch, 1].
+    return field if shape else {**field, "dims": [1], "reshape": {}}
+
+
+def _field(name: str, data_type: str, dims: Sequence[int]) -> dict[str, Any]:
+    return {"name": name, "data_type": Enumerator(data_type), "dims": list(dims)}
+
+
+def _parameter(key: str, value: str) -> Message:
+    return {"key": key, "value": {"string_value": value}}
+
+
+def _step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> Message:
+    """A step whose tensors have the same names within the ensemble."""
+    return {
+        "model_name": model,
+        "model_version": -1,  # the latest
+        "input_map": [{"key": name, "value": name} for name in inputs],
+        "output_map": [{"key": name, "value": name} for name in outputs],
+    }

@@ -1,0 +1,239 @@
+"""bundle → Triton model repository: choose graphs or engines, write all models, put in place."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata, resources
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from xclip_deploy.errors import ExportError, InvalidArgumentError
+from xclip_deploy.export.triton.description import (
+    FILE_NAME,
+    Backend,
+    TritonRepository,
+    foreign_files,
+)
+from xclip_deploy.export.triton.model_config import (
+    MODEL_FILES,
+    TEXT_QUERY,
+    TEXT_TOKENIZER,
+    Enumerator,
+    graph_config,
+    query_config,
+    tokenizer_config,
+)
+from xclip_deploy.export.triton.sources import Source, engine_sources, onnx_sources
+from xclip_deploy.runtime.atomic import replaced_directory
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision
+
+Device = Literal["cpu", "cuda"]
+
+_MAX_BATCH = {Graph.VIDEO_ENCODER: 16, Graph.TEXT_ENCODER: 64}
+_SERVER_SIDE = "xclip_deploy.export.triton.server_side"
+
+
+@dataclass(frozen=True)
+class TritonExport:
+    """What an export to Triton wrote."""
+
+    path: Path
+    description: TritonRepository
+
+
+def export_triton(
+    bundle: str | PathLike[str] | Bundle = "xclip-bundle",
+    output: str | PathLike[str] = "xclip-triton",
+    *,
+    backend: Backend | Literal["onnxruntime", "tensorrt", "python"] = Backend.ONNXRUNTIME,
+    device: Device | None = None,
+    precision: Precision | None = None,
+    engines: str | PathLike[str] | None = None,
+    max_videos: int | None = None,
+    max_texts: int | None = None,
+    queue_delay_us: int = 500,
+    instances: int = 1,
+    threads: int | None = None,
+    model_version: int = 1,
+) -> TritonExport:
+    """Write a model repository for Triton Inference Server.
+
+    ``device``: where the server runs the networks; None: ``cuda`` for ``tensorrt``, else
+    ``cpu``. ``precision``: None: that of the engines, else FP16 on ``cuda`` and FP32 on
+    ``cpu``. ``engines``: folder of an engine set, or its name within the bundle; needed where
+    the bundle has several that fit. ``max_videos``, ``max_texts``: most of them in one run of
+    an encoder; None: the engines' largest, else 16 and 64. ``queue_delay_us``: longest that a
+    request waits for others to be batched with, microseconds. ``instances``: of each network.
+    ``threads``: CPU threads of an instance; None: one per core.
+
+    A repository that an earlier export wrote is replaced, in one step. Raises BundleError,
+    EngineError, InvalidArgumentError, or ExportError where the folder cannot be written.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+    if backend not in [each.value for each in Backend]:
+        raise InvalidArgumentError(
+            f"backend {backend!r}: expected {', '.join(each.value for each in Backend)}"
+        )
+    backend = Backend(backend)
+    device = device or ("cuda" if backend is Backend.TENSORRT else "cpu")
+    target = Path(output)
+    counts = {"instances": instances, "model_version": model_version}
+    _check_options(backend, device, threads, engines, counts)
+    if queue_delay_us < 0:
+        raise InvalidArgumentError(f"queue_delay_us {queue_delay_us}: expected at least 0")
+    _check_target(target)
+    if backend is Backend.TENSORRT:
+        source = engine_sources(bundle, precision, engines)
+    else:
+        source = onnx_sources(bundle, precision, device)
+    batches = {
+        Graph.VIDEO_ENCODER: _max_batch(source, Graph.VIDEO_ENCODER, "max_videos", max_videos),
+        Graph.TEXT_ENCODER: _max_batch(source, Graph.TEXT_ENCODER, "max_texts", max_texts),
+        Graph.SCORER: 0,  # texts and videos: two axes, neither of them a batch of the others'
+    }
+    try:
+        with replaced_directory(target) as folder:
+            for graph in Graph:
+                config = graph_config(
+                    graph,
+                    source.inputs[graph],
+                    source.outputs[graph],
+                    backend=backend,
+                    max_batch=batches[graph],
+                    queue_delay_us=queue_delay_us,
+                    instance_group=_instance_group(device, instances, source.profiles[graph]),
+                    threads=threads,
+                )
+                place = _model_folder(folder, graph.value, config, model_version)
+                for number, path in enumerate(source.files[graph]):
+                    # Weights beside a graph are found by the name that it has for them.
+                    name = MODEL_FILES[backend] if number == 0 else path.name
+                    shutil.copyfile(path, place / name)
+                if backend is Backend.PYTHON:
+                    _write_code(place, "onnx_graph.py")
+            _write_text_models(folder, bundle, source, batches[Graph.TEXT_ENCODER], model_version)
+            description = TritonRepository(
+                backend=backend,
+                device=device,
+                precision=source.precision,
+                tensorrt_version=source.tensorrt_version,
+                target=source.target,
+                server_arguments=source.server_arguments,
+                fingerprint=bundle.manifest.fingerprint,
+                model_version=model_version,
+                models=(*(graph.value for graph in Graph), TEXT_TOKENIZER, TEXT_QUERY),
+                files=_file_records(folder),
+                created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                versions={"xclip-deploy": metadata.version("xclip-deploy")},
+            )
+            (folder / FILE_NAME).write_text(description.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise ExportError(
+            f"model repository {target} cannot be written ({error.strerror}); what was there stands"
+        ) from error
+    return TritonExport(target, description)
+
+
+def _write_text_models(
+    folder: Path, bundle: Bundle, source: Source, most_texts: int, version: int
+) -> None:
+    """Write ``text_tokenizer`` and the ensemble ``text_query``."""
+    config = tokenizer_config(bundle.manifest.model, most_texts)
+    place = _model_folder(folder, TEXT_TOKENIZER, config, version)
+    _write_code(place, "text_tokenizer.py")
+    bundle.tokenizer().save(place / "tokenizer.json")
+    config = query_config(source.outputs[Graph.TEXT_ENCODER], most_texts)
+    place = _model_folder(folder, TEXT_QUERY, config, version)
+    # Object stores keep no empty folders, and Triton wants one of every version.
+    (place / ".keep").touch()
+
+
+def _check_options(
+    backend: Backend,
+    device: str,
+    threads: int | None,
+    engines: object,
+    counts: dict[str, int],
+) -> None:
+    if threads is not None:
+        counts = {**counts, "threads": threads}
+    for name, count in counts.items():
+        if count < 1:
+            raise InvalidArgumentError(f"{name} {count}: expected at least 1")
+    if device not in ("cpu", "cuda"):
+        raise InvalidArgumentError(f"device {device!r}: expected cpu or cuda")
+    if backend is Backend.TENSORRT and device == "cpu":
+        raise InvalidArgumentError("device cpu: backend tensorrt runs on cuda alone")
+    if backend is Backend.TENSORRT and threads is not None:
+        raise InvalidArgumentError("threads: backend tensorrt runs on a GPU and takes none")
+    if backend is Backend.PYTHON and device == "cuda":
+        raise InvalidArgumentError(
+            "device cuda: backend python runs on the CPU alone; choose backend onnxruntime"
+        )
+    if backend is not Backend.TENSORRT and engines is not None:
+        raise InvalidArgumentError(f"engines: backend {backend.value} runs ONNX graphs, no engines")
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to replace what is not, or not only, a repository of ours."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InvalidArgumentError(f"{target} is no folder; choose another path with -o")
+    foreign = foreign_files(target)
+    if foreign:
+        raise InvalidArgumentError(
+            f"{target} holds what no export to Triton wrote ({foreign[0]}"
+            f"{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}); choose another "
+            "path with -o, or remove it"
+        )
+
+
+def _max_batch(source: Source, graph: Graph, name: str, asked: int | None) -> int:
+    largest = source.max_batch.get(graph)
+    if asked is None:
+        return largest or _MAX_BATCH[graph]
+    if asked < 1:
+        raise InvalidArgumentError(f"{name} {asked}: expected at least 1")
+    if largest is not None and asked > largest:
+        raise InvalidArgumentError(
+            f"{name} {asked}: the engine of {graph.value} was built for at most {largest}"
+        )
+    return asked
+
+
+def _instance_group(device: str, instances: int, profiles: int) -> dict[str, Any]:
+    kind = "KIND_GPU" if device == "cuda" else "KIND_CPU"
+    group: dict[str, Any] = {"kind": Enumerator(kind), "count": instances}
+    if profiles > 1:
+        # Triton uses the first alone unless told; of those named it takes the one that fits.
+        group["profile"] = [str(number) for number in range(profiles)]
+    return group
+
+
+def _model_folder(folder: Path, name: str, config: str, version: int) -> Path:
+    """Write a model's configuration; returns the folder of its version."""
+    place = folder / name / str(version)
+    place.mkdir(parents=True)
+    (place.parent / "config.pbtxt").write_text(config)
+    return place
+
+
+def _write_code(place: Path, name: str) -> None:
+    code = resources.files(_SERVER_SIDE).joinpath(name).read_text(encoding="utf-8")
+    (place / "model.py").write_text(code, encoding="utf-8")
+
+
+def _file_records(folder: Path) -> dict[str, FileRecord]:
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(
+            sha256=sha256_of(path), size_bytes=path.stat().st_size
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

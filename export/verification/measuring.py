@@ -1,0 +1,303 @@
+"""Showing the same inputs to the reference and the runs, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import (
+    DatasetError,
+    EngineError,
+    SessionError,
+    VerificationError,
+    VideoError,
+)
+from xclip_deploy.export.verification.differences import Differences
+from xclip_deploy.export.verification.inputs import Inputs
+from xclip_deploy.export.verification.runs import Run
+from xclip_deploy.runtime.evaluation import Clip, Matcher
+from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.video import VideoFrames
+
+Progress = Callable[[str, int, int], None]
+"""Called with ``videos`` or ``captions``, how many are done, and how many there are."""
+Key = tuple[Graph, str]
+"""Graph and output."""
+
+_TEXTS_AT_ONCE = 64
+_SCORER_ELEMENTS = 1 << 22
+"""Word-frame similarities scored at once; in PyTorch they are all in memory."""
+_TEXT_OUTPUTS = ("sentence_features", "word_features")
+_VIDEO_OUTPUTS = ("video_features", "frame_features")
+_Output = TypeVar("_Output", TextFeatures, VideoFeatures, Scores)
+
+
+@dataclass(eq=False)
+class Measured:
+    """One run's differences from the reference, as they are gathered."""
+
+    run: Run
+    differences: dict[Key, Differences] = field(default_factory=dict)
+    """Of what came before it broke off, where it did."""
+    logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    """[T, V]; None where the run broke off."""
+    error: str | None = None
+    """Why it broke off."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """All runs on the same inputs."""
+
+    reference: Run
+    reference_logits: npt.NDArray[np.float32] = field(repr=False)
+    """[T, V]."""
+    logit_scale: float
+    """Between the reference's mean grain and its logits."""
+    measured: tuple[Measured, ...]
+    texts: tuple[str, ...]
+    video_ids: tuple[str, ...]
+    """Of those that were read."""
+    video_of_text: npt.NDArray[np.int64] | None
+    """[T]: columns."""
+    thumbnails: tuple[npt.NDArray[np.uint8], ...] = field(repr=False)
+    """A frame of each video, [s, s, 3]."""
+    unreadable: tuple[str, ...]
+
+
+def measure(
+    reference: Run,
+    runs: Sequence[Run],
+    inputs: Inputs,
+    *,
+    max_batch: int,
+    max_unreadable_share: float,
+    progress: Progress,
+) -> Measurement:
+    """Run everything on the inputs. Every video is decoded once, every text encoded once a run.
+
+    A run that fails or yields NaN breaks off, which its result says; the others go on.
+
+    In memory: the embeddings of all videos and the logits, once a run; all runs are open at the
+    same time.
+
+    Raises DatasetError where more videos than allowed are unreadable, VerificationError where
+    the reference itself fails, or yields NaN or infinity.
+    """
+    every = _Runs(reference, runs)
+    kept, unreadable, thumbnails, features = _encode_videos(
+        every, inputs, max_batch, max_unreadable_share, progress
+    )
+    texts, columns = list(inputs.texts), None
+    if inputs.video_of_text is not None:
+        column = np.full(len(inputs.video_ids), -1, dtype=np.int64)
+        column[kept] = np.arange(len(kept))
+        columns = column[inputs.video_of_text]
+        texts = [text for text, n in zip(texts, columns, strict=True) if n >= 0]
+        columns = columns[columns >= 0]
+    logits, scale = _score(every, texts, features, progress)
+    return Measurement(
+        reference=reference,
+        reference_logits=logits,
+        logit_scale=scale,
+        measured=tuple(every.measured),
+        texts=tuple(texts),
+        video_ids=tuple(inputs.video_ids[n] for n in kept),
+        video_of_text=columns,
+        thumbnails=tuple(thumbnails),
+        unreadable=tuple(unreadable),
+    )
+
+
+class _Runs:
+    """The reference and the runs that have not broken off."""
+
+    def __init__(self, reference: Run, runs: Sequence[Run]) -> None:
+        self.reference = reference
+        self.measured = [Measured(run) for run in runs]
+
+    def call(
+        self, graph: Graph, function: Callable[[Matcher, int], _Output], names: Sequence[str]
+    ) -> list[_Output | None]:
+        """Call all on the same inputs, and compare; None for those that broke off.
+
+        ``function``: takes a matcher and its number, 0 for the reference. ``names``: outputs.
+        """
+        try:
+            expected = function(self.reference.matcher, 0)
+        except SessionError as error:
+            raise VerificationError(
+                f"the reference itself ({self.reference.identity.name}) fails: {error}"
+            ) from error
+        outputs: list[_Output | None] = [expected]
+        for number, measured in enumerate(self.measured, 1):
+            outputs.append(None)
+            if measured.error is None:
+                try:
+                    outputs[number] = function(measured.run.matcher, number)
+                except (SessionError, EngineError) as error:
+                    measured.error = str(error)
+                    measured.logits = None
+        for name in names:
+            self._compare((graph, name), [_tensor(output, name) for output in outputs])
+        return outputs
+
+    def _compare(self, key: Key, arrays: Sequence[npt.NDArray[Any] | None]) -> None:
+        expected, *others = arrays
+        assert expected is not None
+        if not np.isfinite(expected).all():
+            raise VerificationError(
+                f"the reference itself ({self.reference.identity.name}) yields NaN or infinity in "
+                f"{key[0].value} {key[1]}; expected finite numbers: nothing can be compared with it"
+            )
+        for found, measured in zip(others, self.measured, strict=True):
+            if found is not None:
+                if key not in measured.differences:
+                    are_vectors = key[0] is not Graph.SCORER
+                    measured.differences[key] = Differences(are_vectors=are_vectors)
+                measured.differences[key].add(expected, found)
+
+
+def _tensor(output: _Output | None, name: str) -> npt.NDArray[Any] | None:
+    if output is None:
+        return None
+    if isinstance(output, Scores) and name in output.grains:
+        return output.grains[name]
+    array: npt.NDArray[Any] = getattr(output, name)
+    return array
+
+
+def _encode_videos(
+    runs: _Runs,
+    inputs: Inputs,
+    max_batch: int,
+    max_unreadable_share: float,
+    progress: Progress,
+) -> tuple[list[int], list[str], list[npt.NDArray[np.uint8]], list[VideoFeatures | None]]:
+    """Indices kept, reasons for the others, thumbnails, and each run's features."""
+    total = len(inputs.video_ids)
+    kept: list[int] = []
+    unreadable: list[str] = []
+    thumbnails: list[npt.NDArray[np.uint8]] = []
+    parts: list[list[VideoFeatures | None]] = []
+    batch: list[npt.NDArray[np.uint8]] = []
+    # A generator is closed whatever happens: threads are reading for it.
+    with closing(_generator(inputs.clips)) as clips:
+        for n, clip in enumerate(clips):
+            if isinstance(clip, VideoError):
+                unreadable.append(str(clip))
+                if len(unreadable) > max_unreadable_share * total:
+                    raise _too_many_unreadable(inputs, unreadable, n + 1, max_unreadable_share)
+            else:
+                frames = clip.frames if isinstance(clip, VideoFrames) else clip
+                kept.append(n)
+                batch.append(frames)
+                thumbnails.append(_thumbnail(frames))
+            if batch and (len(batch) == max_batch or n + 1 == total):
+                parts.append(_encode_batch(runs, batch))
+                batch = []
+            progress("videos", n + 1, total)
+    if not kept:
+        raise _too_many_unreadable(inputs, unreadable, total, max_unreadable_share)
+    return kept, unreadable, thumbnails, [_join(of_run) for of_run in zip(*parts, strict=True)]
+
+
+def _encode_batch(
+    runs: _Runs, batch: Sequence[npt.NDArray[np.uint8]]
+) -> list[VideoFeatures | None]:
+    return runs.call(
+        Graph.VIDEO_ENCODER, lambda matcher, _: matcher.encode_clips(batch), _VIDEO_OUTPUTS
+    )
+
+
+def _join(parts: Sequence[VideoFeatures | None]) -> VideoFeatures | None:
+    whole = [part for part in parts if part is not None]
+    return VideoFeatures.concatenate(whole) if len(whole) == len(parts) else None
+
+
+def _score(
+    runs: _Runs,
+    texts: Sequence[str],
+    videos: Sequence[VideoFeatures | None],
+    progress: Progress,
+) -> tuple[npt.NDArray[np.float32], float]:
+    """The reference's logits [T, V] and its logit scale; the runs keep their own logits."""
+    config = runs.reference.matcher.config
+    assert videos[0] is not None
+    num_videos = len(videos[0])
+    pairs = max(1, _SCORER_ELEMENTS // (config.max_words * config.max_frames))
+    text_step = min(_TEXTS_AT_ONCE, pairs)
+    video_step = max(1, pairs // text_step)
+    logits = np.empty((len(texts), num_videos), dtype=np.float32)
+    for measured in runs.measured:
+        if measured.error is None:
+            measured.logits = np.empty_like(logits)
+    names = ("logits", *(grain.value for grain in config.grains))
+    products = squares = 0.0  # of the reference's logits and mean grains
+    for first in range(0, len(texts), text_step):
+        rows = slice(first, first + text_step)
+        encoded = _encode_texts(runs, texts[rows])
+        for start in range(0, num_videos, video_step):
+            columns = slice(start, start + video_step)
+            scores = _score_block(runs, encoded, videos, columns, names)
+            for measured, found in zip(runs.measured, scores[1:], strict=True):
+                if measured.logits is not None and found is not None:
+                    measured.logits[rows, columns] = found.logits
+            expected = scores[0]
+            assert expected is not None
+            logits[rows, columns] = expected.logits
+            mean = np.mean(list(expected.grains.values()), axis=0, dtype=np.float64)
+            products += float((expected.logits * mean).sum())
+            squares += float((mean * mean).sum())
+        progress("captions", min(rows.stop, len(texts)), len(texts))
+    return logits, products / squares if squares else 1.0
+
+
+def _encode_texts(runs: _Runs, texts: Sequence[str]) -> list[TextFeatures | None]:
+    return runs.call(
+        Graph.TEXT_ENCODER, lambda matcher, _: matcher.encode_texts(texts), _TEXT_OUTPUTS
+    )
+
+
+def _score_block(
+    runs: _Runs,
+    texts: Sequence[TextFeatures | None],
+    videos: Sequence[VideoFeatures | None],
+    columns: slice,
+    names: Sequence[str],
+) -> list[Scores | None]:
+    def score(matcher: Matcher, number: int) -> Scores:
+        # End to end: each scorer reads what its own encoders wrote.
+        text, video = texts[number], videos[number]
+        assert text is not None, "a run that broke off is not called"
+        assert video is not None, "a run that broke off is not called"
+        return matcher.score(text, video[columns])
+
+    return runs.call(Graph.SCORER, score, names)
+
+
+def _thumbnail(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The middle frame, every so many pixels: for a report, not for a model."""
+    frame = frames[len(frames) // 2]
+    step = max(1, frame.shape[0] // 96)
+    return np.ascontiguousarray(frame[::step, ::step])
+
+
+def _too_many_unreadable(
+    inputs: Inputs, unreadable: Sequence[str], seen: int, share: float
+) -> DatasetError:
+    return DatasetError(
+        f"{inputs.source}: {len(unreadable)} of the first {seen} videos cannot be read, the last "
+        f"because: {unreadable[-1] if unreadable else 'there were none'}; expected at most "
+        f"{share:.1%} of {len(inputs.video_ids)}; mend the files or raise --max-unreadable-share"
+    )
+
+
+def _generator(clips: Iterable[Clip]) -> Generator[Clip, None, None]:
+    yield from clips

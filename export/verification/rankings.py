@@ -1,0 +1,130 @@
+"""How two score matrices rank the same videos: agreement at the top, and order flips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.features import FloatArray
+
+TOPS = (1, 5, 10)
+DEPTH = 10
+"""Videos of a ranking that count: what a search shows."""
+_KEPT = 24
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Two videos that a text ranks in another order than the reference."""
+
+    text: int
+    """Row."""
+    upper: int
+    """Column of the video that the reference puts first of the two."""
+    lower: int
+    """Column of the other one."""
+    reference_gap: float
+    """Logits between them in the reference, above 0."""
+    found_gap: float
+    """Logits between them here, below 0."""
+
+
+@dataclass(frozen=True)
+class RankComparison:
+    """See ``RankingRecord`` of the certificate, whose fields these become."""
+
+    top_agreement: dict[int, float | None]
+    flips: int
+    near_tie_flips: int
+    texts_flipped: int
+    texts_changed: int
+    moves: npt.NDArray[np.int64]
+    """[depth, depth + 1]: how many texts have the video of the reference's rank (row) at which
+    rank (column); the last column counts those further down. ``depth``: 10, or all videos."""
+    worst: tuple[Flip, ...]
+    """The flips furthest apart in the reference, those first."""
+
+    @property
+    def largest_flipped_gap(self) -> float:
+        """Logits, in the reference; 0 without flips."""
+        return self.worst[0].reference_gap if self.worst else 0.0
+
+
+def compare_rankings(
+    reference: FloatArray, found: FloatArray, tie_gap: float, *, kept: int = _KEPT
+) -> RankComparison:
+    """Compare how the rows (texts) of two score matrices rank the columns (videos).
+
+    A *flip* is a pair of columns, both among the first ten of either matrix, which the reference
+    puts strictly in one order and ``found`` strictly in the other. Where the reference has them
+    no more than ``tie_gap`` apart, it is a near tie and counted apart. If no score is off by
+    more than ``tie_gap / 2``, all flips are near ties. Columns with equal scores rank in their
+    order.
+
+    Args:
+        reference: Finite [T, V].
+        found: Finite [T, V].
+        tie_gap: In units of the scores, at least 0.
+        kept: Most flips to return one by one.
+    """
+    reference, found = np.asarray(reference, np.float64), np.asarray(found, np.float64)
+    expected_order, found_order = (
+        np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH] for scores in (reference, found)
+    )
+    real = near = flipped_texts = changed = 0
+    worst: list[Flip] = []
+    for text, (first, second) in enumerate(zip(expected_order, found_order, strict=True)):
+        columns = np.union1d(first, second)
+        before = reference[text, columns]
+        after = found[text, columns]
+        gaps = before[:, None] - before  # [candidates, candidates]: above 0 where row is first
+        uppers, lowers = np.nonzero((gaps > 0) & (after[:, None] < after))
+        if not uppers.size:
+            continue
+        flipped = gaps[uppers, lowers]
+        is_near = flipped <= tie_gap
+        near += int(is_near.sum())
+        real += int((~is_near).sum())
+        flipped_texts += int(not is_near.all())
+        changed += 1
+        widest = np.argsort(-flipped, kind="stable")[:kept]
+        worst += [
+            Flip(
+                text,
+                int(columns[upper]),
+                int(columns[lower]),
+                float(gaps[upper, lower]),
+                float(after[upper] - after[lower]),
+            )
+            for upper, lower in zip(uppers[widest], lowers[widest], strict=True)
+        ]
+        if len(worst) > 64 * kept:
+            worst = _widest(worst, kept)
+    agreement = {k: _agreement(expected_order, found_order, k, reference.shape[1]) for k in TOPS}
+    moves = _moves(expected_order, found_order)
+    return RankComparison(
+        agreement, real, near, flipped_texts, changed, moves, tuple(_widest(worst, kept))
+    )
+
+
+def _widest(flips: list[Flip], count: int) -> list[Flip]:
+    return sorted(flips, key=lambda flip: -flip.reference_gap)[:count]
+
+
+def _agreement(
+    expected: npt.NDArray[np.int64], found: npt.NDArray[np.int64], k: int, num_videos: int
+) -> float | None:
+    """Mean share of the first k that both have; None where any ranking would have them all."""
+    if k > 1 and num_videos <= k:
+        return None
+    is_common = expected[:, :k, None] == found[:, None, :k]  # [T, k, k]
+    return float(is_common.any(axis=2).mean())
+
+
+def _moves(expected: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    is_same = expected[:, :, None] == found[:, None, :]  # [T, depth, depth]
+    counts = is_same.sum(axis=0)
+    further = len(expected) - counts.sum(axis=1)
+    return np.concatenate([counts, further[:, None]], axis=1)

@@ -1,0 +1,286 @@
+"""The certificate for people: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.export.verification import plots
+from xclip_deploy.export.verification.certificate import Certificate, Comparison
+from xclip_deploy.export.verification.measuring import Measured, Measurement
+from xclip_deploy.export.verification.rankings import Flip, RankComparison
+
+_SHOWN_FLIPS = 12
+_CSS = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+       max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
+p { margin: .3rem 0 .8rem; } .quiet { color: #666; }
+.verdict { display: inline-block; padding: .1rem .7rem; border-radius: 1rem; color: #fff;
+           font-weight: 600; margin-left: .6rem; }
+.passed { background: #1a7f37; } .failed { background: #b3261e; }
+table { border-collapse: collapse; margin: .4rem 0 1rem; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 600; border-bottom: 1px solid #999; }
+th, td { padding: .15rem .9rem .15rem 0; vertical-align: middle; }
+td { border-bottom: 1px solid #eee; } .number { text-align: right; }
+.bad { color: #b3261e; font-weight: 600; }
+img { max-width: 100%; height: auto; } img.frame { width: 72px; height: 72px; display: block; }
+code { font-size: .9em; }
+"""
+_Cell = str | tuple[str, str]
+"""Text, or text and a class; escaped already."""
+
+
+def render_report(
+    certificate: Certificate, measurement: Measurement, ranks: Sequence[RankComparison | None]
+) -> str:
+    """The page as HTML. Raises MissingExtraError where matplotlib is not installed."""
+    comparisons = certificate.comparisons
+    scatter = plots.score_scatter(measurement, comparisons)
+    moves = plots.rank_moves(comparisons, ranks)
+    parts = [
+        _heading(certificate),
+        "<h2>Rankings and recall</h2>",
+        _summary(certificate),
+        "<p class=quiet>Top-K: share of the reference's first K videos that are among the first "
+        "K here, mean over the texts. Flip: two videos of the first ten that a text ranks in "
+        "another order than the reference. Near tie: a flip of videos that the reference has no "
+        "further apart than twice the tolerance; it is not held against a run.</p>",
+        _recalls(certificate),
+        "<h2>Errors</h2>",
+        "<p>Share of elements by absolute error; dashed: the most that one may have. Features are "
+        "elements of unit vectors, grains are similarities, logits are scores. Scores are bound by "
+        "their root mean square (RMS) as well: the scorer's sharp softmaxes make a few pairs far "
+        "worse than the rest.</p>",
+        plots.as_image(
+            plots.error_distributions(measurement, comparisons), "distribution of errors"
+        ),
+        *(_tensors(comparison) for comparison in comparisons),
+    ]
+    if scatter is not None:
+        parts += [
+            "<h2>Scores</h2>",
+            f"<p>Every dot is one text with one video{_sampled(measurement)}.</p>",
+            plots.as_image(scatter, "scores and their errors"),
+        ]
+    parts.append("<h2>Where ranks moved</h2>")
+    if moves is not None:
+        parts += [
+            "<p>Rows: rank in the reference. Columns: rank of the same video here. A run that "
+            "ranks as the reference does has the diagonal alone.</p>",
+            plots.as_image(moves, "ranks in the reference and here"),
+        ]
+    for measured, comparison, rank in zip(measurement.measured, comparisons, ranks, strict=True):
+        parts.append(_flips(measurement, measured, comparison, rank))
+    parts.append(_provenance(certificate))
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width">'
+        f"<title>xclip-deploy verify: {_verdict(certificate.passed)}</title>"
+        f"<style>{_CSS}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _heading(certificate: Certificate) -> str:
+    inputs = certificate.inputs
+    verdict = _verdict(certificate.passed)
+    videos = "drawn videos (synthetic)" if inputs.synthetic_videos else "videos"
+    texts = "built-in texts" if inputs.built_in_texts else "texts"
+    left_out = len(inputs.unreadable) + len(inputs.missing)
+    parts = [
+        f"<h1>Parity certificate <span class='verdict {verdict}'>{verdict}</span></h1>",
+        f"<p>Reference: {escape(certificate.reference.name)}. "
+        f"Shown: {inputs.num_videos} {videos} and {inputs.num_texts} {texts} "
+        f"({escape(inputs.source)}{f'; {left_out} videos left out' if left_out else ''}).<br>"
+        f"Bundle <code>{certificate.fingerprint[:16]}</code>, "
+        f"{escape(certificate.created_utc)}, {escape(certificate.machine.cpu)}.</p>",
+    ]
+    if inputs.synthetic_videos:
+        parts.append(
+            "<p class=quiet>Synthetic videos show whether the numbers agree, and little of what "
+            "a difference means for retrieval: give videos and captions of your own.</p>"
+        )
+    if certificate.failures:
+        lines = "".join(f"<li class=bad>{escape(line)}</li>" for line in certificate.failures)
+        parts.append(f"<ul>{lines}</ul>")
+    return "\n".join(parts)
+
+
+def _summary(certificate: Certificate) -> str:
+    rows: list[list[_Cell]] = []
+    for comparison in certificate.comparisons:
+        ranking = comparison.ranking
+        state: _Cell = "passed" if comparison.passed else ("FAILED", "bad")
+        if ranking is None:
+            rows.append([escape(comparison.run.name), *[""] * 6, state])
+            continue
+        rows.append(
+            [
+                escape(comparison.run.name),
+                *(
+                    (_percent(share), "number")
+                    for share in (
+                        ranking.top1_agreement,
+                        ranking.top5_agreement,
+                        ranking.top10_agreement,
+                    )
+                ),
+                (str(ranking.flips), "number" if ranking.passed else "number bad"),
+                (str(ranking.near_tie_flips), "number"),
+                (
+                    f"{ranking.largest_flipped_gap:.2g} of {ranking.tie_gap:.2g} logits"
+                    if ranking.texts_changed
+                    else "",
+                    "number",
+                ),
+                state,
+            ]
+        )
+    headers = ("run", "top-1", "top-5", "top-10", "flips", "near ties", "widest flip", "")
+    return _table(headers, rows)
+
+
+def _recalls(certificate: Certificate) -> str:
+    rows: list[list[_Cell]] = []
+    for comparison in certificate.comparisons:
+        for direction in ("text_to_video", "video_to_text"):
+            records = [record for record in comparison.recalls if record.direction == direction]
+            if not records:
+                continue
+            cells: list[_Cell] = [escape(comparison.run.name), direction.replace("_", " ")]
+            for record in records:
+                change = record.found - record.reference
+                cells.append(
+                    (
+                        f"{record.found:.1f} ({change:+.2f})",
+                        "number" if record.passed else "number bad",
+                    )
+                )
+            cells.append((f"±{records[0].allowed_points:.2g}", "number"))
+            rows.append(cells)
+    if not rows:
+        return "<p class=quiet>The texts belong to no videos: no recalls.</p>"
+    headers = ("run", "direction", "R@1, %", "R@5, %", "R@10, %", "allowed, points")
+    return _table(headers, rows)
+
+
+def _tensors(comparison: Comparison) -> str:
+    rows: list[list[_Cell]] = [
+        [
+            record.graph.value,
+            escape(record.tensor),
+            (_number(record.min_cosine, ".7f"), "number"),
+            (_number(record.mean_cosine, ".7f"), "number"),
+            (_number(record.max_abs_error, ".1e"), "number"),
+            (f"{record.allowed_error:.1e}", "number"),
+            (_number(record.rms_error, ".1e"), "number"),
+            (_number(record.allowed_rms, ".1e"), "number"),
+            "ok" if record.passed else ("FAILED", "bad"),
+        ]
+        for record in comparison.tensors
+    ]
+    headers = (
+        "graph",
+        "output",
+        "min cosine",
+        "mean cosine",
+        "max error",
+        "allowed",
+        "RMS error",
+        "allowed",
+        "",
+    )
+    return f"<h3>{escape(comparison.run.name)}</h3>{_table(headers, rows)}"
+
+
+def _flips(
+    measurement: Measurement,
+    measured: Measured,
+    comparison: Comparison,
+    ranks: RankComparison | None,
+) -> str:
+    heading = f"<h3>{escape(comparison.run.name)}</h3>"
+    if ranks is None:
+        return heading + "<p class=bad>It broke off, or scores are NaN or infinite: no ranking.</p>"
+    if not ranks.worst:
+        return heading + "<p>No text ranks two videos in another order than the reference.</p>"
+    total = ranks.flips + ranks.near_tie_flips
+    shown = ranks.worst[:_SHOWN_FLIPS]
+    text = (
+        f"<p>{total} flips in {ranks.texts_changed} of {len(measurement.texts)} texts; "
+        f"the {len(shown)} of videos that the reference has furthest apart:</p>"
+    )
+    assert comparison.ranking is not None
+    assert measured.logits is not None
+    tie_gap = comparison.ranking.tie_gap
+    rows = [_flip(measurement, measured.logits, flip, tie_gap) for flip in shown]
+    headers = ("text", "above in the reference", "", "above here", "", "apart, logits", "")
+    return heading + text + _table(headers, rows)
+
+
+def _flip(
+    measurement: Measurement, logits: npt.NDArray[np.float32], flip: Flip, tie_gap: float
+) -> list[_Cell]:
+    cells: list[_Cell] = [escape(measurement.texts[flip.text] or "(empty)")]
+    for column in (flip.upper, flip.lower):
+        before = measurement.reference_logits[flip.text, column]
+        after = logits[flip.text, column]
+        cells.append(plots.thumbnail(measurement.thumbnails[column]))
+        name = measurement.video_ids[column].rsplit("/", 1)[-1]
+        cells.append(f"{escape(name)}<br><span class=quiet>{before:.3f} → {after:.3f}</span>")
+    cells.append((f"{flip.reference_gap:.2g} → {flip.found_gap:.2g}", "number"))
+    cells.append("near tie" if flip.reference_gap <= tie_gap else ("flip", "bad"))
+    return cells
+
+
+def _provenance(certificate: Certificate) -> str:
+    machine = certificate.machine
+    versions = ", ".join(f"{name} {version}" for name, version in certificate.versions.items())
+    lines = [
+        ", ".join((machine.cpu, f"{machine.cores} cores", *machine.gpus, machine.system)),
+        f"Versions: {versions}",
+        *(f"Not run: {skipped.what}: {skipped.reason}" for skipped in certificate.skipped),
+        *(f"Unreadable: {reason}" for reason in certificate.inputs.unreadable),
+    ]
+    return "<h2>Where it ran</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _sampled(measurement: Measurement) -> str:
+    return (
+        f"; {plots.MOST_POINTS:,} of {measurement.reference_logits.size:,} are drawn"
+        if (measurement.reference_logits.size > plots.MOST_POINTS)
+        else ""
+    )
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:
+    numeric = [bool(rows) and isinstance(cell, tuple) and "number" in cell[1] for cell in rows[0]]
+    head = "".join(
+        f"<th{' class=number' if is_number else ''}>{escape(header)}</th>"
+        for header, is_number in zip(headers, numeric, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(cell: _Cell) -> str:
+    if isinstance(cell, str):
+        return f"<td>{cell}</td>"
+    return f'<td class="{cell[1]}">{cell[0]}</td>'
+
+
+def _verdict(passed: bool) -> str:
+    return "passed" if passed else "failed"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "" if value is None else format(value, spec)

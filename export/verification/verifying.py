@@ -1,0 +1,289 @@
+"""``verify_bundle``: from a bundle to its certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from importlib import metadata
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from xclip_deploy.errors import (
+    BundleError,
+    EngineError,
+    InvalidArgumentError,
+    MissingExtraError,
+    SessionError,
+    VerificationError,
+)
+from xclip_deploy.export.verification.certificate import (
+    DIRECTORY,
+    FILE_NAME,
+    REPORT_NAME,
+    Certificate,
+    Comparison,
+    InputsRecord,
+    SkippedRun,
+    hashes,
+)
+from xclip_deploy.export.verification.inputs import Inputs, open_inputs
+from xclip_deploy.export.verification.judging import judge
+from xclip_deploy.export.verification.measuring import Measurement, Progress, measure
+from xclip_deploy.export.verification.plots import import_matplotlib
+from xclip_deploy.export.verification.rankings import RankComparison
+from xclip_deploy.export.verification.report import render_report
+from xclip_deploy.export.verification.runs import (
+    Run,
+    engine_options,
+    find_sessions,
+    open_reference,
+    open_run,
+)
+from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.engine_set import read_engine_set
+from xclip_deploy.runtime.evaluation import EvaluatedSplit
+from xclip_deploy.runtime.manifest import Tolerance
+from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.video import VideoReader
+
+
+def verify_bundle(
+    bundle: str | PathLike[str] | Bundle = "xclip-bundle",
+    *,
+    checkpoint: str | PathLike[str] | None = None,
+    split: EvaluatedSplit | None = None,
+    videos: str | PathLike[str] | None = None,
+    texts: Sequence[str] | None = None,
+    output: str | PathLike[str] | None = None,
+    report: bool | None = None,
+    max_unreadable_share: float = 0.1,
+    max_batch: int = 16,
+    threads: int | None = None,
+    reader: VideoReader = "pyav",
+    progress: Progress | None = None,
+) -> Certificate:
+    """Compare every graph and engine of a bundle that can run here with its model.
+
+    The reference is the checkpoint in PyTorch where it is given, else the FP32 graphs. All runs
+    see the same videos and texts, each from end to end: its scorer reads what its encoders
+    wrote. The tolerances are those of the manifest. The certificate is written in either
+    outcome, passed or not; ``Certificate.require_passed`` raises.
+
+    Args:
+        bundle: Path of a bundle, or an opened one.
+        checkpoint: What the bundle was exported from, in any file with the same weights.
+        split: Videos and captions, from ``open_dataset``: recalls are compared too.
+        videos: In place of a split, a folder of videos, or one video.
+        texts: In place of a split's captions. Without these three, or some, a small built-in
+            set is used, and the certificate says so: its videos are drawn.
+        output: Folder for ``certificate.json`` and ``report.html``; None: ``verification`` in
+            the bundle.
+        report: Whether to write the HTML report, which needs matplotlib; None: where that is
+            installed.
+        max_unreadable_share: Share of the videos, 0 to 1, that may be unreadable.
+        max_batch: Most texts or videos in one run of an encoder.
+        threads: CPU threads for inference and for decoding; None: one per core.
+        reader: Library that decodes.
+        progress: Called with ``videos`` or ``captions``, how many are done, how many there are.
+
+    Raises:
+        VerificationError: there is nothing to compare, or nothing to compare with; the
+            checkpoint is of another model; the reference yields NaN.
+        BundleError: the bundle cannot be used, or the result cannot be written.
+        CheckpointError, DatasetError, SessionError, VideoError: as those who raise them say.
+        InvalidArgumentError: an argument is out of range.
+        MissingExtraError: matplotlib for a report that was asked for, PyTorch for a checkpoint,
+            or ONNX Runtime is not installed.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+    if not 0 <= max_unreadable_share <= 1:
+        raise InvalidArgumentError(
+            f"max_unreadable_share is {max_unreadable_share}; expected a share from 0 to 1"
+        )
+    report = _can_draw() if report is None else report
+    if report:
+        import_matplotlib()
+    inputs = open_inputs(
+        opened, split=split, videos=videos, texts=texts, reader=reader, threads=threads
+    )
+    sessions, skipped = find_sessions(
+        opened, is_fp32_the_reference=checkpoint is None, threads=threads
+    )
+    if not sessions:
+        raise _nothing_to_compare(opened, skipped)
+    target = opened.path / DIRECTORY if output is None else Path(output)
+    with _writable(target, opened):
+        target.mkdir(parents=True, exist_ok=True)
+        # Now rather than after hours of encoding.
+        with TemporaryFile(dir=target):
+            pass
+    with ExitStack() as stack:
+        reference = stack.enter_context(open_reference(opened, checkpoint, max_batch, threads))
+        opened_runs = [_try_open(stack, opened, options, max_batch) for options in sessions]
+        runs = [run for run in opened_runs if isinstance(run, Run)]
+        skipped += [run for run in opened_runs if isinstance(run, SkippedRun)]
+        if not runs:
+            raise _nothing_to_compare(opened, skipped)
+        measurement = measure(
+            reference,
+            runs,
+            inputs,
+            max_batch=max_batch,
+            max_unreadable_share=max_unreadable_share,
+            progress=progress or _no_progress,
+        )
+    certificate, ranks = _certificate(opened, inputs, measurement, skipped)
+    page = render_report(certificate, measurement, ranks) if report else None
+    with _writable(target, opened):
+        # First, so that no report ever lies beside the certificate of another run.
+        (target / REPORT_NAME).unlink(missing_ok=True)
+        _write(target / FILE_NAME, certificate.to_json())
+        if page is not None:
+            _write(target / REPORT_NAME, page)
+    return certificate
+
+
+def verify_engines(
+    bundle: str | PathLike[str] | Bundle,
+    folder: str | PathLike[str],
+    *,
+    max_batch: int = 16,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Hold the engines in a folder against the bundle's FP32 graphs, on this machine's GPU.
+
+    The self-test of new engines, which need not be in their place yet; it runs on the built-in
+    inputs and writes nothing. Returns the comparison, everything within tolerance.
+
+    Raises VerificationError where anything is out of tolerance or a run breaks off,
+    EngineError, SessionError or MissingExtraError where the engines or the FP32 graphs cannot
+    be run here.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+    folder = Path(folder)
+    options = engine_options(folder, read_engine_set(folder, opened.path))
+    inputs = open_inputs(opened, split=None, videos=None, texts=None, reader="pyav", threads=None)
+    with (
+        open_reference(opened, None, max_batch, None) as reference,
+        open_run(opened, options, max_batch) as run,
+    ):
+        measurement = measure(
+            reference,
+            [run],
+            inputs,
+            max_batch=max_batch,
+            max_unreadable_share=0.0,
+            progress=progress or _no_progress,
+        )
+    comparison, _ = judge(measurement, measurement.measured[0], _tolerance(opened, run))
+    if not comparison.passed:
+        more = len(comparison.failures) - 1
+        raise VerificationError(
+            f"engines {folder} are out of tolerance against {reference.identity.name}: "
+            f"{comparison.failures[0]}{f' (and {more} more)' if more else ''}; "
+            f"run: xclip-deploy build-trt {opened.path} --force"
+        )
+    return comparison
+
+
+def _tolerance(bundle: Bundle, run: Run) -> Tolerance:
+    precision = run.identity.precision
+    tolerance = bundle.manifest.tolerances.get(precision)
+    if tolerance is None:
+        raise VerificationError(
+            f"bundle {bundle.path} has no tolerances for {precision.value}; "
+            f"run: xclip-deploy export CHECKPOINT -o {bundle.path}"
+        )
+    return tolerance
+
+
+def _try_open(
+    stack: ExitStack, bundle: Bundle, options: SessionOptions, max_batch: int
+) -> Run | SkippedRun:
+    try:
+        return stack.enter_context(open_run(bundle, options, max_batch))
+    except (SessionError, EngineError, MissingExtraError) as error:
+        what = f"{options.precision} {options.backend} {options.device}"
+        if options.engines is not None:
+            what = f"engines {options.engines.name}"
+        return SkippedRun(what=what, reason=str(error))
+
+
+def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> VerificationError:
+    reasons = "; ".join(f"{skip.what}: {skip.reason}" for skip in skipped)
+    return VerificationError(
+        f"bundle {bundle.path}: nothing to compare with its FP32 graphs can run here ({reasons}); "
+        "give the model as --checkpoint to verify the FP32 graphs themselves"
+    )
+
+
+def _write(path: Path, content: str) -> None:
+    with replaced_file(path) as partial:
+        partial.write_text(content, encoding="utf-8")
+
+
+def _can_draw() -> bool:
+    try:
+        import_matplotlib()
+    except MissingExtraError:
+        return False
+    return True
+
+
+def _certificate(
+    bundle: Bundle, inputs: Inputs, measurement: Measurement, skipped: Sequence[SkippedRun]
+) -> tuple[Certificate, list[RankComparison | None]]:
+    judged = [
+        judge(measurement, measured, _tolerance(bundle, measured.run))
+        for measured in measurement.measured
+    ]
+    comparisons = tuple(comparison for comparison, _ in judged)
+    certificate = Certificate(
+        passed=all(comparison.passed for comparison in comparisons),
+        fingerprint=bundle.manifest.fingerprint,
+        graphs=hashes(bundle),
+        reference=measurement.reference.identity,
+        inputs=InputsRecord(
+            source=inputs.source,
+            synthetic_videos=inputs.synthetic_videos,
+            built_in_texts=inputs.built_in_texts,
+            has_ground_truth=measurement.video_of_text is not None,
+            num_videos=len(measurement.video_ids),
+            num_texts=len(measurement.texts),
+            unreadable=measurement.unreadable,
+            missing=tuple(inputs.missing),
+        ),
+        logit_scale=measurement.logit_scale,
+        comparisons=comparisons,
+        skipped=tuple(skipped),
+        machine=this_machine(),
+        versions=_versions(measurement),
+        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    return certificate, [ranks for _, ranks in judged]
+
+
+@contextmanager
+def _writable(target: Path, bundle: Bundle) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"{target} cannot be written ({error.strerror}); for a bundle on a read-only or full "
+            f"disk run: xclip-deploy verify {bundle.path} -o FOLDER"
+        ) from error
+
+
+def _versions(measurement: Measurement) -> dict[str, str]:
+    versions = installed_versions()
+    if measurement.reference.identity.backend == "pytorch":
+        versions["torch"] = metadata.version("torch")
+    return versions
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    del what, done, total

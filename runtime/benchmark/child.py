@@ -1,0 +1,95 @@
+"""The benchmark's end of a worker process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from xclip_deploy import errors
+
+
+class Child:
+    """A worker process with one graph open in one session."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        """Start the process and have it open the session; see ``worker.py``.
+
+        Raises what opening the session raised there, or SessionError where the process died.
+        """
+        self._what = f"{request['graph']} with {request['options'] or 'default options'}"
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        # A session of its own: Ctrl-C reaches us alone, and we end the workers.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "xclip_deploy.runtime.benchmark.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+            # Python looks for modules where it is started, such as in a checkout of ours.
+            cwd="/",
+        )
+        try:
+            self.opened = self._ask(request)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, size: int, *, seconds: float, warmup: int) -> dict[str, Any]:
+        """Run the graph; see ``worker.py``. Raises SessionError; the process is gone then."""
+        return self._ask({"size": size, "seconds": seconds, "warmup": warmup})
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise self._death()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            kind = getattr(errors, answer["kind"], errors.SessionError)
+            if kind is errors.MissingExtraError:  # which takes other arguments
+                kind = errors.SessionError
+            raise kind(answer["error"])
+        return answer
+
+    def _death(self) -> errors.SessionError:
+        status = self._process.wait()
+        self._log.seek(0)
+        said = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        how = f"exit status {status}"
+        if status < 0:
+            how = signal.Signals(-status).name
+            if status == -signal.SIGKILL:
+                how += ", as when memory runs out"
+        last = f": {said[-1]}" if said else ""
+        return errors.SessionError(f"the process that ran {self._what} ended ({how}){last}")

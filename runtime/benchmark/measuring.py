@@ -1,0 +1,269 @@
+"""Measuring sessions side by side: a process for each, taking turns in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from xclip_deploy.errors import InvalidArgumentError, SessionError, XclipDeployError
+from xclip_deploy.runtime.benchmark.child import Child
+from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
+from xclip_deploy.runtime.benchmark.offers import offered_sessions
+from xclip_deploy.runtime.benchmark.results import (
+    Benchmark,
+    BenchmarkedSession,
+    Loading,
+    Measurement,
+    SkippedSession,
+)
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.manifest import Graph, Precision
+from xclip_deploy.runtime.sessions import SessionOptions
+
+Progress = Callable[[int, int, str], None]
+"""Called at the start of every step with its number from 0, how many there are, and a label;
+once more at the end with both numbers equal."""
+
+
+_LONG_RUN_S = 0.1
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """What is measured, and for how long. Raises InvalidArgumentError for what cannot be."""
+
+    sizes: Mapping[Graph, Sequence[int]] = field(
+        default_factory=lambda: {
+            Graph.VIDEO_ENCODER: (1, 8),
+            Graph.TEXT_ENCODER: (1, 32),
+            Graph.SCORER: (100, 1000),
+        }
+    )
+    """For every graph that is measured: videos or texts in one run, of the scorer videos
+    scored for one text."""
+    seconds: float = 3.0
+    """Least time to run every session at every size, over all rounds."""
+    rounds: int = 5
+    """Turns that every session takes at a size. What else the machine does for a while then
+    slows all sessions alike, rather than one."""
+    warmup: int = 2
+    """Runs at every size before any is timed. One more precedes every turn, as caches hold
+    another session's weights by then, unless runs are so long that it does not show."""
+
+    def __post_init__(self) -> None:
+        if not self.sizes or not all(self.sizes.values()):
+            raise InvalidArgumentError("sizes: expected at least one graph with one size")
+        for graph, sizes in self.sizes.items():
+            for size in sizes:
+                if size < 1:
+                    raise InvalidArgumentError(f"size {size} of {graph.value}: expected at least 1")
+        if not 0 < self.seconds < float("inf"):
+            raise InvalidArgumentError(f"seconds {self.seconds}: expected more than 0")
+        if self.rounds < 1:
+            raise InvalidArgumentError(f"rounds {self.rounds}: expected at least 1")
+        if self.warmup < 0:
+            raise InvalidArgumentError(f"warmup {self.warmup}: expected at least 0")
+
+
+def benchmark_sessions(
+    bundle: str | PathLike[str] | Bundle = "xclip-bundle",
+    sessions: Sequence[SessionOptions] | None = None,
+    *,
+    plan: BenchmarkPlan | None = None,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Measure latency, throughput and memory of a bundle's graphs.
+
+    ``sessions``: how to run them; None: every way that this machine offers, of which those
+    that cannot be opened are reported and left out. Each graph runs in a process of its own
+    for each session. The sessions take turns, one running at a time, with random inputs of
+    full length. Raises BundleError, InvalidArgumentError, or SessionError (and others of
+    opening a session) for a session that was asked for.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+    plan = plan or BenchmarkPlan()
+    machine = this_machine()  # before our own load is on it
+    is_asked = sessions is not None
+    wanted = list(offered_sessions(bundle) if sessions is None else sessions)
+    if not wanted:
+        raise InvalidArgumentError("sessions: expected at least one")
+    run = _Run(bundle, plan, wanted, is_asked, progress)
+    for graph in Graph:
+        if graph in plan.sizes:
+            run.measure(graph, sorted(set(plan.sizes[graph])))
+    run.finish()
+    if not run.sessions:
+        reasons = "; ".join(skipped.reason for skipped in run.skipped.values())
+        raise SessionError(f"no session could be opened: {reasons}")
+    return Benchmark(
+        bundle=str(bundle.path),
+        fingerprint=bundle.manifest.fingerprint,
+        model=_model(bundle),
+        machine=machine,
+        versions=installed_versions(),
+        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        rounds=plan.rounds,
+        seconds=plan.seconds,
+        warmup=plan.warmup,
+        sessions=tuple(run.sessions.values()),
+        skipped=tuple(run.skipped.values()),
+        loadings=tuple(run.loadings),
+        measurements=tuple(run.measurements),
+    )
+
+
+class _Run:
+    """One benchmark under way; sessions are known by their number in the list of all."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        plan: BenchmarkPlan,
+        wanted: Sequence[SessionOptions],
+        is_asked: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._bundle, self._plan, self._wanted, self._is_asked = bundle, plan, wanted, is_asked
+        self._progress, self._done = progress, 0
+        self._steps = sum(len(wanted) + len(set(sizes)) for sizes in plan.sizes.values())
+        self.sessions: dict[int, BenchmarkedSession] = {}
+        self.skipped: dict[int, SkippedSession] = {}
+        self.loadings: list[Loading] = []
+        self.measurements: list[Measurement] = []
+
+    def measure(self, graph: Graph, sizes: Sequence[int]) -> None:
+        """Measure one graph in all sessions."""
+        with ExitStack() as stack:
+            children: dict[int, Child] = {}
+            for number, options in enumerate(self._wanted):
+                changed = _changed(options)
+                self._step(f"opening {graph.value}, {_words(changed) or 'default options'}")
+                if number in self.skipped:
+                    continue
+                request = {
+                    "bundle": str(self._bundle.path.absolute()),
+                    "graph": graph.value,
+                    "options": changed,
+                    "sizes": sizes,
+                }
+                try:
+                    children[number] = stack.enter_context(Child(request))
+                except XclipDeployError as error:
+                    if self._is_asked:
+                        raise
+                    self.skipped[number] = SkippedSession(options=changed, reason=str(error))
+                    continue
+                self._opened(number, graph, changed, children[number].opened)
+            for size in sizes:
+                self._step(f"measuring {graph.value} at {size}")
+                self._measure_size(graph, size, children)
+
+    def _measure_size(self, graph: Graph, size: int, children: dict[int, Child]) -> None:
+        """Let all children take turns; one that fails is out from this size on."""
+        plan = self._plan
+        latencies_s: dict[int, list[float]] = {number: [] for number in children}
+        last: dict[int, dict[str, Any]] = {}
+        failed: dict[int, str] = {}
+        for turn in range(plan.rounds + 1):
+            numbers = [number for number in children if number not in failed]
+            # Another goes first in each round, so that none always follows the same one.
+            shift = turn % max(1, len(numbers))
+            for number in numbers[shift:] + numbers[:shift]:
+                is_long = number in last and last[number]["last_run_s"] > _LONG_RUN_S
+                try:
+                    answer = children[number].run(
+                        size,
+                        seconds=0.0 if turn == 0 else plan.seconds / plan.rounds,
+                        warmup=plan.warmup if turn == 0 else int(not is_long),
+                    )
+                except XclipDeployError as error:
+                    failed[number] = str(error)
+                    continue
+                latencies_s[number] += answer["latencies_s"]
+                last[number] = answer
+        for number in list(children):
+            is_failed = number in failed
+            found = last.get(number, {})
+            self.measurements.append(
+                Measurement(
+                    session=self.sessions[number].name,
+                    graph=graph,
+                    size=size,
+                    latencies_s=() if is_failed else tuple(latencies_s[number]),
+                    peak_memory_bytes=None if is_failed else found["peak_memory_bytes"],
+                    device_memory_bytes=None if is_failed else found["device_memory_bytes"],
+                    error=failed.get(number),
+                )
+            )
+            if is_failed:
+                children.pop(number).close()
+
+    def _opened(
+        self, number: int, graph: Graph, changed: dict[str, Any], opened: Mapping[str, Any]
+    ) -> None:
+        if number not in self.sessions:
+            name = f"{opened['backend']} {opened['device']} {opened['precision']}"
+            rest = {
+                key: value
+                for key, value in changed.items()
+                if key not in ("backend", "device", "device_id", "precision")
+            }
+            name = f"{name} {_words(rest)}".strip()
+            taken = {session.name for session in self.sessions.values()}
+            if name in taken:
+                name += f" ({number + 1})"
+            self.sessions[number] = BenchmarkedSession(
+                name=name,
+                backend=opened["backend"],
+                device=opened["device"],
+                precision=Precision(opened["precision"]),
+                options=changed,
+            )
+        self.loadings.append(
+            Loading(
+                session=self.sessions[number].name,
+                graph=graph,
+                seconds=opened["seconds"],
+                memory_bytes=opened["memory_bytes"],
+                device_memory_bytes=opened["device_memory_bytes"],
+            )
+        )
+
+    def _step(self, label: str) -> None:
+        if self._progress:
+            self._progress(self._done, self._steps, label)
+        self._done += 1
+
+    def finish(self) -> None:
+        """Report the end."""
+        assert self._done == self._steps
+        if self._progress:
+            self._progress(self._steps, self._steps, "done")
+
+
+def _changed(options: SessionOptions) -> dict[str, Any]:
+    """Options that are not at their default."""
+    default = SessionOptions()
+    return {
+        each.name: getattr(options, each.name)
+        for each in fields(options)
+        if getattr(options, each.name) != getattr(default, each.name)
+    }
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _model(bundle: Bundle) -> str:
+    model = bundle.manifest.model
+    return (
+        f"{model.family.value}, vision {model.vision.layers} layers of {model.vision.width}, "
+        f"{model.vision.image_size} px in patches of {model.vision.patch_size}, "
+        f"{model.max_frames} frames, {model.max_words} words"
+    )

@@ -1,0 +1,127 @@
+"""A benchmark as a picture."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
+from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.benchmark.results import ITEMS, Benchmark, Measurement, readable
+from xclip_deploy.runtime.manifest import Graph
+
+_SIZE_LABELS = {
+    Graph.VIDEO_ENCODER: "videos in a run",
+    Graph.TEXT_ENCODER: "texts in a run",
+    Graph.SCORER: "videos scored for one text",
+}
+
+
+def import_matplotlib() -> tuple[Any, Any]:
+    """Matplotlib's figure and PNG canvas. Raises MissingExtraError where it is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", "Drawing a benchmark") from error
+    return Figure, FigureCanvasAgg
+
+
+def draw(benchmark: Benchmark, path: Path) -> None:
+    """See :meth:`Benchmark.plot`."""
+    make_figure, make_canvas = import_matplotlib()
+    graphs = [
+        graph for graph in Graph if any(found.graph is graph for found in benchmark.measurements)
+    ]
+    figure = make_figure(figsize=(13, 1.6 + 3.2 * len(graphs)), layout="constrained")
+    rows = figure.subplots(len(graphs), 3, squeeze=False)
+    for graph, axes in zip(graphs, rows, strict=True):
+        found = [each for each in benchmark.measurements if each.graph is graph]
+        _draw_latency(benchmark, found, axes[0])
+        _draw_bars(benchmark, found, axes[1], "items_per_s")
+        _draw_bars(benchmark, found, axes[2], "peak_mb")
+        axes[0].set(title=f"{graph.value}: latency", ylabel="ms a run")
+        axes[1].set(title=f"{graph.value}: throughput", ylabel=f"{ITEMS[graph]} a second")
+        axes[2].set(title=f"{graph.value}: peak memory", ylabel="MB")
+        for each in axes:
+            each.set_xlabel(_SIZE_LABELS[graph])
+            each.grid(axis="y", alpha=0.3)
+            each.set_axisbelow(True)
+    handles, labels = rows[0][1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    figure.suptitle(_title(benchmark), fontsize=10)
+    try:
+        with replaced_file(path) as partial:
+            make_canvas(figure).print_png(str(partial))
+    except OSError as error:
+        raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _draw_latency(benchmark: Benchmark, found: list[Measurement], axes: Any) -> None:  # noqa: ANN401
+    """A dot for p50, a thick line on to p90 and a thin one to p99."""
+    axes.set_yscale("log")  # which brings locators of its own
+    ticker = importlib.import_module("matplotlib.ticker")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: readable(value))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    for position, each, color in _placed(benchmark, found, axes):
+        p50, p90, p99 = (each.percentile_s(percent) * 1e3 for percent in (50, 90, 99))
+        axes.plot([position, position], [p50, p99], color=color, linewidth=1)
+        axes.plot([position, position], [p50, p90], color=color, linewidth=4, alpha=0.5)
+        axes.plot([position], [p50], color=color, marker="o", markersize=7)
+        place = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+        axes.annotate(readable(p50), (position, p50), (7, 0), **place)
+    axes.annotate(
+        "dot p50, thick to p90, thin to p99", (0.02, 0.98), xycoords="axes fraction", va="top",
+        fontsize=7, color="0.4",
+    )  # fmt: skip
+
+
+def _draw_bars(benchmark: Benchmark, found: list[Measurement], axes: Any, what: str) -> None:  # noqa: ANN401
+    width = 0.8 / len(benchmark.sessions)
+    named = set()
+    for position, each, color in _placed(benchmark, found, axes):
+        height = each.items_per_s if what == "items_per_s" else (each.peak_memory_bytes or 0) / 1e6
+        label = None if each.session in named else each.session
+        named.add(each.session)
+        bars = axes.bar([position], [height], width * 0.9, color=color, label=label)
+        axes.bar_label(bars, fmt=readable, fontsize=8)
+    axes.margins(y=0.15)
+
+
+def _placed(
+    benchmark: Benchmark,
+    found: list[Measurement],
+    axes: Any,  # noqa: ANN401
+) -> list[tuple[float, Measurement, str]]:
+    """Each measurement with its place on the x axis, beside those of its size, and a colour."""
+    sizes = sorted({each.size for each in found})
+    axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    axes.set_xlim(-0.6, len(sizes) - 0.4)
+    numbers = {session.name: number for number, session in enumerate(benchmark.sessions)}
+    width = 0.8 / len(numbers)
+    return [
+        (
+            sizes.index(each.size) + (numbers[each.session] - (len(numbers) - 1) / 2) * width,
+            each,
+            f"C{numbers[each.session] % 10}",
+        )
+        for each in found
+        if each.error is None
+    ]
+
+
+def _title(benchmark: Benchmark) -> str:
+    machine = benchmark.machine
+    memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.0f} GiB"
+    gpus = "".join(f", {name}" for name in machine.gpus)
+    load = f"load {machine.load_average:g} before"
+    versions = ", ".join(f"{name} {version}" for name, version in benchmark.versions.items())
+    return "\n".join(
+        (
+            f"{benchmark.bundle}: {benchmark.model}",
+            f"{machine.cpu}, {machine.cores} cores{memory}{gpus} ({load}), {machine.system}",
+            f"{versions}; {benchmark.created_utc}",
+        )
+    )

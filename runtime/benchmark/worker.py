@@ -1,0 +1,159 @@
+"""The process that a session is measured in: one graph, run as the benchmark asks.
+
+It reads one JSON request a line on standard input and answers each with one line. A process for
+each session and graph keeps their memory apart, and one that dies takes no other along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import XclipDeployError
+from xclip_deploy.runtime.benchmark.memory import (
+    DeviceMemory,
+    forget_peak,
+    peak_resident_bytes,
+    resident_bytes,
+)
+from xclip_deploy.runtime.benchmark.offers import open_session
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.manifest import Graph, GraphSpec, TensorSpec
+from xclip_deploy.runtime.sessions import Session, SessionOptions
+
+Array = npt.NDArray[Any]
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    # Native libraries print what they like: our answers get a descriptor of their own.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for answer in _serve(sys.stdin):
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _serve(requests: IO[str]) -> Iterator[dict[str, Any]]:
+    try:
+        worker = _Worker(json.loads(requests.readline()))
+        yield worker.opened
+        for line in requests:
+            yield worker.run(**json.loads(line))
+    except XclipDeployError as error:
+        yield {"error": str(error), "kind": type(error).__name__}
+
+
+class _Worker:
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        bundle = Bundle.open(request["bundle"])
+        graph, options = Graph(request["graph"]), SessionOptions(**request["options"])
+        spec = next(iter(bundle.manifest.graphs.values()))[graph]
+        # Before memory is counted: inputs are the caller's, and libraries come once.
+        _import_backend(options)
+        self._inputs = _inputs(spec, max(request["sizes"]), bundle)
+        self._spec = spec
+        self._device = _device_memory(options)
+        forget_peak()
+        self._resident_before = resident_bytes()
+        start_s = time.perf_counter()
+        self._session: Session = open_session(bundle, graph, options)
+        self.opened = {
+            "seconds": time.perf_counter() - start_s,
+            "backend": self._session.backend,
+            "device": self._session.device,
+            "precision": self._session.precision.value,
+            "memory_bytes": self._beyond(resident_bytes()),
+            "device_memory_bytes": self._device_bytes(),
+        }
+
+    def run(self, size: int, seconds: float, warmup: int) -> dict[str, Any]:
+        """Run at a size: ``warmup`` times, then at least once and for as long as asked.
+
+        ``seconds`` 0: only warm up.
+        """
+        inputs = {
+            tensor.name: self._inputs[tensor.name][: _length(tensor, size)]
+            for tensor in self._spec.inputs
+        }
+        last_run_s = 0.0
+        for _ in range(warmup):
+            last_run_s = self._timed(inputs)
+        latencies_s: list[float] = []
+        while seconds > 0 and (not latencies_s or sum(latencies_s) < seconds):
+            last_run_s = self._timed(inputs)
+            latencies_s.append(last_run_s)
+        return {
+            "last_run_s": last_run_s,
+            "latencies_s": latencies_s,
+            "peak_memory_bytes": self._beyond(peak_resident_bytes()),
+            "device_memory_bytes": self._device_bytes(),
+        }
+
+    def _timed(self, inputs: Mapping[str, Array]) -> float:
+        start_s = time.perf_counter()
+        self._session.run(inputs)
+        return time.perf_counter() - start_s
+
+    def _beyond(self, found: int | None) -> int | None:
+        if found is None or self._resident_before is None:
+            return None
+        return max(0, found - self._resident_before)
+
+    def _device_bytes(self) -> int | None:
+        return None if self._device is None else self._device.taken_bytes()
+
+
+def _import_backend(options: SessionOptions) -> None:
+    names = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+    with suppress(ImportError):  # then opening the session says what is missing
+        __import__(names.get(options.backend, "onnxruntime"))
+
+
+def _device_memory(options: SessionOptions) -> DeviceMemory | None:
+    if options.device == "cpu":
+        return None
+    with suppress(OSError):
+        return DeviceMemory(options.device_id)
+    return None
+
+
+def _length(tensor: TensorSpec, size: int) -> int:
+    """Length of a tensor's first axis: one text for the scorer, else the size of the run."""
+    return 1 if tensor.shape[0] == "texts" else size
+
+
+def _inputs(spec: GraphSpec, size: int, bundle: Bundle) -> dict[str, Array]:
+    """Random inputs of a graph at its largest size; speed depends on shapes alone."""
+    rng = np.random.default_rng(0)
+    model = bundle.manifest.model
+    inputs: dict[str, Array] = {}
+    for tensor in spec.inputs:
+        shape = (_length(tensor, size), *map(int, tensor.shape[1:]))
+        if tensor.name == "frames":
+            array: Array = rng.integers(0, 256, shape, dtype=np.uint8)
+        elif tensor.name == "token_ids":
+            array = rng.integers(1, model.text.vocab_size - 2, shape, dtype=np.int32)
+            array[:, 0], array[:, -1] = model.text.vocab_size - 2, model.text.vocab_size - 1
+        elif tensor.name == "num_frames":
+            array = np.full(shape, model.max_frames, dtype=np.int32)
+        elif tensor.name == "num_words":
+            array = np.full(shape, model.max_words, dtype=np.int32)
+        else:
+            array = rng.standard_normal(shape, dtype=np.float32)
+            array /= np.linalg.norm(array, axis=-1, keepdims=True)
+            array = array.astype(tensor.dtype.value)
+        inputs[tensor.name] = array
+    return inputs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Choosing an engine set of a bundle for this machine, and reading its plans.
+
+The sidecar decides before TensorRT is asked: it says what is wrong, TensorRT often does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from xclip_deploy.errors import EngineError
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.engine_set import (
+    EngineRecord,
+    EngineSet,
+    Flavour,
+    engine_file,
+    engine_sets,
+    read_engine_set,
+)
+from xclip_deploy.runtime.manifest import Graph, Precision
+from xclip_deploy.runtime.sessions.native.cuda import Gpu
+from xclip_deploy.runtime.sessions.protocol import PrecisionName
+
+_AUTO_PRECISIONS = (Precision.FP16, Precision.FP32)
+"""In the order of preference. BF16 is taken where it is asked for alone."""
+
+
+@dataclass(frozen=True)
+class ChosenEngines:
+    """An engine set that fits the bundle and the machine."""
+
+    bundle: Bundle
+    folder: Path
+    engine_set: EngineSet
+
+    def record(self, graph: Graph) -> EngineRecord:
+        """What the sidecar says of an engine. Raises EngineError where it names none."""
+        record = self.engine_set.engines.get(graph)
+        if record is None:
+            raise self.refusal(f"has no engine for {graph.value}")
+        return record
+
+    def refusal(self, what: str) -> EngineError:
+        """An error with the command that builds the set anew."""
+        return _refusal(self.folder, what, self.engine_set, self.bundle)
+
+
+def choose_engines(
+    bundle: Bundle,
+    flavour: Flavour,
+    version: str,
+    gpu: Gpu,
+    precision: PrecisionName = "auto",
+    *,
+    folder: Path | None = None,
+) -> ChosenEngines:
+    """The best engine set for a GPU and a version of TensorRT.
+
+    Of several that fit: FP16 before FP32 where the precision is open, one built for this GPU
+    before a portable one, the newest first. ``folder``: of the only set to look at, wherever it
+    lies. Raises EngineError that names both sides and the command that builds what is missing.
+    """
+    wanted: tuple[Precision, ...] = (
+        (Precision(precision),) if precision != "auto" else _AUTO_PRECISIONS
+    )
+    if folder is None:
+        sets = engine_sets(bundle)
+    else:
+        sets = {folder: read_engine_set(folder, bundle.path)}
+        wanted = tuple(Precision) if precision == "auto" else wanted
+    of_flavour = {path: found for path, found in sets.items() if found.flavour is flavour}
+    candidates = [item for item in of_flavour.items() if item[1].precision in wanted]
+    if not candidates:
+        found = ", ".join(sorted({s.precision.value for s in of_flavour.values()})) or "none at all"
+        option = wanted[0].value
+        raise EngineError(
+            f"bundle {bundle.path} has no {' or '.join(p.value for p in wanted)} engines of "
+            f"flavour {flavour.value} ({found}); "
+            f"run: xclip-deploy build-trt {bundle.path} --{option} --flavor {flavour.value}"
+        )
+    # Stable: each sort keeps the order of the ones before among equals.
+    candidates.sort(key=lambda item: item[1].created_utc, reverse=True)
+    candidates.sort(key=lambda item: item[1].target == "portable")
+    candidates.sort(key=lambda item: wanted.index(item[1].precision))
+    refusals = []
+    for folder, engine_set in candidates:
+        refusal = _misfit(folder, engine_set, bundle, version, gpu)
+        if refusal is None:
+            return ChosenEngines(bundle, folder, engine_set)
+        refusals.append(refusal)
+    others = f" (and {len(refusals) - 1} other sets do not fit)" if len(refusals) > 1 else ""
+    raise EngineError(f"{refusals[0]}{others}")
+
+
+def read_plan(chosen: ChosenEngines, graph: Graph) -> bytes:
+    """The plan of one engine, its size and SHA-256 checked.
+
+    Raises EngineError where the file is missing, cut, or not the one that was built.
+    """
+    file = chosen.folder / engine_file(graph)
+    expected = chosen.record(graph).file
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise chosen.refusal(f"{file.name} cannot be read ({error.strerror})") from error
+    if not content:
+        raise chosen.refusal(f"{file.name} is empty, {expected.size_bytes:,} bytes were built")
+    if len(content) != expected.size_bytes:
+        raise chosen.refusal(
+            f"{file.name} has {len(content):,} bytes, {expected.size_bytes:,} were built"
+        )
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected.sha256:
+        raise chosen.refusal(
+            f"{file.name} was altered: its SHA-256 is {found[:12]}…, {expected.sha256[:12]}… "
+            "was built"
+        )
+    return content
+
+
+def _misfit(
+    folder: Path, engine_set: EngineSet, bundle: Bundle, version: str, gpu: Gpu
+) -> EngineError | None:
+    """Why a set cannot be used here, or None where it can."""
+    module = engine_set.flavour.module_name
+    manifest = bundle.manifest
+    if engine_set.fingerprint != manifest.fingerprint:
+        return _refusal(
+            folder,
+            f"was built for model {engine_set.fingerprint[:12]}…, the bundle is model "
+            f"{manifest.fingerprint[:12]}…",
+            engine_set,
+            bundle,
+        )
+    precision = engine_set.precision
+    if precision not in bundle.precisions:
+        return _refusal(
+            folder,
+            f"was built from {precision.value} graphs, the bundle has "
+            f"{', '.join(p.value for p in bundle.precisions)}",
+            engine_set,
+            bundle,
+        )
+    for graph, record in engine_set.engines.items():
+        expected = bundle.graph_sha256(graph, precision)
+        if record.graph_sha256 != expected:
+            return _refusal(
+                folder,
+                f"{engine_file(graph)} was built from graph {record.graph_sha256[:12]}…, the "
+                f"bundle has {expected[:12]}…",
+                engine_set,
+                bundle,
+            )
+    if not _loads_in(engine_set, version):
+        return _refusal(
+            folder,
+            f"was built with {module} {engine_set.version}, this machine has {module} {version}",
+            engine_set,
+            bundle,
+        )
+    if not engine_set.runs_on(*gpu.compute_capability):
+        # The options that tied it to other GPUs would do so again.
+        free = engine_set.options.model_copy(update={"compute_capabilities": ()})
+        return _refusal(
+            folder,
+            f"was built for {engine_set.target}, this machine has {gpu}",
+            engine_set.model_copy(update={"options": free}),
+            bundle,
+        )
+    return None
+
+
+def _loads_in(engine_set: EngineSet, version: str) -> bool:
+    if engine_set.version == version:
+        return True
+    if not engine_set.options.version_compatible:
+        return False
+    built, here = _numbers(engine_set.version), _numbers(version)
+    # TensorRT promises later versions of the same major one.
+    return built[:1] == here[:1] and built <= here
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _refusal(folder: Path, what: str, engine_set: EngineSet, bundle: Bundle) -> EngineError:
+    return EngineError(f"engines {folder}: {what}; run: {engine_set.rebuild_command(bundle.path)}")

@@ -1,0 +1,7 @@
+"""Running TensorRT engines, of either flavour, on NVIDIA's own Python bindings alone.
+
+``cuda`` checks every call of the CUDA runtime; ``memory`` owns what is allocated; ``library``
+finds TensorRT; ``engine`` loads one plan; ``lane`` is one stream with its buffers and execution
+contexts; ``runner`` is the session; ``gallery`` keeps embeddings on the GPU between searches.
+Nothing here imports CUDA or TensorRT before a session is opened.
+"""

@@ -1,0 +1,268 @@
+"""The CUDA runtime, as far as it is needed here, with every status checked."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from xclip_deploy.errors import DriverError, MissingExtraError, SessionError
+
+_MODULE = "cuda.bindings.runtime"
+
+FUNCTIONS = (
+    "cudaDeviceGetAttribute",
+    "cudaDriverGetVersion",
+    "cudaFree",
+    "cudaFreeHost",
+    "cudaGetDeviceCount",
+    "cudaGetDeviceProperties",
+    "cudaGetErrorName",
+    "cudaGetErrorString",
+    "cudaGraphDestroy",
+    "cudaGraphExecDestroy",
+    "cudaGraphInstantiate",
+    "cudaGraphLaunch",
+    "cudaHostAlloc",
+    "cudaMalloc",
+    "cudaMemGetInfo",
+    "cudaMemcpyAsync",
+    "cudaRuntimeGetVersion",
+    "cudaSetDevice",
+    "cudaStreamBeginCapture",
+    "cudaStreamCreateWithFlags",
+    "cudaStreamDestroy",
+    "cudaStreamEndCapture",
+    "cudaStreamSynchronize",
+)
+"""Every function of ``cuda.bindings.runtime`` that is called here."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU."""
+
+    device_id: int
+    name: str
+    compute_capability: tuple[int, int]
+
+    @property
+    def target(self) -> str:
+        """As engine sets name it: ``sm89``."""
+        return "sm{}{}".format(*self.compute_capability)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.target})"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of the CUDA runtime, and the number that TensorRT knows it by."""
+
+    handle: Any
+
+    def __int__(self) -> int:
+        return int(self.handle)
+
+
+class CudaCallError(SessionError):
+    """A call of the CUDA runtime failed."""
+
+    def __init__(self, function: str, name: str, description: str) -> None:
+        super().__init__(f"{function} failed with {name}: {description}")
+        self.name = name
+        """Of the status: ``cudaErrorMemoryAllocation`` and the like."""
+
+
+class Cuda:
+    """The CUDA runtime on one device.
+
+    Which device is current belongs to a thread: whoever calls :meth:`select` first may then
+    call the rest. Every method raises CudaCallError with the function's and the status's name.
+    """
+
+    def __init__(self, api: Any, device_id: int = 0) -> None:  # noqa: ANN401 - untyped bindings
+        """Wrap ``cuda.bindings.runtime``, or what behaves as it does."""
+        self._api = api
+        self.device_id = device_id
+
+    def select(self) -> None:
+        """Make the device the current one of this thread."""
+        self._call("cudaSetDevice", self.device_id)
+
+    def gpu(self) -> Gpu:
+        """What the device is."""
+        attributes = self._api.cudaDeviceAttr
+        major = self._call(
+            "cudaDeviceGetAttribute",
+            attributes.cudaDevAttrComputeCapabilityMajor,
+            self.device_id,
+        )
+        minor = self._call(
+            "cudaDeviceGetAttribute",
+            attributes.cudaDevAttrComputeCapabilityMinor,
+            self.device_id,
+        )
+        properties = self._call("cudaGetDeviceProperties", self.device_id)
+        name = properties.name
+        text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        return Gpu(self.device_id, text.rstrip("\0"), (int(major), int(minor)))
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of device memory that are free, and that there are."""
+        free, total = self._call("cudaMemGetInfo")
+        return int(free), int(total)
+
+    # -- memory ----------------------------------------------------------------------------
+
+    def allocate(self, nbytes: int) -> int:
+        """Device memory, aligned to 256 bytes; its address."""
+        return int(self._call("cudaMalloc", nbytes))
+
+    def free(self, address: int) -> None:
+        """Give back device memory."""
+        self._call("cudaFree", address)
+
+    def allocate_pinned(self, nbytes: int) -> int:
+        """Host memory that stays in place, so that copies can run beside computing."""
+        return int(self._call("cudaHostAlloc", nbytes, self._api.cudaHostAllocDefault))
+
+    def free_pinned(self, address: int) -> None:
+        """Give back host memory."""
+        self._call("cudaFreeHost", address)
+
+    def copy_to_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        """Enqueue a copy from pinned host memory, which must stay as it is until then."""
+        self._copy("cudaMemcpyHostToDevice", target, source, nbytes, stream)
+
+    def copy_to_host(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        """Enqueue a copy to pinned host memory, to be read after :meth:`synchronize`."""
+        self._copy("cudaMemcpyDeviceToHost", target, source, nbytes, stream)
+
+    def copy_on_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        """Enqueue a copy within device memory."""
+        self._copy("cudaMemcpyDeviceToDevice", target, source, nbytes, stream)
+
+    # -- streams ---------------------------------------------------------------------------
+
+    def create_stream(self) -> Stream:
+        """A stream that does not wait for the default one."""
+        return Stream(self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking))
+
+    def synchronize(self, stream: Stream) -> None:
+        """Wait until all that was enqueued is done."""
+        self._call("cudaStreamSynchronize", stream.handle)
+
+    def destroy_stream(self, stream: Stream) -> None:
+        """Give back a stream."""
+        self._call("cudaStreamDestroy", stream.handle)
+
+    # -- graphs ----------------------------------------------------------------------------
+
+    def begin_capture(self, stream: Stream) -> None:
+        """Record what this thread enqueues from now on, instead of running it."""
+        # Of this thread alone: others may allocate meanwhile.
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream.handle, mode)
+
+    def end_capture(self, stream: Stream) -> Any:  # noqa: ANN401 - a handle of the bindings
+        """The recorded graph, ready to be launched."""
+        graph = self._call("cudaStreamEndCapture", stream.handle)
+        try:
+            executable = self._call("cudaGraphInstantiate", graph, 0)
+        except CudaCallError:
+            with suppress(CudaCallError):  # the first failure is the one to be raised
+                self._call("cudaGraphDestroy", graph)
+            raise
+        try:
+            self._call("cudaGraphDestroy", graph)
+        except CudaCallError:
+            with suppress(CudaCallError):
+                self.destroy_graph(executable)
+            raise
+        return executable
+
+    def launch(self, graph: Any, stream: Stream) -> None:  # noqa: ANN401
+        """Enqueue a recorded graph."""
+        self._call("cudaGraphLaunch", graph, stream.handle)
+
+    def destroy_graph(self, graph: Any) -> None:  # noqa: ANN401
+        """Give back a recorded graph."""
+        self._call("cudaGraphExecDestroy", graph)
+
+    def _copy(self, kind: str, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        direction = getattr(self._api.cudaMemcpyKind, kind)
+        self._call("cudaMemcpyAsync", target, source, nbytes, direction, stream.handle)
+
+    def _call(self, function: str, *arguments: Any) -> Any:  # noqa: ANN401
+        return _checked(self._api, function, getattr(self._api, function)(*arguments))
+
+
+def open_cuda(device_id: int = 0, extra: str = "rtx") -> Cuda:
+    """The CUDA runtime on a GPU, which is then the current device of this thread.
+
+    ``extra``: what would install the bindings. Raises MissingExtraError without
+    ``cuda-bindings``, DriverError where there is no driver, no
+    such GPU, or a driver too old.
+    """
+    try:
+        api = importlib.import_module(_MODULE)
+    except ImportError as error:
+        raise MissingExtraError("cuda-bindings", extra, "Running TensorRT engines") from error
+    driver, runtime = _version(api, "cudaDriverGetVersion"), _version(api, "cudaRuntimeGetVersion")
+    if driver == (0, 0):
+        raise DriverError(
+            "no NVIDIA driver is installed; install one for CUDA "
+            f"{runtime[0]}.0 or newer, or use device='cpu'"
+        )
+    # Within one major version, CUDA runs on the drivers of all its minor ones.
+    if driver[0] < runtime[0]:
+        raise DriverError(
+            f"the NVIDIA driver is too old: it runs CUDA {_dotted(driver)}, and cuda-bindings "
+            f"here needs {runtime[0]}.0 or newer; update the driver, or run: "
+            f"pip install 'cuda-bindings<{driver[0] + 1}'"
+        )
+    status, count = api.cudaGetDeviceCount()
+    if _status_name(status) == "cudaErrorInsufficientDriver":
+        raise DriverError(
+            f"the NVIDIA driver is too old: it runs CUDA {_dotted(driver)}, the CUDA runtime "
+            f"here is {_dotted(runtime)}; update the driver"
+        )
+    if _status_name(status) == "cudaErrorNoDevice":
+        raise DriverError("the NVIDIA driver sees no GPU; use device='cpu'")
+    _checked(api, "cudaGetDeviceCount", (status, count))
+    if device_id >= count:
+        raise DriverError(
+            f"GPU {device_id} was asked for, the driver sees {count}, counted from 0; "
+            f"use device_id 0{f' to {count - 1}' if count > 1 else ''}"
+        )
+    cuda = Cuda(api, device_id)
+    cuda.select()
+    return cuda
+
+
+def _version(api: Any, function: str) -> tuple[int, int]:  # noqa: ANN401
+    """CUDA says 13050 for 13.5."""
+    number = int(_checked(api, function, getattr(api, function)()))
+    return number // 1000, number % 1000 // 10
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _checked(api: Any, function: str, answer: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    """What a call returned beside its status: nothing, one value or a tuple."""
+    status, *values = answer
+    if _status_name(status) != "cudaSuccess":
+        description = api.cudaGetErrorString(status)[1]
+        text = description.decode(errors="replace") if description else "no description"
+        raise CudaCallError(function, _status_name(status), text)
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _status_name(status: Any) -> str:  # noqa: ANN401 - an enum of the bindings
+    return str(status.name)

@@ -1,0 +1,127 @@
+"""A gallery in GPU memory: searches bring a text there and take scores away."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.sessions.native.memory import (
+    DeviceArray,
+    DeviceBuffer,
+)
+from xclip_deploy.runtime.sessions.native.runner import NativeSession
+from xclip_deploy.runtime.sessions.protocol import close_all
+
+_ALIGNED_ROWS = 64
+"""Rows after which every tensor is at an aligned address again: 64 counts of 4 bytes are 256,
+and embeddings are longer."""
+
+
+class ResidentGallery:
+    """The embeddings of one gallery on the device, in the dtype that the scorer's engine reads.
+
+    With FP16 engines that is FP16, as a gallery keeps them. Safe to use from several threads:
+    searches run one after another, each against the gallery that it was given.
+    """
+
+    def __init__(self, scorer: NativeSession) -> None:
+        """``scorer``: a session of the scorer, which must stay open longer than this."""
+        self._scorer = scorer
+        self._lock = threading.Lock()
+        self._held: weakref.ref[VideoFeatures] | None = None
+        self._arrays: dict[str, DeviceArray] = {}
+        self._buffers = {
+            name: DeviceBuffer(scorer.memory, f"the gallery ({name})")
+            for name, spec in scorer.inputs.items()
+            if spec.shape[0] == "videos"
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory held, with what is kept free for growth."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def score(
+        self, texts: TextFeatures, videos: VideoFeatures
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Every output of the scorer, [T, V] each, for T texts and V videos, neither 0.
+
+        ``videos``: copied to the device unless the very same object was scored last. Raises
+        DeviceMemoryError where it does not fit, SessionError.
+        """
+        with self._lock:
+            self._hold(videos)
+            wanted = {"texts": len(texts), "videos": len(videos)}
+            steps = self._scorer.chunk(wanted)
+            if steps["videos"] < len(videos) and steps["videos"] > _ALIGNED_ROWS:
+                steps["videos"] -= steps["videos"] % _ALIGNED_ROWS
+            scores: dict[str, npt.NDArray[np.float32]] = {}
+            for rows in _slices(len(texts), steps["texts"]):
+                columns = list(_slices(len(videos), steps["videos"]))
+                queries = self._queries(texts[rows], stays=len(columns) > 1)
+                try:
+                    for part in columns:
+                        chunk = {
+                            name: array.rows(part.start, part.stop)
+                            for name, array in self._arrays.items()
+                        }
+                        for name, found in self._scorer.run({**queries, **chunk}).items():
+                            if name not in scores:
+                                scores[name] = np.empty(tuple(wanted.values()), np.float32)
+                            scores[name][rows, part] = found
+                finally:
+                    close_all(q for q in queries.values() if isinstance(q, DeviceArray))
+            return scores
+
+    def close(self) -> None:
+        """Give the memory back. Raises SessionError."""
+        with self._lock:
+            self._held = None
+            self._arrays = {}
+            failure = close_all(self._buffers.values())
+        if failure is not None:
+            raise failure
+
+    def _queries(self, texts: TextFeatures, *, stays: bool) -> Mapping[str, Any]:
+        """What the scorer reads of the texts; on the device where several chunks need it."""
+        arrays: dict[str, Any] = {
+            name: getattr(texts, name) for name in self._scorer.inputs if name not in self._buffers
+        }
+        if not stays:
+            return arrays
+        queries: dict[str, DeviceArray] = {}
+        try:
+            for name, array in arrays.items():
+                queries[name] = self._scorer.to_device(name, array)
+        except BaseException:
+            close_all(queries.values())
+            raise
+        return queries
+
+    def _hold(self, videos: VideoFeatures) -> None:
+        if self._held is not None and self._held() is videos:
+            return
+        self._held, self._arrays = None, {}
+        arrays: dict[str, DeviceArray] = {}
+        try:
+            for name, buffer in self._buffers.items():
+                spec, array = self._scorer.inputs[name], getattr(videos, name)
+                buffer.hold(int(np.prod(array.shape)) * np.dtype(spec.dtype.value).itemsize)
+                arrays[name] = DeviceArray(buffer.address, array.shape, spec.dtype)
+                self._scorer.upload(arrays[name], array)
+        except BaseException:
+            # Half a gallery is of no use; what it took may be what others need.
+            close_all(self._buffers.values())
+            raise
+        self._held, self._arrays = weakref.ref(videos), arrays
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    for start in range(0, total, step):
+        yield slice(start, min(start + step, total))

@@ -1,0 +1,81 @@
+"""Finding TensorRT, and its one logger a process."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from xclip_deploy.errors import MissingExtraError
+from xclip_deploy.runtime.engine_set import Flavour
+
+logger = logging.getLogger(__name__)
+
+_KEPT_MESSAGES = 8
+
+_libraries: dict[Flavour, Library] = {}
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Library:
+    """One TensorRT library, ready to run engines."""
+
+    flavour: Flavour
+    module: Any
+    version: str
+    log: Any
+    """Its logger, which keeps what was said of errors."""
+
+    @property
+    def name(self) -> str:
+        """For messages: module and version."""
+        return f"{self.flavour.module_name} {self.version}"
+
+    def reasons(self) -> str:
+        """What TensorRT told its logger of the last errors, in one line: it returns no reasons."""
+        return " | ".join(list(self.log.messages)[-3:]) or "it gave no reason"
+
+    def forget_reasons(self) -> None:
+        """Before something is tried, so that old reasons are not taken for its own."""
+        self.log.messages.clear()
+
+
+def load_library(flavour: Flavour) -> Library:
+    """The library of a flavour. Raises MissingExtraError where it is not installed."""
+    try:
+        trt = importlib.import_module(flavour.module_name)
+    except ImportError as error:
+        raise MissingExtraError(
+            flavour.module_name, flavour.value, "Running TensorRT engines"
+        ) from error
+    with _lock:
+        library = _libraries.get(flavour)
+        if library is None or library.module is not trt:
+            library = Library(flavour, trt, str(trt.__version__), _make_log(trt))
+            _libraries[flavour] = library
+        return library
+
+
+def _make_log(trt: Any) -> Any:  # noqa: ANN401 - a module without type hints
+    class Log(trt.ILogger):  # type: ignore[misc]  # the base is not typed
+        """Keeps errors for our messages and passes everything to Python's logging."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+
+        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
+            line = " ".join(message.split())
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.messages.append(line)
+                logger.debug("TensorRT error: %s", line)
+            elif severity == trt.ILogger.WARNING:
+                logger.info("TensorRT: %s", line)
+            else:
+                logger.debug("TensorRT: %s", line)
+
+    return Log()

@@ -1,0 +1,224 @@
+"""GPU memory and pinned host memory: counted, bounded, and given back."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import DeviceMemoryError
+from xclip_deploy.runtime.manifest import DType
+from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaCallError
+
+logger = logging.getLogger(__name__)
+
+ALIGNMENT = 256
+"""Bytes that TensorRT wants the address of a tensor to be a multiple of."""
+
+_OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
+
+
+class DeviceMemory:
+    """Everything that one model holds on one GPU. Safe to use from several threads.
+
+    What TensorRT allocates by itself (weights, and with RTX the scratch memory) is counted
+    here too, by :meth:`reserve`.
+    """
+
+    def __init__(self, cuda: Cuda, limit_bytes: int | None = None) -> None:
+        """``limit_bytes``: most to hold at any time; None: whatever the GPU has."""
+        self.cuda = cuda
+        self._limit = limit_bytes
+        self._lock = threading.Lock()
+        self._held_bytes = 0
+        self._addresses: dict[int, int] = {}  # address to size
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes allocated and reserved now."""
+        return self._held_bytes
+
+    def allocate(self, nbytes: int, purpose: str) -> int:
+        """Device memory; its address. ``purpose``: for the message, ``the gallery``.
+
+        Raises DeviceMemoryError with the numbers where it does not fit.
+        """
+        self.reserve(nbytes, purpose)
+        try:
+            self.cuda.select()  # a thread that came here first would get memory of GPU 0
+            address = self.cuda.allocate(nbytes)
+        except CudaCallError as error:
+            refusal = self.no_room(nbytes, purpose) if error.name == _OUT_OF_MEMORY else None
+            self.release(nbytes)
+            if refusal is None:
+                raise
+            raise refusal from error
+        except BaseException:
+            self.release(nbytes)
+            raise
+        with self._lock:
+            self._addresses[address] = nbytes
+        return address
+
+    def free(self, address: int) -> None:
+        """Give back what :meth:`allocate` gave."""
+        with self._lock:
+            nbytes = self._addresses.pop(address)
+            self._held_bytes -= nbytes
+        with suppress(CudaCallError):
+            self.cuda.select()
+        self.cuda.free(address)
+
+    def reserve(self, nbytes: int, purpose: str) -> None:
+        """Count memory that someone else allocates. Raises DeviceMemoryError above the bound."""
+        with self._lock:
+            if self._limit is not None and self._held_bytes + nbytes > self._limit:
+                raise DeviceMemoryError(
+                    f"{purpose} needs {_mib(nbytes)} of GPU memory; {_mib(self._held_bytes)} of "
+                    f"the {_mib(self._limit)} that are allowed are in use; raise "
+                    "device_memory_bytes, or use smaller batches, fewer streams or "
+                    "resident_gallery=False"
+                )
+            self._held_bytes += nbytes
+
+    def release(self, nbytes: int) -> None:
+        """Count what :meth:`reserve` counted as free again."""
+        with self._lock:
+            self._held_bytes -= nbytes
+
+    def no_room(self, nbytes: int, purpose: str) -> DeviceMemoryError:
+        """The error for memory that was counted by :meth:`reserve`, and is not to be had."""
+        try:
+            free, total = self.cuda.memory()
+            found = f"{_mib(free)} of {_mib(total)} are free"
+        except CudaCallError:
+            found = "how much is free cannot be asked"
+        return DeviceMemoryError(
+            f"GPU {self.cuda.device_id} is out of memory: {purpose} needs {_mib(nbytes)}, {found}, "
+            f"{_mib(max(0, self._held_bytes - nbytes))} are held by this model; end other "
+            "programs on it, or use smaller batches, fewer streams or resident_gallery=False"
+        )
+
+
+class DeviceBuffer:
+    """A piece of device memory that grows with what it has to hold. For one thread at a time."""
+
+    def __init__(self, memory: DeviceMemory, purpose: str) -> None:
+        self._memory = memory
+        self._purpose = purpose
+        self.address = 0
+        self.nbytes = 0
+
+    def hold(self, nbytes: int) -> bool:
+        """Make room for ``nbytes``; the content is lost where it grows. Whether it grew.
+
+        Nothing may be running that uses it. Raises DeviceMemoryError; it is then empty.
+        """
+        if nbytes <= self.nbytes:
+            return False
+        grown = max(nbytes, self.nbytes + self.nbytes // 2)
+        self.close()
+        try:
+            self.address = self._memory.allocate(grown, self._purpose)
+        except DeviceMemoryError:
+            if grown == nbytes:
+                raise
+            grown = nbytes
+            self.address = self._memory.allocate(grown, self._purpose)
+        self.nbytes = grown
+        return True
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self.nbytes:
+            address, self.address, self.nbytes = self.address, 0, 0
+            self._memory.free(address)
+
+
+class PinnedBuffer:
+    """Pinned host memory that grows with what it has to hold. For one thread at a time."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.address = 0
+        self.nbytes = 0
+
+    def hold(self, nbytes: int) -> None:
+        """Make room for ``nbytes``; the content is lost where it grows. Raises SessionError."""
+        if nbytes <= self.nbytes:
+            return
+        grown = max(nbytes, self.nbytes + self.nbytes // 2)
+        self.close()
+        try:
+            self._cuda.select()
+            self.address = self._cuda.allocate_pinned(grown)
+        except CudaCallError as error:
+            if error.name != _OUT_OF_MEMORY:
+                raise
+            raise DeviceMemoryError(
+                f"the host has no {_mib(grown)} of memory to pin for copies to the GPU; "
+                "end other programs, or use smaller batches"
+            ) from error
+        self.nbytes = grown
+
+    def view(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+        """The beginning of the memory as an array."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        assert size <= self.nbytes
+        raw = (ctypes.c_uint8 * size).from_address(self.address)
+        return np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self.nbytes:
+            address, self.address, self.nbytes = self.address, 0, 0
+            self._cuda.free_pinned(address)
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An array in device memory that belongs to someone else, or to itself by ``owner``."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: DType
+    owner: DeviceBuffer | None = None
+    """What :meth:`close` gives back."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype.value).itemsize
+
+    def rows(self, start: int, stop: int) -> DeviceArray:
+        """Rows of the first axis, in the same memory."""
+        row_bytes = self.nbytes // max(1, self.shape[0])
+        shape = (stop - start, *self.shape[1:])
+        return DeviceArray(self.address + start * row_bytes, shape, self.dtype)
+
+    def close(self) -> None:
+        """Give the memory back, where it is its own."""
+        if self.owner is not None:
+            self.owner.close()
+
+    def __enter__(self) -> DeviceArray:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / (1 << 20):,.1f} MiB"

@@ -1,0 +1,321 @@
+"""Sessions on TensorRT engines, of either flavour."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from xclip_deploy.errors import SessionError
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.engine_loading import ChosenEngines, choose_engines
+from xclip_deploy.runtime.engine_set import Flavour, ShapeRange
+from xclip_deploy.runtime.manifest import Graph, TensorSpec
+from xclip_deploy.runtime.sessions.native.cuda import Cuda, Gpu, open_cuda
+from xclip_deploy.runtime.sessions.native.engine import Engine
+from xclip_deploy.runtime.sessions.native.lane import Lane
+from xclip_deploy.runtime.sessions.native.library import Library, load_library
+from xclip_deploy.runtime.sessions.native.memory import (
+    DeviceArray,
+    DeviceBuffer,
+    DeviceMemory,
+    PinnedBuffer,
+)
+from xclip_deploy.runtime.sessions.protocol import Array, Backend, SessionOptions, close_all
+
+logger = logging.getLogger(__name__)
+
+_STAGING_BYTES = 16 << 20
+"""Pinned memory through which large arrays go to the device, a piece at a time."""
+
+
+class NativeRuntime:
+    """A GPU, a TensorRT library and an engine set that fit together.
+
+    One for a model: its sessions share the bound on memory.
+    """
+
+    def __init__(
+        self, bundle: Bundle, flavour: Flavour, options: SessionOptions | None = None
+    ) -> None:
+        """Find GPU, library and engines, without loading any.
+
+        Raises MissingExtraError where a library is not installed, DriverError, or EngineError
+        where no engines fit.
+        """
+        self._options = options or SessionOptions()
+        self.library: Library = load_library(flavour)
+        self.cuda: Cuda = open_cuda(self._options.device_id, flavour.value)
+        self.gpu: Gpu = self.cuda.gpu()
+        self.engines: ChosenEngines = choose_engines(
+            bundle,
+            flavour,
+            self.library.version,
+            self.gpu,
+            self._options.precision,
+            folder=self._options.engines,
+        )
+        self.memory = DeviceMemory(self.cuda, self._options.device_memory_bytes)
+
+    def open(self, graph: Graph) -> NativeSession:
+        """Load one engine. Raises EngineError or SessionError."""
+        self.cuda.select()
+        engine = Engine(
+            self.engines,
+            graph,
+            self.library,
+            self.memory,
+            self.gpu,
+            cuda_graphs=self._options.cuda_graphs,
+        )
+        return NativeSession(engine, self.engines, streams=self._options.streams)
+
+
+class NativeSession:
+    """One engine at work. See :class:`Session`; a context manager.
+
+    Every run has a lane of its own: stream, buffers and a context for each profile. Lanes are
+    made as they are needed, at most ``streams``, and used again; a run waits where all are busy.
+    """
+
+    def __init__(self, engine: Engine, engines: ChosenEngines, *, streams: int = 2) -> None:
+        self.graph = engine.graph
+        self.precision = engines.engine_set.precision
+        self.backend: Backend = engines.engine_set.flavour.value
+        self.device = f"cuda:{engine.cuda.device_id}"
+        self._engine = engine
+        self._engines = engines
+        self._streams = streams
+        self._condition = threading.Condition()
+        self._idle: list[Lane] = []
+        self._num_lanes = 0
+        self._is_closed = False
+
+    def run(self, inputs: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
+        """See :meth:`Session.run`. Inputs may be on the device too: they are not copied."""
+        outputs = self._run(inputs, ())
+        return {name: array for name, array in outputs.items() if isinstance(array, np.ndarray)}
+
+    def run_on_device(
+        self, inputs: Mapping[str, Array | DeviceArray], keep: Collection[str] | None = None
+    ) -> dict[str, Any]:
+        """Run once and leave outputs on the device, for the caller to close.
+
+        ``keep``: names of these outputs, None for all; the others come as arrays.
+        """
+        names = [spec.name for spec in self._engine.record.outputs]
+        unknown = sorted(set(keep or ()) - set(names))
+        if unknown:
+            raise SessionError(f"{self.graph.value} has no output {unknown[0]}, only {names}")
+        return self._run(inputs, names if keep is None else keep)
+
+    def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """See :meth:`Session.chunk`: what the profile takes that needs the fewest runs."""
+        best: tuple[int, dict[str, int]] | None = None
+        for ranges in self._engine.record.profiles:
+            largest = self._axis_sizes(ranges)
+            sizes = {axis: min(size, largest.get(axis, size)) for axis, size in wanted.items()}
+            runs = int(np.prod([-(-size // sizes[axis]) for axis, size in wanted.items()]))
+            if best is None or runs < best[0]:
+                best = runs, sizes
+        assert best is not None
+        return best[1]
+
+    def to_device(self, name: str, array: Array) -> DeviceArray:
+        """Copy one input to memory of its own, cast to the engine's dtype; the caller closes it.
+
+        Raises SessionError.
+        """
+        spec = self._input(name)
+        buffer = DeviceBuffer(self._engine.memory, name)
+        self._engine.cuda.select()
+        buffer.hold(int(np.prod(array.shape)) * np.dtype(spec.dtype.value).itemsize)
+        target = DeviceArray(buffer.address, array.shape, spec.dtype, buffer)
+        try:
+            self.upload(target, array)
+        except BaseException:
+            target.close()
+            raise
+        return target
+
+    def upload(self, target: DeviceArray, array: Array) -> None:
+        """Copy an array into device memory of the same shape, and wait. Raises SessionError."""
+        cuda = self._engine.cuda
+        cuda.select()
+        rows = array.reshape(len(array), -1)
+        row_bytes = rows.shape[1] * np.dtype(target.dtype.value).itemsize
+        step = max(1, _STAGING_BYTES // row_bytes)
+        staging = PinnedBuffer(cuda)
+        stream = cuda.create_stream()
+        try:
+            staging.hold(min(step, len(rows)) * row_bytes)
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                view = staging.view(part.shape, target.dtype.value)
+                np.copyto(view, part, casting="unsafe")
+                address = target.address + start * row_bytes
+                cuda.copy_to_device(address, staging.address, view.nbytes, stream)
+                cuda.synchronize(stream)
+        finally:
+            try:
+                staging.close()
+            finally:
+                cuda.destroy_stream(stream)
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """Where its device memory is counted."""
+        return self._engine.memory
+
+    @property
+    def inputs(self) -> dict[str, TensorSpec]:
+        """What the engine reads, by name."""
+        return {spec.name: spec for spec in self._engine.record.inputs}
+
+    def close(self) -> None:
+        """Wait for runs of other threads, then free everything. Raises SessionError."""
+        with self._condition:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: len(self._idle) == self._num_lanes)
+            lanes, self._idle, self._num_lanes = self._idle, [], 0
+        try:
+            self._engine.save_cache()
+        finally:
+            failure = close_all(lanes)
+            lanes.clear()
+            self._engine.close()
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> NativeSession:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(
+        self, inputs: Mapping[str, Array | DeviceArray], keep: Collection[str]
+    ) -> dict[str, Array | DeviceArray]:
+        # Before a lane is taken: what does not fit has no influence on it.
+        profile, sizes = self._fit(inputs)
+        with self._lane() as lane:
+            return lane.run(profile, inputs, sizes, keep)
+
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """A lane that no other run uses meanwhile."""
+        with self._condition:
+            self._condition.wait_for(
+                lambda: self._is_closed or self._idle or self._num_lanes < self._streams
+            )
+            if self._is_closed:
+                raise self._closed()
+            lane = self._idle.pop() if self._idle else None
+            self._num_lanes += lane is None
+        try:
+            lane = lane or Lane(self._engine)
+            yield lane
+        except BaseException:
+            with self._condition:
+                self._num_lanes -= 1
+                self._condition.notify_all()
+            if lane is not None:
+                self._discard(lane)
+            raise
+        with self._condition:
+            self._idle.append(lane)
+            self._condition.notify_all()
+
+    def _closed(self) -> SessionError:
+        return SessionError(f"the {self.graph.value} session is closed")
+
+    def _discard(self, lane: Lane) -> None:
+        """Free a lane in which a run failed; that failure is the one to be raised."""
+        try:
+            lane.close()
+        except SessionError as error:
+            logger.warning("after a failed run of %s: %s", self.graph.value, str(error))
+
+    def _fit(self, inputs: Mapping[str, Array | DeviceArray]) -> tuple[int, dict[str, int]]:
+        """The profile for a run, and the sizes of its dynamic axes. Raises SessionError."""
+        if self._is_closed:
+            raise self._closed()
+        sizes: dict[str, int] = {}
+        for spec in self._engine.record.inputs:
+            if spec.name not in inputs:
+                raise SessionError(f"{self.graph.value} lacks the input {spec.name}")
+            array = inputs[spec.name]
+            shape = tuple(array.shape)
+            fits = len(shape) == len(spec.shape) and all(
+                size == expected
+                if isinstance(expected, int)
+                else sizes.setdefault(expected, size) == size
+                for size, expected in zip(shape, spec.shape, strict=True)
+            )
+            if not fits:
+                raise SessionError(
+                    f"{self.graph.value} failed on {spec.name} {list(shape)}: "
+                    f"expected {_expected(spec, sizes)}"
+                )
+            if isinstance(array, DeviceArray) and array.dtype is not spec.dtype:
+                raise SessionError(
+                    f"{self.graph.value} failed on {spec.name}: it is {array.dtype.value} on "
+                    f"the device, expected {spec.dtype.value}"
+                )
+        profiles = self._engine.record.profiles
+        for number, ranges in enumerate(profiles):
+            if all(_holds(ranges[name], tuple(inputs[name].shape)) for name in ranges):
+                return number, sizes
+        found = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        built = " or ".join(self._describe(ranges) for ranges in profiles)
+        command = self._engines.engine_set.rebuild_command(self._engines.bundle.path)
+        raise SessionError(
+            f"{self.graph.value} failed on {found}: its engine was built for {built}; use a "
+            f"smaller max_batch, or build for it: {command}"
+        )
+
+    def _axis_sizes(self, ranges: Mapping[str, ShapeRange]) -> dict[str, int]:
+        """Largest size of every dynamic axis in a profile."""
+        return {
+            axis: ranges[spec.name].max[position]
+            for spec in self._engine.record.inputs
+            for position, axis in enumerate(spec.shape)
+            if isinstance(axis, str)
+        }
+
+    def _describe(self, ranges: Mapping[str, ShapeRange]) -> str:
+        spans = {
+            axis: f"{axis} {ranges[spec.name].min[position]} to {ranges[spec.name].max[position]}"
+            for spec in self._engine.record.inputs
+            for position, axis in enumerate(spec.shape)
+            if isinstance(axis, str)
+        }
+        return " and ".join(spans.values())
+
+    def _input(self, name: str) -> TensorSpec:
+        if name not in self.inputs:
+            raise SessionError(
+                f"{self.graph.value} has no input {name}, only {', '.join(self.inputs)}"
+            )
+        return self.inputs[name]
+
+
+def _holds(range_: ShapeRange, shape: tuple[int, ...]) -> bool:
+    return all(
+        least <= size <= most
+        for least, size, most in zip(range_.min, shape, range_.max, strict=True)
+    )
+
+
+def _expected(spec: TensorSpec, sizes: Mapping[str, int]) -> str:
+    """A shape with the names of the axes whose size is open."""
+    return f"[{', '.join(str(size) for size in spec.shape)}]" + (
+        f" with {', '.join(f'{axis} {size}' for axis, size in sizes.items())}" if sizes else ""
+    )

@@ -1,0 +1,48 @@
+"""When new engines are run, and with what. That they run needs a GPU: see test_on_gpu.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xclip_deploy import Bundle
+from xclip_deploy.export import verification
+from xclip_deploy.export.tensorrt import BuildResult, self_test, verify_on_gpu
+from xclip_deploy.export.tensorrt.flavours import Gpu
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the verification is asked for, in place of a GPU to do it on."""
+    calls: list[tuple[Any, ...]] = []
+
+    def verify(bundle: Bundle, folder: Path, *, max_batch: int) -> None:
+        calls.append((bundle, folder, max_batch))
+
+    monkeypatch.setattr(verification, "verify_engines", verify)
+    return calls
+
+
+def test_engines_are_run_on_a_gpu_that_they_are_for(
+    built: BuildResult, asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_test, "first_gpu", lambda: Gpu("a GPU", 8, 9))
+    bundle = Bundle.open(built.path.parent.parent)
+    assert verify_on_gpu(bundle, built.path, built.engine_set)
+    # The engines were built for batches of at most 4.
+    assert asked == [(bundle, built.path, 4)]
+
+
+@pytest.mark.parametrize("gpu", [None, Gpu("an old GPU", 7, 5)])
+def test_elsewhere_they_are_not(
+    built: BuildResult,
+    asked: list[tuple[Any, ...]],
+    gpu: Gpu | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(self_test, "first_gpu", lambda: gpu)
+    bundle = Bundle.open(built.path.parent.parent)
+    assert not verify_on_gpu(bundle, built.path, built.engine_set)
+    assert asked == []

@@ -1,0 +1,127 @@
+"""Machines to run engines on: the stand-in device, and a real GPU where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from stand_in_device import Device, install, write_engines
+from xclip_deploy import Bundle, DeployedModel, build_engines
+from xclip_deploy.runtime.engine_set import Flavour
+from xclip_deploy.runtime.manifest import Precision
+from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.sessions.device import why_no_gpu
+from xclip_deploy.runtime.sessions.native.runner import NativeRuntime
+
+BOTH = (Flavour.TENSORRT, Flavour.RTX)
+MAX_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Somewhere to run the FP16 engines of one flavour."""
+
+    bundle: Bundle
+    flavour: Flavour
+    device: Device | None
+    """The stand-in; None for a real GPU."""
+
+    def options(self, **changes: Any) -> SessionOptions:
+        return SessionOptions(device="cuda", backend=self.flavour.value, **changes)
+
+    def model(self, **changes: Any) -> DeployedModel:
+        return DeployedModel(self.bundle, self.options(**changes), MAX_BATCH)
+
+    def runtime(self, **changes: Any) -> NativeRuntime:
+        return NativeRuntime(self.bundle, self.flavour, self.options(**changes))
+
+    def assert_same(self, found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
+        """Exactly what ONNX Runtime computes, on the stand-in; within FP16 on a GPU."""
+        assert found.dtype == expected.dtype
+        if self.device is not None:
+            np.testing.assert_array_equal(found, expected)
+        else:
+            largest = max(1.0, float(np.abs(expected).max()))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-2 * largest)
+
+
+@pytest.fixture(scope="session")
+def engine_bundle(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle with engine sets of both flavours for the stand-in. Not to be changed."""
+    path = tmp_path_factory.mktemp("engines") / "bundle"
+    shutil.copytree(bundle_path, path)
+    bundle = Bundle.open(path)
+    for flavour in BOTH:
+        write_engines(bundle, flavour)
+    return bundle
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """The stand-in, installed; at the end nothing may be left on it."""
+    stand_in = Device()
+    install(monkeypatch, stand_in)
+    yield stand_in
+    stand_in.check_nothing_left()
+
+
+@pytest.fixture(params=[f.value for f in BOTH])
+def stand_in(request: pytest.FixtureRequest, device: Device, engine_bundle: Bundle) -> Machine:
+    """The stand-in with either flavour."""
+    return Machine(engine_bundle, Flavour(request.param), device)
+
+
+@pytest.fixture(
+    params=[
+        *(f"stand-in, {flavour.value}" for flavour in BOTH),
+        *(pytest.param(f"gpu, {flavour.value}", marks=pytest.mark.gpu) for flavour in BOTH),
+    ]
+)
+def machine(request: pytest.FixtureRequest) -> Machine:
+    """The stand-in and, where there is one, a real GPU with engines built on it."""
+    kind, _, name = request.param.partition(", ")
+    flavour = Flavour(name)
+    if kind == "stand-in":
+        device: Device = request.getfixturevalue("device")
+        return Machine(request.getfixturevalue("engine_bundle"), flavour, device)
+    missing = why_no_gpu()
+    if missing is not None:
+        pytest.skip(f"needs an NVIDIA GPU: {missing}")
+    for module in (flavour.module_name, "cuda"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    return Machine(request.getfixturevalue("built_on_gpu")(flavour), flavour, None)
+
+
+@pytest.fixture(scope="session")
+def built_on_gpu(
+    bundle_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Flavour], Bundle]:
+    """Bundle with real engines of a flavour, built once."""
+    built: dict[Flavour, Bundle] = {}
+
+    def build(flavour: Flavour) -> Bundle:
+        if flavour not in built:
+            path = tmp_path_factory.mktemp("gpu") / "bundle"
+            shutil.copytree(bundle_path, path)
+            build_engines(path, precision=Precision.FP16, flavour=flavour.value)
+            built[flavour] = Bundle.open(path)
+        return built[flavour]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def reference(bundle: Bundle) -> Iterator[DeployedModel]:
+    """ONNX Runtime on the same FP16 graphs, with as many threads as the stand-in uses."""
+    options = SessionOptions(device="cpu", precision="fp16", threads=1)
+    with DeployedModel(bundle, options, MAX_BATCH) as model:
+        yield model

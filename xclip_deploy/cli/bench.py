@@ -1,0 +1,215 @@
+"""``xclip-deploy bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xclip_deploy.cli.display import print_json, print_table, step_progress
+from xclip_deploy.cli.options import json_option
+
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.benchmark import Benchmark
+    from xclip_deploy.runtime.sessions import SessionOptions
+
+
+def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them."""
+    del ctx, param
+    try:
+        sizes = tuple(int(word) for word in value.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise click.BadParameter(f"{value!r}: expected sizes of at least 1, such as 1,8")
+    return sizes
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path), default=Path("xclip-bundle"))
+@click.option(
+    "--session",
+    "sessions",
+    multiple=True,
+    metavar="KEY=VALUE,…",
+    help="A session to measure: device, backend, precision, threads and others, such as "
+    "device=cpu,precision=fp16,threads=2. May be given several times.  "
+    "[default: every one that this machine offers]",
+)
+@click.option(
+    "--graph",
+    "graphs",
+    type=click.Choice(["video_encoder", "text_encoder", "scorer"]),
+    multiple=True,
+    help="May be given several times.  [default: all three]",
+)
+@click.option(
+    "--video-batches", callback=_sizes, default="1,8", show_default=True, help="Videos in one run."
+)
+@click.option(
+    "--text-batches", callback=_sizes, default="1,32", show_default=True, help="Texts in one run."
+)
+@click.option(
+    "--scored-videos",
+    callback=_sizes,
+    default="100,1000",
+    show_default=True,
+    help="Videos scored for one text in one run.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Least time to run every session at every size.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Turns that the sessions take at every size.",
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="Runs at every size that are not timed.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="PNG file to draw the result into.",
+)
+@json_option
+def command(
+    bundle: Path,
+    sessions: tuple[str, ...],
+    graphs: tuple[str, ...],
+    video_batches: tuple[int, ...],
+    text_batches: tuple[int, ...],
+    scored_videos: tuple[int, ...],
+    seconds: float,
+    rounds: int,
+    warmup: int,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how fast BUNDLE (xclip-bundle unless given) runs on this machine.
+
+    Latency, throughput and memory of every graph, in several sessions side by side.
+    """
+    import xclip_deploy
+    from xclip_deploy.runtime.benchmark.picture import import_matplotlib
+    from xclip_deploy.runtime.manifest import Graph
+
+    if plot is not None:
+        # Now rather than after minutes of measuring.
+        if not plot.absolute().parent.is_dir():
+            raise click.UsageError(f"--plot {plot}: expected a file in a folder that is there")
+        import_matplotlib()
+    given = {
+        Graph.VIDEO_ENCODER: video_batches,
+        Graph.TEXT_ENCODER: text_batches,
+        Graph.SCORER: scored_videos,
+    }
+    plan = xclip_deploy.BenchmarkPlan(
+        sizes={graph: given[graph] for graph in Graph if not graphs or graph.value in graphs},
+        seconds=seconds,
+        rounds=rounds,
+        warmup=warmup,
+    )
+    with step_progress() as progress:
+        result = xclip_deploy.benchmark_sessions(
+            bundle,
+            [_session(text) for text in sessions] if sessions else None,
+            plan=plan,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+    if plot is not None:
+        result.plot(plot)
+        click.echo(f"wrote {plot}", err=as_json)
+
+
+def _session(text: str) -> SessionOptions:
+    """Options from ``device=cpu,threads=2``."""
+    from dataclasses import fields
+
+    from xclip_deploy.runtime.sessions import SessionOptions
+
+    # What a word on the command line can stand for, by the kind of the field's default.
+    known = {
+        each.name: each.type for each in fields(SessionOptions) if each.name != "provider_options"
+    }
+    chosen: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or key not in known:
+            raise click.UsageError(
+                f"--session {text}: found {part!r}, expected KEY=VALUE with a key of "
+                f"{', '.join(known)}"
+            )
+        if key in chosen:
+            raise click.UsageError(f"--session {text}: {key} is given twice")
+        kind = str(known[key])
+        if kind == "bool":
+            if value not in ("true", "false"):
+                raise click.UsageError(f"--session {text}: {key} is true or false")
+            chosen[key] = value == "true"
+        elif kind.startswith("int"):
+            if not value.isdecimal():
+                raise click.UsageError(f"--session {text}: {key} is a whole number")
+            chosen[key] = int(value)
+        else:
+            chosen[key] = value
+    return SessionOptions(**chosen)
+
+
+def _print(result: Benchmark) -> None:
+    from xclip_deploy.runtime.benchmark.results import ITEMS, readable
+
+    machine = result.machine
+    memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.0f} GiB"
+    gpus = ", ".join(machine.gpus) or "no GPU"
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    click.echo(f"{result.bundle}: {result.model}")
+    click.echo(
+        f"{machine.cpu}, {machine.cores} cores{memory}, {gpus}; {machine.system}; load before "
+        f"{machine.load_average:g}"
+    )
+    click.echo(versions)
+    click.echo()
+    loaded = {(each.session, each.graph): each for each in result.loadings}
+    rows: list[tuple[str, ...]] = []
+    for each in result.measurements:
+        loading = loaded[each.session, each.graph]
+        start = (each.graph.value, str(each.size), each.session)
+        if each.error is not None:
+            rows.append((*start, *("",) * 6, each.error))
+            continue
+        times = [f"{each.percentile_s(percent) * 1e3:.2f}" for percent in (50, 90, 99)]
+        memory_bytes = [each.peak_memory_bytes]
+        if each.device_memory_bytes is not None:
+            memory_bytes.append(each.device_memory_bytes)
+        taken = " + ".join("?" if b is None else f"{b / 1e6:.0f}" for b in memory_bytes)
+        rate = f"{readable(each.items_per_s)} {ITEMS[each.graph]}/s"
+        runs = str(len(each.latencies_s))
+        rows.append((*start, *times, runs, rate, taken, f"{loading.seconds:.2f} s"))
+    headers = ("graph", "size", "session", "p50 ms", "p90 ms", "p99 ms", "runs", "throughput",
+               "peak MB", "opened in")  # fmt: skip
+    print_table(headers, rows, right=(1, 3, 4, 5, 6, 7, 8, 9))
+    if machine.load_average > machine.cores:
+        click.echo(
+            f"note: {machine.load_average:g} processes wanted the {machine.cores} cores before "
+            "the run; on an idle machine it would be faster"
+        )
+    for skipped in result.skipped:
+        options = ",".join(f"{name}={value}" for name, value in skipped.options.items())
+        click.echo(f"left out: {options}: {skipped.reason}")

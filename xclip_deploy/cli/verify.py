@@ -1,0 +1,249 @@
+"""``xclip-deploy verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xclip_deploy.cli.display import encoding_progress, print_json, print_table
+from xclip_deploy.cli.options import json_option, reader_option, threads_option
+
+if TYPE_CHECKING:
+    from xclip_deploy.export.verification import Certificate
+    from xclip_deploy.export.verification.certificate import Comparison
+
+
+@click.command("verify")
+@click.argument("bundle", type=click.Path(path_type=Path), default=Path("xclip-bundle"))
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="What the bundle was exported from: PyTorch is the reference then, else the FP32 graphs.",
+)
+@click.option(
+    "--videos",
+    type=click.Path(path_type=Path),
+    help="Folder of videos.  [default: a few drawn ones]",
+)
+@click.option(
+    "--captions",
+    type=click.Path(path_type=Path),
+    help="CSV or JSONL file of `file` and `caption`, as for --dataset folder: compares recalls "
+    "too. Or a text file with a text a line.",
+)
+@click.option(
+    "--dataset",
+    help="In place of --captions: msrvtt, msvd, lsmdc, didemo, activitynet or folder.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    help="Of --dataset: folder of the annotation files; for folder, the file.",
+)
+@click.option("--split", default="test", show_default=True, help="train, val or test.")
+@click.option(
+    "--max-missing-share",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of annotated videos that may have no file.",
+)
+@click.option(
+    "--max-unreadable-share",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of the others that may be unreadable.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for certificate.json and report.html.  [default: verification/ in the bundle]",
+)
+@click.option(
+    "--report/--no-report",
+    default=None,
+    help="Write report.html, which needs matplotlib.  [default: where that is installed]",
+)
+@threads_option
+@reader_option
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Most texts or videos in one run of an encoder.",
+)
+@json_option
+def command(
+    bundle: Path,
+    checkpoint: Path | None,
+    videos: Path | None,
+    captions: Path | None,
+    dataset: str | None,
+    annotations: Path | None,
+    split: str,
+    max_missing_share: float,
+    max_unreadable_share: float,
+    output: Path | None,
+    report: bool | None,
+    threads: int | None,
+    reader: str,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Compare every graph and engine of BUNDLE (xclip-bundle unless given) with its model.
+
+    Whatever can run on this machine is run on the same videos and texts and held to the
+    tolerances of the bundle. The result is written to BUNDLE/verification; anything out of
+    tolerance exits with status 13.
+    """
+    import xclip_deploy
+    from xclip_deploy.export.verification.certificate import DIRECTORY
+
+    shown = _inputs(videos, captions, dataset, annotations, split, max_missing_share)
+    with encoding_progress() as progress:
+        certificate = xclip_deploy.verify_bundle(
+            bundle,
+            checkpoint=checkpoint,
+            **shown,
+            output=output,
+            report=report,
+            max_unreadable_share=max_unreadable_share,
+            max_batch=batch_size,
+            threads=threads,
+            reader=reader,  # type: ignore[arg-type]  # click.Choice has checked it
+            progress=progress,
+        )
+    if as_json:
+        print_json(certificate.model_dump(mode="json"))
+    else:
+        _print(certificate)
+        _print_written(output or bundle / DIRECTORY, report)
+    certificate.require_passed()
+
+
+def _inputs(
+    videos: Path | None,
+    captions: Path | None,
+    dataset: str | None,
+    annotations: Path | None,
+    split: str,
+    max_missing_share: float,
+) -> dict[str, Any]:
+    """Arguments of ``verify_bundle`` for what is to be shown."""
+    if dataset is not None or annotations is not None:
+        if dataset is None or annotations is None or videos is None or captions is not None:
+            raise click.UsageError(
+                "--dataset, --annotations and --videos go together, without --captions"
+            )
+    elif captions is not None and captions.suffix.lower() in (".csv", ".jsonl"):
+        if videos is None:
+            raise click.UsageError(f"--captions {captions} names files; expected --videos too")
+        dataset, annotations = "folder", captions
+    if dataset is not None:
+        from xclip_deploy.training.datasets.catalogue import open_dataset
+
+        assert annotations is not None
+        assert videos is not None
+        return {
+            "split": open_dataset(
+                dataset, split, annotations, videos, max_missing_share=max_missing_share
+            )
+        }
+    if captions is None:
+        return {"videos": videos}
+    from xclip_deploy.export.verification.inputs import read_texts
+
+    return {"videos": videos, "texts": read_texts(captions)}
+
+
+def _print(certificate: Certificate) -> None:
+    for comparison in certificate.comparisons:
+        click.echo(f"{comparison.run.name} against {certificate.reference.name}")
+        _print_tensors(comparison)
+        click.echo()
+    _print_rankings(certificate)
+    inputs = certificate.inputs
+    videos = "drawn videos" if inputs.synthetic_videos else "videos"
+    texts = "built-in texts" if inputs.built_in_texts else "texts"
+    click.echo(
+        f"{inputs.source}: {inputs.num_videos} {videos}, {inputs.num_texts} {texts}; left out: "
+        f"{len(inputs.missing)} without a file, {len(inputs.unreadable)} unreadable"
+    )
+    for skipped in certificate.skipped:
+        click.echo(f"not run: {skipped.what}: {skipped.reason}")
+    for failure in certificate.failures:
+        click.echo(f"FAILED: {failure}")
+
+
+def _print_written(folder: Path, report: bool | None) -> None:
+    from xclip_deploy.export.verification.certificate import FILE_NAME, REPORT_NAME
+
+    if (folder / REPORT_NAME).is_file():
+        click.echo(f"wrote {folder / REPORT_NAME} and {FILE_NAME}")
+        return
+    click.echo(f"wrote {folder / FILE_NAME}")
+    if report is None:
+        click.echo("no report: matplotlib is missing; run: pip install 'xclip-deploy[plot]'")
+
+
+def _print_tensors(comparison: Comparison) -> None:
+    rows = [
+        (
+            record.graph.value,
+            record.tensor,
+            _number(record.min_cosine, ".7f"),
+            _number(record.mean_cosine, ".7f"),
+            _number(record.max_abs_error, ".1e"),
+            f"{record.allowed_error:.1e}",
+            _number(record.rms_error, ".1e"),
+            _number(record.allowed_rms, ".1e"),
+            "ok" if record.passed else "FAILED",
+        )
+        for record in comparison.tensors
+    ]
+    headers = (
+        "graph",
+        "output",
+        "min cosine",
+        "mean cosine",
+        "max error",
+        "allowed",
+        "RMS",
+        "allowed",
+        "",
+    )
+    print_table(headers, rows, right=range(2, 8))
+
+
+def _print_rankings(certificate: Certificate) -> None:
+    rows = []
+    for comparison in certificate.comparisons:
+        ranking = comparison.ranking
+        if ranking is None:
+            rows.append((comparison.run.name, *[""] * 6, "FAILED"))
+            continue
+        recalls = [abs(record.found - record.reference) for record in comparison.recalls]
+        passed = ranking.passed and all(record.passed for record in comparison.recalls)
+        rows.append(
+            (
+                comparison.run.name,
+                _number(ranking.top1_agreement, ".1%"),
+                _number(ranking.top5_agreement, ".1%"),
+                _number(ranking.top10_agreement, ".1%"),
+                str(ranking.flips),
+                str(ranking.near_tie_flips),
+                f"{max(recalls):.2f}" if recalls else "",
+                "ok" if passed else "FAILED",
+            )
+        )
+    headers = ("run", "top-1", "top-5", "top-10", "flips", "near ties", "max ΔR@K, points", "")
+    print_table(headers, rows, right=range(1, 7))
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "" if value is None else format(value, spec)
