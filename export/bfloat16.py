@@ -10,6 +10,7 @@ product), where hardware keeps FP32 as well.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,7 +35,10 @@ def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
         specs = bundle.manifest.graphs[Precision.BF16]
         for graph, spec in specs.items():
             round_to_bfloat16(graph, bundle.graph_path(graph, Precision.BF16), path / spec.file)
-        bundle.tokenizer().save(path / bundle.manifest.tokenizer)
+        # All the rest is what it was.
+        for name in (bundle.manifest.tokenizer, bundle.manifest.scorer_weights):
+            if name is not None:
+                shutil.copyfile(bundle.path / name, path / name)
         files = {
             file.relative_to(path).as_posix(): FileRecord(
                 sha256=sha256_of(file), size_bytes=file.stat().st_size

@@ -32,6 +32,8 @@ class RunIdentity(FrozenModel):
     artefacts: dict[str, Sha256]
     """What ran: graphs by their path within the bundle, engines by folder and file, of PyTorch the
     checkpoint by its name."""
+    size_bytes: int
+    """Of the artefacts together."""
 
     @property
     def name(self) -> str:
@@ -109,6 +111,26 @@ class RecallRecord(FrozenModel):
     passed: bool
 
 
+class Duration(FrozenModel):
+    """How long a run and the reference took for the same batches of one graph.
+
+    They took turns, batch by batch, while videos were decoded beside them: a ratio to go by.
+    ``xclip-deploy bench`` measures in quiet.
+    """
+
+    graph: Graph
+    median_s: float
+    """Of a batch, without the first, in which sessions are opened."""
+    reference_s: float
+    """The same of the reference."""
+    num_batches: int
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the reference."""
+        return self.reference_s / self.median_s
+
+
 class Comparison(FrozenModel):
     """One run against the reference."""
 
@@ -119,6 +141,8 @@ class Comparison(FrozenModel):
     """None where the run broke off or a score is NaN or infinite."""
     recalls: tuple[RecallRecord, ...]
     """Empty where the texts belong to no videos, or there is no ranking."""
+    durations: tuple[Duration, ...]
+    """Of the graphs that ran more than one batch."""
     failures: tuple[str, ...]
     """What is out of tolerance, one line each; empty where everything passed."""
 

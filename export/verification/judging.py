@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from xclip_deploy.export.verification.certificate import (
     Comparison,
+    Duration,
     RankingRecord,
     RecallRecord,
     TensorRecord,
@@ -56,9 +58,23 @@ def judge(
         tensors=tensors,
         ranking=ranking,
         recalls=recalls,
+        durations=_durations(measurement, measured),
         failures=tuple(failures),
     )
     return comparison, ranks
+
+
+def _durations(measurement: Measurement, measured: Measured) -> tuple[Duration, ...]:
+    return tuple(
+        Duration(
+            graph=graph,
+            median_s=median(seconds[1:]),
+            reference_s=median(measurement.reference_seconds[graph][1:]),
+            num_batches=len(seconds) - 1,
+        )
+        for graph, seconds in measured.seconds.items()
+        if len(seconds) > 1
+    )
 
 
 def _tensor(

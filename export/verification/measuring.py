@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -49,6 +50,8 @@ class Measured:
     """[T, V]; None where the run broke off."""
     error: str | None = None
     """Why it broke off."""
+    seconds: dict[Graph, list[float]] = field(default_factory=dict)
+    """Of every call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,8 @@ class Measurement:
     """All runs on the same inputs."""
 
     reference: Run
+    reference_seconds: dict[Graph, list[float]]
+    """Of every call."""
     reference_logits: npt.NDArray[np.float32] = field(repr=False)
     """[T, V]."""
     logit_scale: float
@@ -104,6 +109,7 @@ def measure(
     logits, scale = _score(every, texts, features, progress)
     return Measurement(
         reference=reference,
+        reference_seconds=every.reference_seconds,
         reference_logits=logits,
         logit_scale=scale,
         measured=tuple(every.measured),
@@ -120,6 +126,7 @@ class _Runs:
 
     def __init__(self, reference: Run, runs: Sequence[Run]) -> None:
         self.reference = reference
+        self.reference_seconds: dict[Graph, list[float]] = {}
         self.measured = [Measured(run) for run in runs]
 
     def call(
@@ -130,7 +137,8 @@ class _Runs:
         ``function``: takes a matcher and its number, 0 for the reference. ``names``: outputs.
         """
         try:
-            expected = function(self.reference.matcher, 0)
+            with _timed(self.reference_seconds, graph):
+                expected = function(self.reference.matcher, 0)
         except SessionError as error:
             raise VerificationError(
                 f"the reference itself ({self.reference.identity.name}) fails: {error}"
@@ -140,7 +148,8 @@ class _Runs:
             outputs.append(None)
             if measured.error is None:
                 try:
-                    outputs[number] = function(measured.run.matcher, number)
+                    with _timed(measured.seconds, graph):
+                        outputs[number] = function(measured.run.matcher, number)
                 except (SessionError, EngineError) as error:
                     measured.error = str(error)
                     measured.logits = None
@@ -162,6 +171,13 @@ class _Runs:
                     are_vectors = key[0] is not Graph.SCORER
                     measured.differences[key] = Differences(are_vectors=are_vectors)
                 measured.differences[key].add(expected, found)
+
+
+@contextmanager
+def _timed(seconds: dict[Graph, list[float]], graph: Graph) -> Iterator[None]:
+    start_s = time.perf_counter()
+    yield
+    seconds.setdefault(graph, []).append(time.perf_counter() - start_s)
 
 
 def _tensor(output: _Output | None, name: str) -> npt.NDArray[Any] | None:

@@ -77,6 +77,14 @@ def render_report(
         ]
     for measured, comparison, rank in zip(measurement.measured, comparisons, ranks, strict=True):
         parts.append(_flips(measurement, measured, comparison, rank))
+    if any(comparison.durations for comparison in comparisons):
+        parts += [
+            "<h2>Size and speed</h2>",
+            f"<p>The reference, {escape(certificate.reference.name)}, and the runs took turns, "
+            "batch by batch, while videos were decoded beside them: ratios to go by. "
+            "<code>xclip-deploy bench</code> measures in quiet.</p>",
+            _costs(certificate),
+        ]
     parts.append(_provenance(certificate))
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
@@ -142,6 +150,27 @@ def _summary(certificate: Certificate) -> str:
             ]
         )
     headers = ("run", "top-1", "top-5", "top-10", "flips", "near ties", "widest flip", "")
+    return _table(headers, rows)
+
+
+def _costs(certificate: Certificate) -> str:
+    """Sizes, and times of a batch beside the reference's."""
+    rows: list[list[_Cell]] = []
+    for comparison in certificate.comparisons:
+        size = f"{comparison.run.size_bytes / 1e6:.1f}"
+        name = escape(comparison.run.name)
+        rows += [
+            [
+                name,
+                (size, "number"),
+                duration.graph.value,
+                (f"{1000 * duration.median_s:.2f}", "number"),
+                (f"{1000 * duration.reference_s:.2f}", "number"),
+                (f"{duration.speedup:.2f}", "number"),
+            ]
+            for duration in comparison.durations
+        ]
+    headers = ("run", "size, MB", "graph", "batch, ms", "reference, ms", "times as fast")
     return _table(headers, rows)
 
 

@@ -62,21 +62,20 @@ def as_run(model: DeployedModel) -> Run:
     """An opened model, and what it runs."""
     placement, bundle = model.placement, model.bundle
     if placement.native is None:
-        artefacts = {
-            spec.file: bundle.graph_sha256(graph, placement.precision)
-            for graph, spec in bundle.manifest.graphs[placement.precision].items()
-        }
+        files = [spec.file for spec in bundle.manifest.graphs[placement.precision].values()]
+        records = {file: bundle.manifest.files[file] for file in files}
     else:
         engines = placement.native.engines
-        artefacts = {
-            f"{engines.folder.name}/{engine_file(graph)}": engines.record(graph).file.sha256
+        records = {
+            f"{engines.folder.name}/{engine_file(graph)}": engines.record(graph).file
             for graph in Graph
         }
     identity = RunIdentity(
         backend=placement.backend,
         precision=placement.precision,
         device=placement.device_name,
-        artefacts=artefacts,
+        artefacts={name: record.sha256 for name, record in records.items()},
+        size_bytes=sum(record.size_bytes for record in records.values()),
     )
     return Run(identity, model)
 
@@ -163,5 +162,6 @@ def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
         precision=Precision.FP32,
         device="cpu",
         artefacts={path.name: checkpoint.source_sha256},
+        size_bytes=sum(tensor.nbytes for tensor in checkpoint.state_dict.values()),
     )
     return Run(identity, TorchMatcher(checkpoint.build(), max_batch=max_batch))

@@ -134,6 +134,7 @@ def test_progress_counts_every_step(write_checkpoint: Any, make_model: Any, tmp_
     assert all("int8" not in label and "bf16" not in label for _, _, label in steps)
 
 
+@pytest.mark.slow
 def test_the_command_with_every_precision(
     write_checkpoint: Any, make_model: Any, tmp_path: Path
 ) -> None:
@@ -200,6 +201,7 @@ def test_fp16_that_ruins_the_embeddings_is_caught_and_the_old_bundle_stands(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.INT8])
 def test_weights_that_an_extra_precision_ruins_are_caught(
     write_checkpoint: Any, make_model: Any, tmp_path: Path, precision: Precision

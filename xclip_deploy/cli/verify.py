@@ -167,6 +167,8 @@ def _print(certificate: Certificate) -> None:
         _print_tensors(comparison)
         click.echo()
     _print_rankings(certificate)
+    click.echo()
+    _print_costs(certificate)
     inputs = certificate.inputs
     videos = "drawn videos" if inputs.synthetic_videos else "videos"
     texts = "built-in texts" if inputs.built_in_texts else "texts"
@@ -243,6 +245,24 @@ def _print_rankings(certificate: Certificate) -> None:
         )
     headers = ("run", "top-1", "top-5", "top-10", "flips", "near ties", "max ΔR@K, points", "")
     print_table(headers, rows, right=range(1, 7))
+
+
+def _print_costs(certificate: Certificate) -> None:
+    reference = certificate.reference
+    rows: list[tuple[str, ...]] = [(reference.name, _size(reference.size_bytes), "", "", "")]
+    for comparison in certificate.comparisons:
+        speedups = {
+            duration.graph.value: f"{1000 * duration.median_s:.1f} ms ({duration.speedup:.1f}x)"
+            for duration in comparison.durations
+        }
+        graphs = [speedups.get(name, "") for name in ("video_encoder", "text_encoder", "scorer")]
+        rows.append((comparison.run.name, _size(comparison.run.size_bytes), *graphs))
+    headers = ("run", "size", "video batch (speed)", "text batch", "scorer batch")
+    print_table(headers, rows, right=range(1, 5))
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"
 
 
 def _number(value: float | None, spec: str) -> str:

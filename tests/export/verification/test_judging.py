@@ -21,7 +21,11 @@ TOLERANCE = Tolerance(
     feature=1e-2, cosine=0.99, score=0.1, outlier_factor=5, recall_points=2.0, top1_agreement=0.98
 )
 IDENTITY = RunIdentity(
-    backend="onnxruntime", precision=Precision.FP16, device="cpu", artefacts={"x": "0" * 64}
+    backend="onnxruntime",
+    precision=Precision.FP16,
+    device="cpu",
+    artefacts={"x": "0" * 64},
+    size_bytes=1,
 )
 RUN = Run(IDENTITY, cast("Matcher", None))
 Matrix = npt.NDArray[np.float32]
@@ -41,9 +45,12 @@ def judged(
         differences[Graph.VIDEO_ENCODER, "video_features"] = Differences(are_vectors=True)
         differences[Graph.VIDEO_ENCODER, "video_features"].add(*features)
     count = len(reference)
-    measured = Measured(RUN, differences, found)
+    # The first batch opens a session; of the scorer there is no second.
+    seconds = {Graph.TEXT_ENCODER: [9.0, 0.3, 0.1, 0.2], Graph.SCORER: [5.0]}
+    measured = Measured(RUN, differences, found, seconds=seconds)
     measurement = Measurement(
         reference=RUN,
+        reference_seconds={Graph.TEXT_ENCODER: [8.0, 0.4, 0.4, 0.7], Graph.SCORER: [4.0]},
         reference_logits=reference,
         logit_scale=SCALE,
         measured=(measured,),
@@ -63,6 +70,13 @@ def right_first(count: int, gap: float) -> Matrix:
     )
     np.fill_diagonal(scores, scores.max(axis=1) + gap)
     return scores.astype(np.float32)
+
+
+def test_durations_leave_out_the_first_batch() -> None:
+    scores = right_first(4, 1.0)
+    (duration,) = judged(scores, scores).durations
+    assert (duration.graph, duration.num_batches) == (Graph.TEXT_ENCODER, 3)
+    assert (duration.median_s, duration.reference_s, duration.speedup) == (0.2, 0.4, 2.0)
 
 
 def with_wrong_first(scores: Matrix, texts: int) -> Matrix:
