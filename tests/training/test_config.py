@@ -126,3 +126,14 @@ def test_the_model_on_top_of_clip() -> None:
     assert len(model.grains) == 4
     assert model.sentence_projection
     assert model.vision == clip.vision
+
+
+def test_overrides_do_not_reach_the_preset() -> None:
+    before = json.dumps(PRESETS)
+    first = resolve_config("demo", overrides=["start.architecture.vision.layers=1"])
+    assert first.start.architecture is not None
+    assert first.start.architecture.vision.layers == 1
+    assert json.dumps(PRESETS) == before
+    again = resolve_config("demo").start.architecture
+    assert again is not None
+    assert again.vision.layers == 3
