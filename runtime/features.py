@@ -53,12 +53,6 @@ class VideoFeatures:
             self.video_features[index], self.frame_features[index], self.num_frames[index]
         )
 
-    def take(self, rows: npt.NDArray[np.integer[Any]]) -> VideoFeatures:
-        """The videos of these numbers, in their order."""
-        return VideoFeatures(
-            self.video_features[rows], self.frame_features[rows], self.num_frames[rows]
-        )
-
     @classmethod
     def concatenate(cls, parts: Sequence[VideoFeatures]) -> VideoFeatures:
         """Join along V; at least one part."""

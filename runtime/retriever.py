@@ -15,10 +15,11 @@ from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence import (
-    MAX_COMPARED,
     Contrast,
     Explanation,
+    TokenKind,
     explain_video,
+    without,
     words_of,
 )
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
@@ -232,8 +233,8 @@ class Retriever:
 
         ``a``, ``b``: hits of a search, of whatever query, or ids of videos in the gallery. The
         score is computed anew from the gallery as it is now, and taken apart into what every
-        word and frame contributes. Words are compared with at most ``MAX_COMPARED`` other videos
-        of the gallery. Raises GalleryError for a video that is not there, BundleVersionError
+        word and frame contributes; once more without each word, to find those that the video has
+        nothing of. Raises GalleryError for a video that is not there, BundleVersionError
         for a bundle without the scorer's matrices, InvalidArgumentError for a text without a
         word.
         """
@@ -244,20 +245,17 @@ class Retriever:
         snapshot = self.gallery.snapshot()
         chosen = [_find(snapshot, hit) for hit in (a, b) if hit is not None]
         token_ids = self.model.tokenizer.encode([query], config.max_words)
-        text = self.model.encode_token_ids(token_ids)
         words = words_of(self.model.tokenizer, token_ids[0])
-        rest = np.setdiff1d(np.arange(len(snapshot)), chosen)
-        if len(rest) > MAX_COMPARED:
-            rest = rest[np.linspace(0, len(rest) - 1, MAX_COMPARED).astype(int)]
-        others = snapshot.features.take(rest)
+        proper = [word for word in words if word.kind is TokenKind.WORD]
+        variants = [token_ids[0], *(without(token_ids[0], word) for word in proper)]
+        texts = self.model.encode_token_ids(np.stack(variants))
         found = [
             explain_video(
                 query,
                 words,
-                text,
+                texts,
                 snapshot.videos[n],
                 snapshot.features[n : n + 1],
-                others,
                 weights,
                 config,
             )

@@ -58,7 +58,9 @@ class ScorerWeights:
         return float(np.exp(self.logit_scale))
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], config: ModelConfig) -> ScorerWeights:
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], config: ModelConfig
+    ) -> ScorerWeights:
         """Take the parameters by name. Raises ValueError where they are not those of ``config``."""
         shapes = _shapes(config)
         if set(arrays) != set(shapes):
@@ -82,16 +84,23 @@ class ScorerWeights:
     def open(cls, path: Path, config: ModelConfig) -> ScorerWeights:
         """Read a ``scorer.npz``. Raises BundleIntegrityError where it is not that of ``config``."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # NumPy leaves a file open that it opened itself and found to be damaged.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 return cls.from_arrays(dict(arrays), config)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise BundleIntegrityError(f"{path}: no scorer weights of this model ({error})") from error
+            raise BundleIntegrityError(
+                f"{path}: no scorer weights of this model ({error})"
+            ) from error
 
     def save(self, path: Path) -> None:
         """Write ``scorer.npz``. Raises OSError as the file system does."""
-        present = {name: value for name, value in vars(self).items() if value is not None}
+        present: dict[str, Any] = {
+            name: np.asarray(value, np.float32)
+            for name, value in vars(self).items()
+            if value is not None
+        }
         with path.open("wb") as stream:
-            np.savez(stream, **{name: np.asarray(value, np.float32) for name, value in present.items()})
+            np.savez(stream, **present)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

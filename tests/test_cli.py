@@ -27,6 +27,7 @@ COMMANDS = (
     "export-triton",
     "index",
     "search",
+    "explain",
     "verify",
     "bench",
     "inspect",

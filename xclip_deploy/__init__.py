@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.deployed_model import DeployedModel
     from xclip_deploy.runtime.engine_set import BuildOptions
     from xclip_deploy.runtime.evaluation import Evaluation
+    from xclip_deploy.runtime.evidence import Contrast, Explanation
     from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
     from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
     from xclip_deploy.runtime.manifest import Precision
@@ -55,6 +56,7 @@ _MODULES = {
     "runtime.deployed_model": ("DeployedModel",),
     "runtime.engine_set": ("BuildOptions",),
     "runtime.evaluation": ("Evaluation",),
+    "runtime.evidence": ("Contrast", "Explanation"),
     "runtime.features": ("Scores", "TextFeatures", "VideoFeatures"),
     "runtime.gallery": ("Gallery", "GalleryVideo"),
     "runtime.manifest": ("Precision",),
@@ -94,9 +96,11 @@ __all__ = [
     "Certificate",
     "Checkpoint",
     "CheckpointOptions",
+    "Contrast",
     "DeployedModel",
     "EngineShapes",
     "Evaluation",
+    "Explanation",
     "ExportResult",
     "FailedVideo",
     "FrameSampling",

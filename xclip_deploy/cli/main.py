@@ -21,6 +21,7 @@ _COMMANDS = {
     "export-triton": ("export_triton", "Write a model repository for Triton Inference Server."),
     "index": ("index", "Add videos to a gallery."),
     "search": ("search", "Find videos of a gallery by text, or by a video."),
+    "explain": ("explain", "Draw why a video has its score for a text."),
     "evaluate": ("evaluate", "Measure retrieval on a dataset: a checkpoint or a bundle."),
     "verify": ("verify", "Compare every graph and engine of a bundle with its model."),
     "bench": ("bench", "Measure how fast a bundle runs on this machine."),

@@ -1,0 +1,45 @@
+"""Evidence for a score: what every word and frame contributes, and where in the video.
+
+>>> print(retriever.explain("a dog on a leash", hit))            # doctest: +SKIP
+>>> print(retriever.explain("a dog on a leash", hits[0], hits[1]))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from xclip_deploy.runtime.evidence.contrast import Contrast, FrameContrast, WordContrast
+from xclip_deploy.runtime.evidence.decomposition import (
+    Attention,
+    Decomposition,
+    FramesFirst,
+    WordsFirst,
+    decompose,
+)
+from xclip_deploy.runtime.evidence.explanation import (
+    Explanation,
+    FrameEvidence,
+    WordEvidence,
+    explain_video,
+)
+from xclip_deploy.runtime.evidence.moments import Moment, find_moment
+from xclip_deploy.runtime.evidence.words import TokenKind, Word, without, words_of
+
+__all__ = [
+    "Attention",
+    "Contrast",
+    "Decomposition",
+    "Explanation",
+    "FrameContrast",
+    "FrameEvidence",
+    "FramesFirst",
+    "Moment",
+    "TokenKind",
+    "Word",
+    "WordContrast",
+    "WordEvidence",
+    "WordsFirst",
+    "decompose",
+    "explain_video",
+    "find_moment",
+    "without",
+    "words_of",
+]

@@ -1,0 +1,161 @@
+"""Why one video ranks above another for a text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import PurePath
+from typing import Any
+
+from xclip_deploy.runtime.evidence.explanation import Explanation
+from xclip_deploy.runtime.evidence.moments import clock
+from xclip_deploy.runtime.evidence.words import TokenKind
+from xclip_deploy.runtime.video import VideoFrames
+
+
+@dataclass(frozen=True)
+class WordContrast:
+    """By how much a word contributes more to the first video's score, in points."""
+
+    text: str
+    kind: TokenKind
+    video_word: float
+    frame_word: float
+
+    @property
+    def contribution(self) -> float:
+        """Of both grains."""
+        return self.video_word + self.frame_word
+
+
+@dataclass(frozen=True)
+class FrameContrast:
+    """What a frame of either video adds to the difference, in points.
+
+    A frame of the second video has what it contributes to its own score, with the sign turned:
+    frames of two videos have nothing to do with each other.
+    """
+
+    video_id: str
+    time_s: float | None
+    frame_sentence: float
+    frame_word: float
+
+    @property
+    def contribution(self) -> float:
+        """Of both grains."""
+        return self.frame_sentence + self.frame_word
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """Why the first of two videos has the higher (or lower) score. ``str()`` says it.
+
+    The differences of the grains add up to :attr:`difference`; those of video-word and
+    frame-word over :attr:`words` to the grains' own, as those of frame-sentence and frame-word
+    over :attr:`frames`.
+    """
+
+    first: Explanation
+    second: Explanation
+
+    @property
+    def query(self) -> str:
+        """The text that both were scored for."""
+        return self.first.query
+
+    @property
+    def difference(self) -> float:
+        """Score of the first less that of the second."""
+        return self.first.score - self.second.score
+
+    @property
+    def grains(self) -> dict[str, float]:
+        """Grain name to its part of the difference, points."""
+        second = self.second.points
+        return {name: points - second[name] for name, points in self.first.points.items()}
+
+    @property
+    def words(self) -> tuple[WordContrast, ...]:
+        """Every word of the text, start, end and padding included."""
+        return tuple(
+            WordContrast(
+                word.text,
+                word.kind,
+                word.video_word - other.video_word,
+                word.frame_word - other.frame_word,
+            )
+            for word, other in zip(self.first.words, self.second.words, strict=True)
+        )
+
+    @property
+    def frames(self) -> tuple[FrameContrast, ...]:
+        """Every frame of both videos, padding included."""
+        return tuple(
+            FrameContrast(
+                each.video_id, frame.time_s, sign * frame.frame_sentence, sign * frame.frame_word
+            )
+            for each, sign in ((self.first, 1.0), (self.second, -1.0))
+            for frame in each.frames
+        )
+
+    def __str__(self) -> str:
+        upper, lower, sign = self.first, self.second, 1.0
+        if self.difference < 0:
+            upper, lower, sign = self.second, self.first, -1.0
+        gap = abs(self.difference)
+        names = _short_names(upper.video_id, lower.video_id)
+        scores = f"({upper.score:.2f} against {lower.score:.2f})"
+        if gap < 0.005:
+            return f"{names[0]} and {names[1]} score the same {scores}"
+        grain, share = max(self.grains.items(), key=lambda item: sign * item[1])
+        line = (
+            f"{names[0]} ranks above {names[1]} by {gap:.2f} {scores}, most of all by "
+            f"{grain.replace('_', '–')} ({sign * share:+.2f})"
+        )
+        # What a person can look for: words proper, though start and end can weigh more.
+        words = [word for word in self.words if word.kind is TokenKind.WORD]
+        word = max(words, key=lambda word: sign * word.contribution, default=None)
+        if word is not None and sign * word.contribution > 0:
+            line += f"; of the words by “{word.text}” ({sign * word.contribution:+.2f})"
+        both = {word.positions for word in upper.missing_words}
+        missing = [word.text for word in lower.missing_words if word.positions not in both]
+        if missing:
+            listed = ", ".join(f"“{text}”" for text in missing)
+            line += f"; {names[1]} has nothing for {listed}"
+        return f"{line}; see {names[0]} at {clock(upper.best_moment.best_frame_time_s)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries, lists and numbers, for JSON."""
+        return {
+            "query": self.query,
+            "summary": str(self),
+            "difference": self.difference,
+            "grains": self.grains,
+            "words": [
+                asdict(word) | {"kind": word.kind.value, "contribution": word.contribution}
+                for word in self.words
+            ],
+            "frames": [
+                asdict(frame) | {"contribution": frame.contribution} for frame in self.frames
+            ],
+            "first": self.first.to_dict(),
+            "second": self.second.to_dict(),
+        }
+
+    def plot(
+        self,
+        path: str | PathLike[str],
+        frames: tuple[VideoFrames | None, VideoFrames | None] = (None, None),
+        notes: tuple[str | None, str | None] = (None, None),
+    ) -> None:
+        """Write a PNG of both, one under the other: see :meth:`Explanation.plot`."""
+        from xclip_deploy.runtime.evidence.picture import draw
+
+        draw([self.first, self.second], list(frames), path, str(self), list(notes))
+
+
+def _short_names(first: str, second: str) -> tuple[str, str]:
+    """File names in place of paths, where that tells the two apart."""
+    names = PurePath(first).name, PurePath(second).name
+    return names if all(names) and names[0] != names[1] else (first, second)

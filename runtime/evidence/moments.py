@@ -1,0 +1,69 @@
+"""The best moment of a video for a text, as exactly as the sampled frames can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.scorer_weights import TEMPERATURE
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time range of a video, seconds from its start."""
+
+    start_s: float
+    end_s: float
+    best_frame_time_s: float
+    """The sampled frame that is most similar to the text; within the range."""
+    resolution_s: float
+    """Largest distance between neighbouring sampled frames at the range. What is between them was
+    not looked at: start and end are exact to half of it."""
+
+    def __str__(self) -> str:
+        return (
+            f"{clock(self.start_s)} to {clock(self.end_s)} "
+            f"(sampled frames are {self.resolution_s:.2g} s apart)"
+        )
+
+
+def find_moment(
+    similarity: npt.NDArray[np.floating], times_s: Sequence[float], duration_s: float | None
+) -> Moment:
+    """The time around the frame that is most similar to a text.
+
+    ``similarity`` [n]: of the sentence to each of the n valid frames; ``times_s`` [n]: theirs,
+    rising. A frame stands for the time that is nearer to it than to any other sampled frame. The
+    moment is that of the best frame, and of the frames next to it for as long as they are
+    within the scorer's temperature (0.01) of it: such a frame has at least 1/e of its
+    attention. Where the duration is not known, the last frame stands for as long after it
+    as before it.
+    """
+    best = int(np.argmax(similarity))
+    first = last = best
+    while first > 0 and similarity[best] - similarity[first - 1] <= TEMPERATURE:
+        first -= 1
+    while last + 1 < len(times_s) and similarity[best] - similarity[last + 1] <= TEMPERATURE:
+        last += 1
+    gaps = np.diff(times_s)
+    if duration_s is None:
+        duration_s = times_s[-1] + (float(gaps[-1]) / 2 if len(gaps) else 0.0)
+    end_s = max(duration_s, times_s[-1])
+    # The gaps inside the range and the two at its ends.
+    around = gaps[max(first - 1, 0) : last + 1]
+    return Moment(
+        start_s=0.0 if first == 0 else (times_s[first - 1] + times_s[first]) / 2,
+        end_s=end_s if last + 1 == len(times_s) else (times_s[last] + times_s[last + 1]) / 2,
+        best_frame_time_s=times_s[best],
+        resolution_s=float(around.max()) if len(around) else end_s,
+    )
+
+
+def clock(seconds: float) -> str:
+    """A time of a video as people read it: minutes, seconds and tenths."""
+    tenths = round(seconds * 10)
+    minutes, tenths = divmod(tenths, 600)
+    return f"{minutes}:{tenths // 10:02d}.{tenths % 10}"

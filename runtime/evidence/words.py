@@ -1,0 +1,85 @@
+"""Tokens as words: byte-pair pieces joined, and the tokens that are no words named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.tokenizer import Tokenizer
+
+
+class TokenKind(str, Enum):
+    """What a word of an explanation is."""
+
+    WORD = "word"
+    START = "start"
+    END = "end"
+    PADDING = "padding"
+    """All padded positions together."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """Token positions that belong together."""
+
+    text: str
+    kind: TokenKind
+    positions: tuple[int, ...]
+    """Among the W token positions of the model."""
+
+
+def words_of(tokenizer: Tokenizer, token_ids: npt.NDArray[np.integer[Any]]) -> tuple[Word, ...]:
+    """The words of one tokenised text [W], in order; together they cover every position once.
+
+    A word is what CLIP's tokenizer splits the text into before it looks for byte pairs: letters
+    in a row, one digit, or signs in a row. One that was cut off by the model's length ends
+    where the text does.
+    """
+    ids = [int(token) for token in token_ids]
+    # Padding is id 0, which is also a piece that begins words: it counts at the end alone.
+    length = max((n + 1 for n, token in enumerate(ids) if token), default=0)
+    words: list[Word] = []
+    pieces: list[tuple[int, bytes]] = []
+
+    def close() -> None:
+        if pieces:
+            text = b"".join(part for _, part in pieces).decode("utf-8", "replace")
+            words.append(Word(text, TokenKind.WORD, tuple(place for place, _ in pieces)))
+            pieces.clear()
+
+    for place, token in enumerate(ids[:length]):
+        if token in (tokenizer.start_id, tokenizer.end_id):
+            close()
+            kind = TokenKind.START if token == tokenizer.start_id else TokenKind.END
+            words.append(Word(kind.value, kind, (place,)))
+            continue
+        piece, is_last = tokenizer.piece(token)
+        pieces.append((place, piece))
+        if is_last:
+            close()
+    close()
+    if length < len(ids):
+        padding = tuple(range(length, len(ids)))
+        words.append(Word(TokenKind.PADDING.value, TokenKind.PADDING, padding))
+    return tuple(words)
+
+
+def without(token_ids: npt.NDArray[np.integer[Any]], word: Word) -> npt.NDArray[np.integer[Any]]:
+    """A tokenised text [W] less one of its words, padded to the same length."""
+    rest = np.delete(token_ids, word.positions)
+    return np.pad(rest, (0, len(word.positions)))
+
+
+def sum_by_word(values: npt.NDArray[np.float64], words: Sequence[Word]) -> npt.NDArray[np.float64]:
+    """``values`` [W, ...] of tokens, added up for each of n words: [n, ...]."""
+    return np.stack([values[list(word.positions)].sum(axis=0) for word in words])
+
+
+def max_by_word(values: npt.NDArray[np.float64], words: Sequence[Word]) -> npt.NDArray[np.float64]:
+    """``values`` [W, ...] of tokens, the largest of each of n words: [n, ...]."""
+    return np.stack([values[list(word.positions)].max(axis=0) for word in words])

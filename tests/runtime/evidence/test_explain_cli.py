@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from xclip_deploy import Bundle, Retriever
+from xclip_deploy.cli.main import cli
+from xclip_deploy.errors import GalleryError
+
+QUERY = "a man is driving a car"
+
+
+@pytest.fixture(scope="module")
+def gallery_path(filled: Retriever, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("explain") / "gallery"
+    filled.save(path)
+    return path
+
+
+@pytest.fixture
+def run(bundle_path: Path, gallery_path: Path, tmp_path: Path, monkeypatch: Any) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str, gallery: Path = gallery_path) -> Result:
+        options = ["--bundle", str(bundle_path), "--gallery", str(gallery), "--device", "cpu"]
+        return CliRunner().invoke(cli, ["explain", *words, *options], catch_exceptions=True)
+
+    return call
+
+
+def test_a_picture_and_a_sentence(run: Any, filled: Retriever, tmp_path: Path) -> None:
+    result = run(QUERY, "dog")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{filled.explain(QUERY, 'dog')}\nwrote explain.png\n"
+    assert (tmp_path / "explain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_hit_and_json(run: Any, filled: Retriever, tmp_path: Path) -> None:
+    result = run(QUERY, "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    best = filled.search(QUERY, k=1)[0]
+    assert content["video_id"] == best.id
+    assert content["score"] == pytest.approx(best.score, abs=5e-5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_videos(run: Any, tmp_path: Path) -> None:
+    result = run(QUERY, "dog", "frog", "-o", "two.png", "--json")
+    assert result.exit_code == 0, result.output
+    assert "ranks above" in json.loads(result.stdout)["summary"]
+    assert [path.name for path in tmp_path.iterdir()] == ["two.png"]
+
+
+def test_a_video_by_its_file(
+    run: Any, bundle: Bundle, filled: Retriever, clips: Path, tmp_path: Path
+) -> None:
+    """As `xclip-deploy search` prints it: relative, where the id is the absolute path."""
+    clip = clips / "sam2_dog.mp4"
+    snapshot = filled.gallery.snapshot()
+    with Retriever(bundle, device="cpu") as retriever:
+        video = snapshot.videos[0].model_copy(update={"id": str(clip)})
+        retriever.add_features([video], snapshot.features[:1])
+        retriever.save(tmp_path / "gallery")
+    result = run(QUERY, os.path.relpath(clip), "--json", gallery=tmp_path / "gallery")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["video_id"] == str(clip)
+
+
+def test_wrong_use(run: Any, bundle: Bundle, tmp_path: Path) -> None:
+    assert "found 3 videos" in run(QUERY, "dog", "frog", "walk").output
+    missing = run(QUERY, "cat").exception
+    assert isinstance(missing, GalleryError)
+    assert "no video 'cat'" in str(missing)
+    with Retriever(bundle, device="cpu") as retriever:
+        retriever.save(tmp_path / "empty")
+    empty = run(QUERY, gallery=tmp_path / "empty").exception
+    assert isinstance(empty, GalleryError)
+    assert "run: xclip-deploy index" in str(empty)
