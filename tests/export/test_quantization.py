@@ -20,7 +20,11 @@ from onnx import TensorProto
 from xclip_deploy.errors import ExportError
 from xclip_deploy.export.graphs import export_graph, graph_specs
 from xclip_deploy.export.parity import TOLERANCES
-from xclip_deploy.export.quantization import quantize_graph, quantize_symmetrically
+from xclip_deploy.export.quantization import (
+    quantize_for_products,
+    quantize_graph,
+    quantize_symmetrically,
+)
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.model_config import TemporalHead
 from xclip_deploy.training.model import XClip
@@ -50,8 +54,16 @@ def quantize(model: XClip, graph: Graph, folder: Path, target: Path | None = Non
     return (target or folder) / spec.file
 
 
-def run(path: Path, inputs: Arrays) -> Arrays:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def run(path: Path, inputs: Arrays, *, never_saturates: bool = False) -> Arrays:
+    """By ONNX Runtime as it comes: the graph must be right without options of ours.
+
+    ``never_saturates``: have it use its exact products, which are slower, where there is no VNNI.
+    """
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", str(int(never_saturates)))
+    session = onnxruntime.InferenceSession(
+        str(path), sess_options=options, providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True))
 
@@ -79,6 +91,60 @@ def test_close_to_pytorch_and_not_the_same(model: XClip, folder: Path, graph: Gr
         assert array.dtype == np.float32
         error = np.abs(array - reference).max()
         assert 1e-4 < error < TOLERANCES[Precision.INT8].feature
+
+
+@pytest.mark.parametrize("graph", ENCODERS)
+def test_weights_that_would_saturate(
+    model: XClip, folder: Path, tmp_path: Path, graph: Graph
+) -> None:
+    """Every weight at plus or minus its channel's largest, in long runs of one sign.
+
+    On x86 without VNNI this fails where two products can exceed 16 bits; elsewhere it cannot.
+    """
+    whole = onnx.load(str(folder / "fp32" / f"{graph.value}.onnx"))
+    products = {node.input[1] for node in whole.graph.node if node.op_type == "MatMul"}
+    for tensor in whole.graph.initializer:
+        if tensor.name in products and not tensor.name.endswith(("proj", "projection")):
+            weight = onnx.numpy_helper.to_array(tensor)
+            signs = np.where(np.arange(len(weight)) // 8 % 2, -1, 1)[:, np.newaxis]
+            extreme = (signs * np.abs(weight).max(axis=0)).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(extreme, tensor.name))
+    (tmp_path / "fp32").mkdir()
+    onnx.save(whole, str(tmp_path / "fp32" / f"{graph.value}.onnx"))
+    path = quantize(model, graph, tmp_path)
+    for count in (1, None):  # a product with one row has a kernel of its own
+        inputs = {name: array[:count] for name, array in inputs_of(model, graph).items()}
+        exact = run(path, inputs, never_saturates=True)
+        for name, array in run(path, inputs).items():
+            np.testing.assert_array_equal(array, exact[name], err_msg=name)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("zero_point", [0, 3])
+@pytest.mark.parametrize("depth", [64, 515])
+def test_products_are_exact(depth: int, zero_point: int, rows: int) -> None:
+    """ONNX Runtime's integer product, at inputs of 255 and the weights that add up highest."""
+    random = np.random.default_rng(9)
+    pool = np.array([-1.0, -0.99, 0.0, 0.5, 0.99, 1.0], np.float32)
+    weight = random.choice(pool, (depth, 40), p=[0.2, 0.1, 0.1, 0.1, 0.1, 0.4])
+    values, _ = quantize_for_products(weight)
+    names = {"a": TensorProto.UINT8, "zero": TensorProto.UINT8, "y": TensorProto.INT32}
+    tensors = {n: onnx.helper.make_tensor_value_info(n, kind, None) for n, kind in names.items()}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["a", "w", "zero"], ["y"])],
+        "product",
+        [tensors["a"], tensors["zero"]],
+        [tensors["y"]],
+        [onnx.numpy_helper.from_array(values, "w")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    session = onnxruntime.InferenceSession(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString(),
+        providers=["CPUExecutionProvider"],
+    )
+    a = np.full((rows, depth), 255, np.uint8)
+    (found,) = session.run(None, {"a": a, "zero": np.array(zero_point, np.uint8)})
+    np.testing.assert_array_equal(found, (a.astype(np.int64) - zero_point) @ values.astype(int))
 
 
 @pytest.mark.parametrize("graph", ENCODERS)
@@ -163,3 +229,26 @@ def test_symmetric_quantisation(weight: npt.NDArray[np.float32], axis: int) -> N
     largest = np.abs(weight).max(axis=axis, keepdims=True)
     reached = np.abs(values).max(axis=axis, keepdims=True)
     assert (reached[largest > 1e-20] == 127).all()
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=6),
+        elements=st.floats(-1e4, 1e4, width=32),
+    )
+)
+def test_no_pair_of_weights_can_saturate(weight: npt.NDArray[np.float32]) -> None:
+    """Neighbours along K times 255 each, of which either may be zero, stay within 16 bits."""
+    values, scales = quantize_for_products(weight)
+    assert values.dtype == np.int8
+    assert scales.shape == (1, weight.shape[1])
+    even = np.concatenate([values, np.zeros_like(values)])[: (len(values) + 1) // 2 * 2]
+    first, second = even[::2].astype(int), even[1::2].astype(int)
+    for pair in (first, second, first + second):
+        assert (np.abs(255 * pair) <= 32767).all()
+    error = np.abs(values.astype(np.float64) * scales - weight)
+    assert (error <= scales * np.float64(0.5001)).all()
+    # At worst, with two alike side by side, they keep 7 bits.
+    largest = np.abs(weight).max(axis=0)
+    assert (np.abs(values).max(axis=0)[largest > 1e-20] >= 63).all()
