@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from xclip_deploy.errors import InvalidArgumentError, SessionError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.manifest import Graph, TensorSpec
+from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec
 from xclip_deploy.runtime.sessions import (
     OnnxRuntimeSession,
     Placement,
@@ -65,6 +66,7 @@ class DeployedModel:
         self._options = options or SessionOptions()
         self.placement: Placement = place(self._options, bundle)
         self._sessions: dict[Graph, Session] = {}
+        self._half_scorer: Session | None = None
         self._resident: ResidentGallery | None = None
         self._lock = threading.Lock()
 
@@ -151,7 +153,7 @@ class DeployedModel:
         scores = {name: np.empty((len(texts), len(videos)), dtype=np.float32) for name in names}
         if not len(texts) or not len(videos):
             return Scores(scores.pop("logits"), scores)
-        session = self._session(Graph.SCORER)
+        session = self._scorer_for(videos)
         per_pair = self.config.max_words * self.config.max_frames
         text_step = min(len(texts), self.max_batch)
         video_step = max(1, _SCORER_ELEMENTS // (per_pair * text_step))
@@ -183,6 +185,9 @@ class DeployedModel:
         with self._lock:
             sessions: list[Closable] = list(self._sessions.values())
             self._sessions.clear()
+            if self._half_scorer is not None:
+                sessions.append(self._half_scorer)
+                self._half_scorer = None
             gallery, self._resident = self._resident, None
         parts = sessions if gallery is None else [gallery, *sessions]
         failure = close_all(parts)
@@ -220,6 +225,29 @@ class DeployedModel:
                 )
             )
         return self._sessions[graph]
+
+    def _scorer_for(self, videos: VideoFeatures) -> Session:
+        """The scorer that takes features as they are.
+
+        Galleries are FP16. The scorer computes in FP32 in every precision; that of FP16 only
+        casts such features up itself, to the same numbers and faster than NumPy can: all in all
+        a gallery is scored in less than half the time on a CPU.
+        """
+        placement = self.placement
+        is_half = videos.frame_features.dtype == videos.video_features.dtype == np.float16
+        has_half = Precision.FP16 in self.bundle.manifest.graphs
+        if not is_half or not has_half or placement.native or placement.precision != Precision.FP32:
+            return self._session(Graph.SCORER)
+        with self._lock:
+            if self._half_scorer is None:
+                self._half_scorer = OnnxRuntimeSession(
+                    self.bundle,
+                    Graph.SCORER,
+                    replace(placement, precision=Precision.FP16),
+                    self._options.threads,
+                    self._options.provider_options,
+                )
+            return self._half_scorer
 
     def _outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """What a graph or its engine gives."""

@@ -1,9 +1,18 @@
-"""What searching and adding videos return."""
+"""What searching returns."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from xclip_deploy.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+SearchMethod = Literal["exact", "two-stage"]
 
 
 @dataclass(frozen=True)
@@ -29,16 +38,81 @@ class SearchResult:
     id: str
     path: str | None
     score: float
-    """Text query: the model's logit. Video query: cosine of the two video embeddings."""
+    """Text query: the model's logit. Video query: cosine of the two video embeddings. Calibrated
+    searches: see :class:`QueryBank`."""
     grains: GrainScores | None
     """None for a video query, which has no words."""
     best_frame_time_s: float
     """Time of the frame most similar to the query, seconds from the video's start. It is one
     of the sampled frames: with one frame per second, exact to about a second."""
+    duration_s: float | None = None
+    metadata: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    """Every file with this content, that at ``path`` first."""
+    near_identical: tuple[str, ...] = ()
+    """Ids of hits that were left out for being nearly the same, with ``deduplicate``."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain dictionaries and numbers, for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class SearchResults(Sequence[SearchResult]):
+    """The videos found for one query, best first, and how they were searched for."""
+
+    hits: tuple[SearchResult, ...]
+    method: SearchMethod
+    """``exact``: every video was scored; ``two-stage``: the best candidates by the
+    video-sentence term were."""
+    num_scored: int
+    """Videos that the full score was computed for."""
+    num_videos: int
+    """Videos in the gallery."""
+    reason: str
+    """Why that method."""
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> SearchResult: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SearchResult, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> SearchResult | tuple[SearchResult, ...]:
+        return self.hits[index]
+
+    def __iter__(self) -> Iterator[SearchResult]:
+        return iter(self.hits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries, lists and numbers, for JSON."""
+        return asdict(self) | {"hits": [hit.to_dict() for hit in self.hits]}
+
+    def to_arrow(self) -> pa.Table:
+        """One row a hit: the result's fields, the grains and the metadata as columns."""
+        import pyarrow as pa
+
+        rows = []
+        for hit in self.hits:
+            row = hit.to_dict()
+            grains = row.pop("grains") or {}
+            metadata = row.pop("metadata")
+            # The result's own columns win over metadata of the same name.
+            rows.append({**metadata, **row, **grains})
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+    def to_pandas(self) -> pd.DataFrame:
+        """As :meth:`to_arrow`. Raises MissingExtraError without pandas."""
+        try:
+            import pandas  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("pandas", "pandas", "SearchResults.to_pandas") from error
+        frame: pd.DataFrame = self.to_arrow().to_pandas()
+        return frame
 
 
 @dataclass(frozen=True)
@@ -47,20 +121,3 @@ class FailedVideo:
 
     path: str
     reason: str
-
-
-@dataclass(frozen=True)
-class AddReport:
-    """What became of the videos given to ``Retriever.add``."""
-
-    added: tuple[str, ...]
-    """Ids, in the order of addition."""
-    skipped: tuple[str, ...]
-    """Ids that the gallery had already."""
-    failed: tuple[FailedVideo, ...]
-    warnings: tuple[FailedVideo, ...]
-    """Videos that were added, but not whole: truncated or damaged ones."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries and lists, for JSON."""
-        return asdict(self)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError
+from xclip_deploy.errors import BundleVersionError, InvalidArgumentError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
-from xclip_deploy.runtime.evidence import (
-    Contrast,
-    Explanation,
-    TokenKind,
-    explain_video,
-    without,
-    words_of,
-)
+from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit, draw, explain_hits
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
-from xclip_deploy.runtime.results import AddReport, FailedVideo, GrainScores, SearchResult
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
+from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, index_videos
+from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
+from xclip_deploy.runtime.search import (
+    DEFAULT_CANDIDATES,
+    Query,
+    QueryBank,
+    Searcher,
+    SearchOptions,
+)
+from xclip_deploy.runtime.search.options import NEAR_IDENTICAL
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.protocol import DeviceName, PrecisionName
 from xclip_deploy.runtime.tokenizer import clean_text
@@ -33,15 +35,11 @@ from xclip_deploy.runtime.video import (
     FrameSampling,
     VideoFrames,
     VideoReader,
-    find_videos,
+    read_image,
     read_video,
-    read_videos,
 )
 
 PathName = str | PathLike[str]
-Hit = SearchResult | str
-"""What a search gave, or the id of a video in the gallery."""
-OnDuplicate = Literal["error", "skip", "replace"]
 Progress = Callable[[int, int, int], None]
 """Called with videos done, videos in all, and how many of the done ones failed."""
 
@@ -54,7 +52,9 @@ class Retriever:
     >>> retriever.search("a dog on a leash", k=3)[0].path           # doctest: +SKIP
     'videos/dog.mp4'
 
-    Safe to use from several threads; a context manager.
+    Safe to use from several threads; a context manager. A search sees the gallery as it was
+    when the search began, with all that this object wrote before; what other processes wrote,
+    after :meth:`refresh`.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Retriever:
         bundle: PathName | Bundle = "xclip-bundle",
         gallery: PathName | Gallery | None = None,
         *,
+        create: bool = False,
         device: DeviceName = "auto",
         precision: PrecisionName = "auto",
         threads: int | None = None,
@@ -69,14 +70,16 @@ class Retriever:
         reader: VideoReader = "pyav",
         session: SessionOptions | None = None,
     ) -> None:
-        """Open a bundle, and a gallery where one is given; else start an empty one.
+        """Open a bundle, and a gallery where one is given; else start an empty one in memory.
 
-        ``device``: ``auto``, ``cpu`` or ``cuda``; ``precision``: ``auto``, ``fp32``, ``fp16``,
-        ``bf16`` or ``int8``; what was chosen and why is in :attr:`model` ``.placement``.
-        ``threads``: CPU threads for inference and for decoding, None for one per core.
-        ``max_batch``: most texts or videos in one run of an encoder; more are split.
-        ``reader``: ``pyav`` or ``decord``. ``session``: all options of inference, backend and
-        GPU among them, instead of ``device`` and ``precision``, to be left alone then.
+        ``gallery``: a directory, or a URI that LanceDB opens; what is added is written there at
+        once. ``create``: whether to make it where there is none. ``device``: ``auto``, ``cpu`` or
+        ``cuda``; ``precision``: ``auto``, ``fp32``, ``fp16``, ``bf16`` or ``int8``; what was
+        chosen and why is in :attr:`model` ``.placement``. ``threads``: CPU threads for inference
+        and for decoding, None for one per core. ``max_batch``: most texts or videos in one run
+        of an encoder; more are split. ``reader``: ``pyav`` or ``decord``. ``session``: all
+        options of inference, backend and GPU among them, instead of ``device`` and
+        ``precision``, to be left alone then.
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
@@ -97,7 +100,8 @@ class Retriever:
             gallery.check_model(manifest)
             self.gallery = gallery
         else:
-            self.gallery = Gallery.open(Path(gallery), manifest)
+            name = gallery if isinstance(gallery, str) else Path(gallery)
+            self.gallery = Gallery.open(name, manifest, create=create)
         self.sampling = FrameSampling(
             frames_per_second=manifest.frames_per_second, max_frames=manifest.model.max_frames
         )
@@ -105,6 +109,7 @@ class Retriever:
         self._reader: VideoReader = reader
         self._threads = threads
         self._weights: ScorerWeights | None = None
+        self._searcher = Searcher(self.model, self._weights_or_none)
 
     # -- gallery ---------------------------------------------------------------------------
 
@@ -113,45 +118,54 @@ class Retriever:
         paths: PathName | Iterable[PathName],
         *,
         ids: Sequence[str] | None = None,
-        on_duplicate: OnDuplicate = "error",
+        metadata: Mapping[str, MetadataValue] | None = None,
+        on_duplicate: OnDuplicate = "update",
+        prune: bool = False,
+        workers: int | None = None,
+        timeout_s: float = 120.0,
         progress: bool | Progress = False,
-    ) -> AddReport:
-        """Read, encode and add videos: files, or folders with all videos below them.
+    ) -> IndexReport:
+        """Read, encode and add videos, and pass over those that are there and unchanged.
 
-        ``ids``: one for each path, which must then be files; without them, a video's id is its
-        absolute path. ``on_duplicate``: what to do with an id that the gallery has; ``error``
-        raises before anything is read. ``progress``: True draws a bar on standard error; a
-        function is called after every video.
+        ``paths``: files, folders with all videos below them, ``.txt`` lists of files, ``.csv``
+        or ``.jsonl`` tables with a column ``file`` and metadata in the others. ``ids``: one for
+        each path, which must then be a video; without them, a video's id is its absolute path.
+        ``metadata``: for every video given. ``on_duplicate``: what to do with a video that the
+        gallery has: ``update`` encodes it again where its file changed, ``skip`` leaves it,
+        ``replace`` always encodes it again, ``error`` raises before anything is read.
+        ``prune``: whether to remove videos whose files are gone from the folders given.
+        ``workers``: processes that decode, None for one per core; ``timeout_s``: what one video
+        may take there. ``progress``: True draws a bar on standard error; a function is called
+        after every video.
 
-        A video that cannot be read is reported in the result and the rest goes on. After an
-        exception (Ctrl-C too) the videos encoded so far are in the gallery.
+        A video that cannot be read, or takes its worker with it, is reported in the result and
+        the rest goes on. Written in batches: after an exception (Ctrl-C too) the videos encoded
+        so far are in the gallery.
 
-        Raises VideoNotFoundError for a path that is not there, DuplicateIdError,
-        InvalidArgumentError.
+        Raises VideoNotFoundError for a path that is not there, DuplicateIdError, MetadataError,
+        GalleryError, InvalidArgumentError.
         """
         given = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
-        chosen = self._name_videos([Path(path) for path in given], ids)
-        skipped: list[str] = []
-        if on_duplicate == "error":
-            self.gallery.check_new([video_id for video_id, _ in chosen])
-        elif on_duplicate == "skip":
-            skipped = [video_id for video_id, _ in chosen if video_id in self.gallery]
-            chosen = [(name, path) for name, path in chosen if name not in self.gallery]
-        elif on_duplicate != "replace":
-            raise InvalidArgumentError(
-                f"on_duplicate {on_duplicate!r}: expected error, skip or replace"
-            )
-        if progress is True and chosen:
-            from xclip_deploy.runtime.progress import video_progress
-
-            with video_progress(len(chosen)) as report:
-                return self._add(chosen, skipped, report)
-        return self._add(chosen, skipped, progress if callable(progress) else _no_progress)
+        return index_videos(
+            self.gallery,
+            self.model,
+            [Path(path) for path in given],
+            sampling=self.sampling,
+            image_size=self._image_size,
+            reader=self._reader,
+            ids=ids,
+            metadata=metadata,
+            on_duplicate=on_duplicate,
+            prune=prune,
+            workers=workers if workers is not None else self._threads,
+            timeout_s=timeout_s,
+            progress=progress,
+        )
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
         """Add videos that were encoded elsewhere with the same model, all or none.
 
-        Raises DuplicateIdError, InvalidArgumentError for features of other shapes.
+        Raises DuplicateIdError, MetadataError, InvalidArgumentError for features of other shapes.
         """
         self.gallery.add(videos, features)
 
@@ -159,8 +173,12 @@ class Retriever:
         """Remove videos, all or none. Raises GalleryError for an id that is not there."""
         self.gallery.remove([ids] if isinstance(ids, str) else ids)
 
+    def refresh(self) -> None:
+        """See what other processes wrote to the gallery. Raises GalleryError."""
+        self.gallery.refresh()
+
     def save(self, path: PathName) -> None:
-        """Write the gallery to a directory, in one step. Raises GalleryError."""
+        """Write a copy of the gallery to a directory, in one step. Raises GalleryError."""
         self.gallery.save(Path(path))
 
     def __len__(self) -> int:
@@ -169,56 +187,116 @@ class Retriever:
 
     # -- search ----------------------------------------------------------------------------
 
-    def search(self, text: str, k: int = 10) -> list[SearchResult]:
+    def search(
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        video: PathName | VideoFrames | None = None,
+        video_weight: float = 0.5,
+        where: str | None = None,
+        offset: int = 0,
+        min_score: float | None = None,
+        deduplicate: bool | float = False,
+        exact: bool | None = None,
+        candidates: int = DEFAULT_CANDIDATES,
+        query_bank: QueryBank | None = None,
+    ) -> SearchResults:
         """Find the ``k`` videos that fit a text best, best first; all where there are fewer.
 
-        Scored by the multi-grained scorer against every video of the gallery. An empty
-        gallery gives an empty list. Raises InvalidArgumentError for a text without a word, or
-        ``k`` below 1.
+        ``video``: one to resemble as well; the score is then ``(1 - video_weight)`` of the
+        text's and ``video_weight`` of the cosine with it, times the logit scale. ``where``: an
+        SQL expression over metadata and columns, ``duration_s < 30 and source = 'cam1'``.
+        ``offset``: hits to pass over, for paging. ``min_score``: least score of a hit.
+        ``deduplicate``: True or a cosine: hits that near to a better one are left out and named
+        in it. ``exact``: True scores every video by the whole scorer, False takes two stages,
+        None chooses; ``candidates``: how many the second stage scores. ``query_bank``: see
+        :class:`QueryBank`.
+
+        An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a
+        word, a filter that is not understood or a number out of range; GalleryError.
         """
         if not isinstance(text, str):
             raise InvalidArgumentError(f"expected a text (str), found {type(text).__name__}")
-        return self.search_batch([text], k)[0]
+        options = _options(k, where, offset, min_score, deduplicate, exact, candidates, query_bank)
+        if video is None:
+            return self._search_texts([text], options)[0]
+        if not 0 <= video_weight <= 1:
+            raise InvalidArgumentError(f"video_weight is {video_weight}: expected 0 to 1")
+        encoded = self._encode_query(video)
+        query = Query(self._encode_words([text]), encoded, video_weight)
+        return self._searcher.search([query], self.gallery.snapshot(), options)[0]
 
-    def search_batch(self, texts: Sequence[str], k: int = 10) -> list[list[SearchResult]]:
-        """Search for several texts at once; one list of results for each. See :meth:`search`."""
-        _check_k(k)
-        for text in texts:
-            if isinstance(text, str) and not clean_text(text):
-                raise InvalidArgumentError(f"the text {text!r} holds no word to search for")
-        features = self.encode_texts(texts)
-        snapshot = self.gallery.snapshot()
-        if not len(snapshot) or not len(features):
-            return [[] for _ in texts]
-        scores = self.model.score_gallery(features, snapshot.features)
-        return [self._text_results(row, features, scores, snapshot, k) for row in range(len(texts))]
+    def search_batch(
+        self,
+        texts: Sequence[str],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        offset: int = 0,
+        min_score: float | None = None,
+        deduplicate: bool | float = False,
+        exact: bool | None = None,
+        candidates: int = DEFAULT_CANDIDATES,
+        query_bank: QueryBank | None = None,
+    ) -> list[SearchResults]:
+        """Search for several texts at once; results for each. See :meth:`search`."""
+        options = _options(k, where, offset, min_score, deduplicate, exact, candidates, query_bank)
+        return self._search_texts(texts, options)
 
-    def search_by_video(self, video: PathName | VideoFrames, k: int = 10) -> list[SearchResult]:
+    def search_by_video(
+        self,
+        video: PathName | VideoFrames,
+        k: int = 10,
+        *,
+        where: str | None = None,
+        offset: int = 0,
+        min_score: float | None = None,
+        deduplicate: bool | float = False,
+        exact: bool | None = None,
+        candidates: int = DEFAULT_CANDIDATES,
+    ) -> SearchResults:
         """Find the ``k`` videos most similar to a video, best first.
 
         ``video``: a file, or frames from :func:`read_video`. The score is the cosine of the
         two video embeddings. A video that is itself in the gallery is found like any other.
-        Raises VideoError, InvalidArgumentError.
+        The rest as for :meth:`search`. Raises VideoError, InvalidArgumentError, GalleryError.
         """
-        _check_k(k)
-        frames = video if isinstance(video, VideoFrames) else self.read_video(video)
-        query = self.encode_videos([frames])
-        snapshot = self.gallery.snapshot()
-        if not len(snapshot):
-            return []
-        features = snapshot.features
-        cosines = features.video_features.astype(np.float32) @ query.video_features[0]
-        cosines = cosines.clip(-1, 1)  # FP16 makes some unit vectors a little longer
-        query_frames = query.frame_features[0, : query.num_frames[0]]
-        results = []
-        for rank, n in enumerate(_best(cosines, k), start=1):
-            similarity = features.frame_features[n].astype(np.float32) @ query_frames.T  # [F, Fq]
-            best_frame = _best_frame(similarity.max(axis=1), snapshot.videos[n])
-            entry = snapshot.videos[n]
-            results.append(
-                SearchResult(rank, entry.id, entry.path, float(cosines[n]), None, best_frame)
-            )
-        return results
+        options = _options(k, where, offset, min_score, deduplicate, exact, candidates, None)
+        query = Query(None, self._encode_query(video))
+        return self._searcher.search([query], self.gallery.snapshot(), options)[0]
+
+    def search_by_image(
+        self,
+        image: PathName | npt.NDArray[np.uint8],
+        k: int = 10,
+        *,
+        where: str | None = None,
+        offset: int = 0,
+        min_score: float | None = None,
+        deduplicate: bool | float = False,
+        exact: bool | None = None,
+        candidates: int = DEFAULT_CANDIDATES,
+    ) -> SearchResults:
+        """Find the ``k`` videos most similar to an image, taken as a video of one frame.
+
+        ``image``: a file that Pillow reads, or uint8 RGB [height, width, 3]. The rest and errors
+        as for :meth:`search_by_video`.
+        """
+        return self.search_by_video(
+            read_image(image, self._image_size),
+            k,
+            where=where,
+            offset=offset,
+            min_score=min_score,
+            deduplicate=deduplicate,
+            exact=exact,
+            candidates=candidates,
+        )
+
+    def query_bank(self, texts: Sequence[str]) -> QueryBank:
+        """Encode the texts of a bank that scores are calibrated over."""
+        return QueryBank(self._encode_words(texts))
 
     # -- evidence --------------------------------------------------------------------------
 
@@ -238,29 +316,9 @@ class Retriever:
         for a bundle without the scorer's matrices, InvalidArgumentError for a text without a
         word.
         """
-        if not isinstance(query, str) or not clean_text(query):
-            raise InvalidArgumentError(f"the text {query!r} holds no word to explain")
+        hits = [hit for hit in (a, b) if hit is not None]
         weights = self._scorer_weights()
-        config = self.bundle.manifest.model
-        snapshot = self.gallery.snapshot()
-        chosen = [_find(snapshot, hit) for hit in (a, b) if hit is not None]
-        token_ids = self.model.tokenizer.encode([query], config.max_words)
-        words = words_of(self.model.tokenizer, token_ids[0])
-        proper = [word for word in words if word.kind is TokenKind.WORD]
-        variants = [token_ids[0], *(without(token_ids[0], word) for word in proper)]
-        texts = self.model.encode_token_ids(np.stack(variants))
-        found = [
-            explain_video(
-                query,
-                words,
-                texts,
-                snapshot.videos[n],
-                snapshot.features[n : n + 1],
-                weights,
-                config,
-            )
-            for n in chosen
-        ]
+        found = explain_hits(query, hits, self.gallery.snapshot(), self.model, weights)
         return found[0] if b is None else Contrast(*found)
 
     def plot_explanation(self, explanation: Explanation | Contrast, path: PathName) -> None:
@@ -270,31 +328,7 @@ class Retriever:
         are grey, and the picture says so. Raises MissingExtraError without matplotlib,
         InvalidArgumentError where ``path`` cannot be written.
         """
-        if isinstance(explanation, Explanation):
-            explanation.plot(path, *self._thumbnails(explanation))
-            return
-        (first, note), (second, other) = map(
-            self._thumbnails, (explanation.first, explanation.second)
-        )
-        explanation.plot(path, (first, second), (note, other))
-
-    def _thumbnails(self, explanation: Explanation) -> tuple[VideoFrames | None, str | None]:
-        """The frames that were encoded, or why they are not to be had."""
-        if explanation.path is None:
-            return None, "no frames: the features were added without a file"
-        try:
-            frames = self.read_video(explanation.path)
-        except VideoError as error:
-            return None, f"no frames: {error}"
-        times = tuple(frame.time_s for frame in explanation.frames if frame.time_s is not None)
-        if times != tuple(float(time) for time in frames.times_s):
-            return None, f"no frames: {explanation.path} is another video than was encoded"
-        return frames, None
-
-    def _scorer_weights(self) -> ScorerWeights:
-        if self._weights is None:
-            self._weights = self.bundle.scorer_weights()
-        return self._weights
+        draw(explanation, path, self.read_video)
 
     # -- for pipelines of one's own --------------------------------------------------------
 
@@ -337,152 +371,43 @@ class Retriever:
     ) -> None:
         self.close()
 
-    def _name_videos(self, paths: list[Path], ids: Sequence[str] | None) -> list[tuple[str, Path]]:
-        """Ids and files, each file once."""
-        if ids is None:
-            # By absolute path, since one file can be given in two ways.
-            named = {str(path.absolute()): path for path in find_videos(paths)}
-            return list(named.items())
-        if isinstance(ids, str) or len(ids) != len(paths):
-            raise InvalidArgumentError(f"found {len(ids)} ids for {len(paths)} paths")
-        for path in paths:
-            if path.is_dir():
-                raise InvalidArgumentError(f"{path} is a folder; ids can only be given for files")
-        for name in ids:
-            if not isinstance(name, str) or not name or not _is_utf8(name):
-                raise InvalidArgumentError(f"ids must be texts and not empty; found {name!r}")
-        if len(set(ids)) != len(ids):
-            twice = next(name for name in ids if list(ids).count(name) > 1)
-            raise InvalidArgumentError(f"ids must be unique; found {twice!r} twice")
-        for path in paths:
-            find_videos([path])  # raises for a file that is not there
-        return list(zip(ids, paths, strict=True))
+    def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
+        features = self._encode_words(texts)
+        queries = [Query(features[n : n + 1]) for n in range(len(features))]
+        return self._searcher.search(queries, self.gallery.snapshot(), options)
 
-    def _add(
-        self, chosen: list[tuple[str, Path]], skipped: list[str], progress: Progress
-    ) -> AddReport:
-        total = len(chosen)
-        odd = [_printable(path) for _, path in chosen if not _is_utf8(str(path.absolute()))]
-        failed = [FailedVideo(name, f"{name}: is no UTF-8 path; rename it") for name in odd]
-        chosen = [(name, path) for name, path in chosen if _is_utf8(str(path.absolute()))]
-        added: list[str] = []
-        warnings: list[FailedVideo] = []
-        batch: list[tuple[str, Path, VideoFrames]] = []
+    def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
+        for text in texts:
+            if isinstance(text, str) and not clean_text(text):
+                raise InvalidArgumentError(f"the text {text!r} holds no word to search for")
+        return self.encode_texts(texts)
+
+    def _encode_query(self, video: PathName | VideoFrames) -> VideoFeatures:
+        return self.encode_videos(
+            [video if isinstance(video, VideoFrames) else self.read_video(video)]
+        )
+
+    def _weights_or_none(self) -> ScorerWeights | None:
         try:
-            for (video_id, path), outcome in zip(chosen, self._read(chosen), strict=True):
-                if isinstance(outcome, VideoError):
-                    failed.append(FailedVideo(str(path), str(outcome)))
-                else:
-                    batch.append((video_id, path, outcome))
-                    if outcome.warnings:
-                        warnings.append(FailedVideo(str(path), "; ".join(outcome.warnings)))
-                if len(batch) == self.model.max_batch:
-                    # Emptied first: a batch that cannot be encoded must not be tried again.
-                    full, batch = batch, []
-                    added += self._encode_into_gallery(full)
-                progress(len(added) + len(batch) + len(failed), total, len(failed))
-        finally:
-            if batch:
-                added += self._encode_into_gallery(batch)
-        return AddReport(tuple(added), tuple(skipped), tuple(failed), tuple(warnings))
+            return self._scorer_weights()
+        except BundleVersionError:
+            return None  # exported before they were kept: searches score every video
 
-    def _read(self, chosen: list[tuple[str, Path]]) -> Iterator[VideoFrames | VideoError]:
-        paths = [path for _, path in chosen]
-        outcomes = read_videos(
-            paths,
-            self.sampling,
-            self._image_size,
-            reader=self._reader,
-            num_threads=self._threads,
-        )
-        for _, outcome in outcomes:
-            yield outcome
-
-    def _encode_into_gallery(self, batch: list[tuple[str, Path, VideoFrames]]) -> list[str]:
-        features = self.encode_videos([frames for _, _, frames in batch])
-        videos = [
-            GalleryVideo(
-                id=video_id,
-                path=str(path.absolute()),
-                duration_s=frames.duration_s,
-                frame_times_s=tuple(float(time) for time in frames.times_s),
-            )
-            for video_id, path, frames in batch
-        ]
-        # Duplicates that are here now were meant to be replaced; only with the new features
-        # in hand is the old video let go.
-        self.gallery.add(videos, features, replace=True)
-        return [video.id for video in videos]
-
-    def _text_results(
-        self, row: int, texts: TextFeatures, scores: Scores, snapshot: Snapshot, k: int
-    ) -> list[SearchResult]:
-        results = []
-        for rank, n in enumerate(_best(scores.logits[row], k), start=1):
-            frames = snapshot.features.frame_features[n].astype(np.float32)
-            entry = snapshot.videos[n]
-            grains = {name: float(grain[row, n]) for name, grain in scores.grains.items()}
-            results.append(
-                SearchResult(
-                    rank=rank,
-                    id=entry.id,
-                    path=entry.path,
-                    score=float(scores.logits[row, n]),
-                    grains=GrainScores(**grains),
-                    best_frame_time_s=_best_frame(frames @ texts.sentence_features[row], entry),
-                )
-            )
-        return results
+    def _scorer_weights(self) -> ScorerWeights:
+        if self._weights is None:
+            self._weights = self.bundle.scorer_weights()
+        return self._weights
 
 
-def _find(snapshot: Snapshot, hit: Hit) -> int:
-    """Place of a video in a snapshot. Raises GalleryError where it is not there."""
-    video_id = hit.id if isinstance(hit, SearchResult) else hit
-    if not isinstance(video_id, str):
-        raise InvalidArgumentError(
-            f"expected a search result or an id (str), found {type(video_id).__name__}"
-        )
-    for n, video in enumerate(snapshot.videos):
-        if video.id == video_id:
-            return n
-    raise GalleryError(
-        f"no video {video_id!r} in the gallery of {len(snapshot)}; expected an id or a search "
-        "result of this gallery"
-    )
-
-
-def _best(scores: npt.NDArray[np.floating[Any]], k: int) -> npt.NDArray[np.intp]:
-    """Indices of the k highest scores, best first; of equal ones the one added first."""
-    k = min(k, len(scores))
-    threshold = np.partition(scores, -k)[-k]
-    candidates = np.flatnonzero(scores >= threshold)
-    order = np.argsort(-scores[candidates], kind="stable")[:k]
-    return candidates[order]
-
-
-def _best_frame(similarity: npt.NDArray[np.floating[Any]], video: GalleryVideo) -> float:
-    """Time of the most similar valid frame, seconds. ``similarity``: [F], padding last."""
-    valid = similarity[: len(video.frame_times_s)]
-    return video.frame_times_s[int(valid.argmax())]
-
-
-def _is_utf8(name: str) -> bool:
-    """Whether a name can be stored; a file name can hold bytes that are no text."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _printable(path: Path) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise InvalidArgumentError(f"k is {k}: expected at least 1")
-
-
-def _no_progress(done: int, total: int, failed: int) -> None:
-    del done, total, failed
+def _options(
+    k: int,
+    where: str | None,
+    offset: int,
+    min_score: float | None,
+    deduplicate: bool | float,
+    exact: bool | None,
+    candidates: int,
+    query_bank: QueryBank | None,
+) -> SearchOptions:
+    threshold = NEAR_IDENTICAL if deduplicate is True else (deduplicate or None)
+    return SearchOptions(k, offset, where, min_score, threshold, exact, candidates, query_bank)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xclip_deploy.export.tensorrt import BatchRange, BuildResult, EngineShapes, build_engines
     from xclip_deploy.export.triton import TritonExport, export_triton
     from xclip_deploy.export.verification import Certificate, verify_bundle
+    from xclip_deploy.runtime.async_retriever import AsyncRetriever
     from xclip_deploy.runtime.benchmark import Benchmark, BenchmarkPlan, benchmark_sessions
     from xclip_deploy.runtime.bundle import Bundle
     from xclip_deploy.runtime.deployed_model import DeployedModel
@@ -28,11 +29,18 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.evaluation import Evaluation
     from xclip_deploy.runtime.evidence import Contrast, Explanation
     from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-    from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
+    from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, VideoFile
+    from xclip_deploy.runtime.indexing import IndexReport
     from xclip_deploy.runtime.manifest import Precision
     from xclip_deploy.runtime.metrics import RetrievalMetrics, RetrievalResult, retrieval_metrics
-    from xclip_deploy.runtime.results import AddReport, FailedVideo, GrainScores, SearchResult
+    from xclip_deploy.runtime.results import (
+        FailedVideo,
+        GrainScores,
+        SearchResult,
+        SearchResults,
+    )
     from xclip_deploy.runtime.retriever import Retriever
+    from xclip_deploy.runtime.search import QueryBank
     from xclip_deploy.runtime.sessions import SessionOptions
     from xclip_deploy.runtime.tokenizer import Tokenizer
     from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video
@@ -51,6 +59,7 @@ _MODULES = {
     "export.tensorrt": ("BatchRange", "BuildResult", "EngineShapes", "build_engines"),
     "export.triton": ("TritonExport", "export_triton"),
     "export.verification": ("Certificate", "verify_bundle"),
+    "runtime.async_retriever": ("AsyncRetriever",),
     "runtime.benchmark": ("Benchmark", "BenchmarkPlan", "benchmark_sessions"),
     "runtime.bundle": ("Bundle",),
     "runtime.deployed_model": ("DeployedModel",),
@@ -58,11 +67,13 @@ _MODULES = {
     "runtime.evaluation": ("Evaluation",),
     "runtime.evidence": ("Contrast", "Explanation"),
     "runtime.features": ("Scores", "TextFeatures", "VideoFeatures"),
-    "runtime.gallery": ("Gallery", "GalleryVideo"),
+    "runtime.gallery": ("Gallery", "GalleryVideo", "VideoFile"),
     "runtime.manifest": ("Precision",),
     "runtime.metrics": ("RetrievalMetrics", "RetrievalResult", "retrieval_metrics"),
-    "runtime.results": ("AddReport", "FailedVideo", "GrainScores", "SearchResult"),
+    "runtime.indexing": ("IndexReport",),
+    "runtime.results": ("FailedVideo", "GrainScores", "SearchResult", "SearchResults"),
     "runtime.retriever": ("Retriever",),
+    "runtime.search": ("QueryBank",),
     "runtime.sessions": ("SessionOptions",),
     "runtime.tokenizer": ("Tokenizer",),
     "runtime.video": ("FrameSampling", "VideoFrames", "read_video"),
@@ -86,7 +97,7 @@ _EXTRA_OF_PACKAGE = {
 }
 
 __all__ = [
-    "AddReport",
+    "AsyncRetriever",
     "BatchRange",
     "Benchmark",
     "BenchmarkPlan",
@@ -107,13 +118,16 @@ __all__ = [
     "Gallery",
     "GalleryVideo",
     "GrainScores",
+    "IndexReport",
     "MissingExtraError",
     "Precision",
+    "QueryBank",
     "RetrievalMetrics",
     "RetrievalResult",
     "Retriever",
     "Scores",
     "SearchResult",
+    "SearchResults",
     "SessionOptions",
     "Split",
     "SplitVideo",
@@ -125,6 +139,7 @@ __all__ = [
     "TrainResult",
     "TritonExport",
     "VideoFeatures",
+    "VideoFile",
     "VideoFrames",
     "XclipDeployError",
     "benchmark_sessions",

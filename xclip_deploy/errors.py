@@ -28,6 +28,7 @@ The whole tree, with the exit status that the command line gives each branch::
     │   ├── GalleryIntegrityError             missing, truncated or altered file
     │   ├── GalleryVersionError               written by another schema version
     │   ├── GalleryModelError                 features of another model
+    │   ├── MetadataError                 names or types that the gallery cannot hold
     │   └── DuplicateIdError
     ├── DatasetError                     11
     │   ├── AnnotationError                   missing, unreadable or malformed annotations
@@ -185,6 +186,10 @@ class GalleryVersionError(GalleryError):
 
 class GalleryModelError(GalleryError):
     """The gallery holds features of another model than the one in use."""
+
+
+class MetadataError(GalleryError):
+    """Metadata has a name or a type that the gallery cannot hold."""
 
 
 class DuplicateIdError(GalleryError):

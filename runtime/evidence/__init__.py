@@ -14,6 +14,7 @@ from xclip_deploy.runtime.evidence.decomposition import (
     WordsFirst,
     decompose,
 )
+from xclip_deploy.runtime.evidence.explainer import Hit, draw, explain_hits
 from xclip_deploy.runtime.evidence.explanation import (
     Explanation,
     FrameEvidence,
@@ -31,6 +32,7 @@ __all__ = [
     "FrameContrast",
     "FrameEvidence",
     "FramesFirst",
+    "Hit",
     "Moment",
     "TokenKind",
     "Word",
@@ -38,6 +40,8 @@ __all__ = [
     "WordEvidence",
     "WordsFirst",
     "decompose",
+    "draw",
+    "explain_hits",
     "explain_video",
     "find_moment",
     "without",

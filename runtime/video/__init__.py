@@ -6,6 +6,7 @@ Importing this package loads no video library; reading the first video does.
 from __future__ import annotations
 
 from xclip_deploy.runtime.video.frames import VideoFrames
+from xclip_deploy.runtime.video.image import read_image
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
 from xclip_deploy.runtime.video.reading import (
     VIDEO_SUFFIXES,
@@ -24,6 +25,7 @@ __all__ = [
     "VideoFrames",
     "VideoReader",
     "find_videos",
+    "read_image",
     "read_video",
     "read_videos",
     "resize_and_crop",

@@ -179,7 +179,7 @@ def find_videos(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     found: dict[Path, None] = {}  # in order, without repetition
     for path in map(Path, paths):
         if path.is_dir():
-            found.update(dict.fromkeys(_search_folder(path)))
+            found.update(dict.fromkeys(search_folder(path)))
         elif path.exists():
             found[path] = None
         else:
@@ -187,15 +187,29 @@ def find_videos(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found)
 
 
-def _search_folder(folder: Path) -> Iterator[Path]:
+def search_folder(
+    folder: Path, on_error: Callable[[VideoReadError], None] | None = None
+) -> Iterator[Path]:
+    """The videos below one folder, as :func:`find_videos` lists them.
+
+    ``on_error``: called for a folder that cannot be listed, and the rest goes on; without it,
+    the error is raised.
+    """
+
     def fail(error: OSError) -> None:
-        raise VideoReadError(
-            f"{error.filename}: folder cannot be listed: {error.strerror}"
-        ) from error
+        failure = VideoReadError(f"{error.filename}: folder cannot be listed: {error.strerror}")
+        if on_error is None:
+            raise failure from error
+        on_error(failure)
 
     visited: set[tuple[int, int]] = set()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        status = Path(root).stat()
+        try:
+            status = Path(root).stat()
+        except OSError as error:  # gone since it was listed
+            fail(error)
+            folders.clear()
+            continue
         if (status.st_dev, status.st_ino) in visited:  # a link back to where we have been
             folders.clear()
             continue

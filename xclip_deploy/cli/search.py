@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,9 +27,33 @@ if TYPE_CHECKING:
 @click.command("search")
 @click.argument("texts", nargs=-1)
 @click.option(
-    "--video", type=click.Path(path_type=Path), help="Search by this video instead of a text."
+    "--video",
+    type=click.Path(path_type=Path),
+    help="Search by this video, or with one text for what fits both.",
 )
+@click.option("--image", type=click.Path(path_type=Path), help="Search by this image.")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Results.")
+@click.option("--offset", type=click.IntRange(min=0), default=0, help="Results to pass over.")
+@click.option("--where", help="Filter over metadata, such as: duration_s < 30 and source = 'cam1'.")
+@click.option("--min-score", type=float, help="Least score of a result.")
+@click.option(
+    "--deduplicate",
+    is_flag=True,
+    help="Leave out results that are nearly the same as a better one.",
+)
+@click.option(
+    "--exact/--two-stage",
+    default=None,
+    help="Score every video, or the best candidates alone.  [default: by the gallery's size]",
+)
+@click.option(
+    "--candidates", type=click.IntRange(min=1), help="Candidates to score.  [default: 200]"
+)
+@click.option(
+    "--query-bank",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File of texts, one a line, to calibrate scores over.",
+)
 @bundle_option
 @gallery_option
 @device_option
@@ -40,7 +65,15 @@ if TYPE_CHECKING:
 def command(
     texts: tuple[str, ...],
     video: Path | None,
+    image: Path | None,
     k: int,
+    offset: int,
+    where: str | None,
+    min_score: float | None,
+    deduplicate: bool,
+    exact: bool | None,
+    candidates: int | None,
+    query_bank: Path | None,
     bundle: Path,
     gallery: Path,
     device: str,
@@ -50,12 +83,17 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Find videos that fit each of TEXTS, or are like the one given with --video."""
+    """Find videos that fit each of TEXTS, or are like a video or an image."""
     import xclip_deploy
+    from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
     from xclip_deploy.runtime.sessions import SessionOptions
 
-    if bool(texts) == (video is not None):
-        raise click.UsageError("give texts to search for, or --video")
+    if not (texts or video or image) or (image and (texts or video)) or (video and len(texts) > 1):
+        raise click.UsageError(
+            "give texts to search for, or --video, or one text with --video, or --image"
+        )
+    if query_bank and not texts:
+        raise click.UsageError("--query-bank calibrates the scores of texts; give one")
     session = SessionOptions(
         device=device,  # type: ignore[arg-type]  # click.Choice has checked these
         precision=precision,  # type: ignore[arg-type]
@@ -63,16 +101,29 @@ def command(
         backend=backend,  # type: ignore[arg-type]
         device_id=device_id,
     )
-    with xclip_deploy.Retriever(
-        bundle,
-        gallery,
-        threads=threads,
-        session=session,
-    ) as retriever:
-        if video is not None:
-            found = [(str(video), retriever.search_by_video(video, k))]
+    options: dict[str, Any] = {
+        "k": k,
+        "where": where,
+        "offset": offset,
+        "min_score": min_score,
+        "deduplicate": deduplicate,
+        "exact": exact,
+        "candidates": candidates or DEFAULT_CANDIDATES,
+    }
+    with xclip_deploy.Retriever(bundle, gallery, threads=threads, session=session) as retriever:
+        if texts and query_bank:
+            lines = query_bank.read_text(encoding="utf-8").splitlines()
+            bank = [line.strip() for line in lines if line.strip()]
+            options["query_bank"] = retriever.query_bank(bank)
+        if image is not None:
+            found = [(str(image), retriever.search_by_image(image, **options))]
+        elif video is not None and not texts:
+            found = [(str(video), retriever.search_by_video(video, **options))]
+        elif video is not None:
+            results = retriever.search(texts[0], video=video, **options)
+            found = [(f"{texts[0]} + {video}", results)]
         else:
-            found = list(zip(texts, retriever.search_batch(texts, k), strict=True))
+            found = list(zip(texts, retriever.search_batch(texts, **options), strict=True))
         is_empty = len(retriever) == 0
     if is_empty:
         click.echo(
@@ -82,7 +133,13 @@ def command(
     if as_json:
         print_json(
             [
-                {"query": query, "results": [result.to_dict() for result in results]}
+                {
+                    "query": query,
+                    "method": results.method,
+                    "num_scored": results.num_scored,
+                    "num_videos": results.num_videos,
+                    "results": [result.to_dict() for result in results],
+                }
                 for query, results in found
             ]
         )
@@ -90,10 +147,15 @@ def command(
     for query, results in found:
         click.echo(query)
         if results:
-            _print_results(results)
+            _print_results(results.hits)
+            click.echo(
+                f"{results.method}: {results.num_scored} of {results.num_videos} videos scored\n"
+            )
+        elif not is_empty:
+            click.echo("nothing found\n")
 
 
-def _print_results(results: list[SearchResult]) -> None:
+def _print_results(results: Sequence[SearchResult]) -> None:
     grain_names = [
         name
         for name in ("video_sentence", "video_word", "frame_sentence", "frame_word")
@@ -108,7 +170,6 @@ def _print_results(results: list[SearchResult]) -> None:
     grain_headers = [name.replace("_", "–") for name in grain_names]
     headers = ("#", "score", *grain_headers, "best frame", "video")
     print_table(headers, rows, right=range(len(headers) - 1))
-    click.echo()
 
 
 def _name(result: SearchResult) -> str:

@@ -1,0 +1,90 @@
+"""Explanations of hits of a gallery, and their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+
+import numpy as np
+
+from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError
+from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.runtime.evidence.contrast import Contrast
+from xclip_deploy.runtime.evidence.explanation import Explanation, explain_video
+from xclip_deploy.runtime.evidence.words import TokenKind, without, words_of
+from xclip_deploy.runtime.gallery import Snapshot
+from xclip_deploy.runtime.results import SearchResult
+from xclip_deploy.runtime.scorer_weights import ScorerWeights
+from xclip_deploy.runtime.tokenizer import clean_text
+from xclip_deploy.runtime.video import VideoFrames
+
+Hit = SearchResult | str
+"""What a search gave, or the id of a video in the gallery."""
+ReadVideo = Callable[[str], VideoFrames]
+
+
+def explain_hits(
+    query: str,
+    hits: Sequence[Hit],
+    snapshot: Snapshot,
+    model: DeployedModel,
+    weights: ScorerWeights,
+) -> list[Explanation]:
+    """Take the scores of ``hits`` for a text apart; see :meth:`Retriever.explain`.
+
+    Raises GalleryError for a video that is not there, InvalidArgumentError for a text without a
+    word.
+    """
+    if not isinstance(query, str) or not clean_text(query):
+        raise InvalidArgumentError(f"the text {query!r} holds no word to explain")
+    rows = np.array([_find(snapshot, hit) for hit in hits], np.int64)
+    token_ids = model.tokenizer.encode([query], model.config.max_words)
+    words = words_of(model.tokenizer, token_ids[0])
+    proper = [word for word in words if word.kind is TokenKind.WORD]
+    variants = [token_ids[0], *(without(token_ids[0], word) for word in proper)]
+    texts = model.encode_token_ids(np.stack(variants))
+    features = snapshot.features(rows)
+    return [
+        explain_video(query, words, texts, video, features[n : n + 1], weights, model.config)
+        for n, video in enumerate(snapshot.videos(rows))
+    ]
+
+
+def draw(explanation: Explanation | Contrast, path: str | PathLike[str], read: ReadVideo) -> None:
+    """Write an explanation as a PNG; ``read`` gives the frames of a file as they were encoded."""
+    if isinstance(explanation, Explanation):
+        explanation.plot(path, *_thumbnails(explanation, read))
+        return
+    first, note = _thumbnails(explanation.first, read)
+    second, other = _thumbnails(explanation.second, read)
+    explanation.plot(path, (first, second), (note, other))
+
+
+def _thumbnails(explanation: Explanation, read: ReadVideo) -> tuple[VideoFrames | None, str | None]:
+    """The frames that were encoded, or why they are not to be had."""
+    if explanation.path is None:
+        return None, "no frames: the features were added without a file"
+    try:
+        frames = read(explanation.path)
+    except VideoError as error:
+        return None, f"no frames: {error}"
+    times = tuple(frame.time_s for frame in explanation.frames if frame.time_s is not None)
+    if times != tuple(float(time) for time in frames.times_s):
+        return None, f"no frames: {explanation.path} is another video than was encoded"
+    return frames, None
+
+
+def _find(snapshot: Snapshot, hit: Hit) -> int:
+    """Row of a video in a snapshot. Raises GalleryError where it is not there."""
+    video_id = hit.id if isinstance(hit, SearchResult) else hit
+    if not isinstance(video_id, str):
+        raise InvalidArgumentError(
+            f"expected a search result or an id (str), found {type(video_id).__name__}"
+        )
+    found = snapshot.find([video_id])
+    if video_id not in found:
+        raise GalleryError(
+            f"no video {video_id!r} in the gallery of {len(snapshot)}; expected an id or a search "
+            "result of this gallery"
+        )
+    return found[video_id]

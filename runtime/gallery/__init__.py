@@ -1,0 +1,21 @@
+"""The searchable collection of encoded videos: in memory, or in LanceDB.
+
+A :class:`Gallery` checks what goes in and hands out :class:`Snapshot`, which a search reads. Both
+stand on a :class:`GalleryStore`; another database takes LanceDB's place by being one.
+"""
+
+from __future__ import annotations
+
+from xclip_deploy.runtime.gallery.gallery import Gallery
+from xclip_deploy.runtime.gallery.records import GalleryVideo, MetadataValue, VideoFile
+from xclip_deploy.runtime.gallery.store import GalleryStore, Nearest, Snapshot
+
+__all__ = [
+    "Gallery",
+    "GalleryStore",
+    "GalleryVideo",
+    "MetadataValue",
+    "Nearest",
+    "Snapshot",
+    "VideoFile",
+]

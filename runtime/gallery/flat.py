@@ -1,0 +1,53 @@
+"""Inner products with every video, in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.gallery.store import Nearest, Queries, Rows
+
+
+class FlatVectors:
+    """``video_features`` of all videos in FP32.
+
+    NumPy has no fast product of FP16: kept as FP32, a query costs one pass over the memory, 7 ms
+    for 100,000 videos of 512 numbers at 30 GB/s.
+    """
+
+    def __init__(self, rows: Rows, vectors: npt.NDArray[np.floating[Any]]) -> None:
+        """``rows``: ascending [N]; ``vectors``: [N, D]."""
+        self.rows = rows
+        self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+
+    def nearest(self, queries: Queries, limit: int, allowed: Rows | None = None) -> list[Nearest]:
+        """As :meth:`Snapshot.nearest`; of equal ones the one added first."""
+        rows, vectors = self.rows, self._vectors
+        if allowed is not None:
+            places = np.flatnonzero(np.isin(rows, allowed))
+            rows = rows[places]
+            if len(places) * 4 < len(vectors):  # else the copy would cost more than it saves
+                vectors, places = vectors[places], np.arange(len(places))
+        else:
+            places = None
+        products = np.asarray(queries, np.float32) @ vectors.T  # [Q, N]
+        if places is not None:
+            products = products[:, places]
+        found = []
+        for product in products:
+            best = best_first(product, limit)
+            found.append(Nearest(rows[best], product[best], "flat"))
+        return found
+
+
+def best_first(scores: npt.NDArray[np.floating[Any]], k: int) -> npt.NDArray[np.intp]:
+    """Indices of the k highest scores, best first; of equal ones the one that stands first."""
+    k = min(k, len(scores))
+    if k <= 0:
+        return np.empty(0, np.intp)
+    threshold = np.partition(scores, -k)[-k]
+    candidates = np.flatnonzero(scores >= threshold)
+    order = np.argsort(-scores[candidates], kind="stable")[:k]
+    return candidates[order]

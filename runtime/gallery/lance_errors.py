@@ -1,0 +1,52 @@
+"""What LanceDB raises, as errors of ours."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from xclip_deploy.errors import GalleryError, GalleryIntegrityError, XclipDeployError
+
+REINDEX = "xclip-deploy index VIDEOS --gallery {uri}"
+_FULL = re.compile(r"no space left|disk quota|os error (28|122)\b", re.IGNORECASE)
+_READ_ONLY = re.compile(r"read-only file system|permission denied|os error (1|13|30)\b", re.I)
+
+
+@contextmanager
+def lance_errors(uri: str, doing: str) -> Iterator[None]:
+    """Turn what LanceDB raises into a GalleryError that says what was done to which gallery.
+
+    Raises GalleryIntegrityError where a file of the gallery cannot be understood.
+    """
+    try:
+        yield
+    except XclipDeployError:
+        raise
+    except BaseException as error:
+        # A panic in LanceDB's Rust code comes as a BaseException of a module that cannot be
+        # imported; damaged files cause some.
+        is_panic = type(error).__name__ == "PanicException"
+        if not isinstance(error, Exception) and not is_panic:
+            raise
+        raise _translated(uri, doing, error) from error
+
+
+def _translated(uri: str, doing: str, error: BaseException) -> GalleryError:
+    message = " ".join(str(error).split())
+    found = re.split(r", /\S+\.rs:\d+", message)[0][:300]
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full or _FULL.search(message):
+        return GalleryError(
+            f"gallery {uri} cannot be {doing}: the disk is full; what was committed before stands. "
+            "Make room and run the command again"
+        )
+    if _READ_ONLY.search(message) and doing == "written":
+        return GalleryError(f"gallery {uri} cannot be written: it is read-only ({found})")
+    if doing == "written":
+        return GalleryError(f"gallery {uri} cannot be written ({found}); what was there stands")
+    return GalleryIntegrityError(
+        f"gallery {uri} cannot be {doing}: a file is damaged or missing ({found}); restore it "
+        f"from a copy or run: {REINDEX.format(uri='NEW_GALLERY')}"
+    )

@@ -1,0 +1,331 @@
+"""Reading one version of a gallery's LanceDB table."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from xclip_deploy.errors import GalleryIntegrityError, InvalidArgumentError
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.filters import check_filter, filter_error
+from xclip_deploy.runtime.gallery.flat import FlatVectors
+from xclip_deploy.runtime.gallery.lance_errors import lance_errors
+from xclip_deploy.runtime.gallery.lance_schema import (
+    FEATURES,
+    LISTING,
+    matrix_of,
+    metadata_types,
+    to_features,
+    to_videos,
+)
+from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.gallery.store import (
+    Content,
+    Nearest,
+    NearestMethod,
+    Queries,
+    Rows,
+)
+
+VECTOR_INDEX = "video_features_ivf"
+"""With the number of its partitions behind it, which LanceDB does not tell."""
+_IDS_PER_QUERY = 500
+_LISTING_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """When a search looks at everything, and how much may stay in memory.
+
+    The defaults are for a machine that has a few gigabytes to spare for a gallery.
+    """
+
+    flat_videos: int = 50_000
+    """With an index, largest gallery that is searched without it."""
+    flat_bytes: int = 512 << 20
+    """Most memory for ``video_features`` in FP32; beyond it LanceDB reads them at each search."""
+    held_bytes: int = 1536 << 20
+    """Most memory for all features in FP16; beyond it they are read at each exact search."""
+    partitions: float = 0.05
+    """Share of the index's partitions that a query looks into."""
+    min_partitions: int = 20
+
+
+class LanceSnapshot:
+    """See :class:`Snapshot`. Rows are LanceDB's row ids at this version."""
+
+    def __init__(self, uri: str, table: Any, limits: SearchLimits) -> None:
+        """``table``: checked out at the version to read."""
+        self._uri = uri
+        self._table = table
+        self._limits = limits
+        self._lock = threading.Lock()
+        with self._reading():
+            self._schema: pa.Schema = table.schema
+            self._count: int = table.count_rows()
+            # No index of a version is ever added to it later.
+            self._partitions = _partitions_of(table)
+        self._flat: FlatVectors | None = None
+        self._held: tuple[Rows, VideoFeatures] | None = None
+        dim = self._schema.field("video_features").type.list_size
+        self._frame_values = self._schema.field("frame_features").type.list_size
+        self._flat_bytes = 4 * dim * self._count
+        self._held_bytes = 2 * (dim + self._frame_values) * self._count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def num_partitions(self) -> int | None:
+        """Of the index; None where there is none."""
+        return self._partitions
+
+    def find(self, ids: Sequence[str]) -> dict[str, int]:
+        return self._look_up("id", ids)
+
+    def find_content(self, fingerprints: Sequence[str]) -> dict[str, int]:
+        return self._look_up("fingerprint", fingerprints)
+
+    def videos(self, rows: Rows) -> list[GalleryVideo]:
+        columns = [*LISTING, *metadata_types(self._schema)]
+        with self._reading():
+            return to_videos(self._take(rows, columns))
+
+    def features(self, rows: Rows) -> VideoFeatures:
+        if self._held is not None:
+            places = np.searchsorted(self._held[0], rows)
+            features = self._held[1]
+            return VideoFeatures(
+                features.video_features[places],
+                features.frame_features[places],
+                features.num_frames[places],
+            )
+        with self._reading():
+            return to_features(self._take(rows, FEATURES))
+
+    def matching(self, where: str) -> Rows:
+        check_filter(where)
+        with self._filtering(where):
+            query = self._table.search().where(where).select(["num_frames"]).with_row_id(True)
+            return np.sort(_row_ids(query.to_arrow()))
+
+    def nearest(self, queries: Queries, limit: int, where: str | None = None) -> list[Nearest]:
+        if self._is_flat():
+            allowed = None if where is None else self.matching(where)
+            return self._vectors().nearest(queries, limit, allowed)
+        if where is not None:
+            check_filter(where)
+        method: NearestMethod = "flat" if self._partitions is None else "index"
+        found = []
+        for query in np.asarray(queries, np.float32):
+            table = self._search(query, limit, where, ["num_frames"])
+            # LanceDB's distance of inner products is one less the product.
+            similarities = 1 - table["_distance"].to_numpy()
+            found.append(Nearest(_row_ids(table), similarities.astype(np.float32), method))
+        return found
+
+    def nearest_content(
+        self, queries: Queries, limit: int, where: str | None = None
+    ) -> list[tuple[Content, NearestMethod]]:
+        columns = [*FEATURES, *LISTING, *metadata_types(self._schema)]
+        if self._is_flat():
+            found: list[tuple[Content, NearestMethod]] = []
+            for near in self.nearest(queries, limit, where):
+                rows = np.sort(near.rows)
+                if self._held is not None:
+                    known = [*LISTING, *metadata_types(self._schema)]
+                    table, features = self._take(rows, known), self.features(rows)
+                else:
+                    table = self._take(rows, columns)
+                    features = to_features(table)
+                found.append((_LanceContent(rows, features, table), near.method))
+            return found
+        if where is not None:
+            check_filter(where)
+        method: NearestMethod = "flat" if self._partitions is None else "index"
+        return [
+            (_read_content(self._search(query, limit, where, columns)), method)
+            for query in np.asarray(queries, np.float32)
+        ]
+
+    def held(self) -> tuple[Rows, VideoFeatures] | None:
+        if self._held_bytes > self._limits.held_bytes:
+            return None
+        with self._lock:
+            if self._held is None:
+                with self._reading():
+                    table = self._all(FEATURES).to_arrow()
+                    rows = _row_ids(table)
+                    order = np.argsort(rows, kind="stable")
+                    features = to_features(table)
+                    if not np.array_equal(order, np.arange(len(order))):
+                        features = VideoFeatures(
+                            features.video_features[order],
+                            features.frame_features[order],
+                            features.num_frames[order],
+                        )
+                    self._held = (rows[order], features)
+            return self._held
+
+    def scan(
+        self, num_videos: int, where: str | None = None
+    ) -> Iterator[tuple[Rows, VideoFeatures]]:
+        query = self._all(FEATURES)
+        if where is not None:
+            query = query.where(check_filter(where))
+        # A filter is looked at when its query starts, so its errors come with the first batch.
+        with self._filtering(where) if where is not None else self._reading():
+            for batch in query.to_batches(batch_size=num_videos):
+                table = pa.Table.from_batches([batch])
+                if len(table):
+                    yield _row_ids(table), to_features(table)
+
+    def listing(self) -> Iterator[GalleryVideo]:
+        with self._reading():
+            for batch in self._all(LISTING).to_batches(batch_size=_LISTING_BATCH):
+                yield from to_videos(pa.Table.from_batches([batch]))
+
+    def _vectors(self) -> FlatVectors:
+        with self._lock:
+            if self._flat is None:
+                with self._reading():
+                    table = self._all(["video_features"]).to_arrow()
+                    rows = _row_ids(table)
+                    order = np.argsort(rows, kind="stable")
+                    vectors = matrix_of(table, "video_features")
+                    self._flat = FlatVectors(rows[order], vectors[order])
+            return self._flat
+
+    def _is_flat(self) -> bool:
+        """Whether vectors in memory are searched, and not LanceDB."""
+        fits = self._flat_bytes <= self._limits.flat_bytes
+        return fits and (self._partitions is None or self._count <= self._limits.flat_videos)
+
+    def _search(
+        self, vector: Any, limit: int, where: str | None, columns: Sequence[str]
+    ) -> pa.Table:
+        with self._filtering(where) if where is not None else self._reading():
+            query = (
+                self._table.search(vector, vector_column_name="video_features")
+                .distance_type("dot")
+                .limit(limit)
+                .select([*columns, "_distance"])
+                .with_row_id(True)
+            )
+            if self._partitions is not None:
+                share = round(self._partitions * self._limits.partitions)
+                query = query.nprobes(max(share, self._limits.min_partitions))
+            if where is not None:
+                query = query.where(where, prefilter=True)
+            return query.to_arrow()
+
+    def _look_up(self, column: str, values: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for start in range(0, len(values), _IDS_PER_QUERY):
+            listed = ", ".join(map(quoted, values[start : start + _IDS_PER_QUERY]))
+            with self._reading():
+                query = self._table.search().where(f"{column} in ({listed})")
+                table = query.select([column]).with_row_id(True).to_arrow()
+                names = table[column].to_pylist()
+                found.update(zip(names, map(int, _row_ids(table)), strict=True))
+        return found
+
+    def _take(self, rows: Rows, columns: Sequence[str]) -> pa.Table:
+        """Columns of rows, in the order of ``rows``."""
+        query = self._table.take_row_ids([int(row) for row in rows])
+        table = query.select(list(columns)).with_row_id().to_arrow()
+        found = _row_ids(table)
+        if np.array_equal(found, rows):
+            return table
+        places = {int(row): n for n, row in enumerate(found)}
+        if len(places) != len(found) or not all(int(row) in places for row in rows):
+            raise GalleryIntegrityError(
+                f"gallery {self._uri} gave {len(found)} of {len(rows)} videos; "
+                "its files were changed while it was open: open it again"
+            )
+        return table.take([places[int(row)] for row in rows])
+
+    def _all(self, columns: Sequence[str]) -> Any:
+        return self._table.search().select(list(columns)).with_row_id(True)
+
+    def _reading(self) -> Any:
+        return lance_errors(self._uri, "read")
+
+    def _filtering(self, where: str) -> Any:
+        return _Filtering(self._uri, where)
+
+
+class _LanceContent:
+    """See :class:`Content`."""
+
+    def __init__(self, rows: Rows, features: VideoFeatures, table: pa.Table) -> None:
+        self.rows = rows
+        self.features = features
+        self._table = table
+
+    def videos(self, places: npt.NDArray[np.integer[Any]]) -> list[GalleryVideo]:
+        known = self._table.drop_columns(
+            [name for name in FEATURES if name in self._table.column_names]
+        )
+        return to_videos(known.take(places))
+
+
+def _read_content(table: pa.Table) -> _LanceContent:
+    rows = _row_ids(table)
+    order = np.argsort(rows, kind="stable")
+    table = table.take(order)
+    return _LanceContent(rows[order], to_features(table), table)
+
+
+class _Filtering:
+    """As ``lance_errors``, where a ValueError is the filter's fault."""
+
+    def __init__(self, uri: str, where: str) -> None:
+        self._where = where
+        self._reading = lance_errors(uri, "read")
+
+    def __enter__(self) -> None:
+        self._reading.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> Any:
+        is_users = isinstance(error, (ValueError, RuntimeError)) and _blames_filter(error)
+        if error is not None and is_users and not isinstance(error, InvalidArgumentError):
+            raise filter_error(self._where, str(error).split(", /")[0]) from error
+        return self._reading.__exit__(kind, error, trace)
+
+
+def _blames_filter(error: BaseException) -> bool:
+    if isinstance(error, ValueError):
+        return True
+    message = str(error).lower()
+    signs = ("schema error", "sql", "type_coercion", "coerc", "cast", "planning", "predicate")
+    return any(sign in message for sign in signs)
+
+
+def _partitions_of(table: Any) -> int | None:
+    for index in table.list_indices():
+        partitions = index.name.removeprefix(VECTOR_INDEX)
+        if index.name.startswith(VECTOR_INDEX) and partitions.isdigit():
+            return int(partitions)
+    return None
+
+
+def partitions_for(num_videos: int) -> int:
+    """Partitions of an index: about a thousand videos in each."""
+    return min(max(num_videos // 1000, 16), 4096)
+
+
+def _row_ids(table: pa.Table) -> Rows:
+    rows: Rows = table["_rowid"].to_numpy().astype(np.int64)
+    return rows
+
+
+def quoted(value: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + value.replace("'", "''") + "'"

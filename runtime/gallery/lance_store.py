@@ -1,0 +1,312 @@
+"""A gallery in a LanceDB database: a directory, or a URI that LanceDB opens."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from xclip_deploy.errors import (
+    DuplicateIdError,
+    GalleryError,
+    GalleryIntegrityError,
+    GalleryNotFoundError,
+    GalleryVersionError,
+)
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.lance_errors import REINDEX, lance_errors
+from xclip_deploy.runtime.gallery.lance_schema import (
+    SCHEMA_VERSION,
+    SQL_TYPES,
+    TableHeader,
+    make_schema,
+    metadata_types,
+    read_header,
+    to_table,
+)
+from xclip_deploy.runtime.gallery.lance_snapshot import (
+    VECTOR_INDEX,
+    LanceSnapshot,
+    SearchLimits,
+    partitions_for,
+    quoted,
+)
+from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
+from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS
+
+_TABLE = "videos"
+_LOCK = "gallery.lock"
+_ROWS_PER_WRITE = 1024
+INDEX_FROM = 50_000
+"""Videos from which ``optimize`` builds an index."""
+
+
+class LanceStore:
+    """See :class:`GalleryStore`.
+
+    One writer at a time: in a directory a lock file sees to that, for every process of the
+    machine. In object storage LanceDB itself lets no write be lost, but two processes that add
+    the same video at once can store it twice.
+    """
+
+    def __init__(self, uri: str, table: Any, limits: SearchLimits | None = None) -> None:
+        self._uri = uri
+        self._limits = limits or SearchLimits()
+        self._table = table
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._descriptor: int | None = None
+        self._snapshot: LanceSnapshot | None = None
+        header = read_header(table.schema)
+        assert header is not None  # open_store has checked
+        self.header: TableHeader = header
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """(D, F) of the embeddings."""
+        dim = self._table.schema.field("video_features").type.list_size
+        return dim, self._table.schema.field("frame_features").type.list_size // dim
+
+    def snapshot(self) -> LanceSnapshot:
+        with self._lock:
+            if self._snapshot is None:
+                with lance_errors(self._uri, "read"):
+                    table = _connect(self._uri).open_table(_TABLE)
+                    table.checkout(self._table.version)
+                self._snapshot = LanceSnapshot(self._uri, table, self._limits)
+            return self._snapshot
+
+    def refresh(self) -> None:
+        with self._lock, lance_errors(self._uri, "read"):
+            before = self._table.version
+            self._table.checkout_latest()
+            if self._table.version != before:
+                self._snapshot = None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        with self._lock:
+            if self._depth == 0:
+                self._descriptor = _take_lock(self._uri)
+            self._depth += 1
+            try:
+                if self._depth == 1:
+                    self.refresh()
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0 and self._descriptor is not None:
+                    os.close(self._descriptor)
+                    self._descriptor = None
+
+    def put(
+        self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool
+    ) -> None:
+        if not videos:
+            return
+        with self.exclusive():
+            present = self.snapshot().find([video.id for video in videos])
+            if present and not replace:
+                raise DuplicateIdError(f"a video {min(present)!r} is already in the gallery")
+            types = merged_types(
+                metadata_types(self._table.schema), (video.metadata for video in videos)
+            )
+            with self._writing():
+                self._add_columns(types)
+                rows = to_table(videos, features, self._table.schema)
+                if present:
+                    self._upsert(rows)
+                else:
+                    self._table.add(rows)
+
+    def update(self, videos: Sequence[GalleryVideo]) -> None:
+        with self.exclusive():
+            snapshot = self.snapshot()
+            rows = snapshot.find([video.id for video in videos])
+            for video in videos:
+                if video.id not in rows:
+                    raise GalleryError(f"no video {video.id!r} in the gallery {self._uri}")
+            for start in range(0, len(videos), _ROWS_PER_WRITE):
+                part = videos[start : start + _ROWS_PER_WRITE]
+                # Rows are those of the snapshot from before, whose embeddings do not change.
+                places = [rows[video.id] for video in part]
+                self.put(part, snapshot.features(_as_rows(places)), replace=True)
+
+    def remove(self, ids: Collection[str]) -> int:
+        with self.exclusive():
+            present = list(self.snapshot().find(list(ids)))
+            for start in range(0, len(present), _ROWS_PER_WRITE):
+                listed = ", ".join(map(quoted, present[start : start + _ROWS_PER_WRITE]))
+                with self._writing():
+                    self._table.delete(f"id in ({listed})")
+            return len(present)
+
+    def optimize(self, progress: Callable[[str], None], keep: timedelta = KEEP_VERSIONS) -> None:
+        with self.exclusive(), self._writing():
+            progress("putting files together")
+            self._table.optimize(cleanup_older_than=keep)
+            names = {index.name for index in self._table.list_indices()}
+            count = self._table.count_rows()
+            if count and "id_idx" not in names:
+                from lancedb.index import BTree
+
+                progress("indexing ids")
+                self._table.create_index("id", config=BTree(), name="id_idx")
+            partitions = partitions_for(count)
+            old = [name for name in names if name.startswith(VECTOR_INDEX)]
+            # Optimising has extended an index; one made for far fewer videos is made anew.
+            outgrown = all(partitions > 4 * int(name.removeprefix(VECTOR_INDEX)) for name in old)
+            if count >= INDEX_FROM and outgrown:
+                from lancedb.index import IvfRq
+
+                progress(f"indexing {count} videos in {partitions} partitions")
+                config = IvfRq(distance_type="dot", num_partitions=partitions)
+                name = f"{VECTOR_INDEX}{partitions}"
+                self._table.create_index("video_features", config=config, name=name)
+                for name in old:
+                    self._table.drop_index(name)
+            progress("done")
+
+    def close(self) -> None:
+        with self._lock:
+            self._snapshot = None
+
+    def _add_columns(self, types: dict[str, type]) -> None:
+        known = metadata_types(self._table.schema)
+        new = {
+            name: f"cast(null as {SQL_TYPES[kind]})"
+            for name, kind in types.items()
+            if name not in known
+        }
+        if new:
+            self._table.add_columns(new)
+
+    def _upsert(self, rows: Any) -> None:
+        merge = self._table.merge_insert("id")
+        merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with lance_errors(self._uri, "written"):
+                yield
+        finally:
+            self._snapshot = None
+
+
+def open_store(
+    uri: str | Path,
+    fingerprint: str,
+    dim: int,
+    max_frames: int,
+    *,
+    create: bool,
+    limits: SearchLimits | None = None,
+) -> LanceStore:
+    """Open a gallery, or make it where there is none and ``create`` is set.
+
+    Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError, GalleryError where
+    it cannot be made. Whether the features are of the right model is for the caller to see.
+    """
+    name = str(uri)
+    is_local = "://" not in name
+    if is_local:
+        name = os.path.realpath(name)
+    if not (_has_table(name, is_local)):
+        if is_local:
+            _check_place(Path(name), create)
+        elif not create:
+            raise GalleryNotFoundError(f"no gallery at {name}; run: {REINDEX.format(uri=name)}")
+        _create(name, is_local, fingerprint, dim, max_frames)
+    with lance_errors(name, "read"):
+        table = _connect(name).open_table(_TABLE)
+        header = read_header(table.schema)
+    if header is None:
+        raise GalleryIntegrityError(
+            f"gallery {name}: its table {_TABLE!r} is none of xclip-deploy's; "
+            f"run: {REINDEX.format(uri='NEW_GALLERY')}"
+        )
+    if header.schema_version != SCHEMA_VERSION:
+        raise _other_version(name, header.schema_version)
+    return LanceStore(name, table, limits)
+
+
+def _connect(uri: str) -> Any:
+    import lancedb
+
+    return lancedb.connect(uri)
+
+
+def _has_table(uri: str, is_local: bool) -> bool:
+    if is_local:
+        # Of a writer that was killed while it made the gallery, there are folders only.
+        versions = Path(uri, f"{_TABLE}.lance", "_versions")
+        return versions.is_dir() and any(versions.iterdir())
+    with lance_errors(uri, "read"):
+        return _TABLE in _connect(uri).list_tables().tables
+
+
+def _check_place(path: Path, create: bool) -> None:
+    if (path / "gallery.json").is_file():
+        raise _other_version(str(path), 1)
+    table, lock = path / f"{_TABLE}.lance", path / _LOCK
+    if path.exists() and not path.is_dir():
+        raise GalleryNotFoundError(f"{path} is no gallery but a file; choose another path")
+    names = set(path.iterdir()) - {table, lock} if path.is_dir() else set()
+    if names:
+        raise GalleryNotFoundError(f"{path} is no gallery and not empty; choose another path")
+    if table.is_dir() and any(file.is_file() for file in (table / "data").glob("*")):
+        raise GalleryIntegrityError(
+            f"gallery {path}: its table has lost its versions; restore it from a copy or run: "
+            f"rm -r {path}, then {REINDEX.format(uri=path)}"
+        )
+    if not create:
+        raise GalleryNotFoundError(f"no gallery at {path}; run: {REINDEX.format(uri=path)}")
+
+
+def _create(uri: str, is_local: bool, fingerprint: str, dim: int, max_frames: int) -> None:
+    with lance_errors(uri, "written"):
+        if is_local:
+            Path(uri).mkdir(parents=True, exist_ok=True)
+        descriptor = _take_lock(uri)
+        try:
+            if not _has_table(uri, is_local):  # another may have been faster
+                schema = make_schema(fingerprint, dim, max_frames)
+                _connect(uri).create_table(_TABLE, schema=schema)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _take_lock(uri: str) -> int | None:
+    """The descriptor that holds the lock; None where there is no place for one."""
+    if "://" in uri:
+        return None
+    with lance_errors(uri, "written"):
+        descriptor = os.open(Path(uri, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def _other_version(uri: str, version: int) -> GalleryVersionError:
+    newer = version > SCHEMA_VERSION
+    mend = "pip install --upgrade xclip-deploy" if newer else REINDEX.format(uri="NEW_GALLERY")
+    return GalleryVersionError(
+        f"gallery {uri} has schema version {version}, this release reads {SCHEMA_VERSION}; "
+        f"run: {mend}"
+    )
+
+
+def _as_rows(rows: Sequence[int]) -> Any:
+    import numpy as np
+
+    return np.array(rows, np.int64)

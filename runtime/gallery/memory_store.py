@@ -1,0 +1,203 @@
+"""A gallery in memory: for small ones, and for features that are not to be kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import DuplicateIdError, GalleryError
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.filters import FilterTable
+from xclip_deploy.runtime.gallery.flat import FlatVectors
+from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
+from xclip_deploy.runtime.gallery.store import (
+    KEEP_VERSIONS,
+    Content,
+    Nearest,
+    NearestMethod,
+    Queries,
+    Rows,
+)
+
+
+class MemorySnapshot:
+    """See :class:`Snapshot`. Rows are places in the order of addition."""
+
+    def __init__(self, videos: tuple[GalleryVideo, ...], features: VideoFeatures) -> None:
+        self._videos = videos
+        self._features = features
+        self._rows = np.arange(len(videos))
+        self._places = {video.id: n for n, video in enumerate(videos)}
+        self._lock = threading.Lock()
+        self._flat: FlatVectors | None = None
+        self._table: FilterTable | None = None
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def find(self, ids: Sequence[str]) -> dict[str, int]:
+        return {name: self._places[name] for name in ids if name in self._places}
+
+    def find_content(self, fingerprints: Sequence[str]) -> dict[str, int]:
+        wanted = set(fingerprints)
+        return {
+            video.fingerprint: n
+            for n, video in enumerate(self._videos)
+            if video.fingerprint is not None and video.fingerprint in wanted
+        }
+
+    def videos(self, rows: Rows) -> list[GalleryVideo]:
+        return [self._videos[row] for row in rows]
+
+    def features(self, rows: Rows) -> VideoFeatures:
+        features = self._features
+        return VideoFeatures(
+            features.video_features[rows], features.frame_features[rows], features.num_frames[rows]
+        )
+
+    def matching(self, where: str) -> Rows:
+        with self._lock:
+            if self._table is None:
+                self._table = FilterTable(self._videos)
+            return self._table.matching(where)
+
+    def nearest(self, queries: Queries, limit: int, where: str | None = None) -> list[Nearest]:
+        allowed = None if where is None else self.matching(where)
+        with self._lock:
+            if self._flat is None:
+                self._flat = FlatVectors(self._rows, self._features.video_features)
+        return self._flat.nearest(queries, limit, allowed)
+
+    def nearest_content(
+        self, queries: Queries, limit: int, where: str | None = None
+    ) -> list[tuple[Content, NearestMethod]]:
+        return [
+            (_MemoryContent(self, np.sort(found.rows)), found.method)
+            for found in self.nearest(queries, limit, where)
+        ]
+
+    def held(self) -> tuple[Rows, VideoFeatures]:
+        return self._rows, self._features
+
+    def scan(
+        self, num_videos: int, where: str | None = None
+    ) -> Iterator[tuple[Rows, VideoFeatures]]:
+        rows = self._rows if where is None else self.matching(where)
+        for start in range(0, len(rows), num_videos):
+            part = rows[start : start + num_videos]
+            yield part, self.features(part)
+
+    def listing(self) -> Iterator[GalleryVideo]:
+        return iter(self._videos)
+
+
+class _MemoryContent:
+    """See :class:`Content`."""
+
+    def __init__(self, snapshot: MemorySnapshot, rows: Rows) -> None:
+        self.rows = rows
+        self.features = snapshot.features(rows)
+        self._snapshot = snapshot
+
+    def videos(self, places: npt.NDArray[np.integer[Any]]) -> list[GalleryVideo]:
+        return self._snapshot.videos(self.rows[places])
+
+
+@dataclass
+class _Content:
+    videos: dict[str, tuple[GalleryVideo, int]]
+    """Id to video and its place among ``parts``' rows."""
+    parts: list[VideoFeatures]
+
+
+class MemoryStore:
+    """See :class:`GalleryStore`. Many small additions cost one copy, at the next search."""
+
+    uri = None
+
+    def __init__(self, dim: int, max_frames: int) -> None:
+        empty = VideoFeatures(
+            np.empty((0, dim), np.float16),
+            np.empty((0, max_frames, dim), np.float16),
+            np.empty(0, np.int32),
+        )
+        self._lock = threading.RLock()
+        self._content = _Content({}, [empty])
+        self._num_rows = 0
+        self._types: dict[str, type] = {}
+        self._snapshot: MemorySnapshot | None = None
+
+    def snapshot(self) -> MemorySnapshot:
+        with self._lock:
+            if self._snapshot is None:
+                features = VideoFeatures.concatenate(self._content.parts)
+                videos = [video for video, _ in self._content.videos.values()]
+                rows = [row for _, row in self._content.videos.values()]
+                if rows != list(range(self._num_rows)):
+                    features = VideoFeatures(
+                        features.video_features[rows],
+                        features.frame_features[rows],
+                        features.num_frames[rows],
+                    )
+                places = {video.id: (video, n) for n, video in enumerate(videos)}
+                self._content = _Content(places, [features])
+                self._num_rows = len(videos)
+                self._snapshot = MemorySnapshot(tuple(videos), features)
+            return self._snapshot
+
+    def refresh(self) -> None:
+        """Nothing: no other process sees this memory."""
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        with self._lock:
+            yield
+
+    def put(
+        self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool
+    ) -> None:
+        with self._lock:
+            present = [video.id for video in videos if video.id in self._content.videos]
+            if present and not replace:
+                raise DuplicateIdError(f"a video {present[0]!r} is already in the gallery")
+            self._types = merged_types(self._types, (video.metadata for video in videos))
+            for name in present:
+                del self._content.videos[name]
+            for n, video in enumerate(videos):
+                self._content.videos[video.id] = (video, self._num_rows + n)
+            self._content.parts.append(features)
+            self._num_rows += len(videos)
+            self._snapshot = None
+
+    def update(self, videos: Sequence[GalleryVideo]) -> None:
+        with self._lock:
+            for video in videos:
+                if video.id not in self._content.videos:
+                    raise GalleryError(f"no video {video.id!r} in the gallery")
+            self._types = merged_types(self._types, (video.metadata for video in videos))
+            for video in videos:
+                self._content.videos[video.id] = (video, self._content.videos[video.id][1])
+            self._snapshot = None
+
+    def remove(self, ids: Collection[str]) -> int:
+        with self._lock:
+            present = [name for name in set(ids) if name in self._content.videos]
+            for name in present:
+                del self._content.videos[name]
+            if present:
+                self._snapshot = None
+            return len(present)
+
+    def optimize(self, progress: Callable[[str], None], keep: timedelta = KEEP_VERSIONS) -> None:
+        """Nothing to do: all is in one piece after the next search anyway."""
+        del progress, keep
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -1,0 +1,176 @@
+"""What a gallery knows of a video, apart from its embeddings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
+
+from xclip_deploy.errors import MetadataError
+
+MetadataValue: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
+"""What metadata may hold: one of four types, the same for all videos of a gallery."""
+
+MAX_TEXT_BYTES = 1 << 24
+"""Of one metadata value: 16 MiB."""
+MAX_FIELDS = 256
+RESERVED = frozenset(
+    {
+        "id",
+        "paths",
+        "file_sizes",
+        "file_times",
+        "fingerprint",
+        "duration_s",
+        "frame_times_s",
+        "num_frames",
+        "video_features",
+        "frame_features",
+    }
+)
+"""Columns of the gallery itself, which filters may name like metadata."""
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_INT64 = 1 << 63
+
+
+class VideoFile(BaseModel):
+    """A file with a video's content, as it was when it was read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Annotated[str, Field(min_length=1)]
+    """Absolute, or a URL."""
+    size_bytes: int | None = None
+    modified_ns: int | None = None
+    """Time of the last change, as ``os.stat`` has it. With the size, what tells that a file is
+    unchanged without reading it."""
+
+
+class GalleryVideo(BaseModel):
+    """One video of a gallery, apart from its embeddings."""
+
+    # No infinity: JSON has none, and no video has such a time.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    id: Annotated[str, Field(min_length=1)]
+    path: str | None = None
+    """Where the video is; None for features that came without one."""
+    files: tuple[VideoFile, ...] = ()
+    """Every file with this content, that at ``path`` first."""
+    fingerprint: str | None = None
+    """SHA-256 of the content, hexadecimal; None where that was not computed."""
+    duration_s: float | None = None
+    frame_times_s: tuple[float, ...]
+    """Time of each frame that was encoded, seconds from the video's start."""
+    metadata: Mapping[str, MetadataValue] = Field(default_factory=dict)
+    """The user's own fields, which filters can name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_and_files_agree(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("path") is not None and not data.get("files"):
+            return {**data, "files": (VideoFile(path=data["path"]),)}
+        return data
+
+    @model_validator(mode="after")
+    def _path_is_the_first_file(self) -> GalleryVideo:
+        if (self.files[0].path if self.files else None) != self.path:
+            raise ValueError("path is not that of the first of files")
+        return self
+
+    @field_validator("metadata")
+    @classmethod
+    def _metadata_can_be_stored(
+        cls, metadata: Mapping[str, MetadataValue]
+    ) -> Mapping[str, MetadataValue]:
+        check_metadata(metadata)
+        return dict(metadata)
+
+
+def check_metadata(metadata: Mapping[str, object]) -> None:
+    """Raise MetadataError for a name or value that no gallery can hold."""
+    if len(metadata) > MAX_FIELDS:
+        raise MetadataError(f"found {len(metadata)} metadata fields, expected at most {MAX_FIELDS}")
+    for name, value in metadata.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise MetadataError(
+                f"metadata field {name!r}: expected a letter, then letters, digits and "
+                "underscores, 64 at most, so that filters can name it"
+            )
+        if name.lower() in RESERVED:
+            raise MetadataError(
+                f"metadata field {name!r} is a column of the gallery itself; use another name"
+            )
+        if not isinstance(value, (bool, int, float, str)):
+            raise MetadataError(
+                f"metadata field {name!r} holds a {type(value).__name__}, expected a text, "
+                "number or truth value; leave the field out where there is none"
+            )
+        if isinstance(value, int) and not -_INT64 <= value < _INT64:
+            raise MetadataError(f"metadata field {name!r} is {value}, expected 64 bits at most")
+        if isinstance(value, str):
+            _check_text(name, value)
+    lowered = [name.lower() for name in metadata]
+    if len(set(lowered)) != len(lowered):
+        raise MetadataError(f"metadata fields {sorted(metadata)} differ in case alone")
+
+
+def merged_types(
+    known: Mapping[str, type], metadata: Iterable[Mapping[str, MetadataValue]]
+) -> dict[str, type]:
+    """Types of the fields, those of ``metadata`` added to what is ``known``.
+
+    Whole numbers go into a field of decimals; anything else that differs raises MetadataError.
+    """
+    types = dict(known)
+    spelled = {name.lower(): name for name in types}
+    for fields in metadata:
+        for name, value in fields.items():
+            found = type(value)
+            other = spelled.setdefault(name.lower(), name)
+            if other != name:
+                raise MetadataError(
+                    f"metadata field {name!r} is {other!r} in the gallery; expected one spelling"
+                )
+            expected = types.setdefault(name, found)
+            if found is not expected and not (found is int and expected is float):
+                raise MetadataError(
+                    f"metadata field {name!r} holds {value!r:.80} ({_TYPES[found]}), the "
+                    f"gallery's holds {_TYPES[expected]}; give it as that or under another name"
+                )
+    if len(types) > MAX_FIELDS:
+        raise MetadataError(f"found {len(types)} metadata fields, expected at most {MAX_FIELDS}")
+    return types
+
+
+def _check_text(name: str, value: str) -> None:
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        raise MetadataError(
+            f"metadata field {name!r} holds {value!r:.80}, no UTF-8 text"
+        ) from error
+    if size > MAX_TEXT_BYTES:
+        raise MetadataError(
+            f"metadata field {name!r} holds {size} bytes, expected at most {MAX_TEXT_BYTES}"
+        )
+
+
+_TYPES: dict[type, str] = {
+    bool: "truth values",
+    int: "whole numbers",
+    float: "decimal numbers",
+    str: "texts",
+}

@@ -1,0 +1,165 @@
+"""What a database must do to hold a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.records import GalleryVideo
+
+Rows: TypeAlias = npt.NDArray[np.int64]
+"""Places of videos in one snapshot, without meaning outside it."""
+Queries: TypeAlias = npt.NDArray[np.floating[Any]]
+"""Vectors to compare with ``video_features``, [Q, D]."""
+KEEP_VERSIONS = timedelta(hours=1)
+"""For how long after a change a snapshot that began before it can be read."""
+NearestMethod = Literal["flat", "index"]
+
+
+class Content(Protocol):
+    """What was read of some videos at once; what is known of each is made when it is asked for."""
+
+    @property
+    def rows(self) -> Rows:
+        """Ascending [V]."""
+        ...
+
+    @property
+    def features(self) -> VideoFeatures:
+        """In the order of ``rows``."""
+        ...
+
+    def videos(self, places: npt.NDArray[np.integer[Any]]) -> list[GalleryVideo]:
+        """The videos at some places among ``rows``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """Videos with the largest inner products with one query, best first."""
+
+    rows: Rows
+    similarities: npt.NDArray[np.float32]
+    """[n]; from an index, approximate."""
+    method: NearestMethod
+    """``flat``: every video was compared; ``index``: those of the nearest partitions."""
+
+
+class Snapshot(Protocol):
+    """A gallery as it was at one moment; later changes do not touch it.
+
+    Safe to use from several threads. Everything that reads raises GalleryIntegrityError for a
+    damaged file, and what takes ``where`` raises InvalidArgumentError for a filter that it does
+    not understand.
+    """
+
+    def __len__(self) -> int: ...
+
+    def find(self, ids: Sequence[str]) -> dict[str, int]:
+        """Rows of the videos with these ids, those that are there."""
+        ...
+
+    def find_content(self, fingerprints: Sequence[str]) -> dict[str, int]:
+        """Rows of the videos with these fingerprints, those that are there."""
+        ...
+
+    def videos(self, rows: Rows) -> list[GalleryVideo]:
+        """What is known of the videos in ``rows``, in that order."""
+        ...
+
+    def features(self, rows: Rows) -> VideoFeatures:
+        """Embeddings of the videos in ``rows``, in that order, FP16."""
+        ...
+
+    def matching(self, where: str) -> Rows:
+        """Rows that a filter lets through: an SQL expression over metadata and columns."""
+        ...
+
+    def nearest(self, queries: Queries, limit: int, where: str | None = None) -> list[Nearest]:
+        """For each query the ``limit`` videos with the largest inner product."""
+        ...
+
+    def nearest_content(
+        self, queries: Queries, limit: int, where: str | None = None
+    ) -> list[tuple[Content, NearestMethod]]:
+        """As :meth:`nearest`, with all that is known of those videos; in one go where possible."""
+        ...
+
+    def held(self) -> tuple[Rows, VideoFeatures] | None:
+        """All embeddings, where they are few enough to stay in memory; the same object each time.
+
+        None where they are not: :meth:`scan` then reads them in parts.
+        """
+        ...
+
+    def scan(
+        self, num_videos: int, where: str | None = None
+    ) -> Iterator[tuple[Rows, VideoFeatures]]:
+        """All videos in parts of at most ``num_videos``."""
+        ...
+
+    def listing(self) -> Iterator[GalleryVideo]:
+        """All videos without embeddings and metadata, in parts read ahead of the consumer."""
+        ...
+
+
+class GalleryStore(Protocol):
+    """Keeps videos with their embeddings. Writes are atomic and safe from several threads."""
+
+    @property
+    def uri(self) -> str | None:
+        """Where the gallery is; None in memory."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """The gallery with every write of this object, and what :meth:`refresh` last found."""
+        ...
+
+    def refresh(self) -> None:
+        """See what others wrote."""
+        ...
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep other writers out, of other processes too, and see what they wrote before.
+
+        May be entered again by the thread that is in it.
+        """
+        ...
+
+    def put(
+        self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool
+    ) -> None:
+        """Add videos, or take the place of those with the same ids; all or none.
+
+        Raises DuplicateIdError without ``replace``, MetadataError.
+        """
+        ...
+
+    def update(self, videos: Sequence[GalleryVideo]) -> None:
+        """Change what is known of videos and keep their embeddings.
+
+        Raises GalleryError for one that is not there.
+        """
+        ...
+
+    def remove(self, ids: Collection[str]) -> int:
+        """Remove the videos with these ids; returns how many there were."""
+        ...
+
+    def optimize(self, progress: Callable[[str], None], keep: timedelta = KEEP_VERSIONS) -> None:
+        """Put small files together and, where there are many videos, build the index.
+
+        Files that only snapshots older than ``keep`` read are removed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of files and memory."""
+        ...

@@ -1,0 +1,9 @@
+"""Finding videos in a gallery: coarse by one inner product, fine by the whole scorer."""
+
+from __future__ import annotations
+
+from xclip_deploy.runtime.search.options import DEFAULT_CANDIDATES, SearchOptions
+from xclip_deploy.runtime.search.query_bank import QueryBank
+from xclip_deploy.runtime.search.searcher import Query, Searcher
+
+__all__ = ["DEFAULT_CANDIDATES", "Query", "QueryBank", "SearchOptions", "Searcher"]

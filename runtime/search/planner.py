@@ -1,0 +1,57 @@
+"""Whether to score every video, by what scoring costs on this machine."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from xclip_deploy.runtime.results import SearchMethod
+from xclip_deploy.runtime.search.options import SearchOptions
+
+EXACT_BUDGET_S = 0.025
+"""Time that scoring every video may take for one text before two stages are chosen."""
+_FIRST_GUESS_S = EXACT_BUDGET_S / 1000
+_WEIGHT = 0.2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to search, and why."""
+
+    method: SearchMethod
+    reason: str
+
+
+class Planner:
+    """Learns the cost of one score from the searches that were done."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pair_s = _FIRST_GUESS_S
+        self._measured = False
+
+    def plan(self, num_videos: int, options: SearchOptions, *, can_fold: bool) -> Plan:
+        """``can_fold``: whether the bundle has the matrix that the first stage needs."""
+        if options.exact is not None and (options.exact or can_fold):
+            return Plan("exact" if options.exact else "two-stage", "asked for")
+        if not can_fold:
+            return Plan("exact", "the bundle has no scorer matrices for a first stage")
+        if num_videos <= options.num_candidates:
+            return Plan("exact", f"{num_videos} videos are no more than the candidates would be")
+        cost_s = self._pair_s * num_videos
+        how = "measured" if self._measured else "assumed"
+        if cost_s <= EXACT_BUDGET_S:
+            return Plan("exact", f"scoring all takes {cost_s * 1e3:.1f} ms a text ({how})")
+        return Plan(
+            "two-stage",
+            f"scoring all {num_videos} videos would take {cost_s * 1e3:.0f} ms a text ({how})",
+        )
+
+    def learn(self, num_pairs: int, seconds: float) -> None:
+        """Take in what ``num_pairs`` scores took."""
+        if num_pairs < 100:  # what a call costs at all would drown the cost of a pair
+            return
+        with self._lock:
+            found = seconds / num_pairs
+            self._pair_s += (found - self._pair_s) * (_WEIGHT if self._measured else 1.0)
+            self._measured = True

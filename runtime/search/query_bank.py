@@ -1,0 +1,46 @@
+"""Calibrating scores over a bank of typical queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+
+Score = Callable[[TextFeatures, VideoFeatures], npt.NDArray[np.float32]]
+MAX_QUERIES = 4096
+
+
+class QueryBank:
+    """Texts that a video's scores are held against, so that hubs do not crowd every result.
+
+    Some videos score high for whatever text. With a bank, a video's score s becomes
+    ``s - logsumexp(b) + log(B)``, over its scores b for the bank's B texts: the logarithm of the
+    inverted softmax with which querybank normalisation re-ranks (Bogolin et al., CVPR 2022,
+    equation 3, its temperature being the model's logit scale), centred so that a video that
+    fits the query as well as the bank on the whole gets 0. It costs B more scores per candidate.
+    Training captions are a good bank; texts of what is searched for are too.
+    """
+
+    def __init__(self, features: TextFeatures) -> None:
+        """``features``: the bank's texts, encoded by the model of the gallery."""
+        if not 1 <= len(features) <= MAX_QUERIES:
+            raise InvalidArgumentError(
+                f"a query bank of {len(features)} texts; expected 1 to {MAX_QUERIES}"
+            )
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def calibrate(
+        self, logits: npt.NDArray[np.float32], videos: VideoFeatures, score: Score
+    ) -> npt.NDArray[np.float32]:
+        """Calibrated scores [V] of one query's ``logits`` [V] for ``videos``."""
+        bank = score(self.features, videos).astype(np.float64)  # [B, V]
+        peak = bank.max(axis=0)
+        norm = peak + np.log(np.exp(bank - peak).mean(axis=0))
+        return (logits - norm).astype(np.float32)

@@ -1,0 +1,349 @@
+"""The two stages of a search."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery.flat import best_first
+from xclip_deploy.runtime.gallery.store import Content, Rows
+from xclip_deploy.runtime.results import GrainScores, SearchMethod, SearchResult, SearchResults
+from xclip_deploy.runtime.scorer_weights import ScorerWeights
+from xclip_deploy.runtime.search.options import SearchOptions
+from xclip_deploy.runtime.search.planner import Planner
+
+_SCAN_VIDEOS = 2048
+"""Videos read and scored at a time by an exact search that does not fit into memory."""
+_TEXTS_AT_ONCE = 32
+"""Texts whose scores for a whole gallery are held at a time."""
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text, a video, or both."""
+
+    text: TextFeatures | None
+    """One text."""
+    video: VideoFeatures | None = None
+    """One video."""
+    video_weight: float = 0.0
+    """Share of the video in the score, 0 to 1."""
+
+
+@dataclass
+class _Ranked:
+    """Scored videos of one query, best first."""
+
+    rows: Rows
+    scores: Floats
+    grains: dict[str, Floats]
+    read: Content | None = None
+    """What was read for scoring, to be used again."""
+
+    def take(self, order: npt.NDArray[np.integer[Any]]) -> _Ranked:
+        grains = {name: values[order] for name, values in self.grains.items()}
+        return _Ranked(self.rows[order], self.scores[order], grains, self.read)
+
+    def join(self, other: _Ranked) -> _Ranked:
+        grains = {n: np.concatenate([v, other.grains[n]]) for n, v in self.grains.items()}
+        return _Ranked(
+            np.concatenate([self.rows, other.rows]),
+            np.concatenate([self.scores, other.scores]),
+            grains,
+        )
+
+    def features(self, snapshot: Snapshot) -> VideoFeatures:
+        """Of the videos in their order here."""
+        if self.read is None:
+            return snapshot.features(self.rows)
+        places, features = np.searchsorted(self.read.rows, self.rows), self.read.features
+        return VideoFeatures(
+            features.video_features[places],
+            features.frame_features[places],
+            features.num_frames[places],
+        )
+
+    def videos(self, snapshot: Snapshot) -> list[GalleryVideo]:
+        """What is known of the videos, in their order here."""
+        if self.read is None:
+            return snapshot.videos(self.rows)
+        return self.read.videos(np.searchsorted(self.read.rows, self.rows))
+
+
+class Searcher:
+    """Searches snapshots of a gallery with a model. Safe to use from several threads."""
+
+    def __init__(self, model: DeployedModel, weights: Callable[[], ScorerWeights | None]) -> None:
+        """``weights``: gives the scorer's matrices; None for bundles without."""
+        self._model = model
+        self._weights = weights
+        self._planner = Planner()
+
+    def search(
+        self, queries: Sequence[Query], snapshot: Snapshot, options: SearchOptions
+    ) -> list[SearchResults]:
+        """One list of hits for each query, all of the same kind."""
+        total = len(snapshot)
+        if not total or not queries:
+            plan = self._planner.plan(0, options, can_fold=True)
+            return [SearchResults((), plan.method, 0, 0, "the gallery is empty") for _ in queries]
+        if queries[0].text is None:
+            return [self._by_video(query, snapshot, options) for query in queries]
+        weights = self._weights()
+        plan = self._planner.plan(total, options, can_fold=weights is not None)
+        if plan.method == "exact":
+            ranked = self._exact(queries, snapshot, options)
+        else:
+            assert weights is not None
+            ranked = self._two_stage(queries, snapshot, options, weights)
+        return [
+            self._finish(query, found, scored, snapshot, options, plan.method, plan.reason)
+            for query, (found, scored) in zip(queries, ranked, strict=True)
+        ]
+
+    # -- the stages ------------------------------------------------------------------------
+
+    def _two_stage(
+        self,
+        queries: Sequence[Query],
+        snapshot: Snapshot,
+        options: SearchOptions,
+        weights: ScorerWeights,
+    ) -> list[tuple[_Ranked, int]]:
+        folded = np.concatenate([fold(query, weights) for query in queries])
+        nearest = snapshot.nearest_content(folded, options.num_candidates, options.where)
+        ranked = []
+        for query, (content, _) in zip(queries, nearest, strict=True):
+            (part,) = self._score([query], content.rows, content.features)
+            part.read = content
+            # Rows ascend: of equal scores the one added first wins, as in an exact search.
+            order = np.argsort(-part.scores, kind="stable")
+            ranked.append((part.take(order), len(content.rows)))
+        return ranked
+
+    def _exact(
+        self, queries: Sequence[Query], snapshot: Snapshot, options: SearchOptions
+    ) -> list[tuple[_Ranked, int]]:
+        # What comes after can drop hits: then more are kept than asked for.
+        drops = options.deduplicate is not None or options.query_bank is not None
+        keep = max(options.num_candidates, 1) if drops else options.depth
+        results: list[tuple[_Ranked, int]] = []
+        for start in range(0, len(queries), _TEXTS_AT_ONCE):
+            some = queries[start : start + _TEXTS_AT_ONCE]
+            best: list[_Ranked] | None = None
+            scored = 0
+            for rows, features, stays in _parts(snapshot, options.where):
+                scored += len(rows)
+                parts = self._score(some, rows, features, stays=stays)
+                tops = [part.take(best_first(part.scores, keep)) for part in parts]
+                best = tops if best is None else [_best_of(*p, keep) for p in zip(best, tops)]  # noqa: B905
+            if best is None:
+                best = [_Ranked(np.empty(0, np.int64), np.empty(0, np.float32), {})] * len(some)
+            results += [(found, scored) for found in best]
+        return results
+
+    def _by_video(self, query: Query, snapshot: Snapshot, options: SearchOptions) -> SearchResults:
+        assert query.video is not None
+        wanted = len(snapshot) if options.exact else options.num_candidates
+        ((content, how),) = snapshot.nearest_content(
+            query.video.video_features, wanted, options.where
+        )
+        vectors = content.features.video_features.astype(np.float32)
+        # FP16 makes some unit vectors a little longer.
+        cosines = (vectors @ query.video.video_features[0]).clip(-1, 1).astype(np.float32)
+        order = np.argsort(-cosines, kind="stable")
+        ranked = _Ranked(content.rows, cosines, {}, content).take(order)
+        method: SearchMethod = "exact" if how == "flat" else "two-stage"
+        reason = (
+            "one inner product with every video"
+            if how == "flat"
+            else f"the {len(content.rows)} nearest by the gallery's index, then their cosines"
+        )
+        scored = len(snapshot) if how == "flat" else len(content.rows)
+        return self._finish(query, ranked, scored, snapshot, options, method, reason)
+
+    def _score(
+        self,
+        queries: Sequence[Query],
+        rows: Rows,
+        features: VideoFeatures,
+        *,
+        stays: bool = False,
+    ) -> list[_Ranked]:
+        """Full scores of queries with a text, in the order of ``rows``."""
+        texts = _texts(queries)
+        started_s = time.perf_counter()
+        score = self._model.score_gallery if stays else self._model.score
+        scores = score(texts, features)
+        self._planner.learn(len(texts) * len(rows), time.perf_counter() - started_s)
+        found = []
+        for n, query in enumerate(queries):
+            logits = scores.logits[n]
+            if query.video is not None:
+                scale = self._scale()
+                cosines = features.video_features.astype(np.float32) @ query.video.video_features[0]
+                weight = query.video_weight
+                logits = ((1 - weight) * logits + weight * scale * cosines).astype(np.float32)
+            grains = {name: values[n] for name, values in scores.grains.items()}
+            found.append(_Ranked(rows, logits, grains))
+        return found
+
+    # -- from ranked videos to hits --------------------------------------------------------
+
+    def _finish(
+        self,
+        query: Query,
+        ranked: _Ranked,
+        scored: int,
+        snapshot: Snapshot,
+        options: SearchOptions,
+        method: SearchMethod,
+        reason: str,
+    ) -> SearchResults:
+        if options.query_bank is not None and len(ranked.rows):
+            features = ranked.features(snapshot)
+            ranked.scores = options.query_bank.calibrate(
+                ranked.scores, features, lambda t, v: self._model.score(t, v).logits
+            )
+            ranked = ranked.take(np.lexsort((ranked.rows, -ranked.scores)))
+        if options.min_score is not None:
+            ranked = ranked.take(np.flatnonzero(ranked.scores >= options.min_score))
+        dropped: dict[int, list[int]] = {}
+        if options.deduplicate is not None and len(ranked.rows):
+            vectors = ranked.features(snapshot).video_features.astype(np.float32)
+            kept, dropped = distinct(vectors, options.deduplicate, options.depth)
+            dropped = {
+                int(ranked.rows[n]): [int(ranked.rows[m]) for m in others]
+                for n, others in dropped.items()
+            }
+            ranked = ranked.take(np.array(kept, np.int64))
+        page = ranked.take(np.arange(len(ranked.rows))[options.offset : options.depth])
+        hits = self._hits(query, page, snapshot, options.offset, dropped) if len(page.rows) else ()
+        return SearchResults(hits, method, scored, len(snapshot), reason)
+
+    def _hits(
+        self,
+        query: Query,
+        page: _Ranked,
+        snapshot: Snapshot,
+        offset: int,
+        dropped: dict[int, list[int]],
+    ) -> tuple[SearchResult, ...]:
+        features = page.features(snapshot)
+        videos = page.videos(snapshot)
+        others = sorted({row for rows in dropped.values() for row in rows})
+        known = snapshot.videos(np.array(others, np.int64)) if others else []
+        names = dict(zip(others, known, strict=True))
+        hits = []
+        for n, (row, video) in enumerate(zip(page.rows, videos, strict=True)):
+            grains = {name: float(values[n]) for name, values in page.grains.items()}
+            hits.append(
+                SearchResult(
+                    rank=offset + n + 1,
+                    id=video.id,
+                    path=video.path,
+                    score=float(page.scores[n]),
+                    grains=GrainScores(**grains) if grains else None,
+                    best_frame_time_s=_best_frame(query, features.frame_features[n], video),
+                    duration_s=video.duration_s,
+                    metadata=dict(video.metadata),
+                    paths=tuple(file.path for file in video.files),
+                    near_identical=tuple(names[other].id for other in dropped.get(int(row), ())),
+                )
+            )
+        return tuple(hits)
+
+    def _scale(self) -> float:
+        weights = self._weights()
+        return 1.0 if weights is None else weights.scale
+
+
+def fold(query: Query, weights: ScorerWeights) -> Floats:
+    """What ``video_features`` are multiplied with in the first stage, [1, D].
+
+    The video-sentence grain is (sentence G) · video: with G multiplied into the sentence it is
+    one inner product.
+    """
+    assert query.text is not None
+    vector = query.text.sentence_features.astype(np.float32)
+    if weights.global_mat_weight is not None:
+        vector = vector @ weights.global_mat_weight
+    if query.video is not None:
+        weight = query.video_weight
+        vector = (1 - weight) * vector + weight * query.video.video_features
+    return np.asarray(vector, np.float32)
+
+
+def distinct(
+    vectors: Floats, threshold: float, depth: int
+) -> tuple[list[int], dict[int, list[int]]]:
+    """Which of ranked videos to keep, at most ``depth``, and which others each stands for.
+
+    A video is left out where its cosine with a kept one before it reaches ``threshold``.
+    """
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors / np.maximum(lengths, 1e-12)
+    kept: list[int] = []
+    dropped: dict[int, list[int]] = {}
+    for n, vector in enumerate(vectors):
+        cosines = vectors[kept] @ vector
+        # FP16 takes a little from the cosine of a vector with itself.
+        if len(kept) and cosines.max() >= threshold - 1e-3 * (threshold == 1):
+            dropped.setdefault(kept[int(cosines.argmax())], []).append(n)
+        elif len(kept) < depth:
+            kept.append(n)
+        else:
+            break
+    return kept, dropped
+
+
+def _parts(snapshot: Snapshot, where: str | None) -> Iterator[tuple[Rows, VideoFeatures, bool]]:
+    """Every video's features, and whether the same object will come again."""
+    held = snapshot.held()
+    if held is not None and where is None:
+        yield *held, True
+        return
+    if held is not None and where is not None:
+        rows = snapshot.matching(where)
+        for start in range(0, len(rows), _SCAN_VIDEOS):
+            part = rows[start : start + _SCAN_VIDEOS]
+            yield part, snapshot.features(part), False
+        return
+    for part, features in snapshot.scan(_SCAN_VIDEOS, where):
+        yield part, features, False
+
+
+def _best_of(first: _Ranked, second: _Ranked, keep: int) -> _Ranked:
+    both = first.join(second)
+    return both.take(best_first(both.scores, keep))
+
+
+def _texts(queries: Sequence[Query]) -> TextFeatures:
+    texts = [query.text for query in queries if query.text is not None]
+    assert len(texts) == len(queries)
+    return TextFeatures(
+        np.concatenate([text.sentence_features for text in texts]),
+        np.concatenate([text.word_features for text in texts]),
+        np.concatenate([text.num_words for text in texts]),
+    )
+
+
+def _best_frame(query: Query, frames: npt.NDArray[Any], video: GalleryVideo) -> float:
+    """Time of the valid frame that is most similar, seconds. ``frames``: [F, D]."""
+    valid = frames[: len(video.frame_times_s)].astype(np.float32)
+    if query.text is not None:
+        similarity = valid @ query.text.sentence_features[0]
+    else:
+        assert query.video is not None
+        others = query.video.frame_features[0, : query.video.num_frames[0]]
+        similarity = (valid @ others.T).max(axis=1)
+    return video.frame_times_s[int(similarity.argmax())]
