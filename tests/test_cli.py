@@ -254,7 +254,7 @@ def test_an_interrupted_index_keeps_what_was_encoded(
     assert "kept 2 videos" in outcome.err
     assert "Traceback" not in outcome.err
     opened = Gallery.open(gallery, Bundle.open(bundle_path).manifest)
-    assert [video.id for video in opened.snapshot().videos] == [str(file) for file in files[:2]]
+    assert [video.id for video in opened.snapshot().listing()] == [str(file) for file in files[:2]]
 
 
 def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Path) -> None:
@@ -264,7 +264,8 @@ def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Pat
         outcome = run("search", "a dog", "--bundle", bundle.path, "--gallery", gallery, *extra)
         assert outcome.status == 0
         assert f"{gallery} holds no videos; run: xclip-deploy index" in outcome.err
-    assert outcome.json() == [{"query": "a dog", "results": []}]
+    (found,) = outcome.json()
+    assert (found["query"], found["num_videos"], found["results"]) == ("a dog", 0, [])
 
 
 # Exit statuses
@@ -277,7 +278,10 @@ def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Pat
         ("--frobnicate",),
         ("index",),
         ("search",),
-        ("search", "a dog", "--video", "x.mp4"),
+        ("search", "a dog", "a cat", "--video", "x.mp4"),
+        ("search", "a dog", "--image", "x.png"),
+        ("search", "--video", "x.mp4", "--image", "x.png"),
+        ("optimize", "--keep-minutes", "-1"),
         ("search", "a dog", "-k", "0"),
         ("search", "a dog", "--device", "tpu"),
         ("search", "a dog", "--threads", "none"),

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from xclip_deploy.errors import (
     VideoNotFoundError,
     VideoReadError,
 )
-from xclip_deploy.runtime.retriever import _best
+from xclip_deploy.runtime.gallery.flat import best_first
 
 Arrays = dict[str, npt.NDArray[Any]]
 FROG, DOG, WALK = "mdn_frog.webm", "sam2_dog.mp4", "intel_asl_walk.mkv"
@@ -76,10 +76,17 @@ def folder(clips: Path, tmp_path: Path) -> Path:
 
 
 def ids(retriever: Retriever) -> list[str]:
-    return [video.id for video in retriever.gallery.snapshot().videos]
+    return [video.id for video in retriever.gallery.snapshot().listing()]
 
 
-def assert_ranked(results: list[SearchResult], count: int) -> None:
+def features_of(retriever: Retriever) -> VideoFeatures:
+    """Everything in the gallery, in the order of ``ids``."""
+    held = retriever.gallery.snapshot().held()
+    assert held is not None
+    return held[1]
+
+
+def assert_ranked(results: Sequence[SearchResult], count: int) -> None:
     assert [result.rank for result in results] == list(range(1, count + 1))
     scores = [result.score for result in results]
     assert scores == sorted(scores, reverse=True)
@@ -95,7 +102,7 @@ def test_a_folder_of_real_clips(
     found = {Path(name).relative_to(clips).as_posix() for name in ids(filled)}
     assert {FROG, DOG, WALK, "edge_cases/torchcodec_av1.mkv"} <= found
     assert len(found) == len(filled) >= 9
-    for video in filled.gallery.snapshot().videos:
+    for video in filled.gallery.snapshot().listing():
         assert video.path == video.id
         assert video.frame_times_s == tuple(frames[video.id].times_s.tolist())
         assert video.duration_s == frames[video.id].duration_s
@@ -105,10 +112,9 @@ def test_a_folder_of_real_clips(
 def test_features_are_those_of_the_video(
     filled: Retriever, frames: dict[str, VideoFrames], clips: Path
 ) -> None:
-    snapshot = filled.gallery.snapshot()
     row = ids(filled).index(str(clips / FROG))
     expected = filled.encode_videos([frames[str(clips / FROG)]])
-    found = snapshot.features
+    found = features_of(filled)
     assert found.num_frames[row] == expected.num_frames[0]
     # A unit vector's element is at most 1, where FP16 is exact to 2^-11; half of that for most.
     for name in ("video_features", "frame_features"):
@@ -198,7 +204,7 @@ def test_ids_of_ones_own(retriever: Retriever, clips: Path) -> None:
     names = ["frog/1", "a “dog” 🐕"]
     report = retriever.add([clips / TURNED, clips / STREET], ids=names)
     assert list(report.added) == ids(retriever) == names
-    assert [video.path for video in retriever.gallery.snapshot().videos] == [
+    assert [video.path for video in retriever.gallery.snapshot().listing()] == [
         str(clips / TURNED),
         str(clips / STREET),
     ]
@@ -238,7 +244,7 @@ def test_duplicates(retriever: Retriever, clips: Path) -> None:
 
 
 def path_of(retriever: Retriever, video_id: str) -> str | None:
-    return next(v.path for v in retriever.gallery.snapshot().videos if v.id == video_id)
+    return next(v.path for v in retriever.gallery.snapshot().listing() if v.id == video_id)
 
 
 def test_replacing_by_a_file_that_cannot_be_read_keeps_the_old(
@@ -291,7 +297,7 @@ def test_remove(retriever: Retriever, clips: Path) -> None:
         retriever.remove(["b", "a"])
     retriever.remove(["b", "c"])
     assert len(retriever) == 0
-    assert retriever.search(TEXTS[0]) == []
+    assert len(retriever.search(TEXTS[0])) == 0
 
 
 # Searching
@@ -302,7 +308,7 @@ def test_search(filled: Retriever, text: str) -> None:
     everything = filled.search(text, k=1000)
     assert_ranked(everything, len(filled))
     for k in (1, 2, len(filled) - 1, len(filled)):
-        assert filled.search(text, k) == everything[:k]
+        assert filled.search(text, k).hits == everything[:k]
 
 
 def test_results_differ_between_texts(filled: Retriever) -> None:
@@ -312,9 +318,8 @@ def test_results_differ_between_texts(filled: Retriever) -> None:
 
 def test_scores_and_grains_are_those_of_the_scorer(filled: Retriever) -> None:
     features = filled.encode_texts(TEXTS)
-    snapshot = filled.gallery.snapshot()
-    scores = filled.score(features, snapshot.features)
-    column = {video.id: n for n, video in enumerate(snapshot.videos)}
+    scores = filled.score(features, features_of(filled))
+    column = {video_id: n for n, video_id in enumerate(ids(filled))}
     for row, results in enumerate(filled.search_batch(TEXTS, k=100)):
         for result in results:
             n = column[result.id]
@@ -331,7 +336,7 @@ def test_the_gallery_in_fp16_loses_little(
     """Against scores from the videos themselves, nothing stored in between."""
     texts = filled.encode_texts(TEXTS)
     direct = filled.score(texts, filled.encode_videos(list(frames.values()))).logits
-    stored = filled.score(texts, filled.gallery.snapshot().features).logits
+    stored = filled.score(texts, features_of(filled)).logits
     # Measured: 2.6e-3, with a logit scale of 100.
     np.testing.assert_allclose(stored, direct, rtol=0, atol=3e-2)
 
@@ -346,14 +351,11 @@ def test_the_best_frame_is_the_most_similar(
     times = []
     for text in TEXTS:
         sentence = filled.encode_texts([text]).sentence_features[0]
-        snapshot = filled.gallery.snapshot()
         for result in filled.search(text, k=100):
-            n = next(n for n, video in enumerate(snapshot.videos) if video.id == result.id)
             clip_times = frames[result.id].times_s.tolist()
             valid = (features[result.id] @ sentence)[: len(clip_times)]
             best = valid[clip_times.index(result.best_frame_time_s)]
             assert best >= valid.max() - 1e-3  # FP16 in the gallery
-            assert result.best_frame_time_s in snapshot.videos[n].frame_times_s
             times.append(result.best_frame_time_s)
     assert len(set(times)) > 3, "always the first frame would pass, too"
 
@@ -372,7 +374,7 @@ def test_a_batch_is_its_single_searches(filled: Retriever) -> None:
 @given(st.lists(st.sampled_from([-1.5, 0.0, 0.5, 7.0]), min_size=1), st.integers(1, 60))
 def test_equal_scores_come_in_the_order_of_addition(scores: list[float], k: int) -> None:
     expected = sorted(range(len(scores)), key=lambda n: -scores[n])[:k]  # a stable sort
-    assert _best(np.array(scores, np.float32), k).tolist() == expected
+    assert best_first(np.array(scores, np.float32), k).tolist() == expected
 
 
 @pytest.mark.parametrize("k", [0, -1])
@@ -387,9 +389,9 @@ def test_wrong_k(filled: Retriever, clips: Path, k: int) -> None:
 
 
 def test_an_empty_gallery(retriever: Retriever, clips: Path) -> None:
-    assert retriever.search("a dog") == []
-    assert retriever.search_batch(["a dog", "a cat"]) == [[], []]
-    assert retriever.search_by_video(clips / FROG) == []
+    assert len(retriever.search("a dog")) == 0
+    assert [len(hits) for hits in retriever.search_batch(["a dog", "a cat"])] == [0, 0]
+    assert len(retriever.search_by_video(clips / FROG)) == 0
     with pytest.raises(InvalidArgumentError):
         retriever.search("a dog", k=0)
 
@@ -445,8 +447,8 @@ def test_search_by_a_file_is_search_by_its_frames(
     filled: Retriever, frames: dict[str, VideoFrames], clips: Path
 ) -> None:
     by_frames = filled.search_by_video(frames[str(clips / FROG)])
-    assert filled.search_by_video(clips / FROG) == by_frames
-    assert filled.search_by_video(str(clips / FROG)) == by_frames
+    assert filled.search_by_video(clips / FROG).hits == by_frames.hits
+    assert filled.search_by_video(str(clips / FROG)).hits == by_frames.hits
 
 
 def test_search_by_what_is_no_video(filled: Retriever, tmp_path: Path) -> None:
@@ -502,8 +504,11 @@ def test_save_and_open(
     filled.save(tmp_path / "gallery")
     for gallery in (tmp_path / "gallery", str(tmp_path / "gallery"), filled.gallery):
         with Retriever(bundle, gallery, device="cpu") as opened:
-            assert opened.search_batch(TEXTS) == filled.search_batch(TEXTS)
-            assert opened.search_by_video(dog) == filled.search_by_video(dog)
+            for found, expected in zip(
+                opened.search_batch(TEXTS), filled.search_batch(TEXTS), strict=True
+            ):
+                assert found.hits == expected.hits
+            assert opened.search_by_video(dog).hits == filled.search_by_video(dog).hits
             assert opened.add(clips, on_duplicate="skip").added == ()
 
 
@@ -550,7 +555,7 @@ def test_features_from_elsewhere(retriever: Retriever, golden: Arrays) -> None:
     retriever.add_features(videos, features)
     assert ids(retriever) == [f"v{n}" for n in range(6)]
     texts = model.encode_token_ids(golden["input_ids"])
-    logits = retriever.score(texts, retriever.gallery.snapshot().features).logits
+    logits = retriever.score(texts, features_of(retriever)).logits
     # FP16 in the gallery; see test_the_gallery_in_fp16_loses_little.
     np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=3e-2)
     results = retriever.search(TEXTS[0])

@@ -63,9 +63,11 @@ def test_a_video_by_its_file(
     """As `xclip-deploy search` prints it: relative, where the id is the absolute path."""
     clip = clips / "sam2_dog.mp4"
     snapshot = filled.gallery.snapshot()
+    held = snapshot.held()
+    assert held is not None
     with Retriever(bundle, device="cpu") as retriever:
-        video = snapshot.videos[0].model_copy(update={"id": str(clip)})
-        retriever.add_features([video], snapshot.features[:1])
+        video = next(snapshot.listing()).model_copy(update={"id": str(clip)})
+        retriever.add_features([video], held[1][:1])
         retriever.save(tmp_path / "gallery")
     result = run(QUERY, os.path.relpath(clip), "--json", gallery=tmp_path / "gallery")
     assert result.exit_code == 0, result.output

@@ -19,6 +19,7 @@ from xclip_deploy.errors import (
     InvalidArgumentError,
 )
 from xclip_deploy.runtime.evidence import TokenKind
+from xclip_deploy.runtime.evidence.explainer import _thumbnails
 
 # The tiny model knows the words of the golden texts alone.
 TEXTS = ("a man is driving a car", "a cat's dog", "a man", "dogs 3 toys")
@@ -76,7 +77,7 @@ def test_words_and_frames(filled: Retriever) -> None:
     texts = [word.text for word in found.words]
     assert texts == ["start", "a", "man", "'s", "car", "end", "padding"]
     assert found.words[0].kind is TokenKind.START
-    entry = next(v for v in filled.gallery.snapshot().videos if v.id == "walk")
+    entry = next(v for v in filled.gallery.snapshot().listing() if v.id == "walk")
     valid = len(entry.frame_times_s)
     assert tuple(frame.time_s for frame in found.frames[:valid]) == entry.frame_times_s
     assert {frame.time_s for frame in found.frames[valid:]} == {None}
@@ -174,7 +175,9 @@ def test_padding_that_is_masked_contributes_nothing(filled: Retriever, bundle: B
 
     config = bundle.manifest.model.model_copy(update={"mask_padding": True})
     text = filled.encode_texts(["a man"])
-    video = filled.gallery.snapshot().features[:1]
+    held = filled.gallery.snapshot().held()
+    assert held is not None
+    video = held[1][:1]
     found = decompose(text, video, bundle.scorer_weights(), config)
     assert found.frame_word is not None
     assert not found.frame_word[int(text.num_words[0]) :].any()
@@ -196,8 +199,10 @@ def test_a_video_that_is_not_there(filled: Retriever) -> None:
 
 def test_a_hit_that_was_removed(bundle: Bundle, filled: Retriever) -> None:
     snapshot = filled.gallery.snapshot()
+    held = snapshot.held()
+    assert held is not None
     with Retriever(bundle, device="cpu", threads=1) as retriever:
-        retriever.add_features(list(snapshot.videos), snapshot.features)
+        retriever.add_features(list(snapshot.listing()), held[1])
         hit = retriever.search("a man", k=1)[0]
         retriever.remove(hit.id)
         with pytest.raises(GalleryError, match="in the gallery of 2"):
@@ -280,17 +285,19 @@ def test_texts_that_are_hard_to_draw(filled: Retriever, tmp_path: Path, query: s
 def test_a_file_that_is_gone(
     bundle: Bundle, filled: Retriever, clips: Path, tmp_path: Path, path: str | None, note: str
 ) -> None:
-    snapshot = filled.gallery.snapshot()
+    held = filled.gallery.snapshot().held()
+    assert held is not None
+    features = held[1][:1]
     entry = GalleryVideo(
         id="x",
         path=str(clips / "intel_asl_walk.mkv") if path == "other" else path,
         duration_s=9.0,
-        frame_times_s=tuple(float(n) for n in range(int(snapshot.features.num_frames[0]))),
+        frame_times_s=tuple(float(n) for n in range(int(features.num_frames[0]))),
     )
     with Retriever(bundle, device="cpu", threads=1) as retriever:
-        retriever.add_features([entry], snapshot.features[:1])
+        retriever.add_features([entry], features)
         found = retriever.explain("a man", "x")
-        frames, said = retriever._thumbnails(found)
+        frames, said = _thumbnails(found, retriever.read_video)
         assert frames is None
         assert said is not None
         assert note in said
