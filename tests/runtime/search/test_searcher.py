@@ -237,9 +237,7 @@ def test_without_matrices_every_video_is_scored(
 
 
 def test_an_empty_gallery(searcher: Searcher, bundle: Bundle, make_queries: MakeQueries) -> None:
-    (hits,) = searcher.search(
-        make_queries(1), Gallery(bundle.manifest).snapshot(), SearchOptions()
-    )
+    (hits,) = searcher.search(make_queries(1), Gallery(bundle.manifest).snapshot(), SearchOptions())
     assert (len(hits), hits.num_videos) == (0, 0)
 
 
