@@ -26,10 +26,20 @@ from xclip_deploy.cli.options import (
 @gallery_option
 @click.option(
     "--on-duplicate",
-    type=click.Choice(["skip", "replace", "error"]),
-    default="skip",
+    type=click.Choice(["update", "skip", "replace", "error"]),
+    default="update",
     show_default=True,
-    help="What to do with a video that the gallery has.",
+    help="What to do with a video that the gallery has; update: encode it again if it changed.",
+)
+@click.option("--prune", is_flag=True, help="Forget files that are gone from the folders given.")
+@click.option("--workers", type=click.IntRange(min=1), help="Decoders.  [default: one per core]")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Seconds that one video may take to decode.",
 )
 @click.option("--strict", is_flag=True, help="Exit with status 8 if any video failed.")
 @device_option
@@ -44,6 +54,9 @@ def command(
     bundle: Path,
     gallery: Path,
     on_duplicate: str,
+    prune: bool,
+    workers: int | None,
+    timeout_s: float,
     strict: bool,
     device: str,
     device_id: int,
@@ -53,16 +66,16 @@ def command(
     reader: str,
     as_json: bool,
 ) -> None:
-    """Add videos to a gallery: files, and folders with all videos below them.
+    """Bring a gallery up to date with PATHS.
 
-    A video that cannot be read is reported and the rest goes on. What was encoded before an
-    interruption is kept.
+    PATHS: videos, folders with all videos below them, .txt lists of files, and .csv or .jsonl
+    tables with a column "file" and metadata in the others. A video that cannot be read is
+    reported and the rest goes on. What was committed before an interruption is kept.
     """
     import xclip_deploy
     from xclip_deploy.errors import VideoError
     from xclip_deploy.runtime.sessions import SessionOptions
 
-    is_new = not gallery.exists() or (gallery.is_dir() and not any(gallery.iterdir()))
     session = SessionOptions(
         device=device,  # type: ignore[arg-type]  # click.Choice has checked these
         precision=precision,  # type: ignore[arg-type]
@@ -72,39 +85,30 @@ def command(
     )
     with xclip_deploy.Retriever(
         bundle,
-        None if is_new else gallery,
+        gallery,
+        create=True,
         threads=threads,
         session=session,
         reader=reader,  # type: ignore[arg-type]
     ) as retriever:
-        if is_new:
-            # Now rather than after hours of encoding: can it be written?
-            retriever.save(gallery)
         before = len(retriever)
         try:
             report = retriever.add(
                 paths,
                 on_duplicate=on_duplicate,  # type: ignore[arg-type]
+                prune=prune,
+                workers=workers,
+                timeout_s=timeout_s,
                 progress=True,
             )
-        except BaseException:  # Ctrl-C too
-            if len(retriever) > before:
-                retriever.save(gallery)
-                click.echo(f"kept {len(retriever) - before} videos in {gallery}", err=True)
+        except KeyboardInterrupt:
+            click.echo(f"kept {len(retriever) - before} videos in {gallery}", err=True)
             raise
-        if report.added:
-            retriever.save(gallery)
         total = len(retriever)
     if as_json:
         print_json({"gallery": str(gallery), "videos": total, **report.to_dict()})
     else:
-        for failure in report.failed:
-            click.echo(f"failed: {failure.reason}")  # which begins with the path
-        for warning in report.warnings:
-            click.echo(f"warning: {warning.path}: {warning.reason}")
-        click.echo(
-            f"{len(report.added)} added, {len(report.skipped)} there already, "
-            f"{len(report.failed)} failed; {gallery} holds {total} videos"
-        )
-    if report.failed and (strict or not (report.added or report.skipped)):
+        click.echo(f"{report}; {gallery} holds {total} videos")
+    done = report.added or report.skipped or report.duplicates
+    if report.failed and (strict or not done):
         raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")

@@ -1,0 +1,215 @@
+"""Deciding, under the gallery's lock, what becomes of the files that were read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, VideoFile
+from xclip_deploy.runtime.indexing.edit import GalleryEdit
+from xclip_deploy.runtime.indexing.known import KnownFile
+from xclip_deploy.runtime.indexing.sources import SourceVideo
+
+What = Literal["indexed", "changed", "unchanged", "duplicate"]
+
+
+@dataclass(eq=False)
+class Task:
+    """One file on its way into the gallery."""
+
+    order: int
+    """Its place among the sources."""
+    source: SourceVideo
+    known: tuple[KnownFile, ...] = ()
+    """How the gallery listed it when the run began."""
+    replace: bool = False
+    """Encode it whatever the gallery holds."""
+    is_retry: bool = False
+    """The gallery does not hold its content, whatever seemed so."""
+    fingerprint: str | None = None
+    """Of its content, once that was read."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedClip:
+    """What decoding and encoding gave."""
+
+    duration_s: float
+    frame_times_s: tuple[float, ...]
+    features: VideoFeatures
+    """V = 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReadyFile:
+    """A file that the gallery is to know of."""
+
+    task: Task
+    file: VideoFile
+    fingerprint: str | None
+    """None for one that was not read, being unchanged."""
+    clip: EncodedClip | None
+    """None where the gallery, or another file, has the same content."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What became of a file."""
+
+    task: Task
+    what: What
+    video_id: str
+    warning: str | None = None
+
+
+@dataclass
+class CommitResult:
+    """What became of files after they were written."""
+
+    placed: list[Placed] = field(default_factory=list)
+    missing: list[ReadyFile] = field(default_factory=list)
+    """Those whose content neither the gallery nor another of them has."""
+
+
+def commit_files(gallery: Gallery, files: Sequence[ReadyFile]) -> CommitResult:
+    """Write files to the gallery in one step; what others wrote meanwhile is seen.
+
+    Raises GalleryError; nothing was written then.
+    """
+    ready = sorted(files, key=lambda file: file.task.order)
+    result = CommitResult()
+    with gallery.exclusive():
+        commit = _Commit(gallery, ready, result)
+        for item in ready:
+            commit.place(item)
+        commit.edit.write()
+    return result
+
+
+def detach_files(gallery: Gallery, files: Sequence[tuple[str, str]]) -> list[str]:
+    """No longer list files, given with the ids of their videos; returns those that were."""
+    detached = []
+    with gallery.exclusive():
+        edit = GalleryEdit(gallery, [video_id for _, video_id in files])
+        for path, video_id in files:
+            # Renamed, where another of its files was detached just now.
+            renamed = edit.new_name(video_id)
+            if edit.lists(renamed, path):
+                edit.detach(renamed, path)
+                detached.append(path)
+        edit.write()
+    return detached
+
+
+class _Commit:
+    def __init__(self, gallery: Gallery, ready: Sequence[ReadyFile], result: CommitResult) -> None:
+        ids = {known.video_id for item in ready for known in item.task.known}
+        ids |= {item.task.source.wanted_id for item in ready}
+        contents = {item.fingerprint for item in ready if item.fingerprint is not None}
+        self.edit = GalleryEdit(gallery, sorted(ids), sorted(contents))
+        self._result = result
+        self._clips = {item.fingerprint: item.clip for item in ready if item.clip is not None}
+
+    def place(self, item: ReadyFile) -> None:
+        if item.fingerprint is None:
+            self._touch(item)
+            return
+        edit, task, path = self.edit, item.task, item.file.path
+        owner = edit.with_content(item.fingerprint)
+        # Of several files with one content, the first among the sources gives the name.
+        clip = item.clip or (self._clips.get(item.fingerprint) if owner is None else None)
+        if owner is None and clip is None:
+            self._result.missing.append(item)
+            return
+        listing = [name for name in self._names(task) if edit.lists(name, path)]
+        before = [video for name in listing if (video := edit.get(name)) and video.path == path]
+        for name in listing:
+            if (owner is None or name != owner.id) and edit.lists(name, path):
+                edit.detach(name, path)
+        if owner is not None:
+            self._join(item, owner.id, was_listed=owner.id in listing)
+            return
+        assert clip is not None
+        wanted = task.source.wanted_id
+        was_there = bool(listing) or edit.get(wanted) is not None
+        self._make_way(wanted, moves=task.source.id is None or wanted in listing)
+        metadata = task.source.metadata
+        if metadata is None:
+            metadata = next((dict(video.metadata) for video in before), {})
+        video = GalleryVideo(
+            id=wanted,
+            path=path,
+            files=(item.file,),
+            fingerprint=item.fingerprint,
+            duration_s=clip.duration_s,
+            frame_times_s=clip.frame_times_s,
+            metadata=metadata,
+        )
+        edit.add(video, clip.features)
+        self._note(task, "changed" if was_there else "indexed", wanted)
+
+    def _join(self, item: ReadyFile, video_id: str, *, was_listed: bool) -> None:
+        """List a file under the video that has its content."""
+        task = item.task
+        self.edit.set_file(video_id, item.file)
+        is_encoded = task.replace and item.clip is not None and was_listed
+        if is_encoded:
+            assert item.clip is not None
+            times = {
+                "duration_s": item.clip.duration_s,
+                "frame_times_s": item.clip.frame_times_s,
+            }
+            video = self.edit.get(video_id)
+            assert video is not None
+            self.edit.add(video.model_copy(update=times), item.clip.features)
+        name, warning = self._describe(task, video_id)
+        what: What = "unchanged" if was_listed else "duplicate"
+        self._note(task, "changed" if is_encoded else what, name, warning)
+
+    def _touch(self, item: ReadyFile) -> None:
+        """Bring what is known of an unchanged file up to date."""
+        task, path = item.task, item.file.path
+        name = task.known[0].video_id
+        video = self.edit.get(name)
+        if video is None or item.file not in video.files:
+            self._result.missing.append(item)
+            return
+        for other in task.known[1:]:
+            if self.edit.lists(other.video_id, path):
+                self.edit.detach(other.video_id, path)
+        name, warning = self._describe(task, name)
+        self._note(task, "unchanged", name, warning)
+
+    def _describe(self, task: Task, video_id: str) -> tuple[str, str | None]:
+        """Give a video the id and metadata of its first file; returns its id and a warning."""
+        source = task.source
+        video = self.edit.get(video_id)
+        assert video is not None
+        if video.path != source.path:
+            if source.metadata is None or dict(source.metadata) == dict(video.metadata):
+                return video_id, None
+            return video_id, f"has the content of {video.path}, whose metadata stands"
+        if source.id is not None and source.id != video_id:
+            self._make_way(source.id, moves=False)
+            self.edit.rename(video_id, source.id)
+            video_id = source.id
+        if source.metadata is not None:
+            self.edit.set_metadata(video_id, dict(source.metadata))
+        return video_id, None
+
+    def _make_way(self, video_id: str, *, moves: bool) -> None:
+        """Free an id: what has it moves aside, or goes where the user gave the id to another."""
+        video = self.edit.get(video_id)
+        if video is not None and moves and video.files:
+            self.edit.move_aside(video_id)
+        elif video is not None:
+            self.edit.drop(video_id)
+
+    def _names(self, task: Task) -> list[str]:
+        names = [known.video_id for known in task.known] + [task.source.wanted_id]
+        return list(dict.fromkeys(names))
+
+    def _note(self, task: Task, what: What, name: str, warning: str | None = None) -> None:
+        self._result.placed.append(Placed(task, what, name, warning))

@@ -1,0 +1,163 @@
+"""Changes to a gallery that belong together, written in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, VideoFile
+
+
+class GalleryEdit:
+    """Videos as they are to be, gathered while the gallery's lock is held.
+
+    One addition replaces all that changes, so that a process that is killed leaves all of it or
+    none; only videos that nothing takes the place of are removed after it.
+    """
+
+    def __init__(
+        self, gallery: Gallery, ids: Collection[str], fingerprints: Collection[str] = ()
+    ) -> None:
+        """Look up the videos with these ids, and with these contents."""
+        self._gallery = gallery
+        self._snapshot = gallery.snapshot()
+        self._videos: dict[str, GalleryVideo] = {}
+        self._rows: dict[str, int] = {}
+        self._clips: dict[str, VideoFeatures] = {}
+        self._changed: dict[str, None] = {}
+        self._absent: set[str] = set()
+        self._removed: set[str] = set()
+        self._contents: dict[str, str] = {}
+        self._new_names: dict[str, str] = {}
+        found = self._snapshot.find_content(list(fingerprints)) if fingerprints else {}
+        self._load(list(ids), found.values())
+
+    def get(self, video_id: str) -> GalleryVideo | None:
+        """The video as it is to be; None where there is or will be none."""
+        if video_id not in self._videos and video_id not in self._absent:
+            self._load([video_id])
+        return self._videos.get(video_id)
+
+    def new_name(self, video_id: str) -> str:
+        """The id that a video has by now, if it was renamed."""
+        while video_id in self._new_names and video_id not in self._videos:
+            video_id = self._new_names[video_id]
+        return video_id
+
+    def lists(self, video_id: str, path: str) -> bool:
+        """Whether the video is there and lists a file."""
+        video = self.get(video_id)
+        return video is not None and any(file.path == path for file in video.files)
+
+    def with_content(self, fingerprint: str) -> GalleryVideo | None:
+        """The video with a content that was looked up or added."""
+        name = self._contents.get(fingerprint)
+        return None if name is None else self._videos.get(name)
+
+    def add(self, video: GalleryVideo, clip: VideoFeatures) -> None:
+        """Put a video in its place. ``clip``: its embeddings, V = 1."""
+        self._put(video)
+        self._clips[video.id] = clip
+        self._rows.pop(video.id, None)
+
+    def set_file(self, video_id: str, file: VideoFile) -> None:
+        """List a file of a video, or note how it is now."""
+        video = self._videos[video_id]
+        files = [file if known.path == file.path else known for known in video.files]
+        if file not in files:
+            files.append(file)
+        if tuple(files) != video.files:
+            self._put(_with(video, files=files))
+
+    def set_metadata(self, video_id: str, metadata: dict[str, MetadataValue]) -> None:
+        """Replace a video's metadata."""
+        video = self._videos[video_id]
+        if dict(video.metadata) != metadata:
+            self._put(video.model_copy(update={"metadata": metadata}))
+
+    def detach(self, video_id: str, path: str) -> None:
+        """No longer list a file; a video without files goes, one named after it is renamed."""
+        video = self._videos[video_id]
+        files = [file for file in video.files if file.path != path]
+        if not files:
+            self.drop(video_id)
+            return
+        self._put(_with(video, files=files))
+        if video_id == path:
+            self.move_aside(video_id)
+
+    def move_aside(self, video_id: str) -> None:
+        """Name a video after its first file, whose path no other video has as its id."""
+        video = self._videos[video_id]
+        free = (file.path for file in video.files if self.get(file.path) is None)
+        self.rename(video_id, next(free, f"{video.path}#{video.fingerprint}"))
+
+    def rename(self, video_id: str, new_id: str) -> None:
+        """Give a video another id; what has that id now is replaced."""
+        video = self._videos[video_id]
+        clip, row = self._clips.get(video_id), self._rows.get(video_id)
+        self.drop(video_id)
+        self.get(new_id)  # for what is there to be known, and not looked up again
+        self._clips.pop(new_id, None)
+        self._rows.pop(new_id, None)
+        if clip is not None:
+            self._clips[new_id] = clip
+        if row is not None:
+            self._rows[new_id] = row
+        self._put(video.model_copy(update={"id": new_id}))
+        self._new_names[video_id] = new_id
+
+    def drop(self, video_id: str) -> None:
+        """Remove a video."""
+        video = self._videos.pop(video_id)
+        if video.fingerprint is not None and self._contents.get(video.fingerprint) == video_id:
+            del self._contents[video.fingerprint]
+        self._rows.pop(video_id, None)
+        self._clips.pop(video_id, None)
+        self._changed.pop(video_id, None)
+        self._removed.add(video_id)
+        self._absent.add(video_id)
+
+    def write(self) -> None:
+        """Write what changed. Raises GalleryError."""
+        old = [name for name in self._changed if name not in self._clips]
+        new = [name for name in self._changed if name in self._clips]
+        parts = [self._clips[name] for name in new]
+        if old:
+            rows = np.array([self._rows[name] for name in old], np.int64)
+            parts.insert(0, self._snapshot.features(rows))
+        if parts:
+            videos = [self._videos[name] for name in (*old, *new)]
+            self._gallery.add(videos, VideoFeatures.concatenate(parts), replace=True)
+        stored = self._snapshot.find(sorted(self._removed - self._changed.keys()))
+        self._gallery.remove(list(stored))
+
+    def _put(self, video: GalleryVideo) -> None:
+        before = self._videos.get(video.id)
+        if before is not None and before.fingerprint not in (None, video.fingerprint):
+            self._contents.pop(str(before.fingerprint), None)
+        self._videos[video.id] = video
+        self._absent.discard(video.id)
+        self._changed[video.id] = None
+        if video.fingerprint is not None:
+            self._contents[video.fingerprint] = video.id
+
+    def _load(self, ids: list[str], rows: Iterable[int] = ()) -> None:
+        found = self._snapshot.find(ids)
+        self._absent.update(name for name in ids if name not in found)
+        wanted = np.array(sorted({*found.values(), *rows}), np.int64)
+        if not len(wanted):
+            return
+        for row, video in zip(wanted, self._snapshot.videos(wanted), strict=True):
+            if video.id not in self._videos and video.id not in self._removed:
+                self._videos[video.id] = video
+                self._rows[video.id] = int(row)
+                self._absent.discard(video.id)
+                if video.fingerprint is not None:
+                    self._contents.setdefault(video.fingerprint, video.id)
+
+
+def _with(video: GalleryVideo, files: list[VideoFile]) -> GalleryVideo:
+    return video.model_copy(update={"files": tuple(files), "path": files[0].path})

@@ -1,0 +1,308 @@
+"""Decoder processes: started, asked, replaced, and kept for the next who needs one."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.indexing.protocol import (
+    Channel,
+    ChannelClosedError,
+    ChannelTimeoutError,
+    ProtocolError,
+)
+from xclip_deploy.runtime.video import FrameSampling, VideoFrames, VideoReader
+
+WORKER_COMMAND: tuple[str, ...] = (
+    sys.executable,
+    "-m",
+    "xclip_deploy.runtime.indexing.worker",
+)
+_START_S = 120.0
+"""For how long a decoder may load its libraries, on a busy machine with a cold disk."""
+_LOG_BYTES = 1 << 16
+
+
+class FileChangedError(VideoReadError):
+    """The file was written to while it was read, so that what was read is of no version."""
+
+
+class DecoderStartError(VideoReadError):
+    """Decoder processes cannot be started, whatever the video."""
+
+
+class WentAwayError(Exception):
+    """A decoder has ended before it came to the video, as those do after a while without work."""
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """What is the same for all videos."""
+
+    sampling: FrameSampling
+    image_size: int
+    reader: VideoReader = "pyav"
+    timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, eq=False)
+class FileContent:
+    """What a file held when it was read."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+    fingerprint: str
+    """SHA-256, hexadecimal."""
+    frames: VideoFrames | None
+    """None where only the fingerprint was wanted."""
+
+
+class DecoderProcess:
+    """One process that reads videos, one at a time."""
+
+    def __init__(self, command: Sequence[str] = WORKER_COMMAND) -> None:
+        """Start it. Raises DecoderStartError."""
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
+        self.was_used = False
+        self._was_interrupted = False
+        try:
+            self._process = _starter.submit(self._start, command).result()
+        except OSError as error:
+            self._log.close()
+            raise DecoderStartError(f"no decoder process can be started: {error}") from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
+        try:
+            self._channel.receive(_START_S)
+        except (ChannelClosedError, ChannelTimeoutError, ProtocolError) as error:
+            how = self._end_and_say_how()
+            raise DecoderStartError(f"decoder processes end while they start ({how})") from error
+        except BaseException:
+            self.end()
+            raise
+
+    def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - this Python, and a module of ours
+            [*command, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            bufsize=0,
+            # A session of its own: Ctrl-C reaches us alone, and we end the decoders.
+            start_new_session=True,
+            # Python looks for modules where it is started, such as in a checkout of ours.
+            cwd="/",
+        )
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        """Whether the process still runs and is to go on."""
+        return not self._was_interrupted and self._process.poll() is None
+
+    def read(
+        self, path: str, options: DecodingOptions, wants_frames: Callable[[str], bool]
+    ) -> FileContent:
+        """Read one video; ``wants_frames`` is asked with its fingerprint, before decoding.
+
+        Raises VideoError for a video that cannot be read, as where the process crashed or
+        hung with it; :meth:`is_alive` tells whether it can be asked again. WentAwayError says
+        that another decoder is to be asked.
+        """
+        try:
+            content = self._read(path, options, wants_frames)
+        except ChannelTimeoutError as error:
+            self.end()
+            raise VideoReadError(
+                f"{path}: was not read within {options.timeout_s:g} s and was given up; "
+                "a longer --timeout may help"
+            ) from error
+        except (ProtocolError, KeyError, TypeError, ValueError) as error:
+            self.end()
+            said = " ".join(str(error).split())[:200]
+            raise VideoReadError(f"{path}: the decoder answered with {said}") from error
+        except ChannelClosedError as error:
+            how = self._end_and_say_how()
+            raise VideoReadError(f"{path}: the decoder ended while it read it ({how})") from error
+        except BaseException as error:
+            # After an answer of its own the decoder is ready for the next video.
+            if not isinstance(error, VideoReadError):
+                self.end()
+            raise
+        finally:
+            self._forget_log()
+        return content
+
+    def _read(
+        self, path: str, options: DecodingOptions, wants_frames: Callable[[str], bool]
+    ) -> FileContent:
+        request = {
+            "path": path,
+            "sampling": options.sampling.model_dump(),
+            "image_size": options.image_size,
+            "reader": options.reader,
+        }
+        try:
+            self._channel.send(request)
+            answer = self._channel.receive(options.timeout_s)
+        except ChannelClosedError:
+            if self.was_used:
+                self.end()
+                raise WentAwayError from None
+            raise
+        self.was_used = True
+        while "hashing" in answer:
+            answer = self._channel.receive(options.timeout_s)
+        _raise_if_failed(answer)
+        fingerprint = str(answer["fingerprint"])
+        size_bytes, modified_ns = int(answer["size_bytes"]), int(answer["modified_ns"])
+        wanted = wants_frames(fingerprint)
+        self._channel.send({"decode": wanted})
+        frames = self._receive_frames(options) if wanted else None
+        return FileContent(path, size_bytes, modified_ns, fingerprint, frames)
+
+    def _receive_frames(self, options: DecodingOptions) -> VideoFrames:
+        answer = self._channel.receive(options.timeout_s)
+        _raise_if_failed(answer)
+        count, size = int(answer["count"]), options.image_size
+        times, numbers = answer["times_s"], answer["frame_numbers"]
+        if not 1 <= count <= options.sampling.max_frames or not count == len(times) == len(numbers):
+            raise ProtocolError(
+                f"{count} frames, expected 1 to {options.sampling.max_frames} with their times"
+            )
+        duration_s, frame_rate = float(answer["duration_s"]), float(answer["frame_rate"])
+        if not np.isfinite([*times, duration_s, frame_rate]).all():
+            raise ProtocolError("times that are no numbers")
+        return VideoFrames(
+            frames=self._channel.receive_frames((count, size, size, 3), options.timeout_s),
+            times_s=np.array(times, np.float64),
+            frame_numbers=np.array(numbers, np.int64),
+            duration_s=duration_s,
+            frame_rate=frame_rate,
+            warnings=tuple(map(str, answer["warnings"])),
+        )
+
+    def end(self) -> None:
+        """End the process, whatever it is at."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._log.close()
+
+    def interrupt(self) -> None:
+        """Kill the process under the thread that waits for it, which then ends it properly."""
+        self._was_interrupted = True
+        self._process.kill()
+
+    def forget(self) -> None:
+        """Let go of a process that belongs to the process that this one was forked from."""
+        self._process.returncode = 0
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _end_and_say_how(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)  # it closed its pipes: its status is about to come
+        status = self._process.poll()
+        self._log.seek(0)
+        said = self._log.read(_LOG_BYTES).decode("utf-8", "replace").strip().splitlines()
+        self.end()
+        how = "it closed its pipes" if status is None else f"exit status {status}"
+        if status is not None and status < 0:
+            how = signal.Signals(-status).name
+            if status == -signal.SIGKILL:
+                how += ", as when memory runs out"
+        last = " ".join(said[-1].split())[:200] if said else ""
+        return f"{how}: {last}" if last else how
+
+    def _forget_log(self) -> None:
+        if self._log.closed:
+            return
+        # The offset is the decoder's too: it goes on writing at the start.
+        descriptor = self._log.fileno()
+        if os.fstat(descriptor).st_size:
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+class DecoderShelf:
+    """Decoders without work: starting one takes half a second, and they can be used again."""
+
+    def __init__(self) -> None:
+        self._idle: list[DecoderProcess] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> DecoderProcess:
+        """A decoder that is ready. Raises DecoderStartError."""
+        with self._lock:
+            while self._idle:
+                process = self._idle.pop()
+                if process.is_alive():
+                    return process
+                process.end()
+        return DecoderProcess()
+
+    def put_back(self, process: DecoderProcess) -> None:
+        """Keep a decoder that has answered."""
+        with self._lock:
+            self._idle.append(process)
+
+    def close(self) -> None:
+        """End those that are here."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().end()
+
+    def after_fork(self) -> None:
+        """In a forked process: the decoders are the other's."""
+        for process in self._idle:
+            process.forget()
+        self._idle = []
+        self._lock = threading.Lock()
+
+
+def _raise_if_failed(answer: dict[str, Any]) -> None:
+    if "error" in answer:
+        kind = FileChangedError if answer.get("changed") else VideoReadError
+        raise kind(str(answer["error"]))
+
+
+def _new_starter() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="start-decoder")
+
+
+_starter = _new_starter()
+"""The thread that starts decoders: they end with the thread that started them."""
+shelf = DecoderShelf()
+"""Of this process, for all who read."""
+
+
+def _after_fork() -> None:
+    global _starter
+    _starter = _new_starter()
+    shelf.after_fork()
+
+
+atexit.register(shelf.close)
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,194 @@
+"""Which videos to index: files, folders, and lists of files with what is known of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xclip_deploy.errors import InvalidArgumentError, VideoError, VideoNotFoundError
+from xclip_deploy.runtime.gallery.records import MetadataValue
+from xclip_deploy.runtime.results import FailedVideo
+from xclip_deploy.runtime.video.reading import search_folder
+
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".jsonl"})
+"""Endings, in lower case, of files that list videos."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceVideo:
+    """One file to index."""
+
+    path: str
+    """Absolute."""
+    id: str | None = None
+    """None: the path."""
+    metadata: Mapping[str, MetadataValue] | None = None
+    """All of the video's metadata; None where nothing was said of it."""
+
+    @property
+    def wanted_id(self) -> str:
+        """The id that the video is to have."""
+        return self.path if self.id is None else self.id
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is to be indexed."""
+
+    videos: Sequence[SourceVideo]
+    """Each file once."""
+    folders: tuple[str, ...] = ()
+    """Absolute: those that were given, below which ``prune`` looks for what disappeared."""
+    empty_folders: frozenset[str] = frozenset()
+    """Those of ``folders`` that hold no video: of a disk that is not mounted, say."""
+    failed: tuple[FailedVideo, ...] = field(default=())
+    """What could not even be listed."""
+
+
+def find_sources(paths: Iterable[str | os.PathLike[str]]) -> Sources:
+    """Find the videos that ``paths`` name.
+
+    A folder stands for the videos below it, as ``find_videos`` lists them. A file that ends in
+    ``.txt`` lists files, one a line; ``#`` begins a comment line. One in ``.csv`` has a header
+    with a column ``file`` or ``path``, perhaps ``id``, and metadata in all other columns. In
+    ``.jsonl`` each line is an object with the same names. Names in them are relative to the
+    list's folder. Any other file is a video.
+
+    A listed file need not exist: that shows when it is read. Raises VideoNotFoundError for one
+    of ``paths`` that does not exist, InvalidArgumentError for a list that is not as described.
+    """
+    collected = _Collected()
+    for given in paths:
+        path = _absolute(given)
+        if path.is_dir():
+            collected.add_folder(path)
+        elif not path.exists():
+            raise VideoNotFoundError(f"{given}: no such file or folder; expected videos")
+        elif path.suffix.lower() in LIST_SUFFIXES:
+            from xclip_deploy.runtime.indexing.lists import read_list
+
+            for line, source in read_list(path):
+                collected.add_listed(source, f"{path} line {line}")
+        else:
+            collected.add(SourceVideo(str(path)))
+    return collected.sources()
+
+
+def name_sources(paths: Sequence[str | os.PathLike[str]], ids: Sequence[str]) -> Sources:
+    """Files under ids of the caller's.
+
+    Raises VideoNotFoundError for a file that is not there, InvalidArgumentError for ids that
+    are no texts, not unique or not as many as ``paths``, and for a folder.
+    """
+    if isinstance(ids, str) or len(ids) != len(paths):
+        raise InvalidArgumentError(f"found {len(ids)} ids for {len(paths)} paths")
+    for name in ids:
+        if not isinstance(name, str) or not name or not _is_utf8(name):
+            raise InvalidArgumentError(f"ids must be texts and not empty; found {name!r}")
+    if len(set(ids)) != len(ids):
+        twice = next(name for name in ids if list(ids).count(name) > 1)
+        raise InvalidArgumentError(f"ids must be unique; found {twice!r} twice")
+    collected = _Collected()
+    for given, name in zip(paths, ids, strict=True):
+        path = _absolute(given)
+        if path.is_dir():
+            raise InvalidArgumentError(f"{given} is a folder; ids can only be given for files")
+        if not path.exists():
+            raise VideoNotFoundError(f"{given}: no such file or folder; expected videos")
+        collected.add_listed(SourceVideo(str(path), name), f"id {name!r}")
+    return collected.sources()
+
+
+class _Collected:
+    """Sources so far: each file once, in the order in which they were named."""
+
+    def __init__(self) -> None:
+        self._videos: dict[str, SourceVideo] = {}
+        self._ids: set[str] = set()
+        self._folders: dict[str, bool] = {}
+        self._failed: list[FailedVideo] = []
+
+    def add(self, source: SourceVideo) -> None:
+        """Add a file of which nothing more is known."""
+        if _is_utf8(source.path):
+            self._videos.setdefault(source.path, source)
+        else:
+            name = source.path.encode("utf-8", "backslashreplace").decode()
+            self._failed.append(FailedVideo(name, f"{name}: is no UTF-8 path; rename it"))
+
+    def add_folder(self, folder: Path) -> None:
+        found = False
+        for path in search_folder(folder, self._note):
+            found = True
+            self.add(SourceVideo(str(path)))
+        self._folders[str(folder)] = found
+
+    def add_listed(self, source: SourceVideo, where: str) -> None:
+        """Add a file that was named with what is known of it. ``where``: for errors."""
+        before = self._videos.get(source.path)
+        if source.id is None and source.metadata is None:
+            self.add(source)
+            return
+        if before is not None and (before.id, before.metadata) != (None, None):
+            if before != source:
+                raise InvalidArgumentError(
+                    f"{where}: {source.path} was named before with another id or other metadata; "
+                    "expected one line for a file"
+                )
+            return
+        if source.id is not None:
+            if source.id in self._ids:
+                raise InvalidArgumentError(
+                    f"{where}: the id {source.id!r} was given to another file; expected one each"
+                )
+            self._ids.add(source.id)
+        if _is_utf8(source.path):
+            self._videos[source.path] = source
+        else:
+            self.add(source)
+
+    def sources(self) -> Sources:
+        for source in self._videos.values():
+            other = self._videos.get(source.id) if source.id is not None else None
+            if other is not None and other is not source and other.id is None:
+                raise InvalidArgumentError(
+                    f"{source.path} is given the id {source.id!r}, which is another file's path; "
+                    "expected an id of its own"
+                )
+        return Sources(
+            list(self._videos.values()),
+            tuple(self._folders),
+            frozenset(name for name, found in self._folders.items() if not found),
+            tuple(self._failed),
+        )
+
+    def _note(self, error: VideoError) -> None:
+        path = str(error).split(": folder cannot")[0]
+        printable = path.encode("utf-8", "backslashreplace").decode()
+        said = str(error).encode("utf-8", "backslashreplace").decode()
+        self._failed.append(FailedVideo(printable, said))
+
+
+def folders_above(path: str, folders: Iterable[str]) -> Iterator[str]:
+    """Those of ``folders`` that ``path`` lies below."""
+    for folder in folders:
+        if path.startswith(folder if folder.endswith(os.sep) else folder + os.sep):
+            yield folder
+
+
+def _absolute(given: str | os.PathLike[str]) -> Path:
+    """The path as it is stored: the same for a file however it is named, links apart."""
+    path = Path(given).absolute()
+    # Behind a link, ".." leads elsewhere than the name says.
+    return path.resolve() if ".." in path.parts else path
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be stored; a file name can hold bytes that are no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,147 @@
+"""Reads videos in a process of its own, which may crash or hang: the decoder's other end.
+
+``python -m xclip_deploy.runtime.indexing.worker PARENT`` with requests on standard input and
+answers on standard output. For each request ``{path, sampling, image_size, reader}`` it answers
+
+- ``{hashing}`` now and then while it reads a long file;
+- ``{fingerprint, size_bytes, modified_ns}``, to which ``{decode}`` replies;
+- where that is true, ``{count, …}`` and the frames behind it;
+- or, at any point, ``{error, changed}``: what was wrong with the video.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from xclip_deploy.errors import VideoError
+from xclip_deploy.runtime.indexing.protocol import (
+    Channel,
+    ChannelClosedError,
+    ChannelTimeoutError,
+)
+from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video
+
+IDLE_S = 60.0
+"""How long a decoder without work stays."""
+_CHUNK_BYTES = 1 << 20
+_SIGN_OF_LIFE_S = 1.0
+_PR_SET_PDEATHSIG = 1
+_PIPE_BYTES = 1 << 20
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    _die_with(int(sys.argv[1]))
+    channel = _take_over_standard_streams()
+    with contextlib.suppress(ChannelClosedError, ChannelTimeoutError):
+        channel.send({"ready": os.getpid()})
+        while True:
+            _answer(channel, channel.receive(IDLE_S))
+
+
+def _answer(channel: Channel, request: dict[str, Any]) -> None:
+    path = request["path"]
+    try:
+        _read(channel, Path(path), request)
+    except VideoError as error:
+        channel.send({"error": str(error)})
+    except OSError as error:
+        channel.send({"error": f"{path}: cannot be read: {error.strerror or error}"})
+    except MemoryError:
+        channel.send({"error": f"{path}: does not fit into memory"})
+    except (ChannelClosedError, ChannelTimeoutError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a library's mistake costs this video alone
+        said = " ".join(str(error).split())[:300]
+        channel.send({"error": f"{path}: cannot be read: {type(error).__name__}: {said}"})
+
+
+def _read(channel: Channel, path: Path, request: dict[str, Any]) -> None:
+    sampling = FrameSampling.model_validate(request["sampling"])
+    image_size, reader = int(request["image_size"]), request["reader"]
+    if not path.is_file() or path.stat().st_size == 0:
+        read_video(path, sampling, image_size, reader=reader)  # which says what is wrong
+    before = path.stat()
+    fingerprint = _fingerprint(channel, path)
+    if _has_changed(channel, path, before):
+        return
+    channel.send(
+        {
+            "fingerprint": fingerprint,
+            "size_bytes": before.st_size,
+            "modified_ns": before.st_mtime_ns,
+        }
+    )
+    if not channel.receive()["decode"]:
+        return
+    frames = read_video(path, sampling, image_size, reader=reader)
+    if not _has_changed(channel, path, before):
+        channel.send(_header(frames), frames.frames)
+
+
+def _header(frames: VideoFrames) -> dict[str, Any]:
+    return {
+        "count": len(frames.frames),
+        "times_s": frames.times_s.tolist(),
+        "frame_numbers": frames.frame_numbers.tolist(),
+        "duration_s": frames.duration_s,
+        "frame_rate": frames.frame_rate,
+        "warnings": list(frames.warnings),
+    }
+
+
+def _fingerprint(channel: Channel, path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = bytearray(_CHUNK_BYTES)
+    view = memoryview(buffer)
+    spoke = time.monotonic()
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(view):
+            digest.update(view[:count])
+            if time.monotonic() - spoke > _SIGN_OF_LIFE_S:
+                channel.send({"hashing": True})
+                spoke = time.monotonic()
+    return digest.hexdigest()
+
+
+def _has_changed(channel: Channel, path: Path, before: os.stat_result) -> bool:
+    after = path.stat()
+    if (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+        return False
+    said = f"{path}: changed while it was read; run the command again when it is complete"
+    channel.send({"error": said, "changed": True})
+    return True
+
+
+def _die_with(parent: int) -> None:
+    """End this process when the one that started it ends, in the middle of a video too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # which ended before it was asked for
+        sys.exit(0)
+
+
+def _take_over_standard_streams() -> Channel:
+    """Keep the pipes for messages; what libraries print goes to standard error."""
+    requests, answers = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):  # a user's share of pipe memory can be used up
+            fcntl.fcntl(answers, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return Channel(requests, answers)
+
+
+if __name__ == "__main__":
+    main()
