@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -172,7 +171,7 @@ def test_index_and_search(run: Run, bundle_path: Path, clips: Path, tmp_path: Pa
 
     outcome = run("index", clips / FROG, clips / TURNED, bad, *places)
     assert outcome.status == 0
-    assert "2 added" in outcome.out
+    assert "2 indexed" in outcome.out
     assert str(bad) in outcome.out
     assert "3/3" in outcome.err  # the progress bar
     assert len(Gallery.open(gallery, Bundle.open(bundle_path).manifest)) == 2
@@ -180,8 +179,8 @@ def test_index_and_search(run: Run, bundle_path: Path, clips: Path, tmp_path: Pa
     outcome = run("index", clips / FROG, bad, *places, "--json")
     assert outcome.status == 0
     report = outcome.json()
-    assert report["skipped"] == [str(clips / FROG)]
-    assert (report["added"], report["videos"]) == ([], 2)
+    assert report["unchanged"] == [str(clips / FROG)]
+    assert (report["indexed"], report["videos"]) == ([], 2)
     assert [failure["path"] for failure in report["failed"]] == [str(bad)]
     assert run("index", clips / FROG, bad, *places, "--strict").status == 8
 
@@ -215,7 +214,7 @@ def test_index_duplicates(run: Run, bundle_path: Path, clips: Path, tmp_path: Pa
     assert again.status == 10
     assert "is already in the gallery" in again.err
     again = run("index", clips / TURNED, *places, "--on-duplicate", "replace", "--json")
-    assert again.json()["added"] == [str(clips / TURNED)]
+    assert again.json()["changed"] == [str(clips / TURNED)]
     assert again.json()["videos"] == 1
 
 
@@ -224,8 +223,9 @@ def test_names_are_printed_as_they_are(
 ) -> None:
     """What means colours or pictures to the table's library is part of a name here."""
     names = ["[red]frog[bold].mov", ":dog:.mov", "[", "back\\[slash].mov", "é 🎬.mov"]
-    for name in names:
-        shutil.copyfile(clips / TURNED, tmp_path / name)
+    for n, name in enumerate(names):
+        # Other bytes behind the video: files of the same content are one.
+        (tmp_path / name).write_bytes((clips / TURNED).read_bytes() + bytes(n))
     places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
     files = [tmp_path / name for name in names]
     assert run("index", *files, *places).status == 0
@@ -251,10 +251,12 @@ def test_an_interrupted_index_keeps_what_was_encoded(
     files = [clips / TURNED, clips / FROG, clips / "edge_cases" / "torchcodec_h265.mp4"]
     outcome = run("index", *files, "--bundle", bundle_path, "--gallery", gallery)
     assert outcome.status == 130
-    assert "kept 2 videos" in outcome.err
+    assert "videos in" in outcome.err
     assert "Traceback" not in outcome.err
     opened = Gallery.open(gallery, Bundle.open(bundle_path).manifest)
-    assert [video.id for video in opened.snapshot().listing()] == [str(file) for file in files[:2]]
+    kept = {video.id for video in opened.snapshot().listing()}
+    assert len(kept) >= 2
+    assert kept <= {str(file) for file in files}
 
 
 def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_bad_files_are_reported_and_the_rest_goes_on(retriever: Retriever, folde
     assert {total for _, total, _ in calls} == {7}
     assert calls[-1] == (7, 7, 4)
     again = json.loads(json.dumps(report.to_dict()))
-    assert again["added"] == list(report.added)
+    assert again["indexed"] == list(report.added)
     assert again["failed"] == [vars(failure) for failure in report.failed]
 
 
@@ -152,7 +152,7 @@ def test_a_damaged_video_is_added_with_a_warning(retriever: Retriever, clips: Pa
 def test_nothing_to_add(retriever: Retriever, tmp_path: Path) -> None:
     for nothing in ([], tmp_path, [tmp_path, tmp_path]):
         report = retriever.add(nothing)
-        assert report.to_dict() == {"added": (), "skipped": (), "failed": (), "warnings": ()}
+        assert not any((report.added, report.skipped, report.failed, report.warnings))
 
 
 def test_all_forms_of_paths(
@@ -230,15 +230,15 @@ def test_duplicates(retriever: Retriever, clips: Path) -> None:
     before = retriever.gallery.snapshot()
     files = [clips / WALK, clips / TURNED]
     with pytest.raises(DuplicateIdError, match="'x' is already in the gallery"):
-        retriever.add(files, ids=["x", "new"])
+        retriever.add(files, ids=["x", "new"], on_duplicate="error")
     assert retriever.gallery.snapshot() is before  # raised before anything was read
     report = retriever.add(files, ids=["x", "new"], on_duplicate="skip")
     assert (report.added, report.skipped) == (("new",), ("x",))
     assert path_of(retriever, "x") == str(clips / STREET)
     report = retriever.add(files, ids=["x", "newer"], on_duplicate="replace")
-    assert (report.added, report.skipped) == (("x", "newer"), ())
+    assert (report.changed, report.indexed) == (("x",), ("newer",))
     assert path_of(retriever, "x") == str(clips / WALK)
-    assert ids(retriever) == ["frog", "new", "x", "newer"]
+    assert set(ids(retriever)) == {"frog", "new", "x", "newer"}
     with pytest.raises(InvalidArgumentError, match="on_duplicate 'ignore'"):
         retriever.add(files, on_duplicate="ignore")  # type: ignore[arg-type]
 
@@ -272,10 +272,16 @@ def test_an_interruption_keeps_what_was_encoded(
     with Retriever(bundle, device="cpu", max_batch=max_batch) as retriever:
         with pytest.raises(KeyboardInterrupt):
             retriever.add(files, progress=interrupt)
-        assert ids(retriever) == [str(clips / TURNED), str(clips / WALK)]
-        report = retriever.add(files, on_duplicate="skip")
-        assert report.added == (str(clips / STREET),)
-        assert len(report.skipped) == 2
+        # In the order in which they were ready; the bad one is among the three or not.
+        kept = set(ids(retriever))
+        assert 2 <= len(kept) <= 3
+        report = retriever.add(files)
+        assert (
+            set(report.added)
+            == {str(file) for file in files if file.suffix != ".mp4" or file.parent != tmp_path}
+            - kept
+        )
+        assert set(report.skipped) == kept
         assert_ranked(retriever.search(TEXTS[0]), 3)
 
 
