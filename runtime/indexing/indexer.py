@@ -211,7 +211,6 @@ class _Run:
         for start in range(0, len(self._touched), _TOUCHES_PER_COMMIT):
             self._ready += self._touched[start : start + _TOUCHES_PER_COMMIT]
             self._commit()
-            self._tally.show()
         self._touched = []
 
     def _read_all(self, pool: DecoderPool[Task]) -> None:
@@ -225,16 +224,20 @@ class _Run:
                 if not self._todo:
                     return
                 continue
-            left = self._fresh_since + self._settings.commit_s - time.monotonic()
-            taken = pool.take(max(left, 0.0) if self._fresh else None)
+            taken = pool.take(self._time_left_s())
             if taken is not None:
                 self._receive(*taken)
             if len(self._batch) >= self._settings.max_batch:
                 self._encode()
-            is_due = taken is None or self._fresh >= self._settings.commit_videos or left <= 0
-            if self._fresh and is_due:
+            if self._fresh >= self._settings.commit_videos or self._time_left_s() == 0:
                 self._encode()
                 self._commit()
+
+    def _time_left_s(self) -> float | None:
+        """Until the next commit; None where there is nothing to commit."""
+        if not self._fresh:
+            return None
+        return max(0.0, self._fresh_since + self._settings.commit_s - time.monotonic())
 
     def _receive(self, task: Task, outcome: FileContent | VideoError) -> None:
         if isinstance(outcome, VideoError):
@@ -282,6 +285,7 @@ class _Run:
                 self._claims.store(placed.task)
         for item in result.missing:
             self._retry(item)
+        self._tally.show()
         paths = [placed.task.source.path for placed in result.placed]
         if paths and self._settings.on_commit is not None:
             self._settings.on_commit(paths)

@@ -45,7 +45,7 @@ class Channel:
         content = json.dumps(message).encode()
         self._write(memoryview(_LENGTH.pack(len(content)) + content))
         if frames is not None:
-            self._write(memoryview(np.ascontiguousarray(frames)).cast("B"))
+            self._write(np.ascontiguousarray(frames).data.cast("B"))
 
     def receive(self, timeout_s: float | None = None) -> dict[str, Any]:
         """Read a message; None: wait for as long as it takes.
@@ -73,7 +73,7 @@ class Channel:
     ) -> npt.NDArray[np.uint8]:
         """Read frames, uint8 of ``shape``. Raises as :meth:`receive`."""
         frames = np.empty(shape, np.uint8)
-        self._fill(memoryview(frames).cast("B"), time.monotonic() + timeout_s)
+        self._fill(frames.data.cast("B"), time.monotonic() + timeout_s)
         return frames
 
     def _fill(self, buffer: memoryview, deadline: float | None) -> None:

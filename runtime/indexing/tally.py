@@ -18,7 +18,8 @@ class Tally:
         self._started = time.monotonic()
         self._progress = progress
         self._total = len(sources.videos) + len(sources.failed)
-        self._done = self._failures = self._shown = len(sources.failed)
+        self._done = self._failures = len(sources.failed)
+        self._shown = (self._done, self._failures)
         self._ids: dict[str, list[tuple[int, str]]] = {
             "indexed": [],
             "changed": [],
@@ -78,8 +79,9 @@ class Tally:
 
     def show(self) -> None:
         """Tell the caller how far it is, where that is further than before."""
-        if self._progress is not None and self._done != self._shown:
-            self._shown = self._done
+        now = (self._done, self._failures)
+        if self._progress is not None and now != self._shown:
+            self._shown = now
             self._progress(self._done, self._total, self._failures)
 
     def report(self) -> IndexReport:
@@ -96,7 +98,7 @@ class Tally:
         return IndexReport(
             **names,
             duplicates={path: name for _, path, name in sorted(self._duplicates)},
-            pruned=tuple(self._pruned),
+            pruned=tuple(sorted(self._pruned)),
             failed=tuple(f for _, f in sorted(self._failed, key=lambda entry: entry[0])),
             warnings=tuple(warnings),
             seconds=time.monotonic() - self._started,

@@ -1,0 +1,92 @@
+"""An encoder without a model, for tests of indexing in this process and in others."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import Gallery
+from xclip_deploy.runtime.indexing import Indexer, IndexSettings, find_sources
+from xclip_deploy.runtime.video import FrameSampling
+
+DIM, FRAMES, SIZE = 12, 3, 16
+SAMPLING = FrameSampling(max_frames=FRAMES)
+
+
+def manifest() -> Any:
+    """What a gallery looks at in a bundle's manifest."""
+    return SimpleNamespace(
+        fingerprint="0" * 64, model=SimpleNamespace(max_frames=FRAMES, embed_dim=DIM)
+    )
+
+
+def encode(clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+    """Embed each frame as the means of its quarters, and each video as the mean of its frames."""
+    frames = np.zeros((len(clips), FRAMES, DIM), np.float32)
+    for row, clip in zip(frames, clips, strict=True):
+        quarters = clip.reshape(len(clip), 2, SIZE // 2, 2, SIZE // 2, 3).mean((2, 4))
+        row[: len(clip)] = quarters.reshape(len(clip), DIM)
+    counts = np.array([len(clip) for clip in clips], np.int32)
+    frames /= np.maximum(np.linalg.norm(frames, axis=-1, keepdims=True), 1e-6)
+    videos = frames.sum(1)
+    return VideoFeatures(videos / np.linalg.norm(videos, axis=-1, keepdims=True), frames, counts)
+
+
+def contents(gallery: Gallery) -> dict[str, tuple[list[str], bytes]]:
+    """All that a gallery holds, by content: paths and embeddings. Checks each video's shape."""
+    snapshot = gallery.snapshot()
+    videos = list(snapshot.listing())
+    rows = snapshot.find([video.id for video in videos])
+    found: dict[str, tuple[list[str], bytes]] = {}
+    for video in videos:
+        features = snapshot.features(np.array([rows[video.id]], np.int64))
+        paths = [file.path for file in video.files]
+        assert video.path == paths[0]
+        assert len(set(paths)) == len(paths)
+        assert len(video.frame_times_s) == features.num_frames[0]
+        assert video.fingerprint is not None
+        assert video.fingerprint not in found, "one content twice"
+        numbers = features.video_features.tobytes() + features.frame_features.tobytes()
+        found[video.fingerprint] = (sorted(paths), numbers)
+    listed = [path for paths, _ in found.values() for path in paths]
+    assert len(set(listed)) == len(listed), "one file in two videos"
+    return found
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(gallery: str, delay_s: str, *paths: str) -> None:
+    """Index in a process of its own: prints ``ready``, then what was committed, a line each."""
+    opened = Gallery.open(gallery, manifest(), create=True)
+    settings = IndexSettings(
+        workers=1,
+        max_batch=3,
+        commit_videos=4,
+        on_commit=lambda committed: say(json.dumps(list(committed))),
+    )
+
+    def slowly(clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+        time.sleep(float(delay_s))
+        return encode(clips)
+
+    say("ready")
+    indexer = Indexer(opened, slowly, SAMPLING, SIZE, settings)
+    report = indexer.run(find_sources(paths), prune=True)
+    assert not report.failed, report
+    say("done")
+
+
+# As in many scripts, nothing here asks whether this is the main module: decoders do not mind.
+if sys.argv[0] == __file__:
+    main(*sys.argv[1:])

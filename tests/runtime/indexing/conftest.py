@@ -1,0 +1,83 @@
+"""Small videos, and an encoder whose embeddings tell videos apart, without a model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from indexing_stand_ins import SAMPLING, SIZE, encode, manifest
+
+from xclip_deploy.runtime.gallery import Gallery
+from xclip_deploy.runtime.indexing import (
+    Indexer,
+    IndexReport,
+    IndexSettings,
+    find_sources,
+)
+
+MakeVideo = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Videos of random blocks by number, each drawn once in a test run."""
+    folder = tmp_path_factory.mktemp("drawn")
+
+    def draw(number: int) -> Path:
+        path = folder / f"{number}.mp4"
+        if not path.exists():
+            rng = np.random.default_rng(number)
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("mpeg4", rate=2)
+                stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+                for _ in range(4):
+                    blocks = rng.integers(0, 255, (4, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+                    frame = av.VideoFrame.from_ndarray(blocks, format="rgb24")
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode(None))
+        return path
+
+    return draw
+
+
+@pytest.fixture
+def make(drawn: Callable[[int], Path], tmp_path: Path) -> MakeVideo:
+    """Put the video of a number at a path below ``videos`` in the test's folder."""
+
+    def make_video(name: str, number: int) -> Path:
+        path = tmp_path / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(drawn(number), path)
+        return path
+
+    return make_video
+
+
+@pytest.fixture(params=["memory", "lancedb"])
+def gallery(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gallery]:
+    if request.param == "memory":
+        opened = Gallery(manifest())
+    else:
+        opened = Gallery.open(tmp_path / "gallery", manifest(), create=True)
+    yield opened
+    opened.close()
+
+
+Index = Callable[..., IndexReport]
+
+
+@pytest.fixture
+def index(gallery: Gallery) -> Index:
+    """Index paths into the gallery with two decoders."""
+
+    def run(*paths: Path, **options: Any) -> IndexReport:
+        settings = IndexSettings(workers=2, max_batch=4, **options.pop("settings", {}))
+        indexer = Indexer(gallery, encode, SAMPLING, SIZE, settings)
+        return indexer.run(find_sources(paths), **options)
+
+    return run

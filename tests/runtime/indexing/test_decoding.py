@@ -1,0 +1,415 @@
+"""Decoders that crash, hang, talk nonsense and are killed; real processes throughout."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from indexing_stand_ins import SAMPLING, SIZE, encode, manifest
+
+from xclip_deploy.errors import InvalidArgumentError, VideoError
+from xclip_deploy.runtime.gallery import Gallery
+from xclip_deploy.runtime.indexing import Indexer, IndexSettings, find_sources
+from xclip_deploy.runtime.indexing import indexer as indexer_module
+from xclip_deploy.runtime.indexing.decoding import DecoderPool, read_in_pool
+from xclip_deploy.runtime.indexing.processes import (
+    DecoderStartError,
+    FileChangedError,
+    FileContent,
+    shelf,
+)
+from xclip_deploy.runtime.video import VideoFrames, read_video
+
+MISBEHAVING = """
+import os, signal, sys, time
+from xclip_deploy.runtime.indexing import worker
+
+read_video = worker.read_video
+
+def read(path, *arguments, **options):
+    if "crash" in path.name:
+        os.write(2, b"about to crash\\n")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "exit" in path.name:
+        os._exit(3)
+    if "hang" in path.name:
+        time.sleep(1000)
+    if "mistake" in path.name:
+        raise ValueError("a library's\\nmistake")
+    if "memory" in path.name:
+        raise MemoryError
+    if "noise" in path.name:
+        print("noise", flush=True)
+        os.write(1, b"noise" * 100)
+        sys.stdin.read()
+    if "grow" in path.name:
+        with path.open("ab") as file:
+            file.write(b"more")
+    if "many" in path.name:
+        frames = read_video(path, *arguments, **options)
+        object.__setattr__(frames, "frames", frames.frames.repeat(50, 0))
+        return frames
+    return read_video(path, *arguments, **options)
+
+worker.read_video = read
+worker.main()
+"""
+Command = tuple[str, ...]
+Key = TypeVar("Key")
+
+
+@pytest.fixture(scope="session")
+def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A decoder that does to a video what the file's name says."""
+    script = tmp_path_factory.mktemp("worker") / "misbehaving.py"
+    script.write_text(MISBEHAVING)
+    return (sys.executable, str(script))
+
+
+def read_all(pool: DecoderPool[str], *paths: Path) -> dict[str, VideoFrames | VideoError]:
+    return {path.name: outcome for path, outcome in read_in_pool(pool, paths)}
+
+
+def same(found: VideoFrames | VideoError, path: Path) -> bool:
+    expected = read_video(path, SAMPLING, SIZE)
+    assert isinstance(found, VideoFrames)
+    np.testing.assert_array_equal(found.frames, expected.frames)
+    np.testing.assert_array_equal(found.times_s, expected.times_s)
+    np.testing.assert_array_equal(found.frame_numbers, expected.frame_numbers)
+    assert (found.duration_s, found.frame_rate) == (expected.duration_s, expected.frame_rate)
+    return found.warnings == expected.warnings
+
+
+def test_frames_are_those_of_read_video(clips: Path) -> None:
+    paths = [
+        clips / "intel_asl_walk.mkv",
+        clips / "edge_cases" / "decord_corrupted.mp4",
+        clips / "README.md",
+        clips / "gone.mp4",
+        clips,
+    ]
+    with DecoderPool[str](SAMPLING, SIZE, workers=2) as pool:
+        found = read_all(pool, *paths)
+    assert same(found["intel_asl_walk.mkv"], paths[0])
+    assert same(found["decord_corrupted.mp4"], paths[1])
+    for path in paths[2:]:
+        with pytest.raises(VideoError) as caught:
+            read_video(path, SAMPLING, SIZE)
+        assert str(found[path.name]) == str(caught.value)
+
+
+def test_a_crash_costs_that_video(make: Any, misbehaving: Command) -> None:
+    names = ["a.mp4", "crash.mp4", "exit.mp4", "mistake.mp4", "memory.mp4", "many.mp4", "b.mp4"]
+    paths = [make(name, n) for n, name in enumerate(names)]
+    with DecoderPool[str](SAMPLING, SIZE, workers=1, command=misbehaving) as pool:
+        found = {name: str(outcome) for name, outcome in read_all(pool, *paths).items()}
+    crash = found["crash.mp4"]
+    assert crash == (f"{paths[1]}: the decoder ended while it read it (SIGSEGV: about to crash)")
+    assert "(exit status 3)" in found["exit.mp4"]
+    assert found["mistake.mp4"].endswith("cannot be read: ValueError: a library's mistake")
+    assert found["memory.mp4"].endswith("does not fit into memory")
+    assert "frames, expected 1 to 3 with their times" in found["many.mp4"]
+    assert "VideoFrames" in found["a.mp4"]
+    assert "VideoFrames" in found["b.mp4"]
+    assert all("\n" not in found[name] for name in names[1:-1])
+
+
+def test_a_hang_costs_that_video(make: Any, misbehaving: Command) -> None:
+    hang, good = make("hang.mp4", 0), [make(f"{n}.mp4", n) for n in range(1, 6)]
+    start = time.monotonic()
+    with DecoderPool[str](SAMPLING, SIZE, workers=2, timeout_s=2, command=misbehaving) as pool:
+        outcomes = list(read_in_pool(pool, [hang, *good]))
+    # The others were not held up: the one that hung comes last.
+    assert outcomes[-1][0] == hang
+    assert str(outcomes[-1][1]) == (
+        f"{hang}: was not read within 2 s and was given up; a longer --timeout may help"
+    )
+    assert all(same(outcome, path) for path, outcome in outcomes[:-1] if isinstance(path, Path))
+    assert time.monotonic() - start < 60
+
+
+def test_what_a_library_prints_disturbs_nothing(make: Any, misbehaving: Command) -> None:
+    noise, after = make("noise.mp4", 0), make("after.mp4", 1)
+    with DecoderPool[str](SAMPLING, SIZE, workers=1, command=misbehaving) as pool:
+        found = read_all(pool, noise, after)
+    assert same(found["noise.mp4"], noise)
+    assert same(found["after.mp4"], after)
+
+
+def test_a_file_that_grows_is_a_failure(make: Any, misbehaving: Command) -> None:
+    grow = make("grow.mp4", 0)
+    with DecoderPool[str](SAMPLING, SIZE, workers=1, command=misbehaving) as pool:
+        outcome = read_all(pool, grow)["grow.mp4"]
+    assert isinstance(outcome, FileChangedError)
+    assert "changed while it was read" in str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("import sys; sys.exit('no such module')", "exit status 1: no such module"),
+        (r"import os; os.write(1, b'\xff' * 100); os._exit(0)", "exit status 0"),
+    ],
+)
+def test_decoders_that_do_not_start_stop_the_run(make: Any, script: str, message: str) -> None:
+    commands = {
+        message: (sys.executable, "-c", script),
+        "no decoder process can be started": ("/no/such/program",),
+    }
+    for expected, command in commands.items():
+        pool = DecoderPool[str](SAMPLING, SIZE, workers=1, command=command)
+        with pool, pytest.raises(DecoderStartError, match=expected):
+            read_all(pool, make("a.mp4", 0))
+
+
+def test_a_decoder_that_answers_nonsense(make: Any) -> None:
+    answers = r"""
+import os, sys
+say = lambda content: os.write(1, len(content).to_bytes(4, 'little') + content)
+say(b'{"ready": 1}')
+os.read(0, 65536)
+say(%r)
+os.read(0, 65536)
+"""
+    path = make("a.mp4", 0)
+    huge = (1 << 31).to_bytes(4, "little")
+    for content in (b"no json", b"[]", b"{}", b'{"fingerprint": "x"}', huge):
+        script = answers % content
+        if content == huge:
+            script = script.replace("say(" + repr(huge), "os.write(1, " + repr(huge))
+        command = (sys.executable, "-c", script)
+        with DecoderPool[str](SAMPLING, SIZE, workers=1, command=command) as pool:
+            outcome = read_all(pool, path)["a.mp4"]
+        assert isinstance(outcome, VideoError)
+        assert "the decoder answered with" in str(outcome), content
+
+
+def test_the_real_decoder_killed_in_the_middle(make: Any) -> None:
+    paths = [make(f"{n}.mp4", n) for n in range(3)]
+    killed: list[int] = []
+
+    def kill_once(name: str, _fingerprint: str) -> bool:
+        if name.endswith("1.mp4") and not killed:
+            (process,) = pool._running
+            killed.append(process.pid)
+            os.kill(process.pid, signal.SIGKILL)
+        return True
+
+    with DecoderPool[str](SAMPLING, SIZE, workers=1, wants_frames=kill_once) as pool:
+        found = read_all(pool, *paths)
+    assert "SIGKILL, as when memory runs out" in str(found["1.mp4"])
+    assert same(found["0.mp4"], paths[0])
+    assert same(found["2.mp4"], paths[2])
+
+
+def test_decoders_are_used_again(make: Any) -> None:
+    path = make("a.mp4", 0)
+
+    def pid_of_decoder() -> int:
+        pids: list[int] = []
+
+        def note(_name: str, _fingerprint: str) -> bool:
+            pids.extend(process.pid for process in pool._running)
+            return False
+
+        with DecoderPool[str](SAMPLING, SIZE, workers=1, wants_frames=note) as pool:
+            pool.submit(str(path), path)
+            taken = pool.take()
+        assert taken is not None
+        assert isinstance(taken[1], FileContent)
+        assert taken[1].frames is None
+        return pids[0]
+
+    shelf.close()
+    first = pid_of_decoder()
+    assert pid_of_decoder() == first
+    # One that went away meanwhile is replaced, and no video pays for it.
+    os.kill(first, signal.SIGKILL)
+    assert pid_of_decoder() != first
+    shelf.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+
+
+def test_closing_does_not_wait_for_a_video(make: Any, misbehaving: Command) -> None:
+    start = time.monotonic()
+    with DecoderPool[str](SAMPLING, SIZE, workers=1, command=misbehaving) as pool:
+        pool.submit("hang", make("hang.mp4", 0))
+        pool.submit("next", make("a.mp4", 0))
+        assert pool.take(1.0) is None
+    assert time.monotonic() - start < 60
+    with pytest.raises(InvalidArgumentError, match="closed"):
+        pool.submit("more", "/a.mp4")
+
+
+def test_memory_is_bounded_by_the_window(make: Any) -> None:
+    paths = [make(f"{n}.mp4", n) for n in range(12)]
+    asked: list[str] = []
+
+    def endless() -> Iterator[Path]:
+        for path in paths:
+            asked.append(path.name)
+            yield path
+
+    with DecoderPool[str](SAMPLING, SIZE, workers=2, window=3) as pool:
+        reading = read_in_pool(pool, endless())
+        next(reading)
+        time.sleep(0.5)
+        assert len(asked) <= 4
+        assert len(list(reading)) == 11
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"timeout_s": 0}, {"window": 0}])
+def test_wrong_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected at least 1 each"):
+        DecoderPool[str](SAMPLING, SIZE, **wrong)
+
+
+def test_indexing_with_a_crash_and_a_hang(
+    make: Any, misbehaving: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of a video that takes its decoder down are not tried one after the other."""
+
+    class Misbehaving(DecoderPool[Key]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, command=misbehaving)
+
+    monkeypatch.setattr(indexer_module, "DecoderPool", Misbehaving)
+    folder = make("0.mp4", 0).parent
+    make("crash.mp4", 1), make("hang.mp4", 2)
+    for n in range(3, 9):
+        make(f"{n}.mp4", n)
+    make("copy of crash.mp4", 1)
+    gallery = Gallery(manifest())
+    settings = IndexSettings(workers=2, timeout_s=3)
+    report = Indexer(gallery, encode, SAMPLING, SIZE, settings).run(find_sources([folder]))
+    assert len(report.indexed) == len(gallery) == 7
+    reasons = {Path(failure.path).name: failure.reason for failure in report.failed}
+    assert set(reasons) == {"crash.mp4", "hang.mp4", "copy of crash.mp4"}
+    assert "SIGSEGV" in reasons["crash.mp4"]
+    assert "not read within 3 s" in reasons["hang.mp4"]
+
+
+# The life of decoders beside that of the process that started them
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize("name", ["hang.mp4", "a.mp4"])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_decoders_end_with_their_parent(
+    make: Any, misbehaving: Command, name: str, kind: signal.Signals
+) -> None:
+    """Without a main guard, as scripts are written; in the middle of a video, and idle."""
+    script = f"""
+    import time
+    from xclip_deploy.runtime.indexing.decoding import DecoderPool
+    from xclip_deploy.runtime.video import FrameSampling
+
+    def note(key, fingerprint):
+        print(*(process.pid for process in pool._running), flush=True)
+        return True
+
+    pool = DecoderPool(
+        FrameSampling(max_frames=3), 16, workers=1, command={misbehaving!r}, wants_frames=note
+    )
+    pool.submit("a", {str(make(name, 0))!r})
+    pool.take()
+    time.sleep(1000)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        decoder = int(parent.stdout.readline())
+        assert is_running(decoder)
+        parent.send_signal(kind)
+        parent.wait()
+    assert wait_until(lambda: not is_running(decoder))
+
+
+def test_a_program_ends_though_decoders_are_kept(make: Any) -> None:
+    path = make("a.mp4", 0)
+    script = f"""
+    from xclip_deploy.runtime.indexing.decoding import DecoderPool, read_in_pool
+    from xclip_deploy.runtime.indexing.processes import shelf
+    from xclip_deploy.runtime.video import FrameSampling
+
+    with DecoderPool(FrameSampling(max_frames=3), 16, workers=1) as pool:
+        print(len(list(read_in_pool(pool, [{str(path)!r}]))))
+    print(*(process.pid for process in shelf._idle))
+    """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    count, pid = map(int, done.stdout.split())
+    assert count == 1
+    assert wait_until(lambda: not is_running(pid))
+
+
+def test_a_forked_process_starts_its_own(make: Any) -> None:
+    path = make("a.mp4", 0)
+    script = f"""
+    import os
+    from xclip_deploy.runtime.indexing.decoding import DecoderPool, read_in_pool
+    from xclip_deploy.runtime.video import FrameSampling
+
+    def read():
+        with DecoderPool(FrameSampling(max_frames=3), 16, workers=1) as pool:
+            ((_, frames),) = read_in_pool(pool, [{str(path)!r}])
+        return frames.frames.sum()
+
+    expected = read()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if read() == expected else 1)
+    assert read() == expected
+    print(os.waitpid(child, 0)[1])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_threads_read_side_by_side(make: Any) -> None:
+    paths = [make(f"{n}.mp4", n) for n in range(4)]
+    failures: list[Exception] = []
+
+    def read() -> None:
+        try:
+            with DecoderPool[str](SAMPLING, SIZE, workers=1) as pool:
+                assert all(same(outcome, path) for path, outcome in read_in_pool(pool, paths))
+        except Exception as error:  # noqa: BLE001 - shown below
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures

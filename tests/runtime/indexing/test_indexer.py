@@ -1,0 +1,439 @@
+"""What becomes of new, unchanged, changed, equal and missing files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from indexing_stand_ins import SAMPLING, SIZE, contents, encode, manifest
+
+from xclip_deploy.errors import DuplicateIdError, GalleryError, InvalidArgumentError, SessionError
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
+from xclip_deploy.runtime.indexing import (
+    Indexer,
+    IndexReport,
+    IndexSettings,
+    Sources,
+    find_sources,
+    name_sources,
+)
+from xclip_deploy.runtime.indexing import indexer as indexer_module
+
+
+def videos_of(gallery: Gallery) -> dict[str, GalleryVideo]:
+    snapshot = gallery.snapshot()
+    listed = list(snapshot.listing())
+    rows = snapshot.find([video.id for video in listed])
+    return {video.id: video for video in snapshot.videos(np.array(sorted(rows.values())))}
+
+
+def paths_of(gallery: Gallery) -> dict[str, list[str]]:
+    return {name: [f.path for f in video.files] for name, video in videos_of(gallery).items()}
+
+
+def make_some(make: Any, number: int) -> Path:
+    """Make so many videos; returns their folder."""
+    paths: list[Path] = [make(f"{n}.mp4", n) for n in range(number)]
+    return paths[0].parent
+
+
+def only(report: IndexReport, **expected: Any) -> None:
+    """Check every part of a report; what is not named is to be empty."""
+    found = report.to_dict()
+    del found["seconds"], found["warnings"]
+    found["failed"] = [entry["path"] for entry in found["failed"]]
+    assert {name: part for name, part in found.items() if part} == expected
+
+
+def no_encoding(clips: Sequence[Any]) -> VideoFeatures:
+    raise AssertionError(f"{len(clips)} videos were encoded")
+
+
+def test_new_then_unchanged(gallery: Gallery, index: Any, make: Any) -> None:
+    paths = [str(make(f"{n}.mp4", n)) for n in range(6)]
+    folder = Path(paths[0]).parent
+    calls: list[tuple[int, int, int]] = []
+    report = index(folder, progress=lambda *call: calls.append(call))
+    only(report, indexed=paths)
+    assert report.added == tuple(paths)
+    assert [done for done, _, _ in calls] == list(range(1, 7))
+    assert calls[-1] == (6, 6, 0)
+    before = contents(gallery)
+    assert sorted(paths for paths, _ in before.values()) == [[path] for path in paths]
+    video = videos_of(gallery)[paths[0]]
+    status = Path(paths[0]).stat()
+    assert video.files[0].size_bytes == status.st_size
+    assert video.files[0].modified_ns == status.st_mtime_ns
+    assert video.duration_s == 2.0
+    assert video.frame_times_s == (0.0, 1.0)
+
+    again = Indexer(gallery, no_encoding, SAMPLING, SIZE).run(find_sources([folder]))
+    only(again, unchanged=paths)
+    assert again.skipped == tuple(paths)
+    assert contents(gallery) == before
+
+
+def test_files_are_not_read_again(
+    gallery: Gallery, index: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make("a.mp4", 0)
+    index(path)
+    monkeypatch.setattr(indexer_module.DecoderPool, "submit", no_encoding)
+    only(index(path), unchanged=[str(path)])
+
+
+def test_a_new_time_alone_costs_no_decoding(gallery: Gallery, index: Any, make: Any) -> None:
+    path = make("a.mp4", 0)
+    index(path)
+    os.utime(path, ns=(1, 10**18))
+    only(
+        Indexer(gallery, no_encoding, SAMPLING, SIZE).run(find_sources([path])),
+        unchanged=[str(path)],
+    )
+    assert videos_of(gallery)[str(path)].files[0].modified_ns == 10**18
+
+
+def test_changed(gallery: Gallery, index: Any, make: Any) -> None:
+    path, other = make("a.mp4", 0), make("b.mp4", 1)
+    listing = Path(path.parent, "list.csv")
+    listing.write_text("file,camera\na.mp4,7\n")
+    index(path.parent, listing)
+    make("a.mp4", 2)
+    only(index(path.parent), changed=[str(path)], unchanged=[str(other)])
+    make("expected/a.mp4", 2)
+    assert len(gallery) == 2
+    fresh = Gallery(manifest())
+    Indexer(fresh, encode, SAMPLING, SIZE).run(find_sources([path, other]))
+    assert contents(gallery) == contents(fresh)
+    assert videos_of(gallery)[str(path)].metadata == {"camera": 7}  # stays with the file
+
+
+def test_equal_files_are_stored_once(gallery: Gallery, index: Any, make: Any) -> None:
+    first, second, third = (make(name, 5) for name in ("a.mp4", "b.mp4", "sub/c.mp4"))
+    report = index(first.parent)
+    only(
+        report,
+        indexed=[str(first)],
+        duplicates={str(second): str(first), str(third): str(first)},
+    )
+    assert paths_of(gallery) == {str(first): [str(first), str(second), str(third)]}
+    only(index(first.parent), unchanged=[str(first)] * 3)
+    fourth = make("d.mp4", 5)
+    only(
+        Indexer(gallery, no_encoding, SAMPLING, SIZE).run(find_sources([first.parent])),
+        unchanged=[str(first)] * 3,
+        duplicates={str(fourth): str(first)},
+    )
+
+
+def test_the_first_of_equal_files_changes(gallery: Gallery, index: Any, make: Any) -> None:
+    """The video lives on under its next file, embeddings and metadata with it."""
+    first, second, third = (make(name, 5) for name in ("a.mp4", "b.mp4", "c.mp4"))
+    index(first.parent)
+    before = contents(gallery)
+    make("a.mp4", 6)
+    report = index(first.parent)
+    only(report, changed=[str(first)], unchanged=[str(first)] * 2)
+    assert paths_of(gallery) == {
+        str(first): [str(first)],
+        str(second): [str(second), str(third)],
+    }
+    after = contents(gallery)
+    (fingerprint,) = before
+    assert after[fingerprint] == ([str(second), str(third)], before[fingerprint][1])
+    only(index(first.parent), unchanged=[str(first), str(second), str(second)])
+
+
+def test_all_equal_files_change_at_once(gallery: Gallery, index: Any, make: Any) -> None:
+    names = ("a.mp4", "b.mp4", "c.mp4")
+    paths = [make(name, 5) for name in names]
+    index(*paths)
+    for n, name in enumerate(names):
+        make(name, 6 + n)
+    only(index(*paths), changed=[str(path) for path in paths])
+    assert paths_of(gallery) == {str(path): [str(path)] for path in paths}
+
+
+def test_files_trade_their_contents(gallery: Gallery, index: Any, make: Any) -> None:
+    first, second = make("a.mp4", 1), make("b.mp4", 2)
+    index(first, second)
+    before = contents(gallery)
+    make("a.mp4", 2), make("b.mp4", 1)
+    report = index(first, second)
+    assert not report.failed
+    after = contents(gallery)
+    assert {f: numbers for f, (_, numbers) in after.items()} == {
+        f: numbers for f, (_, numbers) in before.items()
+    }
+    assert sorted(paths for paths, _ in after.values()) == [[str(first)], [str(second)]]
+    only(index(first, second), unchanged=[str(first), str(second)])
+
+
+def test_a_changed_file_becomes_equal_to_another(gallery: Gallery, index: Any, make: Any) -> None:
+    first, second = make("a.mp4", 1), make("b.mp4", 2)
+    index(first, second)
+    make("b.mp4", 1)
+    only(index(first, second), unchanged=[str(first)], duplicates={str(second): str(first)})
+    assert paths_of(gallery) == {str(first): [str(first), str(second)]}
+
+
+# Pruning
+
+
+def test_prune(gallery: Gallery, index: Any, make: Any, tmp_path: Path) -> None:
+    paths = [make(f"{n}.mp4", n) for n in range(4)]
+    twin = make("z.mp4", 0)
+    elsewhere = make("../elsewhere/x.mp4", 9).resolve()
+    index(paths[0].parent, elsewhere.parent)
+    for path in (paths[0], paths[1], elsewhere):
+        path.unlink()
+    listing = tmp_path / "list.txt"
+    listing.write_text("\n".join(map(str, [*paths[2:], twin])))
+    only(index(listing, prune=True), unchanged=[str(p) for p in [*paths[2:], paths[0]]])
+    assert len(gallery) == 5  # no folder was given
+    only(index(paths[0].parent), unchanged=[str(p) for p in [*paths[2:], paths[0]]])
+    report = index(paths[0].parent, prune=True)
+    only(
+        report,
+        unchanged=[str(p) for p in [*paths[2:], paths[0]]],
+        pruned=[str(paths[0]), str(paths[1])],
+    )
+    assert paths_of(gallery) == {str(path): [str(path)] for path in (*paths[2:], twin, elsewhere)}
+
+
+def test_a_moved_folder_costs_no_decoding(gallery: Gallery, index: Any, make: Any) -> None:
+    folder = make("old/a.mp4", 1).parent.parent
+    make("old/b.mp4", 1), make("old/c.mp4", 3)
+    index(folder)
+    before = contents(gallery)
+    (folder / "old").rename(folder / "new")
+    report = Indexer(gallery, no_encoding, SAMPLING, SIZE).run(find_sources([folder]), prune=True)
+    assert len(report.pruned) == 3
+    assert {f: numbers for f, (_, numbers) in contents(gallery).items()} == {
+        f: numbers for f, (_, numbers) in before.items()
+    }
+    new = folder / "new"
+    assert paths_of(gallery) == {
+        str(new / "a.mp4"): [str(new / "a.mp4"), str(new / "b.mp4")],
+        str(new / "c.mp4"): [str(new / "c.mp4")],
+    }
+
+
+def test_an_unmounted_disk_empties_nothing(gallery: Gallery, index: Any, make: Any) -> None:
+    folder = make("a.mp4", 1).parent
+    make("b.mp4", 2)
+    index(folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    report = index(folder, prune=True)
+    assert len(gallery) == 2
+    assert report.pruned == ()
+    assert "holds no video at all" in report.warnings[0].reason
+    assert "its 2 videos stay" in report.warnings[0].reason
+
+
+# Ids, metadata, on_duplicate
+
+
+def test_metadata_from_a_list(gallery: Gallery, index: Any, make: Any, tmp_path: Path) -> None:
+    first, second = make("a.mp4", 1), make("b.mp4", 2)
+    listing = first.parent / "list.csv"
+    listing.write_text("file,id,scene,length\na.mp4,A,street,3\nb.mp4,,,4\n")
+    only(index(listing), indexed=["A", str(second)])
+    assert {name: dict(v.metadata) for name, v in videos_of(gallery).items()} == {
+        "A": {"scene": "street", "length": 3},
+        str(second): {"length": 4},
+    }
+    before = contents(gallery)
+    listing.write_text("file,id,scene\na.mp4,A2,forest\nb.mp4,,river\n")
+    indexer = Indexer(gallery, no_encoding, SAMPLING, SIZE)
+    only(indexer.run(find_sources([listing])), unchanged=["A2", str(second)])
+    assert {name: dict(v.metadata) for name, v in videos_of(gallery).items()} == {
+        "A2": {"scene": "forest"},
+        str(second): {"scene": "river"},
+    }
+    only(indexer.run(find_sources([first.parent])), unchanged=["A2", str(second)])
+    assert contents(gallery) == before
+    assert videos_of(gallery)["A2"].metadata == {"scene": "forest"}
+
+
+def test_metadata_of_an_equal_file_is_not_kept(gallery: Gallery, index: Any, make: Any) -> None:
+    first, second = make("a.mp4", 1), make("b.mp4", 1)
+    listing = first.parent / "list.csv"
+    listing.write_text("file,scene\na.mp4,street\nb.mp4,river\n")
+    report = index(listing)
+    only(report, indexed=[str(first)], duplicates={str(second): str(first)})
+    assert [warning.path for warning in report.warnings] == [str(second)]
+    assert "whose metadata stands" in report.warnings[0].reason
+    assert videos_of(gallery)[str(first)].metadata == {"scene": "street"}
+
+
+def test_ids_trade_places(gallery: Gallery, index: Any, make: Any) -> None:
+    first, second = make("a.mp4", 1), make("b.mp4", 2)
+    listing = first.parent / "list.csv"
+    listing.write_text("file,id\na.mp4,X\nb.mp4,Y\n")
+    index(listing)
+    before = contents(gallery)
+    listing.write_text("file,id\na.mp4,Y\nb.mp4,X\n")
+    assert not index(listing).failed
+    assert not index(listing).failed
+    assert paths_of(gallery) == {"Y": [str(first)], "X": [str(second)]}
+    assert contents(gallery) == before
+
+
+def test_on_duplicate(gallery: Gallery, index: Any, make: Any) -> None:
+    first, second = make("a.mp4", 1), make("b.mp4", 2)
+    index(first)
+    with pytest.raises(DuplicateIdError, match="already in the gallery"):
+        index(first, second, on_duplicate="error")
+    make("a.mp4", 3)
+    report = index(first, second, on_duplicate="skip")
+    only(report, unchanged=[str(first)], indexed=[str(second)])
+    only(index(first, second, on_duplicate="replace"), changed=[str(first), str(second)])
+    only(index(first, second, on_duplicate="replace"), changed=[str(first), str(second)])
+    only(index(first, second), unchanged=[str(first), str(second)])
+    with pytest.raises(InvalidArgumentError, match="'ignore'"):
+        index(first, on_duplicate="ignore")
+
+
+def test_an_id_for_another_file(gallery: Gallery, index: Any, make: Any) -> None:
+    first, second = make("a.mp4", 1), make("b.mp4", 2)
+    indexer = Indexer(gallery, encode, SAMPLING, SIZE)
+    only(indexer.run(name_sources([first], ["x"])), indexed=["x"])
+    only(indexer.run(name_sources([second], ["x"])), changed=["x"])
+    assert paths_of(gallery) == {"x": [str(second)]}
+    bad = first.with_name("bad.mp4")
+    bad.write_text("no video")
+    report = indexer.run(name_sources([bad], ["x"]), on_duplicate="replace")
+    only(report, failed=[str(bad)])
+    assert paths_of(gallery) == {"x": [str(second)]}
+
+
+# Failures
+
+
+def test_failures_are_reported(gallery: Gallery, index: Any, make: Any, tmp_path: Path) -> None:
+    good = make("good “name” 'x' 🐕 %20.mp4", 1)
+    bad, copy = good.with_name("bad.mp4"), good.with_name("bad copy.mp4")
+    bad.write_bytes(b"no video")
+    shutil.copyfile(bad, copy)
+    good.with_name("empty.mp4").touch()
+    odd = good.with_name(os.fsdecode(b"caf\xe9.mp4"))
+    shutil.copyfile(good, odd)
+    listing = tmp_path / "list.txt"
+    listing.write_text("videos/gone.mp4\n")
+    calls: list[tuple[int, int, int]] = []
+    report = index(good.parent, listing, progress=lambda *call: calls.append(call))
+    assert report.indexed == (str(good),)
+    reasons = {Path(failure.path).name: failure.reason for failure in report.failed}
+    assert set(reasons) == {"bad.mp4", "bad copy.mp4", "empty.mp4", "gone.mp4", "caf\\udce9.mp4"}
+    assert "is empty" in reasons["empty.mp4"]
+    assert "no such file" in reasons["gone.mp4"]
+    assert "no UTF-8 path" in reasons["caf\\udce9.mp4"]
+    assert all("\n" not in reason for reason in reasons.values())
+    assert calls[-1] == (6, 6, 5)
+    json.dumps(report.to_dict(), ensure_ascii=False).encode()
+    assert str(report).splitlines()[-1].startswith("1 indexed, 0 unchanged, 5 failed in ")
+    assert [line for line in str(report).splitlines() if line.startswith("failed: ")]
+
+
+def test_an_encoder_that_gives_nan_costs_that_video(gallery: Gallery, make: Any) -> None:
+    paths = [make(f"{n}.mp4", n) for n in range(3)]
+    twin = make("twin.mp4", 1)
+
+    def sometimes(clips: Sequence[Any]) -> VideoFeatures:
+        features = encode(clips)
+        bad = encode([_frames(paths[1])]).video_features[0]
+        rows = np.isclose(features.video_features, bad).all(1)
+        features.frame_features[rows] = np.nan
+        return features
+
+    report = Indexer(gallery, sometimes, SAMPLING, SIZE).run(find_sources([paths[0].parent]))
+    assert report.indexed == (str(paths[0]), str(paths[2]))
+    assert {failure.path for failure in report.failed} == {str(paths[1]), str(twin)}
+    assert all("NaN" in failure.reason for failure in report.failed)
+
+
+def _frames(path: Path) -> Any:
+    from xclip_deploy import read_video
+
+    return read_video(path, SAMPLING, SIZE).frames
+
+
+def test_an_encoder_that_fails_keeps_what_was_encoded(gallery: Gallery, make: Any) -> None:
+    folder = make_some(make, 6)
+    calls = 0
+
+    def second_fails(clips: Sequence[Any]) -> VideoFeatures:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise SessionError("the GPU is gone")
+        return encode(clips)
+
+    settings = IndexSettings(workers=2, max_batch=2)
+    indexer = Indexer(gallery, second_fails, SAMPLING, SIZE, settings)
+    with pytest.raises(SessionError):
+        indexer.run(find_sources([folder]))
+    assert len(gallery) == 2
+    assert len(indexer.run(find_sources([folder])).indexed) == 4
+
+
+def test_an_interruption_keeps_what_was_read(gallery: Gallery, make: Any, index: Any) -> None:
+    folder = make_some(make, 6)
+
+    def interrupt(done: int, total: int, failed: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index(folder, progress=interrupt)
+    assert len(gallery) == 5
+    assert len(index(folder).indexed) == 1
+
+
+def test_a_gallery_that_cannot_be_written_stops_the_run(
+    gallery: Gallery, make: Any, index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_some(make, 6)
+    committed: list[str] = []
+    add = gallery.add
+
+    def full(videos: Any, features: Any, **options: Any) -> None:
+        if committed:
+            raise GalleryError("the disk is full")
+        add(videos, features, **options)
+
+    monkeypatch.setattr(gallery, "add", full)
+    settings = {"commit_videos": 2, "on_commit": committed.extend}
+    with pytest.raises(GalleryError, match="full"):
+        index(folder, settings=settings)
+    assert set(videos_of(gallery)) == set(committed)
+    assert committed
+
+
+def test_commits_by_number_and_time(gallery: Gallery, make: Any, index: Any) -> None:
+    folder = make_some(make, 7)
+    sizes: list[int] = []
+    note = {"on_commit": lambda paths: sizes.append(len(paths))}
+    index(folder, settings={"commit_videos": 3, "commit_s": 1000.0, **note})
+    assert sum(sizes) == 7
+    assert max(sizes) <= 3
+    sizes.clear()
+    index(folder, on_duplicate="replace", settings={"commit_s": 1e-9, **note})
+    assert sum(sizes) == 7
+    assert len(sizes) > 1
+
+
+def test_nothing_to_index(index: Any, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    only(index())
+    only(index(tmp_path / "none"))
+    assert Sources([]).videos == []
