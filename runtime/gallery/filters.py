@@ -15,6 +15,8 @@ from xclip_deploy.runtime.gallery.store import Rows
 MAX_FILTER_CHARACTERS = 65_536
 # What is left once texts and quoted names are taken out.
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
+_DOUBLE_QUOTED_TEXTS = 1013
+"""SQLITE_DBCONFIG_DQS_DML, which Python has a name for since 3.12."""
 _STEPS = 50_000_000
 """Most steps of SQLite's machine that one filter may take: seconds."""
 
@@ -71,7 +73,7 @@ class FilterTable:
         self._connection.commit()
         # An unknown name in double quotes would be taken for a text, and match nothing.
         if hasattr(self._connection, "setconfig"):
-            self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, False)
+            self._connection.setconfig(_DOUBLE_QUOTED_TEXTS, False)
         self._connection.set_authorizer(_authorize)
 
     def matching(self, where: str) -> Rows:

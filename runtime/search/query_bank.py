@@ -43,4 +43,5 @@ class QueryBank:
         bank = score(self.features, videos).astype(np.float64)  # [B, V]
         peak = bank.max(axis=0)
         norm = peak + np.log(np.exp(bank - peak).mean(axis=0))
-        return (logits - norm).astype(np.float32)
+        calibrated: npt.NDArray[np.float32] = (logits - norm).astype(np.float32)
+        return calibrated
