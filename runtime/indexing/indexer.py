@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -42,6 +43,7 @@ Encode = Callable[[Sequence[npt.NDArray[np.uint8]]], VideoFeatures]
 """Embeds videos given by their frames, uint8 [n, S, S, 3] each."""
 Result = TypeVar("Result")
 
+_LOG = logging.getLogger(__name__)
 _TOUCHES_PER_COMMIT = 1024
 _PROGRESS_EVERY = 1000
 
@@ -286,6 +288,7 @@ class _Run:
         for item in result.missing:
             self._retry(item)
         self._tally.show()
+        _LOG.info("committed %d files; %s", len(result.placed), self._tally.so_far())
         paths = [placed.task.source.path for placed in result.placed]
         if paths and self._settings.on_commit is not None:
             self._settings.on_commit(paths)

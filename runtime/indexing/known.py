@@ -34,9 +34,11 @@ class KnownFiles:
 
     def __init__(self, listing: Iterable[GalleryVideo], sources: Sources, prune: bool) -> None:
         """``prune``: whether files are wanted that are listed below the sources' folders."""
-        wanted = {source.path for source in sources.videos}
+        # By themselves, to keep the sources' texts rather than the listing's: half the memory.
+        wanted = {source.path: source.path for source in sources.videos}
         given_ids = {source.id for source in sources.videos if source.id is not None}
-        self._files: dict[str, tuple[KnownFile, ...]] = {}
+        self._files: dict[str, KnownFile] = {}
+        self._more: dict[str, tuple[KnownFile, ...]] = {}
         self._ids: set[str] = set()
         self._folders = sources.folders if prune else ()
         self.unseen: list[tuple[str, str]] = []
@@ -44,26 +46,29 @@ class KnownFiles:
         self.contents = ContentFilter()
         for video in listing:
             if video.id in given_ids or video.id in wanted:
-                self._ids.add(video.id)
+                self._ids.add(wanted.get(video.id, video.id))
             if video.fingerprint is not None:
                 self.contents.add(video.fingerprint)
             for n, file in enumerate(video.files):
                 if file.path in wanted:
-                    self._note(video.id, file, is_first=n == 0)
+                    name = wanted.get(video.id, video.id)
+                    self._note(wanted[file.path], name, file, is_first=n == 0)
                 elif any(folders_above(file.path, self._folders)):
                     self.unseen.append((file.path, video.id))
 
     def of(self, path: str) -> tuple[KnownFile, ...]:
         """Entries of a file: one, none, or more after a run that was killed between two writes."""
-        return self._files.get(path, ())
+        known = self._files.get(path)
+        return () if known is None else (known, *self._more.get(path, ()))
 
     def has_id(self, video_id: str) -> bool:
         """Whether a video has this id, which must be one that a source wants."""
         return video_id in self._ids
 
-    def _note(self, video_id: str, file: VideoFile, *, is_first: bool) -> None:
+    def _note(self, path: str, video_id: str, file: VideoFile, *, is_first: bool) -> None:
         known = KnownFile(video_id, file.size_bytes, file.modified_ns, is_first)
-        self._files[file.path] = (*self._files.get(file.path, ()), known)
+        if self._files.setdefault(path, known) is not known:
+            self._more[path] = (*self._more.get(path, ()), known)
 
 
 class ContentFilter:

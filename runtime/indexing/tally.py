@@ -84,6 +84,10 @@ class Tally:
             self._shown = now
             self._progress(self._done, self._total, self._failures)
 
+    def so_far(self) -> str:
+        """How far it is, in words."""
+        return f"{self._done} of {self._total} done, {self._failures} failed"
+
     def report(self) -> IndexReport:
         """What became of all files, in the order of the sources."""
         names = {what: tuple(name for _, name in sorted(ids)) for what, ids in self._ids.items()}

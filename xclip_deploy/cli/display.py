@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 def print_json(content: object) -> None:
     """Print ``content`` as JSON for a program."""
     click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write ``content`` as JSON, whole or not at all. Raises InvalidArgumentError."""
+    from xclip_deploy.errors import InvalidArgumentError
+    from xclip_deploy.runtime.atomic import replaced_file
+
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    try:
+        with replaced_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def print_table(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xclip_deploy.cli.display import print_json
+from xclip_deploy.cli.display import print_json, write_json
 from xclip_deploy.cli.options import (
     backend_option,
     bundle_option,
@@ -41,6 +41,12 @@ from xclip_deploy.cli.options import (
     show_default=True,
     help="Seconds that one video may take to decode.",
 )
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for the report, as JSON.",
+)
 @click.option("--strict", is_flag=True, help="Exit with status 8 if any video failed.")
 @device_option
 @device_id_option
@@ -57,6 +63,7 @@ def command(
     prune: bool,
     workers: int | None,
     timeout_s: float,
+    report_path: Path | None,
     strict: bool,
     device: str,
     device_id: int,
@@ -105,8 +112,11 @@ def command(
             click.echo(f"kept {len(retriever) - before} videos in {gallery}", err=True)
             raise
         total = len(retriever)
+    content = {"gallery": str(gallery), "videos": total, **report.to_dict()}
+    if report_path is not None:
+        write_json(report_path, content)
     if as_json:
-        print_json({"gallery": str(gallery), "videos": total, **report.to_dict()})
+        print_json(content)
     else:
         click.echo(f"{report}; {gallery} holds {total} videos")
     done = report.added or report.skipped or report.duplicates

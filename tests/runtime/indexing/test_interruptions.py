@@ -71,7 +71,7 @@ def kill_and_continue(make: Any, gallery: Path, kills: int, videos: int, seed: i
         # Some videos change while nobody looks, so that rows are replaced and renamed, too.
         changed = make(f"{rng.randrange(videos):03}.mp4", videos + n)
         committed.discard(str(changed))
-        process = start(gallery, 0.05, folder)
+        process = start(gallery, 0.3, folder)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         delay_s = rng.uniform(0, 1.5)
@@ -92,7 +92,7 @@ def kill_and_continue(make: Any, gallery: Path, kills: int, videos: int, seed: i
 
 
 def test_killed_three_times(make: Any, tmp_path: Path) -> None:
-    kill_and_continue(make, tmp_path / "gallery", 3, 30, seed=1)
+    kill_and_continue(make, tmp_path / "gallery", 3, 24, seed=1)
 
 
 @pytest.mark.slow

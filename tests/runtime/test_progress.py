@@ -1,0 +1,73 @@
+"""Rates, time left, and what is printed where there is no terminal."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from xclip_deploy.runtime.progress import Pace, ProgressLines, video_progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_pace_forgets_how_fast_it_was() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    assert pace.describe(10) == ""
+    for second in range(1, 11):
+        clock.now = 100.0 + second
+        pace.note(10 * second)
+    assert pace.describe(72_000) == "10.0 videos/s, 2:00:00 left"
+    for second in range(11, 60):
+        clock.now = 100.0 + second
+        pace.note(100 + second - 10)
+    assert pace.describe(90) == "1.0 videos/s, 0:01:30 left"
+    assert pace.describe(0) == "1.0 videos/s"
+
+
+def test_many_notes_are_few() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    for n in range(10_000):
+        clock.now += 0.001
+        pace.note(n + 1)
+    assert len(pace._noted) < 150
+    assert pace.describe(0) == "1000.0 videos/s"
+
+
+def test_lines_now_and_then(capfd: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    lines = ProgressLines(clock)
+    for n in range(1, 26):
+        clock.now += 1
+        lines.report(n, 30, n // 10)
+    lines.finish()
+    lines.finish()
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        "indexing 10/30 videos, 1.0 videos/s, 0:00:20 left, 1 failed",
+        "indexing 20/30 videos, 1.0 videos/s, 0:00:10 left, 2 failed",
+        "indexing 25/30 videos, 1.0 videos/s, 0:00:05 left, 2 failed",
+    ]
+
+
+def test_a_bar_on_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with video_progress(3) as report:
+        for done in range(1, 4):
+            report(done, 3, 1)
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed.err)
+    assert "3/3 videos" in shown
+    assert "1 failed" in shown
