@@ -195,7 +195,7 @@ def test_index_and_search(run: Run, bundle_path: Path, clips: Path, tmp_path: Pa
     with Retriever(bundle_path, gallery, device="cpu") as retriever:
         expected = retriever.search_batch(["a man", "a dog"], k=1)
     assert [entry["results"] for entry in found] == [
-        [result.to_dict() for result in results] for results in expected
+        json.loads(json.dumps([result.to_dict() for result in results])) for results in expected
     ]
 
     outcome = run("search", "--video", clips / FROG, *places, "--json")
