@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -216,6 +217,30 @@ def test_index_duplicates(run: Run, bundle_path: Path, clips: Path, tmp_path: Pa
     again = run("index", clips / TURNED, *places, "--on-duplicate", "replace", "--json")
     assert again.json()["changed"] == [str(clips / TURNED)]
     assert again.json()["videos"] == 1
+
+
+def test_index_follows_a_folder(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:
+    folder, written = tmp_path / "videos", tmp_path / "report.json"
+    folder.mkdir()
+    for name in (FROG, TURNED.rsplit("/", 1)[-1]):
+        shutil.copyfile(next(clips.rglob(name)), folder / name)
+    shutil.copyfile(folder / FROG, folder / "copy of frog.webm")
+    listing = tmp_path / "list.csv"
+    listing.write_text(f"file,place\nvideos/{FROG},pond\nvideos/gone.mp4,sea\n")
+    places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
+    outcome = run("-v", "index", folder, listing, *places, "--report", written, "--workers", 1)
+    assert outcome.status == 0
+    assert "2 indexed, 0 unchanged, 1 duplicates, 1 failed in " in outcome.out
+    report = json.loads(written.read_text(encoding="utf-8"))
+    assert report["videos"] == len(report["indexed"]) == 2
+    assert [entry["path"] for entry in report["failed"]] == [str(folder / "gone.mp4")]
+
+    (folder / FROG).unlink()
+    outcome = run("index", folder, *places, "--prune", "--json")
+    assert outcome.json()["pruned"] == [str(folder / FROG)]
+    assert outcome.json()["videos"] == 2
+    outcome = run("index", folder, *places, "--report", tmp_path / "none" / "report.json")
+    assert_one_line_error(outcome, 2, "report.json cannot be written: no such folder")
 
 
 def test_names_are_printed_as_they_are(

@@ -80,9 +80,12 @@ def command(
     reported and the rest goes on. What was committed before an interruption is kept.
     """
     import xclip_deploy
-    from xclip_deploy.errors import VideoError
+    from xclip_deploy.errors import InvalidArgumentError, VideoError
     from xclip_deploy.runtime.sessions import SessionOptions
 
+    if report_path is not None and not report_path.absolute().parent.is_dir():
+        # Now rather than after hours of indexing.
+        raise InvalidArgumentError(f"{report_path} cannot be written: no such folder")
     session = SessionOptions(
         device=device,  # type: ignore[arg-type]  # click.Choice has checked these
         precision=precision,  # type: ignore[arg-type]
