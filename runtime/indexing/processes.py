@@ -220,6 +220,7 @@ class DecoderProcess:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+        self._log.close()
 
     def _end_and_say_how(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
