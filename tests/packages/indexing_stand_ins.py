@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery import Gallery
-from xclip_deploy.runtime.indexing import Indexer, IndexSettings, find_sources
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
+from xclip_deploy.runtime.indexing import Indexer, IndexReport, IndexSettings, find_sources
 from xclip_deploy.runtime.video import FrameSampling
 
 DIM, FRAMES, SIZE = 12, 3, 16
@@ -59,6 +60,31 @@ def contents(gallery: Gallery) -> dict[str, tuple[list[str], bytes]]:
     listed = [path for paths, _ in found.values() for path in paths]
     assert len(set(listed)) == len(listed), "one file in two videos"
     return found
+
+
+def videos_of(gallery: Gallery) -> dict[str, GalleryVideo]:
+    snapshot = gallery.snapshot()
+    listed = list(snapshot.listing())
+    rows = snapshot.find([video.id for video in listed])
+    return {video.id: video for video in snapshot.videos(np.array(sorted(rows.values())))}
+
+
+def paths_of(gallery: Gallery) -> dict[str, list[str]]:
+    return {name: [f.path for f in video.files] for name, video in videos_of(gallery).items()}
+
+
+def make_some(make: Any, number: int) -> Path:
+    """Make so many videos; returns their folder."""
+    paths: list[Path] = [make(f"{n}.mp4", n) for n in range(number)]
+    return paths[0].parent
+
+
+def only(report: IndexReport, **expected: Any) -> None:
+    """Check every part of a report; what is not named is to be empty."""
+    found = report.to_dict()
+    del found["seconds"], found["warnings"]
+    found["failed"] = [entry["path"] for entry in found["failed"]]
+    assert {name: part for name, part in found.items() if part} == expected
 
 
 def say(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,47 @@ def index(gallery: Gallery) -> Index:
         return indexer.run(find_sources(paths), **options)
 
     return run
+
+
+MISBEHAVING = """
+import os, signal, sys, time
+from xclip_deploy.runtime.indexing import worker
+
+read_video = worker.read_video
+
+def read(path, *arguments, **options):
+    if "crash" in path.name:
+        os.write(2, b"about to crash\\n")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "exit" in path.name:
+        os._exit(3)
+    if "hang" in path.name:
+        time.sleep(1000)
+    if "mistake" in path.name:
+        raise ValueError("a library's\\nmistake")
+    if "memory" in path.name:
+        raise MemoryError
+    if "noise" in path.name:
+        print("noise", flush=True)
+        os.write(1, b"noise" * 100)
+        sys.stdin.read()
+    if "grow" in path.name:
+        with path.open("ab") as file:
+            file.write(b"more")
+    if "many" in path.name:
+        frames = read_video(path, *arguments, **options)
+        object.__setattr__(frames, "frames", frames.frames.repeat(50, 0))
+        return frames
+    return read_video(path, *arguments, **options)
+
+worker.read_video = read
+worker.main()
+"""
+
+
+@pytest.fixture(scope="session")
+def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A decoder that does to a video what the file's name says."""
+    script = tmp_path_factory.mktemp("worker") / "misbehaving.py"
+    script.write_text(MISBEHAVING)
+    return (sys.executable, str(script))

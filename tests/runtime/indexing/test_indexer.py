@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from indexing_stand_ins import SAMPLING, SIZE, contents, encode, manifest
+from indexing_stand_ins import (
+    SAMPLING,
+    SIZE,
+    contents,
+    encode,
+    manifest,
+    only,
+    paths_of,
+    videos_of,
+)
 
-from xclip_deploy.errors import DuplicateIdError, GalleryError, InvalidArgumentError, SessionError
+from xclip_deploy.errors import DuplicateIdError, InvalidArgumentError
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
+from xclip_deploy.runtime.gallery import Gallery
 from xclip_deploy.runtime.indexing import (
     Indexer,
-    IndexReport,
-    IndexSettings,
-    Sources,
     find_sources,
     name_sources,
 )
 from xclip_deploy.runtime.indexing import indexer as indexer_module
-
-
-def videos_of(gallery: Gallery) -> dict[str, GalleryVideo]:
-    snapshot = gallery.snapshot()
-    listed = list(snapshot.listing())
-    rows = snapshot.find([video.id for video in listed])
-    return {video.id: video for video in snapshot.videos(np.array(sorted(rows.values())))}
-
-
-def paths_of(gallery: Gallery) -> dict[str, list[str]]:
-    return {name: [f.path for f in video.files] for name, video in videos_of(gallery).items()}
-
-
-def make_some(make: Any, number: int) -> Path:
-    """Make so many videos; returns their folder."""
-    paths: list[Path] = [make(f"{n}.mp4", n) for n in range(number)]
-    return paths[0].parent
-
-
-def only(report: IndexReport, **expected: Any) -> None:
-    """Check every part of a report; what is not named is to be empty."""
-    found = report.to_dict()
-    del found["seconds"], found["warnings"]
-    found["failed"] = [entry["path"] for entry in found["failed"]]
-    assert {name: part for name, part in found.items() if part} == expected
 
 
 def no_encoding(clips: Sequence[Any]) -> VideoFeatures:
@@ -314,126 +293,3 @@ def test_an_id_for_another_file(gallery: Gallery, index: Any, make: Any) -> None
     report = indexer.run(name_sources([bad], ["x"]), on_duplicate="replace")
     only(report, failed=[str(bad)])
     assert paths_of(gallery) == {"x": [str(second)]}
-
-
-# Failures
-
-
-def test_failures_are_reported(gallery: Gallery, index: Any, make: Any, tmp_path: Path) -> None:
-    good = make("good “name” 'x' 🐕 %20.mp4", 1)
-    bad, copy = good.with_name("bad.mp4"), good.with_name("bad copy.mp4")
-    bad.write_bytes(b"no video")
-    shutil.copyfile(bad, copy)
-    good.with_name("empty.mp4").touch()
-    odd = good.with_name(os.fsdecode(b"caf\xe9.mp4"))
-    shutil.copyfile(good, odd)
-    listing = tmp_path / "list.txt"
-    listing.write_text("videos/gone.mp4\n")
-    calls: list[tuple[int, int, int]] = []
-    report = index(good.parent, listing, progress=lambda *call: calls.append(call))
-    assert report.indexed == (str(good),)
-    reasons = {Path(failure.path).name: failure.reason for failure in report.failed}
-    assert set(reasons) == {"bad.mp4", "bad copy.mp4", "empty.mp4", "gone.mp4", "caf\\udce9.mp4"}
-    assert "is empty" in reasons["empty.mp4"]
-    assert "no such file" in reasons["gone.mp4"]
-    assert "no UTF-8 path" in reasons["caf\\udce9.mp4"]
-    assert all("\n" not in reason for reason in reasons.values())
-    assert calls[-1] == (6, 6, 5)
-    json.dumps(report.to_dict(), ensure_ascii=False).encode()
-    assert str(report).splitlines()[-1].startswith("1 indexed, 0 unchanged, 5 failed in ")
-    assert [line for line in str(report).splitlines() if line.startswith("failed: ")]
-
-
-def test_an_encoder_that_gives_nan_costs_that_video(gallery: Gallery, make: Any) -> None:
-    paths = [make(f"{n}.mp4", n) for n in range(3)]
-    twin = make("twin.mp4", 1)
-
-    def sometimes(clips: Sequence[Any]) -> VideoFeatures:
-        features = encode(clips)
-        bad = encode([_frames(paths[1])]).video_features[0]
-        rows = np.isclose(features.video_features, bad).all(1)
-        features.frame_features[rows] = np.nan
-        return features
-
-    report = Indexer(gallery, sometimes, SAMPLING, SIZE).run(find_sources([paths[0].parent]))
-    assert report.indexed == (str(paths[0]), str(paths[2]))
-    assert {failure.path for failure in report.failed} == {str(paths[1]), str(twin)}
-    assert all("NaN" in failure.reason for failure in report.failed)
-
-
-def _frames(path: Path) -> Any:
-    from xclip_deploy import read_video
-
-    return read_video(path, SAMPLING, SIZE).frames
-
-
-def test_an_encoder_that_fails_keeps_what_was_encoded(gallery: Gallery, make: Any) -> None:
-    folder = make_some(make, 6)
-    calls = 0
-
-    def second_fails(clips: Sequence[Any]) -> VideoFeatures:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise SessionError("the GPU is gone")
-        return encode(clips)
-
-    settings = IndexSettings(workers=2, max_batch=2)
-    indexer = Indexer(gallery, second_fails, SAMPLING, SIZE, settings)
-    with pytest.raises(SessionError):
-        indexer.run(find_sources([folder]))
-    assert len(gallery) == 2
-    assert len(indexer.run(find_sources([folder])).indexed) == 4
-
-
-def test_an_interruption_keeps_what_was_read(gallery: Gallery, make: Any, index: Any) -> None:
-    folder = make_some(make, 6)
-
-    def interrupt(done: int, total: int, failed: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        index(folder, progress=interrupt)
-    assert len(gallery) == 5
-    assert len(index(folder).indexed) == 1
-
-
-def test_a_gallery_that_cannot_be_written_stops_the_run(
-    gallery: Gallery, make: Any, index: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = make_some(make, 6)
-    committed: list[str] = []
-    add = gallery.add
-
-    def full(videos: Any, features: Any, **options: Any) -> None:
-        if committed:
-            raise GalleryError("the disk is full")
-        add(videos, features, **options)
-
-    monkeypatch.setattr(gallery, "add", full)
-    settings = {"commit_videos": 2, "on_commit": committed.extend}
-    with pytest.raises(GalleryError, match="full"):
-        index(folder, settings=settings)
-    assert set(videos_of(gallery)) == set(committed)
-    assert committed
-
-
-def test_commits_by_number_and_time(gallery: Gallery, make: Any, index: Any) -> None:
-    folder = make_some(make, 7)
-    sizes: list[int] = []
-    note = {"on_commit": lambda paths: sizes.append(len(paths))}
-    index(folder, settings={"commit_videos": 3, "commit_s": 1000.0, **note})
-    assert sum(sizes) == 7
-    assert max(sizes) <= 3
-    sizes.clear()
-    index(folder, on_duplicate="replace", settings={"commit_s": 1e-9, **note})
-    assert sum(sizes) == 7
-    assert len(sizes) > 1
-
-
-def test_nothing_to_index(index: Any, tmp_path: Path) -> None:
-    (tmp_path / "none").mkdir()
-    only(index())
-    only(index(tmp_path / "none"))
-    assert Sources([]).videos == []
