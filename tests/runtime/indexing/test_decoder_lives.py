@@ -9,12 +9,11 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 Command = tuple[str, ...]
-Key = TypeVar("Key")
 
 
 def is_running(pid: int) -> bool:
