@@ -46,7 +46,11 @@ def demo(arguments: list[str]) -> None:
 def test(arguments: list[str]) -> None:
     """Run the tests, all but the slow ones unless told otherwise."""
     marks = [] if "-m" in arguments else ["-m", "not slow"]
-    run(PYTHON, "-m", "pytest", "-n", "2", "--dist", "worksteal", *marks, *arguments, cwd=ROOT)
+    words = ["-m", "pytest", "-n", "2", "--dist", "worksteal", *marks, *arguments]
+    # PyTorch's threads wait for each other by spinning: where two workers have two each on two
+    # cores, steps on the tests' tiny tensors take ten times as long.
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    run(PYTHON, *words, cwd=ROOT, environment={"OMP_NUM_THREADS": threads})
 
 
 def lint(arguments: list[str]) -> None:

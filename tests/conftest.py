@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ settings.register_profile("xclip-deploy", deadline=None)
 settings.load_profile("xclip-deploy")
 
 TESTS = Path(__file__).resolve().parent
+OncePerRun = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -30,24 +31,42 @@ def checkpoint_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle_path(
-    tmp_path_factory: pytest.TempPathFactory, worker_id: str, checkpoint_path: Path
-) -> Path:
-    """The bundle of that checkpoint, exported once per test run. Not to be changed.
+def once_per_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> OncePerRun:
+    """Give the folder of a name, which the first to ask fills. Not to be changed.
 
-    Workers of pytest-xdist share it: the first to take the lock exports, the others wait.
+    Workers of pytest-xdist share it: one takes the lock and fills, the others wait. An export
+    takes half a minute, so that this saves more than it costs. The folder moves once filled.
     """
-    folder = tmp_path_factory.getbasetemp()
+    base = tmp_path_factory.getbasetemp()
     if worker_id != "master":
-        folder = folder.parent
-    path = folder / "exported" / "xclip-bundle"
-    path.parent.mkdir(exist_ok=True)
-    with (path.parent / "lock").open("w") as lock:
-        # Freed by the system should a worker die, so that no other waits for ever.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            xclip_deploy.export_bundle(checkpoint_path, path)
-    return path
+        base = base.parent
+    base = base / "once-per-run"
+    base.mkdir(exist_ok=True)
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        path = base / name
+        with (base / f"{name}.lock").open("w") as lock:
+            # Freed by the system should a worker die, so that no other waits for ever.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                partial = base / f"{name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)  # of one that failed
+                partial.mkdir()
+                fill(partial)
+                partial.rename(path)
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_path(once_per_run: OncePerRun, checkpoint_path: Path) -> Path:
+    """The bundle of that checkpoint. Not to be changed."""
+    name = "xclip-bundle"
+    folder = once_per_run(
+        "golden", lambda path: xclip_deploy.export_bundle(checkpoint_path, path / name)
+    )
+    return folder / name
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from xclip_deploy import ExportResult, export_bundle
+from xclip_deploy import Bundle, ExportResult, export_bundle
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
 from xclip_deploy.training.checkpoints import save_checkpoint
 from xclip_deploy.training.model import XClip
@@ -48,12 +49,36 @@ def make_model() -> Callable[..., XClip]:
 
 
 @pytest.fixture(scope="session")
-def every_precision(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint_path: Path
-) -> ExportResult:
+def every_precision(once_per_run: Callable[..., Path], checkpoint_path: Path) -> ExportResult:
     """The checkpoint of ``bundle_path``, exported with BF16 and INT8. Not to be changed."""
-    path = tmp_path_factory.mktemp("every-precision") / "xclip-bundle"
-    return export_bundle(checkpoint_path, path, bf16=True, int8=True)
+    name = "xclip-bundle"
+    folder = once_per_run(
+        "every-precision",
+        lambda path: export_bundle(checkpoint_path, path / name, bf16=True, int8=True),
+    )
+    bundle = Bundle.open(folder / name)
+    return ExportResult(bundle, bundle.manifest.parity, bundle.manifest.provenance.notes)
+
+
+@pytest.fixture(scope="session")
+def small_export(once_per_run: Callable[..., Path]) -> Path:
+    """A folder with ``checkpoint.pt``, its ``bundle`` and the ``steps.json`` of that export.
+
+    The model is ``make_model()``. Not to be changed.
+    """
+
+    def export(folder: Path) -> None:
+        model = random_model()
+        save_checkpoint(folder / "checkpoint.pt", model.config, model.state_dict())
+        steps: list[tuple[int, int, str]] = []
+        export_bundle(
+            folder / "checkpoint.pt",
+            folder / "bundle",
+            progress=lambda done, total, label: steps.append((done, total, label)),
+        )
+        (folder / "steps.json").write_text(json.dumps(steps))
+
+    return once_per_run("small", export)
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,13 +123,8 @@ def test_the_parity_table_covers_every_output_and_shows_rounding(bundle: Bundle)
             assert record.max_abs_error > 1e-5
 
 
-def test_progress_counts_every_step(write_checkpoint: Any, make_model: Any, tmp_path: Path) -> None:
-    steps: list[tuple[int, int, str]] = []
-    export_bundle(
-        write_checkpoint(make_model()),
-        tmp_path / "bundle",
-        progress=lambda done, total, label: steps.append((done, total, label)),
-    )
+def test_progress_counts_every_step(small_export: Path) -> None:
+    steps = json.loads((small_export / "steps.json").read_text())
     assert [done for done, _, _ in steps] == list(range(len(steps)))
     assert {total for _, total, _ in steps} == {len(steps) - 1}
     assert steps[-1][2] == "done"
@@ -168,9 +165,11 @@ def test_clip4clip_is_exported_and_searched(
     with Retriever(result.bundle) as retriever:
         retriever.add(clips / "intel_asl_walk.mkv")
         (hit,) = retriever.search("a woman in yellow")
-        assert len(retriever.gallery.snapshot().videos[0].frame_times_s) == 5  # 3 s, two a second
+        snapshot, rows = retriever.gallery.snapshot(), np.array([0])
+        (stored,) = snapshot.videos(rows)
+        assert len(stored.frame_times_s) == 5  # 3 s, two a second
         text = retriever.encode_texts(["a woman in yellow"])
-        video = retriever.gallery.snapshot().features
+        video = snapshot.features(rows)
     assert hit.grains is not None
     assert hit.grains.frame_word is None
     cosine = float(text.sentence_features[0] @ video.video_features[0].astype(np.float32))
@@ -180,11 +179,11 @@ def test_clip4clip_is_exported_and_searched(
 
 
 def test_fp16_that_ruins_the_embeddings_is_caught_and_the_old_bundle_stands(
-    write_checkpoint: Any, make_model: Any, tmp_path: Path
+    write_checkpoint: Any, make_model: Any, small_export: Path, tmp_path: Path
 ) -> None:
     """Weights that FP32 takes in its stride overflow FP16: the export must not let them pass."""
     output = tmp_path / "bundle"
-    export_bundle(write_checkpoint(make_model()), output)
+    shutil.copytree(small_export / "bundle", output)
     before = contents(output)
     model = make_model()
     mlp = model.text_encoder.transformer.resblocks[0].mlp
@@ -228,12 +227,10 @@ def test_weights_that_an_extra_precision_ruins_are_caught(
     assert not output.exists()
 
 
-def test_a_killed_export_leaves_the_old_bundle(
-    write_checkpoint: Any, make_model: Any, tmp_path: Path
-) -> None:
+def test_a_killed_export_leaves_the_old_bundle(small_export: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    checkpoint = write_checkpoint(make_model())
-    export_bundle(checkpoint, output)
+    checkpoint = small_export / "checkpoint.pt"
+    shutil.copytree(small_export / "bundle", output)
     before = contents(output)
     program = Path(sys.executable).with_name("xclip-deploy")
     process = subprocess.Popen([program, "export", checkpoint, "-o", output], stderr=-1, stdout=-1)
@@ -248,8 +245,16 @@ def test_a_killed_export_leaves_the_old_bundle(
     assert contents(output) == before
     Bundle.open(output).verify()
     assert list(tmp_path.glob(".bundle.partial-*"))
-    export_bundle(checkpoint, output)  # clears up after the killed one
+
+    def interrupt(done: int, total: int, label: str) -> None:
+        if label.startswith("exporting"):
+            raise KeyboardInterrupt
+
+    # The next one clears up after the killed one, and after itself.
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(checkpoint, output, progress=interrupt)
     assert not list(tmp_path.glob(".bundle.partial-*"))
+    assert contents(output) == before
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(checkpoint_path: Path, tmp_path: Path) -> None:

@@ -84,7 +84,13 @@ def feature_inputs(model: XClip, texts: int, videos: int, spec: GraphSpec) -> Ar
 
 
 @pytest.mark.parametrize(
-    ("head", "patch", "precision"), list(product(TemporalHead, PatchEmbedding, PRECISIONS))
+    ("head", "patch", "precision"),
+    [
+        pytest.param(*kind, precision, marks=() if n % len(PRECISIONS) == m else pytest.mark.slow)
+        # Each kind in one precision is fast, each precision with two kinds.
+        for n, kind in enumerate(product(TemporalHead, PatchEmbedding))
+        for m, precision in enumerate(PRECISIONS)
+    ],
 )
 def test_video_encoder(
     make_model: Any, tmp_path: Path, head: TemporalHead, patch: PatchEmbedding, precision: Precision
@@ -139,7 +145,18 @@ SCORERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "precision"), list(product(SCORERS, WRITTEN_SCORERS)))
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        # A scorer of FP16 computes in FP32 all the same: one is enough for every day.
+        pytest.param(
+            kind,
+            precision,
+            marks=pytest.mark.slow if precision is Precision.FP16 and kind != "x-clip" else (),
+        )
+        for kind, precision in product(SCORERS, WRITTEN_SCORERS)
+    ],
+)
 def test_scorer(make_model: Any, tmp_path: Path, kind: str, precision: Precision) -> None:
     model = make_model(**SCORERS[kind])
     spec, path = export(model, Graph.SCORER, precision, tmp_path)
