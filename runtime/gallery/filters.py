@@ -1,108 +1,272 @@
-"""Filters over metadata: an SQL expression, such as ``duration_s < 30 and source = 'cam1'``."""
+"""Filters over metadata: ``duration_s < 30 and source = 'cam1'``.
+
+The language is a part of SQL's conditions, read here and not by the database: what a database
+would drop, crash on or run for hours never reaches it, and every store answers alike::
+
+    condition   column, compared by = <> < <= > >= with a value or another column
+                column [not] in (value, ...)
+                column [not] between value and value
+                column [not] like 'pattern'     % any text, _ one character; ilike: any case
+                column is [not] null
+                column                          of truth values; also true, false
+    joined by   not, and, or, in this order, and parentheses
+    value       'text' ('' inside for a quotation mark), 12, 1.5e3, true, false
+    column      name, in any case; "name" or `name` where it is also a word of the language
+"""
 
 from __future__ import annotations
 
+import math
 import re
-import sqlite3
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.gallery.records import GalleryVideo
-from xclip_deploy.runtime.gallery.store import Rows
+from xclip_deploy.runtime.gallery.conditions import (
+    Column,
+    Comparison,
+    Condition,
+    Constant,
+    IsNull,
+    IsTrue,
+    Joined,
+    Like,
+    Membership,
+    Not,
+    Operand,
+)
+from xclip_deploy.runtime.gallery.records import TYPE_NAMES, MetadataValue
 
 MAX_FILTER_CHARACTERS = 65_536
-# What is left once texts and quoted names are taken out.
-_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`")
-_DOUBLE_QUOTED_TEXTS = 1013
-"""SQLITE_DBCONFIG_DQS_DML, which Python has a name for since 3.12."""
-_STEPS = 50_000_000
-"""Most steps of SQLite's machine that one filter may take: seconds."""
+MAX_CONDITIONS = 1000
+_MAX_DEPTH = 12
+"""Of parentheses within others; LanceDB stops at 50 of its own."""
+OWN_COLUMNS: Mapping[str, type] = {
+    "id": str,
+    "fingerprint": str,
+    "duration_s": float,
+    "num_frames": int,
+}
+"""Columns of every gallery that a filter can name."""
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<text>'(?:[^']|'')*')
+    |(?P<quoted>"[^"]+"|`[^`]+`)
+    |(?P<number>-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w))
+    |(?P<word>[A-Za-z_]\w*)
+    |(?P<sign><=|>=|<>|!=|==|[=<>(),])
+    |(?P<end>$))""",
+    re.VERBOSE | re.ASCII,
+)
+_COMPARISONS = {"=": "=", "==": "=", "<>": "<>", "!=": "<>"}
+_COMPARISONS |= {sign: sign for sign in ("<", "<=", ">", ">=")}
+_WORDS = frozenset(
+    {"and", "between", "false", "ilike", "in", "is", "like", "not", "null", "or", "true"}
+)
+_ESCAPED = re.compile(r"[^\\]|\\[\\%_]")
 
 
-def check_filter(where: str) -> str:
-    """Refuse what is no single expression. Raises InvalidArgumentError."""
-    if not isinstance(where, str) or not where.strip():
-        raise InvalidArgumentError(f"the filter is {where!r}; expected an expression such as a < 3")
-    if len(where) > MAX_FILTER_CHARACTERS:
-        raise InvalidArgumentError(
-            f"the filter has {len(where)} characters, expected at most {MAX_FILTER_CHARACTERS}"
-        )
-    rest = _QUOTED.sub("", where)
-    for sign in (";", "--", "/*"):
-        if sign in rest:
-            # Databases read up to these and drop the rest, which somebody meant.
-            raise filter_error(where, f"{sign} is no part of an expression")
-    if "\0" in where or rest.count("'") or rest.count('"') or rest.count("`"):
-        raise filter_error(where, "a quotation mark is not closed")
-    return where
-
-
-def filter_error(where: str, reason: object) -> InvalidArgumentError:
+def filter_error(where: object, reason: str) -> InvalidArgumentError:
     """What is raised for a filter that cannot be used."""
     return InvalidArgumentError(
-        f"the filter {where!r:.200} is not understood ({' '.join(str(reason).split())[:300]}); "
-        "expected an SQL expression such as: duration_s < 30 and source = 'cam1'"
+        f"the filter {where!r:.200} is not understood ({reason:.300}); "
+        "expected an expression such as: duration_s < 30 and source = 'cam1'"
     )
 
 
-class FilterTable:
-    """Videos as rows of an in-memory SQLite table, for galleries without a database."""
+def parse_filter(where: str, metadata: Mapping[str, type]) -> Condition:
+    """Read a filter over the gallery's own columns and those of ``metadata``.
 
-    def __init__(self, videos: Sequence[GalleryVideo]) -> None:
-        fields = sorted({name for video in videos for name in video.metadata})
-        columns = ["id", "duration_s", "fingerprint", "num_frames", *fields]
-        self._connection = sqlite3.connect(":memory:", check_same_thread=False)
-        # STRICT would refuse to compare; the types were checked when the videos were added.
-        self._connection.execute(f"create table videos ({', '.join(map(_quoted, columns))})")
-        marks = ", ".join("?" for _ in columns)
-        self._connection.executemany(
-            f"insert into videos values ({marks})",  # noqa: S608  # marks are question marks
-            (
-                (
-                    video.id,
-                    video.duration_s,
-                    video.fingerprint,
-                    len(video.frame_times_s),
-                    *(video.metadata.get(name) for name in fields),
-                )
-                for video in videos
-            ),
-        )
-        self._connection.commit()
-        # An unknown name in double quotes would be taken for a text, and match nothing.
-        if hasattr(self._connection, "setconfig"):
-            self._connection.setconfig(_DOUBLE_QUOTED_TEXTS, False)
-        self._connection.set_authorizer(_authorize)
-
-    def matching(self, where: str) -> Rows:
-        """Places of the videos that the filter lets through. Raises InvalidArgumentError."""
-        check_filter(where)
-        steps = 0
-
-        def count_steps() -> int:
-            nonlocal steps
-            steps += 1
-            return int(steps > _STEPS // 100_000)
-
-        self._connection.set_progress_handler(count_steps, 100_000)
-        query = f"select rowid - 1 from videos where ({where}\n) order by rowid"  # noqa: S608
-        try:
-            found = self._connection.execute(query).fetchall()
-        except (sqlite3.Error, sqlite3.Warning) as error:
-            raise filter_error(where, error) from error
-        return np.array([row for (row,) in found], np.int64)
+    Raises InvalidArgumentError.
+    """
+    if not isinstance(where, str):
+        raise filter_error(where, f"it is a {type(where).__name__}, not a text")
+    if len(where) > MAX_FILTER_CHARACTERS:
+        raise filter_error(where, f"more than {MAX_FILTER_CHARACTERS} characters")
+    if where.encode(errors="replace").decode() != where:
+        raise filter_error(where, "no UTF-8 text")
+    return _Parser(where, {**OWN_COLUMNS, **metadata}).parse()
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str
+    start: int
 
 
-def _authorize(action: int, first: str | None, second: str | None, *_rest: object) -> int:
-    # A filter reads this table and calls functions; it changes, attaches and configures nothing.
-    del first
-    if action == sqlite3.SQLITE_FUNCTION and second == "load_extension":
-        return sqlite3.SQLITE_DENY
-    allowed = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
-    return sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY
+class _Parser:
+    """Recursive descent, one method for each rule of the language."""
+
+    def __init__(self, where: str, columns: Mapping[str, type]) -> None:
+        self._where = where
+        self._columns = {name.lower(): Column(name, kind) for name, kind in columns.items()}
+        self._num_conditions = 0
+        self._depth = 0
+        self._start = 0
+        self._next = self._read()
+
+    def parse(self) -> Condition:
+        condition = self._any()
+        if self._next.kind != "end":
+            raise self._unexpected("and, or, or the end")
+        return condition
+
+    # -- tokens ----------------------------------------------------------------------------
+
+    def _read(self) -> _Token:
+        found = _TOKEN.match(self._where, self._start)
+        if found is None:
+            rest = self._where[self._start :].lstrip(" \t\n\r\f\v")
+            reason = "a quotation mark is not closed" if rest[0] in "'\"`" else "no such sign"
+            raise filter_error(self._where, f"{reason}: {rest[:20]!r}")
+        assert found.lastgroup is not None
+        self._start = found.end()
+        kind, text = found.lastgroup, found[found.lastgroup]
+        return _Token(kind, text.lower() if kind == "word" else text, found.start(kind))
+
+    def _take(self) -> _Token:
+        token, self._next = self._next, self._read()
+        return token
+
+    def _accept(self, *texts: str) -> str | None:
+        """The next word or sign, taken, where it is one of ``texts``."""
+        if self._next.kind in ("word", "sign") and self._next.text in texts:
+            return self._take().text
+        return None
+
+    def _expect(self, text: str) -> None:
+        if self._accept(text) is None:
+            raise self._unexpected(text)
+
+    def _unexpected(self, expected: str) -> InvalidArgumentError:
+        found = self._where[self._next.start :][:20]
+        shown = repr(found) if found else "the end"
+        return filter_error(self._where, f"expected {expected}, found {shown}")
+
+    # -- rules -----------------------------------------------------------------------------
+
+    def _any(self) -> Condition:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise filter_error(self._where, f"nested deeper than {_MAX_DEPTH}")
+        condition = self._joined("or", lambda: self._joined("and", self._negated))
+        self._depth -= 1
+        return condition
+
+    def _joined(self, word: str, rule: Callable[[], Condition]) -> Condition:
+        parts = [rule()]
+        while self._accept(word):
+            parts.append(rule())
+        return parts[0] if len(parts) == 1 else Joined(word, tuple(parts))
+
+    def _negated(self) -> Condition:
+        is_negated = False
+        while self._accept("not"):
+            is_negated = not is_negated
+        if self._accept("("):
+            condition = self._any()
+            self._expect(")")
+        else:
+            condition = self._condition()
+        return Not(condition) if is_negated else condition
+
+    def _condition(self) -> Condition:
+        self._num_conditions += 1
+        if self._num_conditions > MAX_CONDITIONS:
+            raise filter_error(self._where, f"more than {MAX_CONDITIONS} conditions")
+        left = self._operand()
+        if self._next.kind == "sign" and self._next.text in _COMPARISONS:
+            sign = _COMPARISONS[self._take().text]
+            return self._compared(left, sign, self._operand())
+        if not isinstance(left, Column):
+            if isinstance(left, bool):
+                return Constant(left)
+            raise self._unexpected("= < > <= >= or <>")
+        if self._accept("is"):
+            is_negated = self._accept("not") is not None
+            self._expect("null")
+            return Not(IsNull(left)) if is_negated else IsNull(left)
+        is_negated = self._accept("not") is not None
+        condition = self._predicate(left)
+        if condition is None:
+            if is_negated or left.kind is not bool:
+                raise self._unexpected("= < > <= >= <> in, between, like or is null")
+            return IsTrue(left)
+        return Not(condition) if is_negated else condition
+
+    def _predicate(self, column: Column) -> Condition | None:
+        if self._accept("in"):
+            self._expect("(")
+            values = [self._value()]
+            while self._accept(","):
+                values.append(self._value())
+            self._expect(")")
+            for value in values:
+                self._check_kinds(column, value)
+            return Membership(column, tuple(values))
+        if self._accept("between"):
+            low = self._operand()
+            self._expect("and")
+            high = self._operand()
+            parts = (self._compared(column, ">=", low), self._compared(column, "<=", high))
+            return Joined("and", parts)
+        if word := self._accept("like", "ilike"):
+            pattern = self._value()
+            if column.kind is not str or not isinstance(pattern, str):
+                raise filter_error(self._where, f"{word} compares a column of texts with a text")
+            if _ESCAPED.sub("", pattern):
+                reason = "in a pattern, \\ stands before %, _ or \\ that are meant as they are"
+                raise filter_error(self._where, reason)
+            return Like(column, pattern, word == "ilike")
+        return None
+
+    def _compared(self, left: Operand, sign: str, right: Operand) -> Condition:
+        if not isinstance(left, Column):
+            if not isinstance(right, Column):
+                raise filter_error(self._where, f"{left!r} {sign} {right!r} names no column")
+            left, right = right, left
+            sign = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}.get(sign, sign)
+        self._check_kinds(left, right)
+        if left.kind is bool and sign not in ("=", "<>"):
+            raise filter_error(self._where, f"{left.name} holds truth values, which have no order")
+        return Comparison(left, sign, right)
+
+    def _check_kinds(self, column: Column, other: Operand) -> None:
+        kind = other.kind if isinstance(other, Column) else type(other)
+        if kind is not column.kind and not {kind, column.kind} <= {int, float}:
+            shown = other.name if isinstance(other, Column) else repr(other)
+            raise filter_error(
+                self._where, f"{column.name} holds {TYPE_NAMES[column.kind]}, {shown:.60} is none"
+            )
+
+    def _operand(self) -> Operand:
+        token = self._next
+        if token.kind == "word" and token.text in ("true", "false"):
+            return self._value()
+        if token.kind in ("text", "number"):
+            return self._value()
+        if token.kind == "quoted":
+            name = self._take().text[1:-1]
+        elif token.kind == "word" and token.text not in _WORDS:
+            name = self._take().text
+        else:
+            raise self._unexpected("a column or value")
+        column = self._columns.get(name.lower())
+        if column is None:
+            known = ", ".join(sorted(column.name for column in self._columns.values()))
+            raise filter_error(self._where, f"no column {name!r:.70}; there are {known}")
+        return column
+
+    def _value(self) -> MetadataValue:
+        if word := self._accept("true", "false"):
+            return word == "true"
+        token = self._next
+        if token.kind == "text":
+            return self._take().text[1:-1].replace("''", "'")
+        if token.kind != "number":
+            raise self._unexpected("a value")
+        text = self._take().text
+        number = int(text) if re.fullmatch(r"-?\d{1,20}", text) else float(text)
+        if not math.isfinite(number) or (isinstance(number, int) and abs(number) >= 1 << 63):
+            raise filter_error(self._where, f"{text:.40} is no number of 64 bits")
+        return number

@@ -19,7 +19,7 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.features import VideoFeatures, check_finite
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
-from xclip_deploy.runtime.gallery.records import GalleryVideo, check_metadata
+from xclip_deploy.runtime.gallery.records import GalleryVideo, check_metadata, check_texts
 from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, GalleryStore, Snapshot
 from xclip_deploy.runtime.manifest import Manifest
 
@@ -44,7 +44,9 @@ class Gallery:
         self._fingerprint = manifest.fingerprint
         self._frames = manifest.model.max_frames
         self._dim = manifest.model.embed_dim
-        self._store: GalleryStore = store or MemoryStore(self._dim, self._frames)
+        if store is None:
+            store = MemoryStore(self._dim, self._frames)
+        self._store: GalleryStore = store
 
     @classmethod
     def open(
@@ -117,8 +119,7 @@ class Gallery:
         self._check(videos, features)
         features = _half(features)
         _check_unique([video.id for video in videos])
-        for video in videos:
-            _check_text(video.id, "id")
+        _check_records(videos)
         if videos:
             self._store.put(videos, features, replace=replace)
 
@@ -128,8 +129,7 @@ class Gallery:
         Raises GalleryError for an id that is not there, MetadataError.
         """
         _check_unique([video.id for video in videos])
-        for video in videos:
-            check_metadata(video.metadata)
+        _check_records(videos)
         if videos:
             self._store.update(videos)
 
@@ -171,11 +171,12 @@ class Gallery:
     def save(self, path: str | Path) -> None:
         """Write a copy to a directory, in one step: an interrupted save leaves the old one.
 
+        Where a gallery is replaced, those who have it open can read on after :meth:`refresh`.
         Raises GalleryError where ``path`` holds something else or cannot be written, or is where
         this gallery is kept.
         """
         path = Path(path)
-        from xclip_deploy.runtime.gallery.lance_store import open_store
+        from xclip_deploy.runtime.gallery.lance_store import kept_from_writers, open_store
 
         if self.uri is not None and Path(self.uri) == path.resolve():
             raise GalleryError(f"{path} is this gallery itself, where every change is kept at once")
@@ -183,7 +184,7 @@ class Gallery:
             raise GalleryError(f"{path} is no gallery and not empty; choose another path")
         snapshot = self.snapshot()
         try:
-            with replaced_directory(path) as directory:
+            with kept_from_writers(path), replaced_directory(path) as directory:
                 store = open_store(
                     directory, self._fingerprint, self._dim, self._frames, create=True
                 )
@@ -241,11 +242,10 @@ def _check_unique(ids: Sequence[str]) -> None:
         seen.add(video_id)
 
 
-def _check_text(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidArgumentError(f"the {what} {text!r} is no UTF-8 text") from error
+def _check_records(videos: Sequence[GalleryVideo]) -> None:
+    for video in videos:
+        check_texts(video)
+        check_metadata(video.metadata)  # model_copy() has not
 
 
 def _check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:

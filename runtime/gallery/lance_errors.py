@@ -11,6 +11,7 @@ from xclip_deploy.errors import GalleryError, GalleryIntegrityError, XclipDeploy
 
 REINDEX = "xclip-deploy index VIDEOS --gallery {uri}"
 _FULL = re.compile(r"no space left|disk quota|os error (28|122)\b", re.IGNORECASE)
+_REFUSED = re.compile(r"permission denied|too many open files|os error (13|24)\b", re.I)
 _READ_ONLY = re.compile(r"read-only file system|permission denied|os error (1|13|30)\b", re.I)
 
 
@@ -46,6 +47,8 @@ def _translated(uri: str, doing: str, error: BaseException) -> GalleryError:
         return GalleryError(f"gallery {uri} cannot be written: it is read-only ({found})")
     if doing == "written":
         return GalleryError(f"gallery {uri} cannot be written ({found}); what was there stands")
+    if _REFUSED.search(message):  # says nothing of the files
+        return GalleryError(f"gallery {uri} cannot be {doing} ({found})")
     return GalleryIntegrityError(
         f"gallery {uri} cannot be {doing}: a file is damaged or missing ({found}); restore it "
         f"from a copy or run: {REINDEX.format(uri='NEW_GALLERY')}"

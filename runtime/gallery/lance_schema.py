@@ -16,7 +16,7 @@ from xclip_deploy.runtime.gallery.records import RESERVED, GalleryVideo, VideoFi
 SCHEMA_VERSION = 2
 """2: a LanceDB table. 1 was one file for all features."""
 _KEY = b"xclip-deploy"
-_ARROW: dict[type, pa.DataType] = {
+ARROW_TYPES: dict[type, pa.DataType] = {
     bool: pa.bool_(),
     int: pa.int64(),
     float: pa.float64(),
@@ -67,7 +67,7 @@ def read_header(schema: pa.Schema) -> TableHeader | None:
 
 def metadata_types(schema: pa.Schema) -> dict[str, type]:
     """The user's own columns."""
-    python = {arrow: kind for kind, arrow in _ARROW.items()}
+    python = {arrow: kind for kind, arrow in ARROW_TYPES.items()}
     return {
         field.name: python[field.type]
         for field in schema
@@ -135,7 +135,9 @@ def to_features(table: pa.Table) -> VideoFeatures:
     dim = vectors.shape[1]
     num_frames = table["num_frames"].combine_chunks().to_numpy(zero_copy_only=False)
     return VideoFeatures(
-        vectors, frames.reshape(len(vectors), -1, dim), num_frames.astype(np.int32, copy=False)
+        vectors,
+        frames.reshape(len(vectors), frames.shape[1] // dim, dim),
+        num_frames.astype(np.int32, copy=False),
     )
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from xclip_deploy.errors import GalleryIntegrityError, InvalidArgumentError
+from xclip_deploy.errors import GalleryIntegrityError
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.filters import check_filter, filter_error
+from xclip_deploy.runtime.gallery.filter_sql import quoted, to_sql
+from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.lance_errors import lance_errors
 from xclip_deploy.runtime.gallery.lance_schema import (
@@ -55,6 +56,8 @@ class SearchLimits:
     partitions: float = 0.05
     """Share of the index's partitions that a query looks into."""
     min_partitions: int = 20
+    index_from: int = 50_000
+    """Videos from which ``optimize`` builds an index."""
 
 
 class LanceSnapshot:
@@ -110,21 +113,20 @@ class LanceSnapshot:
             return to_features(self._take(rows, FEATURES))
 
     def matching(self, where: str) -> Rows:
-        check_filter(where)
-        with self._filtering(where):
-            query = self._table.search().where(where).select(["num_frames"]).with_row_id(True)
+        condition = self._condition(where)
+        with self._reading():
+            query = self._table.search().where(condition).select(["num_frames"]).with_row_id(True)
             return np.sort(_row_ids(query.to_arrow()))
 
     def nearest(self, queries: Queries, limit: int, where: str | None = None) -> list[Nearest]:
         if self._is_flat():
             allowed = None if where is None else self.matching(where)
             return self._vectors().nearest(queries, limit, allowed)
-        if where is not None:
-            check_filter(where)
+        condition = None if where is None else self._condition(where)
         method: NearestMethod = "flat" if self._partitions is None else "index"
         found = []
         for query in np.asarray(queries, np.float32):
-            table = self._search(query, limit, where, ["num_frames"])
+            table = self._search(query, limit, condition, ["num_frames"])
             # LanceDB's distance of inner products is one less the product.
             similarities = 1 - table["_distance"].to_numpy()
             found.append(Nearest(_row_ids(table), similarities.astype(np.float32), method))
@@ -146,11 +148,10 @@ class LanceSnapshot:
                     features = to_features(table)
                 found.append((_LanceContent(rows, features, table), near.method))
             return found
-        if where is not None:
-            check_filter(where)
+        condition = None if where is None else self._condition(where)
         method: NearestMethod = "flat" if self._partitions is None else "index"
         return [
-            (_read_content(self._search(query, limit, where, columns)), method)
+            (_read_content(self._search(query, limit, condition, columns)), method)
             for query in np.asarray(queries, np.float32)
         ]
 
@@ -178,9 +179,8 @@ class LanceSnapshot:
     ) -> Iterator[tuple[Rows, VideoFeatures]]:
         query = self._all(FEATURES)
         if where is not None:
-            query = query.where(check_filter(where))
-        # A filter is looked at when its query starts, so its errors come with the first batch.
-        with self._filtering(where) if where is not None else self._reading():
+            query = query.where(self._condition(where))
+        with self._reading():
             for batch in query.to_batches(batch_size=num_videos):
                 table = pa.Table.from_batches([batch])
                 if len(table):
@@ -208,9 +208,11 @@ class LanceSnapshot:
         return fits and (self._partitions is None or self._count <= self._limits.flat_videos)
 
     def _search(
-        self, vector: Any, limit: int, where: str | None, columns: Sequence[str]
+        self, vector: Any, limit: int, condition: str | None, columns: Sequence[str]
     ) -> pa.Table:
-        with self._filtering(where) if where is not None else self._reading():
+        if limit <= 0:
+            limit, condition = 1, "false"  # LanceDB takes 0 for no limit
+        with self._reading():
             query = (
                 self._table.search(vector, vector_column_name="video_features")
                 .distance_type("dot")
@@ -221,8 +223,8 @@ class LanceSnapshot:
             if self._partitions is not None:
                 share = round(self._partitions * self._limits.partitions)
                 query = query.nprobes(max(share, self._limits.min_partitions))
-            if where is not None:
-                query = query.where(where, prefilter=True)
+            if condition is not None:
+                query = query.where(condition, prefilter=True)
             return query.to_arrow()
 
     def _look_up(self, column: str, values: Sequence[str]) -> dict[str, int]:
@@ -238,6 +240,8 @@ class LanceSnapshot:
 
     def _take(self, rows: Rows, columns: Sequence[str]) -> pa.Table:
         """Columns of rows, in the order of ``rows``."""
+        if not len(rows):
+            return pa.schema([self._schema.field(name) for name in columns]).empty_table()
         query = self._table.take_row_ids([int(row) for row in rows])
         table = query.select(list(columns)).with_row_id().to_arrow()
         found = _row_ids(table)
@@ -257,8 +261,8 @@ class LanceSnapshot:
     def _reading(self) -> Any:
         return lance_errors(self._uri, "read")
 
-    def _filtering(self, where: str) -> Any:
-        return _Filtering(self._uri, where)
+    def _condition(self, where: str) -> str:
+        return to_sql(parse_filter(where, metadata_types(self._schema)))
 
 
 class _LanceContent:
@@ -283,31 +287,6 @@ def _read_content(table: pa.Table) -> _LanceContent:
     return _LanceContent(rows[order], to_features(table), table)
 
 
-class _Filtering:
-    """As ``lance_errors``, where a ValueError is the filter's fault."""
-
-    def __init__(self, uri: str, where: str) -> None:
-        self._where = where
-        self._reading = lance_errors(uri, "read")
-
-    def __enter__(self) -> None:
-        self._reading.__enter__()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> Any:
-        is_users = isinstance(error, (ValueError, RuntimeError)) and _blames_filter(error)
-        if error is not None and is_users and not isinstance(error, InvalidArgumentError):
-            raise filter_error(self._where, str(error).split(", /")[0]) from error
-        return self._reading.__exit__(kind, error, trace)
-
-
-def _blames_filter(error: BaseException) -> bool:
-    if isinstance(error, ValueError):
-        return True
-    message = str(error).lower()
-    signs = ("schema error", "sql", "type_coercion", "coerc", "cast", "planning", "predicate")
-    return any(sign in message for sign in signs)
-
-
 def _partitions_of(table: Any) -> int | None:
     for index in table.list_indices():
         partitions = index.name.removeprefix(VECTOR_INDEX)
@@ -324,8 +303,3 @@ def partitions_for(num_videos: int) -> int:
 def _row_ids(table: pa.Table) -> Rows:
     rows: Rows = table["_rowid"].to_numpy().astype(np.int64)
     return rows
-
-
-def quoted(value: str) -> str:
-    """A text as an SQL literal."""
-    return "'" + value.replace("'", "''") + "'"

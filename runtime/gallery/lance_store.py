@@ -11,14 +11,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from xclip_deploy.errors import (
     DuplicateIdError,
     GalleryError,
     GalleryIntegrityError,
+    GalleryModelError,
     GalleryNotFoundError,
     GalleryVersionError,
 )
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.filter_sql import quoted
 from xclip_deploy.runtime.gallery.lance_errors import REINDEX, lance_errors
 from xclip_deploy.runtime.gallery.lance_schema import (
     SCHEMA_VERSION,
@@ -34,7 +39,6 @@ from xclip_deploy.runtime.gallery.lance_snapshot import (
     LanceSnapshot,
     SearchLimits,
     partitions_for,
-    quoted,
 )
 from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
 from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS
@@ -42,8 +46,6 @@ from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS
 _TABLE = "videos"
 _LOCK = "gallery.lock"
 _ROWS_PER_WRITE = 1024
-INDEX_FROM = 50_000
-"""Videos from which ``optimize`` builds an index."""
 
 
 class LanceStore:
@@ -58,10 +60,15 @@ class LanceStore:
         self._uri = uri
         self._limits = limits or SearchLimits()
         self._table = table
-        self._lock = threading.RLock()
+        self._place = _place_of(uri)
+        self._version: int = table.version
+        self._snapshot: LanceSnapshot | None = None
+        self._is_writing = False
+        # Of the four above; held for moments, so that searches go on during a write.
+        self._lock = threading.Lock()
+        self._writer = threading.RLock()
         self._depth = 0
         self._descriptor: int | None = None
-        self._snapshot: LanceSnapshot | None = None
         header = read_header(table.schema)
         assert header is not None  # open_store has checked
         self.header: TableHeader = header
@@ -81,20 +88,32 @@ class LanceStore:
             if self._snapshot is None:
                 with lance_errors(self._uri, "read"):
                     table = _connect(self._uri).open_table(_TABLE)
-                    table.checkout(self._table.version)
+                    table.checkout(self._version)
                 self._snapshot = LanceSnapshot(self._uri, table, self._limits)
             return self._snapshot
 
     def refresh(self) -> None:
         with self._lock, lance_errors(self._uri, "read"):
-            before = self._table.version
-            self._table.checkout_latest()
-            if self._table.version != before:
-                self._snapshot = None
+            # A write in another thread has begun with a refresh, and keeps others from writing.
+            if self._is_writing:
+                return
+            place = _place_of(self._uri)
+            if place == self._place:
+                self._table.checkout_latest()
+                self._publish()
+            else:  # Gallery.save has put another one here
+                table = _opened(self._uri)
+                header = read_header(table.schema)
+                if header != self.header:
+                    raise GalleryModelError(
+                        f"gallery {self._uri} was replaced by one of another model: open it again"
+                    )
+                self._table, self._place = table, place
+                self._version, self._snapshot = table.version, None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        with self._lock:
+        with self._writer:
             if self._depth == 0:
                 self._descriptor = _take_lock(self._uri)
             self._depth += 1
@@ -135,25 +154,35 @@ class LanceStore:
             for video in videos:
                 if video.id not in rows:
                     raise GalleryError(f"no video {video.id!r} in the gallery {self._uri}")
-            for start in range(0, len(videos), _ROWS_PER_WRITE):
-                part = videos[start : start + _ROWS_PER_WRITE]
-                # Rows are those of the snapshot from before, whose embeddings do not change.
-                places = [rows[video.id] for video in part]
-                self.put(part, snapshot.features(_as_rows(places)), replace=True)
+            types = merged_types(
+                metadata_types(self._table.schema), (video.metadata for video in videos)
+            )
+            with self._writing():
+                self._add_columns(types)
+                schema = self._table.schema
+
+                def batches() -> Iterator[pa.RecordBatch]:
+                    for start in range(0, len(videos), _ROWS_PER_WRITE):
+                        part = videos[start : start + _ROWS_PER_WRITE]
+                        places = np.array([rows[video.id] for video in part], np.int64)
+                        yield from to_table(part, snapshot.features(places), schema).to_batches()
+
+                # One commit, without the embeddings of all in memory.
+                self._upsert(pa.RecordBatchReader.from_batches(schema, batches()))
 
     def remove(self, ids: Collection[str]) -> int:
         with self.exclusive():
             present = list(self.snapshot().find(list(ids)))
-            for start in range(0, len(present), _ROWS_PER_WRITE):
-                listed = ", ".join(map(quoted, present[start : start + _ROWS_PER_WRITE]))
+            if present:
                 with self._writing():
-                    self._table.delete(f"id in ({listed})")
+                    self._table.delete(f"id in ({', '.join(map(quoted, present))})")
             return len(present)
 
     def optimize(self, progress: Callable[[str], None], keep: timedelta = KEEP_VERSIONS) -> None:
         with self.exclusive(), self._writing():
             progress("putting files together")
-            self._table.optimize(cleanup_older_than=keep)
+            # LanceDB warns of 0, which nobody gives without having been told what it does.
+            self._table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
             names = {index.name for index in self._table.list_indices()}
             count = self._table.count_rows()
             if count and "id_idx" not in names:
@@ -165,7 +194,7 @@ class LanceStore:
             old = [name for name in names if name.startswith(VECTOR_INDEX)]
             # Optimising has extended an index; one made for far fewer videos is made anew.
             outgrown = all(partitions > 4 * int(name.removeprefix(VECTOR_INDEX)) for name in old)
-            if count >= INDEX_FROM and outgrown:
+            if count >= self._limits.index_from and outgrown:
                 from lancedb.index import IvfRq
 
                 progress(f"indexing {count} videos in {partitions} partitions")
@@ -196,11 +225,20 @@ class LanceStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        """One change: until it is whole, snapshots are those from before."""
+        with self._lock:
+            self._is_writing = True
         try:
             with lance_errors(self._uri, "written"):
                 yield
         finally:
-            self._snapshot = None
+            with self._lock, lance_errors(self._uri, "read"):
+                self._is_writing = False
+                self._publish()
+
+    def _publish(self) -> None:
+        if self._table.version != self._version:
+            self._version, self._snapshot = self._table.version, None
 
 
 def open_store(
@@ -227,17 +265,41 @@ def open_store(
         elif not create:
             raise GalleryNotFoundError(f"no gallery at {name}; run: {REINDEX.format(uri=name)}")
         _create(name, is_local, fingerprint, dim, max_frames)
-    with lance_errors(name, "read"):
-        table = _connect(name).open_table(_TABLE)
+    return LanceStore(name, _opened(name), limits)
+
+
+@contextmanager
+def kept_from_writers(path: Path) -> Iterator[None]:
+    """While a directory is replaced: nobody writes into the gallery there, if there is one."""
+    is_gallery = Path(path, f"{_TABLE}.lance").is_dir()
+    descriptor = _take_lock(os.path.realpath(path)) if is_gallery else None
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _opened(uri: str) -> Any:
+    with lance_errors(uri, "read"):
+        table = _connect(uri).open_table(_TABLE)
         header = read_header(table.schema)
     if header is None:
         raise GalleryIntegrityError(
-            f"gallery {name}: its table {_TABLE!r} is none of xclip-deploy's; "
+            f"gallery {uri}: its table {_TABLE!r} is none of xclip-deploy's; "
             f"run: {REINDEX.format(uri='NEW_GALLERY')}"
         )
     if header.schema_version != SCHEMA_VERSION:
-        raise _other_version(name, header.schema_version)
-    return LanceStore(name, table, limits)
+        raise _other_version(uri, header.schema_version)
+    return table
+
+
+def _place_of(uri: str) -> tuple[int, int] | None:
+    """Tells one directory from another that takes its place; None where there is none."""
+    if "://" in uri:
+        return None
+    found = Path(uri, f"{_TABLE}.lance").stat()
+    return found.st_dev, found.st_ino
 
 
 def _connect(uri: str) -> Any:
@@ -291,10 +353,19 @@ def _take_lock(uri: str) -> int | None:
     """The descriptor that holds the lock; None where there is no place for one."""
     if "://" in uri:
         return None
+    path = Path(uri, _LOCK)
     with lance_errors(uri, "written"):
-        descriptor = os.open(Path(uri, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Not that of a gallery which was replaced meanwhile.
+                if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+            except BaseException:  # an interrupt while another writes, or a disk without locks
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
 
 
 def _other_version(uri: str, version: int) -> GalleryVersionError:
@@ -304,9 +375,3 @@ def _other_version(uri: str, version: int) -> GalleryVersionError:
         f"gallery {uri} has schema version {version}, this release reads {SCHEMA_VERSION}; "
         f"run: {mend}"
     )
-
-
-def _as_rows(rows: Sequence[int]) -> Any:
-    import numpy as np
-
-    return np.array(rows, np.int64)

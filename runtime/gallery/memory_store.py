@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import DuplicateIdError, GalleryError
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.filters import FilterTable
+from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
-from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
+from xclip_deploy.runtime.gallery.records import GalleryVideo, coerced, merged_types
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     Content,
@@ -26,13 +26,23 @@ from xclip_deploy.runtime.gallery.store import (
     Rows,
 )
 
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.gallery.filter_table import FilterTable
+
 
 class MemorySnapshot:
     """See :class:`Snapshot`. Rows are places in the order of addition."""
 
-    def __init__(self, videos: tuple[GalleryVideo, ...], features: VideoFeatures) -> None:
+    def __init__(
+        self,
+        videos: tuple[GalleryVideo, ...],
+        features: VideoFeatures,
+        types: Mapping[str, type],
+    ) -> None:
+        """``types``: of the metadata, of fields too that no video has any longer."""
         self._videos = videos
         self._features = features
+        self._types = types
         self._rows = np.arange(len(videos))
         self._places = {video.id: n for n, video in enumerate(videos)}
         self._lock = threading.Lock()
@@ -63,10 +73,14 @@ class MemorySnapshot:
         )
 
     def matching(self, where: str) -> Rows:
+        condition = parse_filter(where, self._types)
         with self._lock:
             if self._table is None:
-                self._table = FilterTable(self._videos)
-            return self._table.matching(where)
+                # PyArrow takes a moment to import, and few galleries in memory are filtered.
+                from xclip_deploy.runtime.gallery.filter_table import FilterTable
+
+                self._table = FilterTable(self._videos, self._types)
+        return self._table.matching(condition)
 
     def nearest(self, queries: Queries, limit: int, where: str | None = None) -> list[Nearest]:
         allowed = None if where is None else self.matching(where)
@@ -149,7 +163,7 @@ class MemoryStore:
                 places = {video.id: (video, n) for n, video in enumerate(videos)}
                 self._content = _Content(places, [features])
                 self._num_rows = len(videos)
-                self._snapshot = MemorySnapshot(tuple(videos), features)
+                self._snapshot = MemorySnapshot(tuple(videos), features, self._types)
             return self._snapshot
 
     def refresh(self) -> None:
@@ -171,7 +185,8 @@ class MemoryStore:
             for name in present:
                 del self._content.videos[name]
             for n, video in enumerate(videos):
-                self._content.videos[video.id] = (video, self._num_rows + n)
+                known = coerced(video, self._types)
+                self._content.videos[video.id] = (known, self._num_rows + n)
             self._content.parts.append(features)
             self._num_rows += len(videos)
             self._snapshot = None
@@ -183,7 +198,8 @@ class MemoryStore:
                     raise GalleryError(f"no video {video.id!r} in the gallery")
             self._types = merged_types(self._types, (video.metadata for video in videos))
             for video in videos:
-                self._content.videos[video.id] = (video, self._content.videos[video.id][1])
+                row = self._content.videos[video.id][1]
+                self._content.videos[video.id] = (coerced(video, self._types), row)
             self._snapshot = None
 
     def remove(self, ids: Collection[str]) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias, cast
 
+import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -18,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from xclip_deploy.errors import MetadataError
+from xclip_deploy.errors import InvalidArgumentError, MetadataError
 
 MetadataValue: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
 """What metadata may hold: one of four types, the same for all videos of a gallery."""
@@ -41,8 +43,16 @@ RESERVED = frozenset(
     }
 )
 """Columns of the gallery itself, which filters may name like metadata."""
+TYPE_NAMES: dict[type, str] = {
+    bool: "truth values",
+    int: "whole numbers",
+    float: "decimal numbers",
+    str: "texts",
+}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _INT64 = 1 << 63
+_EXACT = 1 << 53
+"""Largest whole number up to which decimals of 64 bits have every one."""
 
 
 class VideoFile(BaseModel):
@@ -90,13 +100,21 @@ class GalleryVideo(BaseModel):
             raise ValueError("path is not that of the first of files")
         return self
 
-    @field_validator("metadata")
+    @field_validator("metadata", mode="before")
     @classmethod
-    def _metadata_can_be_stored(
-        cls, metadata: Mapping[str, MetadataValue]
-    ) -> Mapping[str, MetadataValue]:
-        check_metadata(metadata)
-        return dict(metadata)
+    def _metadata_can_be_stored(cls, metadata: object) -> object:
+        # Before Pydantic's own check, which makes 1.0 of NumPy's 1 and True.
+        return plain_metadata(metadata) if isinstance(metadata, Mapping) else metadata
+
+
+def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, MetadataValue]:
+    """Metadata with NumPy's scalars as Python's. Raises MetadataError as check_metadata does."""
+    plain = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in metadata.items()
+    }
+    check_metadata(plain)
+    return plain
 
 
 def check_metadata(metadata: Mapping[str, object]) -> None:
@@ -120,6 +138,8 @@ def check_metadata(metadata: Mapping[str, object]) -> None:
             )
         if isinstance(value, int) and not -_INT64 <= value < _INT64:
             raise MetadataError(f"metadata field {name!r} is {value}, expected 64 bits at most")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise MetadataError(f"metadata field {name!r} is {value}, expected a finite number")
         if isinstance(value, str):
             _check_text(name, value)
     lowered = [name.lower() for name in metadata]
@@ -132,11 +152,13 @@ def merged_types(
 ) -> dict[str, type]:
     """Types of the fields, those of ``metadata`` added to what is ``known``.
 
-    Whole numbers go into a field of decimals; anything else that differs raises MetadataError.
+    Whole numbers go into a field of decimals, and a new field that has both holds decimals;
+    anything else that differs raises MetadataError.
     """
     types = dict(known)
     spelled = {name.lower(): name for name in types}
-    for fields in metadata:
+    given = list(metadata)
+    for fields in given:
         for name, value in fields.items():
             found = type(value)
             other = spelled.setdefault(name.lower(), name)
@@ -145,14 +167,42 @@ def merged_types(
                     f"metadata field {name!r} is {other!r} in the gallery; expected one spelling"
                 )
             expected = types.setdefault(name, found)
-            if found is not expected and not (found is int and expected is float):
+            if found is float and expected is int and name not in known:
+                types[name] = float
+            elif found is not expected and not (found is int and expected is float):
                 raise MetadataError(
-                    f"metadata field {name!r} holds {value!r:.80} ({_TYPES[found]}), the "
-                    f"gallery's holds {_TYPES[expected]}; give it as that or under another name"
+                    f"metadata field {name!r} holds {value!r:.80} ({TYPE_NAMES[found]}), the "
+                    f"gallery's holds {TYPE_NAMES[expected]}; give it as that or under another name"
                 )
     if len(types) > MAX_FIELDS:
         raise MetadataError(f"found {len(types)} metadata fields, expected at most {MAX_FIELDS}")
+    for fields in given:
+        for name, value in fields.items():
+            if types[name] is float and abs(cast("float", value)) > _EXACT and type(value) is int:
+                raise MetadataError(
+                    f"metadata field {name!r} holds decimal numbers, which {value} is too long for"
+                )
     return types
+
+
+def coerced(video: GalleryVideo, types: Mapping[str, type]) -> GalleryVideo:
+    """The video with whole numbers as decimal ones where ``types`` has those."""
+    changed = {
+        name: float(value)
+        for name, value in video.metadata.items()
+        if type(value) is int and types[name] is float
+    }
+    if not changed:
+        return video
+    return video.model_copy(update={"metadata": {**video.metadata, **changed}})
+
+
+def check_texts(video: GalleryVideo) -> None:
+    """Raise InvalidArgumentError for an id, path or fingerprint that is no UTF-8."""
+    texts = {"id": video.id, "fingerprint": video.fingerprint or ""}
+    for what, text in [*texts.items(), *(("path", file.path) for file in video.files)]:
+        if text.encode(errors="replace").decode() != text:
+            raise InvalidArgumentError(f"the {what} {text!r:.200} is no UTF-8 text")
 
 
 def _check_text(name: str, value: str) -> None:
@@ -166,11 +216,3 @@ def _check_text(name: str, value: str) -> None:
         raise MetadataError(
             f"metadata field {name!r} holds {size} bytes, expected at most {MAX_TEXT_BYTES}"
         )
-
-
-_TYPES: dict[type, str] = {
-    bool: "truth values",
-    int: "whole numbers",
-    float: "decimal numbers",
-    str: "texts",
-}

@@ -79,7 +79,7 @@ class Snapshot(Protocol):
         ...
 
     def matching(self, where: str) -> Rows:
-        """Rows that a filter lets through: an SQL expression over metadata and columns."""
+        """Rows that a filter lets through; ``filters.py`` describes the language."""
         ...
 
     def nearest(self, queries: Queries, limit: int, where: str | None = None) -> list[Nearest]:

@@ -1,216 +1,236 @@
-"""A gallery on disk: other models, versions and damage."""
+"""A gallery on disk: what is opened, what is refused, and disks that are full or read-only."""
 
 from __future__ import annotations
 
-import shutil
+import random
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
+from gallery_samples import DIM, FRAMES, MODEL, content_of, lance_store, sample
 
-from xclip_deploy import Bundle, Gallery, GalleryVideo, VideoFeatures
 from xclip_deploy.errors import (
     GalleryError,
-    GalleryModelError,
+    GalleryIntegrityError,
     GalleryNotFoundError,
     GalleryVersionError,
-    XclipDeployError,
 )
-from xclip_deploy.runtime.gallery import lance_schema, lance_store
-from xclip_deploy.runtime.gallery.lance_snapshot import LanceSnapshot, SearchLimits
-from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
-
-DIM, FRAMES = 16, 3
+from xclip_deploy.runtime.gallery import lance_schema
+from xclip_deploy.runtime.gallery import lance_store as module
+from xclip_deploy.runtime.gallery.lance_errors import lance_errors
 
 
-def some(first: int, count: int) -> tuple[list[GalleryVideo], VideoFeatures]:
-    rng = np.random.default_rng(first)
-    videos = [
-        GalleryVideo(id=f"v{n}", frame_times_s=(0.0,), metadata={"n": n})
-        for n in range(first, first + count)
-    ]
-    return videos, VideoFeatures(
-        rng.standard_normal((count, DIM)).astype(np.float16),
-        rng.standard_normal((count, FRAMES, DIM)).astype(np.float16),
-        np.ones(count, np.int32),
-    )
+@contextmanager
+def mounted(path: Path, *arguments: str) -> Iterator[None]:
+    """A file system of the test's own at ``path``."""
+    path.mkdir(exist_ok=True)
+    command = ["mount", *arguments, str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no command mount")
+    if done.returncode != 0:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def make(path: Path, limits: SearchLimits | None = None) -> LanceStore:
-    return open_store(path, "0" * 64, DIM, FRAMES, create=True, limits=limits)
+def test_the_header_and_columns(tmp_path: Path) -> None:
+    store = lance_store(tmp_path / "gallery")
+    assert store.uri == str(tmp_path / "gallery")
+    assert store.dimensions == (DIM, FRAMES)
+    assert (store.header.fingerprint, store.header.schema_version) == (MODEL, 2)
+    store.put(*sample(["a"], source="x"), replace=False)
+    # As any reader of LanceDB sees it.
+    table = lancedb.connect(tmp_path / "gallery").open_table("videos").to_arrow()
+    assert table.schema.field("frame_features").type == pa.list_(pa.float16(), FRAMES * DIM)
+    assert table.schema.field("video_features").type == pa.list_(pa.float16(), DIM)
+    assert set(table.column_names) == {
+        *("id", "paths", "file_sizes", "file_times", "fingerprint", "duration_s"),
+        *("frame_times_s", "num_frames", "video_features", "frame_features", "n", "source"),
+    }
 
 
-def contents(path: Path) -> list[tuple[str, bytes, bytes]]:
-    snapshot = open_store(path, "0" * 64, DIM, FRAMES, create=False).snapshot()
-    found = []
-    for rows, features in snapshot.scan(8):
-        for n, video in enumerate(snapshot.videos(rows)):
-            vectors = features.video_features[n].tobytes(), features.frame_features[n].tobytes()
-            found.append((video.id, *vectors))
-    return sorted(found)
-
-
-def test_another_model_and_other_versions(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(tmp_path / "other")
-    with pytest.raises(GalleryModelError, match="xclip-deploy index VIDEOS --gallery NEW"):
-        Gallery.open(tmp_path / "other", bundle.manifest)
+def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(lance_schema, "SCHEMA_VERSION", 9)
-        patch.setattr(lance_store, "SCHEMA_VERSION", 9)
-        make(tmp_path / "newer")
+        patch.setattr(module, "SCHEMA_VERSION", 9)
+        lance_store(tmp_path / "newer")
     with pytest.raises(GalleryVersionError, match=r"version 9.*pip install --upgrade"):
-        Gallery.open(tmp_path / "newer", bundle.manifest)
+        lance_store(tmp_path / "newer")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "gallery.json").write_text("{}")
     with pytest.raises(GalleryVersionError, match=r"version 1.*xclip-deploy index"):
-        Gallery.open(tmp_path / "old", bundle.manifest)
+        lance_store(tmp_path / "old")
 
 
-def test_what_is_no_gallery(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [None, b"{", b"[]", b"{}", b'{"schema_version": null, "fingerprint": "x"}'],
+)
+def test_a_table_of_somebody_else(tmp_path: Path, header: bytes | None) -> None:
+    metadata = {} if header is None else {b"xclip-deploy": header}
+    schema = pa.schema([("id", pa.string())], metadata=metadata)
+    lancedb.connect(tmp_path / "gallery").create_table("videos", schema=schema)
+    with pytest.raises(GalleryIntegrityError, match="is none of xclip-deploy's"):
+        lance_store(tmp_path / "gallery")
+
+
+def test_what_is_no_gallery(tmp_path: Path) -> None:
     with pytest.raises(GalleryNotFoundError, match="run: xclip-deploy index"):
-        Gallery.open(tmp_path / "none", bundle.manifest)
+        lance_store(tmp_path / "none", create=False)
+    assert not (tmp_path / "none").exists()
     (tmp_path / "notes.txt").write_text("mine")
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(GalleryNotFoundError, match="choose another path"):
-            Gallery.open(path, bundle.manifest, create=True)
+            lance_store(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     # Left by a process that was killed while it made one.
     (tmp_path / "begun" / "videos.lance" / "_versions").mkdir(parents=True)
-    assert len(Gallery.open(tmp_path / "begun", bundle.manifest, create=True)) == 0
+    (tmp_path / "begun" / "gallery.lock").touch()
+    with pytest.raises(GalleryNotFoundError):
+        lance_store(tmp_path / "begun", create=False)
+    assert len(lance_store(tmp_path / "begun").snapshot()) == 0
 
 
-def test_every_file_cut_gives_an_error_or_the_same(tmp_path: Path) -> None:
-    store = make(tmp_path / "gallery")
-    store.put(*some(0, 6), replace=False)
-    store.put(*some(3, 6), replace=True)
-    store.remove(["v1"])
-    expected = contents(tmp_path / "gallery")
-    assert len(expected) == 8
-    outcomes = set()
-    for file in sorted((tmp_path / "gallery").rglob("*")):
-        if not file.is_file():
-            continue
-        whole = file.read_bytes()
-        for length in sorted({0, 1, len(whole) // 2, len(whole) - 1} - {-1}):
-            file.write_bytes(whole[:length])
-            try:
-                assert contents(tmp_path / "gallery") == expected, f"{file} cut to {length}"
-                outcomes.add("same")
-            except XclipDeployError as error:
-                outcomes.add("error" if "\n" not in str(error) else "several lines")
-        file.write_bytes(whole)
-    assert outcomes == {"same", "error"}
-    assert contents(tmp_path / "gallery") == expected
+def test_a_path_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("with space", "ünï 😀", "quo'te", "a%20b", "#x?y=1"):
+        store = lance_store(tmp_path / name)
+        store.put(*sample(["a"]), replace=False)
+        assert (tmp_path / name / "videos.lance").is_dir()
+        assert len(lance_store(tmp_path / name, create=False).snapshot()) == 1
+    # A relative one stays where it was when the process goes elsewhere.
+    monkeypatch.chdir(tmp_path)
+    store = lance_store(Path("relative"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    store.put(*sample(["a"]), replace=False)
+    assert len(content_of(store.snapshot())) == 1
+    (tmp_path / "link").symlink_to(tmp_path / "relative")
+    assert len(lance_store(tmp_path / "link", create=False).snapshot()) == 1
 
 
-def test_an_index_finds_what_all_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lance_store, "INDEX_FROM", 500)
-    path = tmp_path / "gallery"
-    store = make(path, SearchLimits(flat_videos=0, partitions=1.0))
-    store.put(*some(0, 2000), replace=False)
-    flat = store.snapshot().nearest(np.eye(3, DIM), 10)
-    steps: list[str] = []
-    store.optimize(steps.append)
-    assert any("16 partitions" in step for step in steps)
+def test_a_uri(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/gallery"
+    store = module.open_store(uri, MODEL, DIM, FRAMES, create=True)
+    store.put(*sample(["a"]), replace=False)
+    store.remove(["none"])
+    assert len(module.open_store(uri, MODEL, DIM, FRAMES, create=False).snapshot()) == 1
+    with pytest.raises(GalleryNotFoundError, match="no gallery at file://"):
+        module.open_store(f"{uri}-2", MODEL, DIM, FRAMES, create=False)
+
+
+def test_many_videos_at_once(tmp_path: Path) -> None:
+    store = lance_store(tmp_path / "gallery")
+    names = [f"a rather long id, as paths are: {n}" for n in range(5000)]
+    videos, features = sample(names)
+    store.put(videos, features, replace=False)
+    store.optimize(lambda _what: None)
+    before = store.snapshot()
+    store.update([v.model_copy(update={"metadata": {"n": -1}}) for v in videos[:3000]])
     snapshot = store.snapshot()
-    assert snapshot.num_partitions == 16
-    indexed = snapshot.nearest(np.eye(3, DIM), 200)
-    assert {found.method for found in indexed} == {"index"}
-    names = [{v.id for v in snapshot.videos(found.rows)} for found in indexed]
-    before = [{v.id for v in snapshot.videos(found.rows)} for found in flat]
-    shared = [len(a & b) for a, b in zip(names, before, strict=True)]
-    assert sum(shared) >= 24  # of 30; quantised to one bit a dimension
-    # What comes after the index was built is found as well.
-    videos, features = some(9000, 1)
-    loud = VideoFeatures(
-        np.full((1, DIM), 50, np.float16), features.frame_features, features.num_frames
-    )
-    store.put(videos, loud, replace=False)
-    snapshot = store.snapshot()
-    (found,) = snapshot.nearest(np.ones((1, DIM)), 5, "n >= 9000")
-    assert [v.id for v in snapshot.videos(found.rows)] == ["v9000"]
-    ((content, method),) = snapshot.nearest_content(np.ones((1, DIM)), 5)
-    assert method == "index"
-    assert "v9000" in {v.id for v in content.videos(np.arange(len(content.rows)))}
+    assert len(snapshot.matching("n < 0")) == 3000
+    content = content_of(snapshot, 1024)
+    assert {name: c for name, (_, c) in content.items()} == {
+        name: c for name, (_, c) in content_of(before, 1024).items()
+    }
+    assert len(snapshot.find(names)) == 5000
+    assert store.remove(names[1:]) == 4999
+    assert list(content_of(store.snapshot())) == names[:1]
 
 
-def test_a_snapshot_is_read_while_others_write(tmp_path: Path) -> None:
-    store = make(tmp_path / "gallery")
-    store.put(*some(0, 20), replace=False)
-    snapshot = store.snapshot()
+def test_a_read_only_disk(tmp_path: Path) -> None:
+    store = lance_store(tmp_path / "gallery")
+    videos, features = sample([f"v{n}" for n in range(5)])
+    store.put(videos, features, replace=False)
+    expected = content_of(store.snapshot())
+    with mounted(tmp_path / "disk", "--bind", "-o", "ro", str(tmp_path / "gallery")):
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(tmp_path / "disk")], check=False)
+        store = lance_store(tmp_path / "disk", create=False)
+        snapshot = store.snapshot()
+        assert content_of(snapshot) == expected
+        assert snapshot.nearest(np.ones((1, DIM), np.float16), 2)[0].rows.shape == (2,)
+        assert len(snapshot.matching("n < 2")) == 2
+        store.refresh()
+        for write in (
+            lambda: store.put(*sample(["new"]), replace=False),
+            lambda: store.update(videos[:1]),
+            lambda: store.remove(["v1"]),
+            lambda: store.optimize(lambda _what: None),
+            lambda: lance_store(tmp_path / "disk" / "other"),
+        ):
+            with pytest.raises(GalleryError, match="cannot be written: it is read-only") as raised:
+                write()
+            assert "\n" not in str(raised.value)
+        assert content_of(store.snapshot()) == expected
 
-    def read() -> set[tuple[int, int]]:
-        found = set()
-        for _ in range(20):
-            names = {video.id for video in snapshot.listing()}
-            found.add((len(names), len(snapshot.matching("n < 10"))))
-        return found
 
-    with ThreadPoolExecutor(3) as pool:
-        reading = [pool.submit(read) for _ in range(2)]
-        for n in range(10):
-            store.put(*some(100 + n, 1), replace=False)
-        store.remove(["v0", "v1"])
-        store.optimize(lambda _what: None)
-        assert [result.result() for result in reading] == [{(20, 10)}, {(20, 10)}]
-    assert len(store.snapshot()) == 28
+def test_a_full_disk(tmp_path: Path) -> None:
+    def fill() -> None:
+        for n in range(100):
+            name = f"v{n}"
+            store.put(*sample([name], n, note=chance.randbytes(100_000).hex()), replace=False)
+            written.add(name)
+
+    chance = random.Random(1)  # what it gives cannot be compressed away
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=2m", "tmpfs"):
+        store = lance_store(tmp_path / "disk" / "gallery")
+        written: set[str] = set()
+        with pytest.raises(GalleryError, match="the disk is full; what was committed") as raised:
+            fill()
+        assert "\n" not in str(raised.value)
+        assert ".rs" not in str(raised.value)
+        assert len(written) >= 3
+        assert set(content_of(store.snapshot())) == written
+        assert set(content_of(lance_store(tmp_path / "disk" / "gallery").snapshot())) == written
+        # With room again, the same object goes on.
+        subprocess.run(["mount", "-o", "remount,size=20m", str(tmp_path / "disk")], check=True)
+        store.put(*sample(["new"]), replace=False)
+        assert set(content_of(store.snapshot())) == {*written, "new"}
 
 
-def test_two_processes_lose_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "gallery"
-    ours = make(path)
+@pytest.mark.parametrize(
+    ("doing", "error", "expected"),
+    [
+        ("written", OSError(28, "No space left on device"), "the disk is full"),
+        ("written", RuntimeError("lance error: Disk quota exceeded (os error 122)"), "is full"),
+        ("written", PermissionError(13, "Permission denied"), "cannot be written: it is read-only"),
+        ("written", RuntimeError("lance error: odd, /root/x/y.rs:3:4"), r"\(lance error: odd\)"),
+        ("read", PermissionError(13, "Permission denied"), r"cannot be read \(.*denied\)$"),
+        ("read", OSError(24, "Too many open files"), r"cannot be read \(.*open files\)$"),
+        ("read", ValueError("odd\nlines"), r"damaged or missing \(odd lines\); restore it"),
+    ],
+)
+def test_errors_of_lancedb(doing: str, error: Exception, expected: str) -> None:
+    with (
+        pytest.raises(GalleryError, match=expected) as raised,
+        lance_errors("/galleries/mine", doing),
+    ):
+        raise error
+    assert "/galleries/mine" in str(raised.value)
+    assert isinstance(raised.value, GalleryIntegrityError) == ("damaged" in expected)
+
+
+def test_what_is_no_error_of_lancedb_passes() -> None:
+    for error in (KeyboardInterrupt(), GeneratorExit(), GalleryNotFoundError("none")):
+        with pytest.raises(type(error)), lance_errors("/galleries/mine", "read"):
+            raise error
+
+
+def test_galleries_in_memory_do_not_import_lancedb() -> None:
     code = (
         "import sys, numpy as np\n"
-        "from xclip_deploy.runtime.features import VideoFeatures\n"
-        "from xclip_deploy.runtime.gallery import GalleryVideo\n"
-        "from xclip_deploy.runtime.gallery.lance_store import open_store\n"
-        f"store = open_store(sys.argv[1], '0' * 64, {DIM}, {FRAMES}, create=False)\n"
-        f"features = VideoFeatures(np.ones((1, {DIM}), np.float16), "
-        f"np.ones((1, {FRAMES}, {DIM}), np.float16), np.ones(1, np.int32))\n"
-        "for n in range(12):\n"
-        "    video = GalleryVideo(id=f'other{n}', frame_times_s=(0.0,), metadata={f'k{n}': n})\n"
-        "    store.put([video], features, replace=False)\n"
+        "from xclip_deploy.runtime.gallery.memory_store import MemoryStore\n"
+        "store = MemoryStore(4, 2)\n"
+        "store.snapshot().nearest(np.ones((1, 4)), 3)\n"
+        "assert not {'lancedb', 'pyarrow', 'pandas'} & set(sys.modules)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(path)]) as other:
-        for n in range(12):
-            ours.put(*some(n, 1), replace=False)
-        assert other.wait(120) == 0
-    seen = len(ours.snapshot())
-    ours.refresh()
-    assert len(ours.snapshot()) == 24 >= seen
-
-
-def test_save_writes_a_copy(bundle: Bundle, tmp_path: Path) -> None:
-    config = bundle.manifest.model
-    gallery = Gallery(bundle.manifest)
-    features = VideoFeatures(
-        np.ones((2, config.embed_dim)),
-        np.ones((2, config.max_frames, config.embed_dim)),
-        np.ones(2, np.int32),
-    )
-    videos = [GalleryVideo(id=name, frame_times_s=(0.0,)) for name in ("a", "b")]
-    gallery.add(videos, features)
-    gallery.save(tmp_path / "copy")
-    gallery.remove(["a"])
-    gallery.save(tmp_path / "copy")
-    opened = Gallery.open(tmp_path / "copy", bundle.manifest)
-    assert [video.id for video in opened.snapshot().listing()] == ["b"]
-    assert isinstance(opened.snapshot(), LanceSnapshot)
-    with pytest.raises(GalleryError, match="this gallery itself"):
-        opened.save(tmp_path / "copy")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "file").touch()
-    with pytest.raises(GalleryError, match="not empty"):
-        opened.save(tmp_path / "mine")
-
-
-def test_a_gallery_whose_files_are_gone(tmp_path: Path) -> None:
-    store = make(tmp_path / "gallery")
-    store.put(*some(0, 3), replace=False)
-    shutil.rmtree(tmp_path / "gallery" / "videos.lance" / "data")
-    with pytest.raises(GalleryError, match="damaged or missing"):
-        contents(tmp_path / "gallery")
+    subprocess.run([sys.executable, "-c", code], check=True)

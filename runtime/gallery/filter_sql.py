@@ -1,0 +1,84 @@
+"""A filter as the SQL that LanceDB reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xclip_deploy.runtime.gallery.conditions import (
+    Column,
+    Comparison,
+    Condition,
+    Constant,
+    IsNull,
+    IsTrue,
+    Joined,
+    Like,
+    Membership,
+    Not,
+    Operand,
+)
+from xclip_deploy.runtime.gallery.records import MetadataValue
+
+_IN_A_ROW = 16
+
+
+def to_sql(condition: Condition) -> str:
+    """Every part in parentheses, every name quoted."""
+    if isinstance(condition, Joined):
+        return _joined(condition.word, [to_sql(part) for part in condition.parts])
+    if isinstance(condition, Not):
+        return f"(not {to_sql(condition.part)})"
+    if isinstance(condition, Constant):
+        return str(condition.value).lower()
+    name = f"`{condition.column.name}`"
+    if isinstance(condition, IsTrue):
+        return name
+    if isinstance(condition, IsNull):
+        return f"({name} is null)"
+    if isinstance(condition, Like):
+        word = "ilike" if condition.ignore_case else "like"
+        return f"({name} {word} {quoted(condition.pattern)})"
+    if isinstance(condition, Membership):
+        kind = _common(condition.column, *condition.values)
+        listed = ", ".join(_operand(value, kind) for value in condition.values)
+        return f"({_operand(condition.column, kind)} in ({listed}))"
+    assert isinstance(condition, Comparison)
+    kind = _common(condition.column, condition.other)
+    left, right = (_operand(side, kind) for side in (condition.column, condition.other))
+    return f"({left} {condition.sign} {right})"
+
+
+def quoted(value: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _joined(word: str, parts: Sequence[str]) -> str:
+    # In a row, each part would lie one level deeper than the one before it in LanceDB's tree; in
+    # pairs, the text would have more parentheses than LanceDB reads.
+    if len(parts) > _IN_A_ROW:
+        size = -(-len(parts) // _IN_A_ROW)
+        starts = range(0, len(parts), size)
+        parts = [_joined(word, parts[start : start + size]) for start in starts]
+    return parts[0] if len(parts) == 1 else "(" + f" {word} ".join(parts) + ")"
+
+
+def _common(*operands: Operand) -> type:
+    """What both sides become: LanceDB compares no whole number with a decimal one."""
+    kinds = [side.kind if isinstance(side, Column) else type(side) for side in operands]
+    return float if float in kinds else kinds[0]
+
+
+def _operand(operand: Operand, kind: type) -> str:
+    if not isinstance(operand, Column):
+        return _literal(operand, kind)
+    name = f"`{operand.name}`"
+    return f"cast({name} as double)" if kind is float and operand.kind is int else name
+
+
+def _literal(value: MetadataValue, kind: type) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(float(value)) if kind is float else str(value)

@@ -1,0 +1,99 @@
+"""Filters on an Arrow table, for galleries without a database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xclip_deploy.runtime.gallery.conditions import (
+    Column,
+    Comparison,
+    Condition,
+    Constant,
+    IsNull,
+    IsTrue,
+    Joined,
+    Like,
+    Membership,
+    Not,
+    Operand,
+)
+from xclip_deploy.runtime.gallery.lance_schema import ARROW_TYPES
+from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.gallery.store import Rows
+
+_COMPARE: dict[str, Callable[..., Any]] = {
+    "=": pc.equal,
+    "<>": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+class FilterTable:
+    """What filters can name, of all videos."""
+
+    def __init__(self, videos: Sequence[GalleryVideo], metadata: Mapping[str, type]) -> None:
+        """``metadata``: types of the user's own columns."""
+        columns = {
+            "id": pa.array([video.id for video in videos], pa.string()),
+            "fingerprint": pa.array([video.fingerprint for video in videos], pa.string()),
+            "duration_s": pa.array([video.duration_s for video in videos], pa.float64()),
+            "num_frames": pa.array([len(video.frame_times_s) for video in videos], pa.int64()),
+        }
+        for name, kind in metadata.items():
+            values = [video.metadata.get(name) for video in videos]
+            columns[name] = pa.array(values, ARROW_TYPES[kind])
+        self._table = pa.table(columns)
+
+    def matching(self, condition: Condition) -> Rows:
+        """Places of the videos for which it is true."""
+        mask = pc.fill_null(self._mask(condition), False)
+        found: Rows = np.flatnonzero(mask.to_numpy()).astype(np.int64)
+        return found
+
+    def _mask(self, condition: Condition) -> Any:
+        """Truth values, null where the condition is neither true nor false."""
+        if isinstance(condition, Joined):
+            join = pc.and_kleene if condition.word == "and" else pc.or_kleene
+            mask = self._mask(condition.parts[0])
+            for part in condition.parts[1:]:
+                mask = join(mask, self._mask(part))
+            return mask
+        if isinstance(condition, Not):
+            return pc.invert(self._mask(condition.part))
+        if isinstance(condition, Constant):
+            return pa.chunked_array([pa.array([condition.value] * len(self._table), pa.bool_())])
+        column = self._table[condition.column.name]
+        if isinstance(condition, IsTrue):
+            return column
+        if isinstance(condition, IsNull):
+            return pc.is_null(column)
+        if isinstance(condition, Like):
+            return pc.match_like(column, condition.pattern, ignore_case=condition.ignore_case)
+        if isinstance(condition, Membership):
+            values = list(condition.values)
+            if float in (condition.column.kind, *map(type, values)):
+                column, values = _as_decimal(column), list(map(float, values))
+            found = pc.is_in(column, pa.array(values, column.type))
+            return pc.if_else(pc.is_valid(column), found, None)
+        assert isinstance(condition, Comparison)
+        other = self._operand(condition.other)
+        if pa.types.is_floating(other.type) or pa.types.is_floating(column.type):
+            column, other = _as_decimal(column), _as_decimal(other)
+        return _COMPARE[condition.sign](column, other)
+
+    def _operand(self, operand: Operand) -> Any:
+        return self._table[operand.name] if isinstance(operand, Column) else pa.scalar(operand)
+
+
+def _as_decimal(values: Any) -> Any:
+    # As a database does it: the largest whole numbers become the nearest decimal ones.
+    is_whole = pa.types.is_integer(values.type)
+    return pc.cast(values, pa.float64(), safe=False) if is_whole else values

@@ -1,0 +1,76 @@
+"""Random videos and small galleries for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
+from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
+
+DIM, FRAMES = 16, 3
+MODEL = "0" * 64
+"""Fingerprint of the model that all these features are said to be of."""
+NOTHING_IN_MEMORY = SearchLimits(flat_videos=0, flat_bytes=0, held_bytes=0)
+"""LanceDB searches and reads everything itself, as in the largest galleries."""
+
+
+def sample(
+    ids: Sequence[str], seed: int = 0, **metadata: Any
+) -> tuple[list[GalleryVideo], VideoFeatures]:
+    """Videos with ``n``, their place in ``ids``, among their metadata."""
+    rng = np.random.default_rng([seed, len(ids)])
+    videos = [
+        GalleryVideo(
+            id=name,
+            path=f"/videos/{name}",
+            fingerprint=f"{seed}-{name}",
+            duration_s=float(n),
+            frame_times_s=(0.0, 1.5),
+            metadata={"n": n, **metadata},
+        )
+        for n, name in enumerate(ids)
+    ]
+    return videos, sample_features(len(ids), rng)
+
+
+def sample_features(count: int, rng: np.random.Generator) -> VideoFeatures:
+    """Two frames each."""
+    return VideoFeatures(
+        rng.standard_normal((count, DIM)).astype(np.float16),
+        rng.standard_normal((count, FRAMES, DIM)).astype(np.float16),
+        np.full(count, 2, np.int32),
+    )
+
+
+def lance_store(
+    path: Path, limits: SearchLimits | None = None, *, create: bool = True
+) -> LanceStore:
+    """The gallery at ``path``."""
+    return open_store(path, MODEL, DIM, FRAMES, create=create, limits=limits)
+
+
+def rows_of(snapshot: Snapshot, ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Rows of videos that are there."""
+    found = snapshot.find(ids)
+    return np.array([found[name] for name in ids], np.int64)
+
+
+def content_of(snapshot: Snapshot, part: int = 7) -> dict[str, tuple[GalleryVideo, bytes]]:
+    """All that a snapshot knows, by id."""
+    content = {}
+    for rows, features in snapshot.scan(part):
+        for n, video in enumerate(snapshot.videos(rows)):
+            arrays = (
+                features.video_features[n],
+                features.frame_features[n],
+                features.num_frames[n],
+            )
+            assert video.id not in content
+            content[video.id] = (video, b"".join(array.tobytes() for array in arrays))
+    return content

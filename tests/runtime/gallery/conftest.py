@@ -1,0 +1,24 @@
+"""Every kind of store, for what all must do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gallery_samples import DIM, FRAMES, NOTHING_IN_MEMORY, lance_store
+
+from xclip_deploy.runtime.gallery import GalleryStore
+from xclip_deploy.runtime.gallery.memory_store import MemoryStore
+
+KINDS: dict[str, Callable[[Path], GalleryStore]] = {
+    "memory": lambda _path: MemoryStore(DIM, FRAMES),
+    "lancedb": lance_store,
+    "lancedb-on-disk": lambda path: lance_store(path, NOTHING_IN_MEMORY),
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> GalleryStore:
+    """An empty one."""
+    return KINDS[request.param](tmp_path / "gallery")

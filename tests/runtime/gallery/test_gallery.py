@@ -1,0 +1,335 @@
+"""The gallery: what goes in is checked, and what is saved comes back."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gallery_samples import content_of, rows_of
+
+from xclip_deploy import Bundle
+from xclip_deploy.errors import (
+    DuplicateIdError,
+    GalleryError,
+    GalleryModelError,
+    InvalidArgumentError,
+    MetadataError,
+)
+from xclip_deploy.runtime.atomic import replaced_directory
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
+from xclip_deploy.runtime.gallery.memory_store import MemoryStore
+from xclip_deploy.runtime.manifest import Manifest
+
+
+@pytest.fixture
+def manifest(bundle: Bundle) -> Manifest:
+    return bundle.manifest
+
+
+def entries(
+    manifest: Manifest, names: list[str], seed: int = 0
+) -> tuple[list[GalleryVideo], VideoFeatures]:
+    """FP32, as encoders give them."""
+    rng = np.random.default_rng([seed, len(names)])
+    frames, dim = manifest.model.max_frames, manifest.model.embed_dim
+    features = VideoFeatures(
+        rng.standard_normal((len(names), dim)).astype(np.float32),
+        rng.standard_normal((len(names), frames, dim)).astype(np.float32),
+        np.full(len(names), 2, np.int32),
+    )
+    videos = [
+        GalleryVideo(id=name, path=f"/{name}", frame_times_s=(0.0, 1.0), metadata={"seed": seed})
+        for name in names
+    ]
+    return videos, features
+
+
+@pytest.fixture(params=["memory", "lancedb"])
+def gallery(request: pytest.FixtureRequest, manifest: Manifest, tmp_path: Path) -> Gallery:
+    """Holds a, b and c."""
+    if request.param == "memory":
+        gallery = Gallery(manifest)
+    else:
+        gallery = Gallery.open(tmp_path / "gallery", manifest, create=True)
+    gallery.add(*entries(manifest, ["a", "b", "c"]))
+    return gallery
+
+
+def ids(gallery: Gallery) -> list[str]:
+    return sorted(video.id for video in gallery.snapshot().listing())
+
+
+def frames_of(snapshot: Snapshot, names: list[str]) -> Any:
+    return snapshot.features(rows_of(snapshot, names)).frame_features
+
+
+def test_what_is_in_it(gallery: Gallery, manifest: Manifest) -> None:
+    assert len(gallery) == 3
+    assert "a" in gallery
+    assert "x" not in gallery
+    assert 3 not in gallery
+    expected = entries(manifest, ["a", "b", "c"])[1].frame_features
+    found = frames_of(gallery.snapshot(), ["a", "b", "c"])
+    np.testing.assert_array_equal(found, expected.astype(np.float16))
+
+
+def test_adding_and_removing_nothing(gallery: Gallery, manifest: Manifest) -> None:
+    gallery.add(*entries(manifest, []))
+    gallery.update([])
+    gallery.remove([])
+    assert ids(gallery) == ["a", "b", "c"]
+
+
+def test_ids_that_are_there_already(gallery: Gallery, manifest: Manifest) -> None:
+    with pytest.raises(DuplicateIdError, match="'b' is already in the gallery"):
+        gallery.add(*entries(manifest, ["d", "b"], 1))
+    for names in (["d", "e", "d"], ["b", "b"]):
+        for replace in (False, True):
+            with pytest.raises(DuplicateIdError, match="given to two videos"):
+                gallery.add(*entries(manifest, names, 1), replace=replace)
+    with pytest.raises(DuplicateIdError, match="pass on_duplicate='skip' or 'replace'"):
+        gallery.check_new(["d", "a"])
+    with pytest.raises(DuplicateIdError, match="given to two videos"):
+        gallery.check_new(["d", "d"])
+    gallery.check_new(["d", "e"])
+    assert ids(gallery) == ["a", "b", "c"]
+
+
+def test_replacing(gallery: Gallery, manifest: Manifest) -> None:
+    videos, features = entries(manifest, ["d", "b"], 1)
+    gallery.add(videos, features, replace=True)
+    assert ids(gallery) == ["a", "b", "c", "d"]
+    found = frames_of(gallery.snapshot(), ["d", "b"])
+    np.testing.assert_array_equal(found, features.frame_features.astype(np.float16))
+
+
+def test_removing(gallery: Gallery) -> None:
+    with pytest.raises(GalleryError, match="no video 'x' in the gallery"):
+        gallery.remove(["a", "x"])
+    assert ids(gallery) == ["a", "b", "c"]  # all or none
+    gallery.remove(["a", "c"])
+    assert ids(gallery) == ["b"]
+
+
+def test_updating(gallery: Gallery, manifest: Manifest) -> None:
+    videos, features = entries(manifest, ["a", "b", "c"])
+    changed = videos[1].model_copy(update={"metadata": {"seed": 5, "note": "x"}})
+    gallery.update([changed])
+    snapshot = gallery.snapshot()
+    assert snapshot.videos(rows_of(snapshot, ["a", "b"])) == [videos[0], changed]
+    np.testing.assert_array_equal(
+        frames_of(snapshot, ["b"]), features.frame_features[1:2].astype(np.float16)
+    )
+    for wrong, error in (
+        ({"id": "x"}, GalleryError),
+        ({"metadata": {"id": 3}}, MetadataError),
+        ({"metadata": {"note": "\ud800"}}, MetadataError),
+        ({"id": "\ud800"}, InvalidArgumentError),
+    ):
+        with pytest.raises(error):
+            gallery.update([videos[0], videos[1].model_copy(update=wrong)])
+    with pytest.raises(DuplicateIdError):
+        gallery.update([videos[0], videos[0]])
+    assert content_of(gallery.snapshot()) == content_of(snapshot)
+
+
+def test_the_caller_keeps_his_arrays(gallery: Gallery, manifest: Manifest) -> None:
+    videos, features = entries(manifest, ["d"])
+    half = VideoFeatures(
+        features.video_features.astype(np.float16),
+        features.frame_features.astype(np.float16),
+        features.num_frames,
+    )
+    gallery.add(videos, half)
+    half.frame_features[:] = 0
+    assert np.abs(frames_of(gallery.snapshot(), ["d"])).max() > 0
+
+
+@pytest.mark.parametrize("name", ["video_features", "frame_features"])
+# 1e6 is finite as it comes, and infinite in the FP16 that the gallery stores.
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e6])
+def test_features_that_are_not_finite(manifest: Manifest, name: str, value: float) -> None:
+    gallery = Gallery(manifest)
+    videos, features = entries(manifest, ["d", "b"], 1)
+    getattr(features, name)[1, ..., 3] = value
+    with pytest.raises(InvalidArgumentError, match=f"{name} holds NaN or infinity"):
+        gallery.add(videos, features, replace=True)
+    assert len(gallery) == 0
+
+
+def test_features_that_do_not_fit(manifest: Manifest) -> None:
+    gallery = Gallery(manifest)
+    videos, features = entries(manifest, ["d", "e"])
+    good = vars(features)
+    for wrong in (
+        {"video_features": features.video_features[:1]},
+        {"video_features": features.video_features[:, 1:]},
+        {"video_features": features.frame_features},
+        {"frame_features": features.frame_features[:, 1:]},
+        {"frame_features": features.video_features},
+        {"num_frames": features.num_frames[:1]},
+        {"num_frames": features.num_frames + manifest.model.max_frames},
+        {"num_frames": features.num_frames * 0},
+    ):
+        with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
+            gallery.add(videos, VideoFeatures(**{**good, **wrong}))
+    with pytest.raises(InvalidArgumentError, match="for 1 videos"):
+        gallery.add(videos[:1], features)
+    more = videos[0].model_copy(update={"frame_times_s": (0.0, 1.0, 99.0)})
+    with pytest.raises(InvalidArgumentError, match="3 frame times, expected the same"):
+        gallery.add([more, videos[1]], features)
+    assert len(gallery) == 0
+
+
+def test_another_model(manifest: Manifest, tmp_path: Path) -> None:
+    dim, frames = manifest.model.embed_dim, manifest.model.max_frames
+    open_store(tmp_path / "other", "0" * 64, dim, frames, create=True)
+    with pytest.raises(GalleryModelError, match="xclip-deploy index VIDEOS --gallery NEW") as error:
+        Gallery.open(tmp_path / "other", manifest)
+    assert f"features of model {'0' * 12}…" in str(error.value)
+    assert manifest.fingerprint[:12] in str(error.value)
+    gallery = Gallery(manifest)
+    gallery.check_model(manifest)
+    gallery._fingerprint = "1" * 64
+    with pytest.raises(GalleryModelError, match="the gallery holds features of model 1111"):
+        gallery.check_model(manifest)
+
+
+def test_another_database_may_take_its_place(manifest: Manifest) -> None:
+    class Counted(MemoryStore):
+        """Empty, it is false."""
+
+        def __len__(self) -> int:
+            return len(self.snapshot())
+
+    store = Counted(manifest.model.embed_dim, manifest.model.max_frames)
+    gallery = Gallery(manifest, store)
+    gallery.add(*entries(manifest, ["a"]))
+    assert len(store) == 1
+    assert gallery.uri is None
+
+
+def test_keeping_versions_for_less_than_no_time(gallery: Gallery) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected 0 or more seconds"):
+        gallery.optimize(keep_s=-1)
+    steps: list[str] = []
+    gallery.optimize(steps.append, keep_s=0)
+    assert ids(gallery) == ["a", "b", "c"]
+    assert bool(steps) == (gallery.uri is not None)
+
+
+def test_a_saved_gallery_is_the_same(gallery: Gallery, manifest: Manifest, tmp_path: Path) -> None:
+    # A whole number in a field of decimals, in front of the others.
+    videos, features = entries(manifest, ["d", "e"])
+    changed = [
+        video.model_copy(update={"metadata": {"share": share}})
+        for video, share in zip(videos, (1, 0.5), strict=True)
+    ]
+    gallery.add(changed, features)
+    gallery.save(tmp_path / "copy")
+    opened = Gallery.open(tmp_path / "copy", manifest)
+    assert content_of(opened.snapshot()) == content_of(gallery.snapshot())
+    assert opened.uri == str(tmp_path / "copy")
+    gallery.remove(["a"])
+    gallery.save(tmp_path / "copy")
+    assert ids(Gallery.open(tmp_path / "copy", manifest)) == ["b", "c", "d", "e"]
+    with pytest.raises(GalleryError, match="this gallery itself"):
+        opened.save(tmp_path / "copy")
+    gallery.close()
+
+
+def test_an_empty_gallery_can_be_saved(manifest: Manifest, tmp_path: Path) -> None:
+    Gallery(manifest).save(tmp_path / "copy")
+    assert len(Gallery.open(tmp_path / "copy", manifest)) == 0
+
+
+def test_saving_in_several_parts(
+    gallery: Gallery, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xclip_deploy.runtime.gallery.gallery._SAVE_VIDEOS", 2)
+    videos, features = entries(manifest, ["d"])
+    # The parts before this one have whole numbers only.
+    gallery.add([videos[0].model_copy(update={"metadata": {"late": 0.5}})], features)
+    later, features = entries(manifest, ["e"])
+    gallery.add([later[0].model_copy(update={"metadata": {"late": 2}})], features)
+    gallery.remove(["d"])
+    gallery.add([videos[0].model_copy(update={"metadata": {"late": 0.5}})], features)
+    gallery.save(tmp_path / "copy")
+    opened = Gallery.open(tmp_path / "copy", manifest)
+    assert content_of(opened.snapshot()) == content_of(gallery.snapshot())
+
+
+def test_save_replaces_a_gallery_and_nothing_else(gallery: Gallery, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    gallery.save(tmp_path / "mine")  # empty
+    (tmp_path / "mine" / "videos.lance").rename(tmp_path / "mine" / "other")
+    for path in (tmp_path / "mine", tmp_path / "mine" / "gallery.lock"):
+        with pytest.raises(GalleryError, match="is no gallery and not empty"):
+            gallery.save(path)
+
+
+def test_readers_and_writers_of_a_gallery_that_is_replaced(
+    gallery: Gallery, manifest: Manifest, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy"
+    gallery.save(path)
+    opened = Gallery.open(path, manifest)
+    assert ids(opened) == ["a", "b", "c"]
+    gallery.add(*entries(manifest, ["b"], 7), replace=True)
+    gallery.remove(["a"])
+    gallery.save(path)
+    opened.refresh()
+    assert content_of(opened.snapshot()) == content_of(gallery.snapshot())
+    # A save waits for a writer; one that waits for the save writes into the new gallery.
+    with ThreadPoolExecutor(2) as pool:
+        with opened.exclusive():
+            saving = pool.submit(gallery.save, path)
+            time.sleep(0.2)
+            assert not saving.done()
+            opened.add(*entries(manifest, ["lost with the old one"]))
+        saving.result()
+        assert ids(Gallery.open(path, manifest)) == ["b", "c"]
+        opened.add(*entries(manifest, ["d"]))
+    assert ids(opened) == ids(Gallery.open(path, manifest)) == ["b", "c", "d"]
+    # One of another model does not slip in.
+    dim, frames = manifest.model.embed_dim, manifest.model.max_frames
+    with replaced_directory(path) as directory:
+        open_store(directory, "0" * 64, dim, frames, create=True)
+    with pytest.raises(GalleryModelError, match="open it again"):
+        opened.refresh()
+
+
+def test_saving_through_a_link_and_below_new_folders(
+    gallery: Gallery, manifest: Manifest, tmp_path: Path
+) -> None:
+    gallery.save(tmp_path / "new" / "deep")
+    (tmp_path / "link").symlink_to(tmp_path / "new" / "deep")
+    gallery.remove(["a"])
+    gallery.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert ids(Gallery.open(tmp_path / "new" / "deep", manifest)) == ["b", "c"]
+
+
+def test_a_save_that_fails_leaves_the_old_one(
+    gallery: Gallery, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.save(tmp_path / "copy")
+    before = content_of(Gallery.open(tmp_path / "copy", manifest).snapshot())
+    gallery.remove(["a"])
+
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LanceStore, "put", full)
+    with pytest.raises(GalleryError, match=r"No space left on device.*what was there stands"):
+        gallery.save(tmp_path / "copy")
+    monkeypatch.undo()
+    assert content_of(Gallery.open(tmp_path / "copy", manifest).snapshot()) == before
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names <= {"copy", "gallery", ".copy.lock"}, names

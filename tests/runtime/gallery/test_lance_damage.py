@@ -1,0 +1,125 @@
+"""Damaged files of a gallery: a clear error or the right answer, never a wrong one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gallery_samples import DIM, SearchLimits, content_of, lance_store, sample
+
+from xclip_deploy.errors import GalleryError, GalleryIntegrityError
+from xclip_deploy.runtime.gallery.lance_store import LanceStore
+
+QUERIES = np.eye(2, DIM, dtype=np.float16)
+# LanceDB does the searching, through the index where there is one.
+LIMITS = SearchLimits(flat_videos=0, flat_bytes=0, held_bytes=0, partitions=1.0, index_from=256)
+
+
+def answers(path: Path) -> list[object]:
+    """What a fresh process would be told, every way of reading used."""
+    store = lance_store(path, LIMITS, create=False)
+    snapshot = store.snapshot()
+    content = content_of(snapshot, 500)
+    names = sorted(content)
+    found = snapshot.find([*names, "none"])
+    by_row = {row: name for name, row in found.items()}
+    contents = snapshot.find_content([video.fingerprint or "" for video, _ in content.values()])
+    nearest = snapshot.nearest(QUERIES, 5)
+    filtered = snapshot.nearest_content(QUERIES[:1], 5, "n < 3")
+    return [
+        len(snapshot),
+        sorted(content.items()),
+        sorted(found),
+        sorted(contents),
+        sorted(by_row[row] for row in snapshot.matching("n >= 2 and source = 'cam1'").tolist()),
+        [[by_row[row] for row in near.rows.tolist()] for near in nearest],
+        [video.id for content, _ in filtered for video in content.videos(np.arange(2))],
+    ]
+
+
+def small(path: Path) -> LanceStore:
+    store = lance_store(path, LIMITS)
+    store.put(*sample([f"v{n}" for n in range(6)], source="cam1"), replace=False)
+    store.put(*sample([f"v{n}" for n in range(3, 9)], 1), replace=True)
+    store.remove(["v1"])
+    return store
+
+
+def indexed(path: Path) -> LanceStore:
+    store = lance_store(path, LIMITS)
+    store.put(*sample([f"v{n}" for n in range(300)], source="cam1"), replace=False)
+    store.optimize(lambda _what: None)
+    store.put(*sample(["late"], 1), replace=False)
+    store.remove(["v7"])
+    assert store.snapshot().num_partitions == 16
+    return store
+
+
+@pytest.mark.parametrize("make", [small, indexed])
+def test_every_file_cut(tmp_path: Path, make: object) -> None:
+    path = tmp_path / "gallery"
+    make(path)  # type: ignore[operator]
+    expected = answers(path)
+    outcomes: dict[str, set[str]] = {}
+    for file in sorted(path.rglob("*")):
+        if not file.is_file():
+            continue
+        whole = file.read_bytes()
+        kind = file.parent.name
+        kind = "index" if "_indices" in file.parts else kind
+        for length in sorted({0, 1, len(whole) // 2, len(whole) - 1} - {-1}):
+            file.write_bytes(whole[:length])
+            try:
+                found, message = answers(path), ""
+            except GalleryError as error:
+                found, message = expected, str(error)
+            assert found == expected, f"{file} cut to {length} of {len(whole)}"
+            assert "\n" not in message
+            assert ".rs" not in message
+            assert len(message) < 700
+            outcomes.setdefault(kind, set()).add("error" if message else "same")
+        file.write_bytes(whole)
+    # The newest manifest and the data are needed; older manifests and transactions are not.
+    assert outcomes["_versions"] == {"same", "error"}
+    assert outcomes["data"] == {"error"} or make is indexed
+    if make is indexed:
+        assert "error" in outcomes["index"]
+    assert answers(path) == expected
+
+
+@pytest.mark.parametrize("folder", ["data", "_versions", "_indices", "_deletions"])
+def test_files_that_are_gone(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / "gallery"
+    indexed(path)
+    shutil.rmtree(path / "videos.lance" / folder)
+    with pytest.raises(GalleryIntegrityError, match="restore it from a copy or run"):
+        answers(path)
+
+
+def test_damage_is_not_blamed_on_the_filter(tmp_path: Path) -> None:
+    path = tmp_path / "gallery"
+    small(path)
+    snapshot = lance_store(path, LIMITS, create=False).snapshot()
+    for file in (path / "videos.lance" / "data").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    for read in (
+        lambda: snapshot.matching("n < 3"),
+        lambda: list(snapshot.scan(4, "n < 3")),
+        lambda: snapshot.nearest(QUERIES, 2, "n < 3"),
+        lambda: list(snapshot.listing()),
+        lambda: snapshot.find(["v1"]),
+    ):
+        with pytest.raises(GalleryIntegrityError, match="damaged or missing"):
+            read()
+
+
+def test_a_write_to_a_damaged_gallery(tmp_path: Path) -> None:
+    path = tmp_path / "gallery"
+    store = small(path)
+    for file in (path / "videos.lance" / "data").iterdir():
+        file.write_bytes(b"")
+    store = lance_store(path, LIMITS, create=False)
+    with pytest.raises(GalleryError, match="cannot be"):
+        store.put(*sample(["new"]), replace=True)
