@@ -43,6 +43,7 @@ class AsyncRetriever:
         self.add_features = run(retriever.add_features)
         self.remove = run(retriever.remove)
         self.refresh = run(retriever.refresh)
+        self.warm_up = run(retriever.warm_up)
         self.encode_texts = run(retriever.encode_texts)
         self.query_bank = run(retriever.query_bank)
 

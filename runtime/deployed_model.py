@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.sessions.native.gallery import ResidentGallery
 
 _SCORER_ELEMENTS = 1 << 22
-"""Word-frame similarities scored at once: 16 MiB per intermediate in FP32, of which the scorer
-holds a handful."""
+"""Numbers of an intermediate of the scorer, word-frame similarities or a gallery's features cast
+to FP32: 16 MiB, of which it holds a handful. On a CPU, more at once is slower."""
 
 
 class DeployedModel:
@@ -156,7 +156,8 @@ class DeployedModel:
         session = self._scorer_for(videos)
         per_pair = self.config.max_words * self.config.max_frames
         text_step = min(len(texts), self.max_batch)
-        video_step = max(1, _SCORER_ELEMENTS // (per_pair * text_step))
+        per_video = max(per_pair * text_step, self.config.max_frames * self.config.embed_dim)
+        video_step = max(1, _SCORER_ELEMENTS // per_video)
         steps = session.chunk({"texts": text_step, "videos": min(len(videos), video_step)})
         for rows in _slices(len(texts), steps["texts"]):
             for columns in _slices(len(videos), steps["videos"]):

@@ -177,6 +177,17 @@ class Retriever:
         """See what other processes wrote to the gallery. Raises GalleryError."""
         self.gallery.refresh()
 
+    def warm_up(self) -> None:
+        """Do now what the first searches would wait for; for servers, before they take requests.
+
+        Loads the text encoder and the scorer, and keeps embeddings in memory: all of them up to
+        1.5 GB (100,000 videos of D = 512, F = 12), else those of whole videos up to that size.
+        Holds until the gallery changes: searches are right without it. Raises GalleryError.
+        """
+        self.gallery.warm_up()
+        if len(self.gallery):
+            self.search("warm-up", 1)
+
     def save(self, path: PathName) -> None:
         """Write a copy of the gallery to a directory, in one step. Raises GalleryError."""
         self.gallery.save(Path(path))

@@ -99,6 +99,13 @@ class Gallery:
         """See what other processes wrote. Raises GalleryError."""
         self._store.refresh()
 
+    def warm_up(self) -> None:
+        """Read into memory what makes searches faster, as far as :class:`SearchLimits` allows.
+
+        Holds until the gallery changes. Raises GalleryIntegrityError for a damaged file.
+        """
+        self.snapshot().warm_up()
+
     def exclusive(self) -> AbstractContextManager[None]:
         """Keep other writers out while several reads and writes belong together."""
         return self._store.exclusive()

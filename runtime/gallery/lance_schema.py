@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.runtime.features import VideoFeatures
@@ -133,12 +134,19 @@ def to_features(table: pa.Table) -> VideoFeatures:
     vectors = matrix_of(table, "video_features")  # [V, D]
     frames = matrix_of(table, "frame_features")  # [V, F * D]
     dim = vectors.shape[1]
-    num_frames = table["num_frames"].combine_chunks().to_numpy(zero_copy_only=False)
+    num_frames = array_of(table, "num_frames")
     return VideoFeatures(
         vectors,
         frames.reshape(len(vectors), frames.shape[1] // dim, dim),
         num_frames.astype(np.int32, copy=False),
     )
+
+
+def array_of(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    """A column of numbers [V], or of vectors [V, n]."""
+    if pa.types.is_fixed_size_list(table.schema.field(name).type):
+        return matrix_of(table, name)
+    return table[name].combine_chunks().to_numpy(zero_copy_only=False)
 
 
 def matrix_of(table: pa.Table, name: str) -> Any:

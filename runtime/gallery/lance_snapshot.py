@@ -20,19 +20,14 @@ from xclip_deploy.runtime.gallery.lance_errors import lance_errors
 from xclip_deploy.runtime.gallery.lance_schema import (
     FEATURES,
     LISTING,
+    array_of,
     matrix_of,
     metadata_types,
     to_features,
     to_videos,
 )
 from xclip_deploy.runtime.gallery.records import GalleryVideo
-from xclip_deploy.runtime.gallery.store import (
-    Content,
-    Nearest,
-    NearestMethod,
-    Queries,
-    Rows,
-)
+from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, Queries, Rows
 
 VECTOR_INDEX = "video_features_ivf"
 """With the number of its partitions behind it, which LanceDB does not tell."""
@@ -53,6 +48,9 @@ class SearchLimits:
     """Most memory for ``video_features`` in FP32; beyond it LanceDB reads them at each search."""
     held_bytes: int = 1536 << 20
     """Most memory for all features in FP16; beyond it they are read at each exact search."""
+    warm_bytes: int = 1536 << 20
+    """Most memory for ``video_features`` in FP16 alone, which a warmed-up gallery keeps where all
+    features are too many."""
     partitions: float = 0.05
     """Share of the index's partitions that a query looks into."""
     min_partitions: int = 20
@@ -76,10 +74,13 @@ class LanceSnapshot:
             self._partitions = _partitions_of(table)
         self._flat: FlatVectors | None = None
         self._held: tuple[Rows, VideoFeatures] | None = None
+        self._warm: _Columns | None = None
         dim = self._schema.field("video_features").type.list_size
-        self._frame_values = self._schema.field("frame_features").type.list_size
+        frame_values = self._schema.field("frame_features").type.list_size
+        self._shape = frame_values // dim, dim
         self._flat_bytes = 4 * dim * self._count
-        self._held_bytes = 2 * (dim + self._frame_values) * self._count
+        self._warm_bytes = 2 * dim * self._count
+        self._held_bytes = 2 * (dim + frame_values) * self._count
 
     def __len__(self) -> int:
         return self._count
@@ -109,8 +110,16 @@ class LanceSnapshot:
                 features.frame_features[places],
                 features.num_frames[places],
             )
+        warm = self._warm
+        if warm is None:
+            with self._reading():
+                return to_features(self._take(rows, FEATURES))
+        places = np.searchsorted(warm.rows, rows)
+        vectors = warm.values["video_features"][places]
         with self._reading():
-            return to_features(self._take(rows, FEATURES))
+            frames = matrix_of(self._take(rows, ["frame_features"]), "frame_features")
+        shape = (len(rows), -1, vectors.shape[1]) if len(rows) else (0, *self._shape)
+        return VideoFeatures(vectors, frames.reshape(shape), warm.values["num_frames"][places])
 
     def matching(self, where: str) -> Rows:
         condition = self._condition(where)
@@ -126,53 +135,31 @@ class LanceSnapshot:
         method: NearestMethod = "flat" if self._partitions is None else "index"
         found = []
         for query in np.asarray(queries, np.float32):
-            table = self._search(query, limit, condition, ["num_frames"])
+            table = self._search(query, limit, condition)
             # LanceDB's distance of inner products is one less the product.
             similarities = 1 - table["_distance"].to_numpy()
             found.append(Nearest(_row_ids(table), similarities.astype(np.float32), method))
         return found
-
-    def nearest_content(
-        self, queries: Queries, limit: int, where: str | None = None
-    ) -> list[tuple[Content, NearestMethod]]:
-        columns = [*FEATURES, *LISTING, *metadata_types(self._schema)]
-        if self._is_flat():
-            found: list[tuple[Content, NearestMethod]] = []
-            for near in self.nearest(queries, limit, where):
-                rows = np.sort(near.rows)
-                if self._held is not None:
-                    known = [*LISTING, *metadata_types(self._schema)]
-                    table, features = self._take(rows, known), self.features(rows)
-                else:
-                    table = self._take(rows, columns)
-                    features = to_features(table)
-                found.append((_LanceContent(rows, features, table), near.method))
-            return found
-        condition = None if where is None else self._condition(where)
-        method: NearestMethod = "flat" if self._partitions is None else "index"
-        return [
-            (_read_content(self._search(query, limit, condition, columns)), method)
-            for query in np.asarray(queries, np.float32)
-        ]
 
     def held(self) -> tuple[Rows, VideoFeatures] | None:
         if self._held_bytes > self._limits.held_bytes:
             return None
         with self._lock:
             if self._held is None:
-                with self._reading():
-                    table = self._all(FEATURES).to_arrow()
-                    rows = _row_ids(table)
-                    order = np.argsort(rows, kind="stable")
-                    features = to_features(table)
-                    if not np.array_equal(order, np.arange(len(order))):
-                        features = VideoFeatures(
-                            features.video_features[order],
-                            features.frame_features[order],
-                            features.num_frames[order],
-                        )
-                    self._held = (rows[order], features)
+                read = self._read_all(FEATURES)
+                values = read.values
+                frames = values["frame_features"].reshape(-1, *self._shape)
+                features = VideoFeatures(values["video_features"], frames, values["num_frames"])
+                self._held, self._warm = (read.rows, features), None
             return self._held
+
+    def warm_up(self) -> None:
+        if self._is_flat():
+            self._vectors()
+        if self.held() is None and self._warm_bytes <= self._limits.warm_bytes:
+            with self._lock:
+                if self._warm is None:
+                    self._warm = self._read_all(["num_frames", "video_features"])
 
     def scan(
         self, num_videos: int, where: str | None = None
@@ -194,22 +181,42 @@ class LanceSnapshot:
     def _vectors(self) -> FlatVectors:
         with self._lock:
             if self._flat is None:
-                with self._reading():
-                    table = self._all(["video_features"]).to_arrow()
-                    rows = _row_ids(table)
-                    order = np.argsort(rows, kind="stable")
-                    vectors = matrix_of(table, "video_features")
-                    self._flat = FlatVectors(rows[order], vectors[order])
+                read = self._read_all(["video_features"])
+                self._flat = FlatVectors(read.rows, read.values["video_features"])
             return self._flat
+
+    def _read_all(self, columns: Sequence[str]) -> _Columns:
+        """Columns of every video, in the order of their rows."""
+        rows = np.empty(self._count, np.int64)
+        values: dict[str, npt.NDArray[Any]] = {}
+        start = 0
+        with self._reading():
+            # Filled a batch at a time: put together at the end, they would be there twice.
+            for batch in self._all(columns).to_batches(batch_size=_LISTING_BATCH):
+                table = pa.Table.from_batches([batch])
+                part = slice(start, start + len(table))
+                rows[part] = _row_ids(table)
+                for name in columns:
+                    found = array_of(table, name)
+                    if name not in values:
+                        values[name] = np.empty((self._count, *found.shape[1:]), found.dtype)
+                    values[name][part] = found
+                start = part.stop
+        if start != self._count:
+            raise self._changed(start, self._count)
+        for name in set(columns) - set(values):  # there was no batch
+            values[name] = array_of(self._schema.empty_table(), name)
+        order = np.argsort(rows, kind="stable")
+        if not np.array_equal(order, np.arange(len(order))):
+            rows, values = rows[order], {name: array[order] for name, array in values.items()}
+        return _Columns(rows, values)
 
     def _is_flat(self) -> bool:
         """Whether vectors in memory are searched, and not LanceDB."""
         fits = self._flat_bytes <= self._limits.flat_bytes
         return fits and (self._partitions is None or self._count <= self._limits.flat_videos)
 
-    def _search(
-        self, vector: Any, limit: int, condition: str | None, columns: Sequence[str]
-    ) -> pa.Table:
+    def _search(self, vector: Any, limit: int, condition: str | None) -> pa.Table:
         if limit <= 0:
             limit, condition = 1, "false"  # LanceDB takes 0 for no limit
         with self._reading():
@@ -217,7 +224,7 @@ class LanceSnapshot:
                 self._table.search(vector, vector_column_name="video_features")
                 .distance_type("dot")
                 .limit(limit)
-                .select([*columns, "_distance"])
+                .select(["_distance"])
                 .with_row_id(True)
             )
             if self._partitions is not None:
@@ -249,14 +256,17 @@ class LanceSnapshot:
             return table
         places = {int(row): n for n, row in enumerate(found)}
         if len(places) != len(found) or not all(int(row) in places for row in rows):
-            raise GalleryIntegrityError(
-                f"gallery {self._uri} gave {len(found)} of {len(rows)} videos; "
-                "its files were changed while it was open: open it again"
-            )
+            raise self._changed(len(found), len(rows))
         return table.take([places[int(row)] for row in rows])
 
     def _all(self, columns: Sequence[str]) -> Any:
         return self._table.search().select(list(columns)).with_row_id(True)
+
+    def _changed(self, found: int, expected: int) -> GalleryIntegrityError:
+        return GalleryIntegrityError(
+            f"gallery {self._uri} gave {found} of {expected} videos; "
+            "its files were changed while it was open: open it again"
+        )
 
     def _reading(self) -> Any:
         return lance_errors(self._uri, "read")
@@ -265,26 +275,14 @@ class LanceSnapshot:
         return to_sql(parse_filter(where, metadata_types(self._schema)))
 
 
-class _LanceContent:
-    """See :class:`Content`."""
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """Columns of all videos in memory."""
 
-    def __init__(self, rows: Rows, features: VideoFeatures, table: pa.Table) -> None:
-        self.rows = rows
-        self.features = features
-        self._table = table
-
-    def videos(self, places: npt.NDArray[np.integer[Any]]) -> list[GalleryVideo]:
-        known = self._table.drop_columns(
-            [name for name in FEATURES if name in self._table.column_names]
-        )
-        return to_videos(known.take(places))
-
-
-def _read_content(table: pa.Table) -> _LanceContent:
-    rows = _row_ids(table)
-    order = np.argsort(rows, kind="stable")
-    table = table.take(order)
-    return _LanceContent(rows[order], to_features(table), table)
+    rows: Rows
+    """Ascending [N]."""
+    values: dict[str, npt.NDArray[Any]]
+    """By name, [N, ...]."""
 
 
 def _partitions_of(table: Any) -> int | None:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from xclip_deploy.errors import DuplicateIdError, GalleryError
 from xclip_deploy.runtime.features import VideoFeatures
@@ -19,9 +18,7 @@ from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.records import GalleryVideo, coerced, merged_types
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
-    Content,
     Nearest,
-    NearestMethod,
     Queries,
     Rows,
 )
@@ -89,16 +86,11 @@ class MemorySnapshot:
                 self._flat = FlatVectors(self._rows, self._features.video_features)
         return self._flat.nearest(queries, limit, allowed)
 
-    def nearest_content(
-        self, queries: Queries, limit: int, where: str | None = None
-    ) -> list[tuple[Content, NearestMethod]]:
-        return [
-            (_MemoryContent(self, np.sort(found.rows)), found.method)
-            for found in self.nearest(queries, limit, where)
-        ]
-
     def held(self) -> tuple[Rows, VideoFeatures]:
         return self._rows, self._features
+
+    def warm_up(self) -> None:
+        """Everything is in memory."""
 
     def scan(
         self, num_videos: int, where: str | None = None
@@ -110,18 +102,6 @@ class MemorySnapshot:
 
     def listing(self) -> Iterator[GalleryVideo]:
         return iter(self._videos)
-
-
-class _MemoryContent:
-    """See :class:`Content`."""
-
-    def __init__(self, snapshot: MemorySnapshot, rows: Rows) -> None:
-        self.rows = rows
-        self.features = snapshot.features(rows)
-        self._snapshot = snapshot
-
-    def videos(self, places: npt.NDArray[np.integer[Any]]) -> list[GalleryVideo]:
-        return self._snapshot.videos(self.rows[places])
 
 
 @dataclass

@@ -23,24 +23,6 @@ KEEP_VERSIONS = timedelta(hours=1)
 NearestMethod = Literal["flat", "index"]
 
 
-class Content(Protocol):
-    """What was read of some videos at once; what is known of each is made when it is asked for."""
-
-    @property
-    def rows(self) -> Rows:
-        """Ascending [V]."""
-        ...
-
-    @property
-    def features(self) -> VideoFeatures:
-        """In the order of ``rows``."""
-        ...
-
-    def videos(self, places: npt.NDArray[np.integer[Any]]) -> list[GalleryVideo]:
-        """The videos at some places among ``rows``."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class Nearest:
     """Videos with the largest inner products with one query, best first."""
@@ -86,17 +68,15 @@ class Snapshot(Protocol):
         """For each query the ``limit`` videos with the largest inner product."""
         ...
 
-    def nearest_content(
-        self, queries: Queries, limit: int, where: str | None = None
-    ) -> list[tuple[Content, NearestMethod]]:
-        """As :meth:`nearest`, with all that is known of those videos; in one go where possible."""
-        ...
-
     def held(self) -> tuple[Rows, VideoFeatures] | None:
         """All embeddings, where they are few enough to stay in memory; the same object each time.
 
         None where they are not: :meth:`scan` then reads them in parts.
         """
+        ...
+
+    def warm_up(self) -> None:
+        """Read into memory what makes searches faster, as far as there is room for it."""
         ...
 
     def scan(

@@ -14,7 +14,7 @@ from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.flat import best_first
-from xclip_deploy.runtime.gallery.store import Content, Rows
+from xclip_deploy.runtime.gallery.store import Rows
 from xclip_deploy.runtime.results import GrainScores, SearchMethod, SearchResult, SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.options import SearchOptions
@@ -46,8 +46,8 @@ class _Ranked:
     rows: Rows
     scores: Floats
     grains: dict[str, Floats]
-    read: Content | None = None
-    """What was read for scoring, to be used again."""
+    read: tuple[Rows, VideoFeatures] | None = None
+    """What was read for scoring, rows ascending, to be used again."""
 
     def take(self, order: npt.NDArray[np.integer[Any]]) -> _Ranked:
         grains = {name: values[order] for name, values in self.grains.items()}
@@ -65,18 +65,13 @@ class _Ranked:
         """Of the videos in their order here."""
         if self.read is None:
             return snapshot.features(self.rows)
-        places, features = np.searchsorted(self.read.rows, self.rows), self.read.features
+        rows, features = self.read
+        places = np.searchsorted(rows, self.rows)
         return VideoFeatures(
             features.video_features[places],
             features.frame_features[places],
             features.num_frames[places],
         )
-
-    def videos(self, snapshot: Snapshot) -> list[GalleryVideo]:
-        """What is known of the videos, in their order here."""
-        if self.read is None:
-            return snapshot.videos(self.rows)
-        return self.read.videos(np.searchsorted(self.read.rows, self.rows))
 
 
 class Searcher:
@@ -120,14 +115,15 @@ class Searcher:
         weights: ScorerWeights,
     ) -> list[tuple[_Ranked, int]]:
         folded = np.concatenate([fold(query, weights) for query in queries])
-        nearest = snapshot.nearest_content(folded, options.num_candidates, options.where)
+        nearest = snapshot.nearest(folded, options.num_candidates, options.where)
         ranked = []
-        for query, (content, _) in zip(queries, nearest, strict=True):
-            (part,) = self._score([query], content.rows, content.features)
-            part.read = content
-            # Rows ascend: of equal scores the one added first wins, as in an exact search.
-            order = np.argsort(-part.scores, kind="stable")
-            ranked.append((part.take(order), len(content.rows)))
+        for query, found in zip(queries, nearest, strict=True):
+            # Ascending: of equal scores the one added first wins, as in an exact search.
+            rows = np.sort(found.rows)
+            features = snapshot.features(rows)
+            (part,) = self._score([query], rows, features)
+            part.read = rows, features
+            ranked.append((part.take(np.argsort(-part.scores, kind="stable")), len(rows)))
         return ranked
 
     def _exact(
@@ -154,21 +150,22 @@ class Searcher:
     def _by_video(self, query: Query, snapshot: Snapshot, options: SearchOptions) -> SearchResults:
         assert query.video is not None
         wanted = len(snapshot) if options.exact else options.num_candidates
-        ((content, how),) = snapshot.nearest_content(
-            query.video.video_features, wanted, options.where
-        )
-        vectors = content.features.video_features.astype(np.float32)
+        (found,) = snapshot.nearest(query.video.video_features, wanted, options.where)
+        rows = np.sort(found.rows)
+        features = snapshot.features(rows)
+        vectors = features.video_features.astype(np.float32)
         # FP16 makes some unit vectors a little longer.
         cosines = (vectors @ query.video.video_features[0]).clip(-1, 1).astype(np.float32)
         order = np.argsort(-cosines, kind="stable")
-        ranked = _Ranked(content.rows, cosines, {}, content).take(order)
-        method: SearchMethod = "exact" if how == "flat" else "two-stage"
+        ranked = _Ranked(rows, cosines, {}, (rows, features)).take(order)
+        is_flat = found.method == "flat"
+        method: SearchMethod = "exact" if is_flat else "two-stage"
         reason = (
             "one inner product with every video"
-            if how == "flat"
-            else f"the {len(content.rows)} nearest by the gallery's index, then their cosines"
+            if is_flat
+            else f"the {len(rows)} nearest by the gallery's index, then their cosines"
         )
-        scored = len(snapshot) if how == "flat" else len(content.rows)
+        scored = len(snapshot) if is_flat else len(rows)
         return self._finish(query, ranked, scored, snapshot, options, method, reason)
 
     def _score(
@@ -239,7 +236,7 @@ class Searcher:
         dropped: dict[int, list[int]],
     ) -> tuple[SearchResult, ...]:
         features = page.features(snapshot)
-        videos = page.videos(snapshot)
+        videos = snapshot.videos(page.rows)
         others = sorted({row for rows in dropped.values() for row in rows})
         known = snapshot.videos(np.array(others, np.int64)) if others else []
         names = dict(zip(others, known, strict=True))

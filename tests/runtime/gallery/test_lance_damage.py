@@ -27,7 +27,7 @@ def answers(path: Path) -> list[object]:
     by_row = {row: name for name, row in found.items()}
     contents = snapshot.find_content([video.fingerprint or "" for video, _ in content.values()])
     nearest = snapshot.nearest(QUERIES, 5)
-    filtered = snapshot.nearest_content(QUERIES[:1], 5, "n < 3")
+    (filtered,) = snapshot.nearest(QUERIES[:1], 5, "n < 3")
     return [
         len(snapshot),
         sorted(content.items()),
@@ -35,7 +35,7 @@ def answers(path: Path) -> list[object]:
         sorted(contents),
         sorted(by_row[row] for row in snapshot.matching("n >= 2 and source = 'cam1'").tolist()),
         [[by_row[row] for row in near.rows.tolist()] for near in nearest],
-        [video.id for content, _ in filtered for video in content.videos(np.arange(2))],
+        [video.id for video in snapshot.videos(filtered.rows)],
     ]
 
 

@@ -60,8 +60,9 @@ def test_an_empty_gallery(store: GalleryStore) -> None:
         assert snapshot.matching("duration_s > 1").tolist() == []
         (found,) = snapshot.nearest(np.ones((1, DIM), np.float32), 3)
         assert found.rows.tolist() == []
-        ((content, _),) = snapshot.nearest_content(np.ones((1, DIM), np.float32), 3)
-        assert content.videos(NO_ROWS) == []
+        assert snapshot.videos(found.rows) == []
+        snapshot.warm_up()
+        assert len(snapshot.features(found.rows)) == 0
         held = snapshot.held()
         assert held is None or len(held[1]) == 0
         # The same once it has been full.
@@ -187,20 +188,15 @@ def test_nearest_is_the_largest_product(store: GalleryStore) -> None:
     for where, allowed in ((None, np.arange(50)), ("n >= 30", np.arange(30, 50)), ("n > 47", few)):
         for limit in (1, 5, 60):
             found = snapshot.nearest(queries, limit, where)
-            contents = snapshot.nearest_content(queries, limit, where)
-            assert len(found) == len(contents) == 3
-            for product, near, (content, how) in zip(products, found, contents, strict=True):
+            assert len(found) == 3
+            for product, near in zip(products, found, strict=True):
                 order = allowed[np.argsort(-product[allowed])[:limit]]
                 assert [v.id for v in snapshot.videos(near.rows)] == [names[n] for n in order]
                 np.testing.assert_allclose(near.similarities, product[order], rtol=1e-3, atol=1e-4)
-                assert (near.method, how) == ("flat", "flat")
-                assert content.rows.tolist() == sorted(near.rows.tolist())
-                known = content.videos(np.arange(len(order)))
-                places = [names.index(video.id) for video in known]
-                assert known == [videos[n] for n in places]
-                np.testing.assert_array_equal(
-                    content.features.frame_features, features.frame_features[places]
-                )
+                assert near.method == "flat"
+                assert snapshot.videos(near.rows) == [videos[n] for n in order]
+                read = snapshot.features(near.rows)
+                np.testing.assert_array_equal(read.frame_features, features.frame_features[order])
     assert [len(near.rows) for near in snapshot.nearest(queries, 0)] == [0, 0, 0]
     assert [len(near.rows) for near in snapshot.nearest(queries, 5, "n > 99")] == [0, 0, 0]
 
