@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ import numpy.typing as npt
 import pytest
 from hypothesis import settings
 
-import xclip_deploy
 from xclip_deploy import Bundle, Retriever
 
 # The time of one example says nothing on a machine that does other work.
@@ -61,12 +62,19 @@ def once_per_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> On
 
 @pytest.fixture(scope="session")
 def bundle_path(once_per_run: OncePerRun, checkpoint_path: Path) -> Path:
-    """The bundle of that checkpoint. Not to be changed."""
-    name = "xclip-bundle"
-    folder = once_per_run(
-        "golden", lambda path: xclip_deploy.export_bundle(checkpoint_path, path / name)
-    )
-    return folder / name
+    """The bundle of that checkpoint, by the README's command. Not to be changed.
+
+    What the command printed is beside it, in ``export.txt``.
+    """
+
+    def export(folder: Path) -> None:
+        program = Path(sys.executable).with_name("xclip-deploy")
+        command = [program, "export", checkpoint_path]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (folder / "export.txt").write_text(done.stdout, encoding="utf-8")
+
+    return once_per_run("golden", export) / "xclip-bundle"
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,7 @@ def test_bf16_where_our_graphs_have_none(tmp_path: Path) -> None:
         round_to_bfloat16(Graph.TEXT_ENCODER, path, tmp_path / "rounded.onnx")
 
 
+@pytest.mark.slow
 def test_the_rounded_graphs_stray_as_far_as_pytorch_in_bf16(
     every_precision: ExportResult, checkpoint_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_the_rounded_graphs_stray_as_far_as_pytorch_in_bf16(
         assert by_pytorch / 3 < by_rounding < by_pytorch * 3, key
 
 
+@pytest.mark.slow
 def test_tensorrt_builds_the_bundles_bf16_graphs(
     every_precision: ExportResult, tmp_path: Path
 ) -> None:

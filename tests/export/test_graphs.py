@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from xclip_deploy import Bundle
 from xclip_deploy.errors import ExportError
 from xclip_deploy.export.bfloat16 import round_to_bfloat16
 from xclip_deploy.export.graphs import BF16_OPSET, OPSET, export_graph, graph_specs
@@ -83,13 +84,19 @@ def feature_inputs(model: XClip, texts: int, videos: int, spec: GraphSpec) -> Ar
     return arrays
 
 
+# Each head, each kind of patches and each precision is among them; an export takes ten seconds.
+EVERY_DAY = {
+    (TemporalHead.MEAN_POOLING, PatchEmbedding.CONV_2D, Precision.FP16),
+    (TemporalHead.TRANSFORMER, PatchEmbedding.CONV_3D, Precision.BF16),
+    (TemporalHead.LSTM, PatchEmbedding.CONV_3D, Precision.FP32),
+}
+
+
 @pytest.mark.parametrize(
     ("head", "patch", "precision"),
     [
-        pytest.param(*kind, precision, marks=() if n % len(PRECISIONS) == m else pytest.mark.slow)
-        # Each kind in one precision is fast, each precision with two kinds.
-        for n, kind in enumerate(product(TemporalHead, PatchEmbedding))
-        for m, precision in enumerate(PRECISIONS)
+        pytest.param(*kind, marks=() if kind in EVERY_DAY else pytest.mark.slow)
+        for kind in product(TemporalHead, PatchEmbedding, PRECISIONS)
     ],
 )
 def test_video_encoder(
@@ -113,7 +120,11 @@ def test_video_encoder(
             )
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "precision",
+    # In the others, the golden bundle's is compared every day: test_parity_matrix.py.
+    [Precision.BF16, *(pytest.param(p, marks=pytest.mark.slow) for p in PRECISIONS[:2])],
+)
 def test_text_encoder(make_model: Any, tmp_path: Path, precision: Precision) -> None:
     model = make_model()
     token_ids = np.zeros((5, 10), np.int32)
@@ -148,11 +159,13 @@ SCORERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("kind", "precision"),
     [
-        # A scorer of FP16 computes in FP32 all the same: one is enough for every day.
+        # A scorer of FP16 computes in FP32 all the same.
         pytest.param(
             kind,
             precision,
-            marks=pytest.mark.slow if precision is Precision.FP16 and kind != "x-clip" else (),
+            marks=pytest.mark.slow
+            if precision is Precision.FP16 or kind in ("x-clip", "without frame-word")
+            else (),
         )
         for kind, precision in product(SCORERS, WRITTEN_SCORERS)
     ],
@@ -173,15 +186,21 @@ def test_scorer(make_model: Any, tmp_path: Path, kind: str, precision: Precision
         assert set(found) == {"logits", *expected.grains}
 
 
-@pytest.mark.parametrize(
-    ("graph", "precision"), list(product(Graph, (Precision.FP16, Precision.BF16)))
-)
-def test_islands_of_fp32_in_the_half_precision_graphs(
-    make_model: Any, tmp_path: Path, graph: Graph, precision: Precision
-) -> None:
-    """Layer norms, L2 norms and the scorer's softmax compute in FP32; the heavy work does not."""
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", [Graph.VIDEO_ENCODER, Graph.TEXT_ENCODER])
+def test_islands_of_fp32_in_bf16_graphs(make_model: Any, tmp_path: Path, graph: Graph) -> None:
     model = make_model(temporal_head=TemporalHead.TRANSFORMER)
-    _, path = export(model, graph, precision, tmp_path)
+    _, path = export(model, graph, Precision.BF16, tmp_path)
+    check_islands(path, graph, Precision.BF16)
+
+
+@pytest.mark.parametrize("graph", list(Graph))
+def test_islands_of_fp32_in_fp16_graphs(bundle: Bundle, graph: Graph) -> None:
+    check_islands(bundle.graph_path(graph, Precision.FP16), graph, Precision.FP16)
+
+
+def check_islands(path: Path, graph: Graph, precision: Precision) -> None:
+    """Layer norms, L2 norms and the scorer's softmax compute in FP32; the heavy work does not."""
     narrow_type = TensorProto.FLOAT16 if precision is Precision.FP16 else TensorProto.BFLOAT16
     typed = onnx.shape_inference.infer_shapes(onnx.load(str(path)), strict_mode=True)
     dtypes = {value.name: value.type.tensor_type.elem_type for value in typed.graph.value_info}
@@ -214,13 +233,18 @@ def test_islands_of_fp32_in_the_half_precision_graphs(
     }
 
 
-@pytest.mark.parametrize(
-    ("precision", "opset"), [(Precision.FP32, OPSET), (Precision.BF16, BF16_OPSET)]
-)
-def test_opset_and_no_traces_of_the_exporting_machine(
-    make_model: Any, tmp_path: Path, precision: Precision, opset: int
-) -> None:
-    _, path = export(make_model(), Graph.TEXT_ENCODER, precision, tmp_path)
+@pytest.mark.slow
+def test_opset_of_bf16(make_model: Any, tmp_path: Path) -> None:
+    _, path = export(make_model(), Graph.TEXT_ENCODER, Precision.BF16, tmp_path)
+    check_opset_and_traces(path, BF16_OPSET)
+
+
+@pytest.mark.parametrize("graph", list(Graph))
+def test_opset_and_no_traces_of_the_exporting_machine(bundle: Bundle, graph: Graph) -> None:
+    check_opset_and_traces(bundle.graph_path(graph, Precision.FP32), OPSET)
+
+
+def check_opset_and_traces(path: Path, opset: int) -> None:
     model = onnx.load(str(path))
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": opset}
     assert not model.functions
@@ -243,7 +267,8 @@ def test_nothing_has_bf16_at_its_boundary_and_scorers_are_shared(make_model: Any
 
 def test_export_is_deterministic(make_model: Any, tmp_path: Path) -> None:
     paths = [
-        export(make_model(), Graph.SCORER, Precision.FP32, tmp_path / name)[1] for name in "ab"
+        export(make_model(**SCORERS["clip4clip"]), Graph.SCORER, Precision.FP32, tmp_path / name)[1]
+        for name in "ab"
     ]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 

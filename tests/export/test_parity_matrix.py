@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,7 @@ class Exported:
     bundle: Bundle
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        # The one with the transformer, not masked, in 2D; the other with none of these.
-        "golden",
-        "seqLSTM, 3d, masked",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in [*(name for name in VARIANTS if name != "seqLSTM, 3d, masked"), "ViT-B/32"]
-        ),
-    ],
-)
+@pytest.fixture(scope="module")
 def exported(
     request: pytest.FixtureRequest,
     once_per_run: Callable[..., Path],
@@ -84,6 +74,9 @@ def exported(
 ) -> Exported:
     """Exported once for all precisions and batches."""
     if request.param == "golden":
+        bundle: Bundle = request.getfixturevalue("bundle")
+        return Exported(load_checkpoint(checkpoint_path).build(), bundle)
+    if request.param == "golden with INT8":
         result: ExportResult = request.getfixturevalue("every_precision")
         return Exported(load_checkpoint(checkpoint_path).build(), result.bundle)
     is_small = request.param != "ViT-B/32"
@@ -121,7 +114,19 @@ def run(model: DeployedModel, inputs: ReferenceInputs) -> dict[tuple[Graph, str]
     }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("exported", "precision"),
+    [
+        ("golden", Precision.FP32),
+        ("golden", Precision.FP16),
+        pytest.param("golden with INT8", Precision.INT8, marks=pytest.mark.slow),
+        *(
+            pytest.param(name, precision, marks=pytest.mark.slow)
+            for name, precision in product([*VARIANTS, "ViT-B/32"], PRECISIONS)
+        ),
+    ],
+    indirect=["exported"],
+)
 def test_agrees_with_pytorch(exported: Exported, precision: Precision) -> None:
     config = exported.bundle.manifest.model
     inputs = reference_inputs(config, exported.bundle.tokenizer())

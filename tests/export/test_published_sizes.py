@@ -33,14 +33,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "size",
-    [
-        "ViT-B/32",
-        pytest.param("ViT-B/16", marks=pytest.mark.slow),
-        pytest.param("ViT-L/14", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["ViT-B/32", "ViT-B/16", "ViT-L/14"])
 def test_exports_and_builds(
     size: str, make_model: Any, write_checkpoint: Any, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,13 @@ with process_group():
 """
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "chunk_size"),
+    [
+        pytest.param(*case, marks=() if case == ("x-clip, masked", 3) else pytest.mark.slow)
+        for case in product(KINDS, [None, 3])
+    ],
+)
 def test_two_processes_with_four_pairs_are_one_with_eight(
     make_model: Any, tmp_path: Path, kind: str, chunk_size: int | None
 ) -> None:
@@ -346,6 +352,7 @@ with process_group():
 """
 
 
+@pytest.mark.slow
 def test_fp16_decides_alike_however_the_batch_is_shared(make_model: Any, tmp_path: Path) -> None:
     """Whole, in chunks and by two processes: the same steps skipped, the same losses."""
     model = make_model(**KINDS["x-clip"])

@@ -162,6 +162,7 @@ def test_a_killed_run_continues_exactly(
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_an_fp16_run_skips_reports_and_continues_exactly(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +228,7 @@ def test_resuming_a_finished_run_changes_nothing(
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(
     dataset: Path, tmp_path: Path, uninterrupted: Path
 ) -> None:

@@ -352,6 +352,7 @@ def test_a_place_that_cannot_be_written_is_found_at_once(
     assert steps == []
 
 
+@pytest.mark.slow
 def test_an_older_report_does_not_lie_beside_a_new_certificate(bundle_copy: Path) -> None:
     report = bundle_copy / "verification" / "report.html"
     verify_bundle(bundle_copy)

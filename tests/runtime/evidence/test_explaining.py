@@ -247,16 +247,18 @@ def colours(path: Path) -> np.ndarray[Any, Any]:
         return np.asarray(image.convert("RGB"))
 
 
+def num_colours(path: Path) -> int:
+    red, green, blue = colours(path).reshape(-1, 3).astype(np.int32).T
+    return len(np.unique(red << 16 | green << 8 | blue))
+
+
 def test_a_picture_shows_the_frames(filled: Retriever, tmp_path: Path) -> None:
     found = filled.explain("a man is driving a car", "dog")
     with_frames, without = tmp_path / "with.png", tmp_path / "without.png"
     filled.plot_explanation(found, with_frames)
     found.plot(without)
     assert size_of(with_frames) == size_of(without)
-    shown = colours(with_frames)[colours(with_frames).any(axis=2)]
-    assert len(np.unique(shown, axis=0)) > 5 * len(
-        np.unique(colours(without).reshape(-1, 3), axis=0)
-    )
+    assert num_colours(with_frames) > 5 * num_colours(without)
     assert found.path is not None
     # The best moment is drawn in a red of its own, which clips and map do not have.
     assert (colours(with_frames) == (0xD6, 0x27, 0x28)).all(axis=2).sum() > 50

@@ -73,7 +73,7 @@ def test_an_index_finds_what_all_find(store: LanceStore, features: VideoFeatures
     found = snapshot.nearest(QUERIES, 50)
     assert {near.method for near in found} == {"index"}
     # One bit for each of only 16 dimensions is coarse; the second stage ranks what is found.
-    assert recall(nearest(snapshot, 150), products, everything) > 0.9
+    assert recall(nearest(snapshot, 150), products, everything) > 0.8
     for near, product in zip(found, products, strict=True):
         names = [int(video.id[1:]) for video in snapshot.videos(near.rows)]
         assert len(set(names)) == 50
@@ -82,7 +82,7 @@ def test_an_index_finds_what_all_find(store: LanceStore, features: VideoFeatures
     part = range(1000, COUNT)
     filtered = nearest(snapshot, 150, "n >= 1000")
     assert min(min(names) for names in filtered) >= 1000
-    assert recall(filtered, products, part) > 0.9
+    assert recall(filtered, products, part) > 0.8
     # As many as match, where those are fewer than were asked for.
     few = nearest(snapshot, 50, "n in (3, 700, 1400)")
     assert [sorted(names) for names in few] == [[3, 700, 1400]] * len(QUERIES)
@@ -126,7 +126,7 @@ def test_an_index_that_the_gallery_outgrew(
         store.optimize(lambda _what: None)
         snapshot = store.snapshot()
         assert snapshot.num_partitions == expected
-        assert recall(nearest(snapshot, 150), products_of(features), range(COUNT)) > 0.9
+        assert recall(nearest(snapshot, 150), products_of(features), range(COUNT)) > 0.8
 
 
 def test_no_index_for_few_videos(tmp_path: Path) -> None:
@@ -148,7 +148,28 @@ def test_small_galleries_are_searched_in_memory_in_spite_of_an_index(store: Lanc
     ):
         snapshot = lance_store(Path(uri), limits, create=False).snapshot()
         assert snapshot.nearest(QUERIES, 5)[0].method == method
-        assert (snapshot.held() is None) == (limits.held_bytes == 0)
+
+
+@pytest.mark.parametrize("held_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("warm_bytes", [0, 1 << 20])
+def test_what_is_kept_in_memory_changes_nothing(
+    tmp_path: Path, held_bytes: int, warm_bytes: int
+) -> None:
+    limits = SearchLimits(flat_videos=0, held_bytes=held_bytes, warm_bytes=warm_bytes)
+    store = lance_store(tmp_path / "gallery", limits)
+    store.put(*sample([f"v{n}" for n in range(20)]), replace=False)
+    store.put(*sample([f"v{n}" for n in range(5)], 1), replace=True)  # rows out of order
+    store.remove(["v7"])
+    cold, warm = store.snapshot(), lance_store(tmp_path / "gallery", limits).snapshot()
+    warm.warm_up()
+    warm.warm_up()
+    rows = np.sort(cold.nearest(QUERIES[:1], 9)[0].rows)[::-1]
+    known = warm.features(rows)
+    for name, array in vars(cold.features(rows)).items():
+        np.testing.assert_array_equal(getattr(known, name), array)
+        assert getattr(known, name).dtype == array.dtype
+    assert content_of(warm) == content_of(cold)
+    assert (warm.held() is None) == (held_bytes == 0)
 
 
 def test_partitions() -> None:

@@ -91,8 +91,8 @@ def kill_and_continue(make: Any, gallery: Path, kills: int, videos: int, seed: i
     assert contents(opened(gallery)) == uninterrupted(folder)
 
 
-def test_killed_three_times(make: Any, tmp_path: Path) -> None:
-    kill_and_continue(make, tmp_path / "gallery", 3, 24, seed=1)
+def test_killed_once(make: Any, tmp_path: Path) -> None:
+    kill_and_continue(make, tmp_path / "gallery", 1, 16, seed=1)
 
 
 @pytest.mark.slow
