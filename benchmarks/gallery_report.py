@@ -11,18 +11,24 @@ import numpy as np
 from xclip_deploy.runtime.atomic import replaced_file
 
 Result = dict[str, Any]
-METHODS = {"exact": "exact", "flat": "two-stage, flat", "indexed": "two-stage, index"}
+METHODS = {
+    "exact": "exact",
+    "flat": "two-stage, flat",
+    "unwarmed": "two-stage, index, without warm_up()",
+    "indexed": "two-stage, index",
+}
 
 
 def table(results: Sequence[Result]) -> str:
     """Markdown: a row for each size."""
     lines = [
         "Galleries of synthetic features, D = 512, F = 12; text encoding excluded; milliseconds "
-        "a query, median / 99th percentile. Written by `python -m benchmarks.galleries`.",
+        "a query, median / 99th percentile; memory of the process before and after warm_up(). "
+        "Written by `python -m benchmarks.galleries`.",
         "",
         "| videos | written in | optimised in | kB a video | open | exact | two-stage, flat "
-        "| recall@10 | two-stage, index | recall@10 | memory, index |",
-        "|---" * 11 + "|",
+        "| recall@10 | two-stage, index | after warm_up() | recall@10 | memory | warm_up() |",
+        "|---" * 13 + "|",
     ]
     for result in results:
         cells = [
@@ -34,9 +40,12 @@ def table(results: Sequence[Result]) -> str:
             quantiles(result["exact_ms"]),
             quantiles(result["flat_ms"]),
             f"{result['flat_recall_at_10']:.3f}",
+            quantiles(result["unwarmed_ms"]),
             quantiles(result["indexed_ms"]),
             f"{result['indexed_recall_at_10']:.3f}",
+            f"{result['unwarmed_resident_bytes'] / 1e9:.2f} / "
             f"{result['indexed_resident_bytes'] / 1e9:.2f} GB",
+            f"{result['warm_up_s']:.1f} s",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Recall@10 of the two-stage search with index, by candidates:", ""]
