@@ -145,8 +145,10 @@ def to_features(table: pa.Table) -> VideoFeatures:
 def array_of(table: pa.Table, name: str) -> npt.NDArray[Any]:
     """A column of numbers [V], or of vectors [V, n]."""
     if pa.types.is_fixed_size_list(table.schema.field(name).type):
-        return matrix_of(table, name)
-    return table[name].combine_chunks().to_numpy(zero_copy_only=False)
+        array: npt.NDArray[Any] = matrix_of(table, name)
+    else:
+        array = table[name].combine_chunks().to_numpy(zero_copy_only=False)
+    return array
 
 
 def matrix_of(table: pa.Table, name: str) -> Any:

@@ -51,6 +51,9 @@ class SearchLimits:
     warm_bytes: int = 1536 << 20
     """Most memory for ``video_features`` in FP16 alone, which a warmed-up gallery keeps where all
     features are too many."""
+    listing_bytes: int = 512 << 20
+    """Most memory for what is known of all videos beside features, which a warmed-up gallery
+    keeps."""
     partitions: float = 0.05
     """Share of the index's partitions that a query looks into."""
     min_partitions: int = 20
@@ -75,6 +78,7 @@ class LanceSnapshot:
         self._flat: FlatVectors | None = None
         self._held: tuple[Rows, VideoFeatures] | None = None
         self._warm: _Columns | None = None
+        self._listing: tuple[Rows, pa.Table] | None = None
         dim = self._schema.field("video_features").type.list_size
         frame_values = self._schema.field("frame_features").type.list_size
         self._shape = frame_values // dim, dim
@@ -97,9 +101,11 @@ class LanceSnapshot:
         return self._look_up("fingerprint", fingerprints)
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
-        columns = [*LISTING, *metadata_types(self._schema)]
+        if self._listing is not None:
+            known, table = self._listing
+            return to_videos(table.take(np.searchsorted(known, rows)))
         with self._reading():
-            return to_videos(self._take(rows, columns))
+            return to_videos(self._take(rows, self._listed()))
 
     def features(self, rows: Rows) -> VideoFeatures:
         if self._held is not None:
@@ -160,6 +166,9 @@ class LanceSnapshot:
             with self._lock:
                 if self._warm is None:
                     self._warm = self._read_all(["num_frames", "video_features"])
+        with self._lock:
+            if self._listing is None:
+                self._listing = self._read_listing()
 
     def scan(
         self, num_videos: int, where: str | None = None
@@ -210,6 +219,25 @@ class LanceSnapshot:
         if not np.array_equal(order, np.arange(len(order))):
             rows, values = rows[order], {name: array[order] for name, array in values.items()}
         return _Columns(rows, values)
+
+    def _read_listing(self) -> tuple[Rows, pa.Table] | None:
+        """What is known of every video, in the order of their rows; None where it is too much."""
+        batches, size_bytes = [], 0
+        with self._reading():
+            for batch in self._all(self._listed()).to_batches(batch_size=_LISTING_BATCH):
+                size_bytes += batch.nbytes
+                if size_bytes > self._limits.listing_bytes:
+                    return None
+                batches.append(batch)
+        if not batches:
+            return None
+        table = pa.Table.from_batches(batches)
+        order = np.argsort(_row_ids(table), kind="stable")
+        table = table.take(order)
+        return _row_ids(table), table.combine_chunks()
+
+    def _listed(self) -> list[str]:
+        return [*LISTING, *metadata_types(self._schema)]
 
     def _is_flat(self) -> bool:
         """Whether vectors in memory are searched, and not LanceDB."""
