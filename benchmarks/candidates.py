@@ -98,6 +98,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """Recall by candidates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
@@ -107,6 +108,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.axvline(DEFAULT_CANDIDATES, color="grey", linestyle=":", label="default")
     axes.axhline(0.99, color="grey", linewidth=0.5)
     axes.set(xscale="log", xlabel="candidates scored in the second stage")
+    axes.set_xticks(x)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.minorticks_off()
     axes.set_title(f"Two stages against exact, {result['videos']:,} videos")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -68,6 +68,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     """Latency and memory by size, recall by candidates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     latency, memory, recall = figure.subplots(1, 3)
@@ -78,20 +79,25 @@ def draw(results: Sequence[Result], path: Path) -> None:
         (line,) = latency.plot(sizes, middles, "o-", label=label)
         latency.fill_between(sizes, middles, highs, color=line.get_color(), alpha=0.15)
         gigabytes = [result[f"{name}_resident_bytes"] / 1e9 for result in results]
-        memory.plot(sizes, gigabytes, "o-", label=f"{label} (and what ran before it)")
+        memory.plot(sizes, gigabytes, "o-", label=label)
     latency.set(xscale="log", yscale="log", xlabel="videos", ylabel="ms a query")
     latency.set_title("Latency: median, shaded to the 99th percentile")
     memory.set(xscale="log", xlabel="videos", ylabel="GB", ylim=0)
-    memory.set_title("Most memory of the process")
+    memory.set_title("Most memory of the process until then")
     for result in results:
         points = result["curve"]
         x = [point["candidates"] for point in points]
         y = [point["recall_at_10"] for point in points]
         recall.plot(x, y, "o-", label=f"{result['videos']:,} videos")
     recall.set(xscale="log", xlabel="candidates scored in the second stage")
+    recall.set_xticks([point["candidates"] for point in results[0]["curve"]])
+    recall.xaxis.set_major_formatter(ScalarFormatter())
+    recall.minorticks_off()
     recall.set_title("Recall@10 of two stages with index")
     for axes in (latency, memory, recall):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower right" if axes is recall else "upper left")
+    latency.set_ylim(top=latency.get_ylim()[1] * 10)  # room for the legend
+    memory.set_ylim(top=memory.get_ylim()[1] * 1.4)
     with replaced_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
