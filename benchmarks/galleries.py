@@ -236,7 +236,7 @@ def measure(work: Path, bundle: Path, size: int) -> dict[str, Any]:
     found["indexed"] = timed(indexed, queries)
     result["indexed_resident_bytes"] = resident_bytes()
     curve = {}
-    for candidates in (25, 50, 100, 200, 400, 800):
+    for candidates in (25, 50, 100, 200, 300, 400, 800):
         options = SearchOptions(exact=False, candidates=candidates)
         curve[candidates] = timed(search(gallery, options), few)
     flat_gallery = Gallery.open(path, opened.manifest, limits=UNLIMITED)

@@ -10,7 +10,7 @@ from xclip_deploy.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from xclip_deploy.runtime.search.query_bank import QueryBank
 
-DEFAULT_CANDIDATES = 200
+DEFAULT_CANDIDATES = 300
 NEAR_IDENTICAL = 0.98
 """Cosine of two video embeddings from which ``deduplicate=True`` takes them for the same."""
 
