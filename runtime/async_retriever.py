@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from xclip_deploy.errors import InvalidArgumentError
@@ -60,12 +59,7 @@ class AsyncRetriever:
     async def __aenter__(self) -> AsyncRetriever:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
     def _run(self, method: Callable[P, T]) -> Callable[P, asyncio.Future[T]]:

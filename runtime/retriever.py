@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import Any, get_args, overload
 
 import numpy as np
@@ -17,7 +17,7 @@ from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit, draw, explain_hits
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
-from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, index_videos
+from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, Progress, index_videos
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search import (
@@ -27,7 +27,6 @@ from xclip_deploy.runtime.search import (
     Searcher,
     SearchOptions,
 )
-from xclip_deploy.runtime.search.options import NEAR_IDENTICAL
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.protocol import DeviceName, PrecisionName
 from xclip_deploy.runtime.tokenizer import clean_text
@@ -40,8 +39,6 @@ from xclip_deploy.runtime.video import (
 )
 
 PathName = str | PathLike[str]
-Progress = Callable[[int, int, int], None]
-"""Called with videos done, videos in all, and how many of the done ones failed."""
 
 
 class Retriever:
@@ -108,7 +105,7 @@ class Retriever:
         self._image_size = manifest.preprocessing.image_size
         self._reader: VideoReader = reader
         self._threads = threads
-        self._weights: ScorerWeights | None = None
+        self._scorer_weights = cache(self.bundle.scorer_weights)
         self._searcher = Searcher(self.model, self._weights_or_none)
 
     # -- gallery ---------------------------------------------------------------------------
@@ -229,7 +226,9 @@ class Retriever:
         """
         if not isinstance(text, str):
             raise InvalidArgumentError(f"expected a text (str), found {type(text).__name__}")
-        options = _options(k, where, offset, min_score, deduplicate, exact, candidates, query_bank)
+        options = SearchOptions(
+            k, offset, where, min_score, deduplicate, exact, candidates, query_bank
+        )
         if video is None:
             return self._search_texts([text], options)[0]
         if not 0 <= video_weight <= 1:
@@ -252,7 +251,9 @@ class Retriever:
         query_bank: QueryBank | None = None,
     ) -> list[SearchResults]:
         """Search for several texts at once; results for each. See :meth:`search`."""
-        options = _options(k, where, offset, min_score, deduplicate, exact, candidates, query_bank)
+        options = SearchOptions(
+            k, offset, where, min_score, deduplicate, exact, candidates, query_bank
+        )
         return self._search_texts(texts, options)
 
     def search_by_video(
@@ -273,7 +274,7 @@ class Retriever:
         two video embeddings. A video that is itself in the gallery is found like any other.
         The rest as for :meth:`search`. Raises VideoError, InvalidArgumentError, GalleryError.
         """
-        options = _options(k, where, offset, min_score, deduplicate, exact, candidates, None)
+        options = SearchOptions(k, offset, where, min_score, deduplicate, exact, candidates)
         query = Query(None, self._encode_query(video))
         return self._searcher.search([query], self.gallery.snapshot(), options)[0]
 
@@ -374,12 +375,7 @@ class Retriever:
     def __enter__(self) -> Retriever:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
@@ -403,22 +399,3 @@ class Retriever:
             return self._scorer_weights()
         except BundleVersionError:
             return None  # exported before they were kept: searches score every video
-
-    def _scorer_weights(self) -> ScorerWeights:
-        if self._weights is None:
-            self._weights = self.bundle.scorer_weights()
-        return self._weights
-
-
-def _options(
-    k: int,
-    where: str | None,
-    offset: int,
-    min_score: float | None,
-    deduplicate: bool | float,
-    exact: bool | None,
-    candidates: int,
-    query_bank: QueryBank | None,
-) -> SearchOptions:
-    threshold = NEAR_IDENTICAL if deduplicate is True else (deduplicate or None)
-    return SearchOptions(k, offset, where, min_score, threshold, exact, candidates, query_bank)

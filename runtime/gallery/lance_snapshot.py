@@ -54,7 +54,7 @@ class SearchLimits:
     listing_bytes: int = 512 << 20
     """Most memory for what is known of all videos beside features, which a warmed-up gallery
     keeps."""
-    partitions: float = 0.05
+    partitions: float = 0.1
     """Share of the index's partitions that a query looks into."""
     min_partitions: int = 20
     index_from: int = 50_000
@@ -232,9 +232,17 @@ class LanceSnapshot:
         if not batches:
             return None
         table = pa.Table.from_batches(batches)
-        order = np.argsort(_row_ids(table), kind="stable")
-        table = table.take(order)
-        return _row_ids(table), table.combine_chunks()
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        del table
+        batches.clear()
+        rows = columns.pop("_rowid").to_numpy().astype(np.int64)
+        order = np.argsort(rows, kind="stable")
+        is_sorted = np.array_equal(order, np.arange(len(order)))
+        for name in columns:  # one at a time: all at once, they would be there twice
+            columns[name] = columns[name].combine_chunks()
+            if not is_sorted:
+                columns[name] = columns[name].take(order)
+        return rows[order], pa.table(columns)
 
     def _listed(self) -> list[str]:
         return [*LISTING, *metadata_types(self._schema)]

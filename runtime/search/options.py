@@ -26,7 +26,8 @@ class SearchOptions:
     """SQL expression over metadata and ``duration_s``, ``id``, ``num_frames``."""
     min_score: float | None = None
     deduplicate: float | None = None
-    """Cosine of video embeddings from which the lower of two hits is left out."""
+    """Cosine of video embeddings from which the lower of two hits is left out; True stands for
+    NEAR_IDENTICAL, False for None."""
     exact: bool | None = None
     """True scores every video, False never does; None chooses by size and measured cost."""
     candidates: int = DEFAULT_CANDIDATES
@@ -38,6 +39,8 @@ class SearchOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InvalidArgumentError(f"{name} is {value}: expected at least {least}")
+        if isinstance(self.deduplicate, bool):
+            object.__setattr__(self, "deduplicate", NEAR_IDENTICAL if self.deduplicate else None)
         if self.deduplicate is not None and not 0 < self.deduplicate <= 1:
             raise InvalidArgumentError(
                 f"deduplicate is {self.deduplicate}: expected a cosine above 0, 1 at most"
