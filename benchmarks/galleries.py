@@ -240,6 +240,7 @@ def measure(work: Path, bundle: Path, size: int) -> dict[str, Any]:
     for candidates in (25, 50, 100, 200, 300, 400, 800):
         options = SearchOptions(exact=False, candidates=candidates)
         curve[candidates] = timed(search(gallery, options), few)
+    gallery.close()  # else its embeddings would be there twice
     flat_gallery = Gallery.open(path, opened.manifest, limits=UNLIMITED)
     found["flat"] = timed(search(flat_gallery, two_stage), queries)
     result["flat_resident_bytes"] = resident_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from xclip_deploy.errors import MissingExtraError
@@ -92,18 +93,37 @@ class SearchResults(Sequence[SearchResult]):
         return asdict(self) | {"hits": [hit.to_dict() for hit in self.hits]}
 
     def to_arrow(self) -> pa.Table:
-        """One row a hit: the result's fields, the grains and the metadata as columns."""
+        """One row a hit: fields and grains, always of the same types, then the metadata.
+
+        Metadata of the name of a field or grain is left out.
+        """
         import pyarrow as pa
 
+        texts = pa.list_(pa.string())
+        fields = {
+            "rank": pa.int64(),
+            "id": pa.string(),
+            "path": pa.string(),
+            "score": pa.float64(),
+            **dict.fromkeys((grain.name for grain in dataclass_fields(GrainScores)), pa.float64()),
+            "best_frame_time_s": pa.float64(),
+            "duration_s": pa.float64(),
+            "paths": texts,
+            "near_identical": texts,
+        }
         rows = []
         for hit in self.hits:
             row = hit.to_dict()
-            grains = row.pop("grains") or {}
-            metadata = row.pop("metadata")
-            # The result's own columns win over metadata of the same name.
-            rows.append({**metadata, **row, **grains})
-        names = dict.fromkeys(name for row in rows for name in row)
-        return pa.table({name: [row.get(name) for row in rows] for name in names})
+            row |= row.pop("grains") or {}
+            more = row.pop("metadata")
+            rows.append({name: more[name] for name in more if name not in fields} | row)
+        columns = {
+            name: pa.array([row.get(name) for row in rows], kind) for name, kind in fields.items()
+        }
+        for name in dict.fromkeys(name for row in rows for name in row):
+            if name not in columns:
+                columns[name] = pa.array([row.get(name) for row in rows])
+        return pa.table(columns)
 
     def to_pandas(self) -> pd.DataFrame:
         """As :meth:`to_arrow`. Raises MissingExtraError without pandas."""

@@ -216,9 +216,10 @@ class Retriever:
         text's and ``video_weight`` of the cosine with it, times the logit scale. ``where``: an
         SQL expression over metadata and columns, ``duration_s < 30 and source = 'cam1'``.
         ``offset``: hits to pass over, for paging. ``min_score``: least score of a hit.
-        ``deduplicate``: True or a cosine: hits that near to a better one are left out and named
-        in it. ``exact``: True scores every video by the whole scorer, False takes two stages,
-        None chooses; ``candidates``: how many the second stage scores. ``query_bank``: see
+        ``deduplicate``: True (0.995) or a cosine: hits whose frame embeddings are all that near
+        to those of a better one, each to that at its place, are left out and named in it.
+        ``exact``: True scores every video by the whole scorer, False takes two stages, None
+        chooses; ``candidates``: how many the second stage scores. ``query_bank``: see
         :class:`QueryBank`.
 
         An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a

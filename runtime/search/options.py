@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.search.near_identical import NEAR_IDENTICAL
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.search.query_bank import QueryBank
 
 DEFAULT_CANDIDATES = 300
-NEAR_IDENTICAL = 0.98
-"""Cosine of two video embeddings from which ``deduplicate=True`` takes them for the same."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class SearchOptions:
     """SQL expression over metadata and ``duration_s``, ``id``, ``num_frames``."""
     min_score: float | None = None
     deduplicate: float | None = None
-    """Cosine of video embeddings from which the lower of two hits is left out; True stands for
-    NEAR_IDENTICAL, False for None."""
+    """Cosine of frame embeddings, each with that at its place in the other video, from which on
+    the lower of two hits is left out; True stands for NEAR_IDENTICAL, False for None."""
     exact: bool | None = None
     """True scores every video, False never does; None chooses by size and measured cost."""
     candidates: int = DEFAULT_CANDIDATES

@@ -17,6 +17,7 @@ from xclip_deploy.runtime.gallery.flat import best_first
 from xclip_deploy.runtime.gallery.store import Rows
 from xclip_deploy.runtime.results import GrainScores, SearchMethod, SearchResult, SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
+from xclip_deploy.runtime.search.near_identical import distinct
 from xclip_deploy.runtime.search.options import SearchOptions
 from xclip_deploy.runtime.search.planner import Planner
 
@@ -216,8 +217,8 @@ class Searcher:
             ranked = ranked.take(np.flatnonzero(ranked.scores >= options.min_score))
         dropped: dict[int, list[int]] = {}
         if options.deduplicate is not None and len(ranked.rows):
-            vectors = ranked.features(snapshot).video_features.astype(np.float32)
-            kept, dropped = distinct(vectors, options.deduplicate, options.depth)
+            features = ranked.features(snapshot)
+            kept, dropped = distinct(features, options.deduplicate, options.depth)
             dropped = {
                 int(ranked.rows[n]): [int(ranked.rows[m]) for m in others]
                 for n, others in dropped.items()
@@ -278,29 +279,6 @@ def fold(query: Query, weights: ScorerWeights) -> Floats:
         weight = query.video_weight
         vector = (1 - weight) * vector + weight * query.video.video_features
     return np.asarray(vector, np.float32)
-
-
-def distinct(
-    vectors: Floats, threshold: float, depth: int
-) -> tuple[list[int], dict[int, list[int]]]:
-    """Which of ranked videos to keep, at most ``depth``, and which others each stands for.
-
-    A video is left out where its cosine with a kept one before it reaches ``threshold``.
-    """
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = vectors / np.maximum(lengths, 1e-12)
-    kept: list[int] = []
-    dropped: dict[int, list[int]] = {}
-    for n, vector in enumerate(vectors):
-        cosines = vectors[kept] @ vector
-        # FP16 takes a little from the cosine of a vector with itself.
-        if len(kept) and cosines.max() >= threshold - 1e-3 * (threshold == 1):
-            dropped.setdefault(kept[int(cosines.argmax())], []).append(n)
-        elif len(kept) < depth:
-            kept.append(n)
-        else:
-            break
-    return kept, dropped
 
 
 def _parts(snapshot: Snapshot, where: str | None) -> Iterator[tuple[Rows, VideoFeatures, bool]]:

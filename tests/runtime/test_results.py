@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 
+import pandas
 import pytest
 
 from xclip_deploy import GrainScores, SearchResult, SearchResults
@@ -51,16 +53,19 @@ def test_a_table() -> None:
     assert table["source"].to_pylist() == ["cam1", None]
     assert table["score"].to_pylist() == [9.5, 8.5]  # the score, not metadata of that name
     assert table["frame_word"].to_pylist() == [0.4, None]
-    assert SearchResults((), "exact", 0, 0, "empty").to_arrow().num_rows == 0
+    empty = SearchResults((), "exact", 0, 0, "empty").to_arrow()
+    assert empty.num_rows == 0
+    assert table.schema.names == [*empty.schema.names, "source"]
+    assert table.select(empty.schema.names).schema == empty.schema
 
 
-def test_pandas_is_an_extra() -> None:
-    try:
-        import pandas
-    except ModuleNotFoundError:
-        with pytest.raises(MissingExtraError, match="xclip-deploy\\[pandas\\]"):
-            RESULTS.to_pandas()
-    else:
-        frame = RESULTS.to_pandas()
-        assert isinstance(frame, pandas.DataFrame)
-        assert frame["id"].tolist() == ["a", "c"]
+def test_a_pandas_table() -> None:
+    frame = RESULTS.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame["id"].tolist() == ["a", "c"]
+
+
+def test_pandas_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match="xclip-deploy\\[pandas\\]"):
+        RESULTS.to_pandas()

@@ -5,7 +5,7 @@ Random weights cannot show this: their scores hardly differ, and any rounding ch
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,27 +16,22 @@ from xclip_deploy.runtime.manifest import Precision
 
 pytestmark = pytest.mark.slow
 
-NUM_TEST = 240
-BUDGET = {
-    "data.generated.train": 1800,
-    "data.generated.val": 2,
-    "data.generated.test": NUM_TEST,
-    "data.validation_split": None,
-    "optimization.epochs": 20,
-}
-
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """Of a model trained for some minutes, in every precision, on videos that it has not seen."""
-    folder = tmp_path_factory.mktemp("trained")
-    overrides = [f"{name}={json.dumps(value)}" for name, value in BUDGET.items()]
-    train(resolve_config("demo", overrides=overrides), folder / "run")
-    checkpoint: Path = folder / "run" / "last.pt"
-    export_bundle(checkpoint, folder / "bundle", int8=True, bf16=True)
-    videos = folder / "run" / "videos"
-    split = open_dataset("folder", "test", videos, videos)
-    return verify_bundle(folder / "bundle", checkpoint=checkpoint, split=split)
+def certificate(once_per_run: Callable[..., Path]) -> Certificate:
+    """Of the demo preset, in every precision, on the 200 videos of its test split."""
+
+    def make(folder: Path) -> None:
+        train(resolve_config("demo"), folder / "run")
+        checkpoint = folder / "run" / "last.pt"
+        export_bundle(checkpoint, folder / "bundle", int8=True, bf16=True)
+        videos = folder / "run" / "videos"
+        split = open_dataset("folder", "test", videos, videos)
+        found = verify_bundle(folder / "bundle", checkpoint=checkpoint, split=split)
+        (folder / "certificate.json").write_text(found.model_dump_json())
+
+    folder = once_per_run("trained", make)
+    return Certificate.model_validate_json((folder / "certificate.json").read_bytes())
 
 
 def test_it_has_learned(certificate: Certificate) -> None:
@@ -44,10 +39,9 @@ def test_it_has_learned(certificate: Certificate) -> None:
         (record.direction, record.k): record.reference
         for record in certificate.comparisons[0].recalls
     }
-    # By chance: 0.4 and 2 %.
-    assert recalls["text_to_video", 1] > 20
-    assert recalls["text_to_video", 5] > 60
-    assert certificate.inputs.num_texts == NUM_TEST
+    assert recalls["text_to_video", 1] >= 60  # by chance: 0.5 %
+    assert recalls["text_to_video", 5] >= 90
+    assert certificate.inputs.num_texts == 200
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOptions
 from xclip_deploy.runtime.search import searcher as searcher_module
-from xclip_deploy.runtime.search.searcher import distinct, fold
+from xclip_deploy.runtime.search.near_identical import NEAR_IDENTICAL
+from xclip_deploy.runtime.search.searcher import fold
 
 MakeQueries = Callable[[int], list[Query]]
 
@@ -166,12 +167,6 @@ def test_near_identical_hits_are_named_not_shown(
     assert {hits[0].id, *hits[0].near_identical} == {"v000", "v001"}
 
 
-def test_distinct_keeps_the_first_of_each_group() -> None:
-    vectors = np.array([[1, 0], [0.999, 0.04], [0, 1], [0, 2], [-1, 0]], np.float32)
-    assert distinct(vectors, 0.99, 10) == ([0, 2, 4], {0: [1], 2: [3]})
-    assert distinct(vectors, 0.99, 2) == ([0, 2], {0: [1], 2: [3]})
-
-
 def test_by_video_and_by_both(
     searcher: Searcher, gallery: Gallery, features: VideoFeatures, make_queries: MakeQueries
 ) -> None:
@@ -248,3 +243,9 @@ def test_an_empty_gallery(searcher: Searcher, bundle: Bundle, make_queries: Make
 def test_options_out_of_range(options: dict) -> None:
     with pytest.raises(InvalidArgumentError, match="expected"):
         SearchOptions(**options)
+
+
+def test_deduplicating_by_the_usual_cosine() -> None:
+    assert SearchOptions(deduplicate=True).deduplicate == NEAR_IDENTICAL
+    assert SearchOptions(deduplicate=False).deduplicate is None
+    assert SearchOptions(deduplicate=1).deduplicate == 1
