@@ -25,6 +25,14 @@ TESTS = Path(__file__).resolve().parent
 OncePerRun = Callable[[str, Callable[[Path], object]], Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need an export come first, so that they begin on one worker.
+
+    pytest-xdist gives each a run of neighbours: else both workers would wait for one export.
+    """
+    items.sort(key=lambda item: "once_per_run" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def checkpoint_path() -> Path:
     """A checkpoint as the authors' training writes it, of small dimensions."""

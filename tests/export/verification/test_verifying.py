@@ -292,6 +292,7 @@ def test_a_checkpoint_of_other_dimensions_is_refused(
         verify_bundle(bundle, checkpoint=write_checkpoint(make_model()), output=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_same_weights_in_another_file_are_the_same_model(
     bundle: Bundle, checkpoint_path: Path, tmp_path: Path
 ) -> None:

@@ -75,7 +75,7 @@ def check_what_was_reported(path: Path, name: str, lines: list[str]) -> None:
 KINDS = ("put", "replaced", "removed")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_writer_that_is_killed(tmp_path: Path, kills: int) -> None:
     chance = random.Random(kills)
     reached = []

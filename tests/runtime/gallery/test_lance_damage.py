@@ -57,7 +57,7 @@ def indexed(path: Path) -> LanceStore:
     return store
 
 
-@pytest.mark.parametrize("make", [small, indexed])
+@pytest.mark.parametrize("make", [small, pytest.param(indexed, marks=pytest.mark.slow)])
 def test_every_file_cut(tmp_path: Path, make: object) -> None:
     path = tmp_path / "gallery"
     make(path)  # type: ignore[operator]
