@@ -179,7 +179,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             }
         },
         "optimization": {
-            "epochs": 40,
+            "epochs": 28,
             "batch_size": 96,
             "lr": 1e-3,
             "coef_lr": 1.0,
