@@ -22,7 +22,7 @@ from xclip_deploy.runtime.atomic import replaced_file
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
-CANDIDATES = (50, 100, 200, 300, 400, 800, 1600)
+CANDIDATES = (50, 100, 200, 300, 400, 500, 600, 800, 1600)
 DISTRACTOR_SEED = 1_000_003
 
 
