@@ -220,6 +220,7 @@ def measure(work: Path, bundle: Path, size: int) -> dict[str, Any]:
     searcher = Searcher(model, lambda: weights)
     few = queries[:RECALL_QUERIES]
     two_stage = SearchOptions(exact=False)
+    result["candidates"] = two_stage.num_candidates
 
     def search(with_gallery: Gallery, options: SearchOptions) -> Callable[[Query], list[str]]:
         def run(query: Query) -> list[str]:

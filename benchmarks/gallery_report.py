@@ -22,8 +22,10 @@ METHODS = {
 def table(results: Sequence[Result]) -> str:
     """Markdown: a row for each size."""
     lines = [
-        "Galleries of synthetic features, D = 512, F = 12; text encoding excluded; milliseconds "
-        "a query, median / 99th percentile; memory of the process before and after warm_up(). "
+        "Galleries of synthetic features, D = 512, F = 12; "
+        f"{results[0]['candidates']} candidates in two stages; text encoding excluded; "
+        "milliseconds a query, median / 99th percentile; memory of the process before and after "
+        "warm_up(). "
         "Written by `python -m benchmarks.galleries`.",
         "",
         "| videos | written in | optimised in | kB a video | open | exact | two-stage, flat "

@@ -18,8 +18,8 @@ from pathlib import Path
 from demo.picture import draw_results
 
 OUTPUT = Path("demo-output")
-# Half of what the preset does: less than six minutes on two fast cores, about eight on slow ones;
-# with 13 epochs too little is found. Nothing is chosen by validation.
+# Half of what the preset does. 13 epochs find too little, and 27 made a demo of nine minutes on two
+# slow cores. Nothing is chosen by validation.
 BUDGET = {
     "data.generated.train": 1920,
     "data.generated.val": 2,

@@ -16,6 +16,7 @@ import pytest
 from xclip_deploy import Bundle, Gallery, Retriever, __version__
 from xclip_deploy.cli import main
 from xclip_deploy.runtime import progress
+from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 from xclip_deploy.runtime.sessions import device
 
 SCRIPT = Path(sys.executable).with_name("xclip-deploy")
@@ -107,6 +108,12 @@ def test_help_of_every_command(run: Run, command: str) -> None:
         assert (outcome.status, outcome.err) == (0, "")
         assert f"xclip-deploy {command}" in outcome.out
         assert "--json" in outcome.out
+
+
+def test_help_states_the_default_number_of_candidates(run: Run) -> None:
+    """Written out there: help does not import what searches."""
+    words = run("search", "--help").out.split()
+    assert words[words.index("--candidates") :].index(f"{DEFAULT_CANDIDATES}]") < 12
 
 
 def test_version(run: Run) -> None:

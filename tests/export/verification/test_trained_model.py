@@ -45,7 +45,8 @@ def test_it_has_learned(certificate: Certificate) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "points", "top1"), [(Precision.FP32, 0.0, 1.0), (Precision.FP16, 0.5, 0.99)]
+    ("precision", "points", "top1"),
+    [(Precision.FP32, 0.0, 1.0), (Precision.FP16, 0.5, 0.99), (Precision.INT8, 1.0, 0.95)],
 )
 def test_retrieval_survives(
     certificate: Certificate, precision: Precision, points: float, top1: float
@@ -57,17 +58,3 @@ def test_retrieval_survives(
     assert len(found.recalls) == 6
     for record in found.recalls:
         assert abs(record.found - record.reference) <= points + 1e-4, record
-
-
-def test_int8_loses_little(certificate: Certificate) -> None:
-    """Near ties fall to either side: it has gained up to five queries of 200.
-
-    The certificate refuses so much gained as well; what it measures besides must be in order.
-    """
-    (found,) = (c for c in certificate.comparisons if c.run.precision is Precision.INT8)
-    assert all(" R@" in failure for failure in found.failures), found.failures
-    assert found.ranking is not None
-    assert found.ranking.top1_agreement >= 0.95
-    assert len(found.recalls) == 6
-    for record in found.recalls:
-        assert record.reference - record.found <= 1 + 1e-4, record
