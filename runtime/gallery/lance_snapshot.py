@@ -147,8 +147,12 @@ class LanceSnapshot:
             found.append(Nearest(_row_ids(table), similarities.astype(np.float32), method))
         return found
 
+    @property
+    def fits_memory(self) -> bool:
+        return self._held_bytes <= self._limits.held_bytes
+
     def held(self) -> tuple[Rows, VideoFeatures] | None:
-        if self._held_bytes > self._limits.held_bytes:
+        if not self.fits_memory:
             return None
         with self._lock:
             if self._held is None:
