@@ -110,6 +110,8 @@ def run_one(variant: Variant, seed: int, *, work: Path, epochs: int) -> dict[str
         # Measured after every epoch for the curves; the table has the last alone.
         "data.validation_split": "test",
         "optimization.epochs": epochs,
+        # The preset's when the table was made.
+        "start.architecture.vision.image_size": 64,
         "optimization.seed": seed,
     }
     settings |= {f"start.architecture.{key}": value for key, value in variant.architecture.items()}

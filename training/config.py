@@ -163,7 +163,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "architecture": {
                 "embed_dim": 96,
                 "vision": {
-                    "image_size": 64,
+                    "image_size": 48,
                     "patch_size": 16,
                     "width": 96,
                     "layers": 3,
@@ -179,7 +179,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             }
         },
         "optimization": {
-            "epochs": 28,
+            "epochs": 32,
             "batch_size": 96,
             "lr": 1e-3,
             "coef_lr": 1.0,

@@ -85,12 +85,12 @@ class RecipeAdam(torch.optim.Optimizer):
                     state["mean"] = torch.zeros_like(parameter)
                     state["square"] = torch.zeros_like(parameter)
                 mean, square = state["mean"], state["square"]
-                mean.mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
+                mean.lerp_(parameter.grad, 1 - beta1)
                 square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-                update = mean / (square.sqrt() + self.recipe.eps)
                 if group["weight_decay"] > 0:
-                    update += group["weight_decay"] * parameter
-                parameter.add_(update, alpha=-rate)
+                    parameter.mul_(1 - rate * group["weight_decay"])
+                root = square.sqrt().add_(self.recipe.eps)
+                parameter.addcdiv_(mean, root, value=-rate)
         self.advance_schedule()
 
     def advance_schedule(self) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from xclip_deploy.runtime.model_config import Activation
+from xclip_deploy.training.activation import quick_gelu
 from xclip_deploy.training.precision import LayerNorm
 
 
@@ -56,10 +57,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to [..., width]."""
         x = self.c_fc(x)
-        if self.activation is Activation.QUICK_GELU:
-            x = x * torch.sigmoid(1.702 * x)
-        else:
-            x = functional.gelu(x)
+        x = quick_gelu(x) if self.activation is Activation.QUICK_GELU else functional.gelu(x)
         projected: Tensor = self.c_proj(x)
         return projected
 

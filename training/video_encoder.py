@@ -107,10 +107,12 @@ class VideoEncoder(nn.Module):
         ``frames``: uint8 [V, F, H, W, 3]. ``is_valid``: bool [V, F].
         """
         # TensorRT cannot transpose uint8: the cast comes first.
+        assert frames.dtype == torch.uint8  # else this is no copy
         pixels = frames.to(self.visual.ln_pre.weight.dtype)
         mean = torch.tensor(CLIP_MEAN, dtype=pixels.dtype, device=pixels.device)
         std = torch.tensor(CLIP_STD, dtype=pixels.dtype, device=pixels.device)
-        pixels = (pixels / 255.0 - mean) / std
+        # In place: in training, three more copies of a batch's pixels took a tenth of a step.
+        pixels.div_(255.0).sub_(mean).div_(std)
         # A padded frame is zero after normalisation: the mean colour, not black.
         pixels = torch.where(is_valid[..., None, None, None], pixels, 0.0)
         frame_raw: Tensor = self.visual(pixels.permute(0, 1, 4, 2, 3))

@@ -78,6 +78,9 @@ def command(
     if show_config:
         print_json(config.model_dump(mode="json"))
         return
+    from xclip_deploy.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
     with _progress() as (on_step, on_preparation):
         result = xclip_deploy.train(
             config, output, resume=resume, on_step=on_step, on_preparation=on_preparation
