@@ -112,6 +112,8 @@ def run_one(variant: Variant, seed: int, *, work: Path, epochs: int) -> dict[str
         "optimization.epochs": epochs,
         # The preset's when the table was made.
         "start.architecture.vision.image_size": 64,
+        "data.generated.train": 2400,
+        "optimization.lr": 1e-3,
         "optimization.seed": seed,
     }
     settings |= {f"start.architecture.{key}": value for key, value in variant.architecture.items()}

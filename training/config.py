@@ -31,7 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class GeneratedConfig(FrozenModel):
     """The dataset that is made on the spot: videos of each split, and the seed."""
 
-    train: Annotated[int, Field(gt=0)] = 2400
+    train: Annotated[int, Field(gt=0)] = 4800
     val: Annotated[int, Field(ge=2)] = 200
     test: Annotated[int, Field(ge=2)] = 200
     seed: int = 0
@@ -49,7 +49,7 @@ class DataConfig(FrozenModel):
     """Folder of the videos. Generated ones are made here; None: ``videos`` in the run folder."""
     generated: GeneratedConfig = GeneratedConfig()
     validation_split: Literal["val", "test"] | None = "val"
-    """What the best checkpoint is chosen on, after every epoch; None: no validation."""
+    """What the best checkpoint is chosen on; None: no validation."""
     max_missing_share: Share = 0.1
     """Share of annotated videos that may lack a file."""
     max_unreadable_share: Share = 0.1
@@ -137,6 +137,8 @@ class TrainConfig(FrozenModel):
     data: DataConfig = DataConfig()
     start: StartConfig = StartConfig()
     optimization: OptimizationConfig = OptimizationConfig()
+    validate_every_epochs: Annotated[int, Field(gt=0)] = 1
+    """Epochs between validations; also after the last."""
     save_every_steps: Annotated[int, Field(gt=0)] = 200
     """Steps between checkpoints that a killed run resumes from; also after every epoch."""
 
@@ -179,12 +181,13 @@ PRESETS: dict[str, dict[str, Any]] = {
             }
         },
         "optimization": {
-            "epochs": 32,
+            "epochs": 16,
             "batch_size": 96,
-            "lr": 1e-3,
+            "lr": 8e-4,
             "coef_lr": 1.0,
             "freeze_layers": -1,
         },
+        "validate_every_epochs": 2,
     },
 }
 """The published runs, as differences from the defaults, which are MSR-VTT's; and ``demo``, a

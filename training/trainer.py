@@ -173,7 +173,9 @@ class _Run:
             is_epoch_end = step % self.steps_per_epoch == 0
             if step % self.config.save_every_steps == 0 and not is_epoch_end:
                 self._save()
-        metrics = self._validate()
+        is_last = self.position.step == self.total_steps
+        is_due = (epoch + 1) % self.config.validate_every_epochs == 0
+        metrics = self._validate() if is_due or is_last else {}
         self._save()
         return metrics
 

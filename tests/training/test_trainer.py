@@ -120,6 +120,18 @@ def test_a_run_leaves_everything(uninterrupted: Path) -> None:
     assert sorted(losses(uninterrupted)) == list(range(1, 13))
 
 
+def test_fewer_validations_change_no_step(
+    dataset: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    result = train(configured(dataset, validate_every_epochs=2), tmp_path / "run")
+    assert_same_run(tmp_path / "run", uninterrupted)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    # Four steps an epoch; the last epoch is validated whatever its number.
+    assert [record["step"] for record in records if "validation" in record] == [8, 12]
+    assert result.metrics == json.loads((uninterrupted / "metrics.json").read_text())
+
+
 def test_the_checkpoints_can_be_exported(uninterrupted: Path) -> None:
     for name in ("best.pt", "last.pt"):
         model = load_checkpoint(uninterrupted / name)

@@ -25,7 +25,7 @@ from xclip_deploy.training.datasets.generated.scenes import Scene
 from xclip_deploy.training.datasets.generated.splits import SplitSizes, make_splits
 
 _RECIPE = "generated.json"
-_VERSION = 1
+_VERSION = 2
 """Raised whenever the same seed gives other scenes or other drawings."""
 _CHUNK = 16
 

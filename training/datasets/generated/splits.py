@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -15,11 +16,14 @@ from xclip_deploy.training.datasets.generated.scenes import Kind, Scene, all_sce
 class SplitSizes:
     """Videos of each split."""
 
-    train: int = 2400
+    train: int = 4800
     val: int = 200
     test: int = 200
 
 
+_TRAIN_SHARES: dict[Kind, float] = {"single": 0.06, "flash": 0.4}
+"""Of the training split; the rest are sequences. Half of what is held out has a flash. There are
+fewer such scenes than this asks for, so that they are drawn several times, never alike."""
 _HELD_OUT_SINGLES = 12
 """Of a held-out split: most of the 72 must be learned from, since they say what a word means."""
 
@@ -29,7 +33,8 @@ def make_splits(sizes: SplitSizes, seed: int) -> dict[SplitName, list[Scene]]:
 
     The held-out splits consist of scenes that are easily mistaken for each other: a sequence
     comes with its reverse, a flash with another thing that flashes during the same motion.
-    The same seed gives the same scenes, always.
+    A training split can have several drawings of one scene. The same seed gives the same scenes,
+    always.
     """
     random = np.random.default_rng(seed)
     kinds: tuple[Kind, ...] = ("single", "sequence", "flash")
@@ -41,10 +46,10 @@ def make_splits(sizes: SplitSizes, seed: int) -> dict[SplitName, list[Scene]]:
         splits[name] = _held_out(pools, size, taken)
         taken.update(splits[name])
     rest = {kind: [s for s in scenes if s not in taken] for kind, scenes in pools.items()}
-    flashes = min(len(rest["flash"]), round(sizes.train * 0.25))
-    train = rest["single"] + rest["flash"][:flashes]
-    train += rest["sequence"][: max(0, sizes.train - len(train))]
-    splits["train"] = _shuffled(train[: sizes.train], random)
+    counts = {kind: round(sizes.train * share) for kind, share in _TRAIN_SHARES.items()}
+    counts["sequence"] = sizes.train - sum(counts.values())
+    train = [scene for kind, count in counts.items() for scene in islice(cycle(rest[kind]), count)]
+    splits["train"] = _shuffled(train, random)
     return splits
 
 

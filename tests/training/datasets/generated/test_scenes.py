@@ -74,6 +74,24 @@ def test_every_word_of_the_held_out_captions_is_learned_from() -> None:
     assert words["test"] | words["val"] <= words["train"]
 
 
+@pytest.mark.parametrize("train", [1, 4800, 12000])
+def test_training_alone_has_scenes_more_than_once(train: int) -> None:
+    splits = make_splits(SplitSizes(train=train), 0)
+    assert len(splits["train"]) == train
+    held_out = splits["val"] + splits["test"]
+    assert len(set(held_out)) == len(held_out) == 400
+    assert not set(splits["train"]) & set(held_out)
+
+
+def test_what_most_of_training_is_about() -> None:
+    splits = make_splits(SplitSizes(), 0)
+    kinds = Counter(scene.kind for scene in splits["train"])
+    assert kinds == {"single": 288, "flash": 1920, "sequence": 2592}
+    drawings = Counter(splits["train"])
+    assert max(drawings.values()) == 6
+    assert {scene.kind for scene, count in drawings.items() if count > 1} == {"single", "flash"}
+
+
 def test_a_seed_gives_the_same_scenes_always() -> None:
     first, again, other = (make_splits(SIZES, seed) for seed in (5, 5, 6))
     assert first == again
