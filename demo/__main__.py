@@ -24,7 +24,7 @@ BUDGET = {
     "data.generated.train": 2880,
     "data.generated.val": 2,
     "data.validation_split": "null",
-    "optimization.epochs": 11,
+    "optimization.epochs": 12,
 }
 QUERIES = (
     "a red square moves right, then a blue triangle grows",
