@@ -19,7 +19,7 @@ import numpy as np
 
 from xclip_deploy import Retriever, export_bundle
 from xclip_deploy.runtime.atomic import replaced_file
-from xclip_deploy.runtime.search import CANDIDATES_IN_MEMORY
+from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
 CANDIDATES = (50, 100, 200, 300, 400, 500, 600, 800, 1600)
@@ -81,7 +81,7 @@ def table(result: dict[str, Any]) -> str:
     """Markdown, a row for each number of candidates."""
     lines = [
         f"Two-stage against exact search, {result['queries']} captions among {result['videos']:,} "
-        f"videos; the default is {CANDIDATES_IN_MEMORY} candidates. "
+        f"videos; the default is {DEFAULT_CANDIDATES} candidates. "
         "Written by `python -m benchmarks.candidates`.",
         "",
         "| candidates | recall@10 | same first hit |",
@@ -105,7 +105,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     x = [point["candidates"] for point in result["points"]]
     for name, label in (("recall_at_10", "recall@10"), ("same_first", "same first hit")):
         axes.plot(x, [point[name] for point in result["points"]], "o-", label=label)
-    axes.axvline(CANDIDATES_IN_MEMORY, color="grey", linestyle=":", label="default")
+    axes.axvline(DEFAULT_CANDIDATES, color="grey", linestyle=":", label="default")
     axes.axhline(0.99, color="grey", linewidth=0.5)
     axes.set(xscale="log", xlabel="candidates scored in the second stage")
     axes.set_xticks(x)

@@ -220,8 +220,7 @@ def measure(work: Path, bundle: Path, size: int) -> dict[str, Any]:
     searcher = Searcher(model, lambda: weights)
     few = queries[:RECALL_QUERIES]
     two_stage = SearchOptions(exact=False)
-    fits_memory = gallery.snapshot().fits_memory
-    result["candidates"] = two_stage.for_gallery(fits_memory=fits_memory).num_candidates
+    result["candidates"] = two_stage.num_candidates
 
     def search(with_gallery: Gallery, options: SearchOptions) -> Callable[[Query], list[str]]:
         def run(query: Query) -> list[str]:
@@ -239,7 +238,7 @@ def measure(work: Path, bundle: Path, size: int) -> dict[str, Any]:
     found["indexed"] = timed(indexed, queries)
     result["indexed_resident_bytes"] = resident_bytes()
     curve = {}
-    for candidates in (25, 50, 100, 200, 300, 500, 800):
+    for candidates in (25, 50, 100, 200, 300, 400, 800):
         options = SearchOptions(exact=False, candidates=candidates)
         curve[candidates] = timed(search(gallery, options), few)
     gallery.close()  # else its embeddings would be there twice

@@ -21,6 +21,7 @@ from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, Progress, in
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search import (
+    DEFAULT_CANDIDATES,
     Query,
     QueryBank,
     Searcher,
@@ -206,7 +207,7 @@ class Retriever:
         min_score: float | None = None,
         deduplicate: bool | float = False,
         exact: bool | None = None,
-        candidates: int | None = None,
+        candidates: int = DEFAULT_CANDIDATES,
         query_bank: QueryBank | None = None,
     ) -> SearchResults:
         """Find the ``k`` videos that fit a text best, best first; all where there are fewer.
@@ -218,8 +219,8 @@ class Retriever:
         ``deduplicate``: True (0.995) or a cosine: hits whose frame embeddings are all that near
         to those of a better one, each to that at its place, are left out and named in it.
         ``exact``: True scores every video by the whole scorer, False takes two stages, None
-        chooses; ``candidates``: how many the second stage scores, by default 500, or 300 where the
-        gallery's embeddings do not fit into memory. ``query_bank``: see :class:`QueryBank`.
+        chooses; ``candidates``: how many the second stage scores. ``query_bank``: see
+        :class:`QueryBank`.
 
         An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a
         word, a filter that is not understood or a number out of range; GalleryError.
@@ -247,7 +248,7 @@ class Retriever:
         min_score: float | None = None,
         deduplicate: bool | float = False,
         exact: bool | None = None,
-        candidates: int | None = None,
+        candidates: int = DEFAULT_CANDIDATES,
         query_bank: QueryBank | None = None,
     ) -> list[SearchResults]:
         """Search for several texts at once; results for each. See :meth:`search`."""
@@ -266,7 +267,7 @@ class Retriever:
         min_score: float | None = None,
         deduplicate: bool | float = False,
         exact: bool | None = None,
-        candidates: int | None = None,
+        candidates: int = DEFAULT_CANDIDATES,
     ) -> SearchResults:
         """Find the ``k`` videos most similar to a video, best first.
 
@@ -288,7 +289,7 @@ class Retriever:
         min_score: float | None = None,
         deduplicate: bool | float = False,
         exact: bool | None = None,
-        candidates: int | None = None,
+        candidates: int = DEFAULT_CANDIDATES,
     ) -> SearchResults:
         """Find the ``k`` videos most similar to an image, taken as a video of one frame.
 

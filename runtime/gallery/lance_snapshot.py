@@ -147,12 +147,8 @@ class LanceSnapshot:
             found.append(Nearest(_row_ids(table), similarities.astype(np.float32), method))
         return found
 
-    @property
-    def fits_memory(self) -> bool:
-        return self._held_bytes <= self._limits.held_bytes
-
     def held(self) -> tuple[Rows, VideoFeatures] | None:
-        if not self.fits_memory:
+        if self._held_bytes > self._limits.held_bytes:
             return None
         with self._lock:
             if self._held is None:

@@ -86,10 +86,6 @@ class MemorySnapshot:
                 self._flat = FlatVectors(self._rows, self._features.video_features)
         return self._flat.nearest(queries, limit, allowed)
 
-    @property
-    def fits_memory(self) -> bool:
-        return True
-
     def held(self) -> tuple[Rows, VideoFeatures]:
         return self._rows, self._features
 

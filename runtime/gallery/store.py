@@ -68,11 +68,6 @@ class Snapshot(Protocol):
         """For each query the ``limit`` videos with the largest inner product."""
         ...
 
-    @property
-    def fits_memory(self) -> bool:
-        """Whether :meth:`held` gives all embeddings, read by now or not."""
-        ...
-
     def held(self) -> tuple[Rows, VideoFeatures] | None:
         """All embeddings, where they are few enough to stay in memory; the same object each time.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xclip_deploy.errors import InvalidArgumentError
@@ -11,10 +11,7 @@ from xclip_deploy.runtime.search.near_identical import NEAR_IDENTICAL
 if TYPE_CHECKING:
     from xclip_deploy.runtime.search.query_bank import QueryBank
 
-CANDIDATES_IN_MEMORY = 500
-CANDIDATES_ON_DISK = 300
-"""Where each candidate costs a read; with 500, a query of a million videos takes half as long
-again."""
+DEFAULT_CANDIDATES = 500
 
 
 @dataclass(frozen=True)
@@ -32,16 +29,13 @@ class SearchOptions:
     the lower of two hits is left out; True stands for NEAR_IDENTICAL, False for None."""
     exact: bool | None = None
     """True scores every video, False never does; None chooses by size and measured cost."""
-    candidates: int | None = None
-    """Videos that the second stage scores; more where more hits are asked for. None takes
-    CANDIDATES_IN_MEMORY or CANDIDATES_ON_DISK, by where the gallery's embeddings are."""
+    candidates: int = DEFAULT_CANDIDATES
+    """Videos that the second stage scores; more where more hits are asked for."""
     query_bank: QueryBank | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("offset", 0), ("candidates", 1)):
             value = getattr(self, name)
-            if name == "candidates" and value is None:
-                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InvalidArgumentError(f"{name} is {value}: expected at least {least}")
         if isinstance(self.deduplicate, bool):
@@ -56,14 +50,7 @@ class SearchOptions:
         """Hits that must be ranked to give the page that is asked for."""
         return self.offset + self.k
 
-    def for_gallery(self, *, fits_memory: bool) -> SearchOptions:
-        """With the number of candidates that suits a gallery, where none was given."""
-        if self.candidates is not None:
-            return self
-        return replace(self, candidates=CANDIDATES_IN_MEMORY if fits_memory else CANDIDATES_ON_DISK)
-
     @property
     def num_candidates(self) -> int:
-        """Videos for the second stage, once it is known for what gallery."""
-        assert self.candidates is not None
+        """Videos for the second stage."""
         return max(self.candidates, 4 * self.depth)

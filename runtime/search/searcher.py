@@ -89,7 +89,6 @@ class Searcher:
     ) -> list[SearchResults]:
         """One list of hits for each query, all of the same kind."""
         total = len(snapshot)
-        options = options.for_gallery(fits_memory=snapshot.fits_memory)
         if not total or not queries:
             plan = self._planner.plan(0, options, can_fold=True)
             return [SearchResults((), plan.method, 0, 0, "the gallery is empty") for _ in queries]

@@ -47,9 +47,7 @@ if TYPE_CHECKING:
     help="Score every video, or the best candidates alone.  [default: by the gallery's size]",
 )
 @click.option(
-    "--candidates",
-    type=click.IntRange(min=1),
-    help="Candidates to score.  [default: 500, or 300 of a gallery larger than memory]",
+    "--candidates", type=click.IntRange(min=1), help="Candidates to score.  [default: 500]"
 )
 @click.option(
     "--query-bank",
@@ -87,6 +85,7 @@ def command(
 ) -> None:
     """Find videos that fit each of TEXTS, or are like a video or an image."""
     import xclip_deploy
+    from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
     from xclip_deploy.runtime.sessions import SessionOptions
 
     if not (texts or video or image) or (image and (texts or video)) or (video and len(texts) > 1):
@@ -109,7 +108,7 @@ def command(
         "min_score": min_score,
         "deduplicate": deduplicate,
         "exact": exact,
-        "candidates": candidates,
+        "candidates": candidates or DEFAULT_CANDIDATES,
     }
     with xclip_deploy.Retriever(bundle, gallery, threads=threads, session=session) as retriever:
         if texts and query_bank:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +12,7 @@ from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
-from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
-from xclip_deploy.runtime.search import (
-    CANDIDATES_IN_MEMORY,
-    CANDIDATES_ON_DISK,
-    Query,
-    QueryBank,
-    Searcher,
-    SearchOptions,
-)
+from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOptions
 from xclip_deploy.runtime.search import searcher as searcher_module
 from xclip_deploy.runtime.search.near_identical import NEAR_IDENTICAL
 from xclip_deploy.runtime.search.searcher import fold
@@ -258,29 +249,3 @@ def test_deduplicating_by_the_usual_cosine() -> None:
     assert SearchOptions(deduplicate=True).deduplicate == NEAR_IDENTICAL
     assert SearchOptions(deduplicate=False).deduplicate is None
     assert SearchOptions(deduplicate=1).deduplicate == 1
-
-
-@pytest.mark.parametrize(
-    ("limits", "candidates"),
-    [(SearchLimits(), CANDIDATES_IN_MEMORY), (SearchLimits(held_bytes=0), CANDIDATES_ON_DISK)],
-)
-def test_fewer_candidates_where_each_is_read(
-    searcher: Searcher,
-    bundle: Bundle,
-    features: VideoFeatures,
-    make_queries: MakeQueries,
-    tmp_path: Path,
-    limits: SearchLimits,
-    candidates: int,
-) -> None:
-    gallery = Gallery.open(tmp_path / "gallery", bundle.manifest, create=True, limits=limits)
-    times = tuple(float(n) for n in range(features.frame_features.shape[1]))
-    copies = CANDIDATES_IN_MEMORY // len(features) + 1
-    for copy in range(copies):
-        named = [GalleryVideo(id=f"{copy}-{n}", frame_times_s=times) for n in range(len(features))]
-        gallery.add(named, features)
-    snapshot = gallery.snapshot()
-    (hits,) = searcher.search(make_queries(1), snapshot, SearchOptions(exact=False))
-    assert (hits.num_scored, hits.num_videos) == (candidates, copies * len(features))
-    (hits,) = searcher.search(make_queries(1), snapshot, SearchOptions(exact=False, candidates=7))
-    assert hits.num_scored == 40  # four times the ten hits that are asked for
