@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xclip_deploy.runtime.attention import attend, project
 from xclip_deploy.runtime.features import FloatArray, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.model_config import Grain, ModelConfig
-from xclip_deploy.runtime.scorer_weights import TEMPERATURE, ScorerWeights
+from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 Wide = npt.NDArray[np.float64]
 _Mask = npt.NDArray[np.bool_]
@@ -174,25 +175,6 @@ def _both_orders(
         WordsFirst(words.T, attend(by_frame, weights.frame_mat_weight2, is_frame)),
         FramesFirst(frames, attend(by_word, weights.word_mat_weight2, is_word)),
     )
-
-
-def attend(x: Wide, matrix: FloatArray, is_valid: _Mask | None = None) -> Wide:
-    """Weights of AOSM over the last axis: softmax(x / 0.01) M, 0 where not ``is_valid``.
-
-    ``x``: [..., n]; ``matrix``: M [n, n]; ``is_valid``: bool [n]. Returns [..., n].
-    """
-    scaled = x / TEMPERATURE
-    if is_valid is not None:
-        scaled = np.where(is_valid, scaled, -np.inf)
-    # The largest becomes 0, so that nothing overflows.
-    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    mixed: Wide = powers / powers.sum(axis=-1, keepdims=True) @ matrix.astype(np.float64)
-    return mixed if is_valid is None else mixed * is_valid
-
-
-def project(features: Wide, matrix: FloatArray | None) -> Wide:
-    """``features`` [..., D] times a matrix [D, D], or as they are where the model has none."""
-    return features if matrix is None else features @ matrix.astype(np.float64)
 
 
 def _wide(features: FloatArray) -> Wide:

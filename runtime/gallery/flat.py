@@ -22,6 +22,10 @@ class FlatVectors:
         self.rows = rows
         self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
 
+    def take(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """Vectors of rows that are there, in the order of ``rows``."""
+        return self._vectors[np.searchsorted(self.rows, rows)]
+
     def nearest(self, queries: Queries, limit: int, allowed: Rows | None = None) -> list[Nearest]:
         """As :meth:`Snapshot.nearest`; of equal ones the one added first."""
         rows, vectors = self.rows, self._vectors

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.errors import GalleryIntegrityError
-from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.features import FloatArray, VideoFeatures
 from xclip_deploy.runtime.gallery.filter_sql import quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
@@ -126,6 +126,18 @@ class LanceSnapshot:
             frames = matrix_of(self._take(rows, ["frame_features"]), "frame_features")
         shape = (len(rows), -1, vectors.shape[1]) if len(rows) else (0, *self._shape)
         return VideoFeatures(vectors, frames.reshape(shape), warm.values["num_frames"][places])
+
+    def video_features(self, rows: Rows) -> FloatArray:
+        if self._flat is not None:
+            return self._flat.take(rows)
+        if self._held is not None:
+            known, features = self._held
+            return features.video_features[np.searchsorted(known, rows)]
+        warm = self._warm
+        if warm is not None:
+            return warm.values["video_features"][np.searchsorted(warm.rows, rows)]
+        with self._reading():
+            return matrix_of(self._take(rows, ["video_features"]), "video_features")
 
     def matching(self, where: str) -> Rows:
         condition = self._condition(where)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xclip_deploy.errors import DuplicateIdError, GalleryError
-from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.features import FloatArray, VideoFeatures
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.records import GalleryVideo, coerced, merged_types
@@ -68,6 +68,10 @@ class MemorySnapshot:
         return VideoFeatures(
             features.video_features[rows], features.frame_features[rows], features.num_frames[rows]
         )
+
+    def video_features(self, rows: Rows) -> FloatArray:
+        flat = self._flat
+        return self._features.video_features[rows] if flat is None else flat.take(rows)
 
     def matching(self, where: str) -> Rows:
         condition = parse_filter(where, self._types)

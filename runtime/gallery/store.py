@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.features import FloatArray, VideoFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo
 
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -58,6 +58,10 @@ class Snapshot(Protocol):
 
     def features(self, rows: Rows) -> VideoFeatures:
         """Embeddings of the videos in ``rows``, in that order, FP16."""
+        ...
+
+    def video_features(self, rows: Rows) -> FloatArray:
+        """``video_features`` alone of the videos in ``rows``, in that order, FP16 or FP32."""
         ...
 
     def matching(self, where: str) -> Rows:

@@ -11,7 +11,7 @@ from xclip_deploy.runtime.search.near_identical import NEAR_IDENTICAL
 if TYPE_CHECKING:
     from xclip_deploy.runtime.search.query_bank import QueryBank
 
-DEFAULT_CANDIDATES = 500
+DEFAULT_CANDIDATES = 300
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,12 @@ from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.near_identical import distinct
 from xclip_deploy.runtime.search.options import SearchOptions
 from xclip_deploy.runtime.search.planner import Planner
+from xclip_deploy.runtime.search.video_grains import of_videos
 
 _SCAN_VIDEOS = 2048
 """Videos read and scored at a time by an exact search that does not fit into memory."""
+_NEAREST_PER_CANDIDATE = 4
+"""Videos that the first stage looks at whole for each that it gives on."""
 _TEXTS_AT_ONCE = 32
 """Texts whose scores for a whole gallery are held at a time."""
 Floats = npt.NDArray[np.float32]
@@ -116,16 +119,34 @@ class Searcher:
         weights: ScorerWeights,
     ) -> list[tuple[_Ranked, int]]:
         folded = np.concatenate([fold(query, weights) for query in queries])
-        nearest = snapshot.nearest(folded, options.num_candidates, options.where)
+        # Where video-sentence is not all that whole videos can tell, more are looked at first.
+        looks_twice = weights.word_logit_weight is not None
+        wanted = options.num_candidates * (_NEAREST_PER_CANDIDATE if looks_twice else 1)
+        nearest = snapshot.nearest(folded, wanted, options.where)
         ranked = []
         for query, found in zip(queries, nearest, strict=True):
             # Ascending: of equal scores the one added first wins, as in an exact search.
             rows = np.sort(found.rows)
+            if len(rows) > options.num_candidates:
+                rows = self._candidates(query, rows, snapshot, options.num_candidates, weights)
             features = snapshot.features(rows)
             (part,) = self._score([query], rows, features)
             part.read = rows, features
             ranked.append((part.take(np.argsort(-part.scores, kind="stable")), len(rows)))
         return ranked
+
+    def _candidates(
+        self, query: Query, rows: Rows, snapshot: Snapshot, count: int, weights: ScorerWeights
+    ) -> Rows:
+        """Those of ``rows`` that score best by what needs no frames, ascending."""
+        assert query.text is not None
+        vectors = snapshot.video_features(rows)
+        scores = of_videos(query.text, vectors, weights, self._model.config)
+        if query.video is not None:
+            weight = query.video_weight
+            cosines = vectors.astype(np.float32) @ query.video.video_features[0]
+            scores = (1 - weight) * scores + weight * cosines
+        return rows[np.sort(best_first(scores, count))]
 
     def _exact(
         self, queries: Sequence[Query], snapshot: Snapshot, options: SearchOptions

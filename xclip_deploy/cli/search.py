@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     help="Score every video, or the best candidates alone.  [default: by the gallery's size]",
 )
 @click.option(
-    "--candidates", type=click.IntRange(min=1), help="Candidates to score.  [default: 500]"
+    "--candidates", type=click.IntRange(min=1), help="Candidates to score.  [default: 300]"
 )
 @click.option(
     "--query-bank",

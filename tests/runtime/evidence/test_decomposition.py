@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xclip_deploy import Bundle, Retriever
+from xclip_deploy.runtime.attention import attend
 from xclip_deploy.runtime.evidence import decompose
-from xclip_deploy.runtime.evidence.decomposition import attend
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.model_config import Grain, ModelConfig

@@ -170,6 +170,8 @@ def test_what_is_kept_in_memory_changes_nothing(
     for name, array in vars(cold.features(rows)).items():
         np.testing.assert_array_equal(getattr(known, name), array)
         assert getattr(known, name).dtype == array.dtype
+    for snapshot in (cold, warm):
+        np.testing.assert_array_equal(snapshot.video_features(rows), known.video_features)
     assert warm.videos(rows) == cold.videos(rows)
     assert content_of(warm) == content_of(cold)
     assert (warm.held() is None) == (held_bytes == 0)

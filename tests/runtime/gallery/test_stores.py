@@ -78,6 +78,7 @@ def test_no_rows(store: GalleryStore) -> None:
     assert features.video_features.shape == (0, DIM)
     assert features.frame_features.shape == (0, FRAMES, DIM)
     assert features.num_frames.shape == (0,)
+    assert snapshot.video_features(NO_ROWS).shape == (0, DIM)
     assert snapshot.matching("n > 99").shape == (0,)
 
 
@@ -106,6 +107,17 @@ def test_parts_of_a_scan(store: GalleryStore) -> None:
         np.testing.assert_array_equal(
             snapshot.features(few).video_features, features.video_features[[7, 2]]
         )
+
+
+def test_video_features_alone(store: GalleryStore) -> None:
+    videos, features = sample([f"v{n}" for n in range(10)])
+    store.put(videos, features, replace=False)
+    snapshot = store.snapshot()
+    rows = rows_of(snapshot, ["v7", "v2"])
+    np.testing.assert_array_equal(snapshot.video_features(rows), features.video_features[[7, 2]])
+    # The same once a search has put vectors in memory.
+    snapshot.nearest(np.ones((1, DIM), np.float32), 3)
+    np.testing.assert_array_equal(snapshot.video_features(rows), features.video_features[[7, 2]])
 
 
 def test_a_snapshot_stays_as_it_was(store: GalleryStore) -> None:

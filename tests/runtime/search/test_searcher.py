@@ -107,6 +107,35 @@ def test_the_second_stage_sees_the_candidates_alone(
     assert hits[0].id in ("v000", "v001")
 
 
+def test_candidates_are_chosen_by_all_that_whole_videos_tell(
+    searcher: Searcher, gallery: Gallery, make_queries: MakeQueries
+) -> None:
+    """20 of the 80 nearest sentences, by video-sentence and video-word together."""
+    snapshot = gallery.snapshot()
+    for query in make_queries(6):
+        (whole,) = searcher.search([query], snapshot, SearchOptions(k=120, exact=True))
+        grains = {hit.id: hit.grains for hit in whole}
+        nearest = sorted(grains, key=lambda name: -grains[name].video_sentence)[:80]
+        best = sorted(
+            nearest, key=lambda name: -grains[name].video_sentence - grains[name].video_word
+        )[:20]
+        expected = [hit.id for hit in whole if hit.id in best][:5]
+        (hits,) = searcher.search([query], snapshot, SearchOptions(k=5, exact=False, candidates=20))
+        assert [hit.id for hit in hits] == expected
+        assert hits.num_scored == 20
+
+
+def test_candidates_of_a_text_with_a_video_resemble_it(
+    searcher: Searcher, gallery: Gallery, features: VideoFeatures, make_queries: MakeQueries
+) -> None:
+    (text,) = make_queries(1)
+    both = Query(text.text, features[14:15], 0.9)
+    options = SearchOptions(k=2, exact=False, candidates=8)
+    (hits,) = searcher.search([both], gallery.snapshot(), options)
+    assert hits.num_scored == 8
+    assert {hit.id for hit in hits} == {"v014", "v015"}
+
+
 def test_the_first_stage_is_the_video_sentence_grain(
     model: DeployedModel,
     bundle: Bundle,

@@ -1,0 +1,34 @@
+"""Attention over similarities (AOSM) in NumPy, for what looks inside a score or before one.
+
+Formula: Ma et al., "X-CLIP", ACM MM 2022, section 3.3, as ``training/scorer.py`` has it. In FP64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.features import FloatArray
+from xclip_deploy.runtime.scorer_weights import TEMPERATURE
+
+Wide = npt.NDArray[np.float64]
+_Mask = npt.NDArray[np.bool_]
+
+
+def attend(x: Wide, matrix: FloatArray, is_valid: _Mask | None = None) -> Wide:
+    """Weights of AOSM over the last axis: softmax(x / 0.01) M, 0 where not ``is_valid``.
+
+    ``x``: [..., n]; ``matrix``: M [n, n]; ``is_valid``: bool [n]. Returns [..., n].
+    """
+    scaled = x / TEMPERATURE
+    if is_valid is not None:
+        scaled = np.where(is_valid, scaled, -np.inf)
+    # The largest becomes 0, so that nothing overflows.
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    mixed: Wide = powers / powers.sum(axis=-1, keepdims=True) @ matrix.astype(np.float64)
+    return mixed if is_valid is None else mixed * is_valid
+
+
+def project(features: Wide, matrix: FloatArray | None) -> Wide:
+    """``features`` [..., D] times a matrix [D, D], or as they are where the model has none."""
+    return features if matrix is None else features @ matrix.astype(np.float64)
