@@ -21,10 +21,10 @@ OUTPUT = Path("demo-output")
 # Less than half of what the preset does, so that the demo takes a few minutes. Nothing is chosen by
 # validation.
 BUDGET = {
-    "data.generated.train": 2880,
+    "data.generated.train": 1920,
     "data.generated.val": 2,
     "data.validation_split": "null",
-    "optimization.epochs": 12,
+    "optimization.epochs": 21,
 }
 QUERIES = (
     "a red square moves right, then a blue triangle grows",
