@@ -18,7 +18,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     # Not in half precision, where the other order of roundings moves gradients.
     is_wide = x.dtype in (torch.float32, torch.float64)
     if torch.is_grad_enabled() and x.requires_grad and is_wide:
-        result: Tensor = _QuickGELU.apply(x)
+        result: Tensor = _QuickGELU.apply(x)  # type: ignore[no-untyped-call]
         return result
     return x * torch.sigmoid(SLOPE * x)
 
@@ -39,4 +39,5 @@ class _QuickGELU(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
         (z,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient, z)
+        result: Tensor = torch.ops.aten.silu_backward(gradient, z)
+        return result

@@ -137,7 +137,8 @@ class LanceSnapshot:
         if warm is not None:
             return warm.values["video_features"][np.searchsorted(warm.rows, rows)]
         with self._reading():
-            return matrix_of(self._take(rows, ["video_features"]), "video_features")
+            vectors: FloatArray = matrix_of(self._take(rows, ["video_features"]), "video_features")
+            return vectors
 
     def matching(self, where: str) -> Rows:
         condition = self._condition(where)

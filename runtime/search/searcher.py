@@ -15,12 +15,13 @@ from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.flat import best_first
 from xclip_deploy.runtime.gallery.store import Rows
+from xclip_deploy.runtime.half_precision import to_float32
 from xclip_deploy.runtime.results import GrainScores, SearchMethod, SearchResult, SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.near_identical import distinct
 from xclip_deploy.runtime.search.options import SearchOptions
 from xclip_deploy.runtime.search.planner import Planner
-from xclip_deploy.runtime.search.video_grains import of_videos
+from xclip_deploy.runtime.search.video_grains import of_videos, project_sentences
 
 _SCAN_VIDEOS = 2048
 """Videos read and scored at a time by an exact search that does not fit into memory."""
@@ -144,7 +145,7 @@ class Searcher:
         scores = of_videos(query.text, vectors, weights, self._model.config)
         if query.video is not None:
             weight = query.video_weight
-            cosines = vectors.astype(np.float32) @ query.video.video_features[0]
+            cosines = to_float32(vectors) @ query.video.video_features[0]
             scores = (1 - weight) * scores + weight * cosines
         return rows[np.sort(best_first(scores, count))]
 
@@ -293,9 +294,7 @@ def fold(query: Query, weights: ScorerWeights) -> Floats:
     one inner product.
     """
     assert query.text is not None
-    vector = query.text.sentence_features.astype(np.float32)
-    if weights.global_mat_weight is not None:
-        vector = vector @ weights.global_mat_weight
+    vector = project_sentences(query.text.sentence_features, weights)
     if query.video is not None:
         weight = query.video_weight
         vector = (1 - weight) * vector + weight * query.video.video_features

@@ -8,11 +8,27 @@ with more than 800.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from xclip_deploy.runtime.attention import Wide, attend, project
+from xclip_deploy.runtime.attention import Wide, attend
 from xclip_deploy.runtime.features import FloatArray, TextFeatures
+from xclip_deploy.runtime.half_precision import to_float32
 from xclip_deploy.runtime.model_config import Grain, ModelConfig
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
+
+Floats = npt.NDArray[np.float32]
+_IN_ONE_THREAD = 1 << 18
+"""Multiplications of a matrix product that OpenBLAS does without its threads."""
+
+
+def project_sentences(sentences: FloatArray, weights: ScorerWeights) -> Floats:
+    """Sentences [T, D] as video-sentence multiplies them with videos: times G, FP32 [T, D]."""
+    wide = sentences.astype(np.float32)
+    if weights.global_mat_weight is None:
+        return wide
+    # Not by BLAS, see _products().
+    projected: Floats = np.einsum("td,de->te", wide, weights.global_mat_weight)
+    return projected
 
 
 def of_videos(
@@ -22,15 +38,30 @@ def of_videos(
 
     ``text``: features of one text; ``vectors``: ``video_features`` [V, D].
     """
-    wide = vectors.astype(np.float32)
-    total = np.zeros(len(wide))
-    if Grain.VIDEO_SENTENCE in config.grains:
-        sentence = project(text.sentence_features[0].astype(np.float64), weights.global_mat_weight)
-        total += wide @ sentence.astype(np.float32)
-    if weights.word_logit_weight is not None:
-        words = text.word_features[0].astype(np.float32)
-        similarity = (wide @ words.T).astype(np.float64)  # [V, W]
-        is_word = np.arange(len(words)) < text.num_words[0] if config.mask_padding else None
-        attention = attend(similarity, weights.word_logit_weight, is_word)
-        total += (attention * similarity).sum(axis=1)
+    sentence = project_sentences(text.sentence_features, weights)
+    words = text.word_features[0].astype(np.float32)
+    total = np.zeros(len(vectors))
+    start = 0
+    for products in _products(to_float32(vectors), np.concatenate([sentence, words])):
+        part = slice(start, start := start + products.shape[0] * products.shape[1])
+        if Grain.VIDEO_SENTENCE in config.grains:
+            total[part] += products[..., 0].ravel()
+        if weights.word_logit_weight is not None:
+            similarity = products[..., 1:]  # [stacks, rows, W]
+            is_word = np.arange(len(words)) < text.num_words[0] if config.mask_padding else None
+            attention = attend(similarity, weights.word_logit_weight, is_word)
+            total[part] += (attention * similarity).sum(axis=-1).ravel()
     return total / len(config.grains)
+
+
+def _products(left: Floats, right: Floats) -> list[Floats]:
+    """``left`` [V, D] times ``right`` [P, D], in parts of stacks: [stacks, rows, P].
+
+    NumPy hands each matrix of a stack to BLAS by itself. One large product would wake BLAS's
+    threads, which then spin on the cores that ONNX Runtime needs a moment later: on two cores a
+    query took more than twice as long.
+    """
+    rows = max(1, _IN_ONE_THREAD // right.size)
+    whole = len(left) // rows * rows
+    stacks = left[:whole].reshape(-1, rows, left.shape[1])
+    return [np.matmul(part, right.T) for part in (stacks, left[np.newaxis, whole:])]

@@ -1,0 +1,25 @@
+"""The cast against NumPy's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xclip_deploy.runtime.half_precision import to_float32
+
+
+def test_every_finite_number() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    found = to_float32(finite)
+    assert found.dtype == np.float32
+    # Bit by bit: minus zero stays minus zero.
+    np.testing.assert_array_equal(found.view(np.uint32), finite.astype(np.float32).view(np.uint32))
+
+
+def test_shapes_and_other_types() -> None:
+    array = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
+    np.testing.assert_array_equal(to_float32(array[:, ::2].T), array[:, ::2].T)
+    assert to_float32(np.empty((0, 5), np.float16)).shape == (0, 5)
+    wide = np.ones(3, np.float32)
+    assert to_float32(wide) is wide
+    assert to_float32(np.ones(3)).dtype == np.float32
