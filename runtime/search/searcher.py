@@ -25,7 +25,7 @@ from xclip_deploy.runtime.search.video_grains import of_videos, project_sentence
 
 _SCAN_VIDEOS = 2048
 """Videos read and scored at a time by an exact search that does not fit into memory."""
-_NEAREST_PER_CANDIDATE = 4
+_NEAREST_PER_CANDIDATE = 3
 """Videos that the first stage looks at whole for each that it gives on."""
 _TEXTS_AT_ONCE = 32
 """Texts whose scores for a whole gallery are held at a time."""

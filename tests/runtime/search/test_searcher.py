@@ -110,12 +110,12 @@ def test_the_second_stage_sees_the_candidates_alone(
 def test_candidates_are_chosen_by_all_that_whole_videos_tell(
     searcher: Searcher, gallery: Gallery, make_queries: MakeQueries
 ) -> None:
-    """20 of the 80 nearest sentences, by video-sentence and video-word together."""
+    """20 of the 60 nearest sentences, by video-sentence and video-word together."""
     snapshot = gallery.snapshot()
     for query in make_queries(6):
         (whole,) = searcher.search([query], snapshot, SearchOptions(k=120, exact=True))
         grains = {hit.id: hit.grains for hit in whole}
-        nearest = sorted(grains, key=lambda name: -grains[name].video_sentence)[:80]
+        nearest = sorted(grains, key=lambda name: -grains[name].video_sentence)[:60]
         best = sorted(
             nearest, key=lambda name: -grains[name].video_sentence - grains[name].video_word
         )[:20]
