@@ -2,7 +2,7 @@
 
 Video-sentence and video-word read ``video_features`` alone, a twelfth of what frames take with
 F = 12. On the trained demo preset their sum finds with 300 videos what video-sentence alone finds
-with more than 800.
+with 800.
 """
 
 from __future__ import annotations
