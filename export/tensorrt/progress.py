@@ -168,8 +168,9 @@ def build_monitored(
         finally:
             is_done.set()
 
-    # In a thread of its own, as a signal is not handled while its thread is in TensorRT.
-    thread = threading.Thread(target=run, name="tensorrt-build", daemon=True)
+    # In a thread of its own, as a signal is not handled while its thread is in TensorRT. Not a
+    # daemon: TensorRT would call into an interpreter that is shutting down, and abort.
+    thread = threading.Thread(target=run, name="tensorrt-build")
     thread.start()
     try:
         is_done.wait()
@@ -177,7 +178,8 @@ def build_monitored(
         monitored.cancel()
         raise
     finally:
-        # TensorRT must not lose what it works with. A second Ctrl-C insists, and ends this wait.
+        # TensorRT must not lose what it works with. A second Ctrl-C ends this wait,
+        # and Python's own at its end remains.
         is_done.wait()
         config.progress_monitor = None
     for error in (monitored.error, *raised):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
-import threading
 from collections.abc import Sequence
 
 import click
@@ -14,7 +12,6 @@ import click
 from xclip_deploy import __version__
 from xclip_deploy.errors import XclipDeployError
 
-_INTERRUPTED = 130
 # Command name to module and what --help says of it. The modules are imported when their
 # command runs, so that one command does not pay for the libraries of another.
 _COMMANDS = {
@@ -73,14 +70,7 @@ def cli(verbose: bool, traceback: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status. ``arguments``: without the program."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    status = _run(arguments)
-    if status == _INTERRUPTED and any(thread.daemon for thread in threading.enumerate()):
-        # Who pressed Ctrl-C again did not wait for a library's thread. That would call into an
-        # interpreter which is shutting down, and abort.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    sys.exit(_run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -93,7 +83,7 @@ def _run(arguments: Sequence[str]) -> int:
         return int(error.exit_code)
     except click.Abort:
         click.echo("interrupted", err=True)
-        return _INTERRUPTED
+        return 130
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "xclip-deploy"

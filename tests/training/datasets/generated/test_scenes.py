@@ -98,4 +98,4 @@ def test_a_seed_gives_the_same_scenes_always() -> None:
     assert first["test"] != other["test"]
     # Held here so that a change of the recipe is noticed, and its version raised.
     assert first["test"][0].caption == "a green triangle moves right"
-    assert first["train"][-1].caption == "a blue square moves right while a blue circle flashes"
+    assert first["train"][-1].caption == "a yellow circle moves up while a green square flashes"
