@@ -19,7 +19,7 @@ def keep_freed_memory() -> bool:
 
     glibc returns large blocks to the system at once. A step on the CPU frees and asks for hundreds
     of megabytes of activations, and the system clears every page of them anew: of the demo
-    preset's steps that is a tenth of the time. Meant for a process whose work is training: it
+    preset's steps that is a twentieth of the time. Meant for a process whose work is training: it
     holds its peak of memory from then on. Returns whether there was anything to tell; elsewhere
     than in glibc nothing changes.
     """

@@ -111,7 +111,7 @@ class VideoEncoder(nn.Module):
         pixels = frames.to(self.visual.ln_pre.weight.dtype)
         mean = torch.tensor(CLIP_MEAN, dtype=pixels.dtype, device=pixels.device)
         std = torch.tensor(CLIP_STD, dtype=pixels.dtype, device=pixels.device)
-        # In place: in training, three more copies of a batch's pixels took a tenth of a step.
+        # In place: in training, three more copies of a batch's pixels took a twentieth of a step.
         pixels.div_(255.0).sub_(mean).div_(std)
         # A padded frame is zero after normalisation: the mean colour, not black.
         pixels = torch.where(is_valid[..., None, None, None], pixels, 0.0)
