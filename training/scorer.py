@@ -45,6 +45,21 @@ def attend(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
     return ((attention @ weight) * x * is_valid).sum(dim=-1)
 
 
+def attend_across(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
+    """:func:`attend` over the last axis but one: ``x`` [..., n, m] to [..., m].
+
+    The same as of ``x`` transposed, with M on the other factor:
+    sum_i p_i sum_j M_ij x_j = p (M x). Transposing costs an exported graph more than the rest.
+    """
+    scaled = x / TEMPERATURE
+    if is_valid is not None:
+        scaled = scaled.masked_fill(~is_valid, float("-inf"))
+        x = x * is_valid
+    # The largest becomes 0, so that nothing overflows; it cancels out, in the gradient too.
+    powers = (scaled - scaled.detach().amax(dim=-2, keepdim=True)).exp()
+    return (powers * (weight @ x)).sum(dim=-2) / powers.sum(dim=-2)
+
+
 def _wide(name: str, features: Tensor | None) -> Tensor:
     if features is None:
         raise ValueError(f"this model's grains need {name}")
@@ -135,9 +150,10 @@ class Scorer(nn.Module):
         return sentence @ video.T  # [T, V]
 
     def _video_word(self, word: Tensor, video: Tensor, is_word: Tensor | None) -> Tensor:
-        similarity = (word @ video.T).transpose(1, 2)  # [T, V, W]
-        mask = None if is_word is None else is_word[:, None, :]
-        return attend(similarity, self.word_logit_weight, mask)
+        texts, words, dim = word.shape
+        similarity = video @ word.reshape(-1, dim).T
+        similarity = similarity.reshape(-1, texts, words)  # [V, T, W]
+        return attend(similarity, self.word_logit_weight, is_word).T
 
     def _frame_sentence(self, sentence: Tensor, frame: Tensor, is_frame: Tensor | None) -> Tensor:
         videos, frames, dim = frame.shape
@@ -150,18 +166,18 @@ class Scorer(nn.Module):
     ) -> Tensor:
         texts, words, dim = word.shape
         videos, frames, _ = frame.shape
-        similarity = (word @ self.local_mat_weight).reshape(-1, dim) @ frame.reshape(-1, dim).T
-        similarity = similarity.reshape(texts, words, videos, frames)
-        by_frame = similarity.transpose(1, 2)  # [T, V, W, F]
-        by_word = similarity.permute(0, 2, 3, 1)  # [T, V, F, W]
-        word_mask = None if is_word is None else is_word[:, None, :]  # [T, 1, W]
-        wide_mask = None if word_mask is None else word_mask[:, :, None, :]  # [T, 1, 1, W]
+        # The gallery's features from the left: a runtime packs the right factor, which is small.
+        projected = (word @ self.local_mat_weight).reshape(-1, dim)
+        similarity = (frame.reshape(-1, dim) @ projected.T).reshape(videos, frames, texts, words)
+        similarity = similarity.transpose(1, 2)  # [V, T, F, W]
         frame_mask = None if is_frame is None else is_frame[:, None, :]  # [V, 1, F]
-        words_first = attend(by_word, self.word_mat_weight, wide_mask)  # [T, V, F]
-        words_first = attend(words_first, self.frame_mat_weight2, is_frame)
-        frames_first = attend(by_frame, self.frame_mat_weight, frame_mask)  # [T, V, W]
-        frames_first = attend(frames_first, self.word_mat_weight2, word_mask)
-        return (words_first + frames_first) / 2
+        word_mask = None if is_word is None else is_word[:, None, :]  # [T, 1, W]
+        wide_mask = None if frame_mask is None else frame_mask[..., None]  # [V, 1, F, 1]
+        words_first = attend(similarity, self.word_mat_weight, word_mask)  # [V, T, F]
+        words_first = attend(words_first, self.frame_mat_weight2, frame_mask)
+        frames_first = attend_across(similarity, self.frame_mat_weight, wide_mask)  # [V, T, W]
+        frames_first = attend(frames_first, self.word_mat_weight2, is_word)
+        return (words_first + frames_first).T / 2
 
     def initialize(self) -> None:
         """The published start: identity matrices and CLIP's logit scale."""
