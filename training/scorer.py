@@ -31,17 +31,17 @@ class Scores(NamedTuple):
 
 
 def attend(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
-    """Attention over similarities: A(x; M) = sum((softmax(x / 0.01) M) * x) over the last axis.
+    """Attention over similarities: A(x; M) = sum((softmax(x) M) * x) over the last axis.
 
-    ``x``: [..., n]; ``weight``: M, [n, n]; ``is_valid``: bool, broadcastable to ``x``, or None
-    where padding counts as in the published model. Returns [...]. (Sections 3.3, equations of
-    AOSM; M is the learned matrix of the authors' code.)
+    ``x``: similarities over the temperature [..., n], as is what comes out, [...];
+    ``weight``: M, [n, n]; ``is_valid``: bool, broadcastable to ``x``, or None where padding
+    counts as in the published model. (Section 3.3, equations of AOSM; M is the learned matrix
+    of the authors' code.)
     """
-    scaled = x / TEMPERATURE
     if is_valid is None:
-        return ((scaled.softmax(dim=-1) @ weight) * x).sum(dim=-1)
+        return ((x.softmax(dim=-1) @ weight) * x).sum(dim=-1)
     # -inf cannot meet a row without a valid entry: texts and videos have at least one.
-    attention = scaled.masked_fill(~is_valid, float("-inf")).softmax(dim=-1)
+    attention = x.masked_fill(~is_valid, float("-inf")).softmax(dim=-1)
     return ((attention @ weight) * x * is_valid).sum(dim=-1)
 
 
@@ -51,12 +51,12 @@ def attend_across(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
     The same as of ``x`` transposed, with M on the other factor:
     sum_i p_i sum_j M_ij x_j = p (M x). Transposing costs an exported graph more than the rest.
     """
-    scaled = x / TEMPERATURE
+    logits = x
     if is_valid is not None:
-        scaled = scaled.masked_fill(~is_valid, float("-inf"))
+        logits = x.masked_fill(~is_valid, float("-inf"))
         x = x * is_valid
     # The largest becomes 0, so that nothing overflows; it cancels out, in the gradient too.
-    powers = (scaled - scaled.detach().amax(dim=-2, keepdim=True)).exp()
+    powers = (logits - logits.detach().amax(dim=-2, keepdim=True)).exp()
     return (powers * (weight @ x)).sum(dim=-2) / powers.sum(dim=-2)
 
 
@@ -149,35 +149,41 @@ class Scorer(nn.Module):
             sentence = sentence @ self.global_mat_weight
         return sentence @ video.T  # [T, V]
 
+    # The attentions work in units of the temperature: similarities are divided by it, where it
+    # costs least, and what comes out is multiplied.
+
     def _video_word(self, word: Tensor, video: Tensor, is_word: Tensor | None) -> Tensor:
         texts, words, dim = word.shape
-        similarity = video @ word.reshape(-1, dim).T
+        similarity = video @ (word.reshape(-1, dim) / TEMPERATURE).T
         similarity = similarity.reshape(-1, texts, words)  # [V, T, W]
-        return attend(similarity, self.word_logit_weight, is_word).T
+        return attend(similarity, self.word_logit_weight, is_word).T * TEMPERATURE
 
     def _frame_sentence(self, sentence: Tensor, frame: Tensor, is_frame: Tensor | None) -> Tensor:
         videos, frames, dim = frame.shape
         similarity = sentence @ frame.reshape(-1, dim).T
-        similarity = similarity.reshape(-1, videos, frames)  # [T, V, F]
-        return attend(similarity, self.frame_logit_weight, is_frame)
+        # Not before it has this shape: ONNX Runtime would make the factor part of the product,
+        # which takes twice as long for one text.
+        similarity = similarity.reshape(-1, videos, frames) / TEMPERATURE  # [T, V, F]
+        return attend(similarity, self.frame_logit_weight, is_frame) * TEMPERATURE
 
     def _frame_word(
         self, word: Tensor, frame: Tensor, is_word: Tensor | None, is_frame: Tensor | None
     ) -> Tensor:
         texts, words, dim = word.shape
         videos, frames, _ = frame.shape
+        projected = (word @ self.local_mat_weight).reshape(-1, dim) / TEMPERATURE
         # The gallery's features from the left: a runtime packs the right factor, which is small.
-        projected = (word @ self.local_mat_weight).reshape(-1, dim)
-        similarity = (frame.reshape(-1, dim) @ projected.T).reshape(videos, frames, texts, words)
-        similarity = similarity.transpose(1, 2)  # [V, T, F, W]
+        similarity = (frame.reshape(-1, dim) @ projected.T).reshape(videos, frames, -1)
+        # Here [V, F, T W], below [V, F, T, W]: the same memory, of which nothing is moved.
+        wide_mask = None if is_frame is None else is_frame[..., None]  # [V, F, 1]
+        frames_first = attend_across(similarity, self.frame_mat_weight, wide_mask)
+        frames_first = frames_first.reshape(videos, texts, words)
+        frames_first = attend(frames_first, self.word_mat_weight2, is_word)  # [V, T]
+        similarity = similarity.reshape(videos, frames, texts, words)
+        words_first = attend(similarity, self.word_mat_weight, is_word)  # [V, F, T]
         frame_mask = None if is_frame is None else is_frame[:, None, :]  # [V, 1, F]
-        word_mask = None if is_word is None else is_word[:, None, :]  # [T, 1, W]
-        wide_mask = None if frame_mask is None else frame_mask[..., None]  # [V, 1, F, 1]
-        words_first = attend(similarity, self.word_mat_weight, word_mask)  # [V, T, F]
-        words_first = attend(words_first, self.frame_mat_weight2, frame_mask)
-        frames_first = attend_across(similarity, self.frame_mat_weight, wide_mask)  # [V, T, W]
-        frames_first = attend(frames_first, self.word_mat_weight2, is_word)
-        return (words_first + frames_first).T / 2
+        words_first = attend(words_first.transpose(1, 2), self.frame_mat_weight2, frame_mask)
+        return (words_first + frames_first).T * (TEMPERATURE / 2)
 
     def initialize(self) -> None:
         """The published start: identity matrices and CLIP's logit scale."""
