@@ -24,7 +24,7 @@ BUDGET = {
     "data.generated.train": 1920,
     "data.generated.val": 2,
     "data.validation_split": "null",
-    "optimization.epochs": 24,
+    "optimization.epochs": 34,
 }
 QUERIES = (
     "a red square moves right, then a blue triangle grows",
