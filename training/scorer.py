@@ -36,7 +36,8 @@ def attend(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
     ``x``: similarities over the temperature [..., n], as is what comes out, [...];
     ``weight``: M, [n, n]; ``is_valid``: bool, broadcastable to ``x``, or None where padding
     counts as in the published model. (Section 3.3, equations of AOSM; M is the learned matrix
-    of the authors' code.)
+    of the authors' code.) It is linear in the factor outside the softmax, so that in units of the
+    temperature no temperature is left.
     """
     if is_valid is None:
         return ((x.softmax(dim=-1) @ weight) * x).sum(dim=-1)
@@ -173,7 +174,8 @@ class Scorer(nn.Module):
         videos, frames, _ = frame.shape
         projected = (word @ self.local_mat_weight).reshape(-1, dim) / TEMPERATURE
         # The gallery's features from the left: a runtime packs the right factor, which is small.
-        similarity = (frame.reshape(-1, dim) @ projected.T).reshape(videos, frames, -1)
+        similarity = frame.reshape(-1, dim) @ projected.T
+        similarity = similarity.reshape(videos, frames, texts * words)
         # Here [V, F, T W], below [V, F, T, W]: the same memory, of which nothing is moved.
         wide_mask = None if is_frame is None else is_frame[..., None]  # [V, F, 1]
         frames_first = attend_across(similarity, self.frame_mat_weight, wide_mask)
