@@ -5,6 +5,7 @@ Random weights cannot show this: their scores hardly differ, and any rounding ch
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,35 +14,45 @@ import pytest
 from xclip_deploy import export_bundle, open_dataset, resolve_config, train, verify_bundle
 from xclip_deploy.export.verification import Certificate
 from xclip_deploy.runtime.manifest import Precision
+from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
 pytestmark = pytest.mark.slow
 
 
+QUERIES = 800
+"""Of 200, a few near ties that move the same way are more than a point: of one model, INT8 raised
+R@1 by 1.5 points on 200 queries and lowered it by 0.9 on 800."""
+
+
 @pytest.fixture(scope="module")
-def certificate(once_per_run: Callable[..., Path]) -> Certificate:
-    """Of the demo preset, in every precision, on the 200 videos of its test split."""
+def folder(once_per_run: Callable[..., Path]) -> Path:
+    """Of the demo preset: its metrics, and a certificate of every precision."""
 
     def make(folder: Path) -> None:
-        train(resolve_config("demo"), folder / "run")
+        metrics = train(resolve_config("demo"), folder / "run").metrics
+        (folder / "metrics.json").write_text(json.dumps(metrics))
         checkpoint = folder / "run" / "last.pt"
         export_bundle(checkpoint, folder / "bundle", int8=True, bf16=True)
-        videos = folder / "run" / "videos"
-        split = open_dataset("folder", "test", videos, videos)
+        # Of another seed: enough queries, some of which say what the model was trained on.
+        sizes = SplitSizes(train=2, val=2, test=QUERIES)
+        make_videos(folder / "videos", sizes, seed=1_000_003, num_workers=2)
+        split = open_dataset("folder", "test", folder / "videos", folder / "videos")
         found = verify_bundle(folder / "bundle", checkpoint=checkpoint, split=split)
         (folder / "certificate.json").write_text(found.model_dump_json())
 
-    folder = once_per_run("trained", make)
+    return once_per_run("trained", make)
+
+
+@pytest.fixture(scope="module")
+def certificate(folder: Path) -> Certificate:
     return Certificate.model_validate_json((folder / "certificate.json").read_bytes())
 
 
-def test_it_has_learned(certificate: Certificate) -> None:
-    recalls = {
-        (record.direction, record.k): record.reference
-        for record in certificate.comparisons[0].recalls
-    }
-    assert recalls["text_to_video", 1] >= 60  # by chance: 0.5 %
-    assert recalls["text_to_video", 5] >= 90
-    assert certificate.inputs.num_texts == 200
+def test_it_has_learned(folder: Path) -> None:
+    found = json.loads((folder / "metrics.json").read_bytes())["text_to_video"]
+    assert found["num_queries"] == 200
+    assert found["recall_at_1"] >= 60  # by chance: 0.5 %
+    assert found["recall_at_5"] >= 90
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,7 @@ def test_retrieval_survives(
 ) -> None:
     (found,) = (c for c in certificate.comparisons if c.run.precision is precision)
     assert found.failures == ()
+    assert certificate.inputs.num_texts == QUERIES
     assert found.ranking is not None
     assert found.ranking.top1_agreement >= top1
     assert len(found.recalls) == 6
