@@ -18,8 +18,8 @@ from pathlib import Path
 from demo.picture import draw_results
 
 OUTPUT = Path("demo-output")
-# Less than half of what the preset does, so that the demo takes a few minutes. Nothing is chosen by
-# validation.
+# Fewer videos than the preset has, and fewer steps, so that the demo takes a few minutes. Nothing
+# is chosen by validation.
 BUDGET = {
     "data.generated.train": 1920,
     "data.generated.val": 2,
