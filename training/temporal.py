@@ -40,7 +40,8 @@ class TemporalTransformer(nn.Module):
 
         Frames come with a variance of about one, in which positions of 0.01, as of CLIP's text
         tower, drown: after 480 steps of the demo preset, with one seed, text-to-video R@1
-        among 800 videos was 21 % with them and 36 % with these.
+        among 800 videos was 21 % with them and 36 % with these. After the preset's 800
+        steps there is no gain left: 74.5 % with them, 68.5 and 74.5 % with these, of 200 videos.
         """
         nn.init.normal_(self.frame_position_embeddings.weight)
         self.transformer.initialize()
