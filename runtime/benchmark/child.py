@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 from xclip_deploy import errors
+from xclip_deploy.runtime.child_process import describe_end, python_command, start_child
 
 
 class Child:
@@ -24,17 +22,11 @@ class Child:
         """
         self._what = f"{request['graph']} with {request['options'] or 'default options'}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        # A session of its own: Ctrl-C reaches us alone, and we end the workers.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "xclip_deploy.runtime.benchmark.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
+        self._process = start_child(
+            python_command("xclip_deploy.runtime.benchmark.worker"),
+            self._log,
             text=True,
             encoding="utf-8",
-            start_new_session=True,
-            # Python looks for modules where it is started, such as in a checkout of ours.
-            cwd="/",
         )
         try:
             self.opened = self._ask(request)
@@ -83,13 +75,5 @@ class Child:
         return answer
 
     def _death(self) -> errors.SessionError:
-        status = self._process.wait()
-        self._log.seek(0)
-        said = self._log.read().decode("utf-8", "replace").strip().splitlines()
-        how = f"exit status {status}"
-        if status < 0:
-            how = signal.Signals(-status).name
-            if status == -signal.SIGKILL:
-                how += ", as when memory runs out"
-        last = f": {said[-1]}" if said else ""
-        return errors.SessionError(f"the process that ran {self._what} ended ({how}){last}")
+        how = describe_end(self._process.wait(), self._log)
+        return errors.SessionError(f"the process that ran {self._what} ended ({how})")

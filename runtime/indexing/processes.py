@@ -5,9 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.child_process import describe_end, python_command, start_child
 from xclip_deploy.runtime.indexing.protocol import (
     Channel,
     ChannelClosedError,
@@ -26,14 +25,9 @@ from xclip_deploy.runtime.indexing.protocol import (
 )
 from xclip_deploy.runtime.video import FrameSampling, VideoFrames, VideoReader
 
-WORKER_COMMAND: tuple[str, ...] = (
-    sys.executable,
-    "-m",
-    "xclip_deploy.runtime.indexing.worker",
-)
+WORKER_COMMAND = python_command("xclip_deploy.runtime.indexing.worker")
 _START_S = 120.0
 """For how long a decoder may load its libraries, on a busy machine with a cold disk."""
-_LOG_BYTES = 1 << 16
 
 
 class FileChangedError(VideoReadError):
@@ -97,17 +91,7 @@ class DecoderProcess:
             raise
 
     def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - this Python, and a module of ours
-            [*command, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            bufsize=0,
-            # A session of its own: Ctrl-C reaches us alone, and we end the decoders.
-            start_new_session=True,
-            # Python looks for modules where it is started, such as in a checkout of ours.
-            cwd="/",
-        )
+        return start_child((*command, str(os.getpid())), self._log, bufsize=0)
 
     @property
     def pid(self) -> int:
@@ -226,16 +210,9 @@ class DecoderProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)  # it closed its pipes: its status is about to come
         status = self._process.poll()
-        self._log.seek(0)
-        said = self._log.read(_LOG_BYTES).decode("utf-8", "replace").strip().splitlines()
+        how = describe_end(status, self._log)
         self.end()
-        how = "it closed its pipes" if status is None else f"exit status {status}"
-        if status is not None and status < 0:
-            how = signal.Signals(-status).name
-            if status == -signal.SIGKILL:
-                how += ", as when memory runs out"
-        last = " ".join(said[-1].split())[:200] if said else ""
-        return f"{how}: {last}" if last else how
+        return how
 
     def _forget_log(self) -> None:
         if self._log.closed:
