@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 _LOG_BYTES = 1 << 16
@@ -29,7 +30,7 @@ def start_child(
     OSError.
     """
     # An empty entry stands for the current directory, which is another one in the child.
-    places = [place or str(os.getcwd()) for place in sys.path]
+    places = [place or str(Path.cwd()) for place in sys.path]
     return subprocess.Popen(  # noqa: S603 - this Python, and a module of ours
         command,
         stdin=subprocess.PIPE,
