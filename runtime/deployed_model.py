@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +13,16 @@ import numpy.typing as npt
 from xclip_deploy.errors import InvalidArgumentError, SessionError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec
+from xclip_deploy.runtime.manifest import FileRecord, Graph
 from xclip_deploy.runtime.sessions import (
-    OnnxRuntimeSession,
+    GalleryScorer,
+    GraphLoader,
     Placement,
     Session,
     SessionOptions,
     place,
 )
-from xclip_deploy.runtime.sessions.protocol import Closable, close_all
-
-if TYPE_CHECKING:
-    from xclip_deploy.runtime.sessions.native.gallery import ResidentGallery
+from xclip_deploy.runtime.sessions.backend import Closable, close_all
 
 _SCORER_ELEMENTS = 1 << 22
 """Numbers of an intermediate of the scorer, word-frame similarities or a gallery's features cast
@@ -64,11 +61,21 @@ class DeployedModel:
         self._check_finite = check_finite
         self.tokenizer = bundle.tokenizer()
         self._options = options or SessionOptions()
-        self.placement: Placement = place(self._options, bundle)
+        self._loader: GraphLoader = place(self._options, bundle)
         self._sessions: dict[Graph, Session] = {}
         self._half_scorer: Session | None = None
-        self._resident: ResidentGallery | None = None
+        self._has_half_scorer = True  # until it was asked for
+        self._resident: GalleryScorer | None = None
         self._lock = threading.Lock()
+
+    @property
+    def placement(self) -> Placement:
+        """Where and how the bundle runs, and why there."""
+        return self._loader.placement
+
+    def artefacts(self) -> dict[str, FileRecord]:
+        """Return the files that are run, by name: graphs or engines."""
+        return self._loader.artefacts()
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embed texts, cut to the model's length. Raises InvalidArgumentError for non-texts."""
@@ -169,14 +176,22 @@ class DeployedModel:
     def score_gallery(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score every text against a gallery that is searched again and again.
 
-        As :meth:`score`; with engines, though, the gallery stays on the GPU for as long as the
-        very same ``videos`` are passed, and only scores leave it. Raises DeviceMemoryError
+        As :meth:`score`. A backend that keeps galleries holds this one where it computes, for as
+        long as the very same ``videos`` are passed; only scores leave it. Raises DeviceMemoryError
         where it does not fit, SessionError.
         """
-        is_native = self.placement.native is not None
-        if not (is_native and self._options.resident_gallery and len(texts) and len(videos)):
+        keeps = self._loader.keeps_gallery and self._options.resident_gallery
+        if not (keeps and len(texts) and len(videos)):
             return self.score(texts, videos)
         return self._checked_scores(self._gallery().score(texts, videos), texts, videos)
+
+    def load(self) -> None:
+        """Open every session now rather than when it is first needed.
+
+        Raises SessionError, EngineError or BundleIntegrityError.
+        """
+        for graph in Graph:
+            self._session(graph)
 
     def close(self) -> None:
         """Free the sessions. Using the model afterwards opens them anew.
@@ -188,7 +203,7 @@ class DeployedModel:
             self._sessions.clear()
             if self._half_scorer is not None:
                 sessions.append(self._half_scorer)
-                self._half_scorer = None
+            self._half_scorer, self._has_half_scorer = None, True
             gallery, self._resident = self._resident, None
         parts = sessions if gallery is None else [gallery, *sessions]
         failure = close_all(parts)
@@ -213,65 +228,31 @@ class DeployedModel:
     def _open(self, graph: Graph) -> Session:
         """The session of a graph; the lock must be held."""
         if graph not in self._sessions:
-            placement = self.placement
-            self._sessions[graph] = (
-                placement.native.open(graph)
-                if placement.native is not None
-                else OnnxRuntimeSession(
-                    self.bundle,
-                    graph,
-                    placement,
-                    self._options.threads,
-                    self._options.provider_options,
-                )
-            )
+            self._sessions[graph] = self._loader.open(graph)
         return self._sessions[graph]
 
     def _scorer_for(self, videos: VideoFeatures) -> Session:
-        """The scorer that takes features as they are.
+        """The scorer that takes features as they are, where the backend has one for FP16."""
+        if videos.frame_features.dtype == videos.video_features.dtype == np.float16:
+            with self._lock:
+                if self._half_scorer is None and self._has_half_scorer:
+                    self._half_scorer = self._loader.open_half_scorer()
+                    self._has_half_scorer = self._half_scorer is not None
+                if self._half_scorer is not None:
+                    return self._half_scorer
+        return self._session(Graph.SCORER)
 
-        Galleries are FP16. The scorer computes in FP32 in every precision; that of FP16 only
-        casts such features up itself, to the same numbers and faster than NumPy can: all in all
-        a gallery is scored in less than half the time on a CPU.
-        """
-        placement = self.placement
-        is_half = videos.frame_features.dtype == videos.video_features.dtype == np.float16
-        has_half = Precision.FP16 in self.bundle.manifest.graphs
-        if not is_half or not has_half or placement.native or placement.precision != Precision.FP32:
-            return self._session(Graph.SCORER)
-        with self._lock:
-            if self._half_scorer is None:
-                self._half_scorer = OnnxRuntimeSession(
-                    self.bundle,
-                    Graph.SCORER,
-                    replace(placement, precision=Precision.FP16),
-                    self._options.threads,
-                    self._options.provider_options,
-                )
-            return self._half_scorer
-
-    def _outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
-        """What a graph or its engine gives."""
-        if self.placement.native is not None:
-            return self.placement.native.engines.record(graph).outputs
-        return self.bundle.manifest.graphs[self.placement.precision][graph].outputs
-
-    def _gallery(self) -> ResidentGallery:
-        from xclip_deploy.runtime.sessions.native.gallery import ResidentGallery
-        from xclip_deploy.runtime.sessions.native.runner import NativeSession
-
+    def _gallery(self) -> GalleryScorer:
         with self._lock:
             if self._resident is None:
-                scorer = self._open(Graph.SCORER)
-                assert isinstance(scorer, NativeSession)
-                self._resident = ResidentGallery(scorer)
+                self._resident = self._loader.keep_gallery(self._open(Graph.SCORER))
             return self._resident
 
     def _run_batches(
         self, graph: Graph, inputs: Mapping[str, npt.NDArray[Any]]
     ) -> dict[str, npt.NDArray[Any]]:
         """Run an encoder over any number of rows, at most ``max_batch`` at a time."""
-        outputs_of = self._outputs(graph)
+        outputs_of = self._loader.outputs(graph)
         total = len(next(iter(inputs.values())))
         results: dict[str, npt.NDArray[Any]] = {
             tensor.name: np.empty((total, *map(int, tensor.shape[1:])), dtype=tensor.dtype.value)
@@ -311,7 +292,7 @@ class DeployedModel:
         rows = int((~np.isfinite(array.reshape(len(array), -1)).all(axis=1)).sum())
         return SessionError(
             f"{graph.value} gave NaN or infinity in {name}, in {rows} of {len(array)} rows, in "
-            f"{self.placement.precision.value} on {self.placement.device_name}; "
+            f"{self.placement.arithmetic.name} on {self.placement.device_name}; "
             f"use precision='fp32', and run: xclip-deploy verify {self.bundle.path}"
         )
 

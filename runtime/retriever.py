@@ -27,8 +27,7 @@ from xclip_deploy.runtime.search import (
     Searcher,
     SearchOptions,
 )
-from xclip_deploy.runtime.sessions import SessionOptions
-from xclip_deploy.runtime.sessions.protocol import DeviceName, PrecisionName
+from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.tokenizer import clean_text
 from xclip_deploy.runtime.video import (
     FrameSampling,
@@ -61,7 +60,7 @@ class Retriever:
         *,
         create: bool = False,
         device: DeviceName = "auto",
-        precision: PrecisionName = "auto",
+        precision: str = "auto",
         threads: int | None = None,
         max_batch: int = 16,
         reader: VideoReader = "pyav",
@@ -72,21 +71,21 @@ class Retriever:
         ``gallery``: a directory, or a URI that LanceDB opens; what is added is written there at
         once. ``create``: whether to make it where there is none. ``device``: ``auto``, ``cpu`` or
         ``cuda``; ``precision``: ``auto``, ``fp32``, ``fp16``, ``bf16`` or ``int8``; what was
-        chosen and why is in :attr:`model` ``.placement``. ``threads``: CPU threads for inference
-        and for decoding, None for one per core. ``max_batch``: most texts or videos in one run
+        chosen and why is in :attr:`model` ``.placement``. ``threads``: CPU threads for inference,
+        None for one per core. ``max_batch``: most texts or videos in one run
         of an encoder; more are split. ``reader``: ``pyav`` or ``decord``. ``session``: all
-        options of inference, backend and GPU among them, instead of ``device`` and
-        ``precision``, to be left alone then.
+        options of inference, backend and GPU among them, instead of ``device``,
+        ``precision`` and ``threads``, to be left alone then.
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
         if reader not in get_args(VideoReader):
             raise InvalidArgumentError(f"reader {reader!r}: expected pyav or decord")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-        if session is not None and (device, precision) != ("auto", "auto"):
+        if session is not None and (device, precision, threads) != ("auto", "auto", None):
             raise InvalidArgumentError(
-                f"device {device!r} and precision {precision!r} were given beside session; "
-                "expected them in it alone"
+                f"device {device!r}, precision {precision!r} and threads {threads!r} were given "
+                "beside session; expected them in it alone"
             )
         options = session or SessionOptions(device=device, precision=precision, threads=threads)
         self.model = DeployedModel(self.bundle, options, max_batch)
@@ -104,7 +103,6 @@ class Retriever:
         )
         self._image_size = manifest.preprocessing.image_size
         self._reader: VideoReader = reader
-        self._threads = threads
         self._scorer_weights = cache(self.bundle.scorer_weights)
         self._searcher = Searcher(self.model, self._weights_or_none)
 
@@ -154,7 +152,7 @@ class Retriever:
             metadata=metadata,
             on_duplicate=on_duplicate,
             prune=prune,
-            workers=workers if workers is not None else self._threads,
+            workers=workers,
             timeout_s=timeout_s,
             progress=progress,
         )

@@ -17,7 +17,7 @@ from xclip_deploy import Bundle, Gallery, Retriever, __version__
 from xclip_deploy.cli import main
 from xclip_deploy.runtime import progress
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
-from xclip_deploy.runtime.sessions import device
+from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
 
 SCRIPT = Path(sys.executable).with_name("xclip-deploy")
 COMMANDS = (
@@ -382,9 +382,7 @@ def test_no_video_could_be_read(run: Run, bundle_path: Path, tmp_path: Path) -> 
 
 
 def test_a_device_that_is_not_there(run: Run, bundle_path: Path, gallery_path: Path) -> None:
-    import onnxruntime
-
-    if device.why_no_cuda(onnxruntime.get_available_providers()) is None:
+    if why_no_provider("CUDAExecutionProvider") is None:
         pytest.skip("this machine has a GPU")
     places = ("--bundle", bundle_path, "--gallery", gallery_path)
     outcome = run("search", "a dog", *places, "--device", "cuda")

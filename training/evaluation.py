@@ -23,8 +23,7 @@ from xclip_deploy.runtime.evaluation import (
     evaluate_matcher,
 )
 from xclip_deploy.runtime.manifest import FILE_NAME
-from xclip_deploy.runtime.sessions import SessionOptions
-from xclip_deploy.runtime.sessions.protocol import DeviceName, PrecisionName
+from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.video import VideoReader
 from xclip_deploy.training.datasets.split import Split
 
@@ -40,7 +39,7 @@ def evaluate(
     dual_softmax_temperature: float = 1.0,
     max_unreadable_share: float = 0.1,
     device: DeviceName | None = None,
-    precision: PrecisionName | None = None,
+    precision: str | None = None,
     threads: int | None = None,
     reader: VideoReader = "pyav",
     max_batch: int = 16,
@@ -142,7 +141,7 @@ def _evaluate_deployed(
         kind="bundle",
         path=str(model.bundle.path),
         identity=manifest.fingerprint,
-        precision=model.placement.precision.value,
+        precision=model.placement.arithmetic.name,
         device=model.placement.device,
     )
     return evaluate_matcher(
@@ -159,7 +158,7 @@ def _checkpoint(
     path: Path,
     options: CheckpointOptions | None,
     device: DeviceName | None,
-    precision: PrecisionName | None,
+    precision: str | None,
     threads: int | None,
     max_batch: int,
 ) -> Iterator[tuple[Matcher, ModelIdentity]]:

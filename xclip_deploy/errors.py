@@ -22,6 +22,7 @@ The whole tree, with the exit status that the command line gives each branch::
     │   └── VideoReadError                    no frame could be decoded
     ├── SessionError                      9   (device, provider or precision unavailable)
     │   ├── DriverError                       no NVIDIA driver, or one too old
+    │   ├── BackendUnavailableError           an installed backend whose libraries do not load
     │   └── DeviceMemoryError                 does not fit into the GPU's memory, or its bound
     ├── GalleryError                     10
     │   ├── GalleryNotFoundError
@@ -160,6 +161,10 @@ class SessionError(XclipDeployError):
 
 class DriverError(SessionError):
     """There is no NVIDIA driver, or one that is too old for the libraries here."""
+
+
+class BackendUnavailableError(SessionError):
+    """A backend is installed, and libraries that it needs do not load here."""
 
 
 class DeviceMemoryError(SessionError):

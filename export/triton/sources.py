@@ -9,7 +9,6 @@ from pathlib import Path
 
 from xclip_deploy.errors import EngineError, InvalidArgumentError
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.engine_loading import ChosenEngines, read_plan
 from xclip_deploy.runtime.engine_set import (
     DIRECTORY,
     EngineSet,
@@ -19,6 +18,7 @@ from xclip_deploy.runtime.engine_set import (
     read_engine_set,
 )
 from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec
+from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, read_plan
 
 
 @dataclass(frozen=True)

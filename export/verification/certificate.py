@@ -27,6 +27,9 @@ class RunIdentity(FrozenModel):
     """``pytorch``, or that of a session: ``onnxruntime``, ``tensorrt-provider``, ``tensorrt`` or
     ``rtx``."""
     precision: Precision
+    """Of the graphs or engines."""
+    arithmetic: str | None = None
+    """What it computes in, where that is not the graphs' precision."""
     device: str
     """``cpu``, ``cuda:0``."""
     artefacts: dict[str, Sha256]
@@ -38,7 +41,7 @@ class RunIdentity(FrozenModel):
     @property
     def name(self) -> str:
         """For people: ``fp16 onnxruntime cpu``."""
-        return f"{self.precision.value} {self.backend} {self.device}"
+        return f"{self.arithmetic or self.precision.value} {self.backend} {self.device}"
 
 
 class TensorRecord(FrozenModel):

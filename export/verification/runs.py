@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
 from xclip_deploy.errors import MissingExtraError, VerificationError
 from xclip_deploy.export.verification.certificate import RunIdentity, SkippedRun
-from xclip_deploy.runtime.benchmark.offers import offered_sessions
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
-from xclip_deploy.runtime.engine_set import EngineSet, engine_file, engine_sets
 from xclip_deploy.runtime.evaluation import Matcher
-from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.sessions import SessionOptions, device
-
-_NATIVE = ("tensorrt", "rtx")
+from xclip_deploy.runtime.manifest import Precision, Tolerance
+from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,10 @@ class Run:
 
     identity: RunIdentity
     matcher: Matcher = field(repr=False)
+    load: Callable[[], None] = field(repr=False, default=lambda: None)
+    """Opens all that runs, before the first call would."""
+    tolerance: Tolerance | None = None
+    """What it is held to; None: what the bundle's manifest says of its graphs."""
 
 
 @contextmanager
@@ -60,60 +60,37 @@ def open_run(bundle: Bundle, options: SessionOptions, max_batch: int) -> Iterato
 
 def as_run(model: DeployedModel) -> Run:
     """An opened model, and what it runs."""
-    placement, bundle = model.placement, model.bundle
-    if placement.native is None:
-        files = [spec.file for spec in bundle.manifest.graphs[placement.precision].values()]
-        records = {file: bundle.manifest.files[file] for file in files}
-    else:
-        engines = placement.native.engines
-        records = {
-            f"{engines.folder.name}/{engine_file(graph)}": engines.record(graph).file
-            for graph in Graph
-        }
+    placement, records = model.placement, model.artefacts()
+    name = placement.arithmetic.name
     identity = RunIdentity(
         backend=placement.backend,
         precision=placement.precision,
+        arithmetic=None if name == placement.precision.value else name,
         device=placement.device_name,
         artefacts={name: record.sha256 for name, record in records.items()},
         size_bytes=sum(record.size_bytes for record in records.values()),
     )
-    return Run(identity, model)
+    return Run(identity, model, model.load, placement.arithmetic.tolerance)
 
 
 def find_sessions(
     bundle: Bundle, *, is_fp32_the_reference: bool, threads: int | None
 ) -> tuple[list[SessionOptions], list[SkippedRun]]:
     """What there is to compare on this machine, and what there is not, with the reason."""
-    found = [
-        replace(options, threads=threads)
-        for options in offered_sessions(bundle)
-        if options.backend not in _NATIVE
-        and not (is_fp32_the_reference and (options.device, options.precision) == ("cpu", "fp32"))
-    ]
-    skipped = []
-    if Precision.BF16 in bundle.precisions:
-        reason = "ONNX Runtime has no BF16 kernels; engines built from them can be verified"
-        skipped.append(SkippedRun(what="bf16 graphs", reason=reason))
-    no_gpu = device.why_no_gpu()
-    if no_gpu is not None:
-        skipped.append(SkippedRun(what="graphs on cuda", reason=no_gpu))
-    for folder, engine_set in engine_sets(bundle).items():
-        # Every set, and not the one alone that a session would choose.
-        if no_gpu is None:
-            found.append(engine_options(folder, engine_set))
-        else:
-            skipped.append(SkippedRun(what=f"engines {folder.name}", reason=no_gpu))
+    found, skipped = [], []
+    for offer in offers(bundle, threads):
+        if isinstance(offer, Refusal):
+            skipped.append(SkippedRun(what=describe(offer.options), reason=offer.reason))
+        elif not (is_fp32_the_reference and offer == _fp32_on_cpu(threads)):
+            found.append(offer)
     return found, skipped
 
 
-def engine_options(folder: Path, engine_set: EngineSet) -> SessionOptions:
-    """For the engines in ``folder``, wherever that lies."""
-    return SessionOptions(
-        device="cuda",
-        precision=engine_set.precision.value,
-        backend=engine_set.flavour.value,
-        engines=folder,
-    )
+def describe(options: SessionOptions) -> str:
+    """Name a session for people: ``fp16 onnxruntime cuda``, ``engines rtx-…``."""
+    if options.engines is not None:
+        return f"engines {options.engines.name}"
+    return f"{options.precision} {options.backend} {options.device}"
 
 
 def _fp32_on_cpu(threads: int | None) -> SessionOptions:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
 from os import PathLike
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from xclip_deploy.errors import (
+    BackendUnavailableError,
     BundleError,
     EngineError,
     InvalidArgumentError,
@@ -36,7 +38,7 @@ from xclip_deploy.export.verification.rankings import RankComparison
 from xclip_deploy.export.verification.report import render_report
 from xclip_deploy.export.verification.runs import (
     Run,
-    engine_options,
+    describe,
     find_sessions,
     open_reference,
     open_run,
@@ -48,6 +50,7 @@ from xclip_deploy.runtime.engine_set import read_engine_set
 from xclip_deploy.runtime.evaluation import EvaluatedSplit
 from xclip_deploy.runtime.manifest import Tolerance
 from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.sessions.native.backend import options_of
 from xclip_deploy.runtime.video import VideoReader
 
 
@@ -165,7 +168,7 @@ def verify_engines(
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     folder = Path(folder)
-    options = engine_options(folder, read_engine_set(folder, opened.path))
+    options = replace(options_of(read_engine_set(folder, opened.path)), engines=folder)
     inputs = open_inputs(opened, split=None, videos=None, texts=None, reader="pyav", threads=None)
     with (
         open_reference(opened, None, max_batch, None) as reference,
@@ -191,6 +194,8 @@ def verify_engines(
 
 
 def _tolerance(bundle: Bundle, run: Run) -> Tolerance:
+    if run.tolerance is not None:
+        return run.tolerance
     precision = run.identity.precision
     tolerance = bundle.manifest.tolerances.get(precision)
     if tolerance is None:
@@ -205,12 +210,16 @@ def _try_open(
     stack: ExitStack, bundle: Bundle, options: SessionOptions, max_batch: int
 ) -> Run | SkippedRun:
     try:
-        return stack.enter_context(open_run(bundle, options, max_batch))
+        run = stack.enter_context(open_run(bundle, options, max_batch))
+        # Any other error of a graph or engine is the run's: it breaks off, and has failed.
+        with suppress(SessionError, EngineError):
+            try:
+                run.load()
+            except BackendUnavailableError as error:
+                return SkippedRun(what=describe(options), reason=str(error))
+        return run
     except (SessionError, EngineError, MissingExtraError) as error:
-        what = f"{options.precision} {options.backend} {options.device}"
-        if options.engines is not None:
-            what = f"engines {options.engines.name}"
-        return SkippedRun(what=what, reason=str(error))
+        return SkippedRun(what=describe(options), reason=str(error))
 
 
 def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> VerificationError:

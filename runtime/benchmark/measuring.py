@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from os import PathLike
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 from xclip_deploy.errors import InvalidArgumentError, SessionError, XclipDeployError
 from xclip_deploy.runtime.benchmark.child import Child
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
-from xclip_deploy.runtime.benchmark.offers import offered_sessions
 from xclip_deploy.runtime.benchmark.results import (
     Benchmark,
     BenchmarkedSession,
@@ -22,8 +21,9 @@ from xclip_deploy.runtime.benchmark.results import (
     SkippedSession,
 )
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
+from xclip_deploy.runtime.sessions.registry import registrations
 
 Progress = Callable[[int, int, str], None]
 """Called at the start of every step with its number from 0, how many there are, and a label;
@@ -89,7 +89,13 @@ def benchmark_sessions(
     plan = plan or BenchmarkPlan()
     machine = this_machine()  # before our own load is on it
     is_asked = sessions is not None
-    wanted = list(offered_sessions(bundle) if sessions is None else sessions)
+    offered = offers(bundle) if sessions is None else list(sessions)
+    wanted = [offer for offer in offered if isinstance(offer, SessionOptions)]
+    refused = tuple(
+        SkippedSession(options=_plain(offer.options), reason=offer.reason)
+        for offer in offered
+        if isinstance(offer, Refusal)
+    )
     if not wanted:
         raise InvalidArgumentError("sessions: expected at least one")
     run = _Run(bundle, plan, wanted, is_asked, progress)
@@ -111,7 +117,7 @@ def benchmark_sessions(
         seconds=plan.seconds,
         warmup=plan.warmup,
         sessions=tuple(run.sessions.values()),
-        skipped=tuple(run.skipped.values()),
+        skipped=(*run.skipped.values(), *refused),
         loadings=tuple(run.loadings),
         measurements=tuple(run.measurements),
     )
@@ -141,7 +147,7 @@ class _Run:
         with ExitStack() as stack:
             children: dict[int, Child] = {}
             for number, options in enumerate(self._wanted):
-                changed = _changed(options)
+                changed = _plain(options)
                 self._step(f"opening {graph.value}, {_words(changed) or 'default options'}")
                 if number in self.skipped:
                     continue
@@ -150,6 +156,7 @@ class _Run:
                     "graph": graph.value,
                     "options": changed,
                     "sizes": sizes,
+                    "backends": registrations(),
                 }
                 try:
                     children[number] = stack.enter_context(Child(request))
@@ -209,7 +216,8 @@ class _Run:
         if number not in self.sessions:
             name = f"{opened['backend']} {opened['device']} {opened['precision']}"
             rest = {
-                key: value
+                # Of engines the name alone: their folder lies in the bundle.
+                key: Path(value).name if key == "engines" else value
                 for key, value in changed.items()
                 if key not in ("backend", "device", "device_id", "precision")
             }
@@ -221,7 +229,7 @@ class _Run:
                 name=name,
                 backend=opened["backend"],
                 device=opened["device"],
-                precision=Precision(opened["precision"]),
+                precision=opened["precision"],
                 options=changed,
             )
         self.loadings.append(
@@ -246,14 +254,10 @@ class _Run:
             self._progress(self._steps, self._steps, "done")
 
 
-def _changed(options: SessionOptions) -> dict[str, Any]:
-    """Options that are not at their default."""
-    default = SessionOptions()
-    return {
-        each.name: getattr(options, each.name)
-        for each in fields(options)
-        if getattr(options, each.name) != getattr(default, each.name)
-    }
+def _plain(options: SessionOptions) -> dict[str, Any]:
+    """Options that are not at their default, as JSON takes them."""
+    changed = options.changed()
+    return {name: str(v) if isinstance(v, Path) else v for name, v in changed.items()}
 
 
 def _words(options: Mapping[str, Any]) -> str:

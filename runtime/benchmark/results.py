@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xclip_deploy.runtime.manifest import Graph, Precision, Sha256
+from xclip_deploy.runtime.manifest import Graph, Sha256
 from xclip_deploy.runtime.model_config import FrozenModel
 
 ITEMS = {
@@ -48,7 +48,8 @@ class BenchmarkedSession(FrozenModel):
     """For people, and unique within the benchmark."""
     backend: str
     device: str
-    precision: Precision
+    precision: str
+    """What it computes in, by the name that ``SessionOptions.precision`` takes."""
     options: dict[str, Any]
     """As asked for, without what was left at its default."""
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,10 @@ from xclip_deploy.runtime.benchmark.memory import (
     peak_resident_bytes,
     resident_bytes,
 )
-from xclip_deploy.runtime.benchmark.offers import open_session
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, GraphSpec, TensorSpec
-from xclip_deploy.runtime.sessions import Session, SessionOptions
+from xclip_deploy.runtime.sessions import Backend, Session, SessionOptions, place, register
+from xclip_deploy.runtime.sessions.registry import load_backend
 
 Array = npt.NDArray[Any]
 
@@ -54,6 +54,8 @@ def _serve(requests: IO[str]) -> Iterator[dict[str, Any]]:
 
 class _Worker:
     def __init__(self, request: Mapping[str, Any]) -> None:
+        for name, target in request["backends"].items():
+            register(name, target)
         bundle = Bundle.open(request["bundle"])
         graph, options = Graph(request["graph"]), SessionOptions(**request["options"])
         spec = next(iter(bundle.manifest.graphs.values()))[graph]
@@ -65,12 +67,13 @@ class _Worker:
         forget_peak()
         self._resident_before = resident_bytes()
         start_s = time.perf_counter()
-        self._session: Session = open_session(bundle, graph, options)
+        loader = place(options, bundle)
+        self._session: Session = loader.open(graph)
         self.opened = {
             "seconds": time.perf_counter() - start_s,
-            "backend": self._session.backend,
-            "device": self._session.device,
-            "precision": self._session.precision.value,
+            "backend": loader.placement.backend,
+            "device": loader.placement.device_name,
+            "precision": loader.placement.arithmetic.name,
             "memory_bytes": self._beyond(resident_bytes()),
             "device_memory_bytes": self._device_bytes(),
         }
@@ -113,9 +116,9 @@ class _Worker:
 
 
 def _import_backend(options: SessionOptions) -> None:
-    names = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+    name = "onnxruntime" if options.backend == "auto" else options.backend
     with suppress(ImportError):  # then opening the session says what is missing
-        __import__(names.get(options.backend, "onnxruntime"))
+        cast("Backend", load_backend(name)).import_library()
 
 
 def _device_memory(options: SessionOptions) -> DeviceMemory | None:

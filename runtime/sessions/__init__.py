@@ -1,16 +1,28 @@
-"""Inference backends behind one small protocol: ONNX Runtime, and TensorRT engines."""
+"""Inference backends behind one seam: ONNX Runtime, and TensorRT engines."""
 
-from xclip_deploy.runtime.sessions.device import Placement, place
-from xclip_deploy.runtime.sessions.onnx_runtime import OnnxRuntimeSession, import_onnxruntime
-from xclip_deploy.runtime.sessions.protocol import Backend, BackendName, Session, SessionOptions
+from xclip_deploy.runtime.sessions.backend import (
+    Backend,
+    GalleryScorer,
+    GraphLoader,
+    Placement,
+    Refusal,
+    Session,
+)
+from xclip_deploy.runtime.sessions.options import DeviceName, SessionOptions
+from xclip_deploy.runtime.sessions.placement import offers, place
+from xclip_deploy.runtime.sessions.registry import Arithmetic, register
 
 __all__ = [
+    "Arithmetic",
     "Backend",
-    "BackendName",
-    "OnnxRuntimeSession",
+    "DeviceName",
+    "GalleryScorer",
+    "GraphLoader",
     "Placement",
+    "Refusal",
     "Session",
     "SessionOptions",
-    "import_onnxruntime",
+    "offers",
     "place",
+    "register",
 ]

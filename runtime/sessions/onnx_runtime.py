@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from xclip_deploy.errors import BundleIntegrityError, MissingExtraError, SessionError
+from xclip_deploy.errors import (
+    BackendUnavailableError,
+    BundleIntegrityError,
+    MissingExtraError,
+    SessionError,
+)
+from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec
-from xclip_deploy.runtime.sessions.device import Placement
-from xclip_deploy.runtime.sessions.protocol import Array, Backend
+from xclip_deploy.runtime.sessions.backend import (
+    Array,
+    Backend,
+    GraphLoader,
+    Placement,
+    Refusal,
+    Session,
+)
+from xclip_deploy.runtime.sessions.options import SessionOptions
+from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
+
+FP32 = Arithmetic("fp32", Precision.FP32)
+FP16 = Arithmetic("fp16", Precision.FP16)
+INT8 = Arithmetic("int8", Precision.INT8, is_automatic=False)
 
 _CPU, _CUDA, _TENSORRT = (
     "CPUExecutionProvider",
@@ -27,7 +47,7 @@ _ONNX_TYPES = {
 
 
 def import_onnxruntime() -> Any:  # noqa: ANN401 - the library ships without type hints
-    """The ``onnxruntime`` module. Raises MissingExtraError where neither build is installed."""
+    """Import ``onnxruntime``. Raises MissingExtraError where neither build is installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -35,8 +55,113 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - the library ships without typ
     return onnxruntime
 
 
+def available_providers() -> list[str]:
+    """List ONNX Runtime's execution providers. Raises MissingExtraError without the library."""
+    providers: list[str] = import_onnxruntime().get_available_providers()
+    return providers
+
+
+def why_no_provider(provider: str, providers: Sequence[str] | None = None) -> str | None:
+    """Say why ONNX Runtime cannot run on a GPU here; None where it should."""
+    if provider not in (available_providers() if providers is None else providers):
+        return (
+            f"this onnxruntime has no {'CUDA' if provider == _CUDA else 'TensorRT'} provider; "
+            "run: pip uninstall -y onnxruntime && pip install 'xclip-deploy[gpu]'"
+        )
+    return nvidia_driver.why_no_gpu()
+
+
+class OnnxRuntime(Backend):
+    """ONNX Runtime on a CPU, or on a GPU by its CUDA provider."""
+
+    name = "onnxruntime"
+    summary = "ONNX Runtime"
+    arithmetics: Mapping[Device, tuple[Arithmetic, ...]] = {
+        "cpu": (FP32, FP16, INT8),
+        "cuda": (FP16, FP32),
+    }
+    own_options = frozenset({"provider_options"})
+    auto_rank: Mapping[Device, int] = {"cpu": 0, "cuda": 0}
+
+    def why_not(self, bundle: Bundle, device: Device) -> str | None:
+        """See :meth:`Backend.why_not`."""
+        del bundle
+        return None if device == "cpu" else why_no_provider(_CUDA)
+
+    def open(self, bundle: Bundle, options: SessionOptions, device: Device) -> GraphLoader:
+        """See :meth:`Backend.open`."""
+        import_onnxruntime()
+        missing = self.why_not(bundle, device)
+        if missing is not None:
+            asked = "device cuda" if device in self.auto_rank else f"backend {self.name}"
+            raise SessionError(f"{asked} was asked for, but {missing}")
+        arithmetic = self.choose_arithmetic(bundle, options, device)
+        device_id = 0 if device == "cpu" else options.device_id
+        placement = Placement(self.name, device, arithmetic, device_id)
+        return OnnxRuntimeLoader(bundle, placement, options)
+
+    def import_library(self) -> None:
+        """See :meth:`Backend.import_library`."""
+        import_onnxruntime()
+
+    def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
+        """See :meth:`Backend.offers`: nothing where the library is not installed."""
+        with suppress(MissingExtraError):
+            yield from super().offers(bundle)
+            if "cpu" in self.arithmetics and Precision.BF16 in bundle.precisions:
+                yield Refusal(
+                    SessionOptions("cpu", "bf16"),
+                    "ONNX Runtime has no BF16 kernels; engines built from them can be verified",
+                )
+
+
+class TensorRTProvider(OnnxRuntime):
+    """ONNX Runtime with its TensorRT provider, which builds engines as it loads graphs."""
+
+    name = "tensorrt-provider"
+    summary = "ONNX Runtime's own TensorRT"
+    arithmetics: Mapping[Device, tuple[Arithmetic, ...]] = {"cuda": (FP16, FP32)}
+    auto_rank: Mapping[Device, int] = {}
+
+    def why_not(self, bundle: Bundle, device: Device) -> str | None:
+        """See :meth:`Backend.why_not`."""
+        del bundle, device
+        return why_no_provider(_TENSORRT)
+
+
+class OnnxRuntimeLoader(GraphLoader):
+    """A bundle's graphs on ONNX Runtime."""
+
+    def __init__(self, bundle: Bundle, placement: Placement, options: SessionOptions) -> None:
+        found = "" if placement.device == "cpu" else "a GPU is there"
+        super().__init__(bundle, placement, found)
+        self._options = options
+
+    def open(self, graph: Graph) -> Session:
+        """See :meth:`GraphLoader.open`."""
+        return self._open(graph, self.placement)
+
+    def open_half_scorer(self) -> Session | None:
+        """See :meth:`GraphLoader.open_half_scorer`.
+
+        The scorer computes in FP32 in every precision. That of FP16 only casts FP16 features up
+        itself, to the same numbers and faster than NumPy can: on a CPU, a gallery is scored in
+        less than half the time.
+        """
+        is_wide = self.placement.precision is Precision.FP32
+        if not is_wide or Precision.FP16 not in self.bundle.precisions:
+            return None
+        return self._open(Graph.SCORER, replace(self.placement, arithmetic=FP16))
+
+    def _open(self, graph: Graph, placement: Placement) -> Session:
+        options = self._options
+        return OnnxRuntimeSession(
+            self.bundle, graph, placement, options.threads, options.provider_options
+        )
+
+
 class OnnxRuntimeSession:
-    """One graph of a bundle on ONNX Runtime. See :class:`Session`."""
+    """One graph of a bundle on ONNX Runtime; a :class:`Session`."""
 
     def __init__(
         self,
@@ -55,19 +180,17 @@ class OnnxRuntimeSession:
         """
         onnxruntime = import_onnxruntime()
         self.graph = graph
-        self.precision = placement.precision
-        self.backend: Backend = placement.backend
-        self.device: str = placement.device_name
-        self._spec = bundle.manifest.graphs[self.precision][graph]
+        precision = placement.precision
+        self._spec = bundle.manifest.graphs[precision][graph]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they are raised as well
         if threads is not None:
             options.intra_op_num_threads = threads
-        if self.precision is Precision.INT8:
+        if precision is Precision.INT8:
             # Without VNNI, x86's product of U8 and S8 saturates at 16 bits and is silently wrong.
             options.add_session_config_entry("session.x64quantprecision", "1")
         providers = _providers(placement, provider_options or {})
-        path = bundle.graph_path(graph, self.precision)
+        path = bundle.graph_path(graph, precision)
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=providers
@@ -79,7 +202,7 @@ class OnnxRuntimeSession:
         missing = [name for name, _ in providers if name not in loaded]
         if missing:
             libraries = "TensorRT 10" if missing[0] == _TENSORRT else "CUDA and cuDNN"
-            raise SessionError(
+            raise BackendUnavailableError(
                 f"device {placement.device} was chosen, but ONNX Runtime could not load "
                 f"{missing[0]} and offers {', '.join(loaded)}; its {libraries} libraries may be "
                 "missing (see its log above); use device='cpu' or install them"

@@ -22,11 +22,10 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.benchmark import Measurement, measuring
 from xclip_deploy.runtime.benchmark.child import Child
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
-from xclip_deploy.runtime.benchmark.offers import offered_sessions
 from xclip_deploy.runtime.benchmark.results import readable
 from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.sessions import SessionOptions
-from xclip_deploy.runtime.sessions.device import why_no_gpu
+from xclip_deploy.runtime.nvidia_driver import why_no_gpu
+from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
 
 FP32 = SessionOptions(device="cpu", precision="fp32", threads=1)
 FP16 = SessionOptions(device="cpu", precision="fp16", threads=1)
@@ -91,8 +90,8 @@ def test_every_session_at_every_size(result: Benchmark) -> None:
 
 def test_sessions_are_as_asked_for(result: Benchmark) -> None:
     fp32, fp16 = result.sessions
-    assert (fp32.backend, fp32.device, fp32.precision) == ("onnxruntime", "cpu", Precision.FP32)
-    assert fp16.precision is Precision.FP16
+    assert (fp32.backend, fp32.device, fp32.precision) == ("onnxruntime", "cpu", "fp32")
+    assert fp16.precision == "fp16"
     assert fp16.options == {"device": "cpu", "precision": "fp16", "threads": 1}
 
 
@@ -196,9 +195,14 @@ def test_json(result: Benchmark) -> None:
 
 
 def test_offered_on_a_cpu(bundle: Bundle, without_gpu: None) -> None:
-    offered = offered_sessions(bundle)
+    found = offers(bundle)
+    offered = [each for each in found if isinstance(each, SessionOptions)]
     assert [each.device for each in offered] == ["cpu"] * len(bundle.precisions)
     assert [each.precision for each in offered] == [each.value for each in bundle.precisions]
+    refused = [each for each in found if isinstance(each, Refusal)]
+    assert {each.options.device for each in refused} == {"cuda"}
+    assert {each.options.backend for each in refused} == {"onnxruntime", "tensorrt-provider"}
+    assert all(each.reason for each in refused)
 
 
 def test_a_session_that_was_asked_for_must_open(bundle: Bundle, without_gpu: None) -> None:
@@ -209,13 +213,13 @@ def test_a_session_that_was_asked_for_must_open(bundle: Bundle, without_gpu: Non
 def test_an_offered_session_that_does_not_open_is_left_out(
     bundle: Bundle, without_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "offered_sessions", lambda _: [CUDA, FP16])
+    monkeypatch.setattr(measuring, "offers", lambda _: [CUDA, FP16])
     result = benchmark_sessions(bundle, plan=SHORT)
     assert [session.name for session in result.sessions] == [NAMES[1]]
     (skipped,) = result.skipped
     assert skipped.options == {"device": "cuda", "backend": "onnxruntime"}
     assert skipped.reason.startswith("device cuda was asked for, but ")
-    monkeypatch.setattr(measuring, "offered_sessions", lambda _: [CUDA])
+    monkeypatch.setattr(measuring, "offers", lambda _: [CUDA])
     with pytest.raises(SessionError, match="no session could be opened: device cuda"):
         benchmark_sessions(bundle, plan=SHORT)
 

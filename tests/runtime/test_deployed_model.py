@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
 import torch
 
@@ -17,7 +16,7 @@ from xclip_deploy.runtime import deployed_model
 from xclip_deploy.runtime.features import FloatArray
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions import SessionOptions
-from xclip_deploy.runtime.sessions.device import why_no_cuda
+from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
 
 Arrays = dict[str, npt.NDArray[Any]]
 CPU = SessionOptions(device="cpu")
@@ -81,7 +80,7 @@ def assert_same_features(
 def test_logits_on_a_gpu_are_those_of_the_authors(
     bundle: Bundle, golden: Arrays, precision: Literal["fp32", "fp16"]
 ) -> None:
-    missing = why_no_cuda(onnxruntime.get_available_providers())
+    missing = why_no_provider("CUDAExecutionProvider")
     if missing is not None:
         pytest.skip(f"needs an NVIDIA GPU: {missing}")
     # TF32 multiplication rounds FP32 graphs much like FP16 ones, and the scale is 100.

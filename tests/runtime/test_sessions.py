@@ -20,25 +20,30 @@ from xclip_deploy.errors import (
     MissingExtraError,
     SessionError,
 )
+from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import FILE_NAME, FileRecord, Graph, Precision
-from xclip_deploy.runtime.sessions import (
+from xclip_deploy.runtime.sessions import Arithmetic, Placement, SessionOptions, onnx_runtime
+from xclip_deploy.runtime.sessions import place as open_loader
+from xclip_deploy.runtime.sessions.onnx_runtime import (
+    FP32,
     OnnxRuntimeSession,
-    Placement,
-    SessionOptions,
-    device,
-    place,
+    _providers,
+    why_no_provider,
 )
-from xclip_deploy.runtime.sessions.onnx_runtime import _providers
 
 CPU_ONLY = ["CPUExecutionProvider"]
 WITH_CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 WITH_TENSORRT = ["TensorrtExecutionProvider", *WITH_CUDA]
-FP32_CPU = Placement("cpu", Precision.FP32, "for a test")
+FP32_CPU = Placement("onnxruntime", "cpu", FP32)
 
 
 def options(**chosen: Any) -> SessionOptions:
     return SessionOptions(**chosen)
+
+
+def place(chosen: SessionOptions, bundle: Bundle) -> Placement:
+    return open_loader(chosen, bundle).placement
 
 
 def with_precisions(bundle: Bundle, *precisions: Precision) -> Bundle:
@@ -51,19 +56,19 @@ def with_precisions(bundle: Bundle, *precisions: Precision) -> Bundle:
 @pytest.fixture
 def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with the CPU build of ONNX Runtime."""
-    monkeypatch.setattr(device, "_providers", lambda: CPU_ONLY)
+    monkeypatch.setattr(onnx_runtime, "available_providers", lambda: CPU_ONLY)
 
 
 @pytest.fixture
 def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with its GPU build, whatever machine this is."""
-    monkeypatch.setattr(device, "_providers", lambda: WITH_TENSORRT)
+    monkeypatch.setattr(onnx_runtime, "available_providers", lambda: WITH_TENSORRT)
 
 
 @pytest.fixture
 def with_gpu(with_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this machine had a GPU: the choice is tested, not the running."""
-    monkeypatch.setattr(device, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(nvidia_driver, "why_no_gpu", lambda: None)
 
 
 # Choosing
@@ -81,7 +86,7 @@ def test_auto_with_a_gpu(bundle: Bundle, with_gpu: None) -> None:
     chosen = place(options(device_id=1), bundle)
     assert (chosen.device, chosen.precision) == ("cuda", Precision.FP16)
     assert (chosen.backend, chosen.device_name) == ("onnxruntime", "cuda:1")
-    assert chosen.reason == "auto was asked for, and a GPU is there; the bundle has no engines"
+    assert chosen.reason == "auto: a GPU is there; the bundle has no engines"
 
 
 def test_what_was_asked_for_wins(bundle: Bundle, with_gpu: None) -> None:
@@ -94,7 +99,7 @@ def test_what_was_asked_for_wins(bundle: Bundle, with_gpu: None) -> None:
     assert (chosen.device, chosen.precision) == ("cpu", Precision.FP16)
     chosen = place(options(backend="tensorrt-provider"), bundle)
     assert (chosen.backend, chosen.precision) == ("tensorrt-provider", Precision.FP16)
-    assert chosen.reason == "tensorrt-provider was asked for, and a GPU is there"
+    assert chosen.reason == "tensorrt-provider was asked for: a GPU is there"
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
@@ -115,14 +120,17 @@ def test_int8_is_for_the_cpu(bundle: Bundle, with_gpu: None) -> None:
     for name in ("auto", "cpu"):
         chosen = place(options(device=name, precision="int8"), some)
         assert (chosen.device, chosen.precision) == ("cpu", Precision.INT8)
-    with pytest.raises(SessionError, match="precision int8 was asked for, which runs on a CPU"):
+    with pytest.raises(
+        SessionError,
+        match="int8 was asked for, which no backend runs on cuda; use .* on device 'cpu'",
+    ):
         place(options(device="cuda", precision="int8"), some)
 
 
 def test_bf16_is_for_engines(bundle: Bundle, with_gpu: None) -> None:
     some = with_precisions(bundle, Precision.FP32, Precision.BF16)
     for name in ("auto", "cpu", "cuda"):
-        with pytest.raises(SessionError, match="ONNX Runtime does not run; use backend 'tensorr"):
+        with pytest.raises(SessionError, match="precision bf16 was asked for, "):
             place(options(device=name, precision="bf16"), some)
 
 
@@ -140,7 +148,7 @@ def test_cuda_without_its_provider(bundle: Bundle, cpu_only: None) -> None:
 
 
 def test_cuda_without_a_gpu(bundle: Bundle, with_cuda: None) -> None:
-    missing = device.why_no_cuda(WITH_CUDA)
+    missing = why_no_provider("CUDAExecutionProvider", WITH_CUDA)
     if missing is None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(SessionError, match="device cuda was asked for, but ") as caught:
@@ -154,7 +162,7 @@ def test_cuda_without_a_gpu(bundle: Bundle, with_cuda: None) -> None:
 
 
 def test_cuda_by_the_public_classes(bundle: Bundle) -> None:
-    if device.why_no_cuda(onnxruntime.get_available_providers()) is None:
+    if why_no_provider("CUDAExecutionProvider") is None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(SessionError, match="device cuda was asked for, but "):
         DeployedModel(bundle, options(device="cuda"))
@@ -198,13 +206,13 @@ def test_auto_takes_engines_that_fit(stand_in: Device, own: Bundle) -> None:
     assert (chosen.backend, chosen.precision) == ("rtx", Precision.FP16)
     assert chosen.reason == (
         "auto: engines rtx-1.7.1.116-fp16-portable fit tensorrt_rtx 1.7.1.116 and "
-        "stand-in device (no GPU) (sm89)"
+        "stand-in device (no GPU) (sm89); the bundle has no tensorrt engines"
     )
     write_engines(own, Flavour.TENSORRT)
     assert place(options(), own).backend == "tensorrt"
     assert place(options(backend="rtx"), own).backend == "rtx"
     assert place(options(backend="onnxruntime"), own).reason == (
-        "auto was asked for, and a GPU is there; onnxruntime was asked for"
+        "onnxruntime was asked for: a GPU is there"
     )
     assert place(options(device="cpu"), own).backend == "onnxruntime"
     # No engines of that precision: the graphs have it.
@@ -229,7 +237,7 @@ def test_auto_says_why_it_took_no_engines(stand_in: Device, own: Bundle) -> None
     folder = write_engines(own, Flavour.RTX, version="1.6.0.1")
     chosen = place(options(), own)
     assert chosen.backend == "onnxruntime"
-    assert "its engines cannot be used: engines " in chosen.reason
+    assert chosen.reason.startswith("auto: a GPU is there; engines ")
     assert "was built with tensorrt_rtx 1.6.0.1, this machine has" in chosen.reason
     (folder / "engines.json").write_text("{}")
     assert "not a description of engines" in place(options(), own).reason
@@ -268,7 +276,7 @@ def test_engines_without_onnxruntime(
     def missing() -> list[str]:
         raise MissingExtraError("onnxruntime", "cpu", "Running a bundle")
 
-    monkeypatch.setattr(device, "_providers", missing)
+    monkeypatch.setattr(onnx_runtime, "available_providers", missing)
     assert place(options(), own).backend == "rtx"
 
 
@@ -305,9 +313,9 @@ def test_a_provider_that_does_not_load(
     """ONNX Runtime falls back to the CPU by itself: that is an error here."""
     if provider not in onnxruntime.get_available_providers():
         pytest.skip(f"this onnxruntime has no {provider}")
-    if device.why_no_gpu() is None:
+    if nvidia_driver.why_no_gpu() is None:
         pytest.skip("this machine has a GPU")
-    placement = Placement("cuda", Precision.FP32, "for a test", backend)
+    placement = Placement(backend, "cuda", FP32)
     with pytest.raises(SessionError) as caught:
         OnnxRuntimeSession(bundle, Graph.SCORER, placement)
     message = str(caught.value)
@@ -319,7 +327,7 @@ def test_a_provider_that_does_not_load(
 def test_options_of_the_providers() -> None:
     """By the names of ONNX Runtime; the GPU is one of them."""
     chosen = {"trt_fp16_enable": "1"}
-    on_cuda = Placement("cuda", Precision.FP32, "for a test", device_id=2)
+    on_cuda = Placement("onnxruntime", "cuda", FP32, device_id=2)
     with_tensorrt = replace(on_cuda, backend="tensorrt-provider")
     assert _providers(FP32_CPU, {}) == [("CPUExecutionProvider", {})]
     assert _providers(on_cuda, chosen) == [
@@ -334,15 +342,11 @@ def test_options_of_the_providers() -> None:
 # Running
 
 
-def test_a_session_says_what_it_is(bundle: Bundle) -> None:
+def test_every_precision_of_the_bundle_runs(bundle: Bundle) -> None:
     for precision in bundle.precisions:
-        placement = Placement("cpu", precision, "for a test")
+        placement = Placement("onnxruntime", "cpu", Arithmetic(precision.value, precision))
         session = OnnxRuntimeSession(bundle, Graph.SCORER, placement, threads=1)
-        assert (session.graph, session.precision, session.device) == (
-            Graph.SCORER,
-            precision,
-            "cpu",
-        )
+        assert session.graph is Graph.SCORER
 
 
 def test_threads_do_not_change_results(bundle: Bundle) -> None:

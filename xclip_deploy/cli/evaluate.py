@@ -10,16 +10,15 @@ import click
 
 from xclip_deploy.cli.display import encoding_progress, print_json, print_table
 from xclip_deploy.cli.options import (
-    backend_option,
-    device_id_option,
     json_option,
     reader_option,
-    threads_option,
+    session_options,
 )
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.evaluation import Evaluation
     from xclip_deploy.runtime.metrics import RetrievalResult
+    from xclip_deploy.runtime.sessions import SessionOptions
     from xclip_deploy.training.checkpoints import CheckpointOptions
 
 
@@ -67,24 +66,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of the others that may be unreadable.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to run.",
-)
-@device_id_option
-@backend_option
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "fp16", "bf16", "int8"]),
-    default="auto",
-    show_default=True,
-    help="Which graphs of a bundle to run; auto: FP16 on a GPU, FP32 on a CPU. A checkpoint "
-    "runs in FP32.",
-)
-@threads_option
+@session_options
 @reader_option
 @click.option(
     "--batch-size",
@@ -122,11 +104,7 @@ def command(
     temperature: float,
     max_missing_share: float,
     max_unreadable_share: float,
-    device: str,
-    device_id: int,
-    backend: str,
-    precision: str,
-    threads: int | None,
+    session: SessionOptions,
     reader: str,
     batch_size: int,
     frames_per_second: float | None,
@@ -141,23 +119,12 @@ def command(
     MODEL is a bundle, or a checkpoint that `xclip-deploy export` takes.
     """
     import xclip_deploy
-    from xclip_deploy.runtime.sessions import SessionOptions
     from xclip_deploy.training.datasets.catalogue import open_dataset
 
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         # Now rather than after hours of encoding.
         raise click.UsageError(f"--output {output}: expected a file in a folder that is there")
     opened = open_dataset(dataset, split, annotations, videos, max_missing_share=max_missing_share)
-    session = None
-    if backend != "auto" or device_id:
-        # For bundles alone; a checkpoint is refused with them.
-        session = SessionOptions(
-            device=device,  # type: ignore[arg-type]
-            precision=precision,  # type: ignore[arg-type]
-            threads=threads,
-            backend=backend,  # type: ignore[arg-type]
-            device_id=device_id,
-        )
     with encoding_progress() as progress:
         evaluation = xclip_deploy.evaluate(
             model,
@@ -165,9 +132,6 @@ def command(
             dual_softmax=dual_softmax,
             dual_softmax_temperature=temperature,
             max_unreadable_share=max_unreadable_share,
-            device=None if session else device,  # type: ignore[arg-type]  # click has checked
-            precision=None if session else precision,  # type: ignore[arg-type]
-            threads=threads,
             session=session,
             reader=reader,  # type: ignore[arg-type]
             max_batch=batch_size,

@@ -10,18 +10,15 @@ import click
 
 from xclip_deploy.cli.display import print_json
 from xclip_deploy.cli.options import (
-    backend_option,
     bundle_option,
-    device_id_option,
-    device_option,
     gallery_option,
     json_option,
-    precision_option,
-    threads_option,
+    session_options,
 )
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.retriever import Retriever
+    from xclip_deploy.runtime.sessions import SessionOptions
 
 
 @click.command("explain")
@@ -35,11 +32,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The picture, a PNG.  [default: explain.png; with --json none]",
 )
-@device_option
-@device_id_option
-@backend_option
-@precision_option
-@threads_option
+@session_options
 @json_option
 def command(
     query: str,
@@ -47,11 +40,7 @@ def command(
     bundle: Path,
     gallery: Path,
     output: Path | None,
-    device: str,
-    device_id: int,
-    backend: str,
-    precision: str,
-    threads: int | None,
+    session: SessionOptions,
     as_json: bool,
 ) -> None:
     """Say and draw why a video has the score that it has for QUERY.
@@ -60,18 +49,10 @@ def command(
     other; none, for the best hit.
     """
     import xclip_deploy
-    from xclip_deploy.runtime.sessions import SessionOptions
 
     if len(videos) > 2:
         raise click.UsageError(f"found {len(videos)} videos; expected none, one or two")
-    session = SessionOptions(
-        device=device,  # type: ignore[arg-type]  # click.Choice has checked these
-        precision=precision,  # type: ignore[arg-type]
-        threads=threads,
-        backend=backend,  # type: ignore[arg-type]
-        device_id=device_id,
-    )
-    with xclip_deploy.Retriever(bundle, gallery, threads=threads, session=session) as retriever:
+    with xclip_deploy.Retriever(bundle, gallery, session=session) as retriever:
         ids = [_id_of(video, retriever) for video in videos] or _best(query, retriever)
         explanation = retriever.explain(query, *ids)
         if output is None and not as_json:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from xclip_deploy.cli.display import print_json, write_json
 from xclip_deploy.cli.options import (
-    backend_option,
     bundle_option,
-    device_id_option,
-    device_option,
     gallery_option,
     json_option,
-    precision_option,
     reader_option,
-    threads_option,
+    session_options,
+    workers_option,
 )
+
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.sessions import SessionOptions
 
 
 @click.command("index")
@@ -32,7 +33,7 @@ from xclip_deploy.cli.options import (
     help="What to do with a video that the gallery has; update: encode it again if it changed.",
 )
 @click.option("--prune", is_flag=True, help="Forget files that are gone from the folders given.")
-@click.option("--workers", type=click.IntRange(min=1), help="Decoders.  [default: one per core]")
+@workers_option
 @click.option(
     "--timeout",
     "timeout_s",
@@ -48,11 +49,7 @@ from xclip_deploy.cli.options import (
     help="File for the report, as JSON.",
 )
 @click.option("--strict", is_flag=True, help="Exit with status 8 if any video failed.")
-@device_option
-@device_id_option
-@backend_option
-@precision_option
-@threads_option
+@session_options
 @reader_option
 @json_option
 def command(
@@ -65,11 +62,7 @@ def command(
     timeout_s: float,
     report_path: Path | None,
     strict: bool,
-    device: str,
-    device_id: int,
-    backend: str,
-    precision: str,
-    threads: int | None,
+    session: SessionOptions,
     reader: str,
     as_json: bool,
 ) -> None:
@@ -81,23 +74,14 @@ def command(
     """
     import xclip_deploy
     from xclip_deploy.errors import InvalidArgumentError, VideoError
-    from xclip_deploy.runtime.sessions import SessionOptions
 
     if report_path is not None and not report_path.absolute().parent.is_dir():
         # Now rather than after hours of indexing.
         raise InvalidArgumentError(f"{report_path} cannot be written: no such folder")
-    session = SessionOptions(
-        device=device,  # type: ignore[arg-type]  # click.Choice has checked these
-        precision=precision,  # type: ignore[arg-type]
-        threads=threads,
-        backend=backend,  # type: ignore[arg-type]
-        device_id=device_id,
-    )
     with xclip_deploy.Retriever(
         bundle,
         gallery,
         create=True,
-        threads=threads,
         session=session,
         reader=reader,  # type: ignore[arg-type]
     ) as retriever:

@@ -10,18 +10,15 @@ import click
 
 from xclip_deploy.cli.display import print_json, print_table
 from xclip_deploy.cli.options import (
-    backend_option,
     bundle_option,
-    device_id_option,
-    device_option,
     gallery_option,
     json_option,
-    precision_option,
-    threads_option,
+    session_options,
 )
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.results import SearchResult
+    from xclip_deploy.runtime.sessions import SessionOptions
 
 
 @click.command("search")
@@ -56,11 +53,7 @@ if TYPE_CHECKING:
 )
 @bundle_option
 @gallery_option
-@device_option
-@device_id_option
-@backend_option
-@precision_option
-@threads_option
+@session_options
 @json_option
 def command(
     texts: tuple[str, ...],
@@ -76,17 +69,12 @@ def command(
     query_bank: Path | None,
     bundle: Path,
     gallery: Path,
-    device: str,
-    device_id: int,
-    backend: str,
-    precision: str,
-    threads: int | None,
+    session: SessionOptions,
     as_json: bool,
 ) -> None:
     """Find videos that fit each of TEXTS, or are like a video or an image."""
     import xclip_deploy
     from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
-    from xclip_deploy.runtime.sessions import SessionOptions
 
     if not (texts or video or image) or (image and (texts or video)) or (video and len(texts) > 1):
         raise click.UsageError(
@@ -94,13 +82,6 @@ def command(
         )
     if query_bank and not texts:
         raise click.UsageError("--query-bank calibrates the scores of texts; give one")
-    session = SessionOptions(
-        device=device,  # type: ignore[arg-type]  # click.Choice has checked these
-        precision=precision,  # type: ignore[arg-type]
-        threads=threads,
-        backend=backend,  # type: ignore[arg-type]
-        device_id=device_id,
-    )
     options: dict[str, Any] = {
         "k": k,
         "where": where,
@@ -110,7 +91,7 @@ def command(
         "exact": exact,
         "candidates": candidates or DEFAULT_CANDIDATES,
     }
-    with xclip_deploy.Retriever(bundle, gallery, threads=threads, session=session) as retriever:
+    with xclip_deploy.Retriever(bundle, gallery, session=session) as retriever:
         if texts and query_bank:
             lines = query_bank.read_text(encoding="utf-8").splitlines()
             bank = [line.strip() for line in lines if line.strip()]

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.sessions.backend import close_all
 from xclip_deploy.runtime.sessions.native.memory import (
     DeviceArray,
     DeviceBuffer,
 )
 from xclip_deploy.runtime.sessions.native.runner import NativeSession
-from xclip_deploy.runtime.sessions.protocol import close_all
 
 _ALIGNED_ROWS = 64
 """Rows after which every tensor is at an aligned address again: 64 counts of 4 bytes are 256,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.manifest import TensorSpec
+from xclip_deploy.runtime.sessions.backend import Array, Closable, close_all
 from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaCallError, Stream
 from xclip_deploy.runtime.sessions.native.engine import Engine
 from xclip_deploy.runtime.sessions.native.memory import (
@@ -22,7 +23,6 @@ from xclip_deploy.runtime.sessions.native.memory import (
     DeviceMemory,
     PinnedBuffer,
 )
-from xclip_deploy.runtime.sessions.protocol import Array, Closable, close_all
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,6 @@ class Lane:
         self._contexts: dict[int, Any] = {}
         self._repeated: OrderedDict[Key, _Repeated] = OrderedDict()
         self._reserved_bytes = 0
-        self._abandoned: list[DeviceArray] = []
         self._cuda.select()
         self._stream: Stream | None = self._cuda.create_stream()
 
@@ -76,13 +75,12 @@ class Lane:
         profile: int,
         inputs: Mapping[str, Array | DeviceArray],
         sizes: Mapping[str, int],
-        keep: Collection[str] = (),
-    ) -> dict[str, Array | DeviceArray]:
+    ) -> dict[str, Array]:
         """Run once and wait for the end.
 
         ``inputs``: by name, of the engine's shapes; arrays are cast, those on the device are
-        of the engine's dtype. ``sizes``: of the dynamic axes. ``keep``: outputs to leave on
-        the device, in memory of their own. Raises SessionError; the lane must then be closed.
+        of the engine's dtype. ``sizes``: of the dynamic axes. Raises SessionError; the lane
+        must then be closed.
         """
         stream = self._stream
         assert stream is not None
@@ -90,30 +88,19 @@ class Lane:
         record = self._engine.record
         shapes = {spec.name: tuple(inputs[spec.name].shape) for spec in record.inputs}
         results = {spec.name: _shape(spec, sizes) for spec in record.outputs}
-        kept: dict[str, DeviceArray] = {}
-        try:
-            for spec in record.outputs:
-                if spec.name in keep:
-                    kept[spec.name] = self._own_memory(spec, results)
-            addresses = self._make_room(inputs, results, kept)
-            for spec in record.inputs:
-                self._upload(spec, inputs[spec.name], addresses[spec.name], stream)
-            self._execute(profile, shapes, results, addresses, stream, repeats=not kept)
-            for spec in record.outputs:
-                if spec.name not in kept:
-                    nbytes = _nbytes(spec, results[spec.name])
-                    pinned = self._pinned[spec.name]
-                    self._cuda.copy_to_host(pinned.address, addresses[spec.name], nbytes, stream)
-            self._cuda.synchronize(stream)
-        except BaseException:
-            # Freed with the lane, when nothing is running any more that writes to it.
-            self._abandoned += kept.values()
-            raise
-        found: dict[str, Array | DeviceArray] = dict(kept)
+        addresses = self._make_room(inputs, results)
+        for spec in record.inputs:
+            self._upload(spec, inputs[spec.name], addresses[spec.name], stream)
+        self._execute(profile, shapes, results, addresses, stream)
         for spec in record.outputs:
-            if spec.name not in kept:
-                view = self._pinned[spec.name].view(results[spec.name], spec.dtype.value)
-                found[spec.name] = view.copy()
+            nbytes = _nbytes(spec, results[spec.name])
+            pinned = self._pinned[spec.name]
+            self._cuda.copy_to_host(pinned.address, addresses[spec.name], nbytes, stream)
+        self._cuda.synchronize(stream)
+        found: dict[str, Array] = {}
+        for spec in record.outputs:
+            view = self._pinned[spec.name].view(results[spec.name], spec.dtype.value)
+            found[spec.name] = view.copy()
         return found
 
     def close(self) -> None:
@@ -136,7 +123,7 @@ class Lane:
             *self._outputs.values(),
             *self._pinned.values(),
         )
-        failures.append(close_all((*buffers, self._scratch, *self._abandoned)))
+        failures.append(close_all((*buffers, self._scratch)))
         try:
             self._cuda.destroy_stream(stream)
         except SessionError as error:
@@ -147,16 +134,10 @@ class Lane:
 
     # -- buffers ---------------------------------------------------------------------------
 
-    def _own_memory(self, spec: TensorSpec, shapes: Mapping[str, tuple[int, ...]]) -> DeviceArray:
-        buffer = DeviceBuffer(self._memory, f"{spec.name} of {self._engine.graph.value}")
-        buffer.hold(_nbytes(spec, shapes[spec.name]))
-        return DeviceArray(buffer.address, shapes[spec.name], spec.dtype, buffer)
-
     def _make_room(
         self,
         inputs: Mapping[str, Array | DeviceArray],
         results: Mapping[str, tuple[int, ...]],
-        kept: Mapping[str, DeviceArray],
     ) -> dict[str, int]:
         """Address of every tensor, its buffers grown where they must."""
         addresses = {}
@@ -173,9 +154,6 @@ class Lane:
             has_grown |= self._inputs[spec.name].hold(nbytes)
             addresses[spec.name] = self._inputs[spec.name].address
         for spec in self._engine.record.outputs:
-            if spec.name in kept:
-                addresses[spec.name] = kept[spec.name].address
-                continue
             nbytes = _nbytes(spec, results[spec.name])
             self._pinned[spec.name].hold(nbytes)
             has_grown |= self._outputs[spec.name].hold(nbytes)
@@ -208,12 +186,10 @@ class Lane:
         results: Mapping[str, tuple[int, ...]],
         addresses: Mapping[str, int],
         stream: Stream,
-        *,
-        repeats: bool,
     ) -> None:
         """Enqueue one run: as a graph where it was captured before."""
         repeated = None
-        if repeats and self._engine.captures_graphs:
+        if self._engine.captures_graphs:
             repeated = self._seen((profile, *shapes.items(), *addresses.items()))
         if repeated is None:
             if profile not in self._contexts:

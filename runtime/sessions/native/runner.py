@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from xclip_deploy.errors import SessionError
-from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.engine_loading import ChosenEngines, choose_engines
-from xclip_deploy.runtime.engine_set import Flavour, ShapeRange
-from xclip_deploy.runtime.manifest import Graph, TensorSpec
-from xclip_deploy.runtime.sessions.native.cuda import Cuda, Gpu, open_cuda
+from xclip_deploy.runtime.engine_set import ShapeRange
+from xclip_deploy.runtime.manifest import TensorSpec
+from xclip_deploy.runtime.sessions.backend import Array, close_all
 from xclip_deploy.runtime.sessions.native.engine import Engine
+from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines
 from xclip_deploy.runtime.sessions.native.lane import Lane
-from xclip_deploy.runtime.sessions.native.library import Library, load_library
 from xclip_deploy.runtime.sessions.native.memory import (
     DeviceArray,
     DeviceBuffer,
     DeviceMemory,
     PinnedBuffer,
 )
-from xclip_deploy.runtime.sessions.protocol import Array, Backend, SessionOptions, close_all
 
 logger = logging.getLogger(__name__)
 
@@ -33,50 +29,8 @@ _STAGING_BYTES = 16 << 20
 """Pinned memory through which large arrays go to the device, a piece at a time."""
 
 
-class NativeRuntime:
-    """A GPU, a TensorRT library and an engine set that fit together.
-
-    One for a model: its sessions share the bound on memory.
-    """
-
-    def __init__(
-        self, bundle: Bundle, flavour: Flavour, options: SessionOptions | None = None
-    ) -> None:
-        """Find GPU, library and engines, without loading any.
-
-        Raises MissingExtraError where a library is not installed, DriverError, or EngineError
-        where no engines fit.
-        """
-        self._options = options or SessionOptions()
-        self.library: Library = load_library(flavour)
-        self.cuda: Cuda = open_cuda(self._options.device_id, flavour.value)
-        self.gpu: Gpu = self.cuda.gpu()
-        self.engines: ChosenEngines = choose_engines(
-            bundle,
-            flavour,
-            self.library.version,
-            self.gpu,
-            self._options.precision,
-            folder=self._options.engines,
-        )
-        self.memory = DeviceMemory(self.cuda, self._options.device_memory_bytes)
-
-    def open(self, graph: Graph) -> NativeSession:
-        """Load one engine. Raises EngineError or SessionError."""
-        self.cuda.select()
-        engine = Engine(
-            self.engines,
-            graph,
-            self.library,
-            self.memory,
-            self.gpu,
-            cuda_graphs=self._options.cuda_graphs,
-        )
-        return NativeSession(engine, self.engines, streams=self._options.streams)
-
-
 class NativeSession:
-    """One engine at work. See :class:`Session`; a context manager.
+    """One engine at work: a :class:`Session`, and a context manager.
 
     Every run has a lane of its own: stream, buffers and a context for each profile. Lanes are
     made as they are needed, at most ``streams``, and used again; a run waits where all are busy.
@@ -84,9 +38,6 @@ class NativeSession:
 
     def __init__(self, engine: Engine, engines: ChosenEngines, *, streams: int = 2) -> None:
         self.graph = engine.graph
-        self.precision = engines.engine_set.precision
-        self.backend: Backend = engines.engine_set.flavour.value
-        self.device = f"cuda:{engine.cuda.device_id}"
         self._engine = engine
         self._engines = engines
         self._streams = streams
@@ -97,21 +48,10 @@ class NativeSession:
 
     def run(self, inputs: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
         """See :meth:`Session.run`. Inputs may be on the device too: they are not copied."""
-        outputs = self._run(inputs, ())
-        return {name: array for name, array in outputs.items() if isinstance(array, np.ndarray)}
-
-    def run_on_device(
-        self, inputs: Mapping[str, Array | DeviceArray], keep: Collection[str] | None = None
-    ) -> dict[str, Any]:
-        """Run once and leave outputs on the device, for the caller to close.
-
-        ``keep``: names of these outputs, None for all; the others come as arrays.
-        """
-        names = [spec.name for spec in self._engine.record.outputs]
-        unknown = sorted(set(keep or ()) - set(names))
-        if unknown:
-            raise SessionError(f"{self.graph.value} has no output {unknown[0]}, only {names}")
-        return self._run(inputs, names if keep is None else keep)
+        # Before a lane is taken: what does not fit has no influence on it.
+        profile, sizes = self._fit(inputs)
+        with self._lane() as lane:
+            return lane.run(profile, inputs, sizes)
 
     def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
         """See :meth:`Session.chunk`: what the profile takes that needs the fewest runs."""
@@ -199,14 +139,6 @@ class NativeSession:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _run(
-        self, inputs: Mapping[str, Array | DeviceArray], keep: Collection[str]
-    ) -> dict[str, Array | DeviceArray]:
-        # Before a lane is taken: what does not fit has no influence on it.
-        profile, sizes = self._fit(inputs)
-        with self._lane() as lane:
-            return lane.run(profile, inputs, sizes, keep)
 
     @contextmanager
     def _lane(self) -> Iterator[Lane]:

@@ -16,7 +16,7 @@ from xclip_deploy.errors import EngineError, VerificationError
 from xclip_deploy.export.verification import verify_engines
 from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.sessions.device import why_no_gpu
+from xclip_deploy.runtime.nvidia_driver import why_no_gpu
 
 
 @pytest.fixture

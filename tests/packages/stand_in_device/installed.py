@@ -22,12 +22,12 @@ def install(
     Nothing of the product is replaced but the question whether there is a driver. Returns the
     two modules.
     """
-    from xclip_deploy.runtime.sessions import device as choosing
+    from xclip_deploy.runtime import nvidia_driver
 
     enterprise = TensorRTModule(device, VERSION, is_rtx=False)
     rtx = TensorRTModule(device, RTX_VERSION, is_rtx=True)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", CudaRuntime(device))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tensorrt", enterprise)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)  # type: ignore[arg-type]
-    monkeypatch.setattr(choosing, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(nvidia_driver, "why_no_gpu", lambda: None)
     return enterprise, rtx

@@ -17,9 +17,9 @@ from stand_in_device import Device, install, write_engines
 from xclip_deploy import Bundle, DeployedModel, build_engines
 from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import Precision
+from xclip_deploy.runtime.nvidia_driver import why_no_gpu
 from xclip_deploy.runtime.sessions import SessionOptions
-from xclip_deploy.runtime.sessions.device import why_no_gpu
-from xclip_deploy.runtime.sessions.native.runner import NativeRuntime
+from xclip_deploy.runtime.sessions.native.backend import EngineLoader
 
 BOTH = (Flavour.TENSORRT, Flavour.RTX)
 MAX_BATCH = 8
@@ -40,8 +40,8 @@ class Machine:
     def model(self, **changes: Any) -> DeployedModel:
         return DeployedModel(self.bundle, self.options(**changes), MAX_BATCH)
 
-    def runtime(self, **changes: Any) -> NativeRuntime:
-        return NativeRuntime(self.bundle, self.flavour, self.options(**changes))
+    def runtime(self, **changes: Any) -> EngineLoader:
+        return EngineLoader(self.bundle, self.flavour, self.options(**changes))
 
     def assert_same(self, found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
         """Exactly what ONNX Runtime computes, on the stand-in; within FP16 on a GPU."""

@@ -13,7 +13,7 @@ from cuda.bindings import runtime as real
 import xclip_deploy.runtime.sessions.native as native_package
 from stand_in_device import CudaRuntime, Device
 from xclip_deploy.errors import DriverError, MissingExtraError
-from xclip_deploy.runtime.sessions.device import why_no_gpu
+from xclip_deploy.runtime.nvidia_driver import why_no_gpu
 from xclip_deploy.runtime.sessions.native.cuda import FUNCTIONS, CudaCallError, open_cuda
 
 

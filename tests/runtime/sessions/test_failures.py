@@ -18,8 +18,8 @@ from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.sessions.native.backend import EngineLoader
 from xclip_deploy.runtime.sessions.native.gallery import ResidentGallery
-from xclip_deploy.runtime.sessions.native.runner import NativeRuntime
 
 STATUS = "cudaErrorLaunchFailure"
 OPTIONAL = {
@@ -52,7 +52,7 @@ def features(bundle: Bundle) -> Features:
     return Features(texts, VideoFeatures(many, np.repeat(many[:, None], frames, 1), counts))
 
 
-def use(runtime: NativeRuntime, features: Features) -> Any:
+def use(runtime: EngineLoader, features: Features) -> Any:
     """All that is done with a scorer: plain runs, graphs, a gallery in several chunks."""
     with runtime.open(Graph.SCORER) as session:
         gallery = ResidentGallery(session)
@@ -69,7 +69,7 @@ def clean_run(
 ) -> tuple[list[str], Any]:
     device = Device()
     install(monkeypatch, device)
-    logits = use(NativeRuntime(bundle, flavour), features)
+    logits = use(EngineLoader(bundle, flavour), features)
     device.check_nothing_left()
     return device.calls, logits
 
@@ -94,7 +94,7 @@ def test_every_call_may_fail(
             device.fail(function, STATUS, after=number)
             message = None
             try:
-                found = use(NativeRuntime(engine_bundle, flavour), features)
+                found = use(EngineLoader(engine_bundle, flavour), features)
             except SessionError as error:
                 message = str(error)
             if message is None:
@@ -126,7 +126,7 @@ def test_every_allocation_may_fail(
             device = Device()
             install(monkeypatch, device)
             device.fail(function, "cudaErrorMemoryAllocation", after=number)
-            runtime = NativeRuntime(engine_bundle, flavour)
+            runtime = EngineLoader(engine_bundle, flavour)
             # A growing buffer may find that it can do with less.
             with suppress(DeviceMemoryError):
                 use(runtime, features)
@@ -161,32 +161,6 @@ def test_after_a_failure_the_session_works_on(stand_in: Any, features: Features)
         with pytest.raises(SessionError, match=r"did not run \(scorer\): an internal error"):
             session.run(inputs)
         np.testing.assert_array_equal(session.run(inputs)["logits"], expected)
-
-
-@pytest.mark.parametrize("number", range(5))
-def test_outputs_that_were_to_be_kept(stand_in: Any, number: int) -> None:
-    """Those that had their memory when another got none give it back."""
-    ids = {"token_ids": np.zeros((2, 32))}
-    with stand_in.runtime().open(Graph.TEXT_ENCODER) as session:
-        stand_in.device.fail("cudaMalloc", "cudaErrorMemoryAllocation", after=number)
-        try:
-            kept = session.run_on_device(ids)
-        except DeviceMemoryError:
-            kept = session.run_on_device(ids)
-        for array in kept.values():
-            array.close()
-
-
-@pytest.mark.parametrize(
-    ("function", "number"),
-    [("cudaMemcpyAsync", 0), ("cudaMemcpyAsync", 1), ("cudaStreamSynchronize", 0)],
-)
-def test_kept_outputs_of_a_run_that_fails(stand_in: Any, function: str, number: int) -> None:
-    """They are not freed while the run may still write to them."""
-    with stand_in.runtime().open(Graph.TEXT_ENCODER) as session:
-        stand_in.device.fail(function, STATUS, after=number)
-        with pytest.raises(SessionError, match=STATUS):
-            session.run_on_device({"token_ids": np.zeros((2, 32))}, keep=["word_features"])
 
 
 def test_an_interrupt(stand_in: Any, monkeypatch: pytest.MonkeyPatch, features: Features) -> None:
@@ -245,6 +219,6 @@ def test_an_encoder_that_overflows(
             model.encode_texts(["a dog", "a cat", "a cow"])
         assert str(caught.value) == (
             f"text_encoder gave NaN or infinity in word_features, in 1 of 3 rows, in fp16 on "
-            f"{session.device}; use precision='fp32', and run: "
+            f"{model.placement.device_name}; use precision='fp32', and run: "
             f"xclip-deploy verify {engine_bundle.path}"
         )

@@ -19,7 +19,7 @@ from xclip_deploy.errors import DeviceMemoryError, EngineError
 from xclip_deploy.runtime.engine_set import BuildOptions, Flavour
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.sessions import SessionOptions
-from xclip_deploy.runtime.sessions.native.runner import NativeRuntime
+from xclip_deploy.runtime.sessions.native.backend import EngineLoader
 
 RTX = Flavour.RTX
 
@@ -44,7 +44,7 @@ def test_no_plan_by_its_content(device: Device, fresh: Bundle, flavour: Flavour)
     """Whoever wrote the sidecar says that it is the one that was built."""
     folder = write_engines(fresh, flavour)
     rewrite_plan(folder, Graph.SCORER, b"no plan at all")
-    runtime = NativeRuntime(fresh, flavour)
+    runtime = EngineLoader(fresh, flavour)
     with pytest.raises(EngineError) as caught:
         runtime.open(Graph.SCORER)
     reason = (
@@ -59,7 +59,7 @@ def test_no_plan_by_its_content(device: Device, fresh: Bundle, flavour: Flavour)
 
 def test_what_rtx_says_before_it_loads(rtx: TensorRTModule, fresh: Bundle) -> None:
     write_engines(fresh, RTX)
-    runtime = NativeRuntime(fresh, RTX)
+    runtime = EngineLoader(fresh, RTX)
     rtx.validity = EngineValidity.INVALID
     rtx.diagnostics = EngineInvalidityDiagnostics.UNSUPPORTED_CC | 4
     with pytest.raises(EngineError, match="cannot run here: UNSUPPORTED_CC, OLD_CUDA_DRIVER; run"):
@@ -77,7 +77,7 @@ def test_an_engine_that_runs_slower(
 ) -> None:
     write_engines(fresh, RTX)
     rtx.validity = EngineValidity.SUBOPTIMAL
-    NativeRuntime(fresh, RTX).open(Graph.SCORER).close()
+    EngineLoader(fresh, RTX).open(Graph.SCORER).close()
     assert "scorer.engine will not run at full speed here" in caplog.text
 
 
@@ -90,12 +90,12 @@ def test_the_real_library_on_what_is_no_plan(
     folder = write_engines(fresh, RTX, version=str(real.__version__))
     rewrite_plan(folder, Graph.SCORER, b"no plan at all" * 100)
     with pytest.raises(EngineError, match="cannot run here: MALFORMED_ENGINE; run: "):
-        NativeRuntime(fresh, RTX).open(Graph.SCORER)
+        EngineLoader(fresh, RTX).open(Graph.SCORER)
 
 
 def test_engines_that_hold_code(device: Device, fresh: Bundle) -> None:
     write_engines(fresh, Flavour.TENSORRT, options=BuildOptions(version_compatible=True))
-    NativeRuntime(fresh, Flavour.TENSORRT).open(Graph.SCORER).close()
+    EngineLoader(fresh, Flavour.TENSORRT).open(Graph.SCORER).close()
 
 
 @pytest.mark.parametrize("flavour", list(Flavour))
@@ -115,7 +115,7 @@ def test_another_engine_than_the_sidecar_says(
     assert old in plan
     rewrite_plan(folder, Graph.SCORER, plan.replace(old, new))
     with pytest.raises(EngineError, match=expected):
-        NativeRuntime(fresh, flavour).open(Graph.SCORER)
+        EngineLoader(fresh, flavour).open(Graph.SCORER)
 
 
 # The runtime cache of RTX
@@ -164,10 +164,10 @@ def test_a_folder_that_cannot_be_written(
 def test_rtx_is_told_to_capture(device: Device, fresh: Bundle, wanted: bool, name: str) -> None:
     write_engines(fresh, RTX)
     options = SessionOptions(backend="rtx", cuda_graphs=wanted)
-    with NativeRuntime(fresh, RTX, options).open(Graph.SCORER) as session:
+    with EngineLoader(fresh, RTX, options).open(Graph.SCORER) as session:
         assert session._engine._runtime_config.cuda_graph_strategy.name == name
 
 
 def _use(bundle: Bundle) -> None:
-    with NativeRuntime(bundle, RTX).open(Graph.TEXT_ENCODER) as session:
+    with EngineLoader(bundle, RTX).open(Graph.TEXT_ENCODER) as session:
         session.run({"token_ids": np.full((1, bundle.manifest.model.max_words), 49407)})

@@ -164,41 +164,6 @@ def test_inputs_that_do_not_fit(stand_in: Any) -> None:
 # On the device
 
 
-def test_outputs_kept_on_the_device(machine: Any, reference: DeployedModel) -> None:
-    ids = token_ids(reference, 5)
-    expected = reference.encode_token_ids(ids)
-    with machine.runtime().open(Graph.TEXT_ENCODER) as session:
-        found = session.run_on_device({"token_ids": ids}, keep=["word_features"])
-        machine.assert_same(found["sentence_features"], expected.sentence_features)
-        kept = found["word_features"]
-        assert isinstance(kept, DeviceArray)
-        assert (kept.shape, kept.dtype) == (expected.word_features.shape, DType.FLOAT32)
-        with kept:
-            session.run({"token_ids": ids[::-1]})  # does not touch what is kept
-            machine.assert_same(_fetch(session, kept), expected.word_features)
-        both = session.run_on_device({"token_ids": ids})
-        assert all(isinstance(array, DeviceArray) for array in both.values())
-        for array in both.values():
-            array.close()
-        with pytest.raises(SessionError, match="no output logits"):
-            session.run_on_device({"token_ids": ids}, keep=["logits"])
-
-
-def _fetch(session: Any, array: DeviceArray) -> np.ndarray[Any, Any]:
-    from xclip_deploy.runtime.sessions.native.memory import PinnedBuffer
-
-    cuda = session._engine.cuda
-    pinned, stream = PinnedBuffer(cuda), cuda.create_stream()
-    try:
-        pinned.hold(array.nbytes)
-        cuda.copy_to_host(pinned.address, array.address, array.nbytes, stream)
-        cuda.synchronize(stream)
-        return pinned.view(array.shape, array.dtype.value).copy()
-    finally:
-        pinned.close()
-        cuda.destroy_stream(stream)
-
-
 def test_inputs_on_the_device(machine: Any, reference: DeployedModel) -> None:
     """Also rows that begin at no aligned address: they are copied on the device."""
     ids = token_ids(reference, 8)

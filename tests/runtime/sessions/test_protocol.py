@@ -29,16 +29,25 @@ def options(request: pytest.FixtureRequest) -> SessionOptions:
 
 
 @pytest.fixture
-def session(options: SessionOptions, device: Device, engine_bundle: Bundle) -> Iterator[Session]:
-    with DeployedModel(engine_bundle, options) as model:
-        yield model._session(Graph.TEXT_ENCODER)
+def model(
+    options: SessionOptions, device: Device, engine_bundle: Bundle
+) -> Iterator[DeployedModel]:
+    with DeployedModel(engine_bundle, options) as opened:
+        yield opened
 
 
-def test_what_it_is(session: Session, options: SessionOptions) -> None:
+@pytest.fixture
+def session(model: DeployedModel) -> Session:
+    return model._session(Graph.TEXT_ENCODER)
+
+
+def test_what_it_is(model: DeployedModel, session: Session, options: SessionOptions) -> None:
     assert session.graph is Graph.TEXT_ENCODER
-    assert isinstance(session.precision, Precision)
-    assert session.backend == (options.backend if options.device == "cuda" else "onnxruntime")
-    assert session.device == ("cpu" if options.device == "cpu" else "cuda:0")
+    placement = model.placement
+    assert isinstance(placement.precision, Precision)
+    assert placement.arithmetic.name == placement.precision.value
+    assert placement.backend == (options.backend if options.device == "cuda" else "onnxruntime")
+    assert placement.device_name == ("cpu" if options.device == "cpu" else "cuda:0")
 
 
 def test_running(session: Session) -> None:

@@ -16,8 +16,8 @@ from stand_in_device.execution import ExecutionContext
 from xclip_deploy import Bundle
 from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.sessions.native.backend import EngineLoader
 from xclip_deploy.runtime.sessions.native.cuda import Cuda, Stream
-from xclip_deploy.runtime.sessions.native.runner import NativeRuntime
 
 
 @pytest.fixture
@@ -315,6 +315,6 @@ def test_enums_are_those_of_the_real_library(name: str) -> None:
 def test_all_of_it_is_used(device: Device, engine_bundle: Bundle) -> None:
     """It is installed where the product looks for the real thing."""
     for flavour in Flavour:
-        with NativeRuntime(engine_bundle, flavour).open(Graph.TEXT_ENCODER) as session:
+        with EngineLoader(engine_bundle, flavour).open(Graph.TEXT_ENCODER) as session:
             session.run({"token_ids": np.zeros((1, 32))})
     assert device.executions == 2

@@ -21,7 +21,6 @@ from xclip_deploy.runtime.engine_set import (
 )
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions.native.cuda import Gpu
-from xclip_deploy.runtime.sessions.protocol import PrecisionName
 
 _AUTO_PRECISIONS = (Precision.FP16, Precision.FP32)
 """In the order of preference. BF16 is taken where it is asked for alone."""
@@ -52,7 +51,7 @@ def choose_engines(
     flavour: Flavour,
     version: str,
     gpu: Gpu,
-    precision: PrecisionName = "auto",
+    precision: str = "auto",
     *,
     folder: Path | None = None,
 ) -> ChosenEngines:

@@ -14,10 +14,10 @@ from stand_in_device import write_engines
 from stand_in_device.plans import RTX_VERSION, VERSION
 from xclip_deploy import Bundle
 from xclip_deploy.errors import EngineError
-from xclip_deploy.runtime.engine_loading import choose_engines, read_plan
 from xclip_deploy.runtime.engine_set import FILE_NAME, BuildOptions, Flavour, engine_file
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions.native.cuda import Gpu
+from xclip_deploy.runtime.sessions.native.engine_choice import choose_engines, read_plan
 
 GPU = Gpu(0, "a GPU", (8, 9))
 OTHER_GPU = Gpu(0, "an older GPU", (7, 5))

@@ -1,0 +1,224 @@
+"""What a backend is: it says what it can do here, and opens sessions for a bundle's graphs.
+
+A new backend is a module with one subclass of :class:`Backend`, and one registration
+(``registry.register``). CONTRIBUTING describes the steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import SessionError
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, TensorSpec
+from xclip_deploy.runtime.sessions.options import SessionOptions
+from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
+
+Array = npt.NDArray[Any]
+
+
+class Session(Protocol):
+    """One graph, loaded and ready to run. ``run`` may be called from several threads."""
+
+    graph: Graph
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once. Inputs by name, in the shapes of the manifest; more names are ignored.
+
+        Arrays are cast to the graph's dtypes. Raises SessionError.
+        """
+        ...
+
+    def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """Say how much of a job to do in one run, at most.
+
+        ``wanted``: size of every dynamic axis by name, each at least 1. Returns sizes no
+        larger that one run can take; the job is then done in the fewest runs.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the memory. Running afterwards raises SessionError."""
+        ...
+
+
+class GalleryScorer(Protocol):
+    """A scorer that keeps a gallery's features where it computes."""
+
+    def score(
+        self, texts: TextFeatures, videos: VideoFeatures
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return every output of the scorer, [T, V] each, for T texts and V videos, neither 0.
+
+        ``videos``: brought there unless the very same object was scored last. Raises
+        DeviceMemoryError where it does not fit, SessionError.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the memory. Raises SessionError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a bundle runs."""
+
+    backend: str
+    device: Device
+    arithmetic: Arithmetic
+    device_id: int = 0
+    """Which GPU."""
+    reason: str = ""
+    """One line for people: what was asked for, and what was found."""
+
+    @property
+    def precision(self) -> Precision:
+        """Of the graphs that run."""
+        return self.arithmetic.graphs
+
+    @property
+    def device_name(self) -> str:
+        """For people: ``cpu``, ``cuda:0``."""
+        return "cpu" if self.device == "cpu" else f"{self.device}:{self.device_id}"
+
+
+class GraphLoader(ABC):
+    """A bundle on one backend and device, found to fit. It loads graphs when asked to."""
+
+    def __init__(self, bundle: Bundle, placement: Placement, found: str = "") -> None:
+        """``found``: what was found to fit, for the placement's reason: ``a GPU is there``."""
+        self.bundle = bundle
+        self.placement = placement
+        self.found = found
+
+    @abstractmethod
+    def open(self, graph: Graph) -> Session:
+        """Load one graph. Raises SessionError, EngineError or BundleIntegrityError."""
+
+    def open_half_scorer(self) -> Session | None:
+        """Load a scorer that reads FP16 features, as galleries keep them.
+
+        None where the scorer of :meth:`open` takes them as fast.
+        """
+        return None
+
+    keeps_gallery = False
+    """Whether :meth:`keep_gallery` can be called."""
+
+    def keep_gallery(self, scorer: Session) -> GalleryScorer:
+        """Keep a gallery beside an opened scorer, which must stay open longer."""
+        raise NotImplementedError(f"{self.placement.backend} keeps no gallery ({scorer.graph})")
+
+    def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """Return what a graph gives: those of the manifest, unless the backend has others."""
+        return self.bundle.manifest.graphs[self.placement.precision][graph].outputs
+
+    def artefacts(self) -> dict[str, FileRecord]:
+        """Return the files that are run, by name: the bundle's graphs, unless it has others."""
+        specs = self.bundle.manifest.graphs[self.placement.precision].values()
+        return {spec.file: self.bundle.manifest.files[spec.file] for spec in specs}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A way of running a bundle that this machine does not offer."""
+
+    options: SessionOptions
+    reason: str
+
+
+class Backend(ABC):
+    """A library that runs a bundle's graphs."""
+
+    name: str
+    summary: str
+    arithmetics: Mapping[Device, tuple[Arithmetic, ...]]
+    own_options: frozenset[str] = frozenset()
+    auto_rank: Mapping[Device, int] = {}
+    """For every device on which ``auto`` may choose it, its rank: the highest is tried first.
+    The package's own have ranks from 0 (ONNX Runtime) to 20."""
+
+    @abstractmethod
+    def why_not(self, bundle: Bundle, device: Device) -> str | None:
+        """Say why a device of this machine cannot run a bundle; None where it should.
+
+        Only what is seen without opening anything, in one short line.
+        """
+
+    @abstractmethod
+    def open(self, bundle: Bundle, options: SessionOptions, device: Device) -> GraphLoader:
+        """Find what a bundle needs on a device, without loading graphs.
+
+        Raises SessionError (DriverError, EngineError) where it is not there, MissingExtraError
+        where a library is not installed.
+        """
+
+    @abstractmethod
+    def import_library(self) -> None:
+        """Import the library, so that measurements do not count it. Raises ImportError."""
+
+    def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
+        """Give every way of running a bundle, with the reason where this machine has it not."""
+        for device, arithmetics in self.arithmetics.items():
+            reason = self.why_not(bundle, device)
+            for arithmetic in arithmetics:
+                if arithmetic.graphs in bundle.precisions:
+                    options = SessionOptions(device, arithmetic.name, backend=self.name)
+                    yield options if reason is None else Refusal(options, reason)
+
+    def choose_arithmetic(
+        self, bundle: Bundle, options: SessionOptions, device: Device
+    ) -> Arithmetic:
+        """Choose what to compute in. Raises SessionError where nothing fits."""
+        available = bundle.precisions
+        names = ", ".join(precision.value for precision in available)
+        arithmetics = self.arithmetics[device]
+        if options.precision == "auto":
+            for arithmetic in arithmetics:
+                if arithmetic.is_automatic and arithmetic.graphs in available:
+                    return arithmetic
+            raise SessionError(
+                f"the bundle has {names} graphs alone, which are taken only where they are asked "
+                f"for; pass precision={available[0].value!r}"
+            )
+        for arithmetic in arithmetics:
+            if arithmetic.name == options.precision:
+                if arithmetic.graphs in available:
+                    return arithmetic
+                raise SessionError(
+                    f"precision {options.precision} was asked for; the bundle has {names}"
+                )
+        raise SessionError(
+            f"precision {options.precision} was asked for, which {self.name} does not run on "
+            f"{device}"
+        )
+
+
+class Closable(Protocol):
+    """What holds something to give back."""
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+def close_all(parts: Iterable[Closable]) -> SessionError | None:
+    """Close every part, whatever happens. Returns the first failure, to be raised or logged."""
+    failures = [error for error in map(_close, parts) if error is not None]
+    return failures[0] if failures else None
+
+
+def _close(part: Closable) -> SessionError | None:
+    try:
+        part.close()
+    except SessionError as error:
+        return error
+    return None

@@ -1,0 +1,176 @@
+"""The backends on TensorRT engines: one for each flavour of the library."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from xclip_deploy.errors import DriverError, XclipDeployError
+from xclip_deploy.runtime import nvidia_driver
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.engine_set import EngineSet, Flavour, engine_file, engine_sets
+from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, TensorSpec
+from xclip_deploy.runtime.sessions.backend import (
+    Backend,
+    GalleryScorer,
+    GraphLoader,
+    Placement,
+    Refusal,
+    Session,
+)
+from xclip_deploy.runtime.sessions.native.cuda import Cuda, Gpu, open_cuda
+from xclip_deploy.runtime.sessions.native.engine import Engine
+from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, choose_engines
+from xclip_deploy.runtime.sessions.native.gallery import ResidentGallery
+from xclip_deploy.runtime.sessions.native.library import Library, load_library
+from xclip_deploy.runtime.sessions.native.memory import DeviceMemory
+from xclip_deploy.runtime.sessions.native.runner import NativeSession
+from xclip_deploy.runtime.sessions.options import SessionOptions
+from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
+
+_ARITHMETICS = {
+    Precision.FP16: Arithmetic("fp16", Precision.FP16),
+    Precision.FP32: Arithmetic("fp32", Precision.FP32),
+    Precision.BF16: Arithmetic("bf16", Precision.BF16, is_automatic=False),
+}
+
+
+class _Engines(Backend):
+    """Engines of one flavour, as ``xclip-deploy build-trt`` writes them."""
+
+    flavour: Flavour
+    arithmetics: Mapping[Device, tuple[Arithmetic, ...]] = {"cuda": tuple(_ARITHMETICS.values())}
+    own_options = frozenset(
+        {"engines", "device_memory_bytes", "streams", "cuda_graphs", "resident_gallery"}
+    )
+
+    def why_not(self, bundle: Bundle, device: Device) -> str | None:
+        """See :meth:`Backend.why_not`."""
+        del device
+        missing = nvidia_driver.why_no_gpu()
+        if missing is not None:
+            return missing
+        try:
+            built = {engine_set.flavour for engine_set in engine_sets(bundle).values()}
+        except XclipDeployError as error:
+            return f"its engines cannot be used: {error}"
+        if not built:
+            return "the bundle has no engines"
+        return None if self.flavour in built else f"the bundle has no {self.name} engines"
+
+    def open(self, bundle: Bundle, options: SessionOptions, device: Device) -> GraphLoader:
+        """See :meth:`Backend.open`."""
+        del device
+        try:
+            return EngineLoader(bundle, self.flavour, options)
+        except DriverError as error:
+            raise DriverError(f"backend {self.name}: {error}") from error
+
+    def import_library(self) -> None:
+        """See :meth:`Backend.import_library`."""
+        importlib.import_module(self.flavour.module_name)
+
+    def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
+        """See :meth:`Backend.offers`: every engine set, not the one alone that fits best."""
+        missing = nvidia_driver.why_no_gpu()
+        for folder, engine_set in engine_sets(bundle).items():
+            if engine_set.flavour is self.flavour:
+                options = options_of(engine_set)
+                options = SessionOptions(**{**vars(options), "engines": folder})
+                yield options if missing is None else Refusal(options, missing)
+
+
+class TensorRT(_Engines):
+    """Engines for data-centre GPUs."""
+
+    name = "tensorrt"
+    summary = "engines of build-trt for data-centre GPUs"
+    flavour = Flavour.TENSORRT
+    # Where both fit, the one that was built on and for this very GPU.
+    auto_rank: Mapping[Device, int] = {"cuda": 20}
+
+
+class TensorRTForRtx(_Engines):
+    """Engines for RTX GPUs."""
+
+    name = "rtx"
+    summary = "engines of build-trt for RTX GPUs"
+    flavour = Flavour.RTX
+    auto_rank: Mapping[Device, int] = {"cuda": 10}
+
+
+def options_of(engine_set: EngineSet) -> SessionOptions:
+    """Return the options that ask for the kind of an engine set."""
+    return SessionOptions(
+        device="cuda", precision=engine_set.precision.value, backend=engine_set.flavour.value
+    )
+
+
+class EngineLoader(GraphLoader):
+    """A GPU, a TensorRT library and an engine set that fit together.
+
+    One for a model: its sessions share the bound on memory.
+    """
+
+    keeps_gallery = True
+
+    def __init__(
+        self, bundle: Bundle, flavour: Flavour, options: SessionOptions | None = None
+    ) -> None:
+        """Find GPU, library and engines, without loading any.
+
+        Raises MissingExtraError where a library is not installed, DriverError, or EngineError
+        where no engines fit.
+        """
+        self._options = options or SessionOptions()
+        self.library: Library = load_library(flavour)
+        self.cuda: Cuda = open_cuda(self._options.device_id, flavour.value)
+        self.gpu: Gpu = self.cuda.gpu()
+        self.engines: ChosenEngines = choose_engines(
+            bundle,
+            flavour,
+            self.library.version,
+            self.gpu,
+            self._options.precision,
+            folder=self._options.engines,
+        )
+        self.memory = DeviceMemory(self.cuda, self._options.device_memory_bytes)
+        super().__init__(
+            bundle,
+            Placement(
+                flavour.value,
+                "cuda",
+                _ARITHMETICS[self.engines.engine_set.precision],
+                self._options.device_id,
+            ),
+            f"engines {self.engines.folder.name} fit {self.library.name} and {self.gpu}",
+        )
+
+    def open(self, graph: Graph) -> NativeSession:
+        """Load one engine. Raises EngineError or SessionError."""
+        self.cuda.select()
+        engine = Engine(
+            self.engines,
+            graph,
+            self.library,
+            self.memory,
+            self.gpu,
+            cuda_graphs=self._options.cuda_graphs,
+        )
+        return NativeSession(engine, self.engines, streams=self._options.streams)
+
+    def keep_gallery(self, scorer: Session) -> GalleryScorer:
+        """See :meth:`GraphLoader.keep_gallery`."""
+        return ResidentGallery(cast("NativeSession", scorer))
+
+    def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """See :meth:`GraphLoader.outputs`."""
+        return self.engines.record(graph).outputs
+
+    def artefacts(self) -> dict[str, FileRecord]:
+        """See :meth:`GraphLoader.artefacts`."""
+        return {
+            f"{self.engines.folder.name}/{engine_file(graph)}": self.engines.record(graph).file
+            for graph in Graph
+        }

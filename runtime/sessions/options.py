@@ -1,0 +1,134 @@
+"""How inference sessions are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.sessions.registry import (
+    backend_names,
+    choices,
+    load_backend,
+    precision_names,
+)
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+_FOR_ALL = frozenset({"device", "device_id", "precision", "backend", "threads"})
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How inference sessions are opened.
+
+    Raises InvalidArgumentError for a value out of range, and for an option that the backend
+    asked for does not read.
+    """
+
+    device: DeviceName = "auto"
+    """Where to run; ``auto`` takes an NVIDIA GPU where one can be used, else the CPU."""
+    precision: str = "auto"
+    """What to compute in: ``fp32``, ``fp16``, ``bf16``, ``int8``. ``auto`` takes FP16 on a GPU
+    and FP32 on a CPU, where it is faster. It never takes BF16 (engines alone) or INT8 (ONNX
+    Runtime on a CPU alone)."""
+    threads: int | None = None
+    """CPU threads of a session; None: one per core."""
+    backend: str = "auto"
+    """What runs the model. ``onnxruntime``: ONNX Runtime, on CPU or CUDA. ``tensorrt-provider``:
+    ONNX Runtime with its own TensorRT 10, which builds engines as it loads. ``tensorrt`` and
+    ``rtx``: the engines of ``xclip-deploy build-trt``. ``auto``: engines that fit this machine,
+    else ONNX Runtime."""
+    engines: Path | None = None
+    """Folder of the engine set for ``tensorrt`` or ``rtx``; None: the best of the bundle's that
+    fits this machine."""
+    device_id: int = 0
+    """Which GPU, by CUDA's number."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    """Options of ONNX Runtime's execution provider, by its own names."""
+    device_memory_bytes: int | None = None
+    """Most GPU memory that engines may take with all their buffers; None: what is free."""
+    streams: int = 2
+    """Most runs of one engine at the same time, each with its own stream and buffers."""
+    cuda_graphs: bool = True
+    """Whether engines replay runs of a shape that comes again as a CUDA graph."""
+    resident_gallery: bool = True
+    """Whether engines keep the gallery in GPU memory between searches."""
+
+    def __post_init__(self) -> None:
+        _check_choice("device", self.device, get_args(DeviceName))
+        _check_choice("backend", self.backend, ("auto", *backend_names()))
+        _check_choice("precision", self.precision, ("auto", *precision_names()))
+        for name, least in (("threads", 1), ("device_memory_bytes", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                _check_number(name, value, least)
+        for name, least in (("device_id", 0), ("streams", 1)):
+            _check_number(name, getattr(self, name), least)
+        for name in ("cuda_graphs", "resident_gallery"):
+            _check_choice(name, getattr(self, name), (True, False))
+        if self.engines is not None:
+            object.__setattr__(self, "engines", _path("engines", self.engines))
+        if not isinstance(self.provider_options, Mapping):
+            raise InvalidArgumentError(
+                f"provider_options is {self.provider_options!r}; expected a mapping of texts"
+            )
+        if self.backend != "auto":
+            self._check_backend()
+        elif self.engines is not None:
+            raise InvalidArgumentError(
+                f"engines {self.engines} were given with backend 'auto'; expected backend "
+                f"{choices(_readers_of('engines'))}"
+            )
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that are not at their default, by name."""
+        changed = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            default = {} if each.name == "provider_options" else each.default
+            if value != default:
+                changed[each.name] = value
+        return changed
+
+    def unread_by(self, backend: str) -> list[str]:
+        """Name the options that are not at their default and that a backend does not read."""
+        return sorted(self.changed().keys() - _FOR_ALL - load_backend(backend).own_options)
+
+    def _check_backend(self) -> None:
+        backend = load_backend(self.backend)
+        if self.device != "auto" and self.device not in backend.arithmetics:
+            devices = choices(("auto", *backend.arithmetics))
+            raise InvalidArgumentError(
+                f"backend {self.backend!r} does not run on {self.device}: expected device {devices}"
+            )
+        for name in self.unread_by(self.backend):
+            raise InvalidArgumentError(
+                f"{name} was given with backend {self.backend!r}, which does not read it; "
+                f"expected backend {choices(_readers_of(name))}"
+            )
+
+
+def _readers_of(option: str) -> tuple[str, ...]:
+    return tuple(name for name in backend_names() if option in load_backend(name).own_options)
+
+
+def _check_choice(name: str, found: object, expected: tuple[object, ...]) -> None:
+    # By identity of kind: 1 is no truth value here.
+    if not any(found == value and type(found) is type(value) for value in expected):
+        names = choices(tuple(map(str, expected)))
+        raise InvalidArgumentError(f"{name} {found!r}: expected {names}")
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        what = f"at least {least}" if least else "0 or more"
+        raise InvalidArgumentError(f"{name} {value!r}: expected {what}")
+
+
+def _path(name: str, value: object) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise InvalidArgumentError(f"{name} {value!r}: expected a path")
+    return Path(value)

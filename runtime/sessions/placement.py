@@ -1,0 +1,140 @@
+"""Choosing what runs a bundle here, and saying why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
+
+from xclip_deploy.errors import SessionError, XclipDeployError
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.sessions.backend import Backend, GraphLoader, Refusal
+from xclip_deploy.runtime.sessions.options import SessionOptions
+from xclip_deploy.runtime.sessions.registry import Device, backend_names, choices, load_backend
+
+logger = logging.getLogger(__name__)
+
+_Candidate = tuple[Backend, Device]
+
+
+def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
+    """Choose backend, device and precision for a bundle.
+
+    What was asked for is taken or refused; only what was left to ``auto`` is chosen. Backends
+    are tried in the order of their ranks: engines of the bundle that fit this machine, else ONNX
+    Runtime on the GPU, else on the CPU. The placement's reason says what was passed over.
+
+    Raises SessionError (DriverError, EngineError) where what was asked for is not there,
+    MissingExtraError where no library is installed that could run it.
+    """
+    candidates = list(_candidates(options))
+    if not candidates:
+        raise _nothing_computes(options)
+    reasons: list[str] = []
+    last: XclipDeployError | None = None
+    for backend, device in candidates:
+        # What was named is opened, as its own error says more than a reason to pass it over.
+        is_named = options.backend != "auto" and len(candidates) == 1
+        last = None
+        try:
+            reason = None if is_named else backend.why_not(bundle, device)
+            if reason is None:
+                return _explained(backend.open(bundle, options, device), options, reasons)
+        except XclipDeployError as error:
+            last = error
+            reason = str(error)
+        if reason not in reasons:
+            reasons.insert(0, reason)
+    asked = _asked(options)
+    if last is not None and (len(candidates) == 1 or not asked):
+        raise last
+    what = " and ".join(asked) or "a session"
+    raise SessionError(f"{what} was asked for, but {'; '.join(reasons)}")
+
+
+def offers(bundle: Bundle, threads: int | None = None) -> list[SessionOptions | Refusal]:
+    """List every way of running a bundle, CPU first, with the reason where it is not to be had.
+
+    Whether each can be opened is seen on opening. ``threads``: for all of them.
+    """
+    found = [offer for backend in _backends() for offer in backend.offers(bundle)]
+    if threads is not None:
+        found = [
+            replace(offer, threads=threads) if isinstance(offer, SessionOptions) else offer
+            for offer in found
+        ]
+    return sorted(found, key=lambda offer: _options_of(offer).device != "cpu")
+
+
+def _options_of(offer: SessionOptions | Refusal) -> SessionOptions:
+    return offer.options if isinstance(offer, Refusal) else offer
+
+
+def _backends() -> Iterator[Backend]:
+    for name in backend_names():
+        yield cast("Backend", load_backend(name))
+
+
+def _candidates(options: SessionOptions) -> Iterator[_Candidate]:
+    """Give the backends and devices to try, in order."""
+    if options.backend != "auto":
+        backend = cast("Backend", load_backend(options.backend))
+        pairs = [(backend, device) for device in backend.arithmetics]
+        # A GPU before a CPU, whatever the backend's own order.
+        pairs.sort(key=lambda pair: pair[1] == "cpu")
+    else:
+        ranked = [
+            (backend.auto_rank[device], backend, device)
+            for backend in _backends()
+            for device in backend.auto_rank
+        ]
+        ranked.sort(key=lambda item: (item[2] == "cpu", -item[0]))
+        pairs = [(backend, device) for _, backend, device in ranked]
+    for backend, device in pairs:
+        computes = {arithmetic.name for arithmetic in backend.arithmetics[device]}
+        if options.device in ("auto", device) and options.precision in ("auto", *computes):
+            yield backend, device
+
+
+def _asked(options: SessionOptions) -> list[str]:
+    """Say what was asked for by name; nothing where all was left to ``auto``."""
+    kinds = ("backend", "device", "precision")
+    chosen = {kind: str(getattr(options, kind)) for kind in kinds}
+    return [f"{kind} {name}" for kind, name in chosen.items() if name != "auto"]
+
+
+def _explained(loader: GraphLoader, options: SessionOptions, passed_over: list[str]) -> GraphLoader:
+    """Complete the reason of a loader's placement."""
+    asked = _asked(options)
+    # "cpu was asked for": the kind of what was asked for is clear from its name.
+    start = f"{asked[0].split()[1]} was asked for" if asked else "auto"
+    parts = [loader.found] if loader.found else []
+    parts += passed_over
+    unread = options.unread_by(loader.placement.backend)
+    if unread:
+        note = f"{', '.join(unread)} not read by {loader.placement.backend}"
+        logger.warning("%s", note)
+        parts.append(note)
+    reason = f"{start}: {'; '.join(parts)}" if parts else start
+    loader.placement = replace(loader.placement, reason=reason)
+    return loader
+
+
+def _nothing_computes(options: SessionOptions) -> SessionError:
+    """Explain that no backend computes in a precision where it was asked for."""
+    runs = {
+        (backend.name, device)
+        for backend in _backends()
+        for device, arithmetics in backend.arithmetics.items()
+        if options.precision in {arithmetic.name for arithmetic in arithmetics}
+    }
+    names = choices(tuple(repr(name) for name in sorted({name for name, _ in runs})))
+    devices = choices(tuple(repr(device) for device in sorted({device for _, device in runs})))
+    where = "" if options.device == "auto" else f" on {options.device}"
+    who = "no backend" if options.backend == "auto" else options.backend
+    verb = "runs" if options.backend == "auto" else "does not run"
+    return SessionError(
+        f"precision {options.precision} was asked for, which {who} {verb}{where}; "
+        f"use backend {names} on device {devices}"
+    )

@@ -1,0 +1,106 @@
+"""The backends that there are, by name.
+
+A backend is one module and one registration. Options, the choice of a session, ``bench``,
+``verify`` and the command line read this registry and name no backend themselves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.manifest import Precision, Tolerance
+
+Device = Literal["cpu", "cuda"]
+
+_BUILT_IN = {
+    "onnxruntime": "xclip_deploy.runtime.sessions.onnx_runtime:OnnxRuntime",
+    "tensorrt-provider": "xclip_deploy.runtime.sessions.onnx_runtime:TensorRTProvider",
+    "tensorrt": "xclip_deploy.runtime.sessions.native.backend:TensorRT",
+    "rtx": "xclip_deploy.runtime.sessions.native.backend:TensorRTForRtx",
+}
+_targets = dict(_BUILT_IN)
+_loaded: dict[str, RegisteredBackend] = {}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a session computes in."""
+
+    name: str
+    """By which ``SessionOptions.precision`` asks for it."""
+    graphs: Precision
+    """The bundle's graphs that it runs. BF16 arithmetic, say, can run FP32 graphs."""
+    is_automatic: bool = True
+    """Whether ``auto`` may choose it."""
+    tolerance: Tolerance | None = None
+    """What ``verify`` holds it to; None: what the manifest says of ``graphs``."""
+
+
+class RegisteredBackend(Protocol):
+    """What is known of a backend without a bundle; see ``Backend`` for the whole."""
+
+    name: str
+    summary: str
+    """A few words for ``--help``."""
+    arithmetics: Mapping[Device, tuple[Arithmetic, ...]]
+    """For every device that it runs on, what it computes in, preferred first."""
+    own_options: frozenset[str]
+    """Fields of ``SessionOptions`` that it reads beside those that every backend reads."""
+
+
+def register(name: str, target: str) -> None:
+    """Make a backend known.
+
+    ``target``: ``module:class`` of a :class:`Backend`, imported when first asked for. Processes
+    that ``bench`` starts import it too. Raises InvalidArgumentError for a name that is taken.
+    """
+    if _targets.setdefault(name, target) != target:
+        raise InvalidArgumentError(f"a backend {name!r} is registered already: {_targets[name]}")
+
+
+def unregister(name: str) -> None:
+    """Forget a backend that was registered. Those of the package stay."""
+    if name not in _BUILT_IN:
+        _targets.pop(name, None)
+        _loaded.pop(name, None)
+
+
+def registrations() -> dict[str, str]:
+    """Return name and target of the backends that are not the package's own."""
+    return {name: target for name, target in _targets.items() if name not in _BUILT_IN}
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return the names of all backends."""
+    return tuple(_targets)
+
+
+def load_backend(name: str) -> RegisteredBackend:
+    """Import a backend. Raises InvalidArgumentError for a name that none has."""
+    if name not in _targets:
+        raise InvalidArgumentError(f"backend {name!r}: expected {choices(('auto', *_targets))}")
+    if name not in _loaded:
+        module, _, attribute = _targets[name].partition(":")
+        found = getattr(importlib.import_module(module), attribute)()
+        _loaded[name] = cast("RegisteredBackend", found)
+    return _loaded[name]
+
+
+def precision_names() -> tuple[str, ...]:
+    """Return the names of everything that some backend computes in."""
+    names = [
+        arithmetic.name
+        for backend in map(load_backend, _targets)
+        for arithmetics in backend.arithmetics.values()
+        for arithmetic in arithmetics
+    ]
+    return tuple(dict.fromkeys(names))
+
+
+def choices(names: tuple[str, ...]) -> str:
+    """List names for a message: ``cpu, cuda or auto``."""
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
