@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError, SessionError
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evaluation import (
     Clip,
@@ -26,7 +27,6 @@ from xclip_deploy.runtime.manifest import FILE_NAME
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.protocol import DeviceName, PrecisionName
 from xclip_deploy.runtime.video import VideoReader
-from xclip_deploy.training.datasets.split import Split
 
 if TYPE_CHECKING:
     from xclip_deploy.training.checkpoints import CheckpointOptions

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.evaluation import evaluate_matcher
 from xclip_deploy.training.datasets.frames import FrameSource
-from xclip_deploy.training.datasets.split import Split
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.torch_matcher import TorchMatcher
 
