@@ -9,6 +9,6 @@ matching          the file of each annotated video
 from __future__ import annotations
 
 from xclip_deploy.runtime.datasets.catalogue import DATASETS, SPLITS, open_dataset
-from xclip_deploy.runtime.datasets.split import Split, SplitVideo
+from xclip_deploy.runtime.datasets.split import Split, SplitName, SplitVideo
 
-__all__ = ["DATASETS", "SPLITS", "Split", "SplitVideo", "open_dataset"]
+__all__ = ["DATASETS", "SPLITS", "Split", "SplitName", "SplitVideo", "open_dataset"]

@@ -165,8 +165,8 @@ def command(
             dual_softmax=dual_softmax,
             dual_softmax_temperature=temperature,
             max_unreadable_share=max_unreadable_share,
-            device=None if session else device,  # type: ignore[arg-type]  # click has checked
-            precision=None if session else precision,  # type: ignore[arg-type]
+            device="auto" if session else device,  # type: ignore[arg-type]  # click has checked
+            precision="auto" if session else precision,  # type: ignore[arg-type]
             threads=threads,
             session=session,
             reader=reader,  # type: ignore[arg-type]
