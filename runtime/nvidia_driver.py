@@ -1,4 +1,4 @@
-"""placeholder until the merge"""
+"""Ask the NVIDIA driver."""
 
 from __future__ import annotations
 

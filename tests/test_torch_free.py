@@ -63,6 +63,87 @@ assert not set(HEAVY) & set(sys.modules)
     assert json.loads(printed) == [[clip], [clip], [clip]]
 
 
+@pytest.fixture
+def captions(clips: Path, tmp_path: Path) -> Path:
+    """A dataset of kind ``folder``: two of the clips, with a caption each."""
+    path = tmp_path / "captions.csv"
+    path.write_text("file,caption\nmdn_frog.webm,psycho readings\nsam2_dog.mp4,a dog\n")
+    return path
+
+
+def test_evaluate_a_bundle_without_torch(bundle_path: Path, clips: Path, captions: Path) -> None:
+    printed = run(
+        """
+block(*HEAVY)
+import json
+
+from xclip_deploy import DeployedModel, Bundle, SessionOptions, evaluate, open_dataset
+
+_, bundle, annotations, videos = sys.argv
+split = open_dataset("folder", "test", annotations, videos)
+found = evaluate(bundle, split, device="cpu")
+with DeployedModel(Bundle.open(bundle), SessionOptions(device="cpu")) as model:
+    assert evaluate(model, split).metrics == found.metrics
+assert not set(HEAVY) & set(sys.modules)
+assert not [name for name in sys.modules if name.startswith("xclip_deploy.training")]
+print(json.dumps([found.model.kind, found.num_videos, found.num_captions]))
+""",
+        bundle_path,
+        captions,
+        clips,
+    )
+    assert json.loads(printed) == ["bundle", 2, 2]
+
+
+def test_evaluate_a_bundle_on_the_command_line_without_torch(
+    bundle_path: Path, clips: Path, captions: Path
+) -> None:
+    printed = run(
+        """
+block(*HEAVY)
+from xclip_deploy.cli import main
+
+_, bundle, annotations, videos = sys.argv
+dataset = ["--dataset", "folder", "--annotations", annotations, "--videos", videos]
+try:
+    main(["evaluate", bundle, *dataset, "--device", "cpu", "--json"])
+except SystemExit as ended:
+    assert ended.code == 0, ended.code
+assert not set(HEAVY) & set(sys.modules)
+assert not [name for name in sys.modules if name.startswith("xclip_deploy.training")]
+""",
+        bundle_path,
+        captions,
+        clips,
+    )
+    assert json.loads(printed)["num_captions"] == 2
+
+
+def test_evaluate_a_checkpoint_without_torch(
+    checkpoint_path: Path, clips: Path, captions: Path
+) -> None:
+    printed = run(
+        """
+block(*HEAVY)
+from xclip_deploy import MissingExtraError, evaluate, open_dataset
+
+_, checkpoint, annotations, videos = sys.argv
+split = open_dataset("folder", "test", annotations, videos)
+try:
+    evaluate(checkpoint, split)
+except MissingExtraError as error:
+    print(error)
+""",
+        checkpoint_path,
+        captions,
+        clips,
+    )
+    assert printed == (
+        "evaluating a checkpoint needs torch, which is not installed; "
+        "run: pip install 'xclip-deploy[train]'\n"
+    )
+
+
 def test_all_names_of_the_runtime_without_torch() -> None:
     run(
         """

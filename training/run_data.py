@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.datasets import Split, open_dataset
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.video import FrameSampling
 from xclip_deploy.training.config import DataConfig
-from xclip_deploy.training.datasets.catalogue import open_dataset
 from xclip_deploy.training.datasets.frame_cache import FrameCache
 from xclip_deploy.training.datasets.frames import FrameSource, ReadReport, check_videos, readable
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
-from xclip_deploy.training.datasets.split import Split
 from xclip_deploy.training.distributed import from_first
 
 Preparation = Callable[[str, int, int], None]

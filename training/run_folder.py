@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+# Here and not in the function: what is missing must not be found out after days of training.
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointReadError, InvalidArgumentError, TrainingError
@@ -170,6 +174,28 @@ class RunFolder:
                 f"the run in {stored.parent} has {name}={old.get(name)!r}, now it is "
                 f"{new.get(name)!r}; resume with the same configuration"
             )
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw a run's log (:meth:`RunFolder.records`) to a PNG file."""
+    steps = [record for record in records if "loss" in record]
+    validations = [record for record in records if "validation" in record]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, recall_axes = figure.subplots(1, 2)
+    loss_axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], linewidth=0.8)
+    loss_axes.set(xlabel="step", ylabel="loss", title="Training loss")
+    if steps and min(r["loss"] for r in steps) > 0:
+        loss_axes.set_yscale("log")
+    for direction, label in (("text_to_video", "text → video"), ("video_to_text", "video → text")):
+        recalls = [r["validation"][direction]["recall_at_1"] for r in validations]
+        recall_axes.plot([r["step"] for r in validations], recalls, marker="o", label=label)
+    recall_axes.set(xlabel="step", ylabel="R@1, %", title="Validation", ylim=(0, 100))
+    if validations:
+        recall_axes.legend()
+    for axes in (loss_axes, recall_axes):
+        axes.grid(alpha=0.3)
+    with replaced_file(path) as partial:
+        FigureCanvasAgg(figure).print_png(str(partial))  # type: ignore[no-untyped-call]
 
 
 def _has_nothing_to_lose(path: Path) -> bool:

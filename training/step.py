@@ -20,9 +20,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from xclip_deploy.training.distributed import gather, rank, sum_gradients, world_size
-from xclip_deploy.training.loss import contrastive_loss
 from xclip_deploy.training.loss_scaling import LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import RecipeAdam, clamp_logit_scale, clip_gradients
@@ -56,6 +56,18 @@ class StepResult:
     """Whether the gradients overflowed FP16, and nothing was updated."""
     loss_scale: float | None = None
     """What the loss was multiplied by; None without loss scaling."""
+
+
+def contrastive_loss(logits: Tensor) -> Tensor:
+    """Symmetric cross-entropy over a batch's similarities.
+
+    ``logits``: [B, B], text i and video i belonging together. Returns the mean of both
+    directions (X-CLIP, section 3.4).
+    """
+    target = torch.arange(len(logits), device=logits.device)
+    text_to_video = functional.cross_entropy(logits, target)
+    video_to_text = functional.cross_entropy(logits.T, target)
+    return (text_to_video + video_to_text) / 2
 
 
 def train_step(

@@ -14,19 +14,18 @@ from xclip_deploy.errors import InvalidArgumentError, TrainingError
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.training.checkpoints import load_checkpoint
 from xclip_deploy.training.config import StartConfig, TrainConfig
-from xclip_deploy.training.curves import draw_curves
 from xclip_deploy.training.datasets.batches import Batch, BatchLoader
 from xclip_deploy.training.datasets.epoch_order import epoch_order
 from xclip_deploy.training.datasets.pairs import PairDataset
 from xclip_deploy.training.distributed import from_first, process_group, rank, world_size
+from xclip_deploy.training.evaluation import validate
 from xclip_deploy.training.initialization import freeze_layers, initialize_from
 from xclip_deploy.training.loss_scaling import LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import Recipe, make_optimizer
 from xclip_deploy.training.run_data import Preparation, RunData
-from xclip_deploy.training.run_folder import Position, RunFolder
+from xclip_deploy.training.run_folder import Position, RunFolder, draw_curves
 from xclip_deploy.training.step import Pairs, StepResult, set_gradient_checkpointing, train_step
-from xclip_deploy.training.validation import validate
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from xclip_deploy.errors import MissingExtraError, XclipDeployError
 
 if TYPE_CHECKING:
+    from xclip_deploy.evaluation import evaluate
     from xclip_deploy.export.exporter import ExportResult, export_bundle
     from xclip_deploy.export.tensorrt import BatchRange, BuildResult, EngineShapes, build_engines
     from xclip_deploy.export.triton import TritonExport, export_triton
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.async_retriever import AsyncRetriever
     from xclip_deploy.runtime.benchmark import Benchmark, BenchmarkPlan, benchmark_sessions
     from xclip_deploy.runtime.bundle import Bundle
+    from xclip_deploy.runtime.datasets import Split, SplitVideo, open_dataset
     from xclip_deploy.runtime.deployed_model import DeployedModel
     from xclip_deploy.runtime.engine_set import BuildOptions
     from xclip_deploy.runtime.evaluation import Evaluation
@@ -46,15 +48,13 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video
     from xclip_deploy.training.checkpoints import Checkpoint, CheckpointOptions, load_checkpoint
     from xclip_deploy.training.config import TrainConfig, resolve_config
-    from xclip_deploy.training.datasets.catalogue import open_dataset
-    from xclip_deploy.training.datasets.split import Split, SplitVideo
-    from xclip_deploy.training.evaluation import evaluate
     from xclip_deploy.training.torch_matcher import TorchMatcher
     from xclip_deploy.training.trainer import StepReport, TrainResult, train
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "evaluation": ("evaluate",),
     "export.exporter": ("ExportResult", "export_bundle"),
     "export.tensorrt": ("BatchRange", "BuildResult", "EngineShapes", "build_engines"),
     "export.triton": ("TritonExport", "export_triton"),
@@ -62,6 +62,7 @@ _MODULES = {
     "runtime.async_retriever": ("AsyncRetriever",),
     "runtime.benchmark": ("Benchmark", "BenchmarkPlan", "benchmark_sessions"),
     "runtime.bundle": ("Bundle",),
+    "runtime.datasets": ("Split", "SplitVideo", "open_dataset"),
     "runtime.deployed_model": ("DeployedModel",),
     "runtime.engine_set": ("BuildOptions",),
     "runtime.evaluation": ("Evaluation",),
@@ -79,9 +80,6 @@ _MODULES = {
     "runtime.video": ("FrameSampling", "VideoFrames", "read_video"),
     "training.checkpoints": ("Checkpoint", "CheckpointOptions", "load_checkpoint"),
     "training.config": ("TrainConfig", "resolve_config"),
-    "training.datasets.catalogue": ("open_dataset",),
-    "training.datasets.split": ("Split", "SplitVideo"),
-    "training.evaluation": ("evaluate",),
     "training.torch_matcher": ("TorchMatcher",),
     "training.trainer": ("StepReport", "TrainResult", "train"),
 }

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from xclip_deploy.errors import InvalidArgumentError, VideoNotFoundError
 from xclip_deploy.export.reference_inputs import drawn_videos
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.evaluation import Clip, EvaluatedSplit, read_split
+from xclip_deploy.runtime.datasets import Split
+from xclip_deploy.runtime.evaluation import Clip, read_split
 from xclip_deploy.runtime.video import FrameSampling, VideoReader, find_videos, read_videos
 
 _NUM_DRAWN_VIDEOS = 12
@@ -55,7 +56,7 @@ class Inputs:
 def open_inputs(
     bundle: Bundle,
     *,
-    split: EvaluatedSplit | None,
+    split: Split | None,
     videos: str | PathLike[str] | None,
     texts: Sequence[str] | None,
     reader: VideoReader,

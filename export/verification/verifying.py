@@ -46,8 +46,8 @@ from xclip_deploy.export.verification.runs import (
 from xclip_deploy.runtime.atomic import replaced_file
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.engine_set import read_engine_set
-from xclip_deploy.runtime.evaluation import EvaluatedSplit
 from xclip_deploy.runtime.manifest import Tolerance
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import options_of
@@ -58,7 +58,7 @@ def verify_bundle(
     bundle: str | PathLike[str] | Bundle = "xclip-bundle",
     *,
     checkpoint: str | PathLike[str] | None = None,
-    split: EvaluatedSplit | None = None,
+    split: Split | None = None,
     videos: str | PathLike[str] | None = None,
     texts: Sequence[str] | None = None,
     output: str | PathLike[str] | None = None,

@@ -122,7 +122,7 @@ def test_int8_is_for_the_cpu(bundle: Bundle, with_gpu: None) -> None:
         assert (chosen.device, chosen.precision) == ("cpu", Precision.INT8)
     with pytest.raises(
         SessionError,
-        match="int8 was asked for, which no backend runs on cuda; use .* on device 'cpu'",
+        match=r"int8 was asked for, which no backend runs on cuda; use .* on device 'cpu'",
     ):
         place(options(device="cuda", precision="int8"), some)
 

@@ -349,6 +349,26 @@ def test_wrong_arguments(colours: Colours, arguments: dict[str, Any], message: s
         evaluate(colours, painted_split(["red"]), clips=painted("red"), **arguments)
 
 
+def test_a_session_is_told_in_one_place(bundle: Bundle, checkpoint_path: Path) -> None:
+    split, session = painted_split(["red"]), SessionOptions("cpu")
+    for arguments in ({"device": "cpu"}, {"precision": "fp32"}):
+        with pytest.raises(InvalidArgumentError, match="were given beside session"):
+            evaluate(bundle, split, session=session, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match=r"of session are for a bundle; .* is none"):
+        evaluate(checkpoint_path, split, session=SessionOptions(backend="onnxruntime"))
+    grey = [np.zeros((1, 64, 64, 3), np.uint8)]
+    found = evaluate(bundle, split, session=session, device="auto", precision="auto", clips=grey)
+    assert found.model.device == "cpu"
+
+
+def test_an_opened_model_takes_auto(colours: Colours) -> None:
+    split, clips = painted_split(["red"]), painted("red")
+    found = evaluate(colours, split, device="auto", precision="auto", clips=clips)
+    assert found.num_videos == 1
+    with pytest.raises(InvalidArgumentError, match="an opened model has its own"):
+        evaluate(colours, split, session=SessionOptions("cpu"), clips=clips)
+
+
 def test_an_empty_split(colours: Colours) -> None:
     empty = Split("empty/test", (), (), np.zeros(0, np.int64))
     with pytest.raises(DatasetError, match="empty/test: holds no videos with captions"):

@@ -14,7 +14,6 @@ import torch
 
 from xclip_deploy import load_checkpoint
 from xclip_deploy.training.checkpoints import to_authors_state_dict
-from xclip_deploy.training.loss import contrastive_loss
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import (
     Recipe,
@@ -25,6 +24,7 @@ from xclip_deploy.training.optimizer import (
     make_optimizer,
     warmup_cosine,
 )
+from xclip_deploy.training.step import contrastive_loss
 
 STEP = Path(__file__).resolve().parents[1] / "golden" / "train_step"
 

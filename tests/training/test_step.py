@@ -16,7 +16,6 @@ from xclip_deploy.errors import TrainingError
 from xclip_deploy.runtime.model_config import Grain, PatchEmbedding, TemporalHead
 from xclip_deploy.training.checkpoints import save_checkpoint
 from xclip_deploy.training.config import TrainConfig
-from xclip_deploy.training.loss import contrastive_loss
 from xclip_deploy.training.loss_scaling import INITIAL_SCALE, LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import Recipe, RecipeAdam, make_optimizer
@@ -25,6 +24,7 @@ from xclip_deploy.training.step import (
     Pairs,
     StepResult,
     compute_gradients,
+    contrastive_loss,
     set_gradient_checkpointing,
     train_step,
 )

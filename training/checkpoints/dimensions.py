@@ -21,7 +21,7 @@ from xclip_deploy.runtime.model_config import (
     VisionConfig,
 )
 from xclip_deploy.training.checkpoints.options import CheckpointOptions, Stated
-from xclip_deploy.training.checkpoints.wording import listing
+from xclip_deploy.training.checkpoints.refusals import listing
 
 T = TypeVar("T")
 

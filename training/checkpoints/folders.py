@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from xclip_deploy.errors import CheckpointReadError
-from xclip_deploy.training.checkpoints.wording import listing
+from xclip_deploy.training.checkpoints.refusals import listing
 
 # In order of preference; safetensors first, as it can hold nothing but weights.
 _HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")

@@ -11,8 +11,7 @@ from torch import Tensor
 from xclip_deploy.errors import CheckpointMismatchError, UnknownLayoutError
 from xclip_deploy.training.checkpoints import hugging_face, names
 from xclip_deploy.training.checkpoints.names import PrefixTable, to_canonical, to_source
-from xclip_deploy.training.checkpoints.refusals import refuse_known_others
-from xclip_deploy.training.checkpoints.wording import listing
+from xclip_deploy.training.checkpoints.refusals import listing, refuse_known_others
 
 # Buffers and attributes that the model computes for itself.
 _NOT_WEIGHTS = re.compile(

@@ -32,7 +32,7 @@ from xclip_deploy.training.checkpoints.layouts import (
 from xclip_deploy.training.checkpoints.options import CheckpointOptions, Stated
 from xclip_deploy.training.checkpoints.parameters import check_parameters, parameter_shapes
 from xclip_deploy.training.checkpoints.reading import SAVED_CONFIG_KEY, RawWeights, read_weights
-from xclip_deploy.training.checkpoints.wording import dtype_name
+from xclip_deploy.training.checkpoints.refusals import dtype_name
 
 if TYPE_CHECKING:
     from xclip_deploy.training.model import XClip

@@ -8,7 +8,7 @@ from typing import Any
 from xclip_deploy.errors import CheckpointMismatchError
 from xclip_deploy.runtime.model_config import Activation
 from xclip_deploy.training.checkpoints.options import Stated
-from xclip_deploy.training.checkpoints.wording import listing
+from xclip_deploy.training.checkpoints.refusals import listing
 
 _FILE = "open_clip_config.json"
 # Settings of open_clip that change what the same weights compute.

@@ -17,7 +17,7 @@ from xclip_deploy.runtime.model_config import (
     PatchEmbedding,
     TemporalHead,
 )
-from xclip_deploy.training.checkpoints.wording import dtype_name, listing
+from xclip_deploy.training.checkpoints.refusals import dtype_name, listing
 
 Shape = tuple[int, ...]
 

@@ -15,18 +15,16 @@ import torch
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointError, CheckpointReadError
-from xclip_deploy.training.checkpoints.folders import FolderContents, find_weights, sibling_config
-from xclip_deploy.training.checkpoints.safetensors_file import (
-    looks_like_safetensors,
-    read_safetensors,
-)
-from xclip_deploy.training.checkpoints.torch_file import (
+from xclip_deploy.training.checkpoints.containers import (
     LEGACY_MAGIC,
     ZIP_MAGIC,
+    looks_like_safetensors,
     read_legacy,
+    read_safetensors,
     read_zip,
 )
-from xclip_deploy.training.checkpoints.wording import first_line, listing
+from xclip_deploy.training.checkpoints.folders import FolderContents, find_weights, sibling_config
+from xclip_deploy.training.checkpoints.refusals import first_line, listing
 
 SAVED_CONFIG_KEY = "xclip_deploy_config"
 """Where a checkpoint of ours keeps its ``ModelConfig`` as JSON, beside its state dict."""

@@ -1,10 +1,12 @@
-"""Model families that are recognised and not supported, each with its reason."""
+"""Refusals: their wording, and the model families that are recognised but not supported."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+import torch
 
 from xclip_deploy.errors import UnknownLayoutError
 
@@ -58,3 +60,23 @@ def refuse_known_others(names: Collection[str], hf_config: Mapping[str, Any] | N
         raise UnknownLayoutError(
             f"config.json says model_type {model_type!r}: not supported; {_SUPPORTED}"
         )
+
+
+def listing(names: Iterable[str], limit: int = 5) -> str:
+    """Join names into ``a, b, c and 12 more``; ``limit`` is how many are spelled out."""
+    every = list(names)
+    if not every:
+        return "none"
+    rest = len(every) - limit
+    return ", ".join(every[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type and first line of an error; torch's messages run over many lines."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return ``float16`` for ``torch.float16``."""
+    return str(dtype).removeprefix("torch.")

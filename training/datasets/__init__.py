@@ -1,1 +1,1 @@
-"""Video-caption datasets: annotations, frames, batches."""
+"""A split as training takes it: frames, pairs, batches, and generated videos."""

@@ -207,7 +207,8 @@ class _Batches(Dataset[Batch | _Failure]):
         except XclipDeployError as error:
             return _Failure(type(error), str(error))
         # In a worker this puts the result into shared memory at once.
-        return Batch(*default_collate(pairs))
+        token_ids, frames, num_frames, video_indices = default_collate(pairs)
+        return Batch(token_ids, frames, num_frames, torch.tensor(indices), video_indices)
 
 
 def _is_of_dead_worker(error: Exception, loader: DataLoader[Any]) -> bool:

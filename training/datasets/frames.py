@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, TrainingError, VideoError
 from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.video import FrameSampling, VideoReader, read_video
 from xclip_deploy.training.datasets.frame_cache import FrameCache, frame_key
-from xclip_deploy.training.datasets.split import Split, SplitVideo
 
 
 @dataclass(frozen=True)

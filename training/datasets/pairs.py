@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.training.datasets.frames import FrameSource
-from xclip_deploy.training.datasets.split import Split
 
 
 class Pair(NamedTuple):
@@ -22,8 +22,6 @@ class Pair(NamedTuple):
     frames: Tensor
     """uint8 RGB [F, S, S, 3], zeros from ``num_frames`` on."""
     num_frames: int
-    caption_index: int
-    """Into ``Split.captions``; also the number of the pair."""
     video_index: int
     """Into ``Split.videos``."""
 
@@ -54,6 +52,5 @@ class PairDataset(Dataset[Pair]):
             torch.from_numpy(token_ids),
             torch.from_numpy(frames),
             len(read),
-            int(index),
             video_index,
         )

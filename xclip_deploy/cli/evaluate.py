@@ -119,7 +119,7 @@ def command(
     MODEL is a bundle, or a checkpoint that `xclip-deploy export` takes.
     """
     import xclip_deploy
-    from xclip_deploy.training.datasets.catalogue import open_dataset
+    from xclip_deploy.runtime.datasets import open_dataset
 
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         # Now rather than after hours of encoding.

@@ -145,7 +145,7 @@ def _inputs(
             raise click.UsageError(f"--captions {captions} names files; expected --videos too")
         dataset, annotations = "folder", captions
     if dataset is not None:
-        from xclip_deploy.training.datasets.catalogue import open_dataset
+        from xclip_deploy.runtime.datasets import open_dataset
 
         assert annotations is not None
         assert videos is not None

@@ -20,6 +20,7 @@ from xclip_deploy.errors import (
     VideoNotFoundError,
     VideoReadError,
 )
+from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.video import FrameSampling, read_video
 from xclip_deploy.training.datasets import frames as frames_module
 from xclip_deploy.training.datasets.frame_cache import FrameCache
@@ -30,7 +31,6 @@ from xclip_deploy.training.datasets.frames import (
     check_videos,
     readable,
 )
-from xclip_deploy.training.datasets.split import Split, SplitVideo
 
 SAMPLING = FrameSampling(max_frames=4)
 

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from xclip_deploy.training.datasets.annotated import SplitName
+from xclip_deploy.runtime.datasets import SplitName
 from xclip_deploy.training.datasets.generated.scenes import Kind, Scene, all_scenes
 
 

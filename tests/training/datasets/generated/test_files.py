@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from xclip_deploy.errors import DatasetError
+from xclip_deploy.runtime.datasets import open_dataset
 from xclip_deploy.runtime.video import FrameSampling, read_video
-from xclip_deploy.training.datasets.catalogue import open_dataset
 from xclip_deploy.training.datasets.generated import Event, Scene, SplitSizes, make_videos
 from xclip_deploy.training.datasets.generated.rendering import render
 

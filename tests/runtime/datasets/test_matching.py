@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from xclip_deploy.errors import AmbiguousVideoError, MissingVideosError
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo
-from xclip_deploy.training.datasets.matching import match_videos
-from xclip_deploy.training.datasets.split import Split
+from xclip_deploy.runtime.datasets.matching import match_videos
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo, Split
 
 
 def match(disk: Any, *ids: str, share: float = 0.5) -> Split:

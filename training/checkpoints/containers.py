@@ -1,4 +1,4 @@
-"""Read what ``torch.save`` writes, and tell a TorchScript archive from it."""
+"""Read each container of weights: zip and pickle of ``torch.save``, TorchScript, safetensors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from xclip_deploy.errors import CheckpointReadError
 from xclip_deploy.training.checkpoints.torchscript import read_torchscript
@@ -59,6 +61,26 @@ def read_zip(path: Path) -> tuple[object, str]:
 def read_legacy(path: Path) -> object:
     """Read a checkpoint from before PyTorch 1.6; raises as :func:`read_zip`."""
     return _load(path, mmap=False)
+
+
+def looks_like_safetensors(head: bytes, file_size: int) -> bool:
+    """Tell by the first bytes: a little-endian header length, then a JSON object."""
+    return (
+        len(head) > 8
+        and head[8:9] == b"{"
+        and int.from_bytes(head[:8], "little") <= max(file_size - 8, 0)
+    )
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Read the file as name to tensor, and each metadata entry as name to text.
+
+    Raises ``safetensors.SafetensorError`` or others where the file is damaged.
+    """
+    with safe_open(path, framework="pt", device="cpu") as file:
+        content: dict[str, Any] = dict(file.metadata() or {})
+        content.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return content
 
 
 def _load(path: Path, *, mmap: bool) -> object:

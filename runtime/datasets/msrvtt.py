@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
-from xclip_deploy.training.datasets.annotation_files import check_unique, find_annotation
-from xclip_deploy.training.datasets.captions import CaptionCollector
-from xclip_deploy.training.datasets.json_annotations import (
+from xclip_deploy.runtime.datasets.annotation_files import check_unique, find_annotation
+from xclip_deploy.runtime.datasets.captions import CaptionCollector
+from xclip_deploy.runtime.datasets.json_annotations import (
     as_list,
     as_object,
     as_text,
     field,
     read_json,
 )
-from xclip_deploy.training.datasets.tables import read_table
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo, SplitName
+from xclip_deploy.runtime.datasets.tables import read_table
 
 TRAIN_9K = "MSRVTT_train.9k.csv"
 TRAIN_7K = "MSRVTT_train.7k.csv"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.builtin_pickle import read_builtin_pickle, text_of_pickle
+from xclip_deploy.runtime.datasets.builtin_pickle import read_builtin_pickle, text_of_pickle
 
 CONTAINERS = {"a": [("b", 1, 2.5, None, True), {"c"}], "d": {"e": b"f"}}
 

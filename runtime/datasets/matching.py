@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from xclip_deploy.errors import AmbiguousVideoError, MissingVideosError
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo
-from xclip_deploy.training.datasets.captions import enumerate_ids
-from xclip_deploy.training.datasets.split import Split, SplitVideo
-from xclip_deploy.training.datasets.video_files import VideoFiles, without_video_suffix
+from xclip_deploy.runtime.datasets.captions import enumerate_ids
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo, Split, SplitVideo
+from xclip_deploy.runtime.datasets.video_files import VideoFiles, without_video_suffix
 
 
 def match_videos(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.captions import CaptionCollector, collapse, enumerate_ids
+from xclip_deploy.runtime.datasets.captions import CaptionCollector, collapse, enumerate_ids
 
 PATH = Path("captions.csv")
 

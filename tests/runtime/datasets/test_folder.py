@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.catalogue import open_dataset
+from xclip_deploy.runtime.datasets.catalogue import open_dataset
 
 CSV = """\
 file,caption,split

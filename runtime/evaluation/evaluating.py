@@ -1,24 +1,24 @@
-"""How well a model retrieves: encode a split of a dataset once, score it whole, rank.
+"""Evaluate whatever encodes and scores: encode a split once, score it whole, rank.
 
-Written for whatever encodes and scores (:class:`Matcher`), so that a checkpoint in PyTorch and
-a bundle in any session are measured by the same code.
+A checkpoint in PyTorch and a bundle in any session are measured by the same code: both are a
+:class:`Matcher`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, VideoError
+from xclip_deploy.runtime.datasets import Split, SplitVideo
+from xclip_deploy.runtime.evaluation.results import Evaluation, ModelIdentity, VideoProblem
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures, check_finite
-from xclip_deploy.runtime.metrics import RetrievalResult, dual_softmax_metrics, retrieval_metrics
+from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.video import FrameSampling, VideoFrames, VideoReader, read_videos
 
@@ -52,140 +52,22 @@ class Matcher(Protocol):
         ...
 
 
-class EvaluatedVideo(Protocol):
-    """A video of a split, as ``SplitVideo`` describes it."""
+class EvaluationOptions(TypedDict, total=False):
+    """Options of :func:`evaluate_matcher` that every kind of model takes alike."""
 
-    @property
-    def id(self) -> str:
-        """As the dataset names it."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """Of the file."""
-        ...
-
-    @property
-    def end_s(self) -> float | None:
-        """Where to stop looking, as ``FrameSampling.end_s``; None: the whole video."""
-        ...
-
-
-class EvaluatedSplit(Protocol):
-    """Videos and captions, as ``Split`` describes them."""
-
-    @property
-    def name(self) -> str:
-        """Dataset and split, for people."""
-        ...
-
-    @property
-    def videos(self) -> Sequence[EvaluatedVideo]:
-        """Without repetition."""
-        ...
-
-    @property
-    def captions(self) -> Sequence[str]:
-        """Of all videos."""
-        ...
-
-    @property
-    def video_of_caption(self) -> npt.NDArray[np.int64]:
-        """[captions]: index into ``videos``; every video has at least one."""
-        ...
-
-    @property
-    def missing(self) -> Sequence[str]:
-        """Ids of annotated videos without a file."""
-        ...
-
-
-@dataclass(frozen=True)
-class VideoProblem:
-    """A video of a split that cannot be read, or not whole."""
-
-    id: str
-    path: str
-    reason: str
-    """One line."""
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model was evaluated, and how it ran."""
-
-    kind: str
-    """``bundle``, ``checkpoint``, or ``model`` for one in memory."""
-    path: str | None = None
-    identity: str | None = None
-    """Of a bundle its fingerprint, of a checkpoint its SHA-256."""
-    precision: str | None = None
-    device: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What an evaluation found."""
-
-    split: str
-    """Dataset and split."""
-    model: ModelIdentity
-    sampling: FrameSampling
-    max_words: int
-    """Tokens of a caption, start and end included; the rest was cut."""
-    metrics: RetrievalResult
-    dual_softmax: RetrievalResult | None
-    """After re-scoring with the whole set of queries; None unless asked for. Not to be compared
-    with ``metrics``: no single query could have it."""
+    frames_per_second: float
+    clips: Iterable[Clip] | None
     dual_softmax_temperature: float | None
-    video_ids: tuple[str, ...]
-    """[V]: of the videos that were read, the columns of ``similarity``."""
-    video_of_caption: npt.NDArray[np.int64] = field(repr=False)
-    """[T]: column of each caption's video."""
-    similarity: npt.NDArray[np.float32] = field(repr=False)
-    """[T, V]: logits of every caption with every video; 4 bytes each."""
-    missing: tuple[str, ...]
-    """Ids of annotated videos without a file; left out, with their captions."""
-    unreadable: tuple[VideoProblem, ...]
-    """Videos of which no frame could be read; left out, with their captions."""
-    damaged: tuple[VideoProblem, ...]
-    """Videos that were evaluated though they are truncated or corrupt."""
-
-    @property
-    def num_videos(self) -> int:
-        """Videos that were ranked."""
-        return len(self.video_ids)
-
-    @property
-    def num_captions(self) -> int:
-        """Captions that were ranked."""
-        return len(self.video_of_caption)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries, lists and numbers, for JSON; without the similarities."""
-        rescored = None
-        if self.dual_softmax is not None:
-            temperature = self.dual_softmax_temperature
-            rescored = {"temperature": temperature, **self.dual_softmax.to_dict()}
-        return {
-            "split": self.split,
-            "model": asdict(self.model),
-            "frames_per_second": self.sampling.frames_per_second,
-            "max_frames": self.sampling.max_frames,
-            "max_words": self.max_words,
-            "num_videos": self.num_videos,
-            "num_captions": self.num_captions,
-            **self.metrics.to_dict(),
-            "dual_softmax": rescored,
-            "missing": list(self.missing),
-            "unreadable": [asdict(video) for video in self.unreadable],
-            "damaged": [asdict(video) for video in self.damaged],
-        }
+    max_unreadable_share: float
+    max_batch: int
+    reader: VideoReader
+    num_threads: int | None
+    progress: Progress | None
 
 
 def evaluate_matcher(
     matcher: Matcher,
-    split: EvaluatedSplit,
+    split: Split,
     *,
     frames_per_second: float = 1.0,
     clips: Iterable[Clip] | None = None,
@@ -268,7 +150,7 @@ def evaluate_matcher(
 
 
 def read_split(
-    videos: Sequence[EvaluatedVideo],
+    videos: Sequence[SplitVideo],
     sampling: FrameSampling,
     image_size: int,
     *,
@@ -323,7 +205,7 @@ class _VideoEncoding:
     def __init__(
         self,
         matcher: Matcher,
-        split: EvaluatedSplit,
+        split: Split,
         max_unreadable_share: float,
         max_batch: int,
     ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from xclip_deploy.errors import InvalidArgumentError, MissingVideosError
-from xclip_deploy.training.datasets.catalogue import DATASETS, SPLITS, open_dataset
+from xclip_deploy.runtime.datasets.catalogue import DATASETS, SPLITS, open_dataset
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
-from xclip_deploy.training.datasets.annotation_files import find_annotation, read_ids
-from xclip_deploy.training.datasets.builtin_pickle import read_builtin_pickle, text_of_pickle
-from xclip_deploy.training.datasets.captions import CaptionCollector
-from xclip_deploy.training.datasets.json_annotations import read_json
+from xclip_deploy.runtime.datasets.annotation_files import find_annotation, read_ids
+from xclip_deploy.runtime.datasets.builtin_pickle import read_builtin_pickle, text_of_pickle
+from xclip_deploy.runtime.datasets.captions import CaptionCollector
+from xclip_deploy.runtime.datasets.json_annotations import read_json
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo, SplitName
 
 CAPTION_FILES = ("raw-captions.pkl", "raw-captions.json", "captions.json")
 

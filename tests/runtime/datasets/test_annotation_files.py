@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.annotation_files import (
+from xclip_deploy.runtime.datasets.annotation_files import (
     MAX_BYTES,
     find_annotation,
     read_ids,
     read_lines,
     read_text,
 )
-from xclip_deploy.training.datasets.json_annotations import read_json
-from xclip_deploy.training.datasets.tables import read_table
+from xclip_deploy.runtime.datasets.json_annotations import read_json
+from xclip_deploy.runtime.datasets.tables import read_table
 
 
 @pytest.fixture

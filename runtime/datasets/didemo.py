@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
-from xclip_deploy.training.datasets.annotation_files import find_annotation, read_ids
-from xclip_deploy.training.datasets.captions import CaptionCollector
-from xclip_deploy.training.datasets.json_annotations import (
+from xclip_deploy.runtime.datasets.annotation_files import find_annotation, read_ids
+from xclip_deploy.runtime.datasets.captions import CaptionCollector
+from xclip_deploy.runtime.datasets.json_annotations import (
     as_list,
     as_object,
     as_text,
     field,
     read_json,
 )
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo, SplitName
 
 END_S = 31.0
 """Longer videos were cut to 30 s for annotation; the authors of CLIP4Clip take 31."""

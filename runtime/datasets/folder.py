@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
-from xclip_deploy.training.datasets.annotation_files import find_annotation
-from xclip_deploy.training.datasets.captions import CaptionCollector
-from xclip_deploy.training.datasets.json_annotations import as_text, field, read_json_lines
-from xclip_deploy.training.datasets.tables import read_table
+from xclip_deploy.runtime.datasets.annotation_files import find_annotation
+from xclip_deploy.runtime.datasets.captions import CaptionCollector
+from xclip_deploy.runtime.datasets.json_annotations import as_text, field, read_json_lines
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo, SplitName
+from xclip_deploy.runtime.datasets.tables import read_table
 
 CSV_NAME = "captions.csv"
 JSON_LINES_NAME = "captions.jsonl"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo
 
 
 def collapse(text: str) -> str:

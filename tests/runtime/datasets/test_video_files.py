@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from xclip_deploy.errors import AmbiguousVideoError, VideoNotFoundError
-from xclip_deploy.training.datasets.video_files import VideoFiles, without_video_suffix
+from xclip_deploy.runtime.datasets.video_files import VideoFiles, without_video_suffix
 
 CLIP = "0001_American_Beauty_00.00.51.926-00.00.54.129"
 

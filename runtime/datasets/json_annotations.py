@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.annotation_files import read_lines, read_text
+from xclip_deploy.runtime.datasets.annotation_files import read_lines, read_text
 
 
 class _DuplicateKeyError(ValueError):

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import cast, get_args
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.training.datasets.activitynet import read_activitynet
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
-from xclip_deploy.training.datasets.didemo import read_didemo
-from xclip_deploy.training.datasets.folder import read_folder
-from xclip_deploy.training.datasets.lsmdc import read_lsmdc
-from xclip_deploy.training.datasets.matching import match_videos
-from xclip_deploy.training.datasets.msrvtt import TRAIN_7K, TRAIN_9K, read_msrvtt
-from xclip_deploy.training.datasets.msvd import read_msvd
-from xclip_deploy.training.datasets.split import Split
+from xclip_deploy.runtime.datasets.activitynet import read_activitynet
+from xclip_deploy.runtime.datasets.didemo import read_didemo
+from xclip_deploy.runtime.datasets.folder import read_folder
+from xclip_deploy.runtime.datasets.lsmdc import read_lsmdc
+from xclip_deploy.runtime.datasets.matching import match_videos
+from xclip_deploy.runtime.datasets.msrvtt import TRAIN_7K, TRAIN_9K, read_msrvtt
+from xclip_deploy.runtime.datasets.msvd import read_msvd
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo, Split, SplitName
 
 _READERS: dict[str, Callable[[Path, SplitName], list[AnnotatedVideo]]] = {
     "msrvtt": read_msrvtt,

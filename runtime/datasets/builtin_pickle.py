@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.annotation_files import read_bytes
+from xclip_deploy.runtime.datasets.annotation_files import read_bytes
 
 
 class _GlobalRefusedError(pickle.UnpicklingError):

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.annotation_files import read_text
+from xclip_deploy.runtime.datasets.annotation_files import read_text
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:

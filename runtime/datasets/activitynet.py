@@ -6,16 +6,16 @@ import logging
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
-from xclip_deploy.training.datasets.annotation_files import check_unique, find_annotation
-from xclip_deploy.training.datasets.captions import CaptionCollector
-from xclip_deploy.training.datasets.json_annotations import (
+from xclip_deploy.runtime.datasets.annotation_files import check_unique, find_annotation
+from xclip_deploy.runtime.datasets.captions import CaptionCollector
+from xclip_deploy.runtime.datasets.json_annotations import (
     as_list,
     as_object,
     as_text,
     field,
     read_json,
 )
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo, SplitName
 
 TRAIN_IDS = "train_ids.json"
 TRAIN = "train.json"

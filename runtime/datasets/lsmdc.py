@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
-from xclip_deploy.training.datasets.annotated import AnnotatedVideo, SplitName
-from xclip_deploy.training.datasets.annotation_files import (
+from xclip_deploy.runtime.datasets.annotation_files import (
     check_unique,
     find_annotation,
     read_lines,
 )
-from xclip_deploy.training.datasets.captions import CaptionCollector
+from xclip_deploy.runtime.datasets.captions import CaptionCollector
+from xclip_deploy.runtime.datasets.split import AnnotatedVideo, SplitName
 
 FILES: dict[SplitName, str] = {
     "train": "LSMDC16_annos_training.csv",

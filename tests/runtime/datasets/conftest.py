@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from xclip_deploy.training.datasets.catalogue import open_dataset
-from xclip_deploy.training.datasets.split import Split
+from xclip_deploy.runtime.datasets.catalogue import open_dataset
+from xclip_deploy.runtime.datasets.split import Split
 
 
 @dataclass(frozen=True)

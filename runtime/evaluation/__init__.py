@@ -1,0 +1,35 @@
+"""How well a model retrieves: from a model and a split to ranks; needs no PyTorch.
+
+evaluating   anything that encodes and scores: ``evaluate_matcher``
+bundles      a bundle in any session: ``evaluate_bundle``, ``evaluate_deployed``
+results      what was found: ``Evaluation``
+"""
+
+from __future__ import annotations
+
+from xclip_deploy.runtime.evaluation.bundles import evaluate_bundle, evaluate_deployed
+from xclip_deploy.runtime.evaluation.evaluating import (
+    Clip,
+    EvaluationOptions,
+    Matcher,
+    Progress,
+    evaluate_matcher,
+    read_split,
+    similarity_matrix,
+)
+from xclip_deploy.runtime.evaluation.results import Evaluation, ModelIdentity, VideoProblem
+
+__all__ = [
+    "Clip",
+    "Evaluation",
+    "EvaluationOptions",
+    "Matcher",
+    "ModelIdentity",
+    "Progress",
+    "VideoProblem",
+    "evaluate_bundle",
+    "evaluate_deployed",
+    "evaluate_matcher",
+    "read_split",
+    "similarity_matrix",
+]

@@ -1,0 +1,143 @@
+"""``evaluate``: any kind of model by one function.
+
+A bundle is evaluated by ``runtime`` alone. ``training``, and PyTorch with it, is imported
+where a checkpoint is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.datasets import Split
+from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.runtime.evaluation import (
+    Clip,
+    Evaluation,
+    EvaluationOptions,
+    Matcher,
+    Progress,
+    evaluate_bundle,
+    evaluate_deployed,
+    evaluate_matcher,
+)
+from xclip_deploy.runtime.manifest import FILE_NAME
+from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
+from xclip_deploy.runtime.video import VideoReader
+
+if TYPE_CHECKING:
+    from xclip_deploy.training.checkpoints import CheckpointOptions
+
+
+def evaluate(
+    model: str | PathLike[str] | Bundle | Matcher,
+    split: Split,
+    *,
+    dual_softmax: bool = False,
+    dual_softmax_temperature: float = 1.0,
+    max_unreadable_share: float = 0.1,
+    device: DeviceName = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    workers: int | None = None,
+    reader: VideoReader = "pyav",
+    max_batch: int = 16,
+    options: CheckpointOptions | None = None,
+    frames_per_second: float | None = None,
+    clips: Iterable[Clip] | None = None,
+    progress: Progress | None = None,
+    session: SessionOptions | None = None,
+) -> Evaluation:
+    """Measure how well a model finds the videos of a split by their captions, and the reverse.
+
+    The metrics are those of :func:`~xclip_deploy.runtime.metrics.retrieval_metrics`. See
+    :func:`~xclip_deploy.runtime.evaluation.evaluate_matcher` for the memory that it takes.
+
+    Args:
+        model: A bundle (a directory with ``manifest.json``), or a checkpoint of any kind that
+            ``load_checkpoint`` reads; or an opened ``Bundle``, ``DeployedModel`` (any session)
+            or ``TorchMatcher`` (a model in PyTorch).
+        split: Videos and captions, from ``open_dataset``.
+        dual_softmax: Also report the metrics after re-scoring with the whole set of queries.
+        dual_softmax_temperature: Temperature of the dual softmax, in logits.
+        max_unreadable_share: Share of the videos with a file, 0 to 1, that may be unreadable.
+        device: ``auto``, ``cpu`` or ``cuda``. Only for paths and bundles.
+        precision: ``auto``, or a precision of ``SessionOptions``; a checkpoint runs in FP32.
+            Only for paths and bundles.
+        threads: CPU threads for inference; None: one per core. Only for paths and bundles.
+        workers: Videos decoded at the same time; None: one per core.
+        reader: Library that decodes video.
+        max_batch: Most texts or videos in one run of an encoder.
+        options: Settings that the weights of a checkpoint do not tell. Only for paths of
+            checkpoints.
+        frames_per_second: Frames sampled per second of video; None: a bundle's own, else 1. A
+            bundle takes no other.
+        clips: Frames in place of those of the files: see ``evaluate_matcher``.
+        progress: Called with ``videos`` or ``captions``, how many are done, how many there are.
+        session: All options of inference, in place of device, precision and threads. Only for
+            paths and bundles; a checkpoint takes no more of it than these three.
+
+    Raises:
+        BundleError, CheckpointError, SessionError, EngineError: the model cannot be used.
+        DatasetError: more videos than allowed are unreadable, or all.
+        InvalidArgumentError: an argument is out of range or not for this kind of model.
+        MissingExtraError: the package that the model or reader needs is not installed.
+    """
+    common = EvaluationOptions(
+        clips=clips,
+        dual_softmax_temperature=dual_softmax_temperature if dual_softmax else None,
+        max_unreadable_share=max_unreadable_share,
+        max_batch=max_batch,
+        reader=reader,
+        num_threads=workers,
+        progress=progress,
+    )
+    if frames_per_second is not None:
+        common["frames_per_second"] = frames_per_second
+    is_chosen = (device, precision, threads) != ("auto", "auto", None)
+    if session is not None and is_chosen:
+        raise InvalidArgumentError(
+            "device, precision or threads were given beside session; expected them in it alone"
+        )
+    wanted = session or SessionOptions(device, precision, threads)
+    if isinstance(model, (str, PathLike)):
+        path = Path(model)
+        if not (path / FILE_NAME).is_file():
+            unread = sorted(wanted.changed().keys() - {"device", "precision", "threads"})
+            if unread:
+                raise InvalidArgumentError(
+                    f"{', '.join(unread)} of session are for a bundle; {path} is none"
+                )
+            try:
+                import torch  # noqa: F401 - the line that says what to install
+            except ModuleNotFoundError as error:
+                raise MissingExtraError("torch", "train", "evaluating a checkpoint") from error
+            from xclip_deploy.training.evaluation import evaluate_checkpoint
+
+            return evaluate_checkpoint(
+                path,
+                split,
+                common,
+                checkpoint_options=options,
+                session=wanted,
+            )
+        model = Bundle.open(path)
+    if options is not None:
+        raise InvalidArgumentError(
+            "options say what a checkpoint's weights do not tell; expected none for a bundle or "
+            "a model in memory"
+        )
+    if isinstance(model, Bundle):
+        return evaluate_bundle(model, split, wanted, common)
+    if is_chosen or session is not None:
+        raise InvalidArgumentError(
+            "device, precision, threads and session are for a path or a bundle; an opened model "
+            "has its own"
+        )
+    if isinstance(model, DeployedModel):
+        return evaluate_deployed(model, split, common)
+    return evaluate_matcher(model, split, **common)
