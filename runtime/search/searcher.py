@@ -153,7 +153,7 @@ class Searcher:
         self, queries: Sequence[Query], snapshot: Snapshot, options: SearchOptions
     ) -> list[tuple[_Ranked, int]]:
         # What comes after can drop hits: then more are kept than asked for.
-        drops = options.deduplicate is not None or options.query_bank is not None
+        drops = options.near_identical is not None or options.query_bank is not None
         keep = max(options.num_candidates, 1) if drops else options.depth
         results: list[tuple[_Ranked, int]] = []
         for start in range(0, len(queries), _TEXTS_AT_ONCE):
@@ -238,9 +238,9 @@ class Searcher:
         if options.min_score is not None:
             ranked = ranked.take(np.flatnonzero(ranked.scores >= options.min_score))
         dropped: dict[int, list[int]] = {}
-        if options.deduplicate is not None and len(ranked.rows):
+        if options.near_identical is not None and len(ranked.rows):
             features = ranked.features(snapshot)
-            kept, dropped = distinct(features, options.deduplicate, options.depth)
+            kept, dropped = distinct(features, options.near_identical, options.depth)
             dropped = {
                 int(ranked.rows[n]): [int(ranked.rows[m]) for m in others]
                 for n, others in dropped.items()

@@ -1,0 +1,125 @@
+"""Checks of what callers pass in: every public function refuses nonsense in one line.
+
+Each returns the value in the type that the code works with, and raises InvalidArgumentError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypeAlias, get_args
+
+import numpy as np
+
+from xclip_deploy.errors import InvalidArgumentError
+
+PathName: TypeAlias = str | PathLike[str]
+
+
+def as_path(name: str, value: object) -> Path:
+    """Take a path: a text or ``os.PathLike``, not empty."""
+    if not isinstance(value, (str, PathLike)):
+        raise _wrong(name, value, "a path (str or os.PathLike)")
+    text = fspath(value)
+    if not isinstance(text, str):
+        raise _wrong(name, value, "a path as text, not bytes")
+    if not text or "\0" in text:
+        # An empty text must not come to mean the current folder.
+        raise _wrong(name, value, "a path that is not empty and holds no zero byte")
+    return Path(text)
+
+
+def as_paths(name: str, value: object) -> list[Path]:
+    """Take one path, or several in any iterable."""
+    if isinstance(value, (str, PathLike)):
+        return [as_path(name, value)]
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise _wrong(name, value, "a path or several")
+    return [as_path(name, each) for each in value]
+
+
+def as_text(name: str, value: object) -> str:
+    """Take a text."""
+    if not isinstance(value, str):
+        raise _wrong(name, value, "a text (str)")
+    return value
+
+
+def as_texts(name: str, value: object) -> list[str]:
+    """Take several texts: any iterable but a text itself."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise _wrong(name, value, "several texts, such as a list of str")
+    return [as_text(name, each) for each in value]
+
+
+def as_sequence(name: str, value: object, what: str) -> Sequence[Any]:
+    """Take several of something: any iterable but a text. ``what``: named in the message."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise _wrong(name, value, f"several {what}, such as a list")
+    return list(value)
+
+
+def as_whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Take a whole number, NumPy's too, within bounds."""
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or not least <= int(value) <= (most or int(value)):  # type: ignore[call-overload]
+        expected = f"a whole number of at least {least}"
+        raise _wrong(name, value, expected if most is None else f"{expected}, at most {most}")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def as_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """Take a finite number, NumPy's too, within bounds."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating))
+    number = math.nan
+    if is_number and not isinstance(value, bool):
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except OverflowError:
+            number = math.inf
+    if not (math.isfinite(number) and least <= number <= most):
+        bounds = [f"from {least:g}"] * (least > -math.inf) + [f"to {most:g}"] * (most < math.inf)
+        raise _wrong(name, value, " ".join(["a finite number", *bounds]))
+    return number
+
+
+def as_truth(name: str, value: object) -> bool:
+    """Take True or False, NumPy's too."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise _wrong(name, value, "True or False")
+    return bool(value)
+
+
+def as_choice(name: str, value: object, literal: Any) -> Any:  # noqa: ANN401 - a Literal
+    """Take one of the names of a ``Literal``."""
+    names = get_args(literal)
+    if not isinstance(value, str) or value not in names:
+        raise _wrong(name, value, f"one of {', '.join(map(repr, names))}")
+    return value
+
+
+def as_instance(name: str, value: object, kind: type | tuple[type, ...], what: str) -> Any:  # noqa: ANN401
+    """Take an object of a class. ``what``: named in the message."""
+    if not isinstance(value, kind):
+        raise _wrong(name, value, what)
+    return value
+
+
+def _wrong(name: str, value: object, expected: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{name} is {shown(value)}; expected {expected}")
+
+
+def shown(value: object) -> str:
+    """Show a value in a message: its type, and a short value as it is written."""
+    if isinstance(value, np.ndarray):
+        return f"an array {value.dtype} {list(value.shape)}"
+    if value is None:
+        return "None"
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a stranger's __repr__
+        text = ""
+    kind = type(value).__name__
+    return f"{text} ({kind})" if 0 < len(text) <= 80 and "\n" not in text else f"a {kind}"
