@@ -18,8 +18,9 @@ from xclip_deploy import Bundle
 from xclip_deploy.errors import ExportError
 from xclip_deploy.export.bfloat16 import round_to_bfloat16
 from xclip_deploy.export.graphs import BF16_OPSET, OPSET, export_graph, graph_specs
+from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.manifest import Graph, GraphSpec, Precision
-from xclip_deploy.runtime.model_config import Grain, PatchEmbedding, TemporalHead
+from xclip_deploy.runtime.model_config import PatchEmbedding, TemporalHead
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.precision import halve, narrow
 

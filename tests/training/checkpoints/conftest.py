@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.model_config import (
-    Grain,
     ModelConfig,
     PatchEmbedding,
     TemporalHead,
