@@ -176,8 +176,8 @@ def decompose(
     def frame_word() -> Wide:
         nonlocal words_first, frames_first
         words_first, frames_first = _both_orders(similarity, weights, is_word, is_frame)
-        weight: Wide = (words_first.joint + frames_first.joint) / 2
-        return weight * similarity
+        grain: Wide = (words_first.joint + frames_first.joint) / 2 * similarity
+        return grain
 
     formulas = {
         Grain.VIDEO_SENTENCE: video_sentence,
