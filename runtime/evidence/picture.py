@@ -69,7 +69,7 @@ def draw_explanation(
     limits = float(values.min()), float(values.max())
     most = max(panel.longest_bar for panel in panels)
     for panel in panels:
-        panel.draw(page, top, limits, most)
+        panel.draw_on(page, top, limits, most)
         top += panel.height
     try:
         with replaced_file(Path(path)) as partial, warnings.catch_warnings():
@@ -143,7 +143,7 @@ class _Panel:
         words = [tuple(word.points.values()) for word in self.explanation.words]
         return max((abs(value) for parts in (*words, *self.parts) for value in parts), default=0.0)
 
-    def draw(self, page: _Page, top: float, limits: tuple[float, float], most: float) -> None:
+    def draw_on(self, page: _Page, top: float, limits: tuple[float, float], most: float) -> None:
         self._draw_head(page, top)
         top += _HEAD
         self._draw_thumbnails(page, top)
