@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS
 from xclip_deploy.training.config import GeneratedConfig
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
-GRAINS = ("video_sentence", "video_word", "frame_sentence", "frame_word")
+GRAINS = tuple(grain.value for grain in PUBLISHED_GRAINS)
 SEEDS = (0, 1, 2)
 RESULTS = "grains.json"
 METRICS = ("recall_at_1", "recall_at_5", "mean_rank")
@@ -34,7 +35,7 @@ _MEAN_POOLING = {
     "temporal_heads": 0,
     "temporal_positions": 0,
 }
-_COSINE = {"grains": ["video_sentence"], "sentence_projection": False}
+_COSINE = {"grains": [grain.value for grain in CLIP_GRAINS], "sentence_projection": False}
 
 
 @dataclass(frozen=True)

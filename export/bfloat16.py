@@ -37,8 +37,7 @@ def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
             round_to_bfloat16(graph, bundle.graph_path(graph, Precision.BF16), path / spec.file)
         # All the rest is what it was.
         for name in (bundle.manifest.tokenizer, bundle.manifest.scorer_weights):
-            if name is not None:
-                shutil.copyfile(bundle.path / name, path / name)
+            shutil.copyfile(bundle.path / name, path / name)
         files = {
             file.relative_to(path).as_posix(): FileRecord(
                 sha256=sha256_of(file), size_bytes=file.stat().st_size

@@ -127,7 +127,7 @@ def _write(
     ScorerWeights.from_arrays(weights, config).save(directory / SCORER_WEIGHTS)
     inputs = reference_inputs(config, tokenizer)
     reference = run_pytorch(model, inputs)
-    logit_scale = float(model.scorer.logit_scale.detach().exp())
+    score_scale = float(model.scorer.logit_scale.detach().exp())
     graphs = {precision: graph_specs(config, precision) for precision in precisions}
     for precision in precisions:
         if precision is Precision.FP16:
@@ -167,7 +167,7 @@ def _write(
             versions=_versions(),
         ),
     )
-    records = _check_parity(manifest, directory, inputs, reference, logit_scale, steps)
+    records = _check_parity(manifest, directory, inputs, reference, score_scale, steps)
     manifest = manifest.model_copy(update={"parity": tuple(records)})
     (directory / FILE_NAME).write_bytes(manifest.to_json())
     return manifest
@@ -178,7 +178,7 @@ def _check_parity(
     directory: Path,
     inputs: ReferenceInputs,
     reference: Tensors,
-    logit_scale: float,
+    score_scale: float,
     steps: _Steps,
 ) -> list[ParityRecord]:
     """Run the unfinished bundle as production will, and hold it against PyTorch."""
@@ -191,7 +191,7 @@ def _check_parity(
             found, method = run_rounded(bundle, inputs), ParityMethod.ROUNDED
         else:
             found, method = run_bundle(bundle, precision, inputs), ParityMethod.ONNX_RUNTIME
-        records += compare(reference, found, precision, logit_scale, method)
+        records += compare(reference, found, precision, score_scale, method)
     failed = [record for record in records if not record.passed]
     if failed:
         raise ParityError(_explain(failed, len(records)), records)

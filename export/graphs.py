@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from xclip_deploy.errors import ExportError
+from xclip_deploy.runtime.grains import GRAINS, LENGTHS
 from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, Precision, TensorSpec
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.training.model import XClip
@@ -59,21 +60,22 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphS
     def tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
         return TensorSpec(name=name, dtype=dtype, shape=shape)
 
-    scorer_inputs = {
-        "sentence_features": tensor("sentence_features", real, "texts", dim),
-        "word_features": tensor("word_features", real, "texts", words, dim),
-        "video_features": tensor("video_features", gallery, "videos", dim),
-        "frame_features": tensor("frame_features", gallery, "videos", frames, dim),
-        "num_words": tensor("num_words", integer, "texts"),
-        "num_frames": tensor("num_frames", integer, "videos"),
-    }
+    scorer_names = _scorer_input_names(config)
+    scorer_inputs = (
+        tensor("sentence_features", real, "texts", dim),
+        tensor("word_features", real, "texts", words, dim),
+        tensor("video_features", gallery, "videos", dim),
+        tensor("frame_features", gallery, "videos", frames, dim),
+        tensor("num_words", integer, "texts"),
+        tensor("num_frames", integer, "videos"),
+    )
     inputs = {
         Graph.VIDEO_ENCODER: (
             tensor("frames", DType.UINT8, "batch", frames, size, size, 3),
             tensor("num_frames", integer, "batch"),
         ),
         Graph.TEXT_ENCODER: (tensor("token_ids", integer, "batch", words),),
-        Graph.SCORER: tuple(scorer_inputs[name] for name in _scorer_input_names(config)),
+        Graph.SCORER: tuple(spec for spec in scorer_inputs if spec.name in scorer_names),
     }
     outputs = {
         Graph.VIDEO_ENCODER: (
@@ -105,18 +107,12 @@ def _folder(graph: Graph, precision: Precision) -> str:
     return written.value
 
 
-def _scorer_input_names(config: ModelConfig) -> list[str]:
-    """The features that the model's grains compare; a graph has no input that it ignores."""
-    grains = {grain.value for grain in config.grains}
-    names = {
-        "sentence_features": {"video_sentence", "frame_sentence"},
-        "word_features": {"video_word", "frame_word"},
-        "video_features": {"video_sentence", "video_word"},
-        "frame_features": {"frame_sentence", "frame_word"},
-        "num_words": {"video_word", "frame_word"} if config.mask_padding else set(),
-        "num_frames": {"frame_sentence", "frame_word"} if config.mask_padding else set(),
-    }
-    return [name for name, readers in names.items() if readers & grains]
+def _scorer_input_names(config: ModelConfig) -> set[str]:
+    """Name the features that the model's grains compare; a graph has no input that it ignores."""
+    entries = [GRAINS[grain] for grain in config.grains]
+    names = {name for entry in entries for name in (entry.text, entry.video)}
+    lengths = {LENGTHS[name] for name in names if name in LENGTHS}
+    return {*names, *lengths} if config.mask_padding else {*names}
 
 
 # Two or more: the tracer takes an axis of size one for a constant.

@@ -82,10 +82,10 @@ def compare(
     reference: Tensors,
     found: Tensors,
     precision: Precision,
-    logit_scale: float,
+    score_scale: float,
     method: ParityMethod = ParityMethod.ONNX_RUNTIME,
 ) -> list[ParityRecord]:
-    """One record for each output. ``logit_scale``: the factor from similarities to logits."""
+    """One record for each output. ``score_scale``: the factor from similarities to logits."""
     tolerance = TOLERANCES[precision]
     records = []
     for (graph, name), expected in reference.items():
@@ -94,7 +94,7 @@ def compare(
         rms = cosine = None
         # NaN compares false: it fails.
         if graph is Graph.SCORER:
-            most = tolerance.score * (logit_scale if name == "logits" else 1.0)
+            most = tolerance.score * (score_scale if name == "logits" else 1.0)
             rms = float(np.sqrt(np.square(actual - expected).mean()))
             passed = rms <= most and error <= tolerance.outlier_factor * most
         else:

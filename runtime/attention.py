@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.runtime.features import FloatArray
-from xclip_deploy.runtime.scorer_weights import TEMPERATURE
+from xclip_deploy.runtime.grains import TEMPERATURE
 
 Wide = npt.NDArray[np.float64]
 AnyFloats = TypeVar("AnyFloats", npt.NDArray[np.float32], npt.NDArray[np.float64])

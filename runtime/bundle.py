@@ -110,14 +110,8 @@ class Bundle:
         return tokenizer
 
     def scorer_weights(self) -> ScorerWeights:
-        """The scorer's learned matrices. Raises BundleVersionError, BundleIntegrityError."""
-        name = self.manifest.scorer_weights
-        if name is None:
-            raise BundleVersionError(
-                f"bundle {self.path} was exported without its scorer's matrices "
-                f"({SCORER_WEIGHTS}), which this needs; run: {_EXPORT.format(path=self.path)}"
-            )
-        return ScorerWeights.open(self._checked(name), self.manifest.model)
+        """Read the scorer's learned matrices. Raises BundleIntegrityError."""
+        return ScorerWeights.open(self._checked(self.manifest.scorer_weights), self.manifest.model)
 
     def _checked(self, name: str) -> Path:
         """Path of a file whose hash has been compared, once."""
@@ -176,6 +170,11 @@ def _read_manifest(path: Path) -> Manifest:
     _check_version(path, content.get("schema_version"))
     if content.get("checksum") != found:
         raise _damaged(path, f"{FILE_NAME} was altered: its checksum does not fit")
+    if content.get("scorer_weights") is None:  # early exports of this very schema version
+        raise BundleVersionError(
+            f"bundle {path} was exported without its scorer's matrices ({SCORER_WEIGHTS}), which "
+            f"this release needs; run: {_EXPORT.format(path=path)}"
+        )
     del content["checksum"]
     try:
         return Manifest.model_validate(content)

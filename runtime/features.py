@@ -68,7 +68,7 @@ class Scores:
     """Similarities of T texts to V videos."""
 
     logits: npt.NDArray[np.float32]
-    """[T, V]: the model's logit scale times the mean of the grains."""
+    """[T, V]: exp(logit_scale) times the mean of the grains."""
     grains: dict[str, npt.NDArray[np.float32]]
     """Grain name to its similarity [T, V], for the grains that the model has."""
 

@@ -172,8 +172,8 @@ class Manifest(FrozenModel):
     preprocessing: Preprocessing
     tokenizer: str
     """Path of ``tokenizer.json`` within the bundle."""
-    scorer_weights: str | None = None
-    """Path of ``scorer.npz`` within the bundle; None in bundles of before it was written."""
+    scorer_weights: str
+    """Path of ``scorer.npz`` within the bundle."""
     graphs: dict[Precision, dict[Graph, GraphSpec]]
     files: dict[str, FileRecord]
     """Every file that the export wrote, apart from the manifest itself."""
@@ -208,9 +208,7 @@ class Manifest(FrozenModel):
     @model_validator(mode="after")
     def _parts_fit(self) -> Manifest:
         named = [spec.file for graphs in self.graphs.values() for spec in graphs.values()]
-        if self.scorer_weights is not None:
-            named.append(self.scorer_weights)
-        for name in (*named, self.tokenizer):
+        for name in (*named, self.tokenizer, self.scorer_weights):
             if name not in self.files:
                 raise ValueError(f"{name} is not among its files")
         for precision in self.graphs:

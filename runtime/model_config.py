@@ -11,6 +11,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS, Grain
+
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
@@ -38,15 +40,6 @@ class PatchEmbedding(str, Enum):
     """One convolution per frame, ``p x p``."""
     CONV_3D = "3d"
     """A convolution over three neighbouring frames, ``3 x p x p``."""
-
-
-class Grain(str, Enum):
-    """One of the four video-text comparisons of X-CLIP (ACM MM 2022, section 3.2)."""
-
-    VIDEO_SENTENCE = "video_sentence"
-    VIDEO_WORD = "video_word"
-    FRAME_SENTENCE = "frame_sentence"
-    FRAME_WORD = "frame_word"
 
 
 class Family(str, Enum):
@@ -123,8 +116,8 @@ class ModelConfig(FrozenModel):
     """Token positions W of a text, start and end token included."""
     max_frames: PositiveInt = 12
     """Frames F of a video; shorter videos are padded."""
-    grains: tuple[Grain, ...] = tuple(Grain)
-    """The comparisons whose mean is the similarity; all four in X-CLIP."""
+    grains: tuple[Grain, ...] = PUBLISHED_GRAINS
+    """Comparisons whose mean is the similarity."""
     sentence_projection: bool = True
     """Whether video-sentence has X-CLIP's learned matrix G (CLIP4Clip: the plain product)."""
     mask_padding: bool = False
@@ -157,13 +150,14 @@ class ModelConfig(FrozenModel):
         if self.max_words < 3:
             raise ValueError(f"max_words {self.max_words} leaves no room for a word; at least 3")
         if not self.grains or len(set(self.grains)) != len(self.grains):
-            raise ValueError("grains must name at least one of the four, each once")
+            known = ", ".join(grain.value for grain in Grain)
+            raise ValueError(f"grains must name at least one of {known}, each once")
         return self
 
     @property
     def family(self) -> Family:
         """The published model that this configuration amounts to."""
-        if self.grains != (Grain.VIDEO_SENTENCE,) or self.sentence_projection:
+        if self.grains != CLIP_GRAINS or self.sentence_projection:
             return Family.XCLIP
         if (
             self.temporal_head is TemporalHead.MEAN_POOLING

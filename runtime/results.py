@@ -4,30 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from dataclasses import fields as dataclass_fields
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
-from xclip_deploy.errors import MissingExtraError
+from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
+from xclip_deploy.runtime.grains import Grain
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 SearchMethod = Literal["exact", "two-stage"]
+_KNOWN = tuple(grain.value for grain in Grain)
 
 
-@dataclass(frozen=True)
-class GrainScores:
-    """The similarities whose mean, times the model's logit scale, is a text query's score.
+class GrainScores(Mapping[str, float]):
+    """Similarities whose mean, times exp(logit_scale), is the score of a text query.
 
-    None for a grain that the model does not have (CLIP4Clip and CLIP have ``video_sentence``
-    alone).
+    An immutable mapping of grain name to score, in the model's order. Every known grain is an
+    attribute too: ``grains.video_sentence`` is None where the model lacks it. CLIP4Clip and CLIP
+    have ``video_sentence`` alone.
     """
 
-    video_sentence: float | None = None
-    video_word: float | None = None
-    frame_sentence: float | None = None
-    frame_word: float | None = None
+    __slots__ = ("_scores",)
+    _scores: dict[str, float]
+
+    def __init__(self, scores: Mapping[str, float]) -> None:
+        """Take scores by grain name. Raises InvalidArgumentError for a name that is no grain."""
+        unknown = [str(name) for name in scores if name not in _KNOWN]
+        if unknown:
+            raise InvalidArgumentError(
+                f"{', '.join(unknown)}: no such grain; expected some of {', '.join(_KNOWN)}"
+            )
+        object.__setattr__(self, "_scores", dict(scores))
+
+    def __getitem__(self, name: str) -> float:
+        return self._scores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def __getattr__(self, name: str) -> float | None:
+        if name not in _KNOWN:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self._scores.get(name)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable; cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable; cannot delete {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *_KNOWN]
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._scores.items()))
+
+    def __reduce__(self) -> tuple[type[GrainScores], tuple[dict[str, float]]]:
+        return GrainScores, (self._scores,)
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name}={score:.4g}" for name, score in self._scores.items())
+        return f"GrainScores({scores})"
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Give every known grain, None for those that the model lacks, for JSON."""
+        return {name: self._scores.get(name) for name in _KNOWN}
 
 
 @dataclass(frozen=True)
@@ -55,7 +100,8 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain dictionaries and numbers, for JSON."""
-        return asdict(self)
+        grains = None if self.grains is None else self.grains.to_dict()
+        return asdict(self) | {"grains": grains}
 
 
 @dataclass(frozen=True)
@@ -105,7 +151,7 @@ class SearchResults(Sequence[SearchResult]):
             "id": pa.string(),
             "path": pa.string(),
             "score": pa.float64(),
-            **dict.fromkeys((grain.name for grain in dataclass_fields(GrainScores)), pa.float64()),
+            **dict.fromkeys(_KNOWN, pa.float64()),
             "best_frame_time_s": pa.float64(),
             "duration_s": pa.float64(),
             "paths": texts,

@@ -11,15 +11,20 @@ from typing import Any, get_args, overload
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import BundleVersionError, InvalidArgumentError
+from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
-from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit, draw, explain_hits
+from xclip_deploy.runtime.evidence import (
+    Contrast,
+    Explanation,
+    Hit,
+    explain_hits,
+    plot_explanation,
+)
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
 from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, Progress, index_videos
 from xclip_deploy.runtime.results import SearchResults
-from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search import (
     DEFAULT_CANDIDATES,
     Query,
@@ -104,7 +109,7 @@ class Retriever:
         self._image_size = manifest.preprocessing.image_size
         self._reader: VideoReader = reader
         self._scorer_weights = cache(self.bundle.scorer_weights)
-        self._searcher = Searcher(self.model, self._weights_or_none)
+        self._searcher = Searcher(self.model, self._scorer_weights)
 
     # -- gallery ---------------------------------------------------------------------------
 
@@ -211,7 +216,7 @@ class Retriever:
         """Find the ``k`` videos that fit a text best, best first; all where there are fewer.
 
         ``video``: one to resemble as well; the score is then ``(1 - video_weight)`` of the
-        text's and ``video_weight`` of the cosine with it, times the logit scale. ``where``: an
+        text's and ``video_weight`` of the cosine with it, times exp(logit_scale). ``where``: an
         SQL expression over metadata and columns, ``duration_s < 30 and source = 'cam1'``.
         ``offset``: hits to pass over, for paging. ``min_score``: least score of a hit.
         ``deduplicate``: True (0.995) or a cosine: hits whose frame embeddings are all that near
@@ -323,9 +328,8 @@ class Retriever:
         ``a``, ``b``: hits of a search, of whatever query, or ids of videos in the gallery. The
         score is computed anew from the gallery as it is now, and taken apart into what every
         word and frame contributes; once more without each word, to find those that the video has
-        nothing of. Raises GalleryError for a video that is not there, BundleVersionError
-        for a bundle without the scorer's matrices, InvalidArgumentError for a text without a
-        word.
+        nothing of. Raises GalleryError for a video that is not there, InvalidArgumentError for a
+        text without a word.
         """
         hits = [hit for hit in (a, b) if hit is not None]
         weights = self._scorer_weights()
@@ -339,7 +343,7 @@ class Retriever:
         are grey, and the picture says so. Raises MissingExtraError without matplotlib,
         InvalidArgumentError where ``path`` cannot be written.
         """
-        draw(explanation, path, self.read_video)
+        plot_explanation(explanation, path, self.read_video)
 
     # -- for pipelines of one's own --------------------------------------------------------
 
@@ -392,9 +396,3 @@ class Retriever:
         return self.encode_videos(
             [video if isinstance(video, VideoFrames) else self.read_video(video)]
         )
-
-    def _weights_or_none(self) -> ScorerWeights | None:
-        try:
-            return self._scorer_weights()
-        except BundleVersionError:
-            return None  # exported before they were kept: searches score every video

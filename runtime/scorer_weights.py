@@ -17,44 +17,27 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import BundleIntegrityError
-from xclip_deploy.runtime.model_config import Grain, ModelConfig
+from xclip_deploy.runtime.grains import matrix_shapes
+from xclip_deploy.runtime.model_config import ModelConfig
 
 FILE_NAME = "scorer.npz"
-TEMPERATURE = 0.01
-"""Of the scorer's attention over similarities (AOSM); the same as in ``training/scorer.py``."""
 
 Matrix = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class ScorerWeights:
-    """Parameters of the scorer, under the names that they have in the authors' checkpoints.
-
-    None for a matrix that the model has not. D: embedding, W: words, F: frames.
-    """
+    """Parameters of the scorer."""
 
     logit_scale: float
-    """As the model learns it: a score is exp(logit_scale) times the mean of the grains."""
-    global_mat_weight: Matrix | None = None
-    """G [D, D]: video-sentence is (sentence G) · video."""
-    local_mat_weight: Matrix | None = None
-    """L [D, D]: the frame-word similarities are (word L) · frame."""
-    word_logit_weight: Matrix | None = None
-    """[W, W]: aggregation of video-word."""
-    frame_logit_weight: Matrix | None = None
-    """[F, F]: aggregation of frame-sentence."""
-    word_mat_weight: Matrix | None = None
-    """[W, W]: frame-word, words within each frame, where words come first."""
-    frame_mat_weight2: Matrix | None = None
-    """[F, F]: frame-word, frames after the words."""
-    frame_mat_weight: Matrix | None = None
-    """[F, F]: frame-word, frames within each word, where frames come first."""
-    word_mat_weight2: Matrix | None = None
-    """[W, W]: frame-word, words after the frames."""
+    """Logarithm of the factor from the mean of the grains to the score, as it is learned."""
+    matrices: Mapping[str, Matrix]
+    """Learned matrices that the model has, by their names in the authors' checkpoints. The table
+    of grains (``runtime/grains.py``) says which grain has which, and what their axes are."""
 
     @property
-    def scale(self) -> float:
-        """What the mean of the grains is multiplied with."""
+    def score_scale(self) -> float:
+        """Factor from the mean of the grains to the score: exp(logit_scale)."""
         return float(np.exp(self.logit_scale))
 
     @classmethod
@@ -62,7 +45,7 @@ class ScorerWeights:
         cls, arrays: Mapping[str, npt.NDArray[Any]], config: ModelConfig
     ) -> ScorerWeights:
         """Take the parameters by name. Raises ValueError where they are not those of ``config``."""
-        shapes = _shapes(config)
+        shapes: dict[str, tuple[int, ...]] = {"logit_scale": (), **matrix_shapes(config)}
         if set(arrays) != set(shapes):
             raise ValueError(
                 f"scorer weights {', '.join(sorted(arrays))}; expected {', '.join(sorted(shapes))}"
@@ -78,7 +61,7 @@ class ScorerWeights:
                 )
             matrices[name] = array.astype(np.float32)
         logit_scale = float(matrices.pop("logit_scale"))
-        return cls(logit_scale, **matrices)
+        return cls(logit_scale, matrices)
 
     @classmethod
     def open(cls, path: Path, config: ModelConfig) -> ScorerWeights:
@@ -94,27 +77,6 @@ class ScorerWeights:
 
     def save(self, path: Path) -> None:
         """Write ``scorer.npz``. Raises OSError as the file system does."""
-        present: dict[str, Any] = {
-            name: np.asarray(value, np.float32)
-            for name, value in vars(self).items()
-            if value is not None
-        }
+        arrays: dict[str, Any] = {"logit_scale": np.float32(self.logit_scale), **self.matrices}
         with path.open("wb") as stream:
-            np.savez(stream, **present)
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Parameters that the scorer of a configuration has."""
-    dim, words, frames = config.embed_dim, config.max_words, config.max_frames
-    shapes: dict[str, tuple[int, ...]] = {"logit_scale": ()}
-    if Grain.VIDEO_SENTENCE in config.grains and config.sentence_projection:
-        shapes["global_mat_weight"] = (dim, dim)
-    if Grain.VIDEO_WORD in config.grains:
-        shapes["word_logit_weight"] = (words, words)
-    if Grain.FRAME_SENTENCE in config.grains:
-        shapes["frame_logit_weight"] = (frames, frames)
-    if Grain.FRAME_WORD in config.grains:
-        shapes["local_mat_weight"] = (dim, dim)
-        shapes |= dict.fromkeys(("word_mat_weight", "word_mat_weight2"), (words, words))
-        shapes |= dict.fromkeys(("frame_mat_weight", "frame_mat_weight2"), (frames, frames))
-    return shapes
+            np.savez(stream, **arrays)

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.model_config import (
     FrozenModel,
-    Grain,
     ModelConfig,
     PatchEmbedding,
     TemporalHead,
@@ -75,7 +75,7 @@ class StartConfig(FrozenModel):
     patch_embedding: PatchEmbedding = PatchEmbedding.CONV_2D
     max_words: Annotated[int, Field(ge=3)] = 32
     max_frames: Annotated[int, Field(ge=1)] = 12
-    grains: tuple[Grain, ...] = tuple(Grain)
+    grains: tuple[Grain, ...] = PUBLISHED_GRAINS
     sentence_projection: bool = True
     mask_padding: bool = False
 

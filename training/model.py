@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.training.scorer import Scorer, Scores
+from xclip_deploy.training.scorer import Scorer, ScorerOutput
 from xclip_deploy.training.text_encoder import TextEncoder
 from xclip_deploy.training.video_encoder import VideoEncoder
 
@@ -26,7 +26,7 @@ class XClip(nn.Module):
         self.video_encoder.initialize()
         self.text_encoder.initialize()
 
-    def forward(self, token_ids: Tensor, frames: Tensor, num_frames: Tensor) -> Scores:
+    def forward(self, token_ids: Tensor, frames: Tensor, num_frames: Tensor) -> ScorerOutput:
         """Score T texts against V videos.
 
         ``token_ids``: integer [T, W]. ``frames``: uint8 RGB [V, F, H, W, 3]. ``num_frames``:
@@ -36,5 +36,5 @@ class XClip(nn.Module):
         video = self.video_encoder(frames, num_frames)
         # Start, words and end token: everything up to the largest id.
         num_words = token_ids.argmax(dim=-1) + 1
-        scores: Scores = self.scorer(*text, *video, num_words, num_frames)
+        scores: ScorerOutput = self.scorer(*text, *video, num_words, num_frames)
         return scores

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xclip_deploy.training.model import XClip
 
 MAX_LOGIT_SCALE = math.log(100)
-"""CLIP's bound on the logarithm of the logit scale, put on it after each step."""
+"""CLIP's bound on ``logit_scale``, put on it after each step: exp(logit_scale) is at most 100."""
 
 
 def warmup_cosine(progress: float, warmup: float) -> float:
@@ -139,5 +139,5 @@ def clip_gradients(model: nn.Module, recipe: Recipe) -> Tensor:
 
 @torch.no_grad()
 def clamp_logit_scale(model: XClip) -> None:
-    """Keep the logit scale at most 100, as CLIP's training does after each step."""
+    """Keep exp(logit_scale) at most 100, as CLIP's training does after each step."""
     model.scorer.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

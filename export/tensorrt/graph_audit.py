@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xclip_deploy.errors import EngineBuildError, MissingExtraError
+from xclip_deploy.runtime.grains import GRAINS
 from xclip_deploy.runtime.manifest import Graph
-from xclip_deploy.runtime.model_config import Grain, ModelConfig, TemporalHead
+from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead
 
 if TYPE_CHECKING:
     import onnx
@@ -40,14 +41,6 @@ _MOVEMENT = frozenset(
         "Unsqueeze",
     }
 )
-# One softmax for every aggregation of a grain (Ma et al., section 3.3): frame-word has two of
-# two steps. That over the frames of a word is written out, with one exponential.
-_SOFTMAXES = {
-    Grain.VIDEO_SENTENCE: 0,
-    Grain.VIDEO_WORD: 1,
-    Grain.FRAME_SENTENCE: 1,
-    Grain.FRAME_WORD: 4,
-}
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ def audit_graph(path: Path, graph: Graph, config: ModelConfig) -> GraphAudit:
     if graph is Graph.SCORER:
         islands = {"scorer operator": walk.scorer_operators(faults)}
         islands["scorer softmax"] = walk.operators(("Softmax", "Exp"), faults)
-        expected = {"scorer softmax": sum(_SOFTMAXES[grain] for grain in config.grains)}
+        expected = {"scorer softmax": sum(GRAINS[grain].softmaxes for grain in config.grains)}
     else:
         islands = {
             "layer norm": walk.operators(("LayerNormalization",), faults),

@@ -184,7 +184,7 @@ class Certificate(FrozenModel):
     """Contents of ``verification/certificate.json``."""
 
     format: Literal["xclip-certificate"] = "xclip-certificate"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     passed: bool
     fingerprint: Sha256
     """Of the bundle."""
@@ -192,8 +192,8 @@ class Certificate(FrozenModel):
     """All graphs of the bundle, compared or not: another export voids the certificate."""
     reference: RunIdentity
     inputs: InputsRecord
-    logit_scale: float
-    """The factor from similarities to logits."""
+    score_scale: float
+    """Factor from the mean of the grains to the score: exp(logit_scale)."""
     comparisons: tuple[Comparison, ...]
     skipped: tuple[SkippedRun, ...]
     machine: Machine

@@ -34,7 +34,7 @@ def judge(
 
     No ranking where the run broke off, or a score is NaN or infinite.
     """
-    scale = measurement.logit_scale
+    scale = measurement.score_scale
     tensors = tuple(
         _tensor(key, differences, tolerance, scale)
         for key, differences in measured.differences.items()
@@ -78,14 +78,14 @@ def _durations(measurement: Measurement, measured: Measured) -> tuple[Duration, 
 
 
 def _tensor(
-    key: Key, differences: Differences, tolerance: Tolerance, logit_scale: float
+    key: Key, differences: Differences, tolerance: Tolerance, score_scale: float
 ) -> TensorRecord:
     graph, name = key
     error, rms, cosine = differences.max_abs_error, differences.rms_error, differences.min_cosine
     passed = differences.num_not_finite == 0 and error is not None and rms is not None
     allowed_rms = least = None
     if graph is Graph.SCORER:
-        allowed_rms = tolerance.score * (logit_scale if name == "logits" else 1.0)
+        allowed_rms = tolerance.score * (score_scale if name == "logits" else 1.0)
         allowed = tolerance.outlier_factor * allowed_rms
         passed = passed and rms is not None and rms <= allowed_rms
     else:

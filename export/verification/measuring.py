@@ -63,7 +63,7 @@ class Measurement:
     """Of every call."""
     reference_logits: npt.NDArray[np.float32] = field(repr=False)
     """[T, V]."""
-    logit_scale: float
+    score_scale: float
     """Between the reference's mean grain and its logits."""
     measured: tuple[Measured, ...]
     texts: tuple[str, ...]
@@ -111,7 +111,7 @@ def measure(
         reference=reference,
         reference_seconds=every.reference_seconds,
         reference_logits=logits,
-        logit_scale=scale,
+        score_scale=scale,
         measured=tuple(every.measured),
         texts=tuple(texts),
         video_ids=tuple(inputs.video_ids[n] for n in kept),
@@ -243,7 +243,7 @@ def _score(
     videos: Sequence[VideoFeatures | None],
     progress: Progress,
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """The reference's logits [T, V] and its logit scale; the runs keep their own logits."""
+    """The reference's logits [T, V] and its score scale; the runs keep their own logits."""
     config = runs.reference.matcher.config
     assert videos[0] is not None
     num_videos = len(videos[0])

@@ -104,7 +104,7 @@ def score_scatter(measurement: Measurement, comparisons: Sequence[Comparison]) -
         _title(left, comparisons[number].run.name)
         left.set_ylabel("score, logits")
         tolerance = comparisons[number].tolerance
-        typical = tolerance.score * measurement.logit_scale
+        typical = tolerance.score * measurement.score_scale
         allowed = tolerance.outlier_factor * typical
         floor = typical * 1e-5
         errors = np.maximum(np.abs(after - before), floor)

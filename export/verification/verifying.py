@@ -266,7 +266,7 @@ def _certificate(
             unreadable=measurement.unreadable,
             missing=tuple(inputs.missing),
         ),
-        logit_scale=measurement.logit_scale,
+        score_scale=measurement.score_scale,
         comparisons=comparisons,
         skipped=tuple(skipped),
         machine=this_machine(),

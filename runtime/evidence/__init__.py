@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from xclip_deploy.runtime.evidence.contrast import Contrast, FrameContrast, WordContrast
 from xclip_deploy.runtime.evidence.decomposition import (
-    Attention,
+    AttentionWeights,
     Decomposition,
     FramesFirst,
     WordsFirst,
     decompose,
 )
-from xclip_deploy.runtime.evidence.explainer import Hit, draw, explain_hits
+from xclip_deploy.runtime.evidence.explainer import Hit, explain_hits, plot_explanation
 from xclip_deploy.runtime.evidence.explanation import (
     Explanation,
     FrameEvidence,
@@ -22,10 +22,11 @@ from xclip_deploy.runtime.evidence.explanation import (
     explain_video,
 )
 from xclip_deploy.runtime.evidence.moments import Moment, find_moment
+from xclip_deploy.runtime.evidence.picture import draw_explanation
 from xclip_deploy.runtime.evidence.words import TokenKind, Word, without, words_of
 
 __all__ = [
-    "Attention",
+    "AttentionWeights",
     "Contrast",
     "Decomposition",
     "Explanation",
@@ -40,10 +41,11 @@ __all__ = [
     "WordEvidence",
     "WordsFirst",
     "decompose",
-    "draw",
+    "draw_explanation",
     "explain_hits",
     "explain_video",
     "find_moment",
+    "plot_explanation",
     "without",
     "words_of",
 ]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from os import PathLike
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from xclip_deploy.runtime.evidence.explanation import Explanation
+from xclip_deploy.runtime.evidence.explanation import Explanation, plain_part
 from xclip_deploy.runtime.evidence.moments import clock
 from xclip_deploy.runtime.evidence.words import TokenKind
-from xclip_deploy.runtime.video import VideoFrames
+from xclip_deploy.runtime.grains import Grain
 
 
 @dataclass(frozen=True)
@@ -19,13 +18,17 @@ class WordContrast:
 
     text: str
     kind: TokenKind
-    video_word: float
-    frame_word: float
+    points: dict[str, float]
+    """Name of each known grain that reads words -> points; 0 where the model lacks the grain."""
 
     @property
     def contribution(self) -> float:
-        """Of both grains."""
-        return self.video_word + self.frame_word
+        """Points, of all grains that the word has a part in."""
+        return sum(self.points.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries and numbers, for JSON."""
+        return plain_part(self) | {"kind": self.kind.value}
 
 
 @dataclass(frozen=True)
@@ -38,26 +41,34 @@ class FrameContrast:
 
     video_id: str
     time_s: float | None
-    frame_sentence: float
-    frame_word: float
+    points: dict[str, float]
+    """Name of each known grain that reads frames -> points; 0 where the model lacks the grain."""
 
     @property
     def contribution(self) -> float:
-        """Of both grains."""
-        return self.frame_sentence + self.frame_word
+        """Points, of all grains that the frame has a part in."""
+        return sum(self.points.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries and numbers, for JSON."""
+        return plain_part(self)
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
     """Why the first of two videos has the higher (or lower) score. ``str()`` says it.
 
-    The differences of the grains add up to :attr:`difference`; those of video-word and
-    frame-word over :attr:`words` to the grains' own, as those of frame-sentence and frame-word
-    over :attr:`frames`.
+    The differences of the grains add up to :attr:`difference`. The difference of a grain that
+    reads words is the sum over :attr:`words`, that of one that reads frames over :attr:`frames`.
     """
 
     first: Explanation
     second: Explanation
+
+    @property
+    def explanations(self) -> tuple[Explanation, Explanation]:
+        """Both explanations, the first video's first."""
+        return self.first, self.second
 
     @property
     def query(self) -> str:
@@ -82,8 +93,7 @@ class Contrast:
             WordContrast(
                 word.text,
                 word.kind,
-                word.video_word - other.video_word,
-                word.frame_word - other.frame_word,
+                {name: points - other.points[name] for name, points in word.points.items()},
             )
             for word, other in zip(self.first.words, self.second.words, strict=True)
         )
@@ -93,7 +103,9 @@ class Contrast:
         """Every frame of both videos, padding included."""
         return tuple(
             FrameContrast(
-                each.video_id, frame.time_s, sign * frame.frame_sentence, sign * frame.frame_word
+                each.video_id,
+                frame.time_s,
+                {name: sign * points for name, points in frame.points.items()},
             )
             for each, sign in ((self.first, 1.0), (self.second, -1.0))
             for frame in each.frames
@@ -111,7 +123,7 @@ class Contrast:
         grain, share = max(self.grains.items(), key=lambda item: sign * item[1])
         line = (
             f"{names[0]} ranks above {names[1]} by {gap:.2f} {scores}, most of all by "
-            f"{grain.replace('_', '–')} ({sign * share:+.2f})"
+            f"{Grain(grain).spoken} ({sign * share:+.2f})"
         )
         # What a person can look for: words proper, though start and end can weigh more.
         words = [word for word in self.words if word.kind is TokenKind.WORD]
@@ -132,27 +144,11 @@ class Contrast:
             "summary": str(self),
             "difference": self.difference,
             "grains": self.grains,
-            "words": [
-                asdict(word) | {"kind": word.kind.value, "contribution": word.contribution}
-                for word in self.words
-            ],
-            "frames": [
-                asdict(frame) | {"contribution": frame.contribution} for frame in self.frames
-            ],
+            "words": [word.to_dict() for word in self.words],
+            "frames": [frame.to_dict() for frame in self.frames],
             "first": self.first.to_dict(),
             "second": self.second.to_dict(),
         }
-
-    def plot(
-        self,
-        path: str | PathLike[str],
-        frames: tuple[VideoFrames | None, VideoFrames | None] = (None, None),
-        notes: tuple[str | None, str | None] = (None, None),
-    ) -> None:
-        """Write a PNG of both, one under the other: see :meth:`Explanation.plot`."""
-        from xclip_deploy.runtime.evidence.picture import draw
-
-        draw([self.first, self.second], list(frames), path, str(self), list(notes))
 
 
 def _short_names(first: str, second: str) -> tuple[str, str]:

@@ -1,9 +1,9 @@
-"""The scorer taken apart: what every word and frame contributes to the four grains.
+"""The scorer taken apart: what every word and frame contributes to the grains.
 
 The formulas are those of ``training/scorer.py`` (Ma et al., "X-CLIP", ACM MM 2022, sections 3.2
 and 3.3), for one text and one video, in FP64. AOSM gives a similarity as a sum over positions::
 
-    A(x; M) = sum_j a_j x_j        with  a = softmax(x / 0.01) M
+    A(x; M) = Σ_j a_j x_j        with  a = softmax(x / 0.01) M
 
 so position j contributes ``a_j x_j``, and contributions add up to the grain by construction. The
 weights ``a`` are softmax weights mixed by the learned M: they can be negative and need not add
@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from xclip_deploy.runtime.attention import attend, project
 from xclip_deploy.runtime.features import FloatArray, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.model_config import Grain, ModelConfig
+from xclip_deploy.runtime.grains import GRAINS, Grain
+from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 Wide = npt.NDArray[np.float64]
@@ -58,7 +59,7 @@ class FramesFirst:
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
+class AttentionWeights:
     """The weights of every aggregation; None where the model has not the grain."""
 
     video_word: Wide | None
@@ -73,50 +74,67 @@ class Attention:
 class Decomposition:
     """One text and one video, token by token and frame by frame: W tokens, F frames.
 
-    None for a grain that the model has not. Padded tokens and frames are among them, as the
-    published scorer counts them. Every contribution is in units of its grain, a similarity.
+    Padded tokens and frames are among them, as the published scorer counts them.
     """
 
-    scale: float
-    """A score is this times the mean of the grains."""
+    score_scale: float
+    """Factor from the mean of the grains to the score."""
     similarity: Wide
     """[W, F]: (word L) · frame, which frame-word aggregates. For models without that grain the
     plain product, which then has no part in the score."""
     sentence_similarity: Wide
     """[F]: sentence · frame, which frame-sentence aggregates."""
-    video_sentence: float | None
-    """(sentence G) · video. Not divided: a video's embedding is made of its frames by the
-    temporal transformer, and of the sentence's no more than one vector is known."""
-    video_word: Wide | None
-    """[W]: a_w (word_w · video)."""
-    frame_sentence: Wide | None
-    """[F]: a_f (sentence · frame_f)."""
-    frame_word: Wide | None
-    """[W, F]: (p_wf + q_wf) / 2 times the similarity s_wf, with p the joint weight where words
-    come first, q where frames do. Its sum over words is what a frame contributes, its sum over
-    frames what a word does."""
-    attention: Attention
+    contributions: dict[str, Wide]
+    """Grain name to its contributions, for the grains that the model has, in the table's order.
+
+    A contribution is a similarity, in the unit of its grain; the sum over all is the grain. The
+    shape is [W] for a grain that reads words, [F] for one that reads frames, [W, F] for one that
+    reads both and [] for one that reads neither. In frame-word it is (p_wf + q_wf) / 2 times the
+    similarity s_wf, with p the joint weight where words come first, q where frames do.
+    """
+    attention: AttentionWeights
 
     @property
     def grains(self) -> dict[str, float]:
         """The grain scores: the sums of their contributions."""
-        parts = {grain.value: getattr(self, grain.value) for grain in Grain}
-        return {name: float(np.sum(part)) for name, part in parts.items() if part is not None}
+        return {name: float(np.sum(part)) for name, part in self.contributions.items()}
 
     @property
     def score(self) -> float:
         """The scorer's logit."""
-        return self.scale * float(np.mean(list(self.grains.values())))
+        return self.score_scale * float(np.mean(list(self.grains.values())))
 
     @property
     def points(self) -> float:
-        """How much of the score one unit of a grain is: ``scale`` over the number of grains."""
-        return self.scale / len(self.grains)
+        """Points of the score for one unit of a grain: ``score_scale`` over the grains' number."""
+        return self.score_scale / len(self.contributions)
+
+    @property
+    def by_word(self) -> dict[str, Wide]:
+        """What tokens contribute [W], for each of the model's grains that reads words."""
+        return {
+            name: part if part.ndim == 1 else part.sum(axis=1)
+            for name, part in self.contributions.items()
+            if GRAINS[Grain(name)].reads_words
+        }
+
+    @property
+    def by_frame(self) -> dict[str, Wide]:
+        """What frames contribute [F], for each of the model's grains that reads frames."""
+        return {
+            name: part if part.ndim == 1 else part.sum(axis=0)
+            for name, part in self.contributions.items()
+            if GRAINS[Grain(name)].reads_frames
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """As plain dictionaries, lists and numbers, for JSON."""
-        content: dict[str, Any] = _plain(asdict(self))
-        return content
+        content = asdict(self)
+        contributions = content.pop("contributions")
+        plain: dict[str, Any] = _plain(
+            content | {grain.value: contributions.get(grain.value) for grain in Grain}
+        )
+        return plain
 
 
 def decompose(
@@ -133,47 +151,61 @@ def decompose(
     if config.mask_padding:
         is_word = np.arange(len(words)) < text.num_words[0]
         is_frame = np.arange(len(frames)) < video.num_frames[0]
-    similarity = project(words, weights.local_mat_weight) @ frames.T  # [W, F]
+    matrices = weights.matrices
+    similarity = project(words, matrices.get("local_mat_weight")) @ frames.T  # [W, F]
     sentence_similarity = frames @ sentence  # [F]
-    video_sentence = video_word = frame_sentence = frame_word = None
-    of_words = of_frames = words_first = frames_first = None
-    if Grain.VIDEO_SENTENCE in config.grains:
-        video_sentence = float(project(sentence, weights.global_mat_weight) @ whole)
-    if weights.word_logit_weight is not None:
-        of_words = attend(words @ whole, weights.word_logit_weight, is_word)
-        video_word = of_words * (words @ whole)
-    if weights.frame_logit_weight is not None:
-        of_frames = attend(sentence_similarity, weights.frame_logit_weight, is_frame)
-        frame_sentence = of_frames * sentence_similarity
-    if Grain.FRAME_WORD in config.grains:
+    of_words: Wide | None = None
+    of_frames: Wide | None = None
+    words_first: WordsFirst | None = None
+    frames_first: FramesFirst | None = None
+
+    def video_sentence() -> Wide:
+        grain: Wide = np.asarray(project(sentence, matrices.get("global_mat_weight")) @ whole)
+        return grain
+
+    def video_word() -> Wide:
+        nonlocal of_words
+        of_words = attend(words @ whole, matrices["word_logit_weight"], is_word)
+        return of_words * (words @ whole)
+
+    def frame_sentence() -> Wide:
+        nonlocal of_frames
+        of_frames = attend(sentence_similarity, matrices["frame_logit_weight"], is_frame)
+        return of_frames * sentence_similarity
+
+    def frame_word() -> Wide:
+        nonlocal words_first, frames_first
         words_first, frames_first = _both_orders(similarity, weights, is_word, is_frame)
-        frame_word = (words_first.joint + frames_first.joint) / 2 * similarity
+        grain: Wide = (words_first.joint + frames_first.joint) / 2 * similarity
+        return grain
+
+    formulas = {
+        Grain.VIDEO_SENTENCE: video_sentence,
+        Grain.VIDEO_WORD: video_word,
+        Grain.FRAME_SENTENCE: frame_sentence,
+        Grain.FRAME_WORD: frame_word,
+    }
+    contributions = {grain.value: formulas[grain]() for grain in Grain if grain in config.grains}
     return Decomposition(
-        weights.scale,
+        weights.score_scale,
         similarity,
         sentence_similarity,
-        video_sentence,
-        video_word,
-        frame_sentence,
-        frame_word,
-        Attention(of_words, of_frames, words_first, frames_first),
+        contributions,
+        AttentionWeights(of_words, of_frames, words_first, frames_first),
     )
 
 
 def _both_orders(
     similarity: Wide, weights: ScorerWeights, is_word: _Mask | None, is_frame: _Mask | None
 ) -> tuple[WordsFirst, FramesFirst]:
-    assert weights.word_mat_weight is not None
-    assert weights.frame_mat_weight is not None
-    assert weights.word_mat_weight2 is not None
-    assert weights.frame_mat_weight2 is not None
-    words = attend(similarity.T, weights.word_mat_weight, is_word)  # [F, W]
+    matrices = weights.matrices
+    words = attend(similarity.T, matrices["word_mat_weight"], is_word)  # [F, W]
     by_frame = (words * similarity.T).sum(axis=1)  # [F]
-    frames = attend(similarity, weights.frame_mat_weight, is_frame)  # [W, F]
+    frames = attend(similarity, matrices["frame_mat_weight"], is_frame)  # [W, F]
     by_word = (frames * similarity).sum(axis=1)  # [W]
     return (
-        WordsFirst(words.T, attend(by_frame, weights.frame_mat_weight2, is_frame)),
-        FramesFirst(frames, attend(by_word, weights.word_mat_weight2, is_word)),
+        WordsFirst(words.T, attend(by_frame, matrices["frame_mat_weight2"], is_frame)),
+        FramesFirst(frames, attend(by_word, matrices["word_mat_weight2"], is_word)),
     )
 
 

@@ -11,6 +11,7 @@ from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation, explain_video
+from xclip_deploy.runtime.evidence.picture import draw_explanation
 from xclip_deploy.runtime.evidence.words import TokenKind, without, words_of
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.results import SearchResult
@@ -50,14 +51,17 @@ def explain_hits(
     ]
 
 
-def draw(explanation: Explanation | Contrast, path: str | PathLike[str], read: ReadVideo) -> None:
-    """Write an explanation as a PNG; ``read`` gives the frames of a file as they were encoded."""
-    if isinstance(explanation, Explanation):
-        explanation.plot(path, *_thumbnails(explanation, read))
-        return
-    first, note = _thumbnails(explanation.first, read)
-    second, other = _thumbnails(explanation.second, read)
-    explanation.plot(path, (first, second), (note, other))
+def plot_explanation(
+    explanation: Explanation | Contrast, path: str | PathLike[str], read: ReadVideo
+) -> None:
+    """Read the frames again and write the explanation as a PNG.
+
+    ``read`` gives the frames of a file as they were encoded. A file that is gone or another by
+    now leaves grey boxes and a note. Raises as :func:`draw_explanation` does.
+    """
+    parts = explanation.explanations if isinstance(explanation, Contrast) else (explanation,)
+    frames, notes = zip(*(_thumbnails(part, read) for part in parts), strict=True)
+    draw_explanation(explanation, path, frames, notes)
 
 
 def _thumbnails(explanation: Explanation, read: ReadVideo) -> tuple[VideoFrames | None, str | None]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from os import PathLike
 from typing import Any
-
-import numpy as np
 
 from xclip_deploy.runtime.evidence.decomposition import Decomposition, Wide, decompose
 from xclip_deploy.runtime.evidence.moments import Moment, find_moment
@@ -20,10 +17,10 @@ from xclip_deploy.runtime.evidence.words import (
 )
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo
+from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.results import GrainScores
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
-from xclip_deploy.runtime.video import VideoFrames
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,17 @@ class WordEvidence:
     """Number of that frame among the sampled ones."""
     score_without: float | None
     """The score of the text without the word; None for what is no word."""
-    video_word: float
-    frame_word: float
+    points: dict[str, float]
+    """Name of each known grain that reads words -> points; 0 where the model lacks the grain."""
 
     @property
     def contribution(self) -> float:
-        """Points of the score, of both grains that the word has a part in."""
-        return self.video_word + self.frame_word
+        """Points of the score, of all grains that the word has a part in."""
+        return sum(self.points.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries, lists and numbers, for JSON."""
+        return plain_part(self) | {"kind": self.kind.value, "positions": list(self.positions)}
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,27 @@ class FrameEvidence:
     """Seconds from the video's start; None for padding, which the published scorer counts."""
     similarity: float
     """To the sentence: what the best moment is found by."""
-    frame_sentence: float
-    frame_word: float
+    points: dict[str, float]
+    """Name of each known grain that reads frames -> points; 0 where the model lacks the grain."""
 
     @property
     def contribution(self) -> float:
-        """Points of the score, of both grains that the frame has a part in."""
-        return self.frame_sentence + self.frame_word
+        """Points of the score, of all grains that the frame has a part in."""
+        return sum(self.points.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries and numbers, for JSON."""
+        return plain_part(self)
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Why a video has its score for a text. ``str()`` says it in a sentence.
 
-    The score is the sum of four grains in points; video-sentence is one number, video-word the
-    sum over :attr:`words`, frame-sentence that over :attr:`frames`, and frame-word the sum over
-    either. ``decomposition`` has the same by tokens, with every similarity and weight.
+    The score is the sum of the grains in points: a grain that reads words is the sum over
+    :attr:`words`, one that reads frames the sum over :attr:`frames`, one that reads both the sum
+    over either. Video-sentence is one number. ``decomposition`` has the same by tokens, with
+    every similarity and weight.
     """
 
     query: str
@@ -125,7 +131,9 @@ class Explanation:
         return [Word(word.text, word.kind, word.positions) for word in self.words]
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{_spoken(name)} {value:.2f}" for name, value in self.points.items())
+        parts = ", ".join(
+            f"{Grain(name).spoken} {value:.2f}" for name, value in self.points.items()
+        )
         found = f"best moment {self.best_moment}"
         if self.missing_words:
             names = ", ".join(f"“{word.text}”" for word in self.missing_words)
@@ -139,38 +147,15 @@ class Explanation:
             "video_id": self.video_id,
             "path": self.path,
             "score": self.score,
-            "grains": asdict(self.grains),
+            "grains": self.grains.to_dict(),
             "points": self.points,
             "summary": str(self),
             "missing_words": [word.text for word in self.missing_words],
             "best_moment": asdict(self.best_moment),
-            "words": [
-                {**asdict(word), "kind": word.kind.value, "positions": list(word.positions)}
-                | {"contribution": word.contribution}
-                for word in self.words
-            ],
-            "frames": [
-                asdict(frame) | {"contribution": frame.contribution} for frame in self.frames
-            ],
+            "words": [word.to_dict() for word in self.words],
+            "frames": [frame.to_dict() for frame in self.frames],
             "decomposition": self.decomposition.to_dict(),
         }
-
-    def plot(
-        self,
-        path: str | PathLike[str],
-        frames: VideoFrames | None = None,
-        note: str | None = None,
-    ) -> None:
-        """Write a PNG: frames over a heat map against the words, with times and scores.
-
-        ``frames``: as ``Retriever.read_video(explanation.path)`` reads them; grey boxes without.
-        ``note``: a line to write below. :meth:`Retriever.plot_explanation` does both. Raises
-        MissingExtraError without matplotlib, InvalidArgumentError where ``path`` cannot be
-        written.
-        """
-        from xclip_deploy.runtime.evidence.picture import draw
-
-        draw([self], [frames], path, None, [note])
 
 
 def explain_video(
@@ -192,9 +177,10 @@ def explain_video(
     without = [next(rows).score if word.kind is TokenKind.WORD else None for word in words]
     valid = int(video.num_frames[0])
     seen = max_by_word(parts.similarity[:, :valid], words)  # [words, frames]
-    by_word = _points(parts.video_word, parts, words)
-    of_words = None if parts.frame_word is None else parts.frame_word.sum(axis=1)
-    both = _points(of_words, parts, words)
+    by_word = {
+        name: sum_by_word(part, words) * parts.points for name, part in parts.by_word.items()
+    }
+    by_frame = {name: part * parts.points for name, part in parts.by_frame.items()}
     word_evidence = tuple(
         WordEvidence(
             word.text,
@@ -203,18 +189,15 @@ def explain_video(
             similarity=float(seen[n].max()),
             best_frame=int(seen[n].argmax()),
             score_without=without[n],
-            video_word=float(by_word[n]),
-            frame_word=float(both[n]),
+            points=_points_at(n, by_word, (g for g in Grain if GRAINS[g].reads_words)),
         )
         for n, word in enumerate(words)
     )
-    of_frames = None if parts.frame_word is None else parts.frame_word.sum(axis=0)
     frame_evidence = tuple(
         FrameEvidence(
             entry.frame_times_s[n] if n < valid else None,
             float(parts.sentence_similarity[n]),
-            0.0 if parts.frame_sentence is None else float(parts.frame_sentence[n] * parts.points),
-            0.0 if of_frames is None else float(of_frames[n] * parts.points),
+            _points_at(n, by_frame, (g for g in Grain if GRAINS[g].reads_frames)),
         )
         for n in range(len(parts.sentence_similarity))
     )
@@ -223,7 +206,7 @@ def explain_video(
         entry.id,
         entry.path,
         parts.score,
-        GrainScores(**parts.grains),
+        GrainScores(parts.grains),
         word_evidence,
         frame_evidence,
         find_moment(parts.sentence_similarity[:valid], entry.frame_times_s, entry.duration_s),
@@ -231,12 +214,14 @@ def explain_video(
     )
 
 
-def _points(values: Wide | None, parts: Decomposition, words: Sequence[Word]) -> Wide:
-    """What words contribute, from what tokens [W] do: [n], zeros for a grain that is not there."""
-    if values is None:
-        return np.zeros(len(words))
-    return sum_by_word(values, words) * parts.points
+def _points_at(n: int, points: Mapping[str, Wide], grains: Iterable[Grain]) -> dict[str, float]:
+    """Give the points of word or frame ``n`` by grain, 0 for a grain that is not there."""
+    names = [grain.value for grain in grains]
+    return {name: float(points[name][n]) if name in points else 0.0 for name in names}
 
 
-def _spoken(grain: str) -> str:
-    return grain.replace("_", "–")
+def plain_part(part: Any) -> dict[str, Any]:  # noqa: ANN401 - any record with points
+    """Give the fields of a record of a word or frame, each grain's points among them."""
+    content: dict[str, Any] = asdict(part)
+    points = content.pop("points")
+    return {**content, **points} | {"contribution": part.contribution}

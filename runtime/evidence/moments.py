@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.scorer_weights import TEMPERATURE
+from xclip_deploy.runtime.grains import TEMPERATURE
 
 
 @dataclass(frozen=True)

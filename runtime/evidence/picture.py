@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,14 @@ import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation
 from xclip_deploy.runtime.evidence.moments import clock
 from xclip_deploy.runtime.evidence.words import TokenKind
+from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.video import VideoFrames
 
-_COLOURS = {
-    "video_sentence": "#7f7f7f",
-    "video_word": "#1f77b4",
-    "frame_sentence": "#2ca02c",
-    "frame_word": "#ff7f0e",
-}
+_COLOURS = {grain.value: entry.colour for grain, entry in GRAINS.items()}
 _MOMENT = "#d62728"
 # Inches. Axes are placed by hand, so that thumbnails are square and columns line up.
 _ROW = 0.27
@@ -38,24 +35,28 @@ _MAP_WIDTH = 11.0
 _DPI = 110
 
 
-def draw(
-    explanations: Sequence[Explanation],
-    frames: Sequence[VideoFrames | None],
+def draw_explanation(
+    explanation: Explanation | Contrast,
     path: str | PathLike[str],
-    title: str | None,
-    notes: Sequence[str | None],
+    frames: Sequence[VideoFrames | None] = (),
+    notes: Sequence[str | None] = (),
 ) -> None:
-    """Write a PNG of one explanation, or of several one under the other.
+    """Write a PNG of an explanation, or of the two of a contrast one under the other.
 
-    ``frames``: of each, as they were encoded; None draws grey boxes. ``title``: above all.
-    ``notes``: a line below each. Raises MissingExtraError, InvalidArgumentError.
+    ``frames``: of each video, as ``Retriever.read_video`` reads them; grey boxes stand for None
+    or none at all. ``notes``: a line to write below each. :meth:`Retriever.plot_explanation`
+    finds both. Raises MissingExtraError without matplotlib, InvalidArgumentError where ``path``
+    cannot be written.
     """
+    title = str(explanation) if isinstance(explanation, Contrast) else None
+    parts = explanation.explanations if isinstance(explanation, Contrast) else (explanation,)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "Drawing an explanation") from error
-    panels = [_Panel(*each) for each in zip(explanations, frames, notes, strict=True)]
+    frames, notes = frames or [None] * len(parts), notes or [None] * len(parts)
+    panels = [_Panel(*each) for each in zip(parts, frames, notes, strict=True)]
     width = max(panel.width for panel in panels)
     lines = textwrap.wrap(title, int(width * 11)) if title else []
     top = 0.25 * len(lines) + (0.2 if lines else 0.0)
@@ -68,7 +69,7 @@ def draw(
     limits = float(values.min()), float(values.max())
     most = max(panel.longest_bar for panel in panels)
     for panel in panels:
-        panel.draw(page, top, limits, most)
+        panel.draw_on(page, top, limits, most)
         top += panel.height
     try:
         with replaced_file(Path(path)) as partial, warnings.catch_warnings():
@@ -112,16 +113,14 @@ class _Panel:
         self.frames = frames
         valid = sum(frame.time_s is not None for frame in explanation.frames)
         similarity = explanation.word_frame_similarity
-        self.parts = [
-            (frame.frame_sentence, frame.frame_word) for frame in explanation.frames[:valid]
-        ]
+        self.parts = [tuple(frame.points.values()) for frame in explanation.frames[:valid]]
         self.labels = [clock(frame.time_s or 0.0) for frame in explanation.frames[:valid]]
         self.padded = len(explanation.frames) - valid
         columns = [similarity[:, :valid]]
         if self.padded:  # all together, as their times are none
             rest = explanation.frames[valid:]
             self.parts.append(
-                (sum(each.frame_sentence for each in rest), sum(each.frame_word for each in rest))
+                tuple(sum(each.points[name] for each in rest) for name in rest[0].points)
             )
             self.labels.append(f"padding ×{self.padded}")
             columns.append(similarity[:, valid:].max(axis=1, keepdims=True))
@@ -141,10 +140,10 @@ class _Panel:
 
     @property
     def longest_bar(self) -> float:
-        words = [(word.video_word, word.frame_word) for word in self.explanation.words]
+        words = [tuple(word.points.values()) for word in self.explanation.words]
         return max((abs(value) for parts in (*words, *self.parts) for value in parts), default=0.0)
 
-    def draw(self, page: _Page, top: float, limits: tuple[float, float], most: float) -> None:
+    def draw_on(self, page: _Page, top: float, limits: tuple[float, float], most: float) -> None:
         self._draw_head(page, top)
         top += _HEAD
         self._draw_thumbnails(page, top)
@@ -176,7 +175,7 @@ class _Panel:
         grains = explanation.decomposition.grains
         step = (self.width - _LABELS - 0.35) / len(points)
         for number, (name, value) in enumerate(points.items()):
-            text = f"{name.replace('_', '–')} {value:.2f}  ({grains[name]:.3f})"
+            text = f"{Grain(name).spoken} {value:.2f}  ({grains[name]:.3f})"
             place = _LABELS + number * step
             page.write(place, top + 0.98, text, fontsize=9.5, color=_COLOURS[name])
         page.write(0.15, top + 0.68, f"score {explanation.score:.2f} =", fontsize=10.5)
@@ -250,13 +249,13 @@ class _Panel:
     def _draw_word_bars(self, axes: Any, most: float) -> None:  # noqa: ANN401
         words = self.explanation.words
         for row, word in enumerate(words):
-            colours = [_COLOURS["video_word"], _COLOURS["frame_word"]]
-            _stack(axes, row, [word.video_word, word.frame_word], colours, horizontal=True)
-            end = max(word.video_word, 0) + max(word.frame_word, 0)
+            parts = list(word.points.values())
+            _stack(axes, row, parts, [_COLOURS[name] for name in word.points], horizontal=True)
+            end = sum(max(part, 0) for part in parts)
             axes.text(end + 0.03 * most, row, f"{word.contribution:.2f}", va="center", fontsize=7.5)
         axes.set_ylim(len(words) - 0.5, -0.5)
-        ends = [sum(min(part, 0) for part in (word.video_word, word.frame_word)) for word in words]
-        tops = [sum(max(part, 0) for part in (word.video_word, word.frame_word)) for word in words]
+        ends = [sum(min(part, 0) for part in word.points.values()) for word in words]
+        tops = [sum(max(part, 0) for part in word.points.values()) for word in words]
         axes.set_xlim(min(*ends, 0) - 0.02, max(*tops, 1e-9) * 1.35)
         _bare(axes, "points of the score, by word")
 
@@ -272,7 +271,7 @@ class _Panel:
             page.write(left, place, text, fontsize=8, color="0.2" if found else _MOMENT)
 
     def _draw_frame_bars(self, axes: Any, most: float) -> None:  # noqa: ANN401
-        colours = [_COLOURS["frame_sentence"], _COLOURS["frame_word"]]
+        colours = [_COLOURS[name] for name in self.explanation.frames[0].points]
         for number, parts in enumerate(self.parts):
             _stack(axes, number, list(parts), colours, horizontal=False)
             end = sum(max(part, 0) for part in parts)
@@ -292,21 +291,35 @@ class _Panel:
     def _notes(self, note: str | None) -> list[str]:
         explanation = self.explanation
         moment = explanation.best_moment
-        grains = explanation.decomposition.grains
+        decomposition = explanation.decomposition
+        grains = decomposition.grains
         lines = [
             f"best moment, by similarity of frame and sentence: {moment}.",
             "bars: points of the score, in the colours of the grains above (in brackets as the "
-            f"scorer gives them; the score is {explanation.decomposition.scale:.4g} times their "
-            "mean). Video–sentence belongs to no single word or frame.",
+            f"scorer gives them; the score is {decomposition.score_scale:.4g} times their "
+            f"mean).{_whole(grains)}",
             "map: similarity of word and frame, the largest of a word's tokens.",
         ]
-        if "video_word" not in grains and "frame_word" not in grains:
+        if not any(GRAINS[Grain(name)].reads_words for name in grains):
             lines.append("this model's score compares no words: the map is no part of it")
         if explanation.missing_words:
             lines[2] += " Nothing found: without the word the score would be no lower."
         if note:
             lines.append(note)
         return [part for line in lines for part in textwrap.wrap(line, int(self.width * 16))]
+
+
+def _whole(grains: Iterable[str]) -> str:
+    """Say which grains belong to no single word or frame."""
+    entries = [(Grain(name), GRAINS[Grain(name)]) for name in grains]
+    names = [
+        grain.spoken for grain, entry in entries if not entry.reads_words and not entry.reads_frames
+    ]
+    if not names:
+        return ""
+    listed = " and ".join(names)
+    verb = "belongs" if len(names) == 1 else "belong"
+    return f" {listed[0].upper()}{listed[1:]} {verb} to no single word or frame."
 
 
 def _stack(

@@ -30,12 +30,10 @@ class Planner:
         self._pair_s = _FIRST_GUESS_S
         self._measured = False
 
-    def plan(self, num_videos: int, options: SearchOptions, *, can_fold: bool) -> Plan:
-        """``can_fold``: whether the bundle has the matrix that the first stage needs."""
-        if options.exact is not None and (options.exact or can_fold):
+    def plan(self, num_videos: int, options: SearchOptions) -> Plan:
+        """Choose the method for a gallery of ``num_videos``."""
+        if options.exact is not None:
             return Plan("exact" if options.exact else "two-stage", "asked for")
-        if not can_fold:
-            return Plan("exact", "the bundle has no scorer matrices for a first stage")
         if num_videos <= options.num_candidates:
             return Plan("exact", f"{num_videos} videos are no more than the candidates would be")
         cost_s = self._pair_s * num_videos

@@ -20,7 +20,7 @@ class QueryBank:
     Some videos score high for whatever text. With a bank, a video's score s becomes
     ``s - logsumexp(b) + log(B)``, over its scores b for the bank's B texts: the logarithm of the
     inverted softmax with which querybank normalisation re-ranks (Bogolin et al., CVPR 2022,
-    equation 3, its temperature being the model's logit scale), centred so that a video that
+    equation 3, its temperature being exp(logit_scale)), centred so that a video that
     fits the query as well as the bank on the whole gets 0. It costs B more scores per candidate.
     Training captions are a good bank; texts of what is searched for are too.
     """

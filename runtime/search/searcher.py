@@ -21,7 +21,11 @@ from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.near_identical import distinct
 from xclip_deploy.runtime.search.options import SearchOptions
 from xclip_deploy.runtime.search.planner import Planner
-from xclip_deploy.runtime.search.video_grains import of_videos, project_sentences
+from xclip_deploy.runtime.search.video_grains import (
+    of_videos,
+    project_sentences,
+    tells_more_than_first_stage,
+)
 
 _SCAN_VIDEOS = 2048
 """Videos read and scored at a time by an exact search that does not fit into memory."""
@@ -82,8 +86,8 @@ class _Ranked:
 class Searcher:
     """Searches snapshots of a gallery with a model. Safe to use from several threads."""
 
-    def __init__(self, model: DeployedModel, weights: Callable[[], ScorerWeights | None]) -> None:
-        """``weights``: gives the scorer's matrices; None for bundles without."""
+    def __init__(self, model: DeployedModel, weights: Callable[[], ScorerWeights]) -> None:
+        """Prepare to search; ``weights`` gives the scorer's matrices when they are needed."""
         self._model = model
         self._weights = weights
         self._planner = Planner()
@@ -94,17 +98,15 @@ class Searcher:
         """One list of hits for each query, all of the same kind."""
         total = len(snapshot)
         if not total or not queries:
-            plan = self._planner.plan(0, options, can_fold=True)
+            plan = self._planner.plan(0, options)
             return [SearchResults((), plan.method, 0, 0, "the gallery is empty") for _ in queries]
         if queries[0].text is None:
             return [self._by_video(query, snapshot, options) for query in queries]
-        weights = self._weights()
-        plan = self._planner.plan(total, options, can_fold=weights is not None)
+        plan = self._planner.plan(total, options)
         if plan.method == "exact":
             ranked = self._exact(queries, snapshot, options)
         else:
-            assert weights is not None
-            ranked = self._two_stage(queries, snapshot, options, weights)
+            ranked = self._two_stage(queries, snapshot, options, self._weights())
         return [
             self._finish(query, found, scored, snapshot, options, plan.method, plan.reason)
             for query, (found, scored) in zip(queries, ranked, strict=True)
@@ -121,7 +123,7 @@ class Searcher:
     ) -> list[tuple[_Ranked, int]]:
         folded = np.concatenate([fold(query, weights) for query in queries])
         # Where video-sentence is not all that whole videos can tell, more are looked at first.
-        looks_twice = weights.word_logit_weight is not None
+        looks_twice = tells_more_than_first_stage(self._model.config)
         wanted = options.num_candidates * (_NEAREST_PER_CANDIDATE if looks_twice else 1)
         nearest = snapshot.nearest(folded, wanted, options.where)
         ranked = []
@@ -209,7 +211,7 @@ class Searcher:
         for n, query in enumerate(queries):
             logits = scores.logits[n]
             if query.video is not None:
-                scale = self._scale()
+                scale = self._weights().score_scale
                 cosines = features.video_features.astype(np.float32) @ query.video.video_features[0]
                 weight = query.video_weight
                 logits = ((1 - weight) * logits + weight * scale * cosines).astype(np.float32)
@@ -272,7 +274,7 @@ class Searcher:
                     id=video.id,
                     path=video.path,
                     score=float(page.scores[n]),
-                    grains=GrainScores(**grains) if grains else None,
+                    grains=GrainScores(grains) if grains else None,
                     best_frame_time_s=_best_frame(query, features.frame_features[n], video),
                     duration_s=video.duration_s,
                     metadata=dict(video.metadata),
@@ -281,10 +283,6 @@ class Searcher:
                 )
             )
         return tuple(hits)
-
-    def _scale(self) -> float:
-        weights = self._weights()
-        return 1.0 if weights is None else weights.scale
 
 
 def fold(query: Query, weights: ScorerWeights) -> Floats:

@@ -7,13 +7,16 @@ with 800.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.runtime.attention import Wide, attend
 from xclip_deploy.runtime.features import FloatArray, TextFeatures
+from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.half_precision import to_float32
-from xclip_deploy.runtime.model_config import Grain, ModelConfig
+from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 Floats = npt.NDArray[np.float32]
@@ -24,10 +27,11 @@ _IN_ONE_THREAD = 1 << 18
 def project_sentences(sentences: FloatArray, weights: ScorerWeights) -> Floats:
     """Sentences [T, D] as video-sentence multiplies them with videos: times G, FP32 [T, D]."""
     wide = sentences.astype(np.float32)
-    if weights.global_mat_weight is None:
+    matrix = weights.matrices.get("global_mat_weight")
+    if matrix is None:
         return wide
     # Not by BLAS, see _products().
-    projected: Floats = np.einsum("td,de->te", wide, weights.global_mat_weight)
+    projected: Floats = np.einsum("td,de->te", wide, matrix)
     return projected
 
 
@@ -38,20 +42,36 @@ def of_videos(
 
     ``text``: features of one text; ``vectors``: ``video_features`` [V, D].
     """
+    is_word = np.arange(len(text.word_features[0])) < text.num_words[0]
+    mask = is_word if config.mask_padding else None
+
+    def video_word(products: Floats) -> Floats:
+        similarity = products[..., 1:]  # [stacks, rows, W]
+        attention = attend(similarity, weights.matrices["word_logit_weight"], mask)
+        return np.asarray((attention * similarity).sum(axis=-1))
+
+    formulas: dict[Grain, Callable[[Floats], Floats]] = {
+        Grain.VIDEO_SENTENCE: lambda products: products[..., 0],
+        Grain.VIDEO_WORD: video_word,
+    }
     sentence = project_sentences(text.sentence_features, weights)
     words = text.word_features[0].astype(np.float32)
     total = np.zeros(len(vectors))
     start = 0
     for products in _products(to_float32(vectors), np.concatenate([sentence, words])):
         part = slice(start, start := start + products.shape[0] * products.shape[1])
-        if Grain.VIDEO_SENTENCE in config.grains:
-            total[part] += products[..., 0].ravel()
-        if weights.word_logit_weight is not None:
-            similarity = products[..., 1:]  # [stacks, rows, W]
-            is_word = np.arange(len(words)) < text.num_words[0] if config.mask_padding else None
-            attention = attend(similarity, weights.word_logit_weight, is_word)
-            total[part] += (attention * similarity).sum(axis=-1).ravel()
+        for grain in _without_frames(config):
+            total[part] += formulas[grain](products).ravel()
     return total / len(config.grains)
+
+
+def tells_more_than_first_stage(config: ModelConfig) -> bool:
+    """Tell whether a grain but video-sentence, which the first stage computes, needs no frames."""
+    return any(grain is not Grain.VIDEO_SENTENCE for grain in _without_frames(config))
+
+
+def _without_frames(config: ModelConfig) -> list[Grain]:
+    return [grain for grain in config.grains if not GRAINS[grain].reads_frames]
 
 
 def _products(left: Floats, right: Floats) -> list[Floats]:

@@ -22,8 +22,9 @@ from xclip_deploy import Bundle, CheckpointOptions, ExportResult, Retriever, exp
 from xclip_deploy.cli.main import cli
 from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
 from xclip_deploy.export.fingerprint import model_fingerprint
+from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.manifest import Graph, ParityMethod, Precision, Preprocessing
-from xclip_deploy.runtime.model_config import Family, Grain, TemporalHead
+from xclip_deploy.runtime.model_config import Family, TemporalHead
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
 from xclip_deploy.training.checkpoints import to_authors_state_dict
 

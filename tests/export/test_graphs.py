@@ -18,8 +18,9 @@ from xclip_deploy import Bundle
 from xclip_deploy.errors import ExportError
 from xclip_deploy.export.bfloat16 import round_to_bfloat16
 from xclip_deploy.export.graphs import BF16_OPSET, OPSET, export_graph, graph_specs
+from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.manifest import Graph, GraphSpec, Precision
-from xclip_deploy.runtime.model_config import Grain, PatchEmbedding, TemporalHead
+from xclip_deploy.runtime.model_config import PatchEmbedding, TemporalHead
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.precision import halve, narrow
 
@@ -152,7 +153,7 @@ SCORERS: dict[str, dict[str, Any]] = {
     "x-clip, masked": {"mask_padding": True},
     "clip4clip": {"grains": (Grain.VIDEO_SENTENCE,), "sentence_projection": False},
     "frames alone, masked": {"grains": (Grain.FRAME_SENTENCE,), "mask_padding": True},
-    "without frame-word": {"grains": tuple(Grain)[:3]},
+    "without frame-word": {"grains": PUBLISHED_GRAINS[:3]},
 }
 
 

@@ -23,7 +23,7 @@ def tensors() -> Tensors:
 
 
 def passed(found: Tensors, precision: Precision = Precision.FP32) -> dict[str, bool]:
-    records = compare(tensors(), found, precision, logit_scale=10.0)
+    records = compare(tensors(), found, precision, score_scale=10.0)
     return {record.tensor: record.passed for record in records}
 
 
@@ -45,7 +45,7 @@ def test_a_single_pair_may_be_further_off_but_not_by_any_amount(
     many = {LOGITS: np.zeros((100, 100), np.float32)}
     found = {LOGITS: many[LOGITS].copy()}
     found[LOGITS][7, 8] = factor * tolerance.outlier_factor * tolerance.score * 10.0
-    (record,) = compare(many, found, Precision.FP16, logit_scale=10.0)
+    (record,) = compare(many, found, Precision.FP16, score_scale=10.0)
     assert record.passed is expected
     assert record.rms_error is not None
     assert record.rms_error < record.tolerance

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
+from copy import deepcopy
 
 import pandas
 import pytest
 
 from xclip_deploy import GrainScores, SearchResult, SearchResults
-from xclip_deploy.errors import MissingExtraError
+from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 
+NAMES = ("video_sentence", "video_word", "frame_sentence", "frame_word")
 HITS = (
     SearchResult(
         1,
         "a",
         "/a.mp4",
         9.5,
-        GrainScores(0.1, 0.2, 0.3, 0.4),
+        GrainScores(dict(zip(NAMES, (0.1, 0.2, 0.3, 0.4), strict=True))),
         2.0,
         12.0,
         {"source": "cam1", "score": 3},
@@ -44,7 +47,46 @@ def test_json() -> None:
     assert again["method"] == "two-stage"
     assert again["hits"][0]["metadata"] == {"source": "cam1", "score": 3}
     assert again["hits"][0]["paths"] == ["/a.mp4", "/copy.mp4"]
+    assert again["hits"][0]["grains"] == dict(zip(NAMES, (0.1, 0.2, 0.3, 0.4), strict=True))
     assert again["hits"][1]["grains"] is None
+
+
+def test_grain_scores_are_a_mapping_with_attributes() -> None:
+    found = GrainScores({"frame_word": 0.25, "video_sentence": 0.125})
+    assert list(found) == ["frame_word", "video_sentence"]  # the model's order
+    assert dict(found) == {"frame_word": 0.25, "video_sentence": 0.125}
+    assert found["frame_word"] == found.frame_word == 0.25
+    assert found.video_word is None
+    assert "video_word" not in found
+    assert set(NAMES) <= set(dir(found))
+    with pytest.raises(KeyError):
+        found["video_word"]
+    for name in ("frame", "_repr_html_", "__wrapped__"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(found, name)
+    assert repr(found) == "GrainScores(frame_word=0.25, video_sentence=0.125)"
+    same = GrainScores({"video_sentence": 0.125, "frame_word": 0.25})
+    assert found == same == pickle.loads(pickle.dumps(found)) == deepcopy(found)
+    assert hash(found) == hash(same)
+    assert found != GrainScores({"frame_word": 0.25})
+    assert GrainScores({"video_word": 0.5}).to_dict() == dict.fromkeys(NAMES) | {"video_word": 0.5}
+
+
+def test_grain_scores_are_immutable() -> None:
+    scores = {"frame_word": 0.25}
+    found = GrainScores(scores)
+    scores["frame_word"] = 1.0
+    assert found.frame_word == 0.25
+    for name in ("frame_word", "video_word", "more", "_scores"):
+        with pytest.raises(AttributeError, match="immutable"):
+            setattr(found, name, 1.0)
+    with pytest.raises(AttributeError, match="immutable"):
+        del found.frame_word
+
+
+def test_scores_of_what_is_no_grain() -> None:
+    with pytest.raises(InvalidArgumentError, match="frames: no such grain; expected some of video"):
+        GrainScores({"frames": 0.1})
 
 
 def test_a_table() -> None:

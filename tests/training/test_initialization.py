@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from xclip_deploy.errors import CheckpointMismatchError, InvalidArgumentError
-from xclip_deploy.runtime.model_config import Grain, PatchEmbedding, TemporalHead
+from xclip_deploy.runtime.grains import Grain
+from xclip_deploy.runtime.model_config import PatchEmbedding, TemporalHead
 from xclip_deploy.training.checkpoints import Checkpoint
 from xclip_deploy.training.initialization import freeze_layers, initialize_from
 from xclip_deploy.training.model import XClip

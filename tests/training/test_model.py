@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from xclip_deploy import load_checkpoint
-from xclip_deploy.runtime.model_config import Family, Grain, ModelConfig, TemporalHead
+from xclip_deploy.runtime.grains import Grain
+from xclip_deploy.runtime.model_config import Family, ModelConfig, TemporalHead
 from xclip_deploy.training.model import XClip
 
 Golden = dict[str, npt.NDArray[Any]]
@@ -146,7 +147,7 @@ def test_families() -> None:
     [
         ({"max_words": 78}, "77 token positions"),
         ({"max_words": 2}, "no room for a word"),
-        ({"grains": ()}, "at least one of the four"),
+        ({"grains": ()}, "at least one of video_sentence, "),
         ({"grains": ("video_word", "video_word")}, "each once"),
         ({"temporal_head": "seqTransf"}, "temporal_layers=0"),
         ({"temporal_layers": 2}, "do not fit temporal_head=meanP"),

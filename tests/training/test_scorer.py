@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from xclip_deploy.runtime.model_config import Grain
+from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.training.model import XClip
 
 Array = npt.NDArray[np.float64]

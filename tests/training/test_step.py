@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from xclip_deploy.errors import TrainingError
-from xclip_deploy.runtime.model_config import Grain, PatchEmbedding, TemporalHead
+from xclip_deploy.runtime.grains import Grain
+from xclip_deploy.runtime.model_config import PatchEmbedding, TemporalHead
 from xclip_deploy.training.checkpoints import save_checkpoint
 from xclip_deploy.training.config import TrainConfig
 from xclip_deploy.training.loss_scaling import INITIAL_SCALE, LossScaler

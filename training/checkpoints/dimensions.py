@@ -11,9 +11,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointMismatchError, InvalidArgumentError
+from xclip_deploy.runtime.grains import (
+    CLIP_GRAINS,
+    GRAINS,
+    PUBLISHED_GRAINS,
+    Axis,
+    matrices_over,
+)
 from xclip_deploy.runtime.model_config import (
     Activation,
-    Grain,
     ModelConfig,
     PatchEmbedding,
     TemporalHead,
@@ -36,9 +42,6 @@ DEFAULT_MAX_FRAMES = 12
 _VISUAL = "video_encoder.visual."
 _TEMPORAL = "video_encoder.temporal."
 _TEXT = "text_encoder."
-_WORDS = ("word_logit_weight", "word_mat_weight", "word_mat_weight2")
-_FRAMES = ("frame_logit_weight", "frame_mat_weight", "frame_mat_weight2")
-_MATRICES = (*_WORDS, *_FRAMES, "global_mat_weight", "local_mat_weight")
 
 
 class ConfigReader:
@@ -84,8 +87,9 @@ class ConfigReader:
             if is_transformer
             else 0
         )
-        is_xclip = any(f"scorer.{name}" in self._tensors for name in _MATRICES)
-        grains = self._stated.grains or (tuple(Grain) if is_xclip else (Grain.VIDEO_SENTENCE,))
+        matrices = (f"scorer.{name}" for entry in GRAINS.values() for name in entry.matrices)
+        is_xclip = any(name in self._tensors for name in matrices)
+        grains = self._stated.grains or (PUBLISHED_GRAINS if is_xclip else CLIP_GRAINS)
         projected = self._stated.sentence_projection
         try:
             return ModelConfig(
@@ -109,10 +113,10 @@ class ConfigReader:
                 temporal_positions=positions,
                 patch_embedding=patch_embedding,
                 max_words=self._length(
-                    "max_words", _WORDS, DEFAULT_MAX_WORDS, text.context_length, "token positions"
+                    "max_words", "words", DEFAULT_MAX_WORDS, text.context_length, "token positions"
                 ),
                 max_frames=self._length(
-                    "max_frames", _FRAMES, DEFAULT_MAX_FRAMES, positions, "frame positions"
+                    "max_frames", "frames", DEFAULT_MAX_FRAMES, positions, "frame positions"
                 ),
                 grains=grains,
                 sentence_projection=is_xclip if projected is None else projected,
@@ -257,12 +261,11 @@ class ConfigReader:
             )
         return head
 
-    def _length(
-        self, name: str, matrices: tuple[str, ...], default: int, positions: int, unit: str
-    ) -> int:
+    def _length(self, name: str, axis: Axis, default: int, positions: int, unit: str) -> int:
         """``max_words`` or ``max_frames``; ``positions``: the table's rows, 0 for no limit."""
         option: int | None = getattr(self._options, name)
-        fixing = next((f"scorer.{m}" for m in matrices if f"scorer.{m}" in self._tensors), None)
+        matrices = (f"scorer.{matrix}" for matrix in matrices_over(axis))
+        fixing = next((matrix for matrix in matrices if matrix in self._tensors), None)
         if fixing is not None:
             found = self._shape(fixing, 2)[0]
             if option is not None and option != found:

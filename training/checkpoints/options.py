@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.model_config import Activation, Grain, TemporalHead
+from xclip_deploy.runtime.grains import Grain
+from xclip_deploy.runtime.model_config import Activation, TemporalHead
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointMismatchError
+from xclip_deploy.runtime.grains import matrix_shapes
 from xclip_deploy.runtime.model_config import (
-    Grain,
     ModelConfig,
     PatchEmbedding,
     TemporalHead,
@@ -49,7 +49,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
         **{f"video_encoder.visual.{name}": shape for name, shape in visual.items()},
         **{f"video_encoder.temporal.{name}": shape for name, shape in _temporal(config).items()},
         **{f"text_encoder.{name}": shape for name, shape in encoder.items()},
-        **{f"scorer.{name}": shape for name, shape in _scorer(config).items()},
+        "scorer.logit_scale": (),
+        **{f"scorer.{name}": shape for name, shape in matrix_shapes(config).items()},
     }
 
 
@@ -92,22 +93,6 @@ def _temporal(config: ModelConfig) -> dict[str, Shape]:
             "lstm.bias_hh_l0": (4 * dim,),
         }
     return {}
-
-
-def _scorer(config: ModelConfig) -> dict[str, Shape]:
-    dim, words, frames = config.embed_dim, config.max_words, config.max_frames
-    shapes: dict[str, Shape] = {"logit_scale": ()}
-    if Grain.VIDEO_SENTENCE in config.grains and config.sentence_projection:
-        shapes["global_mat_weight"] = (dim, dim)
-    if Grain.VIDEO_WORD in config.grains:
-        shapes["word_logit_weight"] = (words, words)
-    if Grain.FRAME_SENTENCE in config.grains:
-        shapes["frame_logit_weight"] = (frames, frames)
-    if Grain.FRAME_WORD in config.grains:
-        shapes["local_mat_weight"] = (dim, dim)
-        shapes["word_mat_weight"] = shapes["word_mat_weight2"] = (words, words)
-        shapes["frame_mat_weight"] = shapes["frame_mat_weight2"] = (frames, frames)
-    return shapes
 
 
 def check_parameters(

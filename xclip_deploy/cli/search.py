@@ -137,19 +137,17 @@ def command(
 
 
 def _print_results(results: Sequence[SearchResult]) -> None:
-    grain_names = [
-        name
-        for name in ("video_sentence", "video_word", "frame_sentence", "frame_word")
-        if any(result.grains and getattr(result.grains, name) is not None for result in results)
-    ]
+    from xclip_deploy.runtime.grains import Grain
+
+    found = dict.fromkeys(name for result in results for name in result.grains or ())
+    shown = [Grain(name) for name in found]
     rows = []
     for result in results:
-        grains = [f"{getattr(result.grains, name):.3f}" for name in grain_names]
+        grains = [f"{result.grains[grain.value]:.3f}" for grain in shown] if result.grains else []
         minutes, seconds = divmod(result.best_frame_time_s, 60)
         time = f"{int(minutes)}:{seconds:04.1f}"
         rows.append((str(result.rank), f"{result.score:.3f}", *grains, time, _name(result)))
-    grain_headers = [name.replace("_", "–") for name in grain_names]
-    headers = ("#", "score", *grain_headers, "best frame", "video")
+    headers = ("#", "score", *(grain.spoken for grain in shown), "best frame", "video")
     print_table(headers, rows, right=range(len(headers) - 1))
 
 

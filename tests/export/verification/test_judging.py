@@ -52,7 +52,7 @@ def judged(
         reference=RUN,
         reference_seconds={Graph.TEXT_ENCODER: [8.0, 0.4, 0.4, 0.7], Graph.SCORER: [4.0]},
         reference_logits=reference,
-        logit_scale=SCALE,
+        score_scale=SCALE,
         measured=(measured,),
         texts=("a text",) * count,
         video_ids=("a video",) * count,

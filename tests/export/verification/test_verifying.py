@@ -136,13 +136,13 @@ def test_the_certificate_names_all_that_it_is_of(
     assert certificate.machine.cores >= 1
 
 
-def test_the_logit_scale_is_the_models(
+def test_the_score_scale_is_the_models(
     against_pytorch: tuple[Certificate, Path], checkpoint_path: Path
 ) -> None:
     from xclip_deploy import load_checkpoint
 
     scale = float(load_checkpoint(checkpoint_path).state_dict["scorer.logit_scale"].exp())
-    assert against_pytorch[0].logit_scale == pytest.approx(scale, rel=1e-4)
+    assert against_pytorch[0].score_scale == pytest.approx(scale, rel=1e-4)
 
 
 def test_without_anything_a_small_built_in_set_is_used_and_named(bundle_copy: Path) -> None:

@@ -17,10 +17,10 @@ from xclip_deploy import Bundle, Retriever
 from xclip_deploy.runtime.attention import attend
 from xclip_deploy.runtime.evidence import decompose
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.model_config import Grain, ModelConfig
-from xclip_deploy.runtime.scorer_weights import TEMPERATURE, ScorerWeights
-from xclip_deploy.training import scorer as training_scorer
+from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.training.scorer import Scorer
 
 SUBSETS = list(chain.from_iterable(combinations(Grain, n) for n in range(1, 5)))
@@ -74,20 +74,19 @@ def test_contributions_add_up_to_the_scorer(
     for name, value in expected.grains.items():
         assert found.grains[name] == pytest.approx(float(value), rel=1e-9, abs=1e-11)
     assert found.score == pytest.approx(float(expected.logits), rel=1e-9, abs=1e-9)
-    for grain in Grain:
-        assert (getattr(found, grain.value) is None) == (grain not in subset)
-    if found.frame_word is not None:
+    parts = found.contributions
+    if "frame_word" in parts:
         # A word's share and a frame's are two ways to add up the same.
         total = found.grains["frame_word"]
-        assert found.frame_word.sum(axis=0).sum() == pytest.approx(total, rel=1e-9, abs=1e-11)
-        assert found.frame_word.sum(axis=1).sum() == pytest.approx(total, rel=1e-9, abs=1e-11)
+        assert parts["frame_word"].sum(axis=0).sum() == pytest.approx(total, rel=1e-9, abs=1e-11)
+        assert parts["frame_word"].sum(axis=1).sum() == pytest.approx(total, rel=1e-9, abs=1e-11)
     if mask:
         words, frames = int(text.num_words[0]), int(video.num_frames[0])
-        for part, length in ((found.video_word, words), (found.frame_sentence, frames)):
-            assert part is None or not part[length:].any()
-        if found.frame_word is not None:
-            assert not found.frame_word[words:].any()
-            assert not found.frame_word[:, frames:].any()
+        for name, length in (("video_word", words), ("frame_sentence", frames)):
+            assert name not in parts or not parts[name][length:].any()
+        if "frame_word" in parts:
+            assert not parts["frame_word"][words:].any()
+            assert not parts["frame_word"][:, frames:].any()
 
 
 @given(seed=st.integers(0, 2**32 - 1), projection=st.booleans(), mask=st.booleans())
@@ -98,16 +97,16 @@ def test_contributions_are_weight_times_similarity(
     scorer, config = make_scorer(seed, sentence_projection=projection, mask_padding=mask)
     text, video = features(config, seed)
     found = decompose(text, video, weights_of(scorer, config), config)
-    attention = found.attention
+    attention, parts = found.attention, found.contributions
     assert attention.words_first is not None
     assert attention.frames_first is not None
     joint = (attention.words_first.joint + attention.frames_first.joint) / 2
-    np.testing.assert_allclose(found.frame_word, joint * found.similarity, atol=1e-12)
+    np.testing.assert_allclose(parts["frame_word"], joint * found.similarity, atol=1e-12)
     np.testing.assert_allclose(
-        found.frame_sentence, attention.frame_sentence * found.sentence_similarity, atol=1e-12
+        parts["frame_sentence"], attention.frame_sentence * found.sentence_similarity, atol=1e-12
     )
     by_video = text.word_features[0] @ video.video_features[0]
-    np.testing.assert_allclose(found.video_word, attention.video_word * by_video, atol=1e-12)
+    np.testing.assert_allclose(parts["video_word"], attention.video_word * by_video, atol=1e-12)
     # Each order alone is what the paper's two aggregations give.
     for order in (attention.words_first, attention.frames_first):
         assert order.words.shape[0] == config.max_words
@@ -125,11 +124,6 @@ def test_identity_matrices_give_plain_softmax_weights() -> None:
     assert masked[3] == 0
     assert masked.argmax() == 1
     assert np.isfinite(attend(x * 1e6, np.eye(4, dtype=np.float32))).all()
-
-
-def test_one_temperature() -> None:
-    """It is written down in the part without PyTorch as well."""
-    assert TEMPERATURE == training_scorer.TEMPERATURE
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

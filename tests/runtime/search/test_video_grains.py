@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
-from xclip_deploy.runtime.model_config import Grain, ModelConfig, TextConfig, VisionConfig
+from xclip_deploy.runtime.grains import Grain
+from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.video_grains import of_videos
 from xclip_deploy.training.scorer import Scorer

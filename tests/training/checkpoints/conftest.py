@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS
 from xclip_deploy.runtime.model_config import (
-    Grain,
     ModelConfig,
     PatchEmbedding,
     TemporalHead,
@@ -51,7 +51,7 @@ def make_config(
         patch_embedding=patch_embedding,
         max_words=9 if is_xclip else 20,
         max_frames=5 if is_xclip else 12,
-        grains=tuple(Grain) if is_xclip else (Grain.VIDEO_SENTENCE,),
+        grains=PUBLISHED_GRAINS if is_xclip else CLIP_GRAINS,
         sentence_projection=is_xclip,
         **HEADS[temporal_head],
     )

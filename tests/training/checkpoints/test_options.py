@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointMismatchError, InvalidArgumentError
-from xclip_deploy.runtime.model_config import Activation, Grain, PatchEmbedding, TemporalHead
+from xclip_deploy.runtime.grains import Grain
+from xclip_deploy.runtime.model_config import Activation, PatchEmbedding, TemporalHead
 from xclip_deploy.training.checkpoints import (
     CheckpointOptions,
     load_checkpoint,

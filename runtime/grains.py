@@ -1,0 +1,183 @@
+"""The table of grains: the comparisons of a text and a video whose mean is a score.
+
+:data:`GRAINS` holds all that the code must know of a grain apart from its formula. The formulas
+read it: ``training/scorer.py`` in PyTorch, ``runtime/evidence/decomposition.py`` in NumPy, and
+``runtime/search/video_grains.py`` for the grains that need no frames. CONTRIBUTING.md says how
+to add a grain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, Protocol
+
+TEMPERATURE = 0.01
+"""Temperature of the attention over similarities (AOSM)."""
+
+TextFeature = Literal["sentence_features", "word_features"]
+VideoFeature = Literal["video_features", "frame_features"]
+Axis = Literal["embed", "words", "frames"]
+
+LENGTHS: Mapping[str, str] = {"word_features": "num_words", "frame_features": "num_frames"}
+"""Feature with a row for each position -> the input that counts the rows that are no padding."""
+
+_EMBED: tuple[Axis, Axis] = ("embed", "embed")
+_WORDS: tuple[Axis, Axis] = ("words", "words")
+_FRAMES: tuple[Axis, Axis] = ("frames", "frames")
+
+
+class Grain(str, Enum):
+    """Comparison of a text and a video (Ma et al., "X-CLIP", ACM MM 2022, section 3.2)."""
+
+    VIDEO_SENTENCE = "video_sentence"
+    VIDEO_WORD = "video_word"
+    FRAME_SENTENCE = "frame_sentence"
+    FRAME_WORD = "frame_word"
+
+    @property
+    def spoken(self) -> str:
+        """Name for people, such as ``video–sentence``."""
+        return self.value.replace("_", "–")
+
+
+@dataclass(frozen=True)
+class GrainEntry:
+    """All that the code must know of a grain, apart from its formula."""
+
+    text: TextFeature
+    """Feature of the text that it compares."""
+    video: VideoFeature
+    """Feature of the video that it compares."""
+    colour: str
+    """Colour of its bars in pictures."""
+    matrices: Mapping[str, tuple[Axis, Axis]] = field(default_factory=dict)
+    """Name of each learned matrix in the authors' checkpoints -> its axes."""
+    projections: frozenset[str] = frozenset()
+    """Matrices that are left out where ``ModelConfig.sentence_projection`` is False."""
+    softmaxes: int = 0
+    """Softmaxes of its graph, one for each aggregation; the audit of a graph counts them. A
+    softmax that the scorer writes out counts once, by its exponential."""
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether each word has a part of its own in the grain."""
+        return self.text == "word_features"
+
+    @property
+    def reads_frames(self) -> bool:
+        """Whether each frame has a part of its own in the grain."""
+        return self.video == "frame_features"
+
+
+GRAINS: Mapping[Grain, GrainEntry] = {
+    # (sentence G) · video
+    Grain.VIDEO_SENTENCE: GrainEntry(
+        text="sentence_features",
+        video="video_features",
+        colour="#7f7f7f",
+        matrices={"global_mat_weight": _EMBED},
+        projections=frozenset({"global_mat_weight"}),
+    ),
+    # A(words · video; M)
+    Grain.VIDEO_WORD: GrainEntry(
+        text="word_features",
+        video="video_features",
+        colour="#1f77b4",
+        matrices={"word_logit_weight": _WORDS},
+        softmaxes=1,
+    ),
+    # A(sentence · frames; M)
+    Grain.FRAME_SENTENCE: GrainEntry(
+        text="sentence_features",
+        video="frame_features",
+        colour="#2ca02c",
+        matrices={"frame_logit_weight": _FRAMES},
+        softmaxes=1,
+    ),
+    # (A(A(S; word_mat_weight); frame_mat_weight2)       words first
+    #  + A(A(S; frame_mat_weight); word_mat_weight2)) / 2     frames first
+    # with S = (words L) · frames and L = local_mat_weight
+    Grain.FRAME_WORD: GrainEntry(
+        text="word_features",
+        video="frame_features",
+        colour="#ff7f0e",
+        matrices={
+            "local_mat_weight": _EMBED,
+            "word_mat_weight": _WORDS,
+            "frame_mat_weight": _FRAMES,
+            "word_mat_weight2": _WORDS,
+            "frame_mat_weight2": _FRAMES,
+        },
+        softmaxes=4,
+    ),
+}
+"""One entry for each grain, in the order of :class:`Grain`."""
+
+PUBLISHED_GRAINS = (
+    Grain.VIDEO_SENTENCE,
+    Grain.VIDEO_WORD,
+    Grain.FRAME_SENTENCE,
+    Grain.FRAME_WORD,
+)
+"""Grains of the published X-CLIP, and the default of a configuration."""
+
+CLIP_GRAINS = (Grain.VIDEO_SENTENCE,)
+"""Grains of CLIP and CLIP4Clip, which have no learned matrix."""
+
+
+class ScorerDimensions(Protocol):
+    """Part of a model's configuration that fixes the scorer's parameters."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension of an embedding."""
+        ...
+
+    @property
+    def max_words(self) -> int:
+        """Token positions of a text."""
+        ...
+
+    @property
+    def max_frames(self) -> int:
+        """Frames of a video."""
+        ...
+
+    @property
+    def grains(self) -> tuple[Grain, ...]:
+        """Grains whose mean is the score."""
+        ...
+
+    @property
+    def sentence_projection(self) -> bool:
+        """Whether the grains have their :attr:`GrainEntry.projections`."""
+        ...
+
+
+def matrix_shapes(config: ScorerDimensions) -> dict[str, tuple[int, int]]:
+    """Give name and shape of every learned matrix of a model's scorer.
+
+    The order is that of the table, whatever the order of ``config.grains``: optimizer states
+    and files depend on it.
+    """
+    sizes: dict[Axis, int] = {
+        "embed": config.embed_dim,
+        "words": config.max_words,
+        "frames": config.max_frames,
+    }
+    return {
+        name: (sizes[rows], sizes[columns])
+        for grain, entry in GRAINS.items()
+        if grain in config.grains
+        for name, (rows, columns) in entry.matrices.items()
+        if config.sentence_projection or name not in entry.projections
+    }
+
+
+def matrices_over(axis: Axis) -> tuple[str, ...]:
+    """Name the matrices of all grains that have ``axis`` among their axes."""
+    return tuple(
+        name for entry in GRAINS.values() for name, axes in entry.matrices.items() if axis in axes
+    )
