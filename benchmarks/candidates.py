@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy import Retriever, export_bundle
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.atomic import replace_text, replaced_file
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
@@ -48,8 +48,8 @@ def main() -> None:
         retriever.add([options.videos / "test", others], progress=True)
         result = measure(retriever, captions)
     options.output.mkdir(parents=True, exist_ok=True)
-    write(options.output / "candidates.json", json.dumps(result, indent=1) + "\n")
-    write(options.output / "candidates.md", table(result))
+    replace_text(options.output / "candidates.json", json.dumps(result, indent=1) + "\n")
+    replace_text(options.output / "candidates.md", table(result))
     draw(result, options.output / "candidates.png")
     print(table(result))
 
@@ -116,12 +116,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.legend()
     with replaced_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    with replaced_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from benchmarks.gallery_report import draw, table
 from xclip_deploy import Bundle, DeployedModel
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.atomic import replace_text
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
@@ -67,17 +67,17 @@ def main() -> None:
         if not done.is_file():
             record = options.work / f"built-{size}.json"
             if not record.is_file():
-                write(record, json.dumps(build(options.work, bundle, size)))
+                replace_text(record, json.dumps(build(options.work, bundle, size)))
             built = json.loads(record.read_text())
             command = [sys.executable, "-m", "benchmarks.galleries", "--measure", str(size)]
             command += ["--work", str(options.work)]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603
-            write(done, json.dumps({**built, **json.loads(output.splitlines()[-1])}))
+            replace_text(done, json.dumps({**built, **json.loads(output.splitlines()[-1])}))
         results.append(json.loads(done.read_text()))
         print(json.dumps(results[-1], indent=1), flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    write(options.output / "galleries.json", json.dumps(results, indent=1) + "\n")
-    write(options.output / "galleries.md", table(results))
+    replace_text(options.output / "galleries.json", json.dumps(results, indent=1) + "\n")
+    replace_text(options.output / "galleries.md", table(results))
     draw(results, options.output / "galleries.png")
     print(table(results))
 
@@ -250,7 +250,7 @@ def measure(work: Path, bundle: Path, size: int) -> dict[str, Any]:
     truth = work / f"exact-{size}.json"
     if not truth.is_file():  # minutes for a million videos
         hits = searcher.search(few, flat_gallery.snapshot(), exact_options)
-        write(truth, json.dumps([[hit.id for hit in found] for found in hits]))
+        replace_text(truth, json.dumps([[hit.id for hit in found] for found in hits]))
     exact = json.loads(truth.read_text())
     result["exact_ms"] = exact_one[0]
     result["exact_resident_bytes"] = resident_bytes()
@@ -292,12 +292,6 @@ def unit(vectors: npt.NDArray[Any]) -> Floats:
     """Scaled to unit length along the last axis, FP32."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / lengths, np.float32)
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    with replaced_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.atomic import replace_text, replaced_file
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS
 from xclip_deploy.training.config import GeneratedConfig
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
@@ -86,8 +86,8 @@ def main() -> None:
             )
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"epochs": options.epochs, "steps": runs[0]["steps"], "runs": runs}
-    write(options.output / RESULTS, json.dumps(content, indent=1) + "\n")
-    write(options.output / "grains.md", table(content))
+    replace_text(options.output / RESULTS, json.dumps(content, indent=1) + "\n")
+    replace_text(options.output / "grains.md", table(content))
     draw(content, options.output / "grains.png")
     print(table(content))
 
@@ -128,7 +128,7 @@ def run_one(variant: Variant, seed: int, *, work: Path, epochs: int) -> dict[str
         "steps": result.steps,
         **{key: result.metrics[key] for key in ("text_to_video", "video_to_text")},
     }
-    write(done, json.dumps(content) + "\n")
+    replace_text(done, json.dumps(content) + "\n")
     return content
 
 
@@ -180,12 +180,6 @@ def draw(content: dict[str, Any], path: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     with replaced_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    with replaced_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

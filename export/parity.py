@@ -20,6 +20,7 @@ from xclip_deploy.runtime.manifest import (
 )
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.training.model import XClip
+from xclip_deploy.training.text_encoder import count_tokens
 
 Tensors = dict[tuple[Graph, str], npt.NDArray[np.float32]]
 
@@ -46,8 +47,7 @@ def run_pytorch(model: XClip, inputs: ReferenceInputs) -> Tensors:
     with torch.inference_mode():
         text = model.text_encoder(token_ids)
         video = model.video_encoder(frames, num_frames)
-        num_words = token_ids.argmax(dim=-1) + 1
-        scores = model.scorer(*text, *video, num_words, num_frames)
+        scores = model.scorer(*text, *video, count_tokens(token_ids), num_frames)
     return _by_output(text, video, scores)
 
 

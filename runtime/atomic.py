@@ -37,6 +37,12 @@ def replaced_file(target: Path) -> Iterator[Path]:
         _sync(target.parent)
 
 
+def replace_text(target: Path, text: str) -> None:
+    """Write a UTF-8 text file whole, or not at all. Raises OSError as the file system does."""
+    with replaced_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def replaced_directory(target: Path) -> Iterator[Path]:
     """Give an empty directory to fill; it takes the place of ``target`` when all went well.

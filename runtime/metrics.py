@@ -23,7 +23,7 @@ sorted copy is made, and the memory beyond the similarity matrix is a few blocks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.batches import slices
 from xclip_deploy.runtime.features import FloatArray, check_finite
 
 Queries = Literal["texts", "videos"]
@@ -206,7 +207,7 @@ def _text_to_video(
     has_several = num_texts > num_videos
     ranks = _RankCounts(num_videos)
     columns = np.arange(num_videos)
-    for rows in _slices(num_texts, block_elements // num_videos):
+    for rows in slices(num_texts, block_elements // num_videos):
         scores = part(rows, slice(None))  # [texts, V]
         answers = video_of_caption[rows, None]
         right = np.take_along_axis(scores, answers, axis=1)
@@ -230,7 +231,7 @@ def _video_to_text(
     order = np.argsort(video_of_caption, kind="stable")
     starts = np.searchsorted(video_of_caption[order], np.arange(num_videos))
     ranks = _RankCounts(num_videos)
-    for columns in _slices(num_videos, block_elements // num_texts):
+    for columns in slices(num_videos, block_elements // num_texts):
         scores = part(slice(None), columns)[order]  # [T, videos]
         best = np.maximum.reduceat(scores, starts, axis=0)  # [V, videos]
         queries = np.arange(columns.start, columns.stop)
@@ -250,7 +251,7 @@ def _rescored(
     axis = 0 if queries == "texts" else 1
     # In double precision a weight of exp(-700) is not yet zero: those that are would tie.
     log_sums = np.empty(similarity.shape[1 - axis])
-    for candidates in _slices(len(log_sums), block_elements // similarity.shape[axis]):
+    for candidates in slices(len(log_sums), block_elements // similarity.shape[axis]):
         block = similarity[:, candidates] if axis == 0 else similarity[candidates]
         scaled = block.astype(np.float64) / temperature
         highest = scaled.max(axis=axis)
@@ -299,11 +300,5 @@ def _check_matrix(similarity: FloatArray, block_elements: int) -> None:
             f"similarity is {similarity.dtype} {list(similarity.shape)}, "
             "expected floats [texts, videos], at least one each"
         )
-    for rows in _slices(len(similarity), block_elements // similarity.shape[1]):
+    for rows in slices(len(similarity), block_elements // similarity.shape[1]):
         check_finite("similarity", similarity[rows])
-
-
-def _slices(total: int, step: int) -> Iterator[slice]:
-    step = max(1, step)
-    for start in range(0, total, step):
-        yield slice(start, min(start + step, total))

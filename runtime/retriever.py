@@ -198,117 +198,67 @@ class Retriever:
 
     # -- search ----------------------------------------------------------------------------
 
+    @spells_out(SearchKeywords)
     def search(
         self,
         text: str,
         k: int = 10,
         *,
-        video: PathName | VideoFrames | None = None,
+        video: VideoLike | None = None,
         video_weight: float = 0.5,
-        where: str | None = None,
-        offset: int = 0,
-        min_score: float | None = None,
-        deduplicate: bool | float = False,
-        exact: bool | None = None,
-        candidates: int = DEFAULT_CANDIDATES,
-        query_bank: QueryBank | None = None,
+        **options: Unpack[SearchKeywords],
     ) -> SearchResults:
         """Find the ``k`` videos that fit a text best, best first; all where there are fewer.
 
-        ``video``: one to resemble as well; the score is then ``(1 - video_weight)`` of the
-        text's and ``video_weight`` of the cosine with it, times exp(logit_scale). ``where``: an
-        SQL expression over metadata and columns, ``duration_s < 30 and source = 'cam1'``.
-        ``offset``: hits to pass over, for paging. ``min_score``: least score of a hit.
-        ``deduplicate``: True (0.995) or a cosine: hits whose frame embeddings are all that near
-        to those of a better one, each to that at its place, are left out and named in it.
-        ``exact``: True scores every video by the whole scorer, False takes two stages, None
-        chooses; ``candidates``: how many the second stage scores. ``query_bank``: see
-        :class:`QueryBank`.
+        ``video``: one to resemble as well, as :meth:`search_by_video` takes it. The score is then
+        ``(1 - video_weight)`` of the text's and ``video_weight`` of the cosine with the video,
+        times the score scale. ``options``: see :class:`SearchOptions`.
 
         An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a
         word, a filter that is not understood or a number out of range; GalleryError.
         """
-        if not isinstance(text, str):
-            raise InvalidArgumentError(f"expected a text (str), found {type(text).__name__}")
-        options = SearchOptions(
-            k, offset, where, min_score, deduplicate, exact, candidates, query_bank
-        )
+        as_text("text", text)
+        chosen = SearchOptions.of(k, options)
         if video is None:
-            return self._search_texts([text], options)[0]
-        if not 0 <= video_weight <= 1:
-            raise InvalidArgumentError(f"video_weight is {video_weight}: expected 0 to 1")
-        encoded = self._encode_query(video)
-        query = Query(self._encode_words([text]), encoded, video_weight)
-        return self._searcher.search([query], self.gallery.snapshot(), options)[0]
+            return self._search_texts([text], chosen)[0]
+        weight = as_number("video_weight", video_weight, 0, 1)
+        query = Query(self._encode_words([text]), self._encode_query(video), weight)
+        return self._searcher.search([query], self._snapshot(), chosen)[0]
 
+    @spells_out(SearchKeywords)
     def search_batch(
-        self,
-        texts: Sequence[str],
-        k: int = 10,
-        *,
-        where: str | None = None,
-        offset: int = 0,
-        min_score: float | None = None,
-        deduplicate: bool | float = False,
-        exact: bool | None = None,
-        candidates: int = DEFAULT_CANDIDATES,
-        query_bank: QueryBank | None = None,
+        self, texts: Sequence[str], k: int = 10, **options: Unpack[SearchKeywords]
     ) -> list[SearchResults]:
         """Search for several texts at once; results for each. See :meth:`search`."""
-        options = SearchOptions(
-            k, offset, where, min_score, deduplicate, exact, candidates, query_bank
-        )
-        return self._search_texts(texts, options)
+        return self._search_texts(as_texts("texts", texts), SearchOptions.of(k, options))
 
+    @spells_out(SimilarityKeywords)
     def search_by_video(
-        self,
-        video: PathName | VideoFrames,
-        k: int = 10,
-        *,
-        where: str | None = None,
-        offset: int = 0,
-        min_score: float | None = None,
-        deduplicate: bool | float = False,
-        exact: bool | None = None,
-        candidates: int = DEFAULT_CANDIDATES,
+        self, video: VideoLike, k: int = 10, **options: Unpack[SimilarityKeywords]
     ) -> SearchResults:
         """Find the ``k`` videos most similar to a video, best first.
 
-        ``video``: a file, or frames from :func:`read_video`. The score is the cosine of the
-        two video embeddings. A video that is itself in the gallery is found like any other.
-        The rest as for :meth:`search`. Raises VideoError, InvalidArgumentError, GalleryError.
+        ``video``: a file, frames from :func:`read_video`, or uint8 RGB [n, height, width, 3], at
+        the model's rate of frames. The score is the cosine of the two video embeddings. A video
+        that is itself in the gallery is found like any other. ``options``: see
+        :class:`SearchOptions`. Raises VideoError, InvalidArgumentError, GalleryError.
         """
-        options = SearchOptions(k, offset, where, min_score, deduplicate, exact, candidates)
+        chosen = SearchOptions.of(k, options)
         query = Query(None, self._encode_query(video))
-        return self._searcher.search([query], self.gallery.snapshot(), options)[0]
+        return self._searcher.search([query], self._snapshot(), chosen)[0]
 
+    @spells_out(SimilarityKeywords)
     def search_by_image(
-        self,
-        image: PathName | npt.NDArray[np.uint8],
-        k: int = 10,
-        *,
-        where: str | None = None,
-        offset: int = 0,
-        min_score: float | None = None,
-        deduplicate: bool | float = False,
-        exact: bool | None = None,
-        candidates: int = DEFAULT_CANDIDATES,
+        self, image: ImageLike, k: int = 10, **options: Unpack[SimilarityKeywords]
     ) -> SearchResults:
         """Find the ``k`` videos most similar to an image, taken as a video of one frame.
 
-        ``image``: a file that Pillow reads, or uint8 RGB [height, width, 3]. The rest and errors
-        as for :meth:`search_by_video`.
+        ``image``: a file that Pillow reads, one of Pillow's images, or uint8 RGB
+        [height, width, 3]. The rest and errors as for :meth:`search_by_video`.
         """
-        return self.search_by_video(
-            read_image(image, self._image_size),
-            k,
-            where=where,
-            offset=offset,
-            min_score=min_score,
-            deduplicate=deduplicate,
-            exact=exact,
-            candidates=candidates,
-        )
+        self._check_open()
+        frame = read_image(image, self._image_size)
+        return self.search_by_video(frame, k, **options)
 
     def query_bank(self, texts: Sequence[str]) -> QueryBank:
         """Encode the texts of a bank that scores are calibrated over."""

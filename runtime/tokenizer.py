@@ -146,6 +146,16 @@ class Tokenizer:
         return token_ids
 
 
+def count_tokens(token_ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
+    """Count each text's tokens, start and end token included, without the padding.
+
+    ``token_ids``: integers [T, W], as :meth:`Tokenizer.encode` returns them. Returns int32 [T].
+    """
+    # The end token has the largest id, and zeros follow it.
+    counts: npt.NDArray[np.int32] = (token_ids.argmax(axis=1) + 1).astype(np.int32)
+    return counts
+
+
 def read_merges() -> list[tuple[str, str]]:
     """CLIP's merges, most frequent first."""
     packed = resources.files("xclip_deploy.runtime.data").joinpath(_MERGES_FILE).read_bytes()

@@ -7,14 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Outcome, Run, runner
 
 from xclip_deploy import Bundle, Gallery, Retriever, __version__
-from xclip_deploy.cli import main
 from xclip_deploy.runtime import progress
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
@@ -36,32 +35,9 @@ COMMANDS = (
 FROG, TURNED = "mdn_frog.webm", "edge_cases/decord_video_90.mov"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process."""
-
-    def call(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        printed = capfd.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Outcome(caught.value.code, printed.out, printed.err)
-
-    return call
+    return runner(capfd)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,14 @@
-"""Loss scaling: what keeps small gradients alive where the encoders compute in FP16.
+"""Loss scaling: small gradients survive where the encoders compute in FP16.
 
 FP16 has nothing below 6e-8, and gradients of a contrastive loss lie there. The loss is
-multiplied by a large scale before the backward pass and the gradients are divided by it before
-anything else looks at them. The scale finds itself: a step whose gradients overflow is skipped
-and halves it, a long run of good steps doubles it (Micikevicius et al. 2018, arXiv:1710.03740,
-section 3.2; the numbers are those of PyTorch's GradScaler).
+multiplied by a large scale before the backward pass, and the gradients are divided by it before
+anything else reads them. A step whose gradients overflow is skipped and halves the scale; a long
+run of good steps doubles it (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
+
+:class:`torch.amp.GradScaler` does all of this, on the CPU too. :class:`LossScaler` adds what it
+lacks. PyTorch's scale has no bounds: after 200 overflows in a row it is 0.0 without an error,
+and 200 doublings take it to 2**127. Nor does PyTorch say whether it skipped a step, which the log
+records and the learning-rate schedule counts.
 """
 
 from __future__ import annotations
@@ -19,20 +23,19 @@ from xclip_deploy.training.optimizer import RecipeAdam
 
 INITIAL_SCALE = 2.0**16
 MAX_SCALE = 2.0**24
-"""One that grew without bound on a quiet stretch would cost as many skipped steps to come down
-again, and FP16 holds gradients of 4e-15 at this one."""
+"""Every doubling costs a skipped step on the way back, and at this scale FP16 holds gradients of
+4e-15 already."""
 MIN_SCALE = 1.0
-"""Overflow at this scale is the model's own: its gradients exceed 65504."""
+"""At this scale an overflow is the model's own: its gradients exceed 65504."""
 GROWTH_INTERVAL = 2000
 """Good steps in a row that double the scale."""
 
 
 class LossScaler:
-    """The dynamic loss scale of a run, around :class:`torch.amp.GradScaler`.
+    """The dynamic loss scale of a run: PyTorch's, with bounds.
 
-    It adds the bounds, and says whether a step was skipped. Gradients must be those of all
-    processes when :meth:`unscale` judges them: the sum of an infinity or NaN with anything is
-    one again, so that all processes decide alike without asking each other.
+    :meth:`unscale` must see the gradients summed over all processes. An infinity or NaN survives
+    the sum, so that all processes decide alike without asking each other.
     """
 
     def __init__(self, device_type: str, *, growth_interval: int = GROWTH_INTERVAL) -> None:

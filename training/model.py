@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.training.scorer import Scorer, ScorerOutput
-from xclip_deploy.training.text_encoder import TextEncoder
+from xclip_deploy.training.text_encoder import TextEncoder, count_tokens
 from xclip_deploy.training.video_encoder import VideoEncoder
 
 
@@ -34,7 +34,5 @@ class XClip(nn.Module):
         """
         text = self.text_encoder(token_ids)
         video = self.video_encoder(frames, num_frames)
-        # Start, words and end token: everything up to the largest id.
-        num_words = token_ids.argmax(dim=-1) + 1
-        scores: ScorerOutput = self.scorer(*text, *video, num_words, num_frames)
+        scores: ScorerOutput = self.scorer(*text, *video, count_tokens(token_ids), num_frames)
         return scores

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointReadError, InvalidArgumentError, TrainingError
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.atomic import replace_text, replaced_file
 from xclip_deploy.training.checkpoints import (
     SAVED_CONFIG_KEY,
     save_checkpoint,
@@ -87,13 +87,11 @@ class RunFolder:
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after ``step`` steps: it will be done again."""
         kept = [record for record in self.records() if record["step"] <= step]
-        with replaced_file(self.path / _LOG) as partial:
-            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        replace_text(self.path / _LOG, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write_json(self, name: str, content: object) -> None:
         """Write a JSON file, in one step."""
-        with replaced_file(self.path / name) as partial:
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        replace_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def save_last(
         self,

@@ -26,6 +26,7 @@ from xclip_deploy.training.distributed import gather, rank, sum_gradients, world
 from xclip_deploy.training.loss_scaling import LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import RecipeAdam, clamp_logit_scale, clip_gradients
+from xclip_deploy.training.text_encoder import count_tokens
 from xclip_deploy.training.transformer import Transformer
 
 EncoderPrecision = Literal["fp32", "bf16", "fp16"]
@@ -140,7 +141,7 @@ def compute_gradients(
         encoded = [_encode(model, chunk, precision) for chunk in chunks]
     local = [torch.cat([part[n].detach() for part in encoded]) for n in range(4)]
     features = [gather(tensor).requires_grad_() for tensor in local]
-    num_words = gather(pairs.token_ids.argmax(dim=-1) + 1)
+    num_words = gather(count_tokens(pairs.token_ids))
     num_frames = gather(pairs.num_frames)
     with torch.enable_grad():
         loss = contrastive_loss(model.scorer(*features, num_words, num_frames).logits)

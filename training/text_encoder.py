@@ -12,6 +12,15 @@ from xclip_deploy.training.precision import MASKED, LayerNorm, at_least_float32,
 from xclip_deploy.training.transformer import Transformer
 
 
+def count_tokens(token_ids: Tensor) -> Tensor:
+    """Count each text's tokens, start and end token included, without the padding.
+
+    ``token_ids``: integers [T, W], as the tokenizer encodes them. Returns int64 [T].
+    """
+    # The end token has the largest id, and zeros follow it.
+    return token_ids.argmax(dim=-1) + 1
+
+
 class TextFeatures(NamedTuple):
     """What the text encoder makes of T texts."""
 

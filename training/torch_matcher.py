@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.batches import slices
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.tokenizer import Tokenizer
+from xclip_deploy.runtime.tokenizer import Tokenizer, count_tokens
 from xclip_deploy.training.model import XClip
 
 
@@ -48,12 +49,11 @@ class TorchMatcher:
         sentences = np.empty((len(texts), dim), dtype=np.float32)
         words = np.empty((*token_ids.shape, dim), dtype=np.float32)
         with self._inference():
-            for rows in _slices(len(texts), self.max_batch):
+            for rows in slices(len(texts), self.max_batch):
                 features = self.model.text_encoder(self._tensor(token_ids[rows]))
                 sentences[rows] = _array(features.sentence_features)
                 words[rows] = _array(features.word_features)
-        # The end token has the largest id.
-        return TextFeatures(sentences, words, (token_ids.argmax(axis=1) + 1).astype(np.int32))
+        return TextFeatures(sentences, words, count_tokens(token_ids))
 
     def encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each.
@@ -66,7 +66,7 @@ class TorchMatcher:
         videos = np.empty((len(clips), dim), dtype=np.float32)
         frames = np.empty((len(clips), most, dim), dtype=np.float32)
         with self._inference():
-            for rows in _slices(len(clips), self.max_batch):
+            for rows in slices(len(clips), self.max_batch):
                 batch = np.zeros((rows.stop - rows.start, most, size, size, 3), dtype=np.uint8)
                 for padded, clip in zip(batch, clips[rows], strict=True):
                     is_fit = clip.shape[1:] == (size, size, 3) and 1 <= len(clip) <= most
@@ -120,8 +120,3 @@ class TorchMatcher:
 def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
     array: npt.NDArray[np.float32] = tensor.float().cpu().numpy()
     return array
-
-
-def _slices(total: int, step: int) -> Iterator[slice]:
-    for start in range(0, total, step):
-        yield slice(start, min(start + step, total))

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from xclip_deploy.errors import EngineBuildError, InvalidArgumentError, MissingExtraError
 from xclip_deploy.runtime.engine_set import BuildOptions, Flavour, HardwareCompatibility
-
-_CUDA_COMPUTE_CAPABILITY_MAJOR = 75
-_CUDA_COMPUTE_CAPABILITY_MINOR = 76
-_MAX_NAME_BYTES = 256
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """The first GPU of this machine."""
-
-    name: str
-    major: int
-    minor: int
-    """Compute capability."""
+from xclip_deploy.runtime.nvidia_driver import VisibleGpu, first_gpu
 
 
 @dataclass(frozen=True)
@@ -34,7 +19,7 @@ class TensorRT:
     flavour: Flavour
     module: Any
     version: str
-    gpu: Gpu | None
+    gpu: VisibleGpu | None
     """The GPU that it builds on; None for ``rtx``, which builds on the CPU."""
 
     @property
@@ -98,27 +83,3 @@ def _import(flavour: Flavour) -> ModuleType | None:
         return importlib.import_module(flavour.module_name)
     except ImportError:
         return None
-
-
-def first_gpu() -> Gpu | None:
-    """The first GPU, by the driver's own library; None where there is none, or no driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name = ctypes.create_string_buffer(_MAX_NAME_BYTES)
-    calls: list[Callable[[], int]] = [
-        lambda: driver.cuInit(0),
-        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
-        lambda: driver.cuDeviceGetAttribute(
-            ctypes.byref(major), _CUDA_COMPUTE_CAPABILITY_MAJOR, device
-        ),
-        lambda: driver.cuDeviceGetAttribute(
-            ctypes.byref(minor), _CUDA_COMPUTE_CAPABILITY_MINOR, device
-        ),
-        lambda: driver.cuDeviceGetName(name, _MAX_NAME_BYTES, device),
-    ]
-    if any(call() != 0 for call in calls):
-        return None
-    return Gpu(name.value.decode(errors="replace"), major.value, minor.value)

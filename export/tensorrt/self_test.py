@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from xclip_deploy.export.tensorrt.flavours import first_gpu
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.engine_set import EngineSet
 from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.nvidia_driver import first_gpu
 
 _TEST_BATCH = 16
 

@@ -21,6 +21,7 @@ from xclip_deploy.errors import (
 from xclip_deploy.export.verification.differences import Differences
 from xclip_deploy.export.verification.inputs import Inputs
 from xclip_deploy.export.verification.runs import Run
+from xclip_deploy.runtime.batches import slices, texts_at_once, videos_at_once
 from xclip_deploy.runtime.evaluation import Clip, Matcher
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.manifest import Graph
@@ -31,9 +32,6 @@ Progress = Callable[[str, int, int], None]
 Key = tuple[Graph, str]
 """Graph and output."""
 
-_TEXTS_AT_ONCE = 64
-_SCORER_ELEMENTS = 1 << 22
-"""Word-frame similarities scored at once; in PyTorch they are all in memory."""
 _TEXT_OUTPUTS = ("sentence_features", "word_features")
 _VIDEO_OUTPUTS = ("video_features", "frame_features")
 _Output = TypeVar("_Output", TextFeatures, VideoFeatures, Scores)
@@ -247,20 +245,17 @@ def _score(
     config = runs.reference.matcher.config
     assert videos[0] is not None
     num_videos = len(videos[0])
-    pairs = max(1, _SCORER_ELEMENTS // (config.max_words * config.max_frames))
-    text_step = min(_TEXTS_AT_ONCE, pairs)
-    video_step = max(1, pairs // text_step)
+    text_step = texts_at_once(config)
+    video_step = videos_at_once(config, text_step)
     logits = np.empty((len(texts), num_videos), dtype=np.float32)
     for measured in runs.measured:
         if measured.error is None:
             measured.logits = np.empty_like(logits)
     names = ("logits", *(grain.value for grain in config.grains))
     products = squares = 0.0  # of the reference's logits and mean grains
-    for first in range(0, len(texts), text_step):
-        rows = slice(first, first + text_step)
+    for rows in slices(len(texts), text_step):
         encoded = _encode_texts(runs, texts[rows])
-        for start in range(0, num_videos, video_step):
-            columns = slice(start, start + video_step)
+        for columns in slices(num_videos, video_step):
             scores = _score_block(runs, encoded, videos, columns, names)
             for measured, found in zip(runs.measured, scores[1:], strict=True):
                 if measured.logits is not None and found is not None:
@@ -271,7 +266,7 @@ def _score(
             mean = np.mean(list(expected.grains.values()), axis=0, dtype=np.float64)
             products += float((expected.logits * mean).sum())
             squares += float((mean * mean).sum())
-        progress("captions", min(rows.stop, len(texts)), len(texts))
+        progress("captions", rows.stop, len(texts))
     return logits, products / squares if squares else 1.0
 
 

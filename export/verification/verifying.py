@@ -43,7 +43,7 @@ from xclip_deploy.export.verification.runs import (
     open_reference,
     open_run,
 )
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.atomic import replace_text
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.datasets import Split
@@ -144,9 +144,9 @@ def verify_bundle(
     with _writable(target, opened):
         # First, so that no report ever lies beside the certificate of another run.
         (target / REPORT_NAME).unlink(missing_ok=True)
-        _write(target / FILE_NAME, certificate.to_json())
+        replace_text(target / FILE_NAME, certificate.to_json())
         if page is not None:
-            _write(target / REPORT_NAME, page)
+            replace_text(target / REPORT_NAME, page)
     return certificate
 
 
@@ -228,11 +228,6 @@ def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> Verifi
         f"bundle {bundle.path}: nothing to compare with its FP32 graphs can run here ({reasons}); "
         "give the model as --checkpoint to verify the FP32 graphs themselves"
     )
-
-
-def _write(path: Path, content: str) -> None:
-    with replaced_file(path) as partial:
-        partial.write_text(content, encoding="utf-8")
 
 
 def _can_draw() -> bool:

@@ -18,14 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import XclipDeployError
-from xclip_deploy.runtime.benchmark.memory import (
-    DeviceMemory,
-    forget_peak,
-    peak_resident_bytes,
-    resident_bytes,
-)
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, GraphSpec, TensorSpec
+from xclip_deploy.runtime.nvidia_driver import GpuMemoryGauge
+from xclip_deploy.runtime.resources import forget_peak, peak_resident_bytes, resident_bytes
 from xclip_deploy.runtime.sessions import Backend, Session, SessionOptions, place, register
 from xclip_deploy.runtime.sessions.registry import load_backend
 
@@ -63,7 +59,7 @@ class _Worker:
         _import_backend(options)
         self._inputs = _inputs(spec, max(request["sizes"]), bundle)
         self._spec = spec
-        self._device = _device_memory(options)
+        self._gauge = _memory_gauge(options)
         forget_peak()
         self._resident_before = resident_bytes()
         start_s = time.perf_counter()
@@ -107,12 +103,10 @@ class _Worker:
         return time.perf_counter() - start_s
 
     def _beyond(self, found: int | None) -> int | None:
-        if found is None or self._resident_before is None:
-            return None
-        return max(0, found - self._resident_before)
+        return None if found is None else max(0, found - self._resident_before)
 
     def _device_bytes(self) -> int | None:
-        return None if self._device is None else self._device.taken_bytes()
+        return None if self._gauge is None else self._gauge.taken_bytes()
 
 
 def _import_backend(options: SessionOptions) -> None:
@@ -121,11 +115,11 @@ def _import_backend(options: SessionOptions) -> None:
         cast("Backend", load_backend(name)).import_library()
 
 
-def _device_memory(options: SessionOptions) -> DeviceMemory | None:
+def _memory_gauge(options: SessionOptions) -> GpuMemoryGauge | None:
     if options.device == "cpu":
         return None
     with suppress(OSError):
-        return DeviceMemory(options.device_id)
+        return GpuMemoryGauge(options.device_id)
     return None
 
 

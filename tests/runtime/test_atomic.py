@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from xclip_deploy.runtime import atomic
-from xclip_deploy.runtime.atomic import replaced_directory, replaced_file
+from xclip_deploy.runtime.atomic import replace_text, replaced_directory, replaced_file
 
 NAMES = ("target", "odd [1] * ? name", "é 🎬", ".hidden")
 
@@ -346,3 +346,13 @@ def test_a_killed_writer_of_a_file(tmp_path: Path) -> None:
 def test_a_file_in_no_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_file(tmp_path / "none" / "file", b"new")
+
+
+def test_a_text_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    replace_text(file, "é 🎬\n")
+    assert file.read_bytes() == "é 🎬\n".encode()
+    with pytest.raises(UnicodeEncodeError):
+        replace_text(file, "no text: \ud800")
+    assert file.read_bytes() == "é 🎬\n".encode()
+    assert names_in(tmp_path) == ["notes.txt"]

@@ -17,7 +17,12 @@ from tokenizers import models
 
 from xclip_deploy import Tokenizer
 from xclip_deploy.errors import BundleIntegrityError, InvalidArgumentError
-from xclip_deploy.runtime.tokenizer import MAX_CHARACTERS, clean_text, read_merges
+from xclip_deploy.runtime.tokenizer import (
+    MAX_CHARACTERS,
+    clean_text,
+    count_tokens,
+    read_merges,
+)
 
 GOLDEN: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "golden" / "tokenizer.json").read_text(encoding="utf-8")
@@ -55,6 +60,14 @@ def test_a_batch_is_its_rows(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode([case["text"] for case in GOLDEN], 32)
     assert ids.dtype == np.int32
     assert ids.tolist() == [case["ids32"] for case in GOLDEN]
+
+
+@pytest.mark.parametrize("max_words", [32, 5])
+def test_tokens_are_counted_with_start_and_end(tokenizer: Tokenizer, max_words: int) -> None:
+    texts = ["", "dog", "a man walks his dog along the beach"]
+    found = count_tokens(tokenizer.encode(texts, max_words))
+    assert found.dtype == np.int32
+    assert found.tolist() == [min(max_words, len(tokenizer.tokenize(t)) + 2) for t in texts]
 
 
 def test_merge_table_is_that_of_clip() -> None:

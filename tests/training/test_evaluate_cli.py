@@ -6,14 +6,11 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from xclip_deploy.cli import main
+from command_line import Run, runner
 
 # Of words whose embeddings the small checkpoint has kept.
 CAPTIONS = {
@@ -24,27 +21,9 @@ CAPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(["evaluate", *map(str, arguments)])
-        printed = capfd.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Outcome(caught.value.code, printed.out, printed.err)
-
-    return call
+    return runner(capfd, "evaluate")
 
 
 def write_captions(path: Path, captions: dict[str, list[str]]) -> Path:

@@ -25,12 +25,11 @@ def print_json(content: object) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write ``content`` as JSON, whole or not at all. Raises InvalidArgumentError."""
     from xclip_deploy.errors import InvalidArgumentError
-    from xclip_deploy.runtime.atomic import replaced_file
+    from xclip_deploy.runtime.atomic import replace_text
 
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     try:
-        with replaced_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        replace_text(path, text)
     except OSError as error:
         raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
 

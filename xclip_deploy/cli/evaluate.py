@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import encoding_progress, print_json, print_table
+from xclip_deploy.cli.display import encoding_progress, print_json, print_table, write_json
 from xclip_deploy.cli.options import (
     json_option,
     reader_option,
@@ -144,7 +143,7 @@ def command(
     else:
         _print(evaluation)
     if output is not None:
-        _write(output, evaluation)
+        write_json(output, evaluation.to_dict())
         click.echo(f"wrote {output}", err=as_json)
 
 
@@ -162,18 +161,6 @@ def _options(
         max_frames=max_frames,
         activation=None if activation is None else Activation(activation),
     )
-
-
-def _write(path: Path, evaluation: Evaluation) -> None:
-    from xclip_deploy.errors import InvalidArgumentError
-    from xclip_deploy.runtime.atomic import replaced_file
-
-    content = json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    try:
-        with replaced_file(path) as partial:
-            partial.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -24,12 +24,13 @@ class TritonPythonModel:
 
         try:
             from xclip_deploy.errors import InvalidArgumentError
-            from xclip_deploy.runtime.tokenizer import Tokenizer
+            from xclip_deploy.runtime.tokenizer import Tokenizer, count_tokens
         except ImportError as error:
             raise triton_python_backend_utils.TritonModelException(
                 f"text_tokenizer needs xclip-deploy in the server's Python ({error}); "
                 "run there: pip install xclip-deploy"
             ) from error
+        self._count_tokens = count_tokens
         self._server: Any = triton_python_backend_utils
         self._refused: type[Exception] = InvalidArgumentError
         config = json.loads(args["model_config"])
@@ -51,8 +52,7 @@ class TritonPythonModel:
             return self._failure(f"text: expected UTF-8 ({error})")
         except self._refused as error:
             return self._failure(str(error))
-        # The end token has the largest id; all that follow it are padding.
-        num_words = (token_ids.argmax(axis=1) + 1).astype(np.int32)[:, np.newaxis]
+        num_words = self._count_tokens(token_ids)[:, np.newaxis]
         return server.InferenceResponse(
             [server.Tensor("token_ids", token_ids), server.Tensor("num_words", num_words)]
         )

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from xclip_deploy.errors import EngineBuildError, InvalidArgumentError, MissingExtraError
-from xclip_deploy.export.tensorrt.flavours import Gpu, TensorRT, first_gpu, load_tensorrt
+from xclip_deploy.export.tensorrt.flavours import TensorRT, load_tensorrt
 from xclip_deploy.runtime.engine_set import BuildOptions, Flavour, HardwareCompatibility
+from xclip_deploy.runtime.nvidia_driver import VisibleGpu, first_gpu
 
 HAS_GPU = first_gpu() is not None
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -72,14 +73,14 @@ def test_the_first_gpu() -> None:
     [
         (None, BuildOptions(), "portable"),
         (None, BuildOptions(compute_capabilities=("sm86", "sm120")), "sm86-sm120"),
-        (Gpu("a GPU", 9, 0), BuildOptions(), "sm90"),
+        (VisibleGpu("a GPU", 9, 0), BuildOptions(), "sm90"),
         (
-            Gpu("a GPU", 8, 0),
+            VisibleGpu("a GPU", 8, 0),
             BuildOptions(hardware_compatibility=HardwareCompatibility.AMPERE_PLUS),
             "sm80-ampere-plus",
         ),
     ],
 )
-def test_targets(gpu: Gpu | None, options: BuildOptions, target: str) -> None:
+def test_targets(gpu: VisibleGpu | None, options: BuildOptions, target: str) -> None:
     flavour = Flavour.RTX if gpu is None else Flavour.TENSORRT
     assert TensorRT(flavour, None, "1.2.3", gpu).target(options) == target

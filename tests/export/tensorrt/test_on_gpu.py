@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from xclip_deploy import EngineShapes, build_engines
-from xclip_deploy.export.tensorrt.flavours import first_gpu
 from xclip_deploy.runtime.engine_set import BuildOptions, HardwareCompatibility
+from xclip_deploy.runtime.nvidia_driver import first_gpu
 
 GPU = first_gpu()
 pytestmark = [

@@ -14,7 +14,6 @@ import pytest
 
 from xclip_deploy.errors import EngineBuildError, InvalidArgumentError
 from xclip_deploy.export.tensorrt import TensorRT
-from xclip_deploy.export.tensorrt.flavours import Gpu
 from xclip_deploy.export.tensorrt.log import log_of
 from xclip_deploy.export.tensorrt.options import (
     check_options,
@@ -24,12 +23,13 @@ from xclip_deploy.export.tensorrt.options import (
 )
 from xclip_deploy.export.tensorrt.timing_cache import TimingCacheFile
 from xclip_deploy.runtime.engine_set import BuildOptions, Flavour, HardwareCompatibility
+from xclip_deploy.runtime.nvidia_driver import VisibleGpu
 
 
 @pytest.fixture
 def data_centre(trt: Any) -> TensorRT:
     """TensorRT-RTX's module under the other flavour's name."""
-    return TensorRT(Flavour.TENSORRT, trt, "11.4.0", Gpu("a GPU", 8, 0))
+    return TensorRT(Flavour.TENSORRT, trt, "11.4.0", VisibleGpu("a GPU", 8, 0))
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_level_that_a_version_lacks() -> None:
         class HardwareCompatibilityLevel:
             AMPERE_PLUS = 1
 
-    library = TensorRT(Flavour.TENSORRT, Older, "10.8.0", Gpu("a GPU", 8, 0))
+    library = TensorRT(Flavour.TENSORRT, Older, "10.8.0", VisibleGpu("a GPU", 8, 0))
     level = HardwareCompatibility.SAME_COMPUTE_CAPABILITY
     with pytest.raises(InvalidArgumentError, match=r"10\.8\.0 does not have it; upgrade"):
         check_options(library, BuildOptions(hardware_compatibility=level), timing_cache=False)
