@@ -126,13 +126,13 @@ class DeployedModel:
             outputs["video_features"], outputs["frame_features"], num_frames.astype(np.int32)
         )
 
-    def encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+    def encode_videos(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each."""
         # Padded a batch at a time: all at once, a thousand videos would take gigabytes.
-        parts = [self._encode_clips(clips[rows]) for rows in _slices(len(clips), self.max_batch)]
-        return VideoFeatures.concatenate(parts) if parts else self._encode_clips([])
+        parts = [self._encode_videos(clips[rows]) for rows in _slices(len(clips), self.max_batch)]
+        return VideoFeatures.concatenate(parts) if parts else self._encode_videos([])
 
-    def _encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+    def _encode_videos(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         size, most = self.config.vision.image_size, self.config.max_frames
         batch = np.zeros((len(clips), most, size, size, 3), dtype=np.uint8)
         for row, clip in zip(batch, clips, strict=True):

@@ -6,18 +6,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import BundleVersionError, InvalidArgumentError
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit, draw, explain_hits
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
-from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, Progress, index_videos
+from xclip_deploy.runtime.indexing import (
+    IndexReport,
+    IndexSettings,
+    OnDuplicate,
+    Task,
+    index_videos,
+    open_sources,
+)
+from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search import (
@@ -30,13 +39,7 @@ from xclip_deploy.runtime.search import (
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.protocol import DeviceName, PrecisionName
 from xclip_deploy.runtime.tokenizer import clean_text
-from xclip_deploy.runtime.video import (
-    FrameSampling,
-    VideoFrames,
-    VideoReader,
-    read_image,
-    read_video,
-)
+from xclip_deploy.runtime.video import VideoFrames, VideoReader, read_frames, read_image
 
 PathName = str | PathLike[str]
 
@@ -80,8 +83,6 @@ class Retriever:
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
-        if reader not in get_args(VideoReader):
-            raise InvalidArgumentError(f"reader {reader!r}: expected pyav or decord")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         if session is not None and (device, precision) != ("auto", "auto"):
             raise InvalidArgumentError(
@@ -89,8 +90,9 @@ class Retriever:
                 "expected them in it alone"
             )
         options = session or SessionOptions(device=device, precision=precision, threads=threads)
-        self.model = DeployedModel(self.bundle, options, max_batch)
         manifest = self.bundle.manifest
+        self.reading = manifest.video_reading(reader)
+        self.model = DeployedModel(self.bundle, options, max_batch)
         if gallery is None:
             self.gallery = Gallery(manifest)
         elif isinstance(gallery, Gallery):
@@ -99,11 +101,6 @@ class Retriever:
         else:
             name = gallery if isinstance(gallery, str) else Path(gallery)
             self.gallery = Gallery.open(name, manifest, create=create)
-        self.sampling = FrameSampling(
-            frames_per_second=manifest.frames_per_second, max_frames=manifest.model.max_frames
-        )
-        self._image_size = manifest.preprocessing.image_size
-        self._reader: VideoReader = reader
         self._threads = threads
         self._scorer_weights = cache(self.bundle.scorer_weights)
         self._searcher = Searcher(self.model, self._weights_or_none)
@@ -120,7 +117,7 @@ class Retriever:
         prune: bool = False,
         workers: int | None = None,
         timeout_s: float = 120.0,
-        progress: bool | Progress = False,
+        progress: bool | ProgressFunction = False,
     ) -> IndexReport:
         """Read, encode and add videos, and pass over those that are there and unchanged.
 
@@ -133,7 +130,7 @@ class Retriever:
         ``prune``: whether to remove videos whose files are gone from the folders given.
         ``workers``: processes that decode, None for one per core; ``timeout_s``: what one video
         may take there. ``progress``: True draws a bar on standard error; a function is called
-        after every video.
+        with a :class:`Progress` after every video.
 
         A video that cannot be read, or takes its worker with it, is reported in the result and
         the rest goes on. Written in batches: after an exception (Ctrl-C too) the videos encoded
@@ -143,21 +140,22 @@ class Retriever:
         GalleryError, InvalidArgumentError.
         """
         given = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
-        return index_videos(
-            self.gallery,
-            self.model,
-            [Path(path) for path in given],
-            sampling=self.sampling,
-            image_size=self._image_size,
-            reader=self._reader,
-            ids=ids,
-            metadata=metadata,
-            on_duplicate=on_duplicate,
-            prune=prune,
-            workers=workers if workers is not None else self._threads,
-            timeout_s=timeout_s,
-            progress=progress,
-        )
+        sources = open_sources(given, ids, metadata)
+        workers = workers if workers is not None else self._threads
+        with (
+            DecoderPool[Task](self.reading, workers=workers, timeout_s=timeout_s) as pool,
+            progress_function(progress) as report,
+        ):
+            return index_videos(
+                sources,
+                self.gallery,
+                self.model.encode_videos,
+                pool,
+                on_duplicate=on_duplicate,
+                prune=prune,
+                settings=IndexSettings(max_batch=self.model.max_batch),
+                progress=report,
+            )
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
         """Add videos that were encoded elsewhere with the same model, all or none.
@@ -297,7 +295,7 @@ class Retriever:
         as for :meth:`search_by_video`.
         """
         return self.search_by_video(
-            read_image(image, self._image_size),
+            read_image(image, self.reading.image_size),
             k,
             where=where,
             offset=offset,
@@ -347,7 +345,7 @@ class Retriever:
 
     def read_video(self, path: PathName) -> VideoFrames:
         """Read one video as the model wants it. Raises VideoError."""
-        return read_video(Path(path), self.sampling, self._image_size, reader=self._reader)
+        return read_frames(path, self.reading)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embed any number of texts. Raises InvalidArgumentError for non-texts."""
@@ -355,7 +353,7 @@ class Retriever:
 
     def encode_videos(self, videos: Sequence[VideoFrames]) -> VideoFeatures:
         """Embed any number of videos that were read with :meth:`read_video`."""
-        return self.model.encode_clips([video.frames for video in videos])
+        return self.model.encode_videos([video.frames for video in videos])
 
     def encode_frames(
         self, frames: npt.NDArray[np.uint8], num_frames: npt.NDArray[np.integer[Any]]

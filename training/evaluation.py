@@ -15,14 +15,14 @@ from xclip_deploy.errors import InvalidArgumentError, MissingExtraError, Session
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evaluation import (
-    Clip,
     Evaluation,
+    FramesOrError,
     Matcher,
     ModelIdentity,
-    Progress,
     evaluate_matcher,
 )
 from xclip_deploy.runtime.manifest import FILE_NAME
+from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.protocol import DeviceName, PrecisionName
 from xclip_deploy.runtime.video import VideoReader
@@ -46,8 +46,8 @@ def evaluate(
     max_batch: int = 16,
     options: CheckpointOptions | None = None,
     frames_per_second: float | None = None,
-    clips: Iterable[Clip] | None = None,
-    progress: Progress | None = None,
+    frames: Iterable[FramesOrError] | None = None,
+    progress: ProgressFunction | None = None,
     session: SessionOptions | None = None,
 ) -> Evaluation:
     """Measure how well a model finds the videos of a split by their captions, and the reverse.
@@ -72,8 +72,8 @@ def evaluate(
         options: What the weights of a checkpoint do not tell. Only for paths of checkpoints.
         frames_per_second: Frames sampled per second of video; None: a bundle's own, else 1. A
             bundle takes no other.
-        clips: Frames in place of those of the files: see ``evaluate_matcher``.
-        progress: Called with ``videos`` or ``captions``, how many are done, how many there are.
+        frames: Taken in place of those of the files: see ``evaluate_matcher``.
+        progress: Called after every video, and every few captions.
         session: All options of a bundle's sessions, in place of device and precision.
 
     Raises:
@@ -88,7 +88,7 @@ def evaluate(
         "max_batch": max_batch,
         "reader": reader,
         "num_threads": threads,
-        "clips": clips,
+        "frames": frames,
         "progress": progress,
     }
     if session is not None and (device is not None or precision is not None):

@@ -17,5 +17,5 @@ def validate(model: XClip, split: Split, source: FrameSource) -> dict[str, Any]:
     Frames come from ``source`` and so, where it has one, from its cache. Leaves the model in
     the mode that it was in. Raises VideoError for a video that cannot be read any more.
     """
-    clips = (source.read(video) for video in split.videos)
-    return evaluate_matcher(TorchMatcher(model), split, clips=clips).metrics.to_dict()
+    frames = (source.read(video) for video in split.videos)
+    return evaluate_matcher(TorchMatcher(model), split, frames=frames).metrics.to_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.gallery.records import GalleryVideo, check_metadata, check_texts
 from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, GalleryStore, Snapshot
 from xclip_deploy.runtime.manifest import Manifest
+from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
@@ -161,19 +162,19 @@ class Gallery:
 
     def optimize(
         self,
-        progress: Callable[[str], None] | None = None,
+        progress: ProgressFunction | None = None,
         *,
         keep_s: float = KEEP_VERSIONS.total_seconds(),
     ) -> None:
         """Put small files together and, from 50,000 videos on, build or extend the index.
 
-        ``progress``: called with what is being done. ``keep_s``: what was replaced longer ago is
+        ``progress``: called with what is being done in ``note``. ``keep_s``: what was replaced longer ago is
         removed from disk; searches that began before then fail, in other processes those that
         did not refresh since. Raises GalleryError.
         """
         if keep_s < 0:
             raise InvalidArgumentError(f"keep_s is {keep_s}: expected 0 or more seconds")
-        self._store.optimize(progress or (lambda _what: None), timedelta(seconds=keep_s))
+        self._store.optimize(progress or ignore_progress, timedelta(seconds=keep_s))
 
     def save(self, path: str | Path) -> None:
         """Write a copy to a directory, in one step: an interrupted save leaves the old one.

@@ -5,16 +5,11 @@ Importing this package loads no video library; reading the first video does.
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.video.frames import VideoFrames
+from xclip_deploy.runtime.video.finding import VIDEO_SUFFIXES, find_videos
+from xclip_deploy.runtime.video.frames import VideoFrames, VideoReader, VideoReading
 from xclip_deploy.runtime.video.image import read_image
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
-from xclip_deploy.runtime.video.reading import (
-    VIDEO_SUFFIXES,
-    VideoReader,
-    find_videos,
-    read_video,
-    read_videos,
-)
+from xclip_deploy.runtime.video.reading import check_reader, read_frames, read_video, read_videos
 from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
 
 __all__ = [
@@ -24,7 +19,10 @@ __all__ = [
     "FrameSampling",
     "VideoFrames",
     "VideoReader",
+    "VideoReading",
+    "check_reader",
     "find_videos",
+    "read_frames",
     "read_image",
     "read_video",
     "read_videos",
