@@ -168,9 +168,9 @@ class Gallery:
     ) -> None:
         """Put small files together and, from 50,000 videos on, build or extend the index.
 
-        ``progress``: called with what is being done in ``note``. ``keep_s``: what was replaced longer ago is
-        removed from disk; searches that began before then fail, in other processes those that
-        did not refresh since. Raises GalleryError.
+        ``progress``: called with what is being done in ``note``. ``keep_s``: what was replaced
+        longer ago is removed from disk; searches that began before then fail, in other
+        processes those that did not refresh since. Raises GalleryError.
         """
         if keep_s < 0:
             raise InvalidArgumentError(f"keep_s is {keep_s}: expected 0 or more seconds")

@@ -53,5 +53,5 @@ def test_what_the_torch_matcher_refuses(make_model: Any, checkpoint_path: Path) 
     for shape in ((0, 64, 64, 3), (13, 64, 64, 3), (2, 32, 64, 3)):
         with pytest.raises(InvalidArgumentError, match=r"expected uint8 \[1 to 12, 64, 64, 3\]"):
             matcher.encode_videos([np.zeros(shape, np.uint8)])
-    with pytest.raises(InvalidArgumentError, match="a clip is float32"):
+    with pytest.raises(InvalidArgumentError, match="a video is float32"):
         matcher.encode_videos([np.zeros((1, 64, 64, 3), np.float32)])
