@@ -6,7 +6,13 @@ import re
 
 import pytest
 
-from xclip_deploy.runtime.progress import Pace, Progress, ProgressLines, video_progress
+from xclip_deploy.runtime.progress import (
+    Pace,
+    Progress,
+    ProgressLines,
+    progress_function,
+    video_progress,
+)
 
 
 class Clock:
@@ -71,3 +77,24 @@ def test_a_bar_on_a_terminal(
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed.err)
     assert "3/3 videos" in shown
     assert "1 failed" in shown
+
+
+def test_what_a_caller_wants_to_be_told(capfd: pytest.CaptureFixture[str]) -> None:
+    step = Progress("videos", 2, 3)
+    told: list[Progress] = []
+    for wanted in (False, told.append, True):
+        with progress_function(wanted) as report:
+            report(step)
+    assert told == [step]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("indexing 2/3 videos, ")
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_nothing_to_do_draws_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    with video_progress():
+        pass
+    assert capfd.readouterr().err == ""

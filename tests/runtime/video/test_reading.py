@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -187,6 +188,19 @@ def test_bugs_are_not_taken_for_bad_videos(
     monkeypatch.setattr(pyav_reader, "read_with_pyav", fail)
     with pytest.raises(TypeError, match="a bug"):
         list(read_videos(many_files, VideoReading(SAMPLING, 8)))
+
+
+def test_the_record_of_how_videos_are_read() -> None:
+    reading = VideoReading(FrameSampling(frames_per_second=0.1, max_frames=8), 48, "decord")
+    assert VideoReading.from_dict(json.loads(json.dumps(reading.to_dict()))) == reading
+    assert reading.until(None) is reading
+    cut = reading.until(2.5)
+    assert (cut.image_size, cut.reader) == (48, "decord")
+    assert cut.sampling == FrameSampling(frames_per_second=0.1, max_frames=8, end_s=2.5)
+    with pytest.raises(InvalidArgumentError, match="image_size is 0; expected at least 1"):
+        VideoReading(SAMPLING, 0)
+    with pytest.raises(InvalidArgumentError, match="reader is 'vhs'; expected one of pyav, decord"):
+        VideoReading(SAMPLING, 8, "vhs")  # type: ignore[arg-type]
 
 
 def test_no_videos() -> None:
