@@ -173,7 +173,7 @@ def build(work: Path, bundle: Path, size: int) -> dict[str, Any]:
             GalleryVideo(
                 id=f"/videos/{n:08d}.mp4",
                 path=f"/videos/{n:08d}.mp4",
-                fingerprint=f"{n:064x}",
+                content_sha256=f"{n:064x}",
                 duration_s=float(durations[n]),
                 frame_times_s=tuple(float(t) for t in range(FRAMES)),
                 metadata={"source": f"cam{n % 8}"},
@@ -187,7 +187,7 @@ def build(work: Path, bundle: Path, size: int) -> dict[str, Any]:
     sentences, words = world.queries(targets)
     np.savez(work / f"queries-{size}.npz", sentences=sentences, words=words)
     began_s = time.perf_counter()
-    gallery.optimize(lambda what: print(f"{size}: {what}", file=sys.stderr), keep_s=0)
+    gallery.optimize(lambda progress: print(f"{size}: {progress.note}", file=sys.stderr), keep_s=0)
     files = [file for file in path.rglob("*") if file.is_file()]
     return {
         "videos": size,

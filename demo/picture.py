@@ -26,8 +26,8 @@ def draw_results(results: Mapping[str, Sequence[tuple[Path, str]]], path: Path) 
         draw.text((6, top + 4), f"“{query}”", fill="black", font=large)
         top += _LINE
         for rank, (video, caption) in enumerate(found, 1):
-            clip = read_video(video, FrameSampling(max_frames=_FRAMES), _SIDE)
-            for number, frame in enumerate(clip.frames):
+            video_frames = read_video(video, FrameSampling(max_frames=_FRAMES), _SIDE)
+            for number, frame in enumerate(video_frames.frames):
                 image.paste(Image.fromarray(frame), (6 + number * (_SIDE + 2), top))
             colour = "darkgreen" if caption == query else "dimgrey"
             place = (_FRAMES * (_SIDE + 2) + 14, top + _SIDE // 2 - 8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -32,16 +31,13 @@ from xclip_deploy.runtime.manifest import (
     Preprocessing,
     Provenance,
 )
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.scorer_weights import FILE_NAME as SCORER_WEIGHTS
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
 from xclip_deploy.training.checkpoints import Checkpoint, CheckpointOptions, load_checkpoint
 from xclip_deploy.training.precision import halve, narrow
-
-Progress = Callable[[int, int, str], None]
-"""Called at the start of every step with its number from 0, how many there are, and a label;
-once more at the end with both numbers equal."""
 
 _TOKENIZER = "tokenizer.json"
 _ALWAYS = (Precision.FP32, Precision.FP16)
@@ -65,14 +61,15 @@ def export_bundle(
     frames_per_second: float = 1.0,
     bf16: bool = False,
     int8: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> ExportResult:
     """Export a checkpoint to a bundle with FP32 and FP16 graphs.
 
     ``options``: what the weights do not tell. ``frames_per_second``: how densely video is
     sampled; the published models use 1. ``bf16``: BF16 graphs as well, for TensorRT. ``int8``:
     INT8 encoders as well, for the CPU. An existing bundle at ``output`` is replaced, and only
-    once the new one is whole and agrees with PyTorch.
+    once the new one is whole and agrees with PyTorch. ``progress``: called at the start of every
+    step, which ``note`` names, and once more at the end.
 
     Raises CheckpointError, ExportError (ParityError where a graph does not reproduce
     PyTorch) or InvalidArgumentError.
@@ -223,7 +220,9 @@ def _explain(failed: list[ParityRecord], total: int) -> str:
 class _Steps:
     """Counts the steps of an export for whoever shows the progress."""
 
-    def __init__(self, progress: Progress | None, precisions: tuple[Precision, ...]) -> None:
+    def __init__(
+        self, progress: ProgressFunction | None, precisions: tuple[Precision, ...]
+    ) -> None:
         # The checkpoint and PyTorch; a comparison of each precision; its graphs, of which the
         # extra precisions share the scorer of another.
         extra = len(precisions) - len(_ALWAYS)
@@ -233,13 +232,13 @@ class _Steps:
 
     def next(self, label: str) -> None:
         if self._progress:
-            self._progress(self._done, self._total, label)
+            self._progress(Progress("exporting", self._done, self._total, note=label))
         self._done += 1
 
     def finish(self) -> None:
         assert self._done == self._total
         if self._progress:
-            self._progress(self._total, self._total, "done")
+            self._progress(Progress("exporting", self._total, self._total, note="done"))
 
 
 def _may_replace(target: Path) -> bool:

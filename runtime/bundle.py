@@ -17,6 +17,7 @@ from xclip_deploy.errors import (
     BundleVersionError,
     InvalidArgumentError,
 )
+from xclip_deploy.runtime.arguments import PathName, as_path
 from xclip_deploy.runtime.hashing import sha256_of
 from xclip_deploy.runtime.manifest import (
     FILE_NAME,
@@ -45,7 +46,7 @@ class Bundle:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
+    def open(cls, path: PathName) -> Bundle:
         """Open a bundle, checking its manifest and that every file is there in full size.
 
         The content of a file is checked against its SHA-256 when it is first used, or all at
@@ -53,7 +54,7 @@ class Bundle:
 
         Raises BundleNotFoundError, BundleVersionError or BundleIntegrityError.
         """
-        path = Path(path)
+        path = as_path("bundle", path)
         manifest = _read_manifest(path)
         bundle = cls(path, manifest)
         for name, record in manifest.files.items():

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import InvalidArgumentError, SessionError
+from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
+from xclip_deploy.runtime.arguments import (
+    PathName,
+    as_instance,
+    as_sequence,
+    as_whole_number,
+    shown,
+)
+from xclip_deploy.runtime.batches import slices, videos_at_once
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.manifest import FileRecord, Graph
@@ -23,10 +31,7 @@ from xclip_deploy.runtime.sessions import (
     place,
 )
 from xclip_deploy.runtime.sessions.backend import Closable, close_all
-
-_SCORER_ELEMENTS = 1 << 22
-"""Numbers of an intermediate of the scorer, word-frame similarities or a gallery's features cast
-to FP32: 16 MiB, of which it holds a handful. On a CPU, more at once is slower."""
+from xclip_deploy.runtime.tokenizer import count_tokens
 
 
 class DeployedModel:
@@ -39,7 +44,7 @@ class DeployedModel:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: PathName | Bundle,
         options: SessionOptions | None = None,
         max_batch: int = 16,
         *,
@@ -53,14 +58,16 @@ class DeployedModel:
         device, backend or precision asked for is not there, MissingExtraError where a library
         is not installed.
         """
-        if max_batch < 1:
-            raise InvalidArgumentError(f"max_batch {max_batch}: expected at least 1")
+        self.max_batch = as_whole_number("max_batch", max_batch, 1)
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.bundle = bundle
         self.config = bundle.manifest.model
-        self.max_batch = max_batch
         self._check_finite = check_finite
         self.tokenizer = bundle.tokenizer()
-        self._options = options or SessionOptions()
+        self._options: SessionOptions = as_instance(
+            "options", options or SessionOptions(), SessionOptions, "SessionOptions"
+        )
+        self._is_closed = False
         self._loader: GraphLoader = place(self._options, bundle)
         self._sessions: dict[Graph, Session] = {}
         self._half_scorer: Session | None = None
@@ -97,8 +104,7 @@ class DeployedModel:
                 f"expected 0 to {vocab_size - 1}"
             )
         outputs = self._run_batches(Graph.TEXT_ENCODER, {"token_ids": token_ids})
-        # The end token has the largest id; the first of several counts, as in the encoder.
-        num_words = (token_ids.argmax(axis=1) + 1).astype(np.int32)
+        num_words = count_tokens(token_ids)
         return TextFeatures(outputs["sentence_features"], outputs["word_features"], num_words)
 
     def encode_frames(
@@ -133,23 +139,25 @@ class DeployedModel:
             outputs["video_features"], outputs["frame_features"], num_frames.astype(np.int32)
         )
 
-    def encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+    def encode_videos(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each."""
+        given = as_sequence("videos", videos, "arrays of frames")
         # Padded a batch at a time: all at once, a thousand videos would take gigabytes.
-        parts = [self._encode_clips(clips[rows]) for rows in _slices(len(clips), self.max_batch)]
-        return VideoFeatures.concatenate(parts) if parts else self._encode_clips([])
+        parts = [self._encode_batch(given[rows]) for rows in slices(len(given), self.max_batch)]
+        return VideoFeatures.concatenate(parts) if parts else self._encode_batch([])
 
-    def _encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+    def _encode_batch(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         size, most = self.config.vision.image_size, self.config.max_frames
-        batch = np.zeros((len(clips), most, size, size, 3), dtype=np.uint8)
-        for row, clip in zip(batch, clips, strict=True):
-            if clip.dtype != np.uint8 or clip.shape[1:] != (size, size, 3) or len(clip) > most:
+        batch = np.zeros((len(videos), most, size, size, 3), dtype=np.uint8)
+        for row, video in zip(batch, videos, strict=True):
+            is_fit = isinstance(video, np.ndarray) and video.shape[1:] == (size, size, 3)
+            if not is_fit or video.dtype != np.uint8 or not 1 <= len(video) <= most:
                 raise InvalidArgumentError(
-                    f"a clip is {clip.dtype} {list(clip.shape)}, expected uint8 "
-                    f"[1 to {most}, {size}, {size}, 3]"
+                    f"a video is {shown(video)}, expected uint8 [1 to {most}, {size}, {size}, 3]"
                 )
-            row[: len(clip)] = clip
-        return self.encode_frames(batch, np.array([len(clip) for clip in clips], dtype=np.int32))
+            row[: len(video)] = video
+        counts = np.array([len(video) for video in videos], dtype=np.int32)
+        return self.encode_frames(batch, counts)
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score every text against every video, in chunks of bounded memory.
@@ -161,13 +169,11 @@ class DeployedModel:
         if not len(texts) or not len(videos):
             return Scores(scores.pop("logits"), scores)
         session = self._scorer_for(videos)
-        per_pair = self.config.max_words * self.config.max_frames
         text_step = min(len(texts), self.max_batch)
-        per_video = max(per_pair * text_step, self.config.max_frames * self.config.embed_dim)
-        video_step = max(1, _SCORER_ELEMENTS // per_video)
+        video_step = videos_at_once(self.config, text_step)
         steps = session.chunk({"texts": text_step, "videos": min(len(videos), video_step)})
-        for rows in _slices(len(texts), steps["texts"]):
-            for columns in _slices(len(videos), steps["videos"]):
+        for rows in slices(len(texts), steps["texts"]):
+            for columns in slices(len(videos), steps["videos"]):
                 outputs = session.run({**vars(texts[rows]), **vars(videos[columns])})
                 for name, target in scores.items():
                     target[rows, columns] = outputs[name]
@@ -194,11 +200,12 @@ class DeployedModel:
             self._session(graph)
 
     def close(self) -> None:
-        """Free the sessions. Using the model afterwards opens them anew.
+        """Free the sessions. Using the model afterwards raises ClosedError.
 
         All are freed even where one cannot be; then raises its SessionError.
         """
         with self._lock:
+            self._is_closed = True
             sessions: list[Closable] = list(self._sessions.values())
             self._sessions.clear()
             if self._half_scorer is not None:
@@ -221,12 +228,29 @@ class DeployedModel:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        placement = self.placement
+        where = f"{placement.arithmetic.name} by {placement.backend} on {placement.device_name}"
+        state = ", closed" if self._is_closed else ""
+        return f"<{type(self).__name__} of {str(self.bundle.path)!r} ({where}{state})>"
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidArgumentError(
+            "a DeployedModel cannot be pickled or copied; open it in the worker: "
+            f"DeployedModel({str(self.bundle.path)!r})"
+        )
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"this model of {self.bundle.path} is closed; open another")
+
     def _session(self, graph: Graph) -> Session:
         with self._lock:
             return self._open(graph)
 
     def _open(self, graph: Graph) -> Session:
         """The session of a graph; the lock must be held."""
+        self._check_open()
         if graph not in self._sessions:
             self._sessions[graph] = self._loader.open(graph)
         return self._sessions[graph]
@@ -235,6 +259,7 @@ class DeployedModel:
         """The scorer that takes features as they are, where the backend has one for FP16."""
         if videos.frame_features.dtype == videos.video_features.dtype == np.float16:
             with self._lock:
+                self._check_open()
                 if self._half_scorer is None and self._has_half_scorer:
                     self._half_scorer = self._loader.open_half_scorer()
                     self._has_half_scorer = self._half_scorer is not None
@@ -244,6 +269,7 @@ class DeployedModel:
 
     def _gallery(self) -> GalleryScorer:
         with self._lock:
+            self._check_open()
             if self._resident is None:
                 self._resident = self._loader.keep_gallery(self._open(Graph.SCORER))
             return self._resident
@@ -262,7 +288,7 @@ class DeployedModel:
             return results
         session = self._session(graph)
         step = session.chunk({"batch": min(total, self.max_batch)})["batch"]
-        for rows in _slices(total, step):
+        for rows in slices(total, step):
             outputs = session.run({name: array[rows] for name, array in inputs.items()})
             for name, target in results.items():
                 target[rows] = outputs[name]
@@ -295,8 +321,3 @@ class DeployedModel:
             f"{self.placement.arithmetic.name} on {self.placement.device_name}; "
             f"use precision='fp32', and run: xclip-deploy verify {self.bundle.path}"
         )
-
-
-def _slices(total: int, step: int) -> Iterator[slice]:
-    for start in range(0, total, step):
-        yield slice(start, min(start + step, total))

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from xclip_deploy.runtime.model_config import FrozenModel, ModelConfig
+from xclip_deploy.runtime.video import FrameSampling, VideoReader, VideoReading
 
 SCHEMA_VERSION = 2
 FORMAT = "xclip-bundle"
@@ -220,6 +221,13 @@ class Manifest(FrozenModel):
                 f"takes {self.model.vision.image_size}"
             )
         return self
+
+    def video_reading(self, reader: VideoReader = "pyav") -> VideoReading:
+        """Return how videos must be read for this model. Raises InvalidArgumentError."""
+        sampling = FrameSampling(
+            frames_per_second=self.frames_per_second, max_frames=self.model.max_frames
+        )
+        return VideoReading(sampling, self.preprocessing.image_size, reader)
 
     def to_json(self) -> bytes:
         """Serialise, with a checksum over the content, so that an edit is noticed."""

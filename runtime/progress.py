@@ -1,4 +1,4 @@
-"""Progress bars, on standard error so that standard output stays a program's."""
+"""How long work tells how far it is, and bars that show it on standard error."""
 
 from __future__ import annotations
 
@@ -7,23 +7,57 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-Report = Callable[[int, int, int], None]
-"""Called with videos done, videos in all, and how many of the done ones failed."""
+from dataclasses import dataclass
 
 _RATE_OVER_S = 30.0
 _LINE_EVERY_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a piece of long work is."""
+
+    stage: str
+    """What is being done or counted: ``videos``, ``captions``, ``exporting`` and the like."""
+    done: int
+    total: int | None
+    """None where it is not known."""
+    failed: int = 0
+    """How many of the done ones failed."""
+    note: str = ""
+    """What is under way just now, for people."""
+
+
+ProgressFunction = Callable[[Progress], None]
+"""Called now and then by long work, in the thread that does it."""
+
+
+def ignore_progress(progress: Progress) -> None:
+    """Show nothing."""
+    del progress
+
+
 @contextmanager
-def video_progress(total: int) -> Iterator[Report]:
+def progress_function(wanted: bool | ProgressFunction) -> Iterator[ProgressFunction]:
+    """Yield the function to call: the one given, one that draws for True, none for False."""
+    if callable(wanted):
+        yield wanted
+    elif wanted:
+        with video_progress() as draw:
+            yield draw
+    else:
+        yield ignore_progress
+
+
+@contextmanager
+def video_progress() -> Iterator[ProgressFunction]:
     """Show videos done, failures, videos a second and time left.
 
     On a terminal as a bar, else as a line every ten seconds at most. Yields the function to
     call after every video.
     """
     if sys.stderr.isatty():
-        with _bar(total) as report:
+        with _bar() as report:
             yield report
     else:
         lines = ProgressLines()
@@ -32,9 +66,10 @@ def video_progress(total: int) -> Iterator[Report]:
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[Report]:
+def _bar() -> Iterator[ProgressFunction]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("indexing"),
@@ -44,17 +79,28 @@ def _bar(total: int) -> Iterator[Report]:
         TextColumn("{task.fields[pace]}"),
         TextColumn("{task.fields[failed]} failed"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("indexing", total=total, failed=0, pace="")
-        pace = Pace()
+    bars = Bars(*columns, console=Console(stderr=True))
+    tasks: list[TaskID] = []
+    pace = Pace()
 
-        def report(done: int, total: int, failed: int) -> None:
-            pace.note(done)
-            bar.update(
-                task, completed=done, total=total, failed=failed, pace=pace.describe(total - done)
-            )
+    def report(progress: Progress) -> None:
+        if not tasks:  # with nothing to do, no bar appears
+            bars.start()
+            tasks.append(bars.add_task("indexing", failed=0, pace=""))
+        pace.note(progress.done)
+        bars.update(
+            tasks[0],
+            completed=progress.done,
+            total=progress.total,
+            failed=progress.failed,
+            pace=pace.describe(_left(progress)),
+        )
 
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()
 
 
 class Pace:
@@ -65,7 +111,7 @@ class Pace:
         self._noted: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def note(self, done: int) -> None:
-        """So many are done now."""
+        """Note how many are done now."""
         now = self._clock()
         # A hundred notes a second would say no more than ten.
         if len(self._noted) > 1 and now - self._noted[-2][0] < 0.1:
@@ -75,7 +121,7 @@ class Pace:
             self._noted.popleft()
 
     def describe(self, left: int) -> str:
-        """Videos a second and, where some are left, the time that they will take."""
+        """Say how many videos a second and, where some are left, how long those will take."""
         (start, before), (end, after) = self._noted[0], self._noted[-1]
         if end <= start or after <= before:
             return ""
@@ -97,19 +143,24 @@ class ProgressLines:
         self._last_s = clock()
         self._line = ""
 
-    def report(self, done: int, total: int, failed: int) -> None:
-        """Print where it is, unless that was done a moment ago."""
-        self._pace.note(done)
-        pace = self._pace.describe(total - done)
-        self._line = f"indexing {done}/{total} videos, " + (f"{pace}, " if pace else "")
-        self._line += f"{failed} failed"
+    def report(self, progress: Progress) -> None:
+        """Print how far it is, unless a line was printed a moment ago."""
+        self._pace.note(progress.done)
+        pace = self._pace.describe(_left(progress))
+        of_all = "" if progress.total is None else f"/{progress.total}"
+        self._line = f"indexing {progress.done}{of_all} videos, " + (f"{pace}, " if pace else "")
+        self._line += f"{progress.failed} failed"
         if self._clock() - self._last_s >= _LINE_EVERY_S:
             self.finish()
 
     def finish(self) -> None:
-        """Print what was not."""
+        """Print the last line, if it was not printed yet."""
         if self._line:
             sys.stderr.write(self._line + "\n")
             sys.stderr.flush()
             self._line = ""
             self._last_s = self._clock()
+
+
+def _left(progress: Progress) -> int:
+    return 0 if progress.total is None else progress.total - progress.done

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from os import PathLike
-from pathlib import Path
-from typing import Any, get_args, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.errors import ClosedError, InvalidArgumentError
+from xclip_deploy.runtime.arguments import (
+    PathName,
+    as_number,
+    as_path,
+    as_paths,
+    as_sequence,
+    as_text,
+    as_texts,
+    as_truth,
+)
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence import (
     Contrast,
@@ -22,27 +31,42 @@ from xclip_deploy.runtime.evidence import (
     plot_explanation,
 )
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
-from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, Progress, index_videos
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
+from xclip_deploy.runtime.indexing import (
+    IndexReport,
+    IndexSettings,
+    OnDuplicate,
+    Task,
+    index_frames,
+    index_videos,
+    open_sources,
+)
+from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
-    DEFAULT_CANDIDATES,
     Query,
     QueryBank,
     Searcher,
+    SearchKeywords,
     SearchOptions,
+    SimilarityKeywords,
+    spells_out,
 )
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.tokenizer import clean_text
 from xclip_deploy.runtime.video import (
-    FrameSampling,
+    ImageLike,
     VideoFrames,
+    VideoLike,
     VideoReader,
+    are_frames,
+    read_frames,
     read_image,
-    read_video,
+    take_frames,
 )
 
-PathName = str | PathLike[str]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Retriever:
@@ -84,59 +108,56 @@ class Retriever:
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
-        if reader not in get_args(VideoReader):
-            raise InvalidArgumentError(f"reader {reader!r}: expected pyav or decord")
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         if session is not None and (device, precision, threads) != ("auto", "auto", None):
             raise InvalidArgumentError(
                 f"device {device!r}, precision {precision!r} and threads {threads!r} were given "
                 "beside session; expected them in it alone"
             )
         options = session or SessionOptions(device=device, precision=precision, threads=threads)
-        self.model = DeployedModel(self.bundle, options, max_batch)
+        as_truth("create", create)
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
-        if gallery is None:
-            self.gallery = Gallery(manifest)
-        elif isinstance(gallery, Gallery):
+        self.reading = manifest.video_reading(reader)
+        self.model = DeployedModel(self.bundle, options, max_batch)
+        self._owns_gallery = not isinstance(gallery, Gallery)
+        if isinstance(gallery, Gallery):
             gallery.check_model(manifest)
             self.gallery = gallery
+        elif gallery is None:
+            self.gallery = Gallery(manifest)
         else:
-            name = gallery if isinstance(gallery, str) else Path(gallery)
-            self.gallery = Gallery.open(name, manifest, create=create)
-        self.sampling = FrameSampling(
-            frames_per_second=manifest.frames_per_second, max_frames=manifest.model.max_frames
-        )
-        self._image_size = manifest.preprocessing.image_size
-        self._reader: VideoReader = reader
+            self.gallery = Gallery.open(gallery, manifest, create=create)
         self._scorer_weights = cache(self.bundle.scorer_weights)
         self._searcher = Searcher(self.model, self._scorer_weights)
+        self._is_closed = False
 
     # -- gallery ---------------------------------------------------------------------------
 
     def add(
         self,
-        paths: PathName | Iterable[PathName],
+        videos: VideoLike | Iterable[VideoLike],
         *,
-        ids: Sequence[str] | None = None,
+        ids: str | Sequence[str] | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
         workers: int | None = None,
         timeout_s: float = 120.0,
-        progress: bool | Progress = False,
+        progress: bool | ProgressFunction = False,
     ) -> IndexReport:
         """Read, encode and add videos, and pass over those that are there and unchanged.
 
-        ``paths``: files, folders with all videos below them, ``.txt`` lists of files, ``.csv``
-        or ``.jsonl`` tables with a column ``file`` and metadata in the others. ``ids``: one for
-        each path, which must then be a video; without them, a video's id is its absolute path.
+        ``videos``: files, folders with all videos below them, ``.txt`` lists of files, ``.csv``
+        or ``.jsonl`` tables with a column ``file`` and metadata in the others; or frames in
+        memory, as :meth:`encode_videos` takes them, under ``ids``. ``ids``: one for each video
+        file; without them, a video's id is its absolute path.
         ``metadata``: for every video given. ``on_duplicate``: what to do with a video that the
         gallery has: ``update`` encodes it again where its file changed, ``skip`` leaves it,
         ``replace`` always encodes it again, ``error`` raises before anything is read.
         ``prune``: whether to remove videos whose files are gone from the folders given.
         ``workers``: processes that decode, None for one per core; ``timeout_s``: what one video
         may take there. ``progress``: True draws a bar on standard error; a function is called
-        after every video.
+        with a :class:`Progress` after every video.
 
         A video that cannot be read, or takes its worker with it, is reported in the result and
         the rest goes on. Written in batches: after an exception (Ctrl-C too) the videos encoded
@@ -145,36 +166,48 @@ class Retriever:
         Raises VideoNotFoundError for a path that is not there, DuplicateIdError, MetadataError,
         GalleryError, InvalidArgumentError.
         """
-        given = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
-        return index_videos(
-            self.gallery,
-            self.model,
-            [Path(path) for path in given],
-            sampling=self.sampling,
-            image_size=self._image_size,
-            reader=self._reader,
-            ids=ids,
-            metadata=metadata,
-            on_duplicate=on_duplicate,
-            prune=prune,
-            workers=workers,
-            timeout_s=timeout_s,
-            progress=progress,
-        )
+        self._check_open()
+        if are_frames(videos):
+            if prune:
+                raise InvalidArgumentError("prune is for files; expected none for frames in memory")
+            return index_frames(
+                self.gallery, self.encode_videos, self.reading, videos, ids, metadata, on_duplicate
+            )
+        sources = open_sources(as_paths("videos", videos), ids, metadata)
+        with (
+            DecoderPool[Task](self.reading, workers=workers, timeout_s=timeout_s) as pool,
+            progress_function(progress) as report,
+        ):
+            return index_videos(
+                sources,
+                self.gallery,
+                self.model.encode_videos,
+                pool,
+                on_duplicate=on_duplicate,
+                prune=prune,
+                settings=IndexSettings(max_batch=self.model.max_batch),
+                progress=report,
+            )
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
         """Add videos that were encoded elsewhere with the same model, all or none.
 
         Raises DuplicateIdError, MetadataError, InvalidArgumentError for features of other shapes.
         """
+        self._check_open()
         self.gallery.add(videos, features)
 
-    def remove(self, ids: str | Sequence[str]) -> None:
-        """Remove videos, all or none. Raises GalleryError for an id that is not there."""
-        self.gallery.remove([ids] if isinstance(ids, str) else ids)
+    def remove(self, ids: str | Sequence[str] | None = None, *, where: str | None = None) -> int:
+        """Remove videos by id, or those that a filter lets through; see :meth:`Gallery.remove`.
+
+        Returns how many were removed. Raises GalleryError for an id that is not there.
+        """
+        self._check_open()
+        return self.gallery.remove(ids, where=where)
 
     def refresh(self) -> None:
         """See what other processes wrote to the gallery. Raises GalleryError."""
+        self._check_open()
         self.gallery.refresh()
 
     def warm_up(self) -> None:
@@ -184,17 +217,23 @@ class Retriever:
         1.5 GB (100,000 videos of D = 512, F = 12), else those of whole videos up to that size.
         Holds until the gallery changes: searches are right without it. Raises GalleryError.
         """
+        self._check_open()
         self.gallery.warm_up()
         if len(self.gallery):
             self.search("warm-up", 1)
 
     def save(self, path: PathName) -> None:
         """Write a copy of the gallery to a directory, in one step. Raises GalleryError."""
-        self.gallery.save(Path(path))
+        self._check_open()
+        self.gallery.save(path)
 
     def __len__(self) -> int:
         """Number of videos in the gallery."""
-        return len(self.gallery)
+        return len(self._snapshot())
+
+    def __bool__(self) -> bool:
+        """A retriever is true, empty or not."""
+        return True
 
     # -- search ----------------------------------------------------------------------------
 
@@ -257,12 +296,12 @@ class Retriever:
         [height, width, 3]. The rest and errors as for :meth:`search_by_video`.
         """
         self._check_open()
-        frame = read_image(image, self._image_size)
+        frame = read_image(image, self.reading.image_size)
         return self.search_by_video(frame, k, **options)
 
     def query_bank(self, texts: Sequence[str]) -> QueryBank:
         """Encode the texts of a bank that scores are calibrated over."""
-        return QueryBank(self._encode_words(texts))
+        return QueryBank(self._encode_words(as_texts("texts", texts)))
 
     # -- evidence --------------------------------------------------------------------------
 
@@ -281,9 +320,9 @@ class Retriever:
         nothing of. Raises GalleryError for a video that is not there, InvalidArgumentError for a
         text without a word.
         """
-        hits = [hit for hit in (a, b) if hit is not None]
         weights = self._scorer_weights()
-        found = explain_hits(query, hits, self.gallery.snapshot(), self.model, weights)
+        hits = [a] if b is None else [a, b]
+        found = explain_hits(query, hits, self._snapshot(), self.model, weights)
         return found[0] if b is None else Contrast(*found)
 
     def plot_explanation(self, explanation: Explanation | Contrast, path: PathName) -> None:
@@ -293,56 +332,107 @@ class Retriever:
         are grey, and the picture says so. Raises MissingExtraError without matplotlib,
         InvalidArgumentError where ``path`` cannot be written.
         """
-        plot_explanation(explanation, path, self.read_video)
+        plot_explanation(explanation, as_path("path", path), self.read_video)
 
     # -- for pipelines of one's own --------------------------------------------------------
 
     def read_video(self, path: PathName) -> VideoFrames:
         """Read one video as the model wants it. Raises VideoError."""
-        return read_video(Path(path), self.sampling, self._image_size, reader=self._reader)
+        self._check_open()
+        return read_frames(as_path("path", path), self.reading)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Embed any number of texts. Raises InvalidArgumentError for non-texts."""
-        return self.model.encode_texts(texts)
+        """Embed any number of texts. Raises InvalidArgumentError for what is no text."""
+        self._check_open()
+        return self.model.encode_texts(as_texts("texts", texts))
 
-    def encode_videos(self, videos: Sequence[VideoFrames]) -> VideoFeatures:
-        """Embed any number of videos that were read with :meth:`read_video`."""
-        return self.model.encode_clips([video.frames for video in videos])
+    def encode_videos(self, videos: Sequence[VideoLike]) -> VideoFeatures:
+        """Embed any number of videos.
+
+        ``videos``: files, frames from :meth:`read_video`, or uint8 RGB [n, height, width, 3] at
+        the model's rate of frames; more than the model takes are thinned out evenly. Raises
+        VideoError, InvalidArgumentError.
+        """
+        self._check_open()
+        given = as_sequence("videos", videos, "videos")
+        return self.model.encode_videos([self._frames(video).frames for video in given])
 
     def encode_frames(
         self, frames: npt.NDArray[np.uint8], num_frames: npt.NDArray[np.integer[Any]]
     ) -> VideoFeatures:
         """Embed videos from frames of one's own: see :meth:`DeployedModel.encode_frames`."""
+        self._check_open()
         return self.model.encode_frames(frames, num_frames)
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score every text against every video: logits and grains, each [T, V]."""
+        self._check_open()
         return self.model.score(texts, videos)
 
     # -- life ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free the inference sessions. The gallery stays."""
-        self.model.close()
+        """Free the sessions, and the gallery unless it was given opened.
+
+        Using the retriever afterwards raises ClosedError.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            self.model.close()
+        finally:
+            if self._owns_gallery:
+                self.gallery.close()
 
     def __enter__(self) -> Retriever:
+        self._check_open()
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if self._is_closed:
+            return f"<{name} of {str(self.bundle.path)!r}, closed>"
+        placement = self.model.placement
+        where = f"{placement.arithmetic.name} by {placement.backend} on {placement.device_name}"
+        return (
+            f"<{name} of {str(self.bundle.path)!r} ({self.bundle.manifest.model.family.value}, "
+            f"{where}), {self.gallery!r}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidArgumentError(
+            "a Retriever cannot be pickled or copied; open it in the worker: "
+            f"Retriever({str(self.bundle.path)!r}, {self.gallery.uri!r})"
+        )
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"this Retriever of {self.bundle.path} is closed; open another")
+
+    def _snapshot(self) -> Snapshot:
+        self._check_open()
+        return self.gallery.snapshot()
+
+    def _frames(self, video: object) -> VideoFrames:
+        """Take one video, from a file or from memory."""
+        if isinstance(video, (VideoFrames, np.ndarray)):
+            return take_frames(video, self.reading)
+        return read_frames(as_path("video", video), self.reading)
+
     def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
         features = self._encode_words(texts)
         queries = [Query(features[n : n + 1]) for n in range(len(features))]
-        return self._searcher.search(queries, self.gallery.snapshot(), options)
+        return self._searcher.search(queries, self._snapshot(), options)
 
     def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
         for text in texts:
-            if isinstance(text, str) and not clean_text(text):
+            if not clean_text(text):
                 raise InvalidArgumentError(f"the text {text!r} holds no word to search for")
         return self.encode_texts(texts)
 
-    def _encode_query(self, video: PathName | VideoFrames) -> VideoFeatures:
-        return self.encode_videos(
-            [video if isinstance(video, VideoFrames) else self.read_video(video)]
-        )
+    def _encode_query(self, video: VideoLike) -> VideoFeatures:
+        return self.encode_videos([video])

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import pytest
 from command_line import Outcome, Run, runner
 
 from xclip_deploy import Bundle, Gallery, Retriever, __version__
-from xclip_deploy.runtime import progress
+from xclip_deploy.runtime import progress as progress_module
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
 
@@ -247,14 +248,14 @@ def test_an_interrupted_index_keeps_what_was_encoded(
     run: Run, bundle_path: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def interrupted(total: int) -> Iterator[Callable[[int, int, int], None]]:
-        def report(done: int, total: int, failed: int) -> None:
-            if done == 2:
+    def interrupted() -> Iterator[ProgressFunction]:
+        def report(progress: Progress) -> None:
+            if progress.done == 2:
                 raise KeyboardInterrupt
 
         yield report
 
-    monkeypatch.setattr(progress, "video_progress", interrupted)
+    monkeypatch.setattr(progress_module, "video_progress", interrupted)
     gallery = tmp_path / "gallery"
     files = [clips / TURNED, clips / FROG, clips / "edge_cases" / "torchcodec_h265.mp4"]
     outcome = run("index", *files, "--bundle", bundle_path, "--gallery", gallery)

@@ -73,5 +73,5 @@ def validate(model: XClip, split: Split, source: FrameSource) -> dict[str, Any]:
     Frames come from ``source`` and so, where it has one, from its cache. The model keeps its
     mode. Raises VideoError for a video that cannot be read any more.
     """
-    clips = (source.read(video) for video in split.videos)
-    return evaluate_matcher(TorchMatcher(model), split, clips=clips).metrics.to_dict()
+    frames = (source.read(video) for video in split.videos)
+    return evaluate_matcher(TorchMatcher(model), split, frames=frames).metrics.to_dict()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.datasets import Split, open_dataset
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.runtime.video import FrameSampling
+from xclip_deploy.runtime.progress import ProgressFunction
+from xclip_deploy.runtime.video import FrameSampling, VideoReading
 from xclip_deploy.training.config import DataConfig
 from xclip_deploy.training.datasets.frame_cache import FrameCache
 from xclip_deploy.training.datasets.frames import FrameSource, ReadReport, check_videos, readable
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 from xclip_deploy.training.distributed import from_first
-
-Preparation = Callable[[str, int, int], None]
-"""Called while the videos are made or read, with what is done, how many are, how many there are."""
 
 GENERATED = "generated"
 """Name of the dataset that is made rather than found."""
@@ -30,9 +28,13 @@ class RunData:
         config: DataConfig,
         model: ModelConfig,
         folder: Path,
-        on_preparation: Preparation | None = None,
+        on_preparation: ProgressFunction | None = None,
     ) -> None:
-        """``folder``: the run's, where reports go and, unless told, what is generated."""
+        """Open nothing yet.
+
+        ``folder``: the run's, where reports go and, unless told, what is generated.
+        ``on_preparation``: called while videos are made or read.
+        """
         self.config = config
         self.folder = folder
         self.on_preparation = on_preparation
@@ -40,8 +42,12 @@ class RunData:
         if cache is None and config.dataset == GENERATED:
             cache = folder / "frame-cache"
         self.source = FrameSource(
-            FrameSampling(frames_per_second=config.frames_per_second, max_frames=model.max_frames),
-            model.vision.image_size,
+            VideoReading(
+                FrameSampling(
+                    frames_per_second=config.frames_per_second, max_frames=model.max_frames
+                ),
+                model.vision.image_size,
+            ),
             None if cache is None else FrameCache(cache, int(config.frame_cache_gb * 1e9)),
         )
 
@@ -66,7 +72,7 @@ class RunData:
                 split,
                 self.source,
                 num_workers=config.workers,
-                on_progress=lambda done, total, _: self._progress(f"reading {name}", done, total),
+                on_progress=self._progress(f"reading {name}"),
             )
             report.write(self.folder / f"{name}_videos.json")
             return report
@@ -83,12 +89,12 @@ class RunData:
                     sizes,
                     self.config.generated.seed,
                     num_workers=self.config.workers,
-                    on_progress=lambda done, total: self._progress("making videos", done, total),
+                    on_progress=self._progress("making videos"),
                 )
             )
         )
         return directory
 
-    def _progress(self, what: str, done: int, total: int) -> None:
-        if self.on_preparation is not None:
-            self.on_preparation(what, done, total)
+    def _progress(self, stage: str) -> ProgressFunction | None:
+        tell = self.on_preparation
+        return None if tell is None else lambda progress: tell(replace(progress, stage=stage))

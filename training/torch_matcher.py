@@ -55,33 +55,33 @@ class TorchMatcher:
                 words[rows] = _array(features.word_features)
         return TextFeatures(sentences, words, count_tokens(token_ids))
 
-    def encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+    def encode_videos(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each.
 
         Returns FP32. Raises InvalidArgumentError for another dtype or shape.
         """
         size, most = self.config.vision.image_size, self.config.max_frames
         dim = self.config.embed_dim
-        num_frames = np.array([len(clip) for clip in clips], dtype=np.int32)
-        videos = np.empty((len(clips), dim), dtype=np.float32)
-        frames = np.empty((len(clips), most, dim), dtype=np.float32)
+        num_frames = np.array([len(video) for video in videos], dtype=np.int32)
+        embeddings = np.empty((len(videos), dim), dtype=np.float32)
+        frames = np.empty((len(videos), most, dim), dtype=np.float32)
         with self._inference():
-            for rows in slices(len(clips), self.max_batch):
+            for rows in slices(len(videos), self.max_batch):
                 batch = np.zeros((rows.stop - rows.start, most, size, size, 3), dtype=np.uint8)
-                for padded, clip in zip(batch, clips[rows], strict=True):
-                    is_fit = clip.shape[1:] == (size, size, 3) and 1 <= len(clip) <= most
-                    if clip.dtype != np.uint8 or not is_fit:
+                for padded, video in zip(batch, videos[rows], strict=True):
+                    is_fit = video.shape[1:] == (size, size, 3) and 1 <= len(video) <= most
+                    if video.dtype != np.uint8 or not is_fit:
                         raise InvalidArgumentError(
-                            f"a clip is {clip.dtype} {list(clip.shape)}, expected uint8 "
+                            f"a video is {video.dtype} {list(video.shape)}, expected uint8 "
                             f"[1 to {most}, {size}, {size}, 3]"
                         )
-                    padded[: len(clip)] = clip
+                    padded[: len(video)] = video
                 features = self.model.video_encoder(
                     self._tensor(batch), self._tensor(num_frames[rows])
                 )
-                videos[rows] = _array(features.video_features)
+                embeddings[rows] = _array(features.video_features)
                 frames[rows] = _array(features.frame_features)
-        return VideoFeatures(videos, frames, num_frames)
+        return VideoFeatures(embeddings, frames, num_frames)
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score every text against every video, all at once.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from xclip_deploy.errors import InvalidArgumentError, TrainingError
+from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.training.checkpoints import load_checkpoint
 from xclip_deploy.training.config import StartConfig, TrainConfig
@@ -23,7 +24,7 @@ from xclip_deploy.training.initialization import freeze_layers, initialize_from
 from xclip_deploy.training.loss_scaling import LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import Recipe, make_optimizer
-from xclip_deploy.training.run_data import Preparation, RunData
+from xclip_deploy.training.run_data import RunData
 from xclip_deploy.training.run_folder import Position, RunFolder, draw_curves
 from xclip_deploy.training.step import Pairs, StepResult, set_gradient_checkpointing, train_step
 
@@ -72,7 +73,7 @@ def train(
     *,
     resume: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
-    on_preparation: Preparation | None = None,
+    on_preparation: ProgressFunction | None = None,
 ) -> TrainResult:
     """Train a model, or go on with a run that was interrupted.
 
@@ -95,7 +96,7 @@ class _Run:
         output: Path,
         resume: bool,
         on_step: Callable[[StepReport], None] | None,
-        on_preparation: Preparation | None,
+        on_preparation: ProgressFunction | None,
     ) -> None:
         self.config = config
         self.on_step = on_step

@@ -23,6 +23,7 @@ The whole tree, with the exit status that the command line gives each branch::
     ├── SessionError                      9   (device, provider or precision unavailable)
     │   ├── DriverError                       no NVIDIA driver, or one too old
     │   ├── BackendUnavailableError           an installed backend whose libraries do not load
+    │   ├── ClosedError                       a model, gallery or retriever used after close()
     │   └── DeviceMemoryError                 does not fit into the GPU's memory, or its bound
     ├── GalleryError                     10
     │   ├── GalleryNotFoundError
@@ -165,6 +166,10 @@ class DriverError(SessionError):
 
 class BackendUnavailableError(SessionError):
     """A backend is installed, and libraries that it needs do not load here."""
+
+
+class ClosedError(SessionError):
+    """A model, gallery or retriever was used after it was closed."""
 
 
 class DeviceMemoryError(SessionError):

@@ -16,16 +16,16 @@ from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evaluation import (
-    Clip,
     Evaluation,
     EvaluationOptions,
+    FramesOrError,
     Matcher,
-    Progress,
     evaluate_bundle,
     evaluate_deployed,
     evaluate_matcher,
 )
 from xclip_deploy.runtime.manifest import FILE_NAME
+from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.video import VideoReader
 
@@ -48,8 +48,8 @@ def evaluate(
     max_batch: int = 16,
     options: CheckpointOptions | None = None,
     frames_per_second: float | None = None,
-    clips: Iterable[Clip] | None = None,
-    progress: Progress | None = None,
+    frames: Iterable[FramesOrError] | None = None,
+    progress: ProgressFunction | None = None,
     session: SessionOptions | None = None,
 ) -> Evaluation:
     """Measure how well a model finds the videos of a split by their captions, and the reverse.
@@ -76,8 +76,8 @@ def evaluate(
             checkpoints.
         frames_per_second: Frames sampled per second of video; None: a bundle's own, else 1. A
             bundle takes no other.
-        clips: Frames in place of those of the files: see ``evaluate_matcher``.
-        progress: Called with ``videos`` or ``captions``, how many are done, how many there are.
+        frames: Frames in place of those of the files: see ``evaluate_matcher``.
+        progress: Called after every video, and every few captions.
         session: All options of inference, in place of device, precision and threads. Only for
             paths and bundles; a checkpoint takes no more of it than these three.
 
@@ -88,7 +88,7 @@ def evaluate(
         MissingExtraError: the package that the model or reader needs is not installed.
     """
     common = EvaluationOptions(
-        clips=clips,
+        frames=frames,
         dual_softmax_temperature=dual_softmax_temperature if dual_softmax else None,
         max_unreadable_share=max_unreadable_share,
         max_batch=max_batch,

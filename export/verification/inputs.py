@@ -14,8 +14,8 @@ from xclip_deploy.errors import InvalidArgumentError, VideoNotFoundError
 from xclip_deploy.export.reference_inputs import drawn_videos
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.datasets import Split
-from xclip_deploy.runtime.evaluation import Clip, read_split
-from xclip_deploy.runtime.video import FrameSampling, VideoReader, find_videos, read_videos
+from xclip_deploy.runtime.evaluation import FramesOrError, read_split
+from xclip_deploy.runtime.video import VideoReader, find_videos, read_videos
 
 _NUM_DRAWN_VIDEOS = 12
 _SUBJECTS = ("a man in a red jacket", "two dogs", "a woman", "the crowd", "a small blue robot")
@@ -44,7 +44,7 @@ class Inputs:
     """For people."""
     texts: Sequence[str]
     video_ids: Sequence[str]
-    clips: Iterable[Clip] = field(repr=False)
+    frames: Iterable[FramesOrError] = field(repr=False)
     """In the order of ``video_ids``; may be gone through once."""
     video_of_text: npt.NDArray[np.int64] | None = None
     """[texts]: index into ``video_ids``; None where texts belong to no video."""
@@ -68,10 +68,7 @@ def open_inputs(
     ``find_videos`` does.
     """
     manifest = bundle.manifest
-    size = manifest.preprocessing.image_size
-    sampling = FrameSampling(
-        frames_per_second=manifest.frames_per_second, max_frames=manifest.model.max_frames
-    )
+    reading = manifest.video_reading(reader)
     if texts is not None and not texts:
         raise InvalidArgumentError("texts is empty; expected at least one, or None")
     if split is not None:
@@ -85,30 +82,30 @@ def open_inputs(
             source=split.name,
             texts=split.captions,
             video_ids=[video.id for video in split.videos],
-            clips=read_split(split.videos, sampling, size, reader=reader, threads=threads),
+            frames=read_split(split.videos, reading, threads=threads),
             video_of_text=split.video_of_caption,
             missing=split.missing,
         )
     shown = BUILT_IN_TEXTS if texts is None else tuple(texts)
     if videos is None:
-        drawn = drawn_videos(_NUM_DRAWN_VIDEOS, manifest.model.max_frames, size)
+        drawn = drawn_videos(_NUM_DRAWN_VIDEOS, reading.sampling.max_frames, reading.image_size)
         return Inputs(
             source="built-in",
             texts=shown,
             video_ids=[f"drawn-{n + 1}" for n in range(len(drawn))],
-            clips=drawn,
+            frames=drawn,
             synthetic_videos=True,
             built_in_texts=texts is None,
         )
     paths = find_videos([videos])
     if not paths:
         raise VideoNotFoundError(f"{videos}: holds no video; expected at least one")
-    outcomes = read_videos(paths, sampling, size, reader=reader, num_threads=threads)
+    outcomes = read_videos(paths, reading, num_threads=threads)
     return Inputs(
         source=str(videos),
         texts=shown,
         video_ids=[str(path) for path in paths],
-        clips=(outcome for _, outcome in outcomes),
+        frames=(outcome for _, outcome in outcomes),
         built_in_texts=texts is None,
     )
 

@@ -22,13 +22,12 @@ from xclip_deploy.export.verification.differences import Differences
 from xclip_deploy.export.verification.inputs import Inputs
 from xclip_deploy.export.verification.runs import Run
 from xclip_deploy.runtime.batches import slices, texts_at_once, videos_at_once
-from xclip_deploy.runtime.evaluation import Clip, Matcher
+from xclip_deploy.runtime.evaluation import FramesOrError, Matcher
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.video import VideoFrames
 
-Progress = Callable[[str, int, int], None]
-"""Called with ``videos`` or ``captions``, how many are done, and how many there are."""
 Key = tuple[Graph, str]
 """Graph and output."""
 
@@ -81,7 +80,7 @@ def measure(
     *,
     max_batch: int,
     max_unreadable_share: float,
-    progress: Progress,
+    progress: ProgressFunction,
 ) -> Measurement:
     """Run everything on the inputs. Every video is decoded once, every text encoded once a run.
 
@@ -192,7 +191,7 @@ def _encode_videos(
     inputs: Inputs,
     max_batch: int,
     max_unreadable_share: float,
-    progress: Progress,
+    progress: ProgressFunction,
 ) -> tuple[list[int], list[str], list[npt.NDArray[np.uint8]], list[VideoFeatures | None]]:
     """Indices kept, reasons for the others, thumbnails, and each run's features."""
     total = len(inputs.video_ids)
@@ -202,21 +201,21 @@ def _encode_videos(
     parts: list[list[VideoFeatures | None]] = []
     batch: list[npt.NDArray[np.uint8]] = []
     # A generator is closed whatever happens: threads are reading for it.
-    with closing(_generator(inputs.clips)) as clips:
-        for n, clip in enumerate(clips):
-            if isinstance(clip, VideoError):
-                unreadable.append(str(clip))
+    with closing(_generator(inputs.frames)) as outcomes:
+        for n, outcome in enumerate(outcomes):
+            if isinstance(outcome, VideoError):
+                unreadable.append(str(outcome))
                 if len(unreadable) > max_unreadable_share * total:
                     raise _too_many_unreadable(inputs, unreadable, n + 1, max_unreadable_share)
             else:
-                frames = clip.frames if isinstance(clip, VideoFrames) else clip
+                frames = outcome.frames if isinstance(outcome, VideoFrames) else outcome
                 kept.append(n)
                 batch.append(frames)
                 thumbnails.append(_thumbnail(frames))
             if batch and (len(batch) == max_batch or n + 1 == total):
                 parts.append(_encode_batch(runs, batch))
                 batch = []
-            progress("videos", n + 1, total)
+            progress(Progress("videos", n + 1, total))
     if not kept:
         raise _too_many_unreadable(inputs, unreadable, total, max_unreadable_share)
     return kept, unreadable, thumbnails, [_join(of_run) for of_run in zip(*parts, strict=True)]
@@ -226,7 +225,7 @@ def _encode_batch(
     runs: _Runs, batch: Sequence[npt.NDArray[np.uint8]]
 ) -> list[VideoFeatures | None]:
     return runs.call(
-        Graph.VIDEO_ENCODER, lambda matcher, _: matcher.encode_clips(batch), _VIDEO_OUTPUTS
+        Graph.VIDEO_ENCODER, lambda matcher, _: matcher.encode_videos(batch), _VIDEO_OUTPUTS
     )
 
 
@@ -239,7 +238,7 @@ def _score(
     runs: _Runs,
     texts: Sequence[str],
     videos: Sequence[VideoFeatures | None],
-    progress: Progress,
+    progress: ProgressFunction,
 ) -> tuple[npt.NDArray[np.float32], float]:
     """The reference's logits [T, V] and its score scale; the runs keep their own logits."""
     config = runs.reference.matcher.config
@@ -266,7 +265,7 @@ def _score(
             mean = np.mean(list(expected.grains.values()), axis=0, dtype=np.float64)
             products += float((expected.logits * mean).sum())
             squares += float((mean * mean).sum())
-        progress("captions", rows.stop, len(texts))
+        progress(Progress("captions", rows.stop, len(texts)))
     return logits, products / squares if squares else 1.0
 
 
@@ -310,5 +309,5 @@ def _too_many_unreadable(
     )
 
 
-def _generator(clips: Iterable[Clip]) -> Generator[Clip, None, None]:
-    yield from clips
+def _generator(frames: Iterable[FramesOrError]) -> Generator[FramesOrError, None, None]:
+    yield from frames

@@ -32,7 +32,7 @@ from xclip_deploy.export.verification.certificate import (
 )
 from xclip_deploy.export.verification.inputs import Inputs, open_inputs
 from xclip_deploy.export.verification.judging import judge
-from xclip_deploy.export.verification.measuring import Measurement, Progress, measure
+from xclip_deploy.export.verification.measuring import Measurement, measure
 from xclip_deploy.export.verification.plots import import_matplotlib
 from xclip_deploy.export.verification.rankings import RankComparison
 from xclip_deploy.export.verification.report import render_report
@@ -49,6 +49,7 @@ from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.engine_set import read_engine_set
 from xclip_deploy.runtime.manifest import Tolerance
+from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import options_of
 from xclip_deploy.runtime.video import VideoReader
@@ -67,7 +68,7 @@ def verify_bundle(
     max_batch: int = 16,
     threads: int | None = None,
     reader: VideoReader = "pyav",
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> Certificate:
     """Compare every graph and engine of a bundle that can run here with its model.
 
@@ -91,7 +92,7 @@ def verify_bundle(
         max_batch: Most texts or videos in one run of an encoder.
         threads: CPU threads for inference and for decoding; None: one per core.
         reader: Library that decodes.
-        progress: Called with ``videos`` or ``captions``, how many are done, how many there are.
+        progress: Called after every video, and every few captions.
 
     Raises:
         VerificationError: there is nothing to compare, or nothing to compare with; the
@@ -137,7 +138,7 @@ def verify_bundle(
             inputs,
             max_batch=max_batch,
             max_unreadable_share=max_unreadable_share,
-            progress=progress or _no_progress,
+            progress=progress or ignore_progress,
         )
     certificate, ranks = _certificate(opened, inputs, measurement, skipped)
     page = render_report(certificate, measurement, ranks) if report else None
@@ -155,7 +156,7 @@ def verify_engines(
     folder: str | PathLike[str],
     *,
     max_batch: int = 16,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> Comparison:
     """Hold the engines in a folder against the bundle's FP32 graphs, on this machine's GPU.
 
@@ -180,7 +181,7 @@ def verify_engines(
             inputs,
             max_batch=max_batch,
             max_unreadable_share=0.0,
-            progress=progress or _no_progress,
+            progress=progress or ignore_progress,
         )
     comparison, _ = judge(measurement, measurement.measured[0], _tolerance(opened, run))
     if not comparison.passed:
@@ -287,7 +288,3 @@ def _versions(measurement: Measurement) -> dict[str, str]:
     if measurement.reference.identity.backend == "pytorch":
         versions["torch"] = metadata.version("torch")
     return versions
-
-
-def _no_progress(what: str, done: int, total: int) -> None:
-    del what, done, total

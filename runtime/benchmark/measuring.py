@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -22,13 +22,9 @@ from xclip_deploy.runtime.benchmark.results import (
 )
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
 from xclip_deploy.runtime.sessions.registry import registrations
-
-Progress = Callable[[int, int, str], None]
-"""Called at the start of every step with its number from 0, how many there are, and a label;
-once more at the end with both numbers equal."""
-
 
 _LONG_RUN_S = 0.1
 
@@ -75,14 +71,15 @@ def benchmark_sessions(
     sessions: Sequence[SessionOptions] | None = None,
     *,
     plan: BenchmarkPlan | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> Benchmark:
     """Measure latency, throughput and memory of a bundle's graphs.
 
     ``sessions``: how to run them; None: every way that this machine offers, of which those
     that cannot be opened are reported and left out. Each graph runs in a process of its own
     for each session. The sessions take turns, one running at a time, with random inputs of
-    full length. Raises BundleError, InvalidArgumentError, or SessionError (and others of
+    full length. ``progress``: called at the start of every step, which ``note`` names, and once
+    more at the end. Raises BundleError, InvalidArgumentError, or SessionError (and others of
     opening a session) for a session that was asked for.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
@@ -132,7 +129,7 @@ class _Run:
         plan: BenchmarkPlan,
         wanted: Sequence[SessionOptions],
         is_asked: bool,
-        progress: Progress | None,
+        progress: ProgressFunction | None,
     ) -> None:
         self._bundle, self._plan, self._wanted, self._is_asked = bundle, plan, wanted, is_asked
         self._progress, self._done = progress, 0
@@ -244,14 +241,14 @@ class _Run:
 
     def _step(self, label: str) -> None:
         if self._progress:
-            self._progress(self._done, self._steps, label)
+            self._progress(Progress("measuring", self._done, self._steps, note=label))
         self._done += 1
 
     def finish(self) -> None:
         """Report the end."""
         assert self._done == self._steps
         if self._progress:
-            self._progress(self._steps, self._steps, "done")
+            self._progress(Progress("measuring", self._steps, self._steps, note="done"))
 
 
 def _plain(options: SessionOptions) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from xclip_deploy.errors import AmbiguousVideoError, VideoNotFoundError
-from xclip_deploy.runtime.video.reading import VIDEO_SUFFIXES, find_videos
+from xclip_deploy.runtime.video import VIDEO_SUFFIXES, find_videos
 
 
 class VideoFiles:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from xclip_deploy.runtime.evaluation.bundles import evaluate_bundle, evaluate_deployed
 from xclip_deploy.runtime.evaluation.evaluating import (
-    Clip,
     EvaluationOptions,
+    FramesOrError,
     Matcher,
-    Progress,
     evaluate_matcher,
     read_split,
     similarity_matrix,
@@ -20,12 +19,11 @@ from xclip_deploy.runtime.evaluation.evaluating import (
 from xclip_deploy.runtime.evaluation.results import Evaluation, ModelIdentity, VideoProblem
 
 __all__ = [
-    "Clip",
     "Evaluation",
     "EvaluationOptions",
+    "FramesOrError",
     "Matcher",
     "ModelIdentity",
-    "Progress",
     "VideoProblem",
     "evaluate_bundle",
     "evaluate_deployed",

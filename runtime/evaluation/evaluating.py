@@ -6,7 +6,7 @@ A checkpoint in PyTorch and a bundle in any session are measured by the same cod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import groupby
 from typing import Protocol, TypedDict
@@ -15,23 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, VideoError
+from xclip_deploy.runtime.batches import SCORER_ELEMENTS, slices, texts_at_once, videos_at_once
 from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.evaluation.results import Evaluation, ModelIdentity, VideoProblem
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures, check_finite
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.runtime.video import FrameSampling, VideoFrames, VideoReader, read_videos
+from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
+from xclip_deploy.runtime.video import (
+    FrameSampling,
+    VideoFrames,
+    VideoReader,
+    VideoReading,
+    read_videos,
+)
 
-_SCORER_ELEMENTS = 1 << 22
-"""Word-frame similarities scored at once: 16 MiB per intermediate in FP32, of which the scorer
-holds a handful."""
-_TEXTS_AT_ONCE = 64
-"""Captions whose word embeddings are in memory: 64 x 32 x 512 numbers are 4 MiB."""
-
-Clip = VideoFrames | npt.NDArray[np.uint8] | VideoError
+FramesOrError = VideoFrames | npt.NDArray[np.uint8] | VideoError
 """Frames of a video, uint8 RGB [n, S, S, 3] bare or as read; or why there are none."""
-Progress = Callable[[str, int, int], None]
-"""Called with ``videos`` or ``captions``, how many are done, and how many there are."""
 
 
 class Matcher(Protocol):
@@ -43,7 +43,7 @@ class Matcher(Protocol):
         """Embed texts, cut to the model's length."""
         ...
 
-    def encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+    def encode_videos(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each."""
         ...
 
@@ -56,13 +56,13 @@ class EvaluationOptions(TypedDict, total=False):
     """Options of :func:`evaluate_matcher` that every kind of model takes alike."""
 
     frames_per_second: float
-    clips: Iterable[Clip] | None
+    frames: Iterable[FramesOrError] | None
     dual_softmax_temperature: float | None
     max_unreadable_share: float
     max_batch: int
     reader: VideoReader
     num_threads: int | None
-    progress: Progress | None
+    progress: ProgressFunction | None
 
 
 def evaluate_matcher(
@@ -70,14 +70,14 @@ def evaluate_matcher(
     split: Split,
     *,
     frames_per_second: float = 1.0,
-    clips: Iterable[Clip] | None = None,
+    frames: Iterable[FramesOrError] | None = None,
     dual_softmax_temperature: float | None = None,
     max_unreadable_share: float = 0.1,
     max_batch: int = 16,
     reader: VideoReader = "pyav",
     num_threads: int | None = None,
     identity: ModelIdentity | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> Evaluation:
     """Encode every caption and every readable video of a split once, score, and rank.
 
@@ -88,7 +88,7 @@ def evaluate_matcher(
         matcher: Encodes and scores.
         split: Videos and captions.
         frames_per_second: Frames sampled per second of video; the number is the model's.
-        clips: Frames of every video in the order of the split, where they come from elsewhere,
+        frames: Frames of every video in the order of the split, where they come from elsewhere,
             such as a cache; by default the files are read.
         dual_softmax_temperature: Report the metrics after :func:`dual_softmax` too.
         max_unreadable_share: Share of the videos with a file, 0 to 1, that may be unreadable.
@@ -112,13 +112,13 @@ def evaluate_matcher(
         raise InvalidArgumentError(f"max_batch {max_batch}: expected at least 1")
     if not split.videos or not split.captions:
         raise DatasetError(f"{split.name}: holds no videos with captions; expected at least one")
-    report = progress or _no_progress
+    report = progress or ignore_progress
     sampling = FrameSampling(frames_per_second=frames_per_second, max_frames=config.max_frames)
-    if clips is None:
-        image_size = config.vision.image_size
-        clips = read_split(split.videos, sampling, image_size, reader=reader, threads=num_threads)
+    if frames is None:
+        reading = VideoReading(sampling, config.vision.image_size, reader)
+        frames = read_split(split.videos, reading, threads=num_threads)
     videos = _VideoEncoding(matcher, split, max_unreadable_share, max_batch)
-    features = videos.encode(clips, report)
+    features = videos.encode(frames, report)
     # Column of every video; -1 for those left out.
     column = np.full(len(split.videos), -1, dtype=np.int64)
     column[videos.kept] = np.arange(len(videos.kept))
@@ -150,20 +150,13 @@ def evaluate_matcher(
 
 
 def read_split(
-    videos: Sequence[SplitVideo],
-    sampling: FrameSampling,
-    image_size: int,
-    *,
-    reader: VideoReader = "pyav",
-    threads: int | None = None,
+    videos: Sequence[SplitVideo], reading: VideoReading, *, threads: int | None = None
 ) -> Iterator[VideoFrames | VideoError]:
     """Read videos in their order, each up to its own end; see :func:`read_videos`."""
     # Datasets cut all of their videos at one time or none, so that there is one group.
     for end_s, group in groupby(videos, key=lambda video: video.end_s):
-        cut = sampling if end_s is None else sampling.model_copy(update={"end_s": end_s})
         paths = [video.path for video in group]
-        outcomes = read_videos(paths, cut, image_size, reader=reader, num_threads=threads)
-        for _, outcome in outcomes:
+        for _, outcome in read_videos(paths, reading.until(end_s), num_threads=threads):
             yield outcome
 
 
@@ -172,8 +165,8 @@ def similarity_matrix(
     captions: Sequence[str],
     videos: VideoFeatures,
     *,
-    scorer_elements: int = _SCORER_ELEMENTS,
-    progress: Progress | None = None,
+    scorer_elements: int = SCORER_ELEMENTS,
+    progress: ProgressFunction | None = None,
 ) -> npt.NDArray[np.float32]:
     """Logits of T captions and V videos, [T, V], every caption encoded once.
 
@@ -183,19 +176,16 @@ def similarity_matrix(
     or infinite.
     """
     config = matcher.config
-    pairs = max(1, scorer_elements // (config.max_words * config.max_frames))
-    text_step = min(_TEXTS_AT_ONCE, pairs)
-    video_step = max(1, pairs // text_step)
+    report = progress or ignore_progress
+    text_step = texts_at_once(config, scorer_elements)
+    video_step = videos_at_once(config, text_step, scorer_elements)
     similarity = np.empty((len(captions), len(videos)), dtype=np.float32)
-    for first in range(0, len(captions), text_step):
-        rows = slice(first, first + text_step)
+    for rows in slices(len(captions), text_step):
         texts = matcher.encode_texts(captions[rows])
-        for start in range(0, len(videos), video_step):
-            columns = slice(start, start + video_step)
+        for columns in slices(len(videos), video_step):
             similarity[rows, columns] = matcher.score(texts, videos[columns]).logits
         check_finite("the similarity of captions and videos", similarity[rows])
-        if progress is not None:
-            progress("captions", min(rows.stop, len(captions)), len(captions))
+        report(Progress("captions", rows.stop, len(captions)))
     return similarity
 
 
@@ -218,45 +208,49 @@ class _VideoEncoding:
         self.unreadable: list[VideoProblem] = []
         self.damaged: list[VideoProblem] = []
 
-    def encode(self, clips: Iterable[Clip], progress: Progress) -> VideoFeatures:
+    def encode(self, frames: Iterable[FramesOrError], progress: ProgressFunction) -> VideoFeatures:
         """Encode those that can be read. Raises DatasetError where too many cannot."""
         total = len(self._split.videos)
         parts: list[VideoFeatures] = []
         batch: list[npt.NDArray[np.uint8]] = []
         # A generator is closed whatever happens: threads are reading for it.
-        with closing(_generator(clips)) as outcomes:
-            for n, clip in enumerate(outcomes):
-                frames = self._frames(n, clip)
-                if frames is not None:
+        with closing(_generator(frames)) as outcomes:
+            for n, outcome in enumerate(outcomes):
+                array = self._frames(n, outcome)
+                if array is not None:
                     self.kept.append(n)
-                    batch.append(frames)
+                    batch.append(array)
                 if batch and (len(batch) == self._max_batch or n + 1 == total):
-                    parts.append(self._matcher.encode_clips(batch))
+                    parts.append(self._matcher.encode_videos(batch))
                     batch = []
-                progress("videos", n + 1, total)
+                progress(Progress("videos", n + 1, total))
         found = len(self.kept) + len(self.unreadable)
         if found != total:
-            raise InvalidArgumentError(f"found {found} clips for {total} videos; expected one each")
+            raise InvalidArgumentError(
+                f"found {found} sets of frames for {total} videos; expected one each"
+            )
         if not parts:
             raise self._refusal(found)
         return VideoFeatures.concatenate(parts)
 
-    def _frames(self, n: int, clip: Clip) -> npt.NDArray[np.uint8] | None:
+    def _frames(self, n: int, outcome: FramesOrError) -> npt.NDArray[np.uint8] | None:
         if n >= len(self._split.videos):
-            raise InvalidArgumentError(f"found more clips than the {n} videos; expected one each")
+            raise InvalidArgumentError(
+                f"found more sets of frames than the {n} videos; expected one each"
+            )
         video = self._split.videos[n]
-        if isinstance(clip, VideoError):
-            self.unreadable.append(VideoProblem(video.id, str(video.path), str(clip)))
+        if isinstance(outcome, VideoError):
+            self.unreadable.append(VideoProblem(video.id, str(video.path), str(outcome)))
             # At once, rather than after hours of encoding the rest.
             if len(self.unreadable) > self._max_share * len(self._split.videos):
                 raise self._refusal(n + 1)
             return None
-        if not isinstance(clip, VideoFrames):
-            return clip
-        if clip.warnings:
-            reason = "; ".join(clip.warnings)
+        if not isinstance(outcome, VideoFrames):
+            return outcome
+        if outcome.warnings:
+            reason = "; ".join(outcome.warnings)
             self.damaged.append(VideoProblem(video.id, str(video.path), reason))
-        return clip.frames
+        return outcome.frames
 
     def _refusal(self, num_seen: int) -> DatasetError:
         return DatasetError(
@@ -267,9 +261,5 @@ class _VideoEncoding:
         )
 
 
-def _generator(clips: Iterable[Clip]) -> Generator[Clip, None, None]:
-    yield from clips
-
-
-def _no_progress(what: str, done: int, total: int) -> None:
-    del what, done, total
+def _generator(frames: Iterable[FramesOrError]) -> Generator[FramesOrError, None, None]:
+    yield from frames

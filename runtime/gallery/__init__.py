@@ -6,12 +6,13 @@ stand on a :class:`GalleryStore`; another database takes LanceDB's place by bein
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.gallery.gallery import Gallery
+from xclip_deploy.runtime.gallery.gallery import Gallery, GalleryStats
 from xclip_deploy.runtime.gallery.records import GalleryVideo, MetadataValue, VideoFile
 from xclip_deploy.runtime.gallery.store import GalleryStore, Nearest, Snapshot
 
 __all__ = [
     "Gallery",
+    "GalleryStats",
     "GalleryStore",
     "GalleryVideo",
     "MetadataValue",

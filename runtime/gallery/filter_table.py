@@ -22,7 +22,7 @@ from xclip_deploy.runtime.gallery.conditions import (
     Not,
     Operand,
 )
-from xclip_deploy.runtime.gallery.lance_schema import ARROW_TYPES
+from xclip_deploy.runtime.gallery.lance_schema import ARROW_TYPES, CONTENT_SHA256
 from xclip_deploy.runtime.gallery.records import GalleryVideo
 from xclip_deploy.runtime.gallery.store import Rows
 
@@ -43,7 +43,7 @@ class FilterTable:
         """``metadata``: types of the user's own columns."""
         columns = {
             "id": pa.array([video.id for video in videos], pa.string()),
-            "fingerprint": pa.array([video.fingerprint for video in videos], pa.string()),
+            CONTENT_SHA256: pa.array([video.content_sha256 for video in videos], pa.string()),
             "duration_s": pa.array([video.duration_s for video in videos], pa.float64()),
             "num_frames": pa.array([len(video.frame_times_s) for video in videos], pa.int64()),
         }

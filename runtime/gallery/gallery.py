@@ -2,32 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from xclip_deploy.errors import (
+    ClosedError,
     DuplicateIdError,
     GalleryError,
     GalleryModelError,
     InvalidArgumentError,
 )
+from xclip_deploy.runtime.arguments import (
+    PathName,
+    as_number,
+    as_path,
+    as_sequence,
+    as_text,
+    as_texts,
+    as_truth,
+    as_whole_number,
+)
 from xclip_deploy.runtime.atomic import replaced_directory
-from xclip_deploy.runtime.features import VideoFeatures, check_finite
+from xclip_deploy.runtime.batches import slices
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.checking import check_records, check_unique, checked_features
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
-from xclip_deploy.runtime.gallery.records import GalleryVideo, check_metadata, check_texts
+from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo
 from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, GalleryStore, Snapshot
 from xclip_deploy.runtime.manifest import Manifest
+from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 
 _SAVE_VIDEOS = 4096
+_PAGE_VIDEOS = 4096
+_MOST_S = 1e9
 _REINDEX = "xclip-deploy index VIDEOS --gallery {path}"
+
+
+@dataclass(frozen=True)
+class GalleryStats:
+    """What is in a gallery, summed up."""
+
+    uri: str | None
+    """Where it is; None in memory."""
+    fingerprint: str
+    """Fingerprint of the model that made the features."""
+    num_videos: int
+    num_files: int
+    """Files that hold the videos; several may hold the same one."""
+    total_duration_s: float
+    """Durations of all videos, seconds."""
+    metadata: Mapping[str, str]
+    """Name of each metadata field to the kind of its values."""
+    size_bytes: int | None
+    """Size on disk; None where it is not known."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dictionaries and numbers, for JSON."""
+        return asdict(self)
 
 
 class Gallery:
@@ -46,12 +86,13 @@ class Gallery:
         self._dim = manifest.model.embed_dim
         if store is None:
             store = MemoryStore(self._dim, self._frames)
-        self._store: GalleryStore = store
+        self._open_store: GalleryStore = store
+        self._is_closed = False
 
     @classmethod
     def open(
         cls,
-        uri: str | Path,
+        uri: PathName,
         manifest: Manifest,
         *,
         create: bool = False,
@@ -65,8 +106,10 @@ class Gallery:
         """
         from xclip_deploy.runtime.gallery.lance_store import open_store  # LanceDB takes a second
 
+        as_path("gallery", uri)
         store = open_store(
-            uri,
+            # A path would make file:/x of file:///x.
+            uri if isinstance(uri, str) else Path(uri),
             manifest.fingerprint,
             manifest.model.embed_dim,
             manifest.model.max_frames,
@@ -79,7 +122,7 @@ class Gallery:
     @property
     def uri(self) -> str | None:
         """Where the gallery is; None in memory."""
-        return self._store.uri
+        return self._open_store.uri
 
     def check_model(self, manifest: Manifest) -> None:
         """Raise GalleryModelError unless the features are of the model of ``manifest``."""
@@ -123,36 +166,102 @@ class Gallery:
         DuplicateIdError for an id twice among ``videos`` or, without ``replace``, in the
         gallery; MetadataError; InvalidArgumentError for features of other shapes, or not finite.
         """
-        self._check(videos, features)
-        features = _half(features)
-        _check_unique([video.id for video in videos])
-        _check_records(videos)
-        if videos:
-            self._store.put(videos, features, replace=replace)
+        given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
+        check_records(given)
+        check_unique([video.id for video in given])
+        features = checked_features(given, features, self._frames, self._dim)
+        if given:
+            self._store.put(given, features, replace=as_truth("replace", replace))
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Change what is known of videos, metadata say; embeddings stay.
 
         Raises GalleryError for an id that is not there, MetadataError.
         """
-        _check_unique([video.id for video in videos])
-        _check_records(videos)
+        check_unique([video.id for video in videos])
+        check_records(videos)
         if videos:
             self._store.update(videos)
 
-    def remove(self, ids: Collection[str]) -> None:
-        """Remove videos, all or none. Raises GalleryError for an id that is not there."""
-        if not ids:
-            return
+    def remove(self, ids: str | Collection[str] | None = None, *, where: str | None = None) -> int:
+        """Remove videos, all or none: those with ``ids``, or those that a filter lets through.
+
+        Returns how many were removed. Raises GalleryError for an id that is not there,
+        InvalidArgumentError for a filter that is not understood, or where neither or both are
+        given.
+        """
+        if (ids is None) == (where is None):
+            raise InvalidArgumentError("remove takes ids or where; expected one of the two")
         with self._store.exclusive():
-            found = self.snapshot().find(list(ids))
-            if unknown := sorted(set(ids) - set(found)):
-                raise GalleryError(f"no video {unknown[0]!r} in the gallery")
-            self._store.remove(ids)
+            snapshot = self.snapshot()
+            if where is not None:
+                rows = snapshot.matching(as_text("where", where))
+                names = [video.id for video in snapshot.videos(rows)]
+            else:
+                names = [ids] if isinstance(ids, str) else as_texts("ids", ids)
+                found = snapshot.find(names)
+                if unknown := sorted(set(names) - set(found)):
+                    raise GalleryError(f"no video {unknown[0]!r} in the gallery")
+            return self._store.remove(names) if names else 0
+
+    # -- looking into it -------------------------------------------------------------------
+
+    def count(self, where: str | None = None) -> int:
+        """Count the videos, or those that a filter lets through."""
+        snapshot = self.snapshot()
+        return len(snapshot) if where is None else len(snapshot.matching(as_text("where", where)))
+
+    def videos(
+        self, where: str | None = None, *, offset: int = 0, limit: int | None = None
+    ) -> list[GalleryVideo]:
+        """List videos with their metadata, in the order in which they were added.
+
+        ``where``: a filter, as for searches. ``offset``: videos to pass over; ``limit``: most to
+        list, None for all. Raises InvalidArgumentError, GalleryError.
+        """
+        start = as_whole_number("offset", offset, 0)
+        stop = None if limit is None else start + as_whole_number("limit", limit, 0)
+        snapshot = self.snapshot()
+        rows = snapshot.rows() if where is None else snapshot.matching(as_text("where", where))
+        return snapshot.videos(rows[start:stop])
+
+    def get(self, video_id: str) -> GalleryVideo:
+        """Return one video with its metadata. Raises GalleryError where it is not there."""
+        snapshot = self.snapshot()
+        found = snapshot.find([as_text("video_id", video_id)])
+        if video_id not in found:
+            raise GalleryError(f"no video {video_id!r} in the gallery of {len(snapshot)}")
+        return snapshot.videos(np.array([found[video_id]], np.int64))[0]
+
+    def __iter__(self) -> Iterator[GalleryVideo]:
+        """Give all videos with their metadata, read a page at a time."""
+        snapshot = self.snapshot()
+        rows = snapshot.rows()
+        for part in slices(len(rows), _PAGE_VIDEOS):
+            yield from snapshot.videos(rows[part])
+
+    def stats(self) -> GalleryStats:
+        """Sum up what is in the gallery, in one pass. Raises GalleryError."""
+        num_files, total_s = 0, 0.0
+        fields: dict[str, str] = {}
+        for video in self:
+            num_files += len(video.files)
+            total_s += video.duration_s or 0.0
+            for name, value in video.metadata.items():
+                fields.setdefault(name, TYPE_NAMES[type(value)])
+        return GalleryStats(
+            uri=self.uri,
+            fingerprint=self._fingerprint,
+            num_videos=len(self),
+            num_files=num_files,
+            total_duration_s=total_s,
+            metadata=fields,
+            size_bytes=self._store.size_bytes(),
+        )
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raise DuplicateIdError for an id in the gallery, or twice in ``ids``."""
-        _check_unique(ids)
+        check_unique(ids)
         if found := self.snapshot().find(ids):
             raise DuplicateIdError(
                 f"a video {min(found)!r} is already in the gallery; "
@@ -161,28 +270,27 @@ class Gallery:
 
     def optimize(
         self,
-        progress: Callable[[str], None] | None = None,
+        progress: ProgressFunction | None = None,
         *,
         keep_s: float = KEEP_VERSIONS.total_seconds(),
     ) -> None:
         """Put small files together and, from 50,000 videos on, build or extend the index.
 
-        ``progress``: called with what is being done. ``keep_s``: what was replaced longer ago is
-        removed from disk; searches that began before then fail, in other processes those that
-        did not refresh since. Raises GalleryError.
+        ``progress``: called with what is being done in ``note``. ``keep_s``: what was replaced
+        longer ago is removed from disk; searches that began before then fail, in other
+        processes those that did not refresh since. Raises GalleryError.
         """
-        if keep_s < 0:
-            raise InvalidArgumentError(f"keep_s is {keep_s}: expected 0 or more seconds")
-        self._store.optimize(progress or (lambda _what: None), timedelta(seconds=keep_s))
+        keep_s = as_number("keep_s", keep_s, 0, _MOST_S)
+        self._store.optimize(progress or ignore_progress, timedelta(seconds=keep_s))
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: PathName) -> None:
         """Write a copy to a directory, in one step: an interrupted save leaves the old one.
 
         Where a gallery is replaced, those who have it open can read on after :meth:`refresh`.
         Raises GalleryError where ``path`` holds something else or cannot be written, or is where
         this gallery is kept.
         """
-        path = Path(path)
+        path = as_path("path", path)
         from xclip_deploy.runtime.gallery.lance_store import kept_from_writers, open_store
 
         if self.uri is not None and Path(self.uri) == path.resolve():
@@ -204,55 +312,28 @@ class Gallery:
             ) from error
 
     def close(self) -> None:
-        """Let go of files and memory."""
-        self._store.close()
+        """Let go of files and memory. Using the gallery afterwards raises ClosedError."""
+        self._is_closed = True
+        self._open_store.close()
 
-    def _check(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
-        shapes = {
-            "video_features": (len(videos), self._dim),
-            "frame_features": (len(videos), self._frames, self._dim),
-            "num_frames": (len(videos),),
-        }
-        for name, expected in shapes.items():
-            found = getattr(features, name).shape
-            if found != expected:
-                raise InvalidArgumentError(
-                    f"{name} has shape {list(found)}, expected {list(expected)} "
-                    f"for {len(videos)} videos"
-                )
-        for video, count in zip(videos, features.num_frames, strict=True):
-            if not 1 <= count <= self._frames or len(video.frame_times_s) != count:
-                raise InvalidArgumentError(
-                    f"video {video.id!r} has num_frames {count} and "
-                    f"{len(video.frame_times_s)} frame times, expected the same, "
-                    f"1 to {self._frames}"
-                )
+    def __repr__(self) -> str:
+        where = "in memory" if self.uri is None else f"at {self.uri!r}"
+        if self._is_closed:
+            return f"<{type(self).__name__} {where}, closed>"
+        videos = "1 video" if len(self) == 1 else f"{len(self)} videos"
+        return f"<{type(self).__name__} {where}, {videos}>"
 
-
-def _half(features: VideoFeatures) -> VideoFeatures:
-    with np.errstate(over="ignore"):  # what does not fit becomes infinity, and is refused
-        half = VideoFeatures(
-            features.video_features.astype(np.float16),
-            features.frame_features.astype(np.float16),
-            features.num_frames.astype(np.int32),
+    def __reduce__(self) -> NoReturn:
+        raise InvalidArgumentError(
+            "a Gallery cannot be pickled or copied; open it in the worker, by its path, or save() "
+            "it first if it is in memory"
         )
-    check_finite("video_features", half.video_features)
-    check_finite("frame_features", half.frame_features)
-    return half
 
-
-def _check_unique(ids: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for video_id in ids:
-        if video_id in seen:
-            raise DuplicateIdError(f"the id {video_id!r} is given to two videos")
-        seen.add(video_id)
-
-
-def _check_records(videos: Sequence[GalleryVideo]) -> None:
-    for video in videos:
-        check_texts(video)
-        check_metadata(video.metadata)  # model_copy() has not
+    @property
+    def _store(self) -> GalleryStore:
+        if self._is_closed:
+            raise ClosedError(f"this gallery ({self.uri or 'in memory'}) is closed; open it again")
+        return self._open_store
 
 
 def _check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:

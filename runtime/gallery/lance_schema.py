@@ -24,7 +24,9 @@ ARROW_TYPES: dict[type, pa.DataType] = {
     str: pa.string(),
 }
 SQL_TYPES: dict[type, str] = {bool: "boolean", int: "bigint", float: "double", str: "string"}
-LISTING = ("id", "paths", "file_sizes", "file_times", "fingerprint", "duration_s", "frame_times_s")
+CONTENT_SHA256 = "fingerprint"
+"""Column of ``GalleryVideo.content_sha256``, named as the first galleries named it."""
+LISTING = ("id", "paths", "file_sizes", "file_times", CONTENT_SHA256, "duration_s", "frame_times_s")
 FEATURES = ("num_frames", "video_features", "frame_features")
 
 
@@ -46,7 +48,7 @@ def make_schema(fingerprint: str, dim: int, max_frames: int) -> pa.Schema:
             pa.field("paths", pa.list_(pa.string())),
             pa.field("file_sizes", pa.list_(pa.int64())),
             pa.field("file_times", pa.list_(pa.int64())),
-            pa.field("fingerprint", pa.string()),
+            pa.field(CONTENT_SHA256, pa.string()),
             pa.field("duration_s", pa.float64()),
             pa.field("frame_times_s", pa.list_(pa.float64())),
             pa.field("num_frames", pa.int32()),
@@ -85,7 +87,7 @@ def to_table(
         "paths": [[file.path for file in video.files] for video in videos],
         "file_sizes": [[file.size_bytes for file in video.files] for video in videos],
         "file_times": [[file.modified_ns for file in video.files] for video in videos],
-        "fingerprint": [video.fingerprint for video in videos],
+        CONTENT_SHA256: [video.content_sha256 for video in videos],
         "duration_s": [video.duration_s for video in videos],
         "frame_times_s": [list(video.frame_times_s) for video in videos],
     }
@@ -122,7 +124,7 @@ def _to_video(row: Mapping[str, Any], fields: Sequence[str]) -> GalleryVideo:
         id=row["id"],
         path=files[0].path if files else None,
         files=files,
-        fingerprint=row["fingerprint"],
+        content_sha256=row[CONTENT_SHA256],
         duration_s=row["duration_s"],
         frame_times_s=tuple(row["frame_times_s"]),
         metadata={name: row[name] for name in fields if row[name] is not None},

@@ -18,6 +18,7 @@ from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.lance_errors import lance_errors
 from xclip_deploy.runtime.gallery.lance_schema import (
+    CONTENT_SHA256,
     FEATURES,
     LISTING,
     array_of,
@@ -97,8 +98,8 @@ class LanceSnapshot:
     def find(self, ids: Sequence[str]) -> dict[str, int]:
         return self._look_up("id", ids)
 
-    def find_content(self, fingerprints: Sequence[str]) -> dict[str, int]:
-        return self._look_up("fingerprint", fingerprints)
+    def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
+        return self._look_up(CONTENT_SHA256, hashes)
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
         if self._listing is not None:
@@ -139,6 +140,9 @@ class LanceSnapshot:
         with self._reading():
             vectors: FloatArray = matrix_of(self._take(rows, ["video_features"]), "video_features")
             return vectors
+
+    def rows(self) -> Rows:
+        return self._read_all(["num_frames"]).rows
 
     def matching(self, where: str) -> Rows:
         condition = self._condition(where)

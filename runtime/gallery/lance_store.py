@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -42,6 +42,7 @@ from xclip_deploy.runtime.gallery.lance_snapshot import (
 )
 from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
 from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
 _TABLE = "videos"
 _LOCK = "gallery.lock"
@@ -178,9 +179,9 @@ class LanceStore:
                     self._table.delete(f"id in ({', '.join(map(quoted, present))})")
             return len(present)
 
-    def optimize(self, progress: Callable[[str], None], keep: timedelta = KEEP_VERSIONS) -> None:
+    def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
         with self.exclusive(), self._writing():
-            progress("putting files together")
+            progress(Progress("optimizing", 0, None, note="putting files together"))
             # LanceDB warns of 0, which nobody gives without having been told what it does.
             self._table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
             names = {index.name for index in self._table.list_indices()}
@@ -188,7 +189,7 @@ class LanceStore:
             if count and "id_idx" not in names:
                 from lancedb.index import BTree
 
-                progress("indexing ids")
+                progress(Progress("optimizing", 1, None, note="indexing ids"))
                 self._table.create_index("id", config=BTree(), name="id_idx")
             partitions = partitions_for(count)
             old = [name for name in names if name.startswith(VECTOR_INDEX)]
@@ -197,13 +198,19 @@ class LanceStore:
             if count >= self._limits.index_from and outgrown:
                 from lancedb.index import IvfRq
 
-                progress(f"indexing {count} videos in {partitions} partitions")
+                note = f"indexing {count} videos in {partitions} partitions"
+                progress(Progress("optimizing", 2, None, note=note))
                 config = IvfRq(distance_type="dot", num_partitions=partitions)
                 name = f"{VECTOR_INDEX}{partitions}"
                 self._table.create_index("video_features", config=config, name=name)
                 for name in old:
                     self._table.drop_index(name)
-            progress("done")
+            progress(Progress("optimizing", 3, 3, note="done"))
+
+    def size_bytes(self) -> int | None:
+        if "://" in self._uri:
+            return None
+        return sum(file.stat().st_size for file in Path(self._uri).rglob("*") if file.is_file())
 
     def close(self) -> None:
         with self._lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,7 @@ from xclip_deploy.runtime.gallery.store import (
     Queries,
     Rows,
 )
+from xclip_deploy.runtime.progress import ProgressFunction
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery.filter_table import FilterTable
@@ -52,12 +53,12 @@ class MemorySnapshot:
     def find(self, ids: Sequence[str]) -> dict[str, int]:
         return {name: self._places[name] for name in ids if name in self._places}
 
-    def find_content(self, fingerprints: Sequence[str]) -> dict[str, int]:
-        wanted = set(fingerprints)
+    def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
+        wanted = set(hashes)
         return {
-            video.fingerprint: n
+            video.content_sha256: n
             for n, video in enumerate(self._videos)
-            if video.fingerprint is not None and video.fingerprint in wanted
+            if video.content_sha256 is not None and video.content_sha256 in wanted
         }
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
@@ -72,6 +73,9 @@ class MemorySnapshot:
     def video_features(self, rows: Rows) -> FloatArray:
         flat = self._flat
         return self._features.video_features[rows] if flat is None else flat.take(rows)
+
+    def rows(self) -> Rows:
+        return self._rows
 
     def matching(self, where: str) -> Rows:
         condition = parse_filter(where, self._types)
@@ -195,9 +199,12 @@ class MemoryStore:
                 self._snapshot = None
             return len(present)
 
-    def optimize(self, progress: Callable[[str], None], keep: timedelta = KEEP_VERSIONS) -> None:
+    def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
         """Nothing to do: all is in one piece after the next search anyway."""
         del progress, keep
+
+    def size_bytes(self) -> None:
+        return None
 
     def close(self) -> None:
         """Nothing to let go of."""

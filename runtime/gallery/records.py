@@ -79,8 +79,9 @@ class GalleryVideo(BaseModel):
     """Where the video is; None for features that came without one."""
     files: tuple[VideoFile, ...] = ()
     """Every file with this content, that at ``path`` first."""
-    fingerprint: str | None = None
-    """SHA-256 of the content, hexadecimal; None where that was not computed."""
+    content_sha256: str | None = None
+    """SHA-256 of the file, hexadecimal; None where that was not computed. Filters name it
+    ``fingerprint``, as the column is called in galleries."""
     duration_s: float | None = None
     frame_times_s: tuple[float, ...]
     """Time of each frame that was encoded, seconds from the video's start."""
@@ -198,8 +199,8 @@ def coerced(video: GalleryVideo, types: Mapping[str, type]) -> GalleryVideo:
 
 
 def check_texts(video: GalleryVideo) -> None:
-    """Raise InvalidArgumentError for an id, path or fingerprint that is no UTF-8."""
-    texts = {"id": video.id, "fingerprint": video.fingerprint or ""}
+    """Raise InvalidArgumentError for an id, path or hash that is no UTF-8."""
+    texts = {"id": video.id, "content_sha256": video.content_sha256 or ""}
     for what, text in [*texts.items(), *(("path", file.path) for file in video.files)]:
         if text.encode(errors="replace").decode() != text:
             raise InvalidArgumentError(f"the {what} {text!r:.200} is no UTF-8 text")

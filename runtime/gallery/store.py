@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from xclip_deploy.runtime.features import FloatArray, VideoFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.progress import ProgressFunction
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 """Places of videos in one snapshot, without meaning outside it."""
@@ -48,8 +49,8 @@ class Snapshot(Protocol):
         """Rows of the videos with these ids, those that are there."""
         ...
 
-    def find_content(self, fingerprints: Sequence[str]) -> dict[str, int]:
-        """Rows of the videos with these fingerprints, those that are there."""
+    def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
+        """Rows of the videos whose content has these SHA-256, those that are there."""
         ...
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
@@ -62,6 +63,10 @@ class Snapshot(Protocol):
 
     def video_features(self, rows: Rows) -> FloatArray:
         """``video_features`` alone of the videos in ``rows``, in that order, FP16 or FP32."""
+        ...
+
+    def rows(self) -> Rows:
+        """Rows of all videos, in the order in which they were added."""
         ...
 
     def matching(self, where: str) -> Rows:
@@ -137,11 +142,15 @@ class GalleryStore(Protocol):
         """Remove the videos with these ids; returns how many there were."""
         ...
 
-    def optimize(self, progress: Callable[[str], None], keep: timedelta = KEEP_VERSIONS) -> None:
+    def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
         """Put small files together and, where there are many videos, build the index.
 
         Files that only snapshots older than ``keep`` read are removed.
         """
+        ...
+
+    def size_bytes(self) -> int | None:
+        """Size on disk; None in memory, and where it cannot be told."""
         ...
 
     def close(self) -> None:

@@ -1,35 +1,33 @@
-"""Keeping a gallery up to date with videos on disk.
+"""Keep a gallery up to date with videos on disk.
 
-Files are found (``sources``), read in processes of their own (``decoding``, ``processes``,
-``worker``), encoded in batches and committed (``indexer``, ``committing``, ``edit``).
+A run takes each file through five stages: ``sources`` finds it, ``planning`` decides whether it
+must be read, a pool of decoders reads it, the caller's encoder embeds it, and ``committing`` writes
+it to the gallery. ``indexer`` drives the stages; ``records`` holds what passes between them.
 """
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.indexing.indexer import (
-    Indexer,
-    IndexSettings,
-    OnDuplicate,
-    Progress,
-)
-from xclip_deploy.runtime.indexing.indexing import index_videos
+from xclip_deploy.runtime.indexing.in_memory import index_frames
+from xclip_deploy.runtime.indexing.indexer import IndexSettings, index_videos
+from xclip_deploy.runtime.indexing.records import OnDuplicate, SourceVideo, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.sources import (
     Sources,
-    SourceVideo,
     find_sources,
     name_sources,
+    open_sources,
 )
 
 __all__ = [
     "IndexReport",
     "IndexSettings",
-    "Indexer",
     "OnDuplicate",
-    "Progress",
     "SourceVideo",
     "Sources",
+    "Task",
     "find_sources",
+    "index_frames",
     "index_videos",
     "name_sources",
+    "open_sources",
 ]

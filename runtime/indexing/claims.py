@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
+import numpy.typing as npt
+
 from xclip_deploy.errors import VideoError
-from xclip_deploy.runtime.indexing.committing import Task
-from xclip_deploy.runtime.indexing.known import ContentFilter
-from xclip_deploy.runtime.indexing.processes import FileChangedError
+from xclip_deploy.runtime.decoding import FileChangedError
+from xclip_deploy.runtime.indexing.records import Task
+
+_PART = 65_536
+
+
+class ContentFilter:
+    """Which contents a gallery may hold: eight bytes a video, mistaken once in 10^13 or so."""
+
+    def __init__(self) -> None:
+        self._sorted: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._new: set[int] = set()
+
+    def add(self, content_sha256: str) -> None:
+        """Note a content by its hash, hexadecimal."""
+        self._new.add(_prefix(content_sha256))
+        if len(self._new) >= _PART:
+            self._sorted = np.union1d(self._sorted, np.fromiter(self._new, np.uint64))
+            self._new.clear()
+
+    def __contains__(self, content_sha256: str) -> bool:
+        prefix = _prefix(content_sha256)
+        if prefix in self._new:
+            return True
+        place = int(np.searchsorted(self._sorted, np.uint64(prefix)))
+        return place < len(self._sorted) and int(self._sorted[place]) == prefix
 
 
 class Claims:
@@ -20,40 +46,44 @@ class Claims:
         self._failures: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def wants_frames(self, task: Task, fingerprint: str) -> bool:
-        """Whether a file is to be decoded, now that its content is known."""
+    def wants_frames(self, task: Task, content_sha256: str) -> bool:
+        """Decide whether a file is to be decoded, now that its content is known."""
         with self._lock:
-            task.fingerprint = fingerprint
+            task.content_sha256 = content_sha256
             if task.replace:
-                self._open.setdefault(fingerprint, task)
+                self._open.setdefault(content_sha256, task)
                 return True
-            if not task.is_retry and fingerprint in self._stored:
+            if not task.is_retry and content_sha256 in self._stored:
                 return False
-            return self._open.setdefault(fingerprint, task) is task
+            return self._open.setdefault(content_sha256, task) is task
 
     def fail(self, task: Task, error: VideoError) -> None:
-        """A file that was decoded could not be."""
+        """Note that a file could not be decoded or encoded."""
         with self._lock:
-            if task.fingerprint is None or self._open.get(task.fingerprint) is not task:
+            if task.content_sha256 is None or self._open.get(task.content_sha256) is not task:
                 return
-            del self._open[task.fingerprint]
+            del self._open[task.content_sha256]
             # One that changed meanwhile says nothing of the content that it had.
             if not isinstance(error, FileChangedError):
-                self._failures[task.fingerprint] = str(error)
+                self._failures[task.content_sha256] = str(error)
 
     def store(self, task: Task) -> None:
-        """The gallery holds the content of a file."""
-        assert task.fingerprint is not None
+        """Note that the gallery holds the content of a file."""
+        assert task.content_sha256 is not None
         with self._lock:
-            self._open.pop(task.fingerprint, None)
-            self._stored.add(task.fingerprint)
+            self._open.pop(task.content_sha256, None)
+            self._stored.add(task.content_sha256)
 
-    def is_open(self, fingerprint: str) -> bool:
+    def is_open(self, content_sha256: str) -> bool:
         """Whether a content is on its way into the gallery."""
         with self._lock:
-            return fingerprint in self._open
+            return content_sha256 in self._open
 
-    def failure(self, fingerprint: str | None) -> str | None:
+    def failure(self, content_sha256: str | None) -> str | None:
         """Why a content could not be decoded, if that was tried."""
         with self._lock:
-            return None if fingerprint is None else self._failures.get(fingerprint)
+            return None if content_sha256 is None else self._failures.get(content_sha256)
+
+
+def _prefix(content_sha256: str) -> int:
+    return int(content_sha256[:16], 16)

@@ -4,64 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, VideoFile
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.indexing.edit import GalleryEdit
-from xclip_deploy.runtime.indexing.known import KnownFile
-from xclip_deploy.runtime.indexing.sources import SourceVideo
-
-What = Literal["indexed", "changed", "unchanged", "duplicate"]
-
-
-@dataclass(eq=False)
-class Task:
-    """One file on its way into the gallery."""
-
-    order: int
-    """Its place among the sources."""
-    source: SourceVideo
-    known: tuple[KnownFile, ...] = ()
-    """How the gallery listed it when the run began."""
-    replace: bool = False
-    """Encode it whatever the gallery holds."""
-    is_retry: bool = False
-    """The gallery does not hold its content, whatever seemed so."""
-    fingerprint: str | None = None
-    """Of its content, once that was read."""
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedClip:
-    """What decoding and encoding gave."""
-
-    duration_s: float
-    frame_times_s: tuple[float, ...]
-    features: VideoFeatures
-    """V = 1."""
-
-
-@dataclass(frozen=True, eq=False)
-class ReadyFile:
-    """A file that the gallery is to know of."""
-
-    task: Task
-    file: VideoFile
-    fingerprint: str | None
-    """None for one that was not read, being unchanged."""
-    clip: EncodedClip | None
-    """None where the gallery, or another file, has the same content."""
-
-
-@dataclass(frozen=True)
-class Placed:
-    """What became of a file."""
-
-    task: Task
-    what: What
-    video_id: str
-    warning: str | None = None
+from xclip_deploy.runtime.indexing.records import Placed, ReadyFile, Task, What
 
 
 @dataclass
@@ -107,20 +53,22 @@ class _Commit:
     def __init__(self, gallery: Gallery, ready: Sequence[ReadyFile], result: CommitResult) -> None:
         ids = {known.video_id for item in ready for known in item.task.known}
         ids |= {item.task.source.wanted_id for item in ready}
-        contents = {item.fingerprint for item in ready if item.fingerprint is not None}
+        contents = {item.content_sha256 for item in ready if item.content_sha256 is not None}
         self.edit = GalleryEdit(gallery, sorted(ids), sorted(contents))
         self._result = result
-        self._clips = {item.fingerprint: item.clip for item in ready if item.clip is not None}
+        self._encoded = {item.content_sha256: item.encoded for item in ready if item.encoded}
 
     def place(self, item: ReadyFile) -> None:
-        if item.fingerprint is None:
+        if item.content_sha256 is None:
             self._touch(item)
             return
         edit, task, path = self.edit, item.task, item.file.path
-        owner = edit.with_content(item.fingerprint)
+        owner = edit.with_content(item.content_sha256)
         # Of several files with one content, the first among the sources gives the name.
-        clip = item.clip or (self._clips.get(item.fingerprint) if owner is None else None)
-        if owner is None and clip is None:
+        encoded = item.encoded or (
+            self._encoded.get(item.content_sha256) if owner is None else None
+        )
+        if owner is None and encoded is None:
             self._result.missing.append(item)
             return
         listing = [name for name in self._names(task) if edit.lists(name, path)]
@@ -131,7 +79,7 @@ class _Commit:
         if owner is not None:
             self._join(item, owner.id, was_listed=owner.id in listing)
             return
-        assert clip is not None
+        assert encoded is not None
         wanted = task.source.wanted_id
         was_there = bool(listing) or edit.get(wanted) is not None
         self._make_way(wanted, moves=task.source.id is None or wanted in listing)
@@ -142,28 +90,28 @@ class _Commit:
             id=wanted,
             path=path,
             files=(item.file,),
-            fingerprint=item.fingerprint,
-            duration_s=clip.duration_s,
-            frame_times_s=clip.frame_times_s,
+            content_sha256=item.content_sha256,
+            duration_s=encoded.duration_s,
+            frame_times_s=encoded.frame_times_s,
             metadata=metadata,
         )
-        edit.add(video, clip.features)
+        edit.add(video, encoded.features)
         self._note(task, "changed" if was_there else "indexed", wanted)
 
     def _join(self, item: ReadyFile, video_id: str, *, was_listed: bool) -> None:
         """List a file under the video that has its content."""
         task = item.task
         self.edit.set_file(video_id, item.file)
-        is_encoded = task.replace and item.clip is not None and was_listed
+        is_encoded = task.replace and item.encoded is not None and was_listed
         if is_encoded:
-            assert item.clip is not None
+            assert item.encoded is not None
             times = {
-                "duration_s": item.clip.duration_s,
-                "frame_times_s": item.clip.frame_times_s,
+                "duration_s": item.encoded.duration_s,
+                "frame_times_s": item.encoded.frame_times_s,
             }
             video = self.edit.get(video_id)
             assert video is not None
-            self.edit.add(video.model_copy(update=times), item.clip.features)
+            self.edit.add(video.model_copy(update=times), item.encoded.features)
         name, warning = self._describe(task, video_id)
         what: What = "unchanged" if was_listed else "duplicate"
         self._note(task, "changed" if is_encoded else what, name, warning)

@@ -18,20 +18,20 @@ class GalleryEdit:
     """
 
     def __init__(
-        self, gallery: Gallery, ids: Collection[str], fingerprints: Collection[str] = ()
+        self, gallery: Gallery, ids: Collection[str], hashes: Collection[str] = ()
     ) -> None:
-        """Look up the videos with these ids, and with these contents."""
+        """Look up the videos with these ids, and with contents of these SHA-256."""
         self._gallery = gallery
         self._snapshot = gallery.snapshot()
         self._videos: dict[str, GalleryVideo] = {}
         self._rows: dict[str, int] = {}
-        self._clips: dict[str, VideoFeatures] = {}
+        self._features: dict[str, VideoFeatures] = {}
         self._changed: dict[str, None] = {}
         self._absent: set[str] = set()
         self._removed: set[str] = set()
         self._contents: dict[str, str] = {}
         self._new_names: dict[str, str] = {}
-        found = self._snapshot.find_content(list(fingerprints)) if fingerprints else {}
+        found = self._snapshot.find_content(list(hashes)) if hashes else {}
         self._load(list(ids), found.values())
 
     def get(self, video_id: str) -> GalleryVideo | None:
@@ -51,15 +51,15 @@ class GalleryEdit:
         video = self.get(video_id)
         return video is not None and any(file.path == path for file in video.files)
 
-    def with_content(self, fingerprint: str) -> GalleryVideo | None:
+    def with_content(self, content_sha256: str) -> GalleryVideo | None:
         """The video with a content that was looked up or added."""
-        name = self._contents.get(fingerprint)
+        name = self._contents.get(content_sha256)
         return None if name is None else self._videos.get(name)
 
-    def add(self, video: GalleryVideo, clip: VideoFeatures) -> None:
-        """Put a video in its place. ``clip``: its embeddings, V = 1."""
+    def add(self, video: GalleryVideo, features: VideoFeatures) -> None:
+        """Put a video in its place. ``features``: its embeddings, V = 1."""
         self._put(video)
-        self._clips[video.id] = clip
+        self._features[video.id] = features
         self._rows.pop(video.id, None)
 
     def set_file(self, video_id: str, file: VideoFile) -> None:
@@ -92,18 +92,18 @@ class GalleryEdit:
         """Name a video after its first file, whose path no other video has as its id."""
         video = self._videos[video_id]
         free = (file.path for file in video.files if self.get(file.path) is None)
-        self.rename(video_id, next(free, f"{video.path}#{video.fingerprint}"))
+        self.rename(video_id, next(free, f"{video.path}#{video.content_sha256}"))
 
     def rename(self, video_id: str, new_id: str) -> None:
         """Give a video another id; what has that id now is replaced."""
         video = self._videos[video_id]
-        clip, row = self._clips.get(video_id), self._rows.get(video_id)
+        features, row = self._features.get(video_id), self._rows.get(video_id)
         self.drop(video_id)
         self.get(new_id)  # for what is there to be known, and not looked up again
-        self._clips.pop(new_id, None)
+        self._features.pop(new_id, None)
         self._rows.pop(new_id, None)
-        if clip is not None:
-            self._clips[new_id] = clip
+        if features is not None:
+            self._features[new_id] = features
         if row is not None:
             self._rows[new_id] = row
         self._put(video.model_copy(update={"id": new_id}))
@@ -112,19 +112,22 @@ class GalleryEdit:
     def drop(self, video_id: str) -> None:
         """Remove a video."""
         video = self._videos.pop(video_id)
-        if video.fingerprint is not None and self._contents.get(video.fingerprint) == video_id:
-            del self._contents[video.fingerprint]
+        if (
+            video.content_sha256 is not None
+            and self._contents.get(video.content_sha256) == video_id
+        ):
+            del self._contents[video.content_sha256]
         self._rows.pop(video_id, None)
-        self._clips.pop(video_id, None)
+        self._features.pop(video_id, None)
         self._changed.pop(video_id, None)
         self._removed.add(video_id)
         self._absent.add(video_id)
 
     def write(self) -> None:
         """Write what changed. Raises GalleryError."""
-        old = [name for name in self._changed if name not in self._clips]
-        new = [name for name in self._changed if name in self._clips]
-        parts = [self._clips[name] for name in new]
+        old = [name for name in self._changed if name not in self._features]
+        new = [name for name in self._changed if name in self._features]
+        parts = [self._features[name] for name in new]
         if old:
             rows = np.array([self._rows[name] for name in old], np.int64)
             parts.insert(0, self._snapshot.features(rows))
@@ -136,13 +139,13 @@ class GalleryEdit:
 
     def _put(self, video: GalleryVideo) -> None:
         before = self._videos.get(video.id)
-        if before is not None and before.fingerprint not in (None, video.fingerprint):
-            self._contents.pop(str(before.fingerprint), None)
+        if before is not None and before.content_sha256 not in (None, video.content_sha256):
+            self._contents.pop(str(before.content_sha256), None)
         self._videos[video.id] = video
         self._absent.discard(video.id)
         self._changed[video.id] = None
-        if video.fingerprint is not None:
-            self._contents[video.fingerprint] = video.id
+        if video.content_sha256 is not None:
+            self._contents[video.content_sha256] = video.id
 
     def _load(self, ids: list[str], rows: Iterable[int] = ()) -> None:
         found = self._snapshot.find(ids)
@@ -155,8 +158,8 @@ class GalleryEdit:
                 self._videos[video.id] = video
                 self._rows[video.id] = int(row)
                 self._absent.discard(video.id)
-                if video.fingerprint is not None:
-                    self._contents.setdefault(video.fingerprint, video.id)
+                if video.content_sha256 is not None:
+                    self._contents.setdefault(video.content_sha256, video.id)
 
 
 def _with(video: GalleryVideo, files: list[VideoFile]) -> GalleryVideo:

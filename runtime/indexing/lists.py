@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from xclip_deploy.errors import InvalidArgumentError, MetadataError
 from xclip_deploy.runtime.gallery.records import MetadataValue, check_metadata
-from xclip_deploy.runtime.indexing.sources import SourceVideo
+from xclip_deploy.runtime.indexing.records import SourceVideo
 
 _FILE_COLUMNS = ("file", "path")
 # No leading zeros and no plus sign: those are codes, such as 007, and stay text.

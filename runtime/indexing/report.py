@@ -1,11 +1,16 @@
-"""What an indexing run did."""
+"""What an indexing run did: the report, and the counts from which it is made."""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xclip_deploy.runtime.indexing.records import Placed, Task
+from xclip_deploy.runtime.indexing.sources import Sources
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.results import FailedVideo
 
 
@@ -62,3 +67,87 @@ class IndexReport:
         counts += [f"{len(files)} {name}" for name, files in more.items() if files]
         lines.append(f"{', '.join(counts)}, {len(self.failed)} failed in {self.seconds:.1f} s")
         return "\n".join(lines)
+
+
+class Tally:
+    """What became of the files so far."""
+
+    def __init__(self, sources: Sources, progress: ProgressFunction) -> None:
+        self._started = time.monotonic()
+        self._progress = progress
+        self._total = len(sources.videos) + len(sources.failed)
+        self._done = self._failures = len(sources.failed)
+        self._shown = (self._done, self._failures)
+        self._ids: dict[str, list[tuple[int, str]]] = {
+            "indexed": [],
+            "changed": [],
+            "unchanged": [],
+        }
+        self._duplicates: list[tuple[int, str, str]] = []
+        self._failed = [(-1, failure) for failure in sources.failed]
+        self._warnings: list[tuple[int, FailedVideo]] = []
+        self._read: set[int] = set()
+        self.pruned: list[str] = []
+        """Paths of files that are no longer listed."""
+        self.kept: Counter[str] = Counter()
+        """Folders that hold no video, with the number of their files that stay listed."""
+
+    def read(self, task: Task) -> None:
+        """Note that a file was read, for the first time or again."""
+        if task.order not in self._read:
+            self._read.add(task.order)
+            self._done += 1
+
+    def place(self, placed: Placed) -> None:
+        """Note that a file was committed, or is in the gallery as it is."""
+        task = placed.task
+        if placed.what == "duplicate":
+            self._duplicates.append((task.order, task.source.path, placed.video_id))
+        else:
+            self._ids[placed.what].append((task.order, placed.video_id))
+        if placed.warning is not None:
+            self.warn(task, placed.warning)
+        self.read(task)
+        self._read.discard(task.order)  # which it will not be again
+
+    def fail(self, task: Task, reason: str) -> None:
+        """Note that a file cannot be indexed."""
+        self._failed.append((task.order, FailedVideo(task.source.path, reason)))
+        self._failures += 1
+        self.read(task)
+        self._read.discard(task.order)
+
+    def warn(self, task: Task, reason: str) -> None:
+        """Note that something was wrong with a file, which is indexed all the same."""
+        self._warnings.append((task.order, FailedVideo(task.source.path, reason)))
+
+    def show(self) -> None:
+        """Tell the caller how far it is, where that is further than before."""
+        now = (self._done, self._failures)
+        if now != self._shown:
+            self._shown = now
+            self._progress(Progress("videos", self._done, self._total, self._failures))
+
+    def so_far(self) -> str:
+        """Say how far it is, in words."""
+        return f"{self._done} of {self._total} done, {self._failures} failed"
+
+    def report(self) -> IndexReport:
+        """Report what became of all files, in the order of the sources."""
+        names = {what: tuple(name for _, name in sorted(ids)) for what, ids in self._ids.items()}
+        in_order = sorted(self._warnings, key=lambda entry: entry[0])
+        warnings = [warning for _, warning in in_order]
+        for folder, count in self.kept.items():
+            said = (
+                f"holds no video at all, as when a disk is not mounted: its {count} videos stay "
+                "in the gallery; to drop them, delete the folder's entries with Retriever.remove"
+            )
+            warnings.append(FailedVideo(folder, said))
+        return IndexReport(
+            **names,
+            duplicates={path: name for _, path, name in sorted(self._duplicates)},
+            pruned=tuple(sorted(self.pruned)),
+            failed=tuple(f for _, f in sorted(self._failed, key=lambda entry: entry[0])),
+            warnings=tuple(warnings),
+            seconds=time.monotonic() - self._started,
+        )

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from xclip_deploy.errors import InvalidArgumentError, VideoError, VideoNotFoundError
-from xclip_deploy.runtime.gallery.records import MetadataValue
+from xclip_deploy.runtime.gallery.records import MetadataValue, check_metadata
+from xclip_deploy.runtime.indexing.lists import read_list
+from xclip_deploy.runtime.indexing.records import SourceVideo
 from xclip_deploy.runtime.results import FailedVideo
-from xclip_deploy.runtime.video.reading import search_folder
+from xclip_deploy.runtime.video.finding import search_folder
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".jsonl"})
 """Endings, in lower case, of files that list videos."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceVideo:
-    """One file to index."""
-
-    path: str
-    """Absolute."""
-    id: str | None = None
-    """None: the path."""
-    metadata: Mapping[str, MetadataValue] | None = None
-    """All of the video's metadata; None where nothing was said of it."""
-
-    @property
-    def wanted_id(self) -> str:
-        """The id that the video is to have."""
-        return self.path if self.id is None else self.id
 
 
 @dataclass(frozen=True)
@@ -45,6 +30,28 @@ class Sources:
     """Those of ``folders`` that hold no video: of a disk that is not mounted, say."""
     failed: tuple[FailedVideo, ...] = field(default=())
     """What could not even be listed."""
+
+
+def open_sources(
+    paths: Sequence[str | os.PathLike[str]],
+    ids: Sequence[str] | None = None,
+    metadata: Mapping[str, MetadataValue] | None = None,
+) -> Sources:
+    """Find the videos that ``paths`` name, under ``ids`` where those are given.
+
+    ``metadata``: for all of them; what stands in a list of videos wins. Raises as
+    :func:`find_sources` and :func:`name_sources`, and MetadataError.
+    """
+    if metadata is not None:
+        check_metadata(metadata)
+    sources = find_sources(paths) if ids is None else name_sources(paths, ids)
+    if metadata is None:
+        return sources
+    videos = [
+        replace(source, metadata={**metadata, **(source.metadata or {})})
+        for source in sources.videos
+    ]
+    return replace(sources, videos=videos)
 
 
 def find_sources(paths: Iterable[str | os.PathLike[str]]) -> Sources:
@@ -67,8 +74,6 @@ def find_sources(paths: Iterable[str | os.PathLike[str]]) -> Sources:
         elif not path.exists():
             raise VideoNotFoundError(f"{given}: no such file or folder; expected videos")
         elif path.suffix.lower() in LIST_SUFFIXES:
-            from xclip_deploy.runtime.indexing.lists import read_list
-
             for line, source in read_list(path):
                 collected.add_listed(source, f"{path} line {line}")
         else:

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.search.options import DEFAULT_CANDIDATES, SearchOptions
+from xclip_deploy.runtime.search.options import (
+    DEFAULT_CANDIDATES,
+    SearchKeywords,
+    SearchOptions,
+    SimilarityKeywords,
+    spells_out,
+)
 from xclip_deploy.runtime.search.query_bank import QueryBank
 from xclip_deploy.runtime.search.searcher import Query, Searcher
 
-__all__ = ["DEFAULT_CANDIDATES", "Query", "QueryBank", "SearchOptions", "Searcher"]
+__all__ = [
+    "DEFAULT_CANDIDATES",
+    "Query",
+    "QueryBank",
+    "SearchKeywords",
+    "SearchOptions",
+    "Searcher",
+    "SimilarityKeywords",
+    "spells_out",
+]

@@ -6,15 +6,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import as_number, as_text, as_truth, as_whole_number
 from xclip_deploy.runtime.search.near_identical import NEAR_IDENTICAL
 from xclip_deploy.runtime.search.query_bank import QueryBank
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack  # noqa: F401 - for those who annotate with it
 
 DEFAULT_CANDIDATES = 300
 _MOST = 1 << 31

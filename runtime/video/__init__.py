@@ -5,16 +5,18 @@ Importing this package loads no video library; reading the first video does.
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.video.frames import VideoFrames
+from xclip_deploy.runtime.video.finding import VIDEO_SUFFIXES, find_videos
+from xclip_deploy.runtime.video.frames import VideoFrames, VideoReader, VideoReading
 from xclip_deploy.runtime.video.image import read_image
-from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
-from xclip_deploy.runtime.video.reading import (
-    VIDEO_SUFFIXES,
-    VideoReader,
-    find_videos,
-    read_video,
-    read_videos,
+from xclip_deploy.runtime.video.in_memory import (
+    ImageLike,
+    VideoLike,
+    are_frames,
+    as_videos,
+    take_frames,
 )
+from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
+from xclip_deploy.runtime.video.reading import check_reader, read_frames, read_video, read_videos
 from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
 
 __all__ = [
@@ -22,12 +24,20 @@ __all__ = [
     "CLIP_STD",
     "VIDEO_SUFFIXES",
     "FrameSampling",
+    "ImageLike",
     "VideoFrames",
+    "VideoLike",
     "VideoReader",
+    "VideoReading",
+    "are_frames",
+    "as_videos",
+    "check_reader",
     "find_videos",
+    "read_frames",
     "read_image",
     "read_video",
     "read_videos",
     "resize_and_crop",
     "sample_frame_numbers",
+    "take_frames",
 ]

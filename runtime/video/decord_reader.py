@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy.errors import MissingExtraError, VideoReadError
-from xclip_deploy.runtime.video.frames import VideoFrames
+from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
-from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
+from xclip_deploy.runtime.video.sampling import sample_frame_numbers
 
 _ASF_SIGNATURE = bytes.fromhex("3026b2758e66cf11")
 _TRANSPORT_SUFFIXES = frozenset({".ts", ".mts", ".m2ts", ".m2t"})
@@ -48,15 +48,14 @@ def import_decord() -> Any:  # noqa: ANN401 - the package has no types
     return decord
 
 
-def read_with_decord(path: Path, sampling: FrameSampling, image_size: int) -> VideoFrames:
+def read_with_decord(path: Path, reading: VideoReading) -> VideoFrames:
     """Read the sampled frames of one video with one decoder thread.
 
     Time 0 is the first frame, since decord does not know when other streams start.
 
     Args:
         path: A regular file that exists.
-        sampling: Which frames to take.
-        image_size: Side S of the frames, pixels.
+        reading: Which frames to take, and their side S.
 
     Returns:
         Frames uint8 ``[n, S, S, 3]`` and what is known about them.
@@ -71,9 +70,10 @@ def read_with_decord(path: Path, sampling: FrameSampling, image_size: int) -> Vi
     try:
         video = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
         frame_rate = float(video.get_avg_fps())
-        numbers = sample_frame_numbers(len(video), frame_rate, sampling)
+        numbers = sample_frame_numbers(len(video), frame_rate, reading.sampling)
         # One by one: at full resolution, 64 frames of 1080p are 400 MB.
-        frames = [resize_and_crop(video[int(n)].asnumpy(), image_size) for n in numbers]
+        size = reading.image_size
+        frames = [resize_and_crop(video[int(n)].asnumpy(), size) for n in numbers]
         spans = video.get_frame_timestamp(np.append([0, len(video) - 1], numbers))  # [2 + n, 2]
     except (decord.DECORDError, RuntimeError, IndexError, ValueError) as error:
         # The first line; the others are addresses inside the library.

@@ -1,11 +1,63 @@
-"""What reading a video gives."""
+"""How a video is to be read, and what reading it gives."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.video.sampling import FrameSampling
+
+VideoReader = Literal["pyav", "decord"]
+"""Library that decodes. PyAV is right on every file it was measured on; decord has hazards, see
+its module."""
+
+
+@dataclass(frozen=True)
+class VideoReading:
+    """How videos are read: which frames, at which size, with which library.
+
+    Raises InvalidArgumentError for an unknown reader, or an ``image_size`` less than 1.
+    """
+
+    sampling: FrameSampling
+    """Which frames are taken."""
+    image_size: int
+    """Side S of the frames, pixels."""
+    reader: VideoReader = "pyav"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.image_size < 1:
+            raise InvalidArgumentError(f"image_size is {self.image_size}; expected at least 1")
+        if self.reader not in get_args(VideoReader):
+            raise InvalidArgumentError(
+                f"reader is {self.reader!r}; expected one of {', '.join(get_args(VideoReader))}"
+            )
+
+    def until(self, end_s: float | None) -> VideoReading:
+        """Take no frames after ``end_s`` (see ``FrameSampling.end_s``); None changes nothing."""
+        if end_s is None:
+            return self
+        return replace(self, sampling=self.sampling.model_copy(update={"end_s": end_s}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them."""
+        return {
+            "sampling": self.sampling.model_dump(mode="json"),
+            "image_size": self.image_size,
+            "reader": self.reader,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> VideoReading:
+        """Restore what :meth:`to_dict` returned."""
+        sampling = FrameSampling.model_validate(content["sampling"])
+        return cls(sampling, int(content["image_size"]), content["reader"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from os import PathLike
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoNotFoundError, VideoReadError
+from xclip_deploy.runtime.arguments import as_path
 from xclip_deploy.runtime.video.frames import VideoFrames
+from xclip_deploy.runtime.video.in_memory import ImageLike
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
 
 
-def read_image(image: str | PathLike[str] | NDArray[np.uint8], image_size: int) -> VideoFrames:
+def read_image(image: ImageLike, image_size: int) -> VideoFrames:
     """Prepare an image as :func:`read_video` prepares frames.
 
-    ``image``: a file that Pillow reads, turned upright as its EXIF says, transparency on black;
-    or uint8 RGB ``[H, W, 3]``. Raises VideoNotFoundError, VideoReadError where it is no image,
-    InvalidArgumentError for an array of another kind.
+    ``image``: a file that Pillow reads, or one of Pillow's images, turned upright as its EXIF
+    says, transparency on black; or uint8 RGB ``[H, W, 3]``. Raises VideoNotFoundError,
+    VideoReadError where it is no image, InvalidArgumentError for an array of another kind.
     """
-    frame = image if isinstance(image, np.ndarray) else _decode(Path(image))
+    frame = image if isinstance(image, np.ndarray) else _decode(image)
     return VideoFrames(
         frames=resize_and_crop(frame, image_size)[np.newaxis],
         times_s=np.zeros(1),
@@ -31,17 +32,23 @@ def read_image(image: str | PathLike[str] | NDArray[np.uint8], image_size: int) 
     )
 
 
-def _decode(path: Path) -> NDArray[np.uint8]:
+def _decode(image: object) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if not path.exists():
-        raise VideoNotFoundError(f"{path}: no such file; expected an image")
+    if isinstance(image, Image.Image):
+        what: Any = image
+        name = "the image"
+    else:
+        name = str(path := as_path("image", image))
+        what = path
+        if not path.exists():
+            raise VideoNotFoundError(f"{path}: no such file; expected an image")
     try:
-        with Image.open(path) as file:
+        with nullcontext(what) if isinstance(what, Image.Image) else Image.open(what) as file:
             upright: Any = ImageOps.exif_transpose(file)
             return np.asarray(upright.convert("RGB"))
     # Beyond its limit of pixels, Pillow warns or raises: a small file can unpack to gigabytes.
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise VideoReadError(f"{path}: cannot be read as an image: {error}") from error
+        raise VideoReadError(f"{name}: cannot be read as an image: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise VideoReadError(f"{path}: has too many pixels: {error}") from error
+        raise VideoReadError(f"{name}: has too many pixels: {error}") from error

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xclip_deploy.errors import VideoReadError
-from xclip_deploy.runtime.video.frames import VideoFrames
+from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
 from xclip_deploy.runtime.video.packet_index import PacketIndex, index_packets
 from xclip_deploy.runtime.video.pyav_container import open_video, read_packets
 from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
@@ -37,13 +37,12 @@ _SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
 _FALLBACK_FRAME_RATE = 25.0
 
 
-def read_with_pyav(path: Path, sampling: FrameSampling, image_size: int) -> VideoFrames:
+def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
     """Read the sampled frames of one video with one decoder thread.
 
     Args:
         path: A regular file that exists.
-        sampling: Which frames to take.
-        image_size: Side S of the frames, pixels.
+        reading: Which frames to take, and their side S.
 
     Returns:
         Frames uint8 ``[n, S, S, 3]`` and what is known about them.
@@ -51,11 +50,11 @@ def read_with_pyav(path: Path, sampling: FrameSampling, image_size: int) -> Vide
     Raises:
         VideoReadError: not a video, or no frame of it can be decoded.
     """
-    frames = TakenFrames(path, image_size)
+    frames = TakenFrames(path, reading.image_size)
     container, stream = open_video(path)
     with container:
         index = index_packets(container, stream)
-        targets = _targets(index, sampling)
+        targets = _targets(index, reading.sampling)
         is_seekable = not _SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))
         if targets and is_seekable:
             _decode_by_seeking(container, stream, index, targets, frames)
@@ -67,7 +66,7 @@ def read_with_pyav(path: Path, sampling: FrameSampling, image_size: int) -> Vide
         shown: list[int | None] = index.timestamps.tolist()
         numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
         return _result(index, shown, numbers, frames)
-    return _read_without_shortcuts(path, index, frozenset(targets), sampling, image_size)
+    return _read_without_shortcuts(path, index, frozenset(targets), reading)
 
 
 def _targets(index: PacketIndex, sampling: FrameSampling) -> list[int]:
@@ -144,14 +143,10 @@ def _can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
 
 
 def _read_without_shortcuts(
-    path: Path,
-    index: PacketIndex,
-    targets: frozenset[int],
-    sampling: FrameSampling,
-    image_size: int,
+    path: Path, index: PacketIndex, targets: frozenset[int], reading: VideoReading
 ) -> VideoFrames:
     """Decode every frame from the start; frames are numbered as they come out."""
-    frames = TakenFrames(path, image_size)
+    frames = TakenFrames(path, reading.image_size)
     shown: list[int | None] = []
     container, stream = open_video(path)
     with container:
@@ -170,9 +165,9 @@ def _read_without_shortcuts(
     # Which frames to take is known only now. Decoding again costs time; keeping every
     # candidate of an hours-long video would cost memory without bound.
     rate = index.frame_rate or _FALLBACK_FRAME_RATE
-    positions = sample_frame_numbers(len(shown), rate, sampling).tolist()
+    positions = sample_frame_numbers(len(shown), rate, reading.sampling).tolist()
     chosen = frozenset(positions)
-    frames = TakenFrames(path, image_size)
+    frames = TakenFrames(path, reading.image_size)
     container, stream = open_video(path)
     with container:
         for position, frame in enumerate(_all_frames(container, stream, frames)):

@@ -12,6 +12,7 @@ import torch
 
 from xclip_deploy import Bundle, ExportResult, export_bundle
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
+from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.training.checkpoints import save_checkpoint
 from xclip_deploy.training.model import XClip
 
@@ -70,13 +71,15 @@ def small_export(once_per_run: Callable[..., Path]) -> Path:
     def export(folder: Path) -> None:
         model = random_model()
         save_checkpoint(folder / "checkpoint.pt", model.config, model.state_dict())
-        steps: list[tuple[int, int, str]] = []
+        steps: list[Progress] = []
         export_bundle(
             folder / "checkpoint.pt",
             folder / "bundle",
-            progress=lambda done, total, label: steps.append((done, total, label)),
+            progress=steps.append,
         )
-        (folder / "steps.json").write_text(json.dumps(steps))
+        (folder / "steps.json").write_text(
+            json.dumps([(step.done, step.total, step.note) for step in steps])
+        )
 
     return once_per_run("small", export)
 

@@ -25,6 +25,7 @@ from xclip_deploy.export.fingerprint import model_fingerprint
 from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.manifest import Graph, ParityMethod, Precision, Preprocessing
 from xclip_deploy.runtime.model_config import Family, TemporalHead
+from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
 from xclip_deploy.training.checkpoints import to_authors_state_dict
 
@@ -254,8 +255,8 @@ def test_a_killed_export_leaves_the_old_bundle(
     Bundle.open(output).verify()
     assert list(tmp_path.glob(".bundle.partial-*"))
 
-    def interrupt(done: int, total: int, label: str) -> None:
-        if label.startswith("exporting"):
+    def interrupt(progress: Progress) -> None:
+        if progress.note.startswith("exporting"):
             raise KeyboardInterrupt
 
     # The next one clears up after the killed one, and after itself.

@@ -29,7 +29,7 @@ def sample(
         GalleryVideo(
             id=name,
             path=f"/videos/{name}",
-            fingerprint=f"{seed}-{name}",
+            content_sha256=f"{seed}-{name}",
             duration_s=float(n),
             frame_times_s=(0.0, 1.5),
             metadata={"n": n, **metadata},

@@ -13,13 +13,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
-from xclip_deploy.runtime.indexing import Indexer, IndexReport, IndexSettings, find_sources
-from xclip_deploy.runtime.video import FrameSampling
+from xclip_deploy.runtime.indexing import (
+    IndexReport,
+    IndexSettings,
+    Sources,
+    Task,
+    find_sources,
+    index_videos,
+)
+from xclip_deploy.runtime.video import FrameSampling, VideoReading
 
 DIM, FRAMES, SIZE = 12, 3, 16
 SAMPLING = FrameSampling(max_frames=FRAMES)
+READING = VideoReading(SAMPLING, SIZE)
 
 
 def manifest() -> Any:
@@ -29,16 +38,38 @@ def manifest() -> Any:
     )
 
 
-def encode(clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+def encode(videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
     """Embed each frame as the means of its quarters, and each video as the mean of its frames."""
-    frames = np.zeros((len(clips), FRAMES, DIM), np.float32)
-    for row, clip in zip(frames, clips, strict=True):
-        quarters = clip.reshape(len(clip), 2, SIZE // 2, 2, SIZE // 2, 3).mean((2, 4))
-        row[: len(clip)] = quarters.reshape(len(clip), DIM)
-    counts = np.array([len(clip) for clip in clips], np.int32)
+    frames = np.zeros((len(videos), FRAMES, DIM), np.float32)
+    for row, video in zip(frames, videos, strict=True):
+        quarters = video.reshape(len(video), 2, SIZE // 2, 2, SIZE // 2, 3).mean((2, 4))
+        row[: len(video)] = quarters.reshape(len(video), DIM)
+    counts = np.array([len(video) for video in videos], np.int32)
     frames /= np.maximum(np.linalg.norm(frames, axis=-1, keepdims=True), 1e-6)
-    videos = frames.sum(1)
-    return VideoFeatures(videos / np.linalg.norm(videos, axis=-1, keepdims=True), frames, counts)
+    sums = frames.sum(1)
+    return VideoFeatures(sums / np.linalg.norm(sums, axis=-1, keepdims=True), frames, counts)
+
+
+def index_files(
+    gallery: Gallery,
+    *paths: Path | str,
+    sources: Sources | None = None,
+    encode: Any = encode,
+    workers: int = 2,
+    settings: dict[str, Any] | None = None,
+    pool: dict[str, Any] | None = None,
+    **options: Any,
+) -> IndexReport:
+    """Index paths, or sources, with a pool of decoders. ``pool``: its options."""
+    with DecoderPool[Task](READING, workers=workers, **(pool or {})) as decoders:
+        return index_videos(
+            sources or find_sources(paths),
+            gallery,
+            encode,
+            decoders,
+            settings=IndexSettings(**(settings or {})),
+            **options,
+        )
 
 
 def contents(gallery: Gallery) -> dict[str, tuple[list[str], bytes]]:
@@ -53,10 +84,10 @@ def contents(gallery: Gallery) -> dict[str, tuple[list[str], bytes]]:
         assert video.path == paths[0]
         assert len(set(paths)) == len(paths)
         assert len(video.frame_times_s) == features.num_frames[0]
-        assert video.fingerprint is not None
-        assert video.fingerprint not in found, "one content twice"
+        assert video.content_sha256 is not None
+        assert video.content_sha256 not in found, "one content twice"
         numbers = features.video_features.tobytes() + features.frame_features.tobytes()
-        found[video.fingerprint] = (sorted(paths), numbers)
+        found[video.content_sha256] = (sorted(paths), numbers)
     listed = [path for paths, _ in found.values() for path in paths]
     assert len(set(listed)) == len(listed), "one file in two videos"
     return found
@@ -95,20 +126,18 @@ def say(line: str) -> None:
 def main(gallery: str, delay_s: str, *paths: str) -> None:
     """Index in a process of its own: prints ``ready``, then what was committed, a line each."""
     opened = Gallery.open(gallery, manifest(), create=True)
-    settings = IndexSettings(
-        workers=1,
-        max_batch=3,
-        commit_videos=4,
-        on_commit=lambda committed: say(json.dumps(list(committed))),
-    )
+    settings = {
+        "max_batch": 3,
+        "commit_videos": 4,
+        "on_commit": lambda committed: say(json.dumps(list(committed))),
+    }
 
-    def slowly(clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+    def slowly(videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         time.sleep(float(delay_s))
-        return encode(clips)
+        return encode(videos)
 
     say("ready")
-    indexer = Indexer(opened, slowly, SAMPLING, SIZE, settings)
-    report = indexer.run(find_sources(paths), prune=True)
+    report = index_files(opened, *paths, encode=slowly, workers=1, settings=settings, prune=True)
     assert not report.failed, report
     say("done")
 

@@ -25,6 +25,7 @@ from xclip_deploy.runtime.benchmark.machine import installed_versions, this_mach
 from xclip_deploy.runtime.benchmark.results import readable
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
+from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
 
 FP32 = SessionOptions(device="cpu", precision="fp32", threads=1)
@@ -40,12 +41,10 @@ def result(bundle: Bundle) -> Benchmark:
     plan = BenchmarkPlan(
         {Graph.SCORER: (40,), Graph.TEXT_ENCODER: (9, 1, 9)}, seconds=0.03, rounds=3, warmup=1
     )
-    steps: list[tuple[int, int, str]] = []
-    found = benchmark_sessions(
-        bundle, [FP32, FP16], plan=plan, progress=lambda *step: steps.append(step)
-    )
-    assert [done for done, _, _ in steps] == list(range(len(steps)))
-    assert {total for _, total, _ in steps} == {len(steps) - 1}
+    steps: list[Progress] = []
+    found = benchmark_sessions(bundle, [FP32, FP16], plan=plan, progress=steps.append)
+    assert [step.done for step in steps] == list(range(len(steps)))
+    assert {step.total for step in steps} == {len(steps) - 1}
     return found
 
 

@@ -233,7 +233,7 @@ def test_no_texts_and_no_videos(
     model: DeployedModel, texts: TextFeatures, videos: VideoFeatures
 ) -> None:
     no_texts = model.encode_texts([])
-    no_videos = model.encode_clips([])
+    no_videos = model.encode_videos([])
     assert no_texts.word_features.shape == (0, W, D)
     assert no_texts.sentence_features.shape == (0, D)
     assert no_videos.frame_features.shape == (0, F, D)
@@ -266,7 +266,7 @@ def test_clips_are_padded_frames(
         frames[:count]
         for frames, count in zip(golden["frames_uint8"], golden["num_frames"], strict=True)
     ]
-    assert_same_features(model.encode_clips(clips), videos, 0)
+    assert_same_features(model.encode_videos(clips), videos, 0)
 
 
 def test_arrays_need_not_be_contiguous(
@@ -355,7 +355,7 @@ def test_wrong_clips(model: DeployedModel) -> None:
         np.uint8(3),
     ):
         with pytest.raises(InvalidArgumentError):
-            model.encode_clips([clip, wrong])  # type: ignore[list-item]
+            model.encode_videos([clip, wrong])  # type: ignore[list-item]
 
 
 def test_what_is_no_text(model: DeployedModel) -> None:
@@ -427,7 +427,7 @@ def test_clips_are_padded_a_batch_at_a_time(bundle: Bundle, golden: Arrays) -> N
     clips = [frames[:count] for frames, count in zip(golden["frames_uint8"], counts, strict=True)]
     with DeployedModel(bundle, CPU) as model:
         expected = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
-        assert len(model.encode_clips([])) == 0
+        assert len(model.encode_videos([])) == 0
     with DeployedModel(bundle, CPU, max_batch=4) as model:
         padded = []
         encode = model.encode_frames
@@ -437,5 +437,5 @@ def test_clips_are_padded_a_batch_at_a_time(bundle: Bundle, golden: Arrays) -> N
             return encode(frames, num_frames)
 
         model.encode_frames = watch  # type: ignore[method-assign]
-        assert_same_features(model.encode_clips(clips), expected, 1e-5)
+        assert_same_features(model.encode_videos(clips), expected, 1e-5)
     assert padded == [4, 2]

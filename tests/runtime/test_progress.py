@@ -6,7 +6,13 @@ import re
 
 import pytest
 
-from xclip_deploy.runtime.progress import Pace, ProgressLines, video_progress
+from xclip_deploy.runtime.progress import (
+    Pace,
+    Progress,
+    ProgressLines,
+    progress_function,
+    video_progress,
+)
 
 
 class Clock:
@@ -47,7 +53,7 @@ def test_lines_now_and_then(capfd: pytest.CaptureFixture[str]) -> None:
     lines = ProgressLines(clock)
     for n in range(1, 26):
         clock.now += 1
-        lines.report(n, 30, n // 10)
+        lines.report(Progress("videos", n, 30, failed=n // 10))
     lines.finish()
     lines.finish()
     printed = capfd.readouterr()
@@ -63,11 +69,32 @@ def test_a_bar_on_a_terminal(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with video_progress(3) as report:
+    with video_progress() as report:
         for done in range(1, 4):
-            report(done, 3, 1)
+            report(Progress("videos", done, 3, failed=1))
     printed = capfd.readouterr()
     assert printed.out == ""
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed.err)
     assert "3/3 videos" in shown
     assert "1 failed" in shown
+
+
+def test_what_a_caller_wants_to_be_told(capfd: pytest.CaptureFixture[str]) -> None:
+    step = Progress("videos", 2, 3)
+    told: list[Progress] = []
+    for wanted in (False, told.append, True):
+        with progress_function(wanted) as report:
+            report(step)
+    assert told == [step]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("indexing 2/3 videos, ")
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_nothing_to_do_draws_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    with video_progress():
+        pass
+    assert capfd.readouterr().err == ""

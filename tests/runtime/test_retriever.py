@@ -34,6 +34,7 @@ from xclip_deploy.errors import (
     VideoReadError,
 )
 from xclip_deploy.runtime.gallery.flat import best_first
+from xclip_deploy.runtime.progress import Progress
 
 Arrays = dict[str, npt.NDArray[Any]]
 FROG, DOG, WALK = "mdn_frog.webm", "sam2_dog.mp4", "intel_asl_walk.mkv"
@@ -123,8 +124,8 @@ def test_features_are_those_of_the_video(
 
 
 def test_bad_files_are_reported_and_the_rest_goes_on(retriever: Retriever, folder: Path) -> None:
-    calls: list[tuple[int, int, int]] = []
-    report = retriever.add(folder, progress=lambda *call: calls.append(call))
+    calls: list[Progress] = []
+    report = retriever.add(folder, progress=calls.append)
     good = ["frog.webm", "turned.MOV", "sub/walk.mkv"]
     assert report.added == tuple(str(folder / name) for name in good)
     assert ids(retriever) == list(report.added)
@@ -133,9 +134,9 @@ def test_bad_files_are_reported_and_the_rest_goes_on(retriever: Retriever, folde
     assert "is empty" in bad["empty.mp4"]
     assert all("\n" not in reason for reason in bad.values())
     assert report.skipped == ()
-    assert [done for done, _, _ in calls] == list(range(1, 8))
-    assert {total for _, total, _ in calls} == {7}
-    assert calls[-1] == (7, 7, 4)
+    assert [call.done for call in calls] == list(range(1, 8))
+    assert {call.total for call in calls} == {7}
+    assert calls[-1] == Progress("videos", 7, 7, failed=4)
     again = json.loads(json.dumps(report.to_dict()))
     assert again["indexed"] == list(report.added)
     assert again["failed"] == [vars(failure) for failure in report.failed]
@@ -187,12 +188,12 @@ def test_a_name_that_is_no_text(retriever: Retriever, clips: Path, tmp_path: Pat
     odd = tmp_path / os.fsdecode(b"caf\xe9.webm")
     shutil.copyfile(clips / FROG, odd)
     shutil.copyfile(clips / FROG, tmp_path / "fine.webm")
-    calls: list[tuple[int, int, int]] = []
-    report = retriever.add(tmp_path, progress=lambda *call: calls.append(call))
+    calls: list[Progress] = []
+    report = retriever.add(tmp_path, progress=calls.append)
     assert report.added == (str(tmp_path / "fine.webm"),)
     assert [failure.path for failure in report.failed] == [f"{tmp_path}/caf\\udce9.webm"]
     assert "is no UTF-8 path" in report.failed[0].reason
-    assert calls == [(2, 2, 1)]
+    assert calls == [Progress("videos", 2, 2, failed=1)]
     json.dumps(report.to_dict(), ensure_ascii=False).encode()
     assert retriever.add(odd, ids=["coffee"]).added == ()
 
@@ -263,8 +264,8 @@ def test_an_interruption_keeps_what_was_encoded(
     (tmp_path / "bad.mp4").write_text("no video")
     files = [clips / TURNED, tmp_path / "bad.mp4", clips / WALK, clips / STREET]
 
-    def interrupt(done: int, total: int, failed: int) -> None:
-        if done == 3:
+    def interrupt(progress: Progress) -> None:
+        if progress.done == 3:
             raise KeyboardInterrupt
 
     with Retriever(bundle, device="cpu", max_batch=max_batch) as retriever:

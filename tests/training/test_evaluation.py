@@ -32,10 +32,11 @@ from xclip_deploy.errors import (
     SessionError,
     VideoReadError,
 )
-from xclip_deploy.runtime.evaluation import Clip, ModelIdentity, evaluate_matcher
+from xclip_deploy.runtime.evaluation import FramesOrError, ModelIdentity, evaluate_matcher
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.sessions import SessionOptions
 
 # Of words whose embeddings the small checkpoint has kept.
@@ -83,9 +84,9 @@ class Colours:
         sentences = np.eye(3, dtype=np.float32)[[self.NAMES.index(text) for text in texts]]
         return TextFeatures(sentences, sentences[:, None], np.ones(len(texts), np.int32))
 
-    def encode_clips(self, clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
-        self.batches.append([len(clip) for clip in clips])
-        means = np.stack([clip.mean(axis=(0, 1, 2), dtype=np.float32) for clip in clips])
+    def encode_videos(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+        self.batches.append([len(frames) for frames in videos])
+        means = np.stack([frames.mean(axis=(0, 1, 2), dtype=np.float32) for frames in videos])
         lengths = np.array(self.batches[-1], np.int32)
         return VideoFeatures(means, means[:, None], lengths)
 
@@ -184,17 +185,17 @@ def test_a_model_in_training_stays_so(checkpoint_path: Path, split: Split) -> No
 
 def test_videos_and_captions_are_encoded_once(colours: Colours) -> None:
     split = painted_split(["red", "red"], ["green"], ["blue", "blue"])
-    done: list[tuple[str, int, int]] = []
+    done: list[Progress] = []
     found = evaluate_matcher(
         colours,
         split,
-        clips=painted("red", "green", "blue"),
+        frames=painted("red", "green", "blue"),
         max_batch=2,
-        progress=lambda *step: done.append(step),
+        progress=done.append,
     )
     assert colours.batches == [[2, 2], [2]]
     assert colours.texts == list(split.captions)
-    assert done == [*(("videos", n, 3) for n in (1, 2, 3)), ("captions", 5, 5)]
+    assert done == [*(Progress("videos", n, 3) for n in (1, 2, 3)), Progress("captions", 5, 5)]
     assert found.metrics.text_to_video.recall_at_1 == 100
     assert found.metrics.video_to_text.recall_at_1 == 100
     assert found.dual_softmax is None
@@ -203,19 +204,17 @@ def test_videos_and_captions_are_encoded_once(colours: Colours) -> None:
 
 def test_many_captions_come_a_few_at_a_time(colours: Colours) -> None:
     split = painted_split(["red"] * 100, ["green"] * 50)
-    done: list[tuple[str, int, int]] = []
-    evaluate_matcher(
-        colours, split, clips=painted("red", "green"), progress=lambda *step: done.append(step)
-    )
-    assert done[2:] == [("captions", n, 150) for n in (64, 128, 150)]
+    done: list[Progress] = []
+    evaluate_matcher(colours, split, frames=painted("red", "green"), progress=done.append)
+    assert done[2:] == [Progress("captions", n, 150) for n in (64, 128, 150)]
     assert len(colours.texts) == 150
 
 
 def test_an_unreadable_video_is_left_out_with_its_captions(colours: Colours) -> None:
     split = replace(painted_split(["red"], ["blue", "blue"], ["green"]), missing=("gone",))
     red, green = painted("red", "green")
-    clips: list[Clip] = [red, VideoReadError("v1.mp4: is broken"), green]
-    found = evaluate(colours, split, clips=clips, max_unreadable_share=0.5)
+    frames: list[FramesOrError] = [red, VideoReadError("v1.mp4: is broken"), green]
+    found = evaluate(colours, split, frames=frames, max_unreadable_share=0.5)
     assert found.video_ids == ("v0", "v2")
     assert found.video_of_caption.tolist() == [0, 1]
     assert found.similarity.tolist() == [[200, 0], [0, 200]]
@@ -232,8 +231,12 @@ def test_an_unreadable_video_is_left_out_with_its_captions(colours: Colours) -> 
 
 def test_the_last_videos_are_unreadable(colours: Colours) -> None:
     split = painted_split(["red"], ["blue"], ["green"])
-    clips: list[Clip] = [*painted("red"), VideoReadError("broken"), VideoReadError("broken")]
-    found = evaluate(colours, split, clips=clips, max_unreadable_share=1, max_batch=2)
+    frames: list[FramesOrError] = [
+        *painted("red"),
+        VideoReadError("broken"),
+        VideoReadError("broken"),
+    ]
+    found = evaluate(colours, split, frames=frames, max_unreadable_share=1, max_batch=2)
     assert found.video_ids == ("v0",)
 
 
@@ -259,25 +262,25 @@ def test_unreadable_files(colours: Colours, clips: Path, tmp_path: Path) -> None
 def test_too_many_unreadable_videos_are_told_before_the_rest_is_read(colours: Colours) -> None:
     taken: list[int] = []
 
-    def clips() -> Iterator[VideoReadError]:
+    def outcomes() -> Iterator[VideoReadError]:
         for n in range(10):
             taken.append(n)
             yield VideoReadError(f"v{n}.mp4: is broken")
 
     split = painted_split(*[["red"]] * 10)
     with pytest.raises(DatasetError, match=r"at most 20\.0% of 10 that cannot") as caught:
-        evaluate(colours, split, clips=clips(), max_unreadable_share=0.2)
+        evaluate(colours, split, frames=outcomes(), max_unreadable_share=0.2)
     assert taken == [0, 1, 2]
     assert "the last because: v2.mp4: is broken" in str(caught.value)
     with pytest.raises(DatasetError, match="expected at least one that can"):
-        evaluate(colours, split, clips=clips(), max_unreadable_share=1)
+        evaluate(colours, split, frames=outcomes(), max_unreadable_share=1)
 
 
 def test_reading_stops_with_the_evaluation(colours: Colours, split: Split) -> None:
-    def fail(clips: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+    def fail(videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         raise RuntimeError("stop")
 
-    colours.encode_clips = fail  # type: ignore[method-assign]
+    colours.encode_videos = fail  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="stop") as caught:
         evaluate(colours, split, max_batch=1)
     # The traceback is alive, and with it all that it could hold.
@@ -311,7 +314,7 @@ def test_the_rate_of_sampling(colours: Colours, clips: Path) -> None:
 def test_frames_as_read(colours: Colours, clips: Path) -> None:
     frames = read_video(clips / "mdn_frog.webm", FrameSampling(max_frames=12), 64)
     assert isinstance(frames, VideoFrames)
-    found = evaluate(colours, painted_split(["red"]), clips=[frames])
+    found = evaluate(colours, painted_split(["red"]), frames=[frames])
     assert found.num_videos == 1
 
 
@@ -324,14 +327,14 @@ def test_a_model_that_gives_no_numbers(colours: Colours) -> None:
 
     colours.score = score  # type: ignore[method-assign]
     with pytest.raises(InvalidArgumentError, match="holds NaN or infinity"):
-        evaluate(colours, painted_split(["red"]), clips=painted("red"))
+        evaluate(colours, painted_split(["red"]), frames=painted("red"))
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_another_number_of_clips(colours: Colours, count: int) -> None:
+def test_another_number_of_videos(colours: Colours, count: int) -> None:
     split = painted_split(["red"], ["green"])
     with pytest.raises(InvalidArgumentError, match="expected one each"):
-        evaluate(colours, split, clips=painted(*["red"] * count))
+        evaluate(colours, split, frames=painted(*["red"] * count))
 
 
 @pytest.mark.parametrize(
@@ -346,7 +349,7 @@ def test_another_number_of_clips(colours: Colours, count: int) -> None:
 )
 def test_wrong_arguments(colours: Colours, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
-        evaluate(colours, painted_split(["red"]), clips=painted("red"), **arguments)
+        evaluate(colours, painted_split(["red"]), frames=painted("red"), **arguments)
 
 
 def test_a_session_is_told_in_one_place(bundle: Bundle, checkpoint_path: Path) -> None:
@@ -414,5 +417,5 @@ def test_a_checkpoint_without_torch(checkpoint_path: Path, monkeypatch: pytest.M
 def test_threads_are_put_back(checkpoint_path: Path) -> None:
     before = torch.get_num_threads()
     grey = np.zeros((1, 64, 64, 3), np.uint8)
-    evaluate(checkpoint_path, painted_split(["red"]), clips=[grey], device="cpu", threads=1)
+    evaluate(checkpoint_path, painted_split(["red"]), frames=[grey], device="cpu", threads=1)
     assert torch.get_num_threads() == before

@@ -9,6 +9,7 @@ import pytest
 
 from xclip_deploy import resolve_config, train
 from xclip_deploy.errors import DatasetError, InvalidArgumentError
+from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.training.run_data import RunData
 
 SMALL = {
@@ -29,14 +30,14 @@ def settings(**changes: object) -> list[str]:
 
 
 def test_the_demo_preset_makes_its_videos_and_trains(tmp_path: Path) -> None:
-    heard: list[tuple[str, int, int]] = []
+    heard: list[Progress] = []
     result = train(
         resolve_config("demo", overrides=settings()),
         tmp_path / "run",
-        on_preparation=lambda *report: heard.append(report),
+        on_preparation=heard.append,
     )
     assert result.steps == 2
-    assert {what: (done, total) for what, done, total in heard} == {
+    assert {step.stage: (step.done, step.total) for step in heard} == {
         "making videos": (20, 20),
         "reading train": (12, 12),
         "reading val": (4, 4),

@@ -36,7 +36,7 @@ def test_the_authors_logits_in_blocks_of_any_size(
     matcher = TorchMatcher(load_checkpoint(checkpoint_path).build(), max_batch=max_batch)
     matcher.tokenizer = RowTokenizer(golden["input_ids"])  # type: ignore[assignment]
     pairs = zip(golden["frames_uint8"], golden["num_frames"], strict=True)
-    videos = matcher.encode_clips([frames[:count] for frames, count in pairs])
+    videos = matcher.encode_videos([frames[:count] for frames, count in pairs])
     texts = [str(row) for row in range(8)]
     found = similarity_matrix(matcher, texts, videos, scorer_elements=scorer_elements)
     assert found.dtype == np.float32
@@ -52,6 +52,6 @@ def test_what_the_torch_matcher_refuses(make_model: Any, checkpoint_path: Path) 
     matcher = TorchMatcher(model)
     for shape in ((0, 64, 64, 3), (13, 64, 64, 3), (2, 32, 64, 3)):
         with pytest.raises(InvalidArgumentError, match=r"expected uint8 \[1 to 12, 64, 64, 3\]"):
-            matcher.encode_clips([np.zeros(shape, np.uint8)])
-    with pytest.raises(InvalidArgumentError, match="a clip is float32"):
-        matcher.encode_clips([np.zeros((1, 64, 64, 3), np.float32)])
+            matcher.encode_videos([np.zeros(shape, np.uint8)])
+    with pytest.raises(InvalidArgumentError, match="a video is float32"):
+        matcher.encode_videos([np.zeros((1, 64, 64, 3), np.float32)])

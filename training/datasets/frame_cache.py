@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.atomic import replaced_file
-from xclip_deploy.runtime.video import FrameSampling, VideoReader
+from xclip_deploy.runtime.video import VideoReading
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _Entry:
     """Time of the last use, seconds since the epoch."""
 
 
-def frame_key(path: Path, sampling: FrameSampling, image_size: int, reader: VideoReader) -> bytes:
+def frame_key(path: Path, reading: VideoReading) -> bytes:
     """What names the frames of a video file as it is now, read in this way: 32 bytes.
 
     SHA-256 of the absolute path, size and modification time of the file, the sampling, the
@@ -69,9 +69,9 @@ def frame_key(path: Path, sampling: FrameSampling, image_size: int, reader: Vide
         os.fsencode(path.absolute()).hex(),
         status.st_size,
         status.st_mtime_ns,
-        sampling.model_dump(mode="json"),
-        image_size,
-        reader,
+        reading.sampling.model_dump(mode="json"),
+        reading.image_size,
+        reading.reader,
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 

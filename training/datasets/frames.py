@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -17,7 +17,8 @@ import numpy.typing as npt
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, TrainingError, VideoError
 from xclip_deploy.runtime.atomic import replaced_file
 from xclip_deploy.runtime.datasets import Split, SplitVideo
-from xclip_deploy.runtime.video import FrameSampling, VideoReader, read_video
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
+from xclip_deploy.runtime.video import VideoReading, check_reader, read_frames
 from xclip_deploy.training.datasets.frame_cache import FrameCache, frame_key
 
 
@@ -25,40 +26,34 @@ from xclip_deploy.training.datasets.frame_cache import FrameCache, frame_key
 class FrameSource:
     """How frames are read. Can be sent to other processes."""
 
-    sampling: FrameSampling
-    image_size: int
-    """Side S of the frames, pixels."""
+    reading: VideoReading
     cache: FrameCache | None = None
-    reader: VideoReader = "pyav"
 
     def __post_init__(self) -> None:
         """Raise MissingExtraError here, and not in a worker process."""
-        if self.reader == "decord":
-            from xclip_deploy.runtime.video.decord_reader import import_decord
-
-            import_decord()
+        check_reader(self.reading)
 
     def read(self, video: SplitVideo) -> npt.NDArray[np.uint8]:
-        """Sampled frames, uint8 RGB [n, S, S, 3] with ``1 <= n <= sampling.max_frames``.
+        """Sampled frames, uint8 RGB [n, S, S, 3] with ``1 <= n <= max_frames``.
 
         Raises VideoError, naming the file, where no frame of it can be read, and what else
         ``read_video`` raises.
         """
-        sampling = self._sampling_of(video)
-        key = self._key(video, sampling)
+        reading = self.reading.until(video.end_s)
+        key = _key(video, reading)
         if self.cache is None or key is None:
-            return self._decode(video, sampling)
+            return read_frames(video.path, reading).frames
         frames = self.cache.read(key)
         if frames is None:
-            frames = self._decode(video, sampling)
+            frames = read_frames(video.path, reading).frames
             # Had the file changed meanwhile, the frames might be of neither state.
-            if self._key(video, sampling) == key:
+            if _key(video, reading) == key:
                 self.cache.write(key, frames)
         return frames
 
     def why_unreadable(self, video: SplitVideo) -> str | None:
         """In one line, why no frame can be read; None where one can. Fills the cache."""
-        key = self._key(video, self._sampling_of(video))
+        key = _key(video, self.reading.until(video.end_s))
         if self.cache is not None and key is not None and self.cache.holds(key):
             return None  # it has been decoded, as it still is
         try:
@@ -66,20 +61,6 @@ class FrameSource:
         except VideoError as error:
             return str(error)
         return None
-
-    def _sampling_of(self, video: SplitVideo) -> FrameSampling:
-        if video.end_s is None:
-            return self.sampling
-        return self.sampling.model_copy(update={"end_s": video.end_s})
-
-    def _key(self, video: SplitVideo, sampling: FrameSampling) -> bytes | None:
-        try:
-            return frame_key(video.path, sampling, self.image_size, self.reader)
-        except OSError:
-            return None  # reading the video will say what is wrong with it
-
-    def _decode(self, video: SplitVideo, sampling: FrameSampling) -> npt.NDArray[np.uint8]:
-        return read_video(video.path, sampling, self.image_size, reader=self.reader).frames
 
 
 @dataclass(frozen=True)
@@ -129,7 +110,7 @@ def check_videos(
     source: FrameSource,
     *,
     num_workers: int = 0,
-    on_progress: Callable[[int, int, int], None] | None = None,
+    on_progress: ProgressFunction | None = None,
 ) -> ReadReport:
     """Read every video of a split once, which fills the cache.
 
@@ -141,7 +122,7 @@ def check_videos(
         source: How they are read.
         num_workers: Processes that read; 0: this one does. They start as new interpreters, so
             that a script must keep its work under ``if __name__ == "__main__"``.
-        on_progress: Called with (done, total, unreadable) after every video.
+        on_progress: Called after every video; those that cannot be read have failed.
 
     Returns:
         The report, the same for any number of workers.
@@ -157,7 +138,7 @@ def check_videos(
         if reason is not None:
             unreadable.append(UnreadableVideo(video.id, video.path, reason))
         if on_progress is not None:
-            on_progress(done, len(split.videos), len(unreadable))
+            on_progress(Progress("videos", done, len(split.videos), len(unreadable)))
     num_videos = len(split.videos) + len(split.missing)
     return ReadReport(split.name, num_videos, split.missing, tuple(unreadable))
 
@@ -195,6 +176,13 @@ def readable(split: Split, report: ReadReport, max_unreadable_share: float) -> S
         captions=tuple(split.captions[index] for index in np.flatnonzero(is_kept)),
         video_of_caption=new_number[split.video_of_caption[is_kept]],
     )
+
+
+def _key(video: SplitVideo, reading: VideoReading) -> bytes | None:
+    try:
+        return frame_key(video.path, reading)
+    except OSError:
+        return None  # reading the video will say what is wrong with it
 
 
 def _refusal(report: ReadReport, max_share: float) -> str:

@@ -45,7 +45,9 @@ class PairDataset(Dataset[Pair]):
         """Read one pair; raises VideoError where the video cannot be read (any more)."""
         video_index = int(self.split.video_of_caption[index])
         read = self.source.read(self.split.videos[video_index])  # [n, S, S, 3]
-        frames = np.zeros((self.source.sampling.max_frames, *read.shape[1:]), dtype=np.uint8)
+        frames = np.zeros(
+            (self.source.reading.sampling.max_frames, *read.shape[1:]), dtype=np.uint8
+        )
         frames[: len(read)] = read
         token_ids = self.tokenizer.encode([self.split.captions[index]], self.max_words)[0]
         return Pair(

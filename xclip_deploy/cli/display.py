@@ -15,6 +15,7 @@ import click
 if TYPE_CHECKING:
     from xclip_deploy.export.tensorrt import BuildStep
     from xclip_deploy.runtime.manifest import Manifest, ParityRecord
+    from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
 
 def print_json(content: object) -> None:
@@ -110,54 +111,64 @@ def _graph_bytes(manifest: Manifest, file: str) -> int:
 
 
 @contextmanager
-def step_progress() -> Iterator[Callable[[int, int, str], None]]:
+def step_progress() -> Iterator[ProgressFunction]:
     """Progress over named steps, as exports and builds report them.
 
     A bar on a terminal; elsewhere a line for each finished step, with its seconds.
     """
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
         from rich.progress import TimeElapsedColumn as Elapsed
 
         columns = (BarColumn(), MofNCompleteColumn(), Elapsed(), TextColumn("{task.description}"))
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with Bars(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("starting", total=None)
 
-            def draw(done: int, total: int, label: str) -> None:
-                bar.update(task, completed=done, total=total, description=label)
+            def draw(progress: Progress) -> None:
+                bar.update(
+                    task,
+                    completed=progress.done,
+                    total=progress.total,
+                    description=progress.note,
+                )
 
             yield draw
         return
     started_s = time.monotonic()
     running = ""
 
-    def write(done: int, total: int, label: str) -> None:
+    def write(progress: Progress) -> None:
         nonlocal started_s, running
         now_s = time.monotonic()
         if running:
-            click.echo(f"[{done}/{total}] {running}: {now_s - started_s:.1f} s", err=True)
-        started_s, running = now_s, label
+            place = f"[{progress.done}/{progress.total}]"
+            click.echo(f"{place} {running}: {now_s - started_s:.1f} s", err=True)
+        started_s, running = now_s, progress.note
 
     yield write
 
 
 @contextmanager
-def encoding_progress() -> Iterator[Callable[[str, int, int], None]]:
+def encoding_progress() -> Iterator[ProgressFunction]:
     """A bar for videos and one for captions on a terminal; elsewhere nothing."""
     if not sys.stderr.isatty():
-        yield lambda _what, _done, _total: None
+        from xclip_deploy.runtime.progress import ignore_progress
+
+        yield ignore_progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks = {what: bars.add_task(what, total=None) for what in ("videos", "captions")}
 
-        def draw(what: str, done: int, total: int) -> None:
-            bars.update(tasks[what], completed=done, total=total)
+        def draw(progress: Progress) -> None:
+            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
 
         yield draw
 

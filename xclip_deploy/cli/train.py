@@ -14,6 +14,7 @@ import click
 from xclip_deploy.cli.display import print_json
 
 if TYPE_CHECKING:
+    from xclip_deploy.runtime.progress import Progress, ProgressFunction
     from xclip_deploy.training.trainer import StepReport
 
 
@@ -94,23 +95,25 @@ def command(
 
 
 @contextmanager
-def _progress() -> Iterator[tuple[Callable[[StepReport], None], Callable[[str, int, int], None]]]:
+def _progress() -> Iterator[tuple[Callable[[StepReport], None], ProgressFunction]]:
     """Callbacks for steps and preparations: bars on a terminal, elsewhere a line now and then."""
     if not sys.stderr.isatty():
         yield _write_step, _write_preparation
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (BarColumn(), MofNCompleteColumn(), Remaining(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Bars(*columns, console=Console(stderr=True)) as bar:
         tasks = {"": bar.add_task("reading the annotations", total=None)}
 
-        def prepare(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
+        def prepare(progress: Progress) -> None:
+            stage = progress.stage
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=progress.total)
+            bar.update(tasks[stage], completed=progress.done)
 
         def draw(report: StepReport) -> None:
             bar.update(
@@ -134,6 +137,6 @@ def _write_step(report: StepReport) -> None:
         )
 
 
-def _write_preparation(what: str, done: int, total: int) -> None:
-    if done == total:
-        click.echo(f"{what}: {done}", err=True)
+def _write_preparation(progress: Progress) -> None:
+    if progress.done == progress.total:
+        click.echo(f"{progress.stage}: {progress.done}", err=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xclip_deploy.runtime.batches import slices
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.sessions.backend import close_all
 from xclip_deploy.runtime.sessions.native.memory import (
@@ -62,8 +63,8 @@ class ResidentGallery:
             if steps["videos"] < len(videos) and steps["videos"] > _ALIGNED_ROWS:
                 steps["videos"] -= steps["videos"] % _ALIGNED_ROWS
             scores: dict[str, npt.NDArray[np.float32]] = {}
-            for rows in _slices(len(texts), steps["texts"]):
-                columns = list(_slices(len(videos), steps["videos"]))
+            for rows in slices(len(texts), steps["texts"]):
+                columns = list(slices(len(videos), steps["videos"]))
                 queries = self._queries(texts[rows], stays=len(columns) > 1)
                 try:
                     for part in columns:
@@ -120,8 +121,3 @@ class ResidentGallery:
             close_all(self._buffers.values())
             raise
         self._held, self._arrays = weakref.ref(videos), arrays
-
-
-def _slices(total: int, step: int) -> Iterator[slice]:
-    for start in range(0, total, step):
-        yield slice(start, min(start + step, total))

@@ -21,6 +21,7 @@ from xclip_deploy.errors import (
 )
 from xclip_deploy.export.verification import read_certificate
 from xclip_deploy.runtime.manifest import Graph, Precision
+from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.sessions import SessionOptions
 
 FP16_TEXT = "fp16/text_encoder.onnx"
@@ -146,8 +147,8 @@ def test_the_score_scale_is_the_models(
 
 
 def test_without_anything_a_small_built_in_set_is_used_and_named(bundle_copy: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    certificate = verify_bundle(bundle_copy, report=False, progress=lambda *step: seen.append(step))
+    seen: list[Progress] = []
+    certificate = verify_bundle(bundle_copy, report=False, progress=seen.append)
     assert certificate.passed
     assert certificate.reference.name == "fp32 onnxruntime cpu"
     assert Precision.FP32 not in {c.run.precision for c in certificate.comparisons}
@@ -159,8 +160,8 @@ def test_without_anything_a_small_built_in_set_is_used_and_named(bundle_copy: Pa
     assert fp16.recalls == ()
     assert fp16.ranking.required_top1 is None
     assert read_certificate(Bundle.open(bundle_copy)) == certificate
-    assert seen[-1] == ("captions", inputs.num_texts, inputs.num_texts)
-    assert ("videos", inputs.num_videos, inputs.num_videos) in seen
+    assert seen[-1] == Progress("captions", inputs.num_texts, inputs.num_texts)
+    assert Progress("videos", inputs.num_videos, inputs.num_videos) in seen
 
 
 def test_what_is_measured_is_what_the_runtime_computes(
@@ -349,7 +350,7 @@ def test_a_place_that_cannot_be_written_is_found_at_once(
     file.write_text("")
     steps: list[object] = []
     with pytest.raises(BundleError, match=r"cannot be written.*-o FOLDER"):
-        verify_bundle(bundle, output=file / "out", progress=lambda *step: steps.append(step))
+        verify_bundle(bundle, output=file / "out", progress=steps.append)
     assert steps == []
 
 

@@ -36,7 +36,7 @@ def all_kinds() -> list[GalleryVideo]:
     return [
         GalleryVideo(
             id=f"v{n}",
-            fingerprint=None if n % 4 == 1 else f"f{n}",
+            content_sha256=None if n % 4 == 1 else f"f{n}",
             duration_s=None if n % 5 == 2 else n * 1.5,
             frame_times_s=(0.0, 1.0),
             metadata={

@@ -25,6 +25,7 @@ from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.manifest import Manifest
+from xclip_deploy.runtime.progress import Progress
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_another_database_may_take_its_place(manifest: Manifest) -> None:
 def test_keeping_versions_for_less_than_no_time(gallery: Gallery) -> None:
     with pytest.raises(InvalidArgumentError, match="expected 0 or more seconds"):
         gallery.optimize(keep_s=-1)
-    steps: list[str] = []
+    steps: list[Progress] = []
     gallery.optimize(steps.append, keep_s=0)
     assert ids(gallery) == ["a", "b", "c"]
     assert bool(steps) == (gallery.uri is not None)

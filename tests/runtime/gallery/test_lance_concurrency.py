@@ -63,7 +63,7 @@ def check_what_was_reported(path: Path, name: str, lines: list[str]) -> None:
             assert there == [True] * 2
         if all(there):
             seeds = {1000 + n} if n in done["replaced"] else {n, 1000 + n}
-            found = {(content[name][0].fingerprint or "").split("-")[0] for name in ids}
+            found = {(content[name][0].content_sha256 or "").split("-")[0] for name in ids}
             assert len(found) == 1
             assert found <= {str(seed) for seed in seeds}
             features = sample(ids, int(found.pop()))[1]
@@ -145,8 +145,8 @@ def test_what_others_write_is_seen_after_refresh(tmp_path: Path) -> None:
     one.remove(["a"])
     # A write sees what came before it.
     two.put(*sample(["a"], 1), replace=False)
-    assert {video.fingerprint for video in two.snapshot().listing()} == {"1-a"}
-    assert [video.fingerprint for video in kept.listing()] == ["0-a"]
+    assert {video.content_sha256 for video in two.snapshot().listing()} == {"1-a"}
+    assert [video.content_sha256 for video in kept.listing()] == ["0-a"]
 
 
 def test_snapshots_are_read_while_others_write(tmp_path: Path) -> None:

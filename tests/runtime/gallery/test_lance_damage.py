@@ -25,7 +25,7 @@ def answers(path: Path) -> list[object]:
     names = sorted(content)
     found = snapshot.find([*names, "none"])
     by_row = {row: name for name, row in found.items()}
-    contents = snapshot.find_content([video.fingerprint or "" for video, _ in content.values()])
+    contents = snapshot.find_content([video.content_sha256 or "" for video, _ in content.values()])
     nearest = snapshot.nearest(QUERIES, 5)
     (filtered,) = snapshot.nearest(QUERIES[:1], 5, "n < 3")
     return [

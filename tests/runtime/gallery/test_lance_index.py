@@ -20,6 +20,7 @@ from gallery_samples import (
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.lance_snapshot import LanceSnapshot, SearchLimits, partitions_for
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
+from xclip_deploy.runtime.progress import Progress
 
 COUNT = 1500
 LIMITS = replace(NOTHING_IN_MEMORY, partitions=1.0, index_from=COUNT)
@@ -67,9 +68,10 @@ def test_an_index_finds_what_all_find(store: LanceStore, features: VideoFeatures
     everything = range(COUNT)
     flat = nearest(store.snapshot(), 5)
     assert recall(flat, products, everything) == 1
-    steps: list[str] = []
+    steps: list[Progress] = []
     store.optimize(steps.append)
-    assert steps[-2:] == [f"indexing {COUNT} videos in 16 partitions", "done"]
+    notes = [step.note for step in steps[-2:]]
+    assert notes == [f"indexing {COUNT} videos in 16 partitions", "done"]
     snapshot = store.snapshot()
     assert snapshot.num_partitions == 16
     found = snapshot.nearest(QUERIES, 50)

@@ -146,9 +146,9 @@ def test_a_video_that_is_none(wrong: dict[str, Any]) -> None:
 
 
 def test_texts_that_are_no_utf8() -> None:
-    good = video(path="/a", fingerprint="f")
+    good = video(path="/a", content_sha256="f")
     check_texts(good)
     file = VideoFile.model_construct(path="/videos/\udcff.mp4")
-    for wrong in ({"id": "\ud800"}, {"fingerprint": "\ud800"}, {"files": (file,)}):
+    for wrong in ({"id": "\ud800"}, {"content_sha256": "\ud800"}, {"files": (file,)}):
         with pytest.raises(InvalidArgumentError, match=r"the .* '.*\\ud.*' is no UTF-8 text"):
             check_texts(good.model_copy(update=wrong))

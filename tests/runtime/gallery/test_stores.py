@@ -38,14 +38,20 @@ def test_what_was_put_comes_back(store: GalleryStore) -> None:
 def test_what_is_optional_may_be_missing(store: GalleryStore) -> None:
     videos, features = sample(["bare", "two files"])
     bare = videos[0].model_copy(
-        update={"path": None, "files": (), "fingerprint": None, "duration_s": None, "metadata": {}}
+        update={
+            "path": None,
+            "files": (),
+            "content_sha256": None,
+            "duration_s": None,
+            "metadata": {},
+        }
     )
     files = (VideoFile(path="/a", size_bytes=1, modified_ns=1 << 62), VideoFile(path="s3://b/c"))
     several = videos[1].model_copy(update={"path": "/a", "files": files})
     store.put([bare, several], features, replace=False)
     snapshot = store.snapshot()
     assert snapshot.videos(rows_of(snapshot, ["bare", "two files"])) == [bare, several]
-    assert list(snapshot.find_content([several.fingerprint or ""])) == ["0-two files"]
+    assert list(snapshot.find_content([several.content_sha256 or ""])) == ["0-two files"]
     listed = {video.id: video for video in snapshot.listing()}
     assert listed["bare"] == bare
     assert listed["two files"].files == files

@@ -1,62 +1,18 @@
-"""Small videos, and an encoder whose embeddings tell videos apart, without a model."""
+"""Galleries, and indexing with an encoder that needs no model."""
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
-from indexing_stand_ins import SAMPLING, SIZE, encode, manifest
+from indexing_stand_ins import index_files, manifest
 
 from xclip_deploy.runtime.gallery import Gallery
-from xclip_deploy.runtime.indexing import (
-    Indexer,
-    IndexReport,
-    IndexSettings,
-    find_sources,
-)
+from xclip_deploy.runtime.indexing import IndexReport
 
-MakeVideo = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Videos of random blocks by number, each drawn once in a test run."""
-    folder = tmp_path_factory.mktemp("drawn")
-
-    def draw(number: int) -> Path:
-        path = folder / f"{number}.mp4"
-        if not path.exists():
-            rng = np.random.default_rng(number)
-            with av.open(str(path), "w") as container:
-                stream = container.add_stream("mpeg4", rate=2)
-                stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-                for _ in range(4):
-                    blocks = rng.integers(0, 255, (4, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-                    frame = av.VideoFrame.from_ndarray(blocks, format="rgb24")
-                    container.mux(stream.encode(frame))
-                container.mux(stream.encode(None))
-        return path
-
-    return draw
-
-
-@pytest.fixture
-def make(drawn: Callable[[int], Path], tmp_path: Path) -> MakeVideo:
-    """Put the video of a number at a path below ``videos`` in the test's folder."""
-
-    def make_video(name: str, number: int) -> Path:
-        path = tmp_path / "videos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(drawn(number), path)
-        return path
-
-    return make_video
+Index = Callable[..., IndexReport]
 
 
 @pytest.fixture(params=["memory", "lancedb"])
@@ -69,60 +25,12 @@ def gallery(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gallery]
     opened.close()
 
 
-Index = Callable[..., IndexReport]
-
-
 @pytest.fixture
 def index(gallery: Gallery) -> Index:
     """Index paths into the gallery with two decoders."""
 
     def run(*paths: Path, **options: Any) -> IndexReport:
-        settings = IndexSettings(workers=2, max_batch=4, **options.pop("settings", {}))
-        indexer = Indexer(gallery, encode, SAMPLING, SIZE, settings)
-        return indexer.run(find_sources(paths), **options)
+        settings = {"max_batch": 4, **options.pop("settings", {})}
+        return index_files(gallery, *paths, settings=settings, **options)
 
     return run
-
-
-MISBEHAVING = """
-import os, signal, sys, time
-from xclip_deploy.runtime.indexing import worker
-
-read_video = worker.read_video
-
-def read(path, *arguments, **options):
-    if "crash" in path.name:
-        os.write(2, b"about to crash\\n")
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if "exit" in path.name:
-        os._exit(3)
-    if "hang" in path.name:
-        time.sleep(1000)
-    if "mistake" in path.name:
-        raise ValueError("a library's\\nmistake")
-    if "memory" in path.name:
-        raise MemoryError
-    if "noise" in path.name:
-        print("noise", flush=True)
-        os.write(1, b"noise" * 100)
-        sys.stdin.read()
-    if "grow" in path.name:
-        with path.open("ab") as file:
-            file.write(b"more")
-    if "many" in path.name:
-        frames = read_video(path, *arguments, **options)
-        object.__setattr__(frames, "frames", frames.frames.repeat(50, 0))
-        return frames
-    return read_video(path, *arguments, **options)
-
-worker.read_video = read
-worker.main()
-"""
-
-
-@pytest.fixture(scope="session")
-def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A decoder that does to a video what the file's name says."""
-    script = tmp_path_factory.mktemp("worker") / "misbehaving.py"
-    script.write_text(MISBEHAVING)
-    return (sys.executable, str(script))

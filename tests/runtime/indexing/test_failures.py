@@ -15,20 +15,18 @@ from indexing_stand_ins import (
     SAMPLING,
     SIZE,
     encode,
+    index_files,
     make_some,
     only,
     videos_of,
 )
 
 from xclip_deploy.errors import GalleryError, SessionError
+from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery
-from xclip_deploy.runtime.indexing import (
-    Indexer,
-    IndexSettings,
-    Sources,
-    find_sources,
-)
+from xclip_deploy.runtime.indexing import Sources
+from xclip_deploy.runtime.progress import Progress
 
 
 def test_failures_are_reported(gallery: Gallery, index: Any, make: Any, tmp_path: Path) -> None:
@@ -41,8 +39,8 @@ def test_failures_are_reported(gallery: Gallery, index: Any, make: Any, tmp_path
     shutil.copyfile(good, odd)
     listing = tmp_path / "list.txt"
     listing.write_text("videos/gone.mp4\n")
-    calls: list[tuple[int, int, int]] = []
-    report = index(good.parent, listing, progress=lambda *call: calls.append(call))
+    calls: list[Progress] = []
+    report = index(good.parent, listing, progress=calls.append)
     assert report.indexed == (str(good),)
     reasons = {Path(failure.path).name: failure.reason for failure in report.failed}
     assert set(reasons) == {"bad.mp4", "bad copy.mp4", "empty.mp4", "gone.mp4", "caf\\udce9.mp4"}
@@ -50,7 +48,7 @@ def test_failures_are_reported(gallery: Gallery, index: Any, make: Any, tmp_path
     assert "no such file" in reasons["gone.mp4"]
     assert "no UTF-8 path" in reasons["caf\\udce9.mp4"]
     assert all("\n" not in reason for reason in reasons.values())
-    assert calls[-1] == (6, 6, 5)
+    assert calls[-1] == Progress("videos", 6, 6, failed=5)
     json.dumps(report.to_dict(), ensure_ascii=False).encode()
     assert str(report).splitlines()[-1].startswith("1 indexed, 0 unchanged, 5 failed in ")
     assert [line for line in str(report).splitlines() if line.startswith("failed: ")]
@@ -60,14 +58,14 @@ def test_an_encoder_that_gives_nan_costs_that_video(gallery: Gallery, make: Any)
     paths = [make(f"{n}.mp4", n) for n in range(3)]
     twin = make("twin.mp4", 1)
 
-    def sometimes(clips: Sequence[Any]) -> VideoFeatures:
-        features = encode(clips)
+    def sometimes(videos: Sequence[Any]) -> VideoFeatures:
+        features = encode(videos)
         bad = encode([_frames(paths[1])]).video_features[0]
         rows = np.isclose(features.video_features, bad).all(1)
         features.frame_features[rows] = np.nan
         return features
 
-    report = Indexer(gallery, sometimes, SAMPLING, SIZE).run(find_sources([paths[0].parent]))
+    report = index_files(gallery, paths[0].parent, encode=sometimes)
     assert report.indexed == (str(paths[0]), str(paths[2]))
     assert {failure.path for failure in report.failed} == {str(paths[1]), str(twin)}
     assert all("NaN" in failure.reason for failure in report.failed)
@@ -83,26 +81,25 @@ def test_an_encoder_that_fails_keeps_what_was_encoded(gallery: Gallery, make: An
     folder = make_some(make, 6)
     calls = 0
 
-    def second_fails(clips: Sequence[Any]) -> VideoFeatures:
+    def second_fails(videos: Sequence[Any]) -> VideoFeatures:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise SessionError("the GPU is gone")
-        return encode(clips)
+        return encode(videos)
 
-    settings = IndexSettings(workers=2, max_batch=2)
-    indexer = Indexer(gallery, second_fails, SAMPLING, SIZE, settings)
+    options: dict[str, Any] = {"encode": second_fails, "settings": {"max_batch": 2}}
     with pytest.raises(SessionError):
-        indexer.run(find_sources([folder]))
+        index_files(gallery, folder, **options)
     assert len(gallery) == 2
-    assert len(indexer.run(find_sources([folder])).indexed) == 4
+    assert len(index_files(gallery, folder, **options).indexed) == 4
 
 
 def test_an_interruption_keeps_what_was_read(gallery: Gallery, make: Any, index: Any) -> None:
     folder = make_some(make, 6)
 
-    def interrupt(done: int, total: int, failed: int) -> None:
-        if done == 5:
+    def interrupt(progress: Progress) -> None:
+        if progress.done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -149,3 +146,35 @@ def test_nothing_to_index(index: Any, tmp_path: Path) -> None:
     only(index())
     only(index(tmp_path / "none"))
     assert Sources([]).videos == []
+
+
+def test_a_crash_and_a_hang(gallery: Gallery, make: Any, misbehaving: tuple[str, ...]) -> None:
+    """Copies of a video that takes its decoder down are not tried one after the other."""
+    folder = make("0.mp4", 0).parent
+    make("crash.mp4", 1), make("hang.mp4", 2)
+    for n in range(3, 9):
+        make(f"{n}.mp4", n)
+    make("copy of crash.mp4", 1)
+    report = index_files(gallery, folder, pool={"timeout_s": 3, "command": misbehaving})
+    assert len(report.indexed) == len(gallery) == 7
+    reasons = {Path(failure.path).name: failure.reason for failure in report.failed}
+    assert set(reasons) == {"crash.mp4", "hang.mp4", "copy of crash.mp4"}
+    assert "SIGSEGV" in reasons["crash.mp4"]
+    assert "not read within 3 s" in reasons["hang.mp4"]
+
+
+def test_no_more_videos_are_in_flight_than_fit_in_memory(
+    gallery: Gallery, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_some(make, 20)
+    most = 0
+    submit = DecoderPool.submit
+
+    def spy(pool: DecoderPool[Any], *arguments: Any) -> None:
+        nonlocal most
+        submit(pool, *arguments)
+        most = max(most, pool.in_flight)
+
+    monkeypatch.setattr(DecoderPool, "submit", spy)
+    index_files(gallery, folder, workers=2, settings={"max_batch": 3})
+    assert most == 2 * 2 + 3

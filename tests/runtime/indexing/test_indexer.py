@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 from indexing_stand_ins import (
-    SAMPLING,
-    SIZE,
     contents,
-    encode,
+    index_files,
     manifest,
     only,
     paths_of,
@@ -21,29 +19,26 @@ from indexing_stand_ins import (
 )
 
 from xclip_deploy.errors import DuplicateIdError, InvalidArgumentError
+from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery
-from xclip_deploy.runtime.indexing import (
-    Indexer,
-    find_sources,
-    name_sources,
-)
-from xclip_deploy.runtime.indexing import indexer as indexer_module
+from xclip_deploy.runtime.indexing import name_sources
+from xclip_deploy.runtime.progress import Progress
 
 
-def no_encoding(clips: Sequence[Any]) -> VideoFeatures:
-    raise AssertionError(f"{len(clips)} videos were encoded")
+def no_encoding(videos: Sequence[Any]) -> VideoFeatures:
+    raise AssertionError(f"{len(videos)} videos were encoded")
 
 
 def test_new_then_unchanged(gallery: Gallery, index: Any, make: Any) -> None:
     paths = [str(make(f"{n}.mp4", n)) for n in range(6)]
     folder = Path(paths[0]).parent
-    calls: list[tuple[int, int, int]] = []
-    report = index(folder, progress=lambda *call: calls.append(call))
+    calls: list[Progress] = []
+    report = index(folder, progress=calls.append)
     only(report, indexed=paths)
     assert report.added == tuple(paths)
-    assert [done for done, _, _ in calls] == list(range(1, 7))
-    assert calls[-1] == (6, 6, 0)
+    assert [call.done for call in calls] == list(range(1, 7))
+    assert calls[-1] == Progress("videos", 6, 6)
     before = contents(gallery)
     assert sorted(paths for paths, _ in before.values()) == [[path] for path in paths]
     video = videos_of(gallery)[paths[0]]
@@ -53,7 +48,7 @@ def test_new_then_unchanged(gallery: Gallery, index: Any, make: Any) -> None:
     assert video.duration_s == 2.0
     assert video.frame_times_s == (0.0, 1.0)
 
-    again = Indexer(gallery, no_encoding, SAMPLING, SIZE).run(find_sources([folder]))
+    again = index_files(gallery, folder, encode=no_encoding)
     only(again, unchanged=paths)
     assert again.skipped == tuple(paths)
     assert contents(gallery) == before
@@ -64,7 +59,7 @@ def test_files_are_not_read_again(
 ) -> None:
     path = make("a.mp4", 0)
     index(path)
-    monkeypatch.setattr(indexer_module.DecoderPool, "submit", no_encoding)
+    monkeypatch.setattr(DecoderPool, "submit", no_encoding)
     only(index(path), unchanged=[str(path)])
 
 
@@ -73,7 +68,7 @@ def test_a_new_time_alone_costs_no_decoding(gallery: Gallery, index: Any, make: 
     index(path)
     os.utime(path, ns=(1, 10**18))
     only(
-        Indexer(gallery, no_encoding, SAMPLING, SIZE).run(find_sources([path])),
+        index_files(gallery, path, encode=no_encoding),
         unchanged=[str(path)],
     )
     assert videos_of(gallery)[str(path)].files[0].modified_ns == 10**18
@@ -89,7 +84,7 @@ def test_changed(gallery: Gallery, index: Any, make: Any) -> None:
     make("expected/a.mp4", 2)
     assert len(gallery) == 2
     fresh = Gallery(manifest())
-    Indexer(fresh, encode, SAMPLING, SIZE).run(find_sources([path, other]))
+    index_files(fresh, path, other)
     assert contents(gallery) == contents(fresh)
     assert videos_of(gallery)[str(path)].metadata == {"camera": 7}  # stays with the file
 
@@ -106,7 +101,7 @@ def test_equal_files_are_stored_once(gallery: Gallery, index: Any, make: Any) ->
     only(index(first.parent), unchanged=[str(first)] * 3)
     fourth = make("d.mp4", 5)
     only(
-        Indexer(gallery, no_encoding, SAMPLING, SIZE).run(find_sources([first.parent])),
+        index_files(gallery, first.parent, encode=no_encoding),
         unchanged=[str(first)] * 3,
         duplicates={str(fourth): str(first)},
     )
@@ -125,8 +120,8 @@ def test_the_first_of_equal_files_changes(gallery: Gallery, index: Any, make: An
         str(second): [str(second), str(third)],
     }
     after = contents(gallery)
-    (fingerprint,) = before
-    assert after[fingerprint] == ([str(second), str(third)], before[fingerprint][1])
+    (content,) = before
+    assert after[content] == ([str(second), str(third)], before[content][1])
     only(index(first.parent), unchanged=[str(first), str(second), str(second)])
 
 
@@ -193,7 +188,7 @@ def test_a_moved_folder_costs_no_decoding(gallery: Gallery, index: Any, make: An
     index(folder)
     before = contents(gallery)
     (folder / "old").rename(folder / "new")
-    report = Indexer(gallery, no_encoding, SAMPLING, SIZE).run(find_sources([folder]), prune=True)
+    report = index_files(gallery, folder, encode=no_encoding, prune=True)
     assert len(report.pruned) == 3
     assert {f: numbers for f, (_, numbers) in contents(gallery).items()} == {
         f: numbers for f, (_, numbers) in before.items()
@@ -232,13 +227,12 @@ def test_metadata_from_a_list(gallery: Gallery, index: Any, make: Any, tmp_path:
     }
     before = contents(gallery)
     listing.write_text("file,id,scene\na.mp4,A2,forest\nb.mp4,,river\n")
-    indexer = Indexer(gallery, no_encoding, SAMPLING, SIZE)
-    only(indexer.run(find_sources([listing])), unchanged=["A2", str(second)])
+    only(index_files(gallery, listing, encode=no_encoding), unchanged=["A2", str(second)])
     assert {name: dict(v.metadata) for name, v in videos_of(gallery).items()} == {
         "A2": {"scene": "forest"},
         str(second): {"scene": "river"},
     }
-    only(indexer.run(find_sources([first.parent])), unchanged=["A2", str(second)])
+    only(index_files(gallery, first.parent, encode=no_encoding), unchanged=["A2", str(second)])
     assert contents(gallery) == before
     assert videos_of(gallery)["A2"].metadata == {"scene": "forest"}
 
@@ -284,12 +278,11 @@ def test_on_duplicate(gallery: Gallery, index: Any, make: Any) -> None:
 
 def test_an_id_for_another_file(gallery: Gallery, index: Any, make: Any) -> None:
     first, second = make("a.mp4", 1), make("b.mp4", 2)
-    indexer = Indexer(gallery, encode, SAMPLING, SIZE)
-    only(indexer.run(name_sources([first], ["x"])), indexed=["x"])
-    only(indexer.run(name_sources([second], ["x"])), changed=["x"])
+    only(index_files(gallery, sources=name_sources([first], ["x"])), indexed=["x"])
+    only(index_files(gallery, sources=name_sources([second], ["x"])), changed=["x"])
     assert paths_of(gallery) == {"x": [str(second)]}
     bad = first.with_name("bad.mp4")
     bad.write_text("no video")
-    report = indexer.run(name_sources([bad], ["x"]), on_duplicate="replace")
+    report = index_files(gallery, sources=name_sources([bad], ["x"]), on_duplicate="replace")
     only(report, failed=[str(bad)])
     assert paths_of(gallery) == {"x": [str(second)]}

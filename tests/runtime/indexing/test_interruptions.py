@@ -17,11 +17,10 @@ from typing import Any
 
 import indexing_stand_ins
 import pytest
-from indexing_stand_ins import SAMPLING, SIZE, contents, encode, manifest
+from indexing_stand_ins import contents, encode, index_files, manifest
 
 from xclip_deploy.errors import GalleryError
 from xclip_deploy.runtime.gallery import Gallery
-from xclip_deploy.runtime.indexing import Indexer, IndexSettings, find_sources
 
 
 def start(gallery: Path, delay_s: float, *paths: Path) -> subprocess.Popen[str]:
@@ -58,7 +57,7 @@ def fill(make: Any, count: int) -> Path:
 
 def uninterrupted(folder: Path) -> dict[str, tuple[list[str], bytes]]:
     gallery = Gallery(manifest())
-    report = Indexer(gallery, encode, SAMPLING, SIZE).run(find_sources([folder]))
+    report = index_files(gallery, folder)
     assert not report.failed
     return contents(gallery)
 
@@ -151,7 +150,7 @@ def test_two_at_once_lose_nothing(make: Any, tmp_path: Path) -> None:
         assert process.returncode == 0
         assert output.endswith("done\n")
     whole = Gallery(manifest())
-    Indexer(whole, encode, SAMPLING, SIZE).run(find_sources([both, left, right]))
+    index_files(whole, both, left, right)
     assert contents(opened(gallery)) == contents(whole)
 
 
@@ -162,11 +161,11 @@ def test_another_stored_the_same_content_meanwhile(make: Any, tmp_path: Path) ->
     one = Gallery.open(path, manifest(), create=True)
     other = opened(path)
 
-    def encode_when_it_is_stored(clips: Any) -> Any:
-        Indexer(one, encode, SAMPLING, SIZE).run(find_sources([first]))
-        return encode(clips)
+    def encode_when_it_is_stored(videos: Any) -> Any:
+        index_files(one, first)
+        return encode(videos)
 
-    report = Indexer(other, encode_when_it_is_stored, SAMPLING, SIZE).run(find_sources([second]))
+    report = index_files(other, second, encode=encode_when_it_is_stored)
     assert report.duplicates == {str(second): str(first)}
     assert report.indexed == ()
     (stored,) = contents(opened(path)).values()
@@ -179,17 +178,16 @@ def test_the_video_of_an_equal_file_is_removed_meanwhile(make: Any, tmp_path: Pa
     third = make("sub/c.mp4", 2)
     path = tmp_path / "gallery"
     one = Gallery.open(path, manifest(), create=True)
-    Indexer(one, encode, SAMPLING, SIZE).run(find_sources([first]))
+    index_files(one, first)
     other = opened(path)
 
-    def encode_when_it_is_gone(clips: Any) -> Any:
+    def encode_when_it_is_gone(videos: Any) -> Any:
         one.refresh()
         if str(first) in one:
             one.remove([str(first)])
-        return encode(clips)
+        return encode(videos)
 
-    indexer = Indexer(other, encode_when_it_is_gone, SAMPLING, SIZE)
-    report = indexer.run(find_sources([second, third]))
+    report = index_files(other, second, third, encode=encode_when_it_is_gone)
     assert report.indexed == (str(second), str(third))
     assert listed(path) == {str(second), str(third)}
 
@@ -220,10 +218,10 @@ def test_a_full_disk(make: Any, small_disk: Path) -> None:
             filler.write_bytes(bytes(max(0, left - 16384)))
 
     filler = small_disk / "filler"
-    settings = IndexSettings(workers=1, max_batch=2, commit_videos=4, on_commit=note)
+    settings = {"max_batch": 2, "commit_videos": 4, "on_commit": note}
     gallery = Gallery.open(path, manifest(), create=True)
     with pytest.raises(GalleryError, match="the disk is full") as caught:
-        Indexer(gallery, encode, SAMPLING, SIZE, settings).run(find_sources([folder]))
+        index_files(gallery, folder, workers=1, settings=settings)
     assert "what was committed before stands" in str(caught.value)
     assert len(committed) >= 8
     assert (
@@ -232,6 +230,6 @@ def test_a_full_disk(make: Any, small_disk: Path) -> None:
         == {file for paths, _ in contents(gallery).values() for file in paths}
     )
     filler.unlink()
-    Indexer(opened(path), encode, SAMPLING, SIZE).run(find_sources([folder]))
+    index_files(opened(path), folder)
     assert contents(opened(path)) == uninterrupted(folder)
     assert os.path.ismount(small_disk)

@@ -58,7 +58,7 @@ def test_nothing_at_all(machine: Any) -> None:
     with machine.model() as model:
         texts = model.encode_texts([])
         assert texts.word_features.shape == (0, model.config.max_words, model.config.embed_dim)
-        videos = model.encode_clips([])
+        videos = model.encode_videos([])
         assert model.score(texts, videos).logits.shape == (0, 0)
         assert model.score_gallery(texts, videos).logits.shape == (0, 0)
 

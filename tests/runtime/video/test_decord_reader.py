@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xclip_deploy.errors import MissingExtraError, VideoReadError
-from xclip_deploy.runtime.video import FrameSampling, read_video, read_videos
+from xclip_deploy.runtime.video import FrameSampling, VideoReading, read_video, read_videos
 from xclip_deploy.runtime.video.decord_reader import import_decord, read_with_decord
 
 SAMPLING = FrameSampling(max_frames=12)
@@ -33,7 +33,7 @@ def test_missing_package(tmp_path: Path) -> None:
     with pytest.raises(MissingExtraError, match=r"pip install 'xclip-deploy\[decord\]'"):
         read_video(tmp_path / "clip.mp4", SAMPLING, 64, reader="decord")
     with pytest.raises(MissingExtraError):
-        read_videos([], SAMPLING, 64, reader="decord")
+        read_videos([], VideoReading(SAMPLING, 64, "decord"))
 
 
 @pytest.mark.usefixtures("no_decord")
@@ -46,10 +46,10 @@ def test_hazards_are_refused_before_decord_sees_them(
 ) -> None:
     path = write_clip(tmp_path / f"clip{suffix}", 20, codec=codec)
     with pytest.raises(VideoReadError, match=f"{reason}.*use reader='pyav'"):
-        read_with_decord(path, SAMPLING, 64)
+        read_with_decord(path, VideoReading(SAMPLING, 64))
     disguised = path.rename(tmp_path / "clip.mp4")
     with pytest.raises(VideoReadError, match=reason):
-        read_with_decord(disguised, SAMPLING, 64)
+        read_with_decord(disguised, VideoReading(SAMPLING, 64))
 
 
 @pytest.mark.usefixtures("decord")

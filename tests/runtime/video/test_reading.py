@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from xclip_deploy.runtime import video as video_package
 from xclip_deploy.runtime.video import (
     FrameSampling,
     VideoFrames,
+    VideoReading,
     find_videos,
     pyav_reader,
     read_video,
@@ -91,7 +93,7 @@ def test_order_and_errors(tmp_path: Path, clips: Path) -> None:
         tmp_path / "missing.mp4",
         clips / "intel_asl_walk.mkv",
     ]
-    results = list(read_videos(paths, SAMPLING, 48, num_threads=2))
+    results = list(read_videos(paths, VideoReading(SAMPLING, 48), num_threads=2))
     assert [path for path, _ in results] == paths
     kinds = [type(result) for _, result in results]
     assert kinds == [VideoFrames, VideoReadError, VideoFrames, VideoNotFoundError, VideoFrames]
@@ -143,7 +145,7 @@ def test_reading_ahead_is_bounded(slow_reader: SlowReader, many_files: list[Path
             asked.append(path)
             yield path
 
-    results = read_videos(endless(), SAMPLING, 8, num_threads=3, prefetch=5)
+    results = read_videos(endless(), VideoReading(SAMPLING, 8), num_threads=3, prefetch=5)
     assert asked == []
     for taken in range(1, 9):
         next(results)
@@ -155,7 +157,7 @@ def test_reading_ahead_is_bounded(slow_reader: SlowReader, many_files: list[Path
 
 
 def test_closing_cancels(slow_reader: SlowReader, many_files: list[Path]) -> None:
-    results = read_videos(many_files, SAMPLING, 8, num_threads=1, prefetch=20)
+    results = read_videos(many_files, VideoReading(SAMPLING, 8), num_threads=1, prefetch=20)
     next(results)
     results.close()  # type: ignore[attr-defined]
     count = len(slow_reader.started)
@@ -174,7 +176,7 @@ def test_error_in_the_list_of_paths_comes_through(
         raise RuntimeError("the list broke off")
 
     with pytest.raises(RuntimeError, match="broke off"):
-        list(read_videos(broken(), SAMPLING, 8, num_threads=1))
+        list(read_videos(broken(), VideoReading(SAMPLING, 8), num_threads=1))
 
 
 def test_bugs_are_not_taken_for_bad_videos(
@@ -185,17 +187,30 @@ def test_bugs_are_not_taken_for_bad_videos(
 
     monkeypatch.setattr(pyav_reader, "read_with_pyav", fail)
     with pytest.raises(TypeError, match="a bug"):
-        list(read_videos(many_files, SAMPLING, 8))
+        list(read_videos(many_files, VideoReading(SAMPLING, 8)))
+
+
+def test_the_record_of_how_videos_are_read() -> None:
+    reading = VideoReading(FrameSampling(frames_per_second=0.1, max_frames=8), 48, "decord")
+    assert VideoReading.from_dict(json.loads(json.dumps(reading.to_dict()))) == reading
+    assert reading.until(None) is reading
+    cut = reading.until(2.5)
+    assert (cut.image_size, cut.reader) == (48, "decord")
+    assert cut.sampling == FrameSampling(frames_per_second=0.1, max_frames=8, end_s=2.5)
+    with pytest.raises(InvalidArgumentError, match="image_size is 0; expected at least 1"):
+        VideoReading(SAMPLING, 0)
+    with pytest.raises(InvalidArgumentError, match="reader is 'vhs'; expected one of pyav, decord"):
+        VideoReading(SAMPLING, 8, "vhs")  # type: ignore[arg-type]
 
 
 def test_no_videos() -> None:
-    assert list(read_videos([], SAMPLING, 8)) == []
+    assert list(read_videos([], VideoReading(SAMPLING, 8))) == []
 
 
 @pytest.mark.parametrize("numbers", [{"num_threads": 0}, {"prefetch": 0}])
 def test_impossible_numbers_are_refused_at_once(numbers: dict[str, int]) -> None:
     with pytest.raises(InvalidArgumentError, match="expected at least 1 each"):
-        read_videos([], SAMPLING, 8, **numbers)
+        read_videos([], VideoReading(SAMPLING, 8), **numbers)
 
 
 # Folders
@@ -259,5 +274,5 @@ def test_import_loads_no_video_library() -> None:
 
 
 def test_result_is_an_error_or_frames(tmp_path: Path) -> None:
-    ((_, result),) = read_videos([tmp_path / "none.mp4"], SAMPLING, 8)
+    ((_, result),) = read_videos([tmp_path / "none.mp4"], VideoReading(SAMPLING, 8))
     assert isinstance(result, VideoError)

@@ -15,7 +15,7 @@ import torch
 from xclip_deploy.errors import InvalidArgumentError, TrainingError, VideoNotFoundError
 from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.tokenizer import Tokenizer
-from xclip_deploy.runtime.video import FrameSampling, read_video
+from xclip_deploy.runtime.video import FrameSampling, VideoReading, read_video
 from xclip_deploy.training.datasets.batches import Batch, BatchLoader
 from xclip_deploy.training.datasets.epoch_order import epoch_order
 from xclip_deploy.training.datasets.frame_cache import FrameCache
@@ -54,7 +54,9 @@ def make_pairs(folder: Path) -> PairDataset:
         video_of_caption=VIDEO_OF_CAPTION,
     )
     cache = FrameCache(folder / "cache", 10_000_000)
-    return PairDataset(split, Tokenizer.default(), FrameSource(SAMPLING, 32, cache), max_words=8)
+    return PairDataset(
+        split, Tokenizer.default(), FrameSource(VideoReading(SAMPLING, 32), cache), max_words=8
+    )
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.video import FrameSampling
+from xclip_deploy.runtime.video import FrameSampling, VideoReading
 from xclip_deploy.training.datasets import frame_cache
 from xclip_deploy.training.datasets.frame_cache import FrameCache, frame_key
 
@@ -230,22 +230,24 @@ def test_the_key_is_of_the_file_and_the_way_of_reading(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     path.write_bytes(b"1234")
     sampling = FrameSampling(max_frames=12)
-    first = frame_key(path, sampling, 224, "pyav")
-    assert first == frame_key(path, sampling, 224, "pyav")
+    first = frame_key(path, VideoReading(sampling, 224))
+    assert first == frame_key(path, VideoReading(sampling, 224))
     assert len(first) == 32
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(b"1234")
     os.utime(copy, ns=(0, path.stat().st_mtime_ns))
     others = [
-        frame_key(copy, sampling, 224, "pyav"),
-        frame_key(path, FrameSampling(max_frames=13), 224, "pyav"),
-        frame_key(path, FrameSampling(max_frames=12, frames_per_second=2), 224, "pyav"),
-        frame_key(path, FrameSampling(max_frames=12, end_s=3.0), 224, "pyav"),
-        frame_key(path, sampling, 288, "pyav"),
-        frame_key(path, sampling, 224, "decord"),
+        frame_key(copy, VideoReading(sampling, 224)),
+        frame_key(path, VideoReading(FrameSampling(max_frames=13), 224, "pyav")),
+        frame_key(
+            path, VideoReading(FrameSampling(max_frames=12, frames_per_second=2), 224, "pyav")
+        ),
+        frame_key(path, VideoReading(FrameSampling(max_frames=12, end_s=3.0), 224, "pyav")),
+        frame_key(path, VideoReading(sampling, 288, "pyav")),
+        frame_key(path, VideoReading(sampling, 224, "decord")),
     ]
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    others.append(frame_key(path, sampling, 224, "pyav"))
+    others.append(frame_key(path, VideoReading(sampling, 224)))
     assert len({first, *others}) == 1 + len(others)
 
 
@@ -256,7 +258,7 @@ def test_the_key_of_a_relative_path_is_that_of_the_absolute_one(
     (tmp_path / name).write_bytes(b"1234")
     monkeypatch.chdir(tmp_path)
     sampling = FrameSampling(max_frames=12)
-    keys = {frame_key(path, sampling, 224, "pyav") for path in (Path(name), tmp_path / name)}
+    keys = {frame_key(path, VideoReading(sampling, 224)) for path in (Path(name), tmp_path / name)}
     assert len(keys) == 1
 
 

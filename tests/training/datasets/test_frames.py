@@ -21,7 +21,8 @@ from xclip_deploy.errors import (
     VideoReadError,
 )
 from xclip_deploy.runtime.datasets import Split, SplitVideo
-from xclip_deploy.runtime.video import FrameSampling, read_video
+from xclip_deploy.runtime.progress import Progress
+from xclip_deploy.runtime.video import FrameSampling, VideoReading, read_frames, read_video
 from xclip_deploy.training.datasets import frames as frames_module
 from xclip_deploy.training.datasets.frame_cache import FrameCache
 from xclip_deploy.training.datasets.frames import (
@@ -71,23 +72,23 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The videos that are decoded from now on, in this process."""
     paths: list[Path] = []
 
-    def spy(path: Path, *arguments: Any, **options: Any) -> Any:
+    def spy(path: Path, reading: VideoReading) -> Any:
         paths.append(path)
-        return read_video(path, *arguments, **options)
+        return read_frames(path, reading)
 
-    monkeypatch.setattr(frames_module, "read_video", spy)
+    monkeypatch.setattr(frames_module, "read_frames", spy)
     return paths
 
 
 @pytest.fixture
 def cached(tmp_path: Path) -> FrameSource:
-    return FrameSource(SAMPLING, 32, FrameCache(tmp_path / "cache", 10_000_000))
+    return FrameSource(VideoReading(SAMPLING, 32), FrameCache(tmp_path / "cache", 10_000_000))
 
 
 def test_frames_are_those_of_the_reader(split: Split, cached: FrameSource) -> None:
     expected = read_video(split.videos[0].path, SAMPLING, 32).frames
     assert expected.shape == (3, 32, 32, 3)
-    for source in (FrameSource(SAMPLING, 32), cached, cached):
+    for source in (FrameSource(VideoReading(SAMPLING, 32)), cached, cached):
         np.testing.assert_array_equal(source.read(split.videos[0]), expected)
 
 
@@ -127,13 +128,13 @@ def test_a_changed_video_is_decoded_again(
 def test_a_video_that_changes_while_it_is_read_is_not_kept(
     split: Split, cached: FrameSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_and_touch(path: Path, *arguments: Any, **options: Any) -> Any:
-        frames = read_video(path, *arguments, **options)
+    def read_and_touch(path: Path, reading: VideoReading) -> Any:
+        frames = read_frames(path, reading)
         os.utime(path, ns=(0, 12345))
         return frames
 
     assert cached.cache is not None
-    monkeypatch.setattr(frames_module, "read_video", read_and_touch)
+    monkeypatch.setattr(frames_module, "read_frames", read_and_touch)
     cached.read(split.videos[0])
     assert not [path for path in cached.cache.directory.rglob("*") if path.is_file()]
 
@@ -142,7 +143,7 @@ def test_a_video_that_changes_while_it_is_read_is_not_kept(
 def test_the_end_of_a_video_is_kept_to(
     tmp_path: Path, cached: FrameSource, *, has_cache: bool
 ) -> None:
-    source = cached if has_cache else FrameSource(SAMPLING, 32)
+    source = cached if has_cache else FrameSource(VideoReading(SAMPLING, 32))
     path = write_clip(tmp_path / "video.mp4", 1, seconds=4)
     whole = source.read(SplitVideo("whole", path))
     cut = source.read(SplitVideo("cut", path, end_s=1.0))
@@ -151,11 +152,10 @@ def test_the_end_of_a_video_is_kept_to(
 
 
 def test_the_same_report_from_any_number_of_workers(split: Split, cached: FrameSource) -> None:
-    progress: list[tuple[int, int, int]] = []
-    report = check_videos(
-        split, cached, num_workers=2, on_progress=lambda *numbers: progress.append(numbers)
-    )
-    assert progress == [(1, 4, 0), (2, 4, 1), (3, 4, 1), (4, 4, 2)]
+    progress: list[Progress] = []
+    report = check_videos(split, cached, num_workers=2, on_progress=progress.append)
+    counts = [(step.done, step.total, step.failed) for step in progress]
+    assert counts == [(1, 4, 0), (2, 4, 1), (3, 4, 1), (4, 4, 2)]
     assert report.split == "made/train"
     assert report.num_videos == 5
     assert report.missing == ("gone",)
@@ -166,7 +166,7 @@ def test_the_same_report_from_any_number_of_workers(split: Split, cached: FrameS
         assert reason in video.reason
         assert "\n" not in video.reason
     assert report.unreadable_share == 0.5
-    assert check_videos(split, FrameSource(SAMPLING, 32)) == report
+    assert check_videos(split, FrameSource(VideoReading(SAMPLING, 32))) == report
 
 
 def test_a_check_fills_the_cache_for_other_processes(
@@ -182,7 +182,7 @@ def test_a_check_fills_the_cache_for_other_processes(
 
 
 def test_the_split_without_unreadable_videos(split: Split) -> None:
-    kept = readable(split, check_videos(split, FrameSource(SAMPLING, 32)), 0.5)
+    kept = readable(split, check_videos(split, FrameSource(VideoReading(SAMPLING, 32))), 0.5)
     assert [video.id for video in kept.videos] == ["video0", "video2"]
     assert kept.captions == tuple(f"caption {number}" for number in (0, 1, 3, 4, 5))
     assert kept.video_of_caption.tolist() == [0, 0, 1, 1, 1]
@@ -195,7 +195,7 @@ def test_a_split_without_fault_stays(split: Split) -> None:
 
 
 def test_too_many_unreadable_videos_are_refused(split: Split) -> None:
-    report = check_videos(split, FrameSource(SAMPLING, 32))
+    report = check_videos(split, FrameSource(VideoReading(SAMPLING, 32)))
     with pytest.raises(
         DatasetError,
         match=r"made/train: of 4 videos 2 cannot be read \(50\.0%\), for example .*video1\.mp4: "
@@ -216,7 +216,7 @@ def test_wrong_arguments(split: Split) -> None:
         with pytest.raises(InvalidArgumentError, match="max_unreadable_share is"):
             readable(split, report, share)
     with pytest.raises(InvalidArgumentError, match="num_workers is -1"):
-        check_videos(split, FrameSource(SAMPLING, 32), num_workers=-1)
+        check_videos(split, FrameSource(VideoReading(SAMPLING, 32)), num_workers=-1)
 
 
 def test_the_report_on_disk(split: Split, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_video_that_can_no_longer_be_read_is_named(split: Split, cached: Frame
 def test_a_reader_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(MissingExtraError, match="decord"):
-        FrameSource(SAMPLING, 32, reader="decord")
+        FrameSource(VideoReading(SAMPLING, 32, "decord"))
 
 
 def test_a_worker_that_dies(split: Split) -> None:
@@ -253,9 +253,10 @@ def test_a_worker_that_dies(split: Split) -> None:
 
     others = set(multiprocessing.active_children())
 
-    def kill_worker(*_: int) -> None:
+    def kill_worker(_: Progress) -> None:
         for child in set(multiprocessing.active_children()) - others:
             child.kill()
 
+    source = FrameSource(VideoReading(SAMPLING, 32))
     with pytest.raises(TrainingError, match=r"video0\.mp4: a process that read this or one of"):
-        check_videos(many, FrameSource(SAMPLING, 32), num_workers=1, on_progress=kill_worker)
+        check_videos(many, source, num_workers=1, on_progress=kill_worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from fractions import Fraction
@@ -20,6 +20,7 @@ from xclip_deploy.errors import DatasetError
 from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.datasets import SplitName
 from xclip_deploy.runtime.datasets.folder import CSV_NAME
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.training.datasets.generated.rendering import FRAME_RATE, IMAGE_SIZE, render
 from xclip_deploy.training.datasets.generated.scenes import Scene
 from xclip_deploy.training.datasets.generated.splits import SplitSizes, make_splits
@@ -29,9 +30,6 @@ _VERSION = 2
 """Raised whenever the same seed gives other scenes or other drawings."""
 _CHUNK = 16
 
-Progress = Callable[[int, int], None]
-"""Called with how many videos are made, and how many there will be."""
-
 
 def make_videos(
     directory: Path,
@@ -39,7 +37,7 @@ def make_videos(
     seed: int = 0,
     *,
     num_workers: int = 0,
-    on_progress: Progress | None = None,
+    on_progress: ProgressFunction | None = None,
 ) -> Path:
     """Make the dataset in ``directory``, unless it is there; returns its caption file.
 
@@ -97,7 +95,7 @@ def _write(
     splits: dict[SplitName, list[Scene]],
     seed: int,
     num_workers: int,
-    on_progress: Progress | None,
+    on_progress: ProgressFunction | None,
 ) -> None:
     rows: list[tuple[str, str, str]] = []
     jobs: list[tuple[Path, Scene, tuple[int, ...]]] = []
@@ -112,7 +110,7 @@ def _write(
         for count in results:
             done += count
             if on_progress is not None:
-                on_progress(done, len(jobs))
+                on_progress(Progress("videos", done, len(jobs)))
     with (directory / CSV_NAME).open("w", newline="", encoding="utf-8") as out:
         csv.writer(out).writerows([("file", "caption", "split"), *rows])
 

@@ -11,6 +11,7 @@ import pytest
 
 from xclip_deploy.errors import DatasetError
 from xclip_deploy.runtime.datasets import open_dataset
+from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.video import FrameSampling, read_video
 from xclip_deploy.training.datasets.generated import Event, Scene, SplitSizes, make_videos
 from xclip_deploy.training.datasets.generated.rendering import render
@@ -63,8 +64,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_making_leaves_nothing(tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        del done, total
+    def stop(_: Progress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

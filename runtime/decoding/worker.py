@@ -1,10 +1,10 @@
 """Reads videos in a process of its own, which may crash or hang: the decoder's other end.
 
-``python -m xclip_deploy.runtime.indexing.worker PARENT`` with requests on standard input and
-answers on standard output. For each request ``{path, sampling, image_size, reader}`` it answers
+``python -m xclip_deploy.runtime.decoding.worker PARENT`` with requests on standard input and
+answers on standard output. For each request ``{path, reading}`` it answers
 
 - ``{hashing}`` now and then while it reads a long file;
-- ``{fingerprint, size_bytes, modified_ns}``, to which ``{decode}`` replies;
+- ``{content_sha256, size_bytes, modified_ns}``, to which ``{decode}`` replies;
 - where that is true, ``{count, …}`` and the frames behind it;
 - or, at any point, ``{error, changed}``: what was wrong with the video.
 """
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from xclip_deploy.errors import VideoError
-from xclip_deploy.runtime.indexing.protocol import (
+from xclip_deploy.runtime.decoding.channel import (
     Channel,
     ChannelClosedError,
     ChannelTimeoutError,
 )
-from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video
+from xclip_deploy.runtime.video import VideoFrames, VideoReading, read_frames
 
 IDLE_S = 60.0
 """How long a decoder without work stays."""
@@ -51,7 +51,7 @@ def main() -> None:
 def _answer(channel: Channel, request: dict[str, Any]) -> None:
     path = request["path"]
     try:
-        _read(channel, Path(path), request)
+        _read(channel, Path(path), VideoReading.from_dict(request["reading"]))
     except VideoError as error:
         channel.send({"error": str(error)})
     except OSError as error:
@@ -65,25 +65,23 @@ def _answer(channel: Channel, request: dict[str, Any]) -> None:
         channel.send({"error": f"{path}: cannot be read: {type(error).__name__}: {said}"})
 
 
-def _read(channel: Channel, path: Path, request: dict[str, Any]) -> None:
-    sampling = FrameSampling.model_validate(request["sampling"])
-    image_size, reader = int(request["image_size"]), request["reader"]
+def _read(channel: Channel, path: Path, reading: VideoReading) -> None:
     if not path.is_file() or path.stat().st_size == 0:
-        read_video(path, sampling, image_size, reader=reader)  # which says what is wrong
+        read_frames(path, reading)  # which says what is wrong
     before = path.stat()
-    fingerprint = _fingerprint(channel, path)
+    content_sha256 = _hash(channel, path)
     if _has_changed(channel, path, before):
         return
     channel.send(
         {
-            "fingerprint": fingerprint,
+            "content_sha256": content_sha256,
             "size_bytes": before.st_size,
             "modified_ns": before.st_mtime_ns,
         }
     )
     if not channel.receive()["decode"]:
         return
-    frames = read_video(path, sampling, image_size, reader=reader)
+    frames = read_frames(path, reading)
     if not _has_changed(channel, path, before):
         channel.send(_header(frames), frames.frames)
 
@@ -99,7 +97,7 @@ def _header(frames: VideoFrames) -> dict[str, Any]:
     }
 
 
-def _fingerprint(channel: Channel, path: Path) -> str:
+def _hash(channel: Channel, path: Path) -> str:
     digest = hashlib.sha256()
     buffer = bytearray(_CHUNK_BYTES)
     view = memoryview(buffer)

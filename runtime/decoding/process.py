@@ -17,15 +17,15 @@ import numpy as np
 
 from xclip_deploy.errors import VideoReadError
 from xclip_deploy.runtime.child_process import describe_end, python_command, start_child
-from xclip_deploy.runtime.indexing.protocol import (
+from xclip_deploy.runtime.decoding.channel import (
     Channel,
     ChannelClosedError,
     ChannelTimeoutError,
     ProtocolError,
 )
-from xclip_deploy.runtime.video import FrameSampling, VideoFrames, VideoReader
+from xclip_deploy.runtime.video import VideoFrames, VideoReading
 
-WORKER_COMMAND = python_command("xclip_deploy.runtime.indexing.worker")
+WORKER_COMMAND = python_command("xclip_deploy.runtime.decoding.worker")
 _START_S = 120.0
 """For how long a decoder may load its libraries, on a busy machine with a cold disk."""
 
@@ -42,16 +42,6 @@ class WentAwayError(Exception):
     """A decoder has ended before it came to the video, as those do after a while without work."""
 
 
-@dataclass(frozen=True)
-class DecodingOptions:
-    """What is the same for all videos."""
-
-    sampling: FrameSampling
-    image_size: int
-    reader: VideoReader = "pyav"
-    timeout_s: float = 120.0
-
-
 @dataclass(frozen=True, eq=False)
 class FileContent:
     """What a file held when it was read."""
@@ -59,10 +49,10 @@ class FileContent:
     path: str
     size_bytes: int
     modified_ns: int
-    fingerprint: str
-    """SHA-256, hexadecimal."""
+    content_sha256: str
+    """Hexadecimal."""
     frames: VideoFrames | None
-    """None where only the fingerprint was wanted."""
+    """None where only the hash was wanted."""
 
 
 class DecoderProcess:
@@ -103,20 +93,27 @@ class DecoderProcess:
         return not self._was_interrupted and self._process.poll() is None
 
     def read(
-        self, path: str, options: DecodingOptions, wants_frames: Callable[[str], bool]
+        self,
+        path: str,
+        reading: VideoReading,
+        timeout_s: float,
+        wants_frames: Callable[[str], bool],
     ) -> FileContent:
-        """Read one video; ``wants_frames`` is asked with its fingerprint, before decoding.
+        """Read one video; ``wants_frames`` is asked with the file's SHA-256, before decoding.
+
+        ``timeout_s``: longest time for decoding it, and longest without a sign of life while
+        the file is hashed, seconds.
 
         Raises VideoError for a video that cannot be read, as where the process crashed or
         hung with it; :meth:`is_alive` tells whether it can be asked again. WentAwayError says
         that another decoder is to be asked.
         """
         try:
-            content = self._read(path, options, wants_frames)
+            content = self._read(path, reading, timeout_s, wants_frames)
         except ChannelTimeoutError as error:
             self.end()
             raise VideoReadError(
-                f"{path}: was not read within {options.timeout_s:g} s and was given up; "
+                f"{path}: was not read within {timeout_s:g} s and was given up; "
                 "a longer --timeout may help"
             ) from error
         except (ProtocolError, KeyError, TypeError, ValueError) as error:
@@ -136,17 +133,15 @@ class DecoderProcess:
         return content
 
     def _read(
-        self, path: str, options: DecodingOptions, wants_frames: Callable[[str], bool]
+        self,
+        path: str,
+        reading: VideoReading,
+        timeout_s: float,
+        wants_frames: Callable[[str], bool],
     ) -> FileContent:
-        request = {
-            "path": path,
-            "sampling": options.sampling.model_dump(),
-            "image_size": options.image_size,
-            "reader": options.reader,
-        }
         try:
-            self._channel.send(request)
-            answer = self._channel.receive(options.timeout_s)
+            self._channel.send({"path": path, "reading": reading.to_dict()})
+            answer = self._channel.receive(timeout_s)
         except ChannelClosedError:
             if self.was_used:
                 self.end()
@@ -154,29 +149,28 @@ class DecoderProcess:
             raise
         self.was_used = True
         while "hashing" in answer:
-            answer = self._channel.receive(options.timeout_s)
+            answer = self._channel.receive(timeout_s)
         _raise_if_failed(answer)
-        fingerprint = str(answer["fingerprint"])
+        content_sha256 = str(answer["content_sha256"])
         size_bytes, modified_ns = int(answer["size_bytes"]), int(answer["modified_ns"])
-        wanted = wants_frames(fingerprint)
+        wanted = wants_frames(content_sha256)
         self._channel.send({"decode": wanted})
-        frames = self._receive_frames(options) if wanted else None
-        return FileContent(path, size_bytes, modified_ns, fingerprint, frames)
+        frames = self._receive_frames(reading, timeout_s) if wanted else None
+        return FileContent(path, size_bytes, modified_ns, content_sha256, frames)
 
-    def _receive_frames(self, options: DecodingOptions) -> VideoFrames:
-        answer = self._channel.receive(options.timeout_s)
+    def _receive_frames(self, reading: VideoReading, timeout_s: float) -> VideoFrames:
+        answer = self._channel.receive(timeout_s)
         _raise_if_failed(answer)
-        count, size = int(answer["count"]), options.image_size
+        count, size = int(answer["count"]), reading.image_size
+        most = reading.sampling.max_frames
         times, numbers = answer["times_s"], answer["frame_numbers"]
-        if not 1 <= count <= options.sampling.max_frames or not count == len(times) == len(numbers):
-            raise ProtocolError(
-                f"{count} frames, expected 1 to {options.sampling.max_frames} with their times"
-            )
+        if not 1 <= count <= most or not count == len(times) == len(numbers):
+            raise ProtocolError(f"{count} frames, expected 1 to {most} with their times")
         duration_s, frame_rate = float(answer["duration_s"]), float(answer["frame_rate"])
         if not np.isfinite([*times, duration_s, frame_rate]).all():
             raise ProtocolError("times that are no numbers")
         return VideoFrames(
-            frames=self._channel.receive_frames((count, size, size, 3), options.timeout_s),
+            frames=self._channel.receive_frames((count, size, size, 3), timeout_s),
             times_s=np.array(times, np.float64),
             frame_numbers=np.array(numbers, np.int64),
             duration_s=duration_s,

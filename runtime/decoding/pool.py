@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from xclip_deploy.errors import InvalidArgumentError, VideoError
-from xclip_deploy.runtime.indexing.processes import (
+from xclip_deploy.runtime.decoding.process import (
     WORKER_COMMAND,
     DecoderProcess,
     DecoderStartError,
-    DecodingOptions,
     FileContent,
     WentAwayError,
     shelf,
 )
-from xclip_deploy.runtime.video import FrameSampling, VideoFrames, VideoReader, read_videos
+from xclip_deploy.runtime.resources import usable_cores
+from xclip_deploy.runtime.video import VideoReading, check_reader
 
 Key = TypeVar("Key")
 
@@ -30,6 +29,7 @@ Key = TypeVar("Key")
 class _Task(Generic[Key]):
     key: Key
     path: str
+    wants_frames: Callable[[str], bool]
 
 
 class DecoderPool(Generic[Key]):
@@ -38,49 +38,42 @@ class DecoderPool(Generic[Key]):
     A video with which a decoder crashes, or which it does not read in time, is a
     ``VideoReadError`` in place of its frames; the decoder is replaced. Submitted and taken from
     by one thread; at most ``window`` videos should be between the two, which bounds memory:
-    see :attr:`has_room`. A context manager.
+    see :meth:`has_room`. A context manager.
     """
 
     def __init__(
         self,
-        sampling: FrameSampling,
-        image_size: int,
+        reading: VideoReading,
         *,
-        reader: VideoReader = "pyav",
         workers: int | None = None,
         timeout_s: float = 120.0,
         window: int | None = None,
-        wants_frames: Callable[[Key, str], bool] | None = None,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         """Start nothing yet: decoders start when there is work for them.
 
         Args:
-            sampling: Which frames to take.
-            image_size: Side of the frames, pixels.
-            reader: ``pyav`` or ``decord``.
+            reading: How the videos are read.
             workers: Processes; by default one for each core of this process.
             timeout_s: Longest time for decoding one video, and longest without a sign of life
                 while its file is hashed, seconds.
             window: Most videos in work or waiting to be taken; by default, twice ``workers``.
-            wants_frames: Called with key and fingerprint of a video, from several threads;
-                whether to decode it. By default, all are.
             command: What starts a decoder; its parent's process number is added.
 
         Raises:
-            InvalidArgumentError: a number that is too small, or an unknown reader.
+            InvalidArgumentError: a number that is too small.
             MissingExtraError: the reader's package is not installed.
         """
-        read_videos([], sampling, image_size, reader=reader)  # raises what it always raises
-        self.workers = available_cores() if workers is None else workers
+        check_reader(reading)
+        self.workers = usable_cores() if workers is None else workers
         self.window = 2 * self.workers if window is None else window
         if self.workers < 1 or self.window < 1 or not timeout_s > 0:
             raise InvalidArgumentError(
                 f"workers is {workers}, window {window} and timeout_s {timeout_s}; expected at "
                 "least 1 each, and more than 0 seconds"
             )
-        self._options = DecodingOptions(sampling, image_size, reader, timeout_s)
-        self._wants_frames = wants_frames or (lambda _key, _fingerprint: True)
+        self._reading = reading
+        self._timeout_s = timeout_s
         self._command = tuple(command)
         self._is_default = self._command == WORKER_COMMAND
         self._tasks: queue.SimpleQueue[_Task[Key] | None] = queue.SimpleQueue()
@@ -94,17 +87,28 @@ class DecoderPool(Generic[Key]):
         self.in_flight = 0
         """Videos submitted and not taken."""
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another video can be submitted without more than ``window`` being open."""
-        return self.in_flight < self.window
+    def has_room(self, beside: int = 0) -> bool:
+        """Whether another video can be submitted without more than ``window`` being open.
 
-    def submit(self, key: Key, path: str | os.PathLike[str]) -> None:
-        """Read a video as soon as a decoder is free. ``path``: absolute."""
+        ``beside``: videos that the caller can hold beyond the window.
+        """
+        return self.in_flight < self.window + beside
+
+    def submit(
+        self,
+        key: Key,
+        path: str | os.PathLike[str],
+        wants_frames: Callable[[str], bool] = lambda _content_sha256: True,
+    ) -> None:
+        """Read a video as soon as a decoder is free.
+
+        ``path``: absolute. ``wants_frames``: called with the file's SHA-256 from another thread;
+        whether to decode the video.
+        """
         if self._is_closed:
             raise InvalidArgumentError("the pool of decoders is closed")
         self.in_flight += 1
-        self._tasks.put(_Task(key, str(path)))
+        self._tasks.put(_Task(key, str(path), wants_frames))
         if len(self._threads) < min(self.workers, self.in_flight):
             thread = threading.Thread(
                 target=self._serve, name=f"decoder-{len(self._threads)}", daemon=True
@@ -160,17 +164,16 @@ class DecoderPool(Generic[Key]):
         self, process: DecoderProcess | None, task: _Task[Key]
     ) -> tuple[DecoderProcess | None, FileContent | BaseException]:
         """Read one video; also returns the decoder for the next one, None where it is gone."""
-
-        def wants_frames(fingerprint: str) -> bool:
-            return self._wants_frames(task.key, fingerprint)
-
         try:
             while True:
                 if process is None:
                     process = shelf.take() if self._is_default else DecoderProcess(self._command)
                 try:
                     with self._interruptible(process):
-                        return process, process.read(task.path, self._options, wants_frames)
+                        content = process.read(
+                            task.path, self._reading, self._timeout_s, task.wants_frames
+                        )
+                        return process, content
                 except WentAwayError:
                     process = None
         except BaseException as error:  # noqa: BLE001 - raised by take()
@@ -191,38 +194,3 @@ class DecoderPool(Generic[Key]):
         finally:
             with self._lock:
                 self._running.discard(process)
-
-
-def read_in_pool(
-    pool: DecoderPool[str], paths: Iterable[str | os.PathLike[str]]
-) -> Iterator[tuple[Path, VideoFrames | VideoError]]:
-    """Read many videos with a pool of one's own, in the order in which they are ready.
-
-    Memory stays bounded by the pool's window, and ``paths`` may be endless.
-    """
-    waiting = iter(paths)
-    is_more = True
-    while is_more or pool.in_flight:
-        while is_more and pool.has_room:
-            path = next(waiting, None)
-            if path is None:
-                is_more = False
-            else:
-                pool.submit(str(Path(path).absolute()), Path(path).absolute())
-        if not pool.in_flight:
-            return
-        taken = pool.take()
-        assert taken is not None
-        name, outcome = taken
-        if isinstance(outcome, FileContent):
-            assert outcome.frames is not None
-            yield Path(name), outcome.frames
-        else:
-            yield Path(name), outcome
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # respects the limits of containers and taskset
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -41,17 +41,16 @@ def test_decoders_end_with_their_parent(
     """Without a main guard, as scripts are written; in the middle of a video, and idle."""
     script = f"""
     import time
-    from xclip_deploy.runtime.indexing.decoding import DecoderPool
-    from xclip_deploy.runtime.video import FrameSampling
+    from xclip_deploy.runtime.decoding import DecoderPool
+    from xclip_deploy.runtime.video import FrameSampling, VideoReading
 
-    def note(key, fingerprint):
+    def note(content_sha256):
         print(*(process.pid for process in pool._running), flush=True)
         return True
 
-    pool = DecoderPool(
-        FrameSampling(max_frames=3), 16, workers=1, command={misbehaving!r}, wants_frames=note
-    )
-    pool.submit("a", {str(make(name, 0))!r})
+    reading = VideoReading(FrameSampling(max_frames=3), 16)
+    pool = DecoderPool(reading, workers=1, command={misbehaving!r})
+    pool.submit("a", {str(make(name, 0))!r}, note)
     pool.take()
     time.sleep(1000)
     """
@@ -69,19 +68,20 @@ def test_decoders_end_with_their_parent(
 def test_a_program_ends_though_decoders_are_kept(make: Any) -> None:
     path = make("a.mp4", 0)
     script = f"""
-    from xclip_deploy.runtime.indexing.decoding import DecoderPool, read_in_pool
-    from xclip_deploy.runtime.indexing.processes import shelf
-    from xclip_deploy.runtime.video import FrameSampling
+    from xclip_deploy.runtime.decoding import DecoderPool
+    from xclip_deploy.runtime.decoding.process import shelf
+    from xclip_deploy.runtime.video import FrameSampling, VideoReading
 
-    with DecoderPool(FrameSampling(max_frames=3), 16, workers=1) as pool:
-        print(len(list(read_in_pool(pool, [{str(path)!r}]))))
+    with DecoderPool(VideoReading(FrameSampling(max_frames=3), 16), workers=1) as pool:
+        pool.submit("a", {str(path)!r})
+        print(len(pool.take()[1].frames.frames))
     print(*(process.pid for process in shelf._idle))
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     count, pid = map(int, done.stdout.split())
-    assert count == 1
+    assert count == 2
     assert wait_until(lambda: not is_running(pid))
 
 
@@ -89,13 +89,14 @@ def test_a_forked_process_starts_its_own(make: Any) -> None:
     path = make("a.mp4", 0)
     script = f"""
     import os
-    from xclip_deploy.runtime.indexing.decoding import DecoderPool, read_in_pool
-    from xclip_deploy.runtime.video import FrameSampling
+    from xclip_deploy.runtime.decoding import DecoderPool
+    from xclip_deploy.runtime.video import FrameSampling, VideoReading
 
     def read():
-        with DecoderPool(FrameSampling(max_frames=3), 16, workers=1) as pool:
-            ((_, frames),) = read_in_pool(pool, [{str(path)!r}])
-        return frames.frames.sum()
+        with DecoderPool(VideoReading(FrameSampling(max_frames=3), 16), workers=1) as pool:
+            pool.submit("a", {str(path)!r})
+            _, content = pool.take()
+        return content.frames.frames.sum()
 
     expected = read()
     child = os.fork()

@@ -7,33 +7,59 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
-from indexing_stand_ins import SAMPLING, SIZE, encode, manifest
+from indexing_stand_ins import READING, SAMPLING, SIZE
 
 from xclip_deploy.errors import InvalidArgumentError, VideoError
-from xclip_deploy.runtime.gallery import Gallery
-from xclip_deploy.runtime.indexing import Indexer, IndexSettings, find_sources
-from xclip_deploy.runtime.indexing import indexer as indexer_module
-from xclip_deploy.runtime.indexing.decoding import DecoderPool, read_in_pool
-from xclip_deploy.runtime.indexing.processes import (
+from xclip_deploy.runtime.decoding import (
+    DecoderPool,
     DecoderStartError,
     FileChangedError,
     FileContent,
-    shelf,
 )
+from xclip_deploy.runtime.decoding.process import shelf
 from xclip_deploy.runtime.video import VideoFrames, read_video
 
 Command = tuple[str, ...]
-Key = TypeVar("Key")
 
 
-def read_all(pool: DecoderPool[str], *paths: Path) -> dict[str, VideoFrames | VideoError]:
-    return {path.name: outcome for path, outcome in read_in_pool(pool, paths)}
+WantsFrames = Callable[[Path, str], bool]
+
+
+def always(_path: Path, _content_sha256: str) -> bool:
+    return True
+
+
+def read_in_pool(
+    pool: DecoderPool[Path], paths: Iterable[Path], wants_frames: WantsFrames = always
+) -> Iterator[tuple[Path, VideoFrames | VideoError]]:
+    """Read videos with as many in flight as the pool has room for, in the order of readiness."""
+    waiting = deque(paths)
+    while waiting or pool.in_flight:
+        while waiting and pool.has_room():
+            path = waiting.popleft()
+            pool.submit(path, path, partial(wants_frames, path))
+        taken = pool.take()
+        assert taken is not None
+        path, outcome = taken
+        if isinstance(outcome, FileContent):
+            assert outcome.frames is not None
+            yield path, outcome.frames
+        else:
+            yield path, outcome
+
+
+def read_all(
+    pool: DecoderPool[Path], *paths: Path, wants_frames: WantsFrames = always
+) -> dict[str, VideoFrames | VideoError]:
+    return {path.name: outcome for path, outcome in read_in_pool(pool, paths, wants_frames)}
 
 
 def same(found: VideoFrames | VideoError, path: Path) -> bool:
@@ -54,7 +80,7 @@ def test_frames_are_those_of_read_video(clips: Path) -> None:
         clips / "gone.mp4",
         clips,
     ]
-    with DecoderPool[str](SAMPLING, SIZE, workers=2) as pool:
+    with DecoderPool[Path](READING, workers=2) as pool:
         found = read_all(pool, *paths)
     assert same(found["intel_asl_walk.mkv"], paths[0])
     assert same(found["decord_corrupted.mp4"], paths[1])
@@ -67,7 +93,7 @@ def test_frames_are_those_of_read_video(clips: Path) -> None:
 def test_a_crash_costs_that_video(make: Any, misbehaving: Command) -> None:
     names = ["a.mp4", "crash.mp4", "exit.mp4", "mistake.mp4", "memory.mp4", "many.mp4", "b.mp4"]
     paths = [make(name, n) for n, name in enumerate(names)]
-    with DecoderPool[str](SAMPLING, SIZE, workers=1, command=misbehaving) as pool:
+    with DecoderPool[Path](READING, workers=1, command=misbehaving) as pool:
         found = {name: str(outcome) for name, outcome in read_all(pool, *paths).items()}
     crash = found["crash.mp4"]
     assert crash == (f"{paths[1]}: the decoder ended while it read it (SIGSEGV: about to crash)")
@@ -83,7 +109,7 @@ def test_a_crash_costs_that_video(make: Any, misbehaving: Command) -> None:
 def test_a_hang_costs_that_video(make: Any, misbehaving: Command) -> None:
     hang, good = make("hang.mp4", 0), [make(f"{n}.mp4", n) for n in range(1, 6)]
     start = time.monotonic()
-    with DecoderPool[str](SAMPLING, SIZE, workers=2, timeout_s=2, command=misbehaving) as pool:
+    with DecoderPool[Path](READING, workers=2, timeout_s=2, command=misbehaving) as pool:
         outcomes = list(read_in_pool(pool, [hang, *good]))
     # The others were not held up: the one that hung comes last.
     assert outcomes[-1][0] == hang
@@ -96,7 +122,7 @@ def test_a_hang_costs_that_video(make: Any, misbehaving: Command) -> None:
 
 def test_what_a_library_prints_disturbs_nothing(make: Any, misbehaving: Command) -> None:
     noise, after = make("noise.mp4", 0), make("after.mp4", 1)
-    with DecoderPool[str](SAMPLING, SIZE, workers=1, command=misbehaving) as pool:
+    with DecoderPool[Path](READING, workers=1, command=misbehaving) as pool:
         found = read_all(pool, noise, after)
     assert same(found["noise.mp4"], noise)
     assert same(found["after.mp4"], after)
@@ -104,7 +130,7 @@ def test_what_a_library_prints_disturbs_nothing(make: Any, misbehaving: Command)
 
 def test_a_file_that_grows_is_a_failure(make: Any, misbehaving: Command) -> None:
     grow = make("grow.mp4", 0)
-    with DecoderPool[str](SAMPLING, SIZE, workers=1, command=misbehaving) as pool:
+    with DecoderPool[Path](READING, workers=1, command=misbehaving) as pool:
         outcome = read_all(pool, grow)["grow.mp4"]
     assert isinstance(outcome, FileChangedError)
     assert "changed while it was read" in str(outcome)
@@ -123,7 +149,7 @@ def test_decoders_that_do_not_start_stop_the_run(make: Any, script: str, message
         "no decoder process can be started": ("/no/such/program",),
     }
     for expected, command in commands.items():
-        pool = DecoderPool[str](SAMPLING, SIZE, workers=1, command=command)
+        pool = DecoderPool[Path](READING, workers=1, command=command)
         with pool, pytest.raises(DecoderStartError, match=expected):
             read_all(pool, make("a.mp4", 0))
 
@@ -139,12 +165,12 @@ os.read(0, 65536)
 """
     path = make("a.mp4", 0)
     huge = (1 << 31).to_bytes(4, "little")
-    for content in (b"no json", b"[]", b"{}", b'{"fingerprint": "x"}', huge):
+    for content in (b"no json", b"[]", b"{}", b'{"content_sha256": "x"}', huge):
         script = answers % content
         if content == huge:
             script = script.replace("say(" + repr(huge), "os.write(1, " + repr(huge))
         command = (sys.executable, "-c", script)
-        with DecoderPool[str](SAMPLING, SIZE, workers=1, command=command) as pool:
+        with DecoderPool[Path](READING, workers=1, command=command) as pool:
             outcome = read_all(pool, path)["a.mp4"]
         assert isinstance(outcome, VideoError)
         assert "the decoder answered with" in str(outcome), content
@@ -154,15 +180,15 @@ def test_the_real_decoder_killed_in_the_middle(make: Any) -> None:
     paths = [make(f"{n}.mp4", n) for n in range(3)]
     killed: list[int] = []
 
-    def kill_once(name: str, _fingerprint: str) -> bool:
-        if name.endswith("1.mp4") and not killed:
+    def kill_once(path: Path, _content_sha256: str) -> bool:
+        if path.name == "1.mp4" and not killed:
             (process,) = pool._running
             killed.append(process.pid)
             os.kill(process.pid, signal.SIGKILL)
         return True
 
-    with DecoderPool[str](SAMPLING, SIZE, workers=1, wants_frames=kill_once) as pool:
-        found = read_all(pool, *paths)
+    with DecoderPool[Path](READING, workers=1) as pool:
+        found = read_all(pool, *paths, wants_frames=kill_once)
     assert "SIGKILL, as when memory runs out" in str(found["1.mp4"])
     assert same(found["0.mp4"], paths[0])
     assert same(found["2.mp4"], paths[2])
@@ -174,12 +200,12 @@ def test_decoders_are_used_again(make: Any) -> None:
     def pid_of_decoder() -> int:
         pids: list[int] = []
 
-        def note(_name: str, _fingerprint: str) -> bool:
+        def note(_content_sha256: str) -> bool:
             pids.extend(process.pid for process in pool._running)
             return False
 
-        with DecoderPool[str](SAMPLING, SIZE, workers=1, wants_frames=note) as pool:
-            pool.submit(str(path), path)
+        with DecoderPool[Path](READING, workers=1) as pool:
+            pool.submit(path, path, note)
             taken = pool.take()
         assert taken is not None
         assert isinstance(taken[1], FileContent)
@@ -199,61 +225,36 @@ def test_decoders_are_used_again(make: Any) -> None:
 
 def test_closing_does_not_wait_for_a_video(make: Any, misbehaving: Command) -> None:
     start = time.monotonic()
-    with DecoderPool[str](SAMPLING, SIZE, workers=1, command=misbehaving) as pool:
-        pool.submit("hang", make("hang.mp4", 0))
-        pool.submit("next", make("a.mp4", 0))
+    with DecoderPool[Path](READING, workers=1, command=misbehaving) as pool:
+        for path in (make("hang.mp4", 0), make("a.mp4", 0)):
+            pool.submit(path, path)
         assert pool.take(1.0) is None
     assert time.monotonic() - start < 60
     with pytest.raises(InvalidArgumentError, match="closed"):
-        pool.submit("more", "/a.mp4")
+        pool.submit(path, path)
 
 
-def test_memory_is_bounded_by_the_window(make: Any) -> None:
+def test_there_is_room_for_the_window(make: Any) -> None:
     paths = [make(f"{n}.mp4", n) for n in range(12)]
-    asked: list[str] = []
-
-    def endless() -> Iterator[Path]:
-        for path in paths:
-            asked.append(path.name)
-            yield path
-
-    with DecoderPool[str](SAMPLING, SIZE, workers=2, window=3) as pool:
-        reading = read_in_pool(pool, endless())
-        next(reading)
+    with DecoderPool[Path](READING, workers=2, window=3) as pool:
+        for path in paths[:3]:
+            assert pool.has_room()
+            pool.submit(path, path)
+        assert not pool.has_room()
+        assert pool.has_room(beside=1)
+        pool.submit(paths[3], paths[3])
+        assert not pool.has_room(beside=1)
+        # What is ready and not taken is in memory, too.
         time.sleep(0.5)
-        assert len(asked) <= 4
-        assert len(list(reading)) == 11
+        assert not pool.has_room()
+        assert len(list(read_in_pool(pool, paths[4:]))) == 12
+        assert pool.has_room()
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"timeout_s": 0}, {"window": 0}])
 def test_wrong_numbers(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match="expected at least 1 each"):
-        DecoderPool[str](SAMPLING, SIZE, **wrong)
-
-
-def test_indexing_with_a_crash_and_a_hang(
-    make: Any, misbehaving: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Copies of a video that takes its decoder down are not tried one after the other."""
-
-    class Misbehaving(DecoderPool[Key]):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options, command=misbehaving)
-
-    monkeypatch.setattr(indexer_module, "DecoderPool", Misbehaving)
-    folder = make("0.mp4", 0).parent
-    make("crash.mp4", 1), make("hang.mp4", 2)
-    for n in range(3, 9):
-        make(f"{n}.mp4", n)
-    make("copy of crash.mp4", 1)
-    gallery = Gallery(manifest())
-    settings = IndexSettings(workers=2, timeout_s=3)
-    report = Indexer(gallery, encode, SAMPLING, SIZE, settings).run(find_sources([folder]))
-    assert len(report.indexed) == len(gallery) == 7
-    reasons = {Path(failure.path).name: failure.reason for failure in report.failed}
-    assert set(reasons) == {"crash.mp4", "hang.mp4", "copy of crash.mp4"}
-    assert "SIGSEGV" in reasons["crash.mp4"]
-    assert "not read within 3 s" in reasons["hang.mp4"]
+        DecoderPool[Path](READING, **wrong)
 
 
 def test_threads_read_side_by_side(make: Any) -> None:
@@ -262,7 +263,7 @@ def test_threads_read_side_by_side(make: Any) -> None:
 
     def read() -> None:
         try:
-            with DecoderPool[str](SAMPLING, SIZE, workers=1) as pool:
+            with DecoderPool[Path](READING, workers=1) as pool:
                 assert all(same(outcome, path) for path, outcome in read_in_pool(pool, paths))
         except Exception as error:  # noqa: BLE001 - shown below
             failures.append(error)

@@ -1,0 +1,70 @@
+"""Checks of what goes into a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xclip_deploy.errors import DuplicateIdError, InvalidArgumentError
+from xclip_deploy.runtime.arguments import as_instance, shown
+from xclip_deploy.runtime.features import VideoFeatures, check_finite
+from xclip_deploy.runtime.gallery.records import GalleryVideo, check_metadata, check_texts
+
+
+def checked_features(
+    videos: Sequence[GalleryVideo], features: VideoFeatures, max_frames: int, dim: int
+) -> VideoFeatures:
+    """Return features of ``videos`` as a gallery keeps them, in FP16.
+
+    Raises InvalidArgumentError for features of other shapes, not finite, or with another number
+    of frames than the videos have times.
+    """
+    as_instance("features", features, VideoFeatures, "VideoFeatures")
+    shapes = {
+        "video_features": (len(videos), dim),
+        "frame_features": (len(videos), max_frames, dim),
+        "num_frames": (len(videos),),
+    }
+    for name, expected in shapes.items():
+        found = getattr(features, name)
+        kinds = "iu" if name == "num_frames" else "f"
+        is_fit = isinstance(found, np.ndarray) and found.shape == expected
+        if not is_fit or found.dtype.kind not in kinds:
+            kind = "whole numbers" if name == "num_frames" else "decimal numbers"
+            raise InvalidArgumentError(
+                f"{name} is {shown(found)}, expected {kind} of shape {list(expected)} "
+                f"for {len(videos)} videos"
+            )
+    for video, count in zip(videos, features.num_frames, strict=True):
+        if not 1 <= count <= max_frames or len(video.frame_times_s) != count:
+            raise InvalidArgumentError(
+                f"video {video.id!r} has num_frames {count} and {len(video.frame_times_s)} frame "
+                f"times, expected the same, 1 to {max_frames}"
+            )
+    with np.errstate(over="ignore"):  # what does not fit becomes infinity, and is refused
+        half = VideoFeatures(
+            features.video_features.astype(np.float16),
+            features.frame_features.astype(np.float16),
+            features.num_frames.astype(np.int32),
+        )
+    check_finite("video_features", half.video_features)
+    check_finite("frame_features", half.frame_features)
+    return half
+
+
+def check_unique(ids: Sequence[str]) -> None:
+    """Raise DuplicateIdError for an id that is given twice."""
+    seen: set[str] = set()
+    for video_id in ids:
+        if video_id in seen:
+            raise DuplicateIdError(f"the id {video_id!r} is given to two videos")
+        seen.add(video_id)
+
+
+def check_records(videos: Sequence[GalleryVideo]) -> None:
+    """Raise InvalidArgumentError or MetadataError for a video that no gallery can hold."""
+    for video in videos:
+        as_instance("a video", video, GalleryVideo, "GalleryVideo")
+        check_texts(video)
+        check_metadata(video.metadata)  # model_copy() has not

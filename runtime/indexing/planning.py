@@ -1,0 +1,99 @@
+"""Tell the files that must be read from those that the gallery knows and that are unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from xclip_deploy.runtime.gallery import GalleryVideo, VideoFile
+from xclip_deploy.runtime.indexing.claims import ContentFilter
+from xclip_deploy.runtime.indexing.records import KnownFile, OnDuplicate, Placed, ReadyFile, Task
+from xclip_deploy.runtime.indexing.sources import Sources, folders_above
+
+
+class KnownFiles:
+    """One pass over a gallery, which keeps what concerns the sources alone."""
+
+    def __init__(self, listing: Iterable[GalleryVideo], sources: Sources, prune: bool) -> None:
+        """``prune``: whether files are wanted that are listed below the sources' folders."""
+        # By themselves, to keep the sources' texts rather than the listing's: half the memory.
+        wanted = {source.path: source.path for source in sources.videos}
+        given_ids = {source.id for source in sources.videos if source.id is not None}
+        self._files: dict[str, KnownFile] = {}
+        self._more: dict[str, tuple[KnownFile, ...]] = {}
+        self._ids: set[str] = set()
+        self._folders = sources.folders if prune else ()
+        self.unseen: list[tuple[str, str]] = []
+        """Path and video id of listed files below the folders that are no sources."""
+        self.contents = ContentFilter()
+        for video in listing:
+            if video.id in given_ids or video.id in wanted:
+                self._ids.add(wanted.get(video.id, video.id))
+            if video.content_sha256 is not None:
+                self.contents.add(video.content_sha256)
+            for n, file in enumerate(video.files):
+                if file.path in wanted:
+                    name = wanted.get(video.id, video.id)
+                    self._note(wanted[file.path], name, file, is_first=n == 0)
+                elif any(folders_above(file.path, self._folders)):
+                    self.unseen.append((file.path, video.id))
+
+    def of(self, path: str) -> tuple[KnownFile, ...]:
+        """Entries of a file: one, none, or more after a run that was killed between two writes."""
+        known = self._files.get(path)
+        return () if known is None else (known, *self._more.get(path, ()))
+
+    def has_id(self, video_id: str) -> bool:
+        """Whether a video has this id, which must be one that a source wants."""
+        return video_id in self._ids
+
+    def _note(self, path: str, video_id: str, file: VideoFile, *, is_first: bool) -> None:
+        known = KnownFile(video_id, file.size_bytes, file.modified_ns, is_first)
+        if self._files.setdefault(path, known) is not known:
+            self._more[path] = (*self._more.get(path, ()), known)
+
+
+def plan_files(
+    sources: Sources, known: KnownFiles, on_duplicate: OnDuplicate
+) -> Iterator[Task | ReadyFile | Placed]:
+    """Yield what is to be done with each source, in their order.
+
+    A ``Task`` is to be read, a ``ReadyFile`` to be committed as it is, since only what the gallery
+    says of it changes, and a ``Placed`` is done.
+    """
+    for order, source in enumerate(sources.videos):
+        files = known.of(source.path)
+        is_there = bool(files) or known.has_id(source.wanted_id)
+        task = Task(order, source, files, replace=on_duplicate == "replace" and is_there)
+        if on_duplicate == "skip" and is_there:
+            name = files[0].video_id if files else source.wanted_id
+            yield Placed(task, "unchanged", name)
+        elif on_duplicate == "replace":
+            yield task
+        else:
+            yield _unchanged(task) or task
+
+
+def _unchanged(task: Task) -> ReadyFile | Placed | None:
+    """What is to be done with a file that is as the gallery knows it; None for any other."""
+    source = task.source
+    if not task.known:
+        return None
+    try:
+        status = Path(source.path).stat()
+    except OSError:
+        return None  # reading it will say why
+    size, modified = status.st_size, status.st_mtime_ns
+    matching = [known for known in task.known if known.is_as(size, modified)]
+    if not matching:
+        return None
+    # A file is listed twice after a run that was killed between two writes.
+    matching.sort(key=lambda known: known.video_id != source.wanted_id)
+    rest = [known for known in task.known if known is not matching[0]]
+    task.known = (matching[0], *rest)
+    known = matching[0]
+    is_renamed = source.id is not None and known.is_first and source.id != known.video_id
+    if not rest and not is_renamed and source.metadata is None:
+        return Placed(task, "unchanged", known.video_id)
+    file = VideoFile(path=source.path, size_bytes=size, modified_ns=modified)
+    return ReadyFile(task, file, None, None)

@@ -1,0 +1,82 @@
+"""Videos whose frames are in memory already, in the forms in which callers have them."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import shown
+from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
+from xclip_deploy.runtime.video.preprocessing import resize_and_crop
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+VideoLike: TypeAlias = str | PathLike[str] | VideoFrames | NDArray[np.uint8]
+"""A file, frames as ``read_video`` gives them, or uint8 RGB [n, height, width, 3]."""
+ImageLike: TypeAlias = "str | PathLike[str] | Image | NDArray[np.uint8]"
+"""A file that Pillow reads, one of Pillow's images, or uint8 RGB [height, width, 3]."""
+
+
+def are_frames(videos: object) -> bool:
+    """Whether a video, or all of several, are frames in memory.
+
+    Raises InvalidArgumentError where some are and others are not.
+    """
+    if isinstance(videos, (VideoFrames, np.ndarray)):
+        return True
+    if not isinstance(videos, (list, tuple)):
+        return False
+    kinds = {isinstance(video, (VideoFrames, np.ndarray)) for video in videos}
+    if len(kinds) > 1:
+        raise InvalidArgumentError(
+            "videos holds both files and frames in memory; expected one kind in a call"
+        )
+    return kinds == {True}
+
+
+def as_videos(videos: object) -> list[VideoFrames | NDArray[np.uint8]]:
+    """Take one video in memory, or several, as a list; a stack [videos, n, H, W, 3] is several."""
+    if isinstance(videos, VideoFrames):
+        return [videos]
+    if isinstance(videos, np.ndarray):
+        return list(videos) if videos.ndim == 5 else [videos]
+    assert isinstance(videos, (list, tuple))
+    return list(videos)
+
+
+def take_frames(video: VideoFrames | NDArray[np.uint8], reading: VideoReading) -> VideoFrames:
+    """Prepare frames in memory as the model wants them.
+
+    ``video``: from ``read_video``, taken as it is; or uint8 RGB [n, height, width, 3] at the rate
+    of frames that the model samples. More than it takes are thinned out evenly, as those of a
+    long file are; each is resized and cropped. Raises InvalidArgumentError for another kind.
+    """
+    size, most = reading.image_size, reading.sampling.max_frames
+    if isinstance(video, VideoFrames):
+        frames = video.frames
+        is_fit = isinstance(frames, np.ndarray) and frames.shape[1:] == (size, size, 3)
+        if not is_fit or frames.dtype != np.uint8 or not 1 <= len(frames) <= most:
+            raise InvalidArgumentError(
+                f"frames is {shown(frames)}; expected uint8 [1 to {most}, {size}, {size}, 3]"
+            )
+        return video
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or not video.size:
+        raise InvalidArgumentError(
+            f"a video is {shown(video)}; expected uint8 [frames, height, width, 3], not empty"
+        )
+    count, rate = len(video), reading.sampling.frames_per_second
+    numbers = np.arange(count)
+    if count > most:
+        numbers = np.linspace(0, count - 1, num=most, dtype=int)
+    return VideoFrames(
+        frames=np.stack([resize_and_crop(video[number], size) for number in numbers]),
+        times_s=numbers / rate,
+        frame_numbers=numbers.astype(np.int64),
+        duration_s=count / rate,
+        frame_rate=rate,
+    )
