@@ -92,7 +92,7 @@ class LanceSnapshot:
 
     @property
     def num_partitions(self) -> int | None:
-        """Of the index; None where there is none."""
+        """Number of partitions of the index; None where there is no index."""
         return self._partitions
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
