@@ -298,6 +298,7 @@ def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Pat
         ("inspect", ""),
         ("search", "a dog", "--bundle", ""),
         ("search", "--video", ""),
+        ("train", "--checkpoint", ""),
         ("search", "a dog", "-k", "0"),
         ("search", "a dog", "--device", "tpu"),
         ("search", "a dog", "--threads", "none"),

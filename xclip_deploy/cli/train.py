@@ -38,11 +38,17 @@ if TYPE_CHECKING:
     metavar="SECTION.NAME=VALUE",
     help="Override one setting, such as optimization.lr=1e-5. Repeat it for several.",
 )
-@click.option("--checkpoint", help="Start from these weights; sets start.checkpoint.")
 @click.option(
-    "--annotations", help="Read the annotations of the dataset here; sets data.annotations."
+    "--checkpoint", type=PathArgument(), help="Start from these weights; sets start.checkpoint."
 )
-@click.option("--videos", help="Read the videos from this folder; sets data.videos.")
+@click.option(
+    "--annotations",
+    type=PathArgument(),
+    help="Read the annotations of the dataset here; sets data.annotations.",
+)
+@click.option(
+    "--videos", type=PathArgument(), help="Read the videos from this folder; sets data.videos."
+)
 @click.option(
     "-o",
     "--output",
@@ -58,9 +64,9 @@ def command(
     preset: str | None,
     file: Path | None,
     overrides: tuple[str, ...],
-    checkpoint: str | None,
-    annotations: str | None,
-    videos: str | None,
+    checkpoint: Path | None,
+    annotations: Path | None,
+    videos: Path | None,
     output: Path,
     resume: bool,
     show_config: bool,
@@ -79,7 +85,7 @@ def command(
         "data.annotations": annotations,
         "data.videos": videos,
     }
-    given = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items() if value]
+    given = [f"{name}={json.dumps(str(value))}" for name, value in shortcuts.items() if value]
     config = xclip_deploy.resolve_config(preset, file, [*overrides, *given])
     if show_config:
         print_json(config.model_dump(mode="json"))
