@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import pty
 import shlex
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-from command_line import Outcome, Run, runner
+from command_line import Outcome, Run, on_a_terminal, runner
 from gallery_samples import MODEL, lance_store, sample
 from rich.cells import cell_len
 
@@ -20,7 +18,6 @@ from xclip_deploy.errors import GalleryVersionError
 from xclip_deploy.runtime.gallery import Gallery, VideoFile, lance_schema
 from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 
-SCRIPT = Path(sys.executable).with_name("xclip-deploy")
 IDS = [f"v{n:02}.mp4" for n in range(25)]
 
 
@@ -50,32 +47,6 @@ def assert_refused(outcome: Outcome, status: int, *parts: str) -> None:
     assert outcome.err.count("\n") == 1
     for part in parts:
         assert part in outcome.err
-
-
-def on_a_terminal(*arguments: object, answer: str = "", columns: int = 80) -> tuple[int, str]:
-    """Run ``xclip-deploy gallery`` on a terminal; returns its status and what is on the screen."""
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
-    command = [str(SCRIPT), "gallery", *map(str, arguments)]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    screen = bytearray()
-
-    def read() -> None:
-        try:
-            while part := os.read(ours, 4096):
-                screen.extend(part)
-        except OSError:  # the terminal is gone with the process
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    if answer:
-        os.write(ours, f"{answer}\n".encode())
-    status = process.wait(timeout=120)
-    reader.join(timeout=120)
-    os.close(ours)
-    return status, screen.decode().replace("\r\n", "\n")
 
 
 # The group
@@ -217,7 +188,7 @@ def test_a_list_fits_a_terminal(tmp_path: Path) -> None:
     names = [f"/{'long/' * 40}video.mp4", f"/{'東京' * 40}.mp4", "short.mp4"]
     store = lance_store(path)
     store.put(*sample(names, source="cam" * 50), replace=False)
-    status, screen = on_a_terminal("list", "--gallery", path)
+    status, screen = on_a_terminal("gallery", "list", "--gallery", path)
     assert status == 0
     lines = screen.splitlines()
     rows = lines[2:5]
@@ -227,7 +198,7 @@ def test_a_list_fits_a_terminal(tmp_path: Path) -> None:
     assert "video.mp4 " in rows[0]
     assert ".mp4 " in rows[1]
     assert rows[2].split()[:2] == ["short.mp4", "0:02"]
-    status, screen = on_a_terminal("list", "--gallery", path, columns=600)
+    status, screen = on_a_terminal("gallery", "list", "--gallery", path, columns=600)
     assert names[0] in screen
 
 
@@ -383,7 +354,13 @@ def test_remove_by_filter_without_a_terminal(
 @pytest.mark.parametrize(("answer", "removed"), [("y", 3), ("n", 0)])
 def test_remove_by_filter_asks_on_a_terminal(gallery: Path, answer: str, removed: int) -> None:
     status, screen = on_a_terminal(
-        "remove", "--where", "n >= 22", "--gallery", gallery, answer=answer, columns=300
+        *("gallery", "remove"),
+        "--where",
+        "n >= 22",
+        "--gallery",
+        gallery,
+        answer=answer,
+        columns=300,
     )
     assert status == 0, screen
     assert f"Remove 3 videos from {gallery}? [y/N]" in screen
