@@ -110,7 +110,9 @@ def evaluate(
             unread = sorted(wanted.changed().keys() - {"device", "precision", "threads"})
             if unread:
                 raise InvalidArgumentError(
-                    f"{', '.join(unread)} of session are for a bundle; {path} is none"
+                    f"{path} is no bundle, so PyTorch runs it: found {', '.join(unread)} among the "
+                    "session's options, expected device, precision and threads alone; for the "
+                    f"others run: xclip-deploy export {path}, and evaluate the bundle"
                 )
             try:
                 import torch  # noqa: F401 - the line that says what to install

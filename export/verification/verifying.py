@@ -43,6 +43,7 @@ from xclip_deploy.export.verification.runs import (
     open_reference,
     open_run,
 )
+from xclip_deploy.runtime.arguments import as_whole_number
 from xclip_deploy.runtime.atomic import replace_text
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.bundle import Bundle
@@ -67,6 +68,7 @@ def verify_bundle(
     max_unreadable_share: float = 0.1,
     max_batch: int = 16,
     threads: int | None = None,
+    workers: int | None = None,
     reader: VideoReader = "pyav",
     progress: ProgressFunction | None = None,
 ) -> Certificate:
@@ -90,7 +92,8 @@ def verify_bundle(
             installed.
         max_unreadable_share: Share of the videos, 0 to 1, that may be unreadable.
         max_batch: Most texts or videos in one run of an encoder.
-        threads: CPU threads for inference and for decoding; None: one per core.
+        threads: CPU threads for inference; None: one per core.
+        workers: Videos decoded at the same time; None: one per core.
         reader: Library that decodes.
         progress: Called after every video, and every few captions.
 
@@ -111,8 +114,10 @@ def verify_bundle(
     report = _can_draw() if report is None else report
     if report:
         import_matplotlib()
+    if workers is not None:
+        as_whole_number("workers", workers, 1)
     inputs = open_inputs(
-        opened, split=split, videos=videos, texts=texts, reader=reader, threads=threads
+        opened, split=split, videos=videos, texts=texts, reader=reader, workers=workers
     )
     sessions, skipped = find_sessions(
         opened, is_fp32_the_reference=checkpoint is None, threads=threads
@@ -170,7 +175,7 @@ def verify_engines(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     folder = Path(folder)
     options = replace(options_of(read_engine_set(folder, opened.path)), engines=folder)
-    inputs = open_inputs(opened, split=None, videos=None, texts=None, reader="pyav", threads=None)
+    inputs = open_inputs(opened, split=None, videos=None, texts=None, reader="pyav", workers=None)
     with (
         open_reference(opened, None, max_batch, None) as reference,
         open_run(opened, options, max_batch) as run,

@@ -34,7 +34,12 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checking import check_records, check_unique, checked_features
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo
-from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, GalleryStore, Snapshot
+from xclip_deploy.runtime.gallery.store import (
+    KEEP_VERSIONS,
+    FeatureModel,
+    GalleryStore,
+    Snapshot,
+)
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 
@@ -64,6 +69,8 @@ class GalleryStats:
     """Name of each metadata field to the kind of its values."""
     size_bytes: int | None
     """Size on disk; None where it is not known."""
+    has_index: bool
+    """Whether there is an approximate index, which ``optimize`` builds for large galleries."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries and numbers, for JSON."""
@@ -79,11 +86,14 @@ class Gallery:
     after :meth:`refresh`.
     """
 
-    def __init__(self, manifest: Manifest, store: GalleryStore | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest | FeatureModel, store: GalleryStore | None = None
+    ) -> None:
         """Use ``store``, or start an empty gallery in memory, for the model of ``manifest``."""
+        model = manifest if isinstance(manifest, FeatureModel) else manifest.model
         self._fingerprint = manifest.fingerprint
-        self._frames = manifest.model.max_frames
-        self._dim = manifest.model.embed_dim
+        self._frames = model.max_frames
+        self._dim = model.embed_dim
         if store is None:
             store = MemoryStore(self._dim, self._frames)
         self._open_store: GalleryStore = store
@@ -93,23 +103,32 @@ class Gallery:
     def open(
         cls,
         uri: PathName,
-        manifest: Manifest,
+        manifest: Manifest | None = None,
         *,
         create: bool = False,
         limits: SearchLimits | None = None,
     ) -> Gallery:
         """Open a gallery that is kept in LanceDB: a directory, or a URI that LanceDB opens.
 
-        ``create``: whether to make it where there is none. ``limits``: what searches may keep in
-        memory. Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError,
-        GalleryModelError for features of another model.
+        ``manifest``: names the model of the features; None takes whatever model the gallery has.
+        ``create``: whether to make it where there is none, for which ``manifest`` is needed.
+        ``limits``: what searches may keep in memory. Raises GalleryNotFoundError,
+        GalleryVersionError, GalleryIntegrityError, GalleryModelError for features of another
+        model, InvalidArgumentError.
         """
-        from xclip_deploy.runtime.gallery.lance_store import open_store  # LanceDB takes a second
+        # LanceDB takes a second to import.
+        from xclip_deploy.runtime.gallery.lance_store import open_existing_store, open_store
 
         as_path("gallery", uri)
+        # A path would make file:/x of file:///x.
+        place = uri if isinstance(uri, str) else Path(uri)
+        if manifest is None:
+            if create:
+                raise InvalidArgumentError("create needs a manifest; expected that of a bundle")
+            existing = open_existing_store(place, limits)
+            return cls(existing.model, existing)
         store = open_store(
-            # A path would make file:/x of file:///x.
-            uri if isinstance(uri, str) else Path(uri),
+            place,
             manifest.fingerprint,
             manifest.model.embed_dim,
             manifest.model.max_frames,
@@ -257,6 +276,7 @@ class Gallery:
             total_duration_s=total_s,
             metadata=fields,
             size_bytes=self._store.size_bytes(),
+            has_index=self.snapshot().num_partitions is not None,
         )
 
     def check_new(self, ids: Sequence[str]) -> None:

@@ -92,7 +92,7 @@ class LanceSnapshot:
 
     @property
     def num_partitions(self) -> int | None:
-        """Of the index; None where there is none."""
+        """Number of partitions of the index; None where there is no index."""
         return self._partitions
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
@@ -289,8 +289,10 @@ class LanceSnapshot:
 
     def _look_up(self, column: str, values: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
-        for start in range(0, len(values), _IDS_PER_QUERY):
-            listed = ", ".join(map(quoted, values[start : start + _IDS_PER_QUERY]))
+        # No gallery holds a text that is no UTF-8, such as the name of a file may be.
+        texts = [value for value in values if value.encode(errors="replace").decode() == value]
+        for start in range(0, len(texts), _IDS_PER_QUERY):
+            listed = ", ".join(map(quoted, texts[start : start + _IDS_PER_QUERY]))
             with self._reading():
                 query = self._table.search().where(f"{column} in ({listed})")
                 table = query.select([column]).with_row_id(True).to_arrow()

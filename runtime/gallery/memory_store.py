@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class MemorySnapshot:
     """See :class:`Snapshot`. Rows are places in the order of addition."""
 
+    num_partitions = None
+
     def __init__(
         self,
         videos: tuple[GalleryVideo, ...],

@@ -24,6 +24,18 @@ KEEP_VERSIONS = timedelta(hours=1)
 NearestMethod = Literal["flat", "index"]
 
 
+@dataclass(frozen=True)
+class FeatureModel:
+    """The model that made a gallery's embeddings, as far as the gallery must know it."""
+
+    fingerprint: str
+    """Fingerprint of the model's bundle."""
+    embed_dim: int
+    """D, the length of an embedding."""
+    max_frames: int
+    """F, the most frames of a video."""
+
+
 @dataclass(frozen=True, eq=False)
 class Nearest:
     """Videos with the largest inner products with one query, best first."""
@@ -42,6 +54,11 @@ class Snapshot(Protocol):
     damaged file, and what takes ``where`` raises InvalidArgumentError for a filter that it does
     not understand.
     """
+
+    @property
+    def num_partitions(self) -> int | None:
+        """Number of partitions of the approximate index; None where there is no index."""
+        ...
 
     def __len__(self) -> int: ...
 
