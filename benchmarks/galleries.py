@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gallery_report import draw, table
+from benchmarks.gallery_report import draw_galleries, table
 from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.runtime.atomic import replace_text
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
@@ -78,7 +78,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     replace_text(options.output / "galleries.json", json.dumps(results, indent=1) + "\n")
     replace_text(options.output / "galleries.md", table(results))
-    draw(results, options.output / "galleries.png")
+    draw_galleries(results, options.output / "galleries.png")
     print(table(results))
 
 

@@ -88,7 +88,7 @@ def main() -> None:
     content = {"epochs": options.epochs, "steps": runs[0]["steps"], "runs": runs}
     replace_text(options.output / RESULTS, json.dumps(content, indent=1) + "\n")
     replace_text(options.output / "grains.md", table(content))
-    draw(content, options.output / "grains.png")
+    draw_grains(content, options.output / "grains.png")
     print(table(content))
 
 
@@ -162,7 +162,7 @@ def spread(content: dict[str, Any], variant: Variant, direction: str, metric: st
     return f"{statistics.mean(found):.1f} ± {deviation:.1f}"
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw_grains(content: dict[str, Any], path: Path) -> None:
     """Means as bars, single runs as dots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

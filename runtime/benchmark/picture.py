@@ -1,4 +1,4 @@
-"""A benchmark as a picture."""
+"""Draw a benchmark."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ def import_matplotlib() -> tuple[Any, Any]:
     return Figure, FigureCanvasAgg
 
 
-def draw(benchmark: Benchmark, path: Path) -> None:
-    """See :meth:`Benchmark.plot`."""
+def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
+    """Draw latency, throughput and memory into a PNG file.
+
+    Raises MissingExtraError without matplotlib, InvalidArgumentError where the file cannot
+    be written.
+    """
     make_figure, make_canvas = import_matplotlib()
     graphs = [
         graph for graph in Graph if any(found.graph is graph for found in benchmark.measurements)

@@ -103,7 +103,7 @@ def command(
     Latency, throughput and memory of every graph, in several sessions side by side.
     """
     import xclip_deploy
-    from xclip_deploy.runtime.benchmark.picture import import_matplotlib
+    from xclip_deploy.runtime.benchmark.picture import draw_benchmark, import_matplotlib
     from xclip_deploy.runtime.manifest import Graph
 
     if plot is not None:
@@ -134,7 +134,7 @@ def command(
     else:
         _print(result)
     if plot is not None:
-        result.plot(plot)
+        draw_benchmark(result, plot)
         click.echo(f"wrote {plot}", err=as_json)
 
 
