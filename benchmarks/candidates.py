@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy import Retriever, export_bundle
-from xclip_deploy.runtime.atomic import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text, replaced_file
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 

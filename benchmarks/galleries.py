@@ -28,8 +28,8 @@ import numpy.typing as npt
 
 from benchmarks.gallery_report import draw_galleries, table
 from xclip_deploy import Bundle, DeployedModel
-from xclip_deploy.runtime.atomic import replace_text
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 from xclip_deploy.runtime.search import Query, Searcher, SearchOptions

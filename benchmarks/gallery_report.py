@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.files import replaced_file
 
 Result = dict[str, Any]
 METHODS = {

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from xclip_deploy.runtime.atomic import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text, replaced_file
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS
 from xclip_deploy.training.config import GeneratedConfig
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos

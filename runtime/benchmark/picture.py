@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
-from xclip_deploy.runtime.atomic import replaced_file
 from xclip_deploy.runtime.benchmark.results import ITEMS, Benchmark, Measurement, readable
+from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.manifest import Graph
 
 _SIZE_LABELS = {

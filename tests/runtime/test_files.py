@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from xclip_deploy.runtime import atomic
-from xclip_deploy.runtime.atomic import replace_text, replaced_directory, replaced_file
+from xclip_deploy.runtime.files import replace_text, replaced_directory, replaced_file
 
 NAMES = ("target", "odd [1] * ? name", "é 🎬", ".hidden")
 
@@ -331,7 +331,7 @@ def test_a_killed_writer_of_a_file(tmp_path: Path) -> None:
     write_file(file, b"old")
     script = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from xclip_deploy.runtime.atomic import replaced_file\n"
+        "from xclip_deploy.runtime.files import replaced_file\n"
         "with replaced_file(Path(sys.argv[1])) as partial:\n"
         "    partial.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
