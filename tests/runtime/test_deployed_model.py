@@ -262,14 +262,14 @@ def test_garbage_in_padded_frames_changes_nothing(
         assert_same_features(found, videos, 0)
 
 
-def test_clips_are_padded_frames(
+def test_videos_are_padded_frames(
     model: DeployedModel, golden: Arrays, videos: VideoFeatures
 ) -> None:
-    clips = [
+    unpadded = [
         frames[:count]
         for frames, count in zip(golden["frames_uint8"], golden["num_frames"], strict=True)
     ]
-    assert_same_features(model.encode_videos(clips), videos, 0)
+    assert_same_features(model.encode_videos(unpadded), videos, 0)
 
 
 def test_arrays_need_not_be_contiguous(
@@ -348,17 +348,17 @@ def test_wrong_num_frames(model: DeployedModel, counts: list[Any]) -> None:
 
 
 def test_wrong_clips(model: DeployedModel) -> None:
-    clip = np.zeros((2, S, S, 3), np.uint8)
+    frames = np.zeros((2, S, S, 3), np.uint8)
     for wrong in (
-        clip[:0],
-        clip[0],
-        clip[:, 1:],
-        clip.astype(np.float32),
+        frames[:0],
+        frames[0],
+        frames[:, 1:],
+        frames.astype(np.float32),
         np.zeros((F + 1, S, S, 3), np.uint8),
         np.uint8(3),
     ):
         with pytest.raises(InvalidArgumentError):
-            model.encode_videos([clip, wrong])  # type: ignore[list-item]
+            model.encode_videos([frames, wrong])  # type: ignore[list-item]
 
 
 def test_what_is_no_text(model: DeployedModel) -> None:
@@ -433,10 +433,12 @@ def test_several_threads(bundle: Bundle, golden: Arrays) -> None:
             np.testing.assert_array_equal(array, wanted)
 
 
-def test_clips_are_padded_a_batch_at_a_time(bundle: Bundle, golden: Arrays) -> None:
+def test_videos_are_padded_a_batch_at_a_time(bundle: Bundle, golden: Arrays) -> None:
     """As many as fit a batch, an odd rest, and none at all."""
     counts = golden["num_frames"].tolist()
-    clips = [frames[:count] for frames, count in zip(golden["frames_uint8"], counts, strict=True)]
+    unpadded = [
+        frames[:count] for frames, count in zip(golden["frames_uint8"], counts, strict=True)
+    ]
     with DeployedModel(bundle, CPU) as model:
         expected = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
         assert len(model.encode_videos([])) == 0
@@ -449,5 +451,5 @@ def test_clips_are_padded_a_batch_at_a_time(bundle: Bundle, golden: Arrays) -> N
             return encode(frames, num_frames)
 
         model.encode_frames = watch  # type: ignore[method-assign]
-        assert_same_features(model.encode_videos(clips), expected, 1e-5)
+        assert_same_features(model.encode_videos(unpadded), expected, 1e-5)
     assert padded == [4, 2]
