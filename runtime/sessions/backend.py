@@ -116,6 +116,10 @@ class GraphLoader(ABC):
         """Keep a gallery beside an opened scorer, which must stay open longer."""
         raise NotImplementedError(f"{self.placement.backend} keeps no gallery ({scorer.graph})")
 
+    def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """Return what a graph reads: those of the manifest, unless the backend has others."""
+        return self.bundle.manifest.graphs[self.placement.precision][graph].inputs
+
     def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """Return what a graph gives: those of the manifest, unless the backend has others."""
         return self.bundle.manifest.graphs[self.placement.precision][graph].outputs

@@ -164,6 +164,10 @@ class EngineLoader(GraphLoader):
         """See :meth:`GraphLoader.keep_gallery`."""
         return ResidentGallery(cast("NativeSession", scorer))
 
+    def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """See :meth:`GraphLoader.inputs`."""
+        return self.engines.record(graph).inputs
+
     def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """See :meth:`GraphLoader.outputs`."""
         return self.engines.record(graph).outputs
