@@ -24,7 +24,7 @@ from xclip_deploy.runtime.evaluation import (
     evaluate_deployed,
     evaluate_matcher,
 )
-from xclip_deploy.runtime.manifest import FILE_NAME
+from xclip_deploy.runtime.manifest import MANIFEST_NAME
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.video import VideoReader
@@ -106,7 +106,7 @@ def evaluate(
     wanted = session or SessionOptions(device, precision, threads)
     if isinstance(model, (str, PathLike)):
         path = Path(model)
-        if not (path / FILE_NAME).is_file():
+        if not (path / MANIFEST_NAME).is_file():
             unread = sorted(wanted.changed().keys() - {"device", "precision", "threads"})
             if unread:
                 raise InvalidArgumentError(

@@ -21,19 +21,19 @@ from xclip_deploy.errors import (
     VerificationError,
 )
 from xclip_deploy.export.verification.certificate import (
-    DIRECTORY,
-    FILE_NAME,
+    CERTIFICATE_DIRECTORY,
+    CERTIFICATE_NAME,
     REPORT_NAME,
     Certificate,
-    Comparison,
     InputsRecord,
+    RunComparison,
     SkippedRun,
     hashes,
 )
 from xclip_deploy.export.verification.inputs import Inputs, open_inputs
 from xclip_deploy.export.verification.judging import judge
-from xclip_deploy.export.verification.measuring import Measurement, measure
-from xclip_deploy.export.verification.plots import import_matplotlib
+from xclip_deploy.export.verification.measuring import MeasuredRuns, measure
+from xclip_deploy.export.verification.plots import require_matplotlib
 from xclip_deploy.export.verification.rankings import RankComparison
 from xclip_deploy.export.verification.report import render_report
 from xclip_deploy.export.verification.runs import (
@@ -44,11 +44,11 @@ from xclip_deploy.export.verification.runs import (
     open_run,
 )
 from xclip_deploy.runtime.arguments import as_whole_number
-from xclip_deploy.runtime.atomic import replace_text
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.engine_set import read_engine_set
+from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Tolerance
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.sessions import SessionOptions
@@ -113,7 +113,7 @@ def verify_bundle(
         )
     report = _can_draw() if report is None else report
     if report:
-        import_matplotlib()
+        require_matplotlib()
     if workers is not None:
         as_whole_number("workers", workers, 1)
     inputs = open_inputs(
@@ -124,7 +124,7 @@ def verify_bundle(
     )
     if not sessions:
         raise _nothing_to_compare(opened, skipped)
-    target = opened.path / DIRECTORY if output is None else Path(output)
+    target = opened.path / CERTIFICATE_DIRECTORY if output is None else Path(output)
     with _writable(target, opened):
         target.mkdir(parents=True, exist_ok=True)
         # Now rather than after hours of encoding.
@@ -150,7 +150,7 @@ def verify_bundle(
     with _writable(target, opened):
         # First, so that no report ever lies beside the certificate of another run.
         (target / REPORT_NAME).unlink(missing_ok=True)
-        replace_text(target / FILE_NAME, certificate.to_json())
+        replace_text(target / CERTIFICATE_NAME, certificate.to_json())
         if page is not None:
             replace_text(target / REPORT_NAME, page)
     return certificate
@@ -162,7 +162,7 @@ def verify_engines(
     *,
     max_batch: int = 16,
     progress: ProgressFunction | None = None,
-) -> Comparison:
+) -> RunComparison:
     """Hold the engines in a folder against the bundle's FP32 graphs, on this machine's GPU.
 
     The self-test of new engines, which need not be in their place yet; it runs on the built-in
@@ -238,14 +238,14 @@ def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> Verifi
 
 def _can_draw() -> bool:
     try:
-        import_matplotlib()
+        require_matplotlib()
     except MissingExtraError:
         return False
     return True
 
 
 def _certificate(
-    bundle: Bundle, inputs: Inputs, measurement: Measurement, skipped: Sequence[SkippedRun]
+    bundle: Bundle, inputs: Inputs, measurement: MeasuredRuns, skipped: Sequence[SkippedRun]
 ) -> tuple[Certificate, list[RankComparison | None]]:
     judged = [
         judge(measurement, measured, _tolerance(bundle, measured.run))
@@ -288,7 +288,7 @@ def _writable(target: Path, bundle: Bundle) -> Iterator[None]:
         ) from error
 
 
-def _versions(measurement: Measurement) -> dict[str, str]:
+def _versions(measurement: MeasuredRuns) -> dict[str, str]:
     versions = installed_versions()
     if measurement.reference.identity.backend == "pytorch":
         versions["torch"] = metadata.version("torch")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -139,13 +138,3 @@ class Benchmark(FrozenModel):
                     entry[f"p{percent}_ms"] = found.percentile_s(percent) * 1e3
                 entry["items_per_s"] = found.items_per_s
         return content
-
-    def plot(self, path: Path) -> None:
-        """Draw latency, throughput and memory into a PNG file.
-
-        Raises MissingExtraError without matplotlib, InvalidArgumentError where the file cannot
-        be written.
-        """
-        from xclip_deploy.runtime.benchmark.picture import draw
-
-        draw(self, path)

@@ -15,17 +15,15 @@ from contextlib import suppress
 from typing import IO, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from xclip_deploy.errors import XclipDeployError
+from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, TensorSpec
 from xclip_deploy.runtime.nvidia_driver import GpuMemoryGauge
 from xclip_deploy.runtime.resources import forget_peak, peak_resident_bytes, resident_bytes
 from xclip_deploy.runtime.sessions import Backend, Session, SessionOptions, place, register
 from xclip_deploy.runtime.sessions.registry import load_backend
-
-Array = npt.NDArray[Any]
 
 
 def main() -> None:
@@ -97,7 +95,7 @@ class _Worker:
             "device_memory_bytes": self._device_bytes(),
         }
 
-    def _timed(self, inputs: Mapping[str, Array]) -> float:
+    def _timed(self, inputs: Mapping[str, AnyArray]) -> float:
         start_s = time.perf_counter()
         self._session.run(inputs)
         return time.perf_counter() - start_s
@@ -128,15 +126,15 @@ def _length(tensor: TensorSpec, size: int) -> int:
     return 1 if tensor.shape[0] == "texts" else size
 
 
-def _inputs(specs: Sequence[TensorSpec], size: int, bundle: Bundle) -> dict[str, Array]:
+def _inputs(specs: Sequence[TensorSpec], size: int, bundle: Bundle) -> dict[str, AnyArray]:
     """Random inputs of a graph at its largest size; speed depends on shapes alone."""
     rng = np.random.default_rng(0)
     model = bundle.manifest.model
-    inputs: dict[str, Array] = {}
+    inputs: dict[str, AnyArray] = {}
     for tensor in specs:
         shape = (_length(tensor, size), *map(int, tensor.shape[1:]))
         if tensor.name == "frames":
-            array: Array = rng.integers(0, 256, shape, dtype=np.uint8)
+            array: AnyArray = rng.integers(0, 256, shape, dtype=np.uint8)
         elif tensor.name == "token_ids":
             array = rng.integers(1, model.text.vocab_size - 2, shape, dtype=np.int32)
             array[:, 0], array[:, -1] = model.text.vocab_size - 2, model.text.vocab_size - 1

@@ -15,10 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, VideoError
-from xclip_deploy.runtime.batches import SCORER_ELEMENTS, slices, texts_at_once, videos_at_once
+from xclip_deploy.runtime.arrays import check_finite, slices
 from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.evaluation.results import Evaluation, ModelIdentity, VideoProblem
-from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures, check_finite
+from xclip_deploy.runtime.features import (
+    SCORER_ELEMENTS,
+    Scores,
+    TextFeatures,
+    VideoFeatures,
+    texts_at_once,
+    videos_at_once,
+)
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress

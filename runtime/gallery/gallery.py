@@ -28,10 +28,10 @@ from xclip_deploy.runtime.arguments import (
     as_truth,
     as_whole_number,
 )
-from xclip_deploy.runtime.atomic import replaced_directory
-from xclip_deploy.runtime.batches import slices
+from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.checking import check_records, check_unique, checked_features
+from xclip_deploy.runtime.files import replaced_directory
+from xclip_deploy.runtime.gallery.checking import check_records, check_unique_ids, checked_features
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo
 from xclip_deploy.runtime.gallery.store import (
@@ -187,7 +187,7 @@ class Gallery:
         """
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
-        check_unique([video.id for video in given])
+        check_unique_ids([video.id for video in given])
         features = checked_features(given, features, self._frames, self._dim)
         if given:
             self._store.put(given, features, replace=as_truth("replace", replace))
@@ -197,7 +197,7 @@ class Gallery:
 
         Raises GalleryError for an id that is not there, MetadataError.
         """
-        check_unique([video.id for video in videos])
+        check_unique_ids([video.id for video in videos])
         check_records(videos)
         if videos:
             self._store.update(videos)
@@ -281,7 +281,7 @@ class Gallery:
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raise DuplicateIdError for an id in the gallery, or twice in ``ids``."""
-        check_unique(ids)
+        check_unique_ids(ids)
         if found := self.snapshot().find(ids):
             raise DuplicateIdError(
                 f"a video {min(found)!r} is already in the gallery; "

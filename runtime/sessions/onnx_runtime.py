@@ -16,10 +16,10 @@ from xclip_deploy.errors import (
     SessionError,
 )
 from xclip_deploy.runtime import nvidia_driver
+from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec, Tolerance
 from xclip_deploy.runtime.sessions.backend import (
-    Array,
     Backend,
     GraphLoader,
     Placement,
@@ -219,7 +219,7 @@ class OnnxRuntimeSession:
         _check_boundary(bundle, self._session.get_outputs(), self._spec.outputs)
         self._output_names = [spec.name for spec in self._spec.outputs]
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """See :meth:`Session.run`."""
         if self._session is None:
             raise SessionError(f"the {self.graph.value} session is closed")

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from xclip_deploy import Bundle, DeployedModel, Scores, TextFeatures, VideoFeatures
-from xclip_deploy.errors import InvalidArgumentError, SessionError
+from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
 from xclip_deploy.runtime import deployed_model
-from xclip_deploy.runtime.features import FloatArray
+from xclip_deploy.runtime.arrays import FloatArray
+from xclip_deploy.runtime.features import videos_at_once
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
@@ -203,7 +205,8 @@ def test_chunks_do_not_change_scores(
         return run(inputs)
 
     monkeypatch.setattr(session, "run", counted)
-    monkeypatch.setattr(deployed_model, "_SCORER_ELEMENTS", most_elements)
+    bounded = partial(videos_at_once, elements=most_elements)
+    monkeypatch.setattr(deployed_model, "videos_at_once", bounded)
     assert_same_scores(model.score(texts, videos), expected, 1e-4)
     chunks = {1: [1] * 6, W * F: [1] * 6, W * F * 16: [2] * 3, W * F * 40: [5, 1]}
     assert runs == chunks[most_elements]
@@ -260,14 +263,14 @@ def test_garbage_in_padded_frames_changes_nothing(
         assert_same_features(found, videos, 0)
 
 
-def test_clips_are_padded_frames(
+def test_videos_are_padded_frames(
     model: DeployedModel, golden: Arrays, videos: VideoFeatures
 ) -> None:
-    clips = [
+    unpadded = [
         frames[:count]
         for frames, count in zip(golden["frames_uint8"], golden["num_frames"], strict=True)
     ]
-    assert_same_features(model.encode_videos(clips), videos, 0)
+    assert_same_features(model.encode_videos(unpadded), videos, 0)
 
 
 def test_arrays_need_not_be_contiguous(
@@ -346,17 +349,17 @@ def test_wrong_num_frames(model: DeployedModel, counts: list[Any]) -> None:
 
 
 def test_wrong_clips(model: DeployedModel) -> None:
-    clip = np.zeros((2, S, S, 3), np.uint8)
+    frames = np.zeros((2, S, S, 3), np.uint8)
     for wrong in (
-        clip[:0],
-        clip[0],
-        clip[:, 1:],
-        clip.astype(np.float32),
+        frames[:0],
+        frames[0],
+        frames[:, 1:],
+        frames.astype(np.float32),
         np.zeros((F + 1, S, S, 3), np.uint8),
         np.uint8(3),
     ):
         with pytest.raises(InvalidArgumentError):
-            model.encode_videos([clip, wrong])  # type: ignore[list-item]
+            model.encode_videos([frames, wrong])  # type: ignore[list-item]
 
 
 def test_what_is_no_text(model: DeployedModel) -> None:
@@ -393,16 +396,25 @@ def test_sessions_open_when_needed(bundle: Bundle, videos: VideoFeatures) -> Non
         assert set(model._sessions) == {Graph.TEXT_ENCODER, Graph.SCORER}
 
 
-def test_close_and_use_again(bundle: Bundle, golden: Arrays) -> None:
+def test_closed_means_closed(bundle: Bundle, golden: Arrays) -> None:
     model = DeployedModel(bundle, CPU)
-    before = model.encode_token_ids(golden["input_ids"])
+    texts = model.encode_token_ids(golden["input_ids"])
+    videos = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
     session = model._session(Graph.TEXT_ENCODER)
     model.close()
     model.close()
     with pytest.raises(SessionError, match="text_encoder session is closed"):
         session.run({"token_ids": golden["input_ids"]})
-    assert_same_features(model.encode_token_ids(golden["input_ids"]), before, 0)
-    model.close()
+    uses: list[Callable[[], object]] = [
+        lambda: model.encode_token_ids(golden["input_ids"]),
+        lambda: model.encode_frames(golden["frames_uint8"], golden["num_frames"]),
+        lambda: model.score(texts, videos),
+        lambda: model.score_gallery(texts, videos),
+        model.load,
+    ]
+    for use in uses:
+        with pytest.raises(ClosedError, match=r"this model of .* is closed; open another"):
+            use()
 
 
 def test_several_threads(bundle: Bundle, golden: Arrays) -> None:
@@ -414,18 +426,20 @@ def test_several_threads(bundle: Bundle, golden: Arrays) -> None:
 
     with DeployedModel(bundle, CPU) as model:
         expected = [work(number) for number in range(4)]
-        model.close()  # so that the threads race for the opening of the sessions, too
-        with ThreadPoolExecutor(8) as pool:
-            results = list(pool.map(work, range(32)))
+    # A fresh model, so that the threads race for the opening of the sessions, too.
+    with DeployedModel(bundle, CPU) as model, ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(work, range(32)))
     for number, found in enumerate(results):
         for array, wanted in zip(found, expected[number % 4], strict=True):
             np.testing.assert_array_equal(array, wanted)
 
 
-def test_clips_are_padded_a_batch_at_a_time(bundle: Bundle, golden: Arrays) -> None:
+def test_videos_are_padded_a_batch_at_a_time(bundle: Bundle, golden: Arrays) -> None:
     """As many as fit a batch, an odd rest, and none at all."""
     counts = golden["num_frames"].tolist()
-    clips = [frames[:count] for frames, count in zip(golden["frames_uint8"], counts, strict=True)]
+    unpadded = [
+        frames[:count] for frames, count in zip(golden["frames_uint8"], counts, strict=True)
+    ]
     with DeployedModel(bundle, CPU) as model:
         expected = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
         assert len(model.encode_videos([])) == 0
@@ -438,5 +452,5 @@ def test_clips_are_padded_a_batch_at_a_time(bundle: Bundle, golden: Arrays) -> N
             return encode(frames, num_frames)
 
         model.encode_frames = watch  # type: ignore[method-assign]
-        assert_same_features(model.encode_videos(clips), expected, 1e-5)
+        assert_same_features(model.encode_videos(unpadded), expected, 1e-5)
     assert padded == [4, 2]

@@ -22,7 +22,7 @@ from xclip_deploy.errors import (
 )
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.engine_set import Flavour
-from xclip_deploy.runtime.manifest import FILE_NAME, FileRecord, Graph, Precision
+from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Graph, Precision
 from xclip_deploy.runtime.sessions import Arithmetic, Placement, SessionOptions, onnx_runtime
 from xclip_deploy.runtime.sessions import place as open_loader
 from xclip_deploy.runtime.sessions.onnx_runtime import (
@@ -409,7 +409,7 @@ def accepted(path: Path, name: str, content: bytes) -> Bundle:
     record = FileRecord(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
     manifest = manifest.model_copy(update={"files": {**manifest.files, name: record}})
     (path / name).write_bytes(content)
-    (path / FILE_NAME).write_bytes(manifest.to_json())
+    (path / MANIFEST_NAME).write_bytes(manifest.to_json())
     bundle = Bundle.open(path)
     bundle.verify()
     return bundle

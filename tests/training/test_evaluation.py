@@ -360,16 +360,16 @@ def test_a_session_is_told_in_one_place(bundle: Bundle, checkpoint_path: Path) -
     with pytest.raises(InvalidArgumentError, match=r"of session are for a bundle; .* is none"):
         evaluate(checkpoint_path, split, session=SessionOptions(backend="onnxruntime"))
     grey = [np.zeros((1, 64, 64, 3), np.uint8)]
-    found = evaluate(bundle, split, session=session, device="auto", precision="auto", clips=grey)
+    found = evaluate(bundle, split, session=session, device="auto", precision="auto", frames=grey)
     assert found.model.device == "cpu"
 
 
 def test_an_opened_model_takes_auto(colours: Colours) -> None:
-    split, clips = painted_split(["red"]), painted("red")
-    found = evaluate(colours, split, device="auto", precision="auto", clips=clips)
+    split, frames = painted_split(["red"]), painted("red")
+    found = evaluate(colours, split, device="auto", precision="auto", frames=frames)
     assert found.num_videos == 1
     with pytest.raises(InvalidArgumentError, match="an opened model has its own"):
-        evaluate(colours, split, session=SessionOptions("cpu"), clips=clips)
+        evaluate(colours, split, session=SessionOptions("cpu"), frames=frames)
 
 
 def test_an_empty_split(colours: Colours) -> None:

@@ -111,7 +111,7 @@ def command(
     Prints latency, throughput and memory of every graph, with the sessions side by side.
     """
     import xclip_deploy
-    from xclip_deploy.runtime.benchmark.picture import import_matplotlib
+    from xclip_deploy.runtime.benchmark.picture import draw_benchmark, import_matplotlib
     from xclip_deploy.runtime.manifest import Graph
 
     if plot is not None:
@@ -142,7 +142,7 @@ def command(
     else:
         _print(result)
     if plot is not None:
-        result.plot(plot)
+        draw_benchmark(result, plot)
         click.echo(f"wrote {plot}", err=as_json)
 
 

@@ -26,7 +26,7 @@ def print_json(content: object) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write ``content`` as JSON, whole or not at all. Raises InvalidArgumentError."""
     from xclip_deploy.errors import InvalidArgumentError
-    from xclip_deploy.runtime.atomic import replace_text
+    from xclip_deploy.runtime.files import replace_text
 
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     try:

@@ -90,11 +90,12 @@ def command(
     if show_config:
         print_json(config.model_dump(mode="json"))
         return
-    from xclip_deploy.training.allocator import keep_freed_memory
+    train = xclip_deploy.train  # names the extra to install, before PyTorch is missed
+    from xclip_deploy.training.step import keep_freed_memory
 
     keep_freed_memory()
     with _progress() as (on_step, on_preparation):
-        result = xclip_deploy.train(
+        result = train(
             config, output, resume=resume, on_step=on_step, on_preparation=on_preparation
         )
     if as_json:
@@ -126,7 +127,7 @@ def _progress() -> Iterator[tuple[Callable[[StepReport], None], ProgressFunction
                 tasks[stage] = bar.add_task(stage, total=progress.total)
             bar.update(tasks[stage], completed=progress.done)
 
-        def draw(report: StepReport) -> None:
+        def show(report: StepReport) -> None:
             bar.update(
                 tasks[""],
                 completed=report.step,
@@ -135,7 +136,7 @@ def _progress() -> Iterator[tuple[Callable[[StepReport], None], ProgressFunction
                 f"lr {report.lr:.1e} (CLIP {report.clip_lr:.1e})  {report.seconds:.2f} s a step",
             )
 
-        yield draw, prepare
+        yield show, prepare
 
 
 def _write_step(report: StepReport) -> None:

@@ -18,7 +18,7 @@ from xclip_deploy.cli.options import (
 
 if TYPE_CHECKING:
     from xclip_deploy.export.verification import Certificate
-    from xclip_deploy.export.verification.certificate import Comparison
+    from xclip_deploy.export.verification.certificate import RunComparison
 
 
 @click.command("verify")
@@ -119,7 +119,7 @@ def command(
     if anything is out of tolerance.
     """
     import xclip_deploy
-    from xclip_deploy.export.verification.certificate import DIRECTORY
+    from xclip_deploy.export.verification.certificate import CERTIFICATE_DIRECTORY
 
     shown = _inputs(videos, captions, dataset, annotations, split, max_missing_share)
     with encoding_progress() as progress:
@@ -140,7 +140,7 @@ def command(
         print_json(certificate.model_dump(mode="json"))
     else:
         _print(certificate)
-        _print_written(output or bundle / DIRECTORY, report)
+        _print_written(output or bundle / CERTIFICATE_DIRECTORY, report)
     certificate.require_passed()
 
 
@@ -201,17 +201,17 @@ def _print(certificate: Certificate) -> None:
 
 
 def _print_written(folder: Path, report: bool | None) -> None:
-    from xclip_deploy.export.verification.certificate import FILE_NAME, REPORT_NAME
+    from xclip_deploy.export.verification.certificate import CERTIFICATE_NAME, REPORT_NAME
 
     if (folder / REPORT_NAME).is_file():
-        click.echo(f"wrote {folder / REPORT_NAME} and {FILE_NAME}")
+        click.echo(f"wrote {folder / REPORT_NAME} and {CERTIFICATE_NAME}")
         return
-    click.echo(f"wrote {folder / FILE_NAME}")
+    click.echo(f"wrote {folder / CERTIFICATE_NAME}")
     if report is None:
         click.echo("no report: matplotlib is missing; run: pip install 'xclip-deploy[plot]'")
 
 
-def _print_tensors(comparison: Comparison) -> None:
+def _print_tensors(comparison: RunComparison) -> None:
     rows = [
         (
             record.graph.value,

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from xclip_deploy import BatchRange, Bundle, EngineShapes, build_engines
 from xclip_deploy.export.tensorrt import BuildResult, BuildStep, TensorRT, load_tensorrt
-from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import FileRecord, Graph, GraphSpec, Manifest, Precision
 
 

@@ -20,8 +20,8 @@ from xclip_deploy.errors import (
     InvalidArgumentError,
     MetadataError,
 )
-from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
