@@ -64,7 +64,7 @@ def as_sequence(name: str, value: object, what: str) -> Sequence[Any]:
 def as_whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
     """Take a whole number, NumPy's too, within bounds."""
     is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_whole or not least <= int(value) <= (most or int(value)):  # type: ignore[call-overload]
+    if not is_whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         expected = f"a whole number of at least {least}"
         raise _wrong(name, value, expected if most is None else f"{expected}, at most {most}")
     return int(value)  # type: ignore[call-overload, no-any-return]
@@ -105,6 +105,30 @@ def as_instance(name: str, value: object, kind: type | tuple[type, ...], what: s
     if not isinstance(value, kind):
         raise _wrong(name, value, what)
     return value
+
+
+def as_array(
+    name: str,
+    value: object,
+    dtype: Any,  # noqa: ANN401 - a dtype or a kind of them, such as np.integer
+    shape: tuple[int | None, ...],
+    expected: str,
+) -> None:
+    """Check an array's kind and shape. ``shape``: None for any length; ``expected``: for people."""
+    is_fit = (
+        isinstance(value, np.ndarray)
+        and np.issubdtype(value.dtype, dtype)
+        and value.ndim == len(shape)
+        and all(wanted in (None, found) for wanted, found in zip(shape, value.shape, strict=True))
+    )
+    if not is_fit:
+        raise _wrong(name, value, expected)
+
+
+def as_callback(name: str, value: object) -> None:
+    """Check what is called now and then: a function or None."""
+    if value is not None and not callable(value):
+        raise _wrong(name, value, "a function or None")
 
 
 def _wrong(name: str, value: object, expected: str) -> InvalidArgumentError:

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.presentation import brief
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextFeatures:
     """Embeddings of T texts."""
 
@@ -33,8 +34,11 @@ class TextFeatures:
             self.sentence_features[index], self.word_features[index], self.num_words[index]
         )
 
+    def __repr__(self) -> str:
+        return brief(self, **vars(self))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class VideoFeatures:
     """Embeddings of V videos."""
 
@@ -53,6 +57,9 @@ class VideoFeatures:
             self.video_features[index], self.frame_features[index], self.num_frames[index]
         )
 
+    def __repr__(self) -> str:
+        return brief(self, **vars(self))
+
     @classmethod
     def concatenate(cls, parts: Sequence[VideoFeatures]) -> VideoFeatures:
         """Join along V; at least one part."""
@@ -63,7 +70,7 @@ class VideoFeatures:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Similarities of T texts to V videos."""
 
@@ -71,6 +78,9 @@ class Scores:
     """[T, V]: exp(logit_scale) times the mean of the grains."""
     grains: dict[str, npt.NDArray[np.float32]]
     """Grain name to its similarity [T, V], for the grains that the model has."""
+
+    def __repr__(self) -> str:
+        return brief(self, logits=self.logits, grains=list(self.grains))
 
 
 def check_finite(name: str, array: FloatArray) -> None:

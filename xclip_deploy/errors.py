@@ -46,7 +46,7 @@ command that mends it, in one line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xclip_deploy.export.verification import Certificate
@@ -57,6 +57,20 @@ class XclipDeployError(Exception):
     """Base class of every error that xclip-deploy raises on purpose."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the message and the attributes, whatever arguments a subclass is made with."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    kind: type[XclipDeployError], args: tuple[object, ...], attributes: dict[str, Any]
+) -> XclipDeployError:
+    """Make an error anew from its message and attributes, past the constructor of its class."""
+    error = kind.__new__(kind, *args)
+    super(XclipDeployError, error).__init__(*args)  # ImportError keeps its message there
+    error.__dict__.update(attributes)
+    return error
 
 
 class InvalidArgumentError(XclipDeployError, ValueError):

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.presentation import brief
 
 Score = Callable[[TextFeatures, VideoFeatures], npt.NDArray[np.float32]]
 MAX_QUERIES = 4096
@@ -35,6 +36,9 @@ class QueryBank:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def __repr__(self) -> str:
+        return brief(self, texts=len(self.features))
 
     def calibrate(
         self, logits: npt.NDArray[np.float32], videos: VideoFeatures, score: Score
