@@ -80,10 +80,8 @@ class AsyncRetriever:
             "session": session,
         }
         if isinstance(bundle, Retriever):
-            defaults = _DEFAULTS.items()
-            if any(
-                type(options[name]) is not type(v) or options[name] != v for name, v in defaults
-            ):
+            kinds = {name: type(value) for name, value in options.items()}
+            if kinds != _KINDS or options != _DEFAULTS:
                 raise InvalidArgumentError(
                     "options of a Retriever were given beside an opened one; expected them where "
                     "it is opened"
@@ -293,3 +291,4 @@ _DEFAULTS = {
     "reader": "pyav",
     "session": None,
 }
+_KINDS = {name: type(value) for name, value in _DEFAULTS.items()}

@@ -272,8 +272,7 @@ class Retriever:
         [height, width, 3]. The rest and errors as for :meth:`search_by_video`.
         """
         self._check_open()
-        frame = read_image(image, self.reading.image_size)
-        return self.search_by_video(frame, k, **options)
+        return self.search_by_video(read_image(image, self.reading.image_size), k, **options)
 
     def query_bank(self, texts: Sequence[str]) -> QueryBank:
         """Encode the texts of a bank that scores are calibrated over."""
