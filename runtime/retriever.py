@@ -233,10 +233,10 @@ class Retriever:
         word, a filter that is not understood or a number out of range; GalleryError.
         """
         as_text("text", text)
+        weight = as_number("video_weight", video_weight, 0, 1)
         chosen = SearchOptions.of(k, options)
         if video is None:
             return self._search_texts([text], chosen)[0]
-        weight = as_number("video_weight", video_weight, 0, 1)
         query = Query(self._encode_words([text]), self.encode_videos([video]), weight)
         return self._searcher.search([query], self._snapshot(), chosen)[0]
 
@@ -395,5 +395,5 @@ class Retriever:
     def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
         for text in texts:
             if not clean_text(text):
-                raise InvalidArgumentError(f"the text {text!r} holds no word to search for")
+                raise InvalidArgumentError(f"the text {text!r:.200} holds no word to search for")
         return self.encode_texts(texts)

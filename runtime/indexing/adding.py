@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
+    MAX_THREADS,
     as_choice,
     as_instance,
     as_number,
@@ -25,8 +26,6 @@ from xclip_deploy.runtime.indexing.sources import open_sources
 from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
 
-MAX_WORKERS = 1024
-"""Most decoders of one call; more would only take memory."""
 _MAX_TIMEOUT_S = 1e6
 
 
@@ -48,7 +47,7 @@ def add_videos(
     as_choice("on_duplicate", on_duplicate, OnDuplicate)
     as_truth("prune", prune)
     if workers is not None:
-        workers = as_whole_number("workers", workers, 1, MAX_WORKERS)
+        workers = as_whole_number("workers", workers, 1, MAX_THREADS)
     timeout_s = as_number("timeout_s", timeout_s, 1e-3, _MAX_TIMEOUT_S)
     if metadata is not None:
         as_instance("metadata", metadata, Mapping, "a mapping of names to values, or None")

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import as_array, as_instance, shown
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.presentation import brief
 
@@ -28,6 +29,7 @@ class QueryBank:
 
     def __init__(self, features: TextFeatures) -> None:
         """``features``: the bank's texts, encoded by the model of the gallery."""
+        as_instance("features", features, TextFeatures, "TextFeatures")
         if not 1 <= len(features) <= MAX_QUERIES:
             raise InvalidArgumentError(
                 f"a query bank of {len(features)} texts; expected 1 to {MAX_QUERIES}"
@@ -44,6 +46,11 @@ class QueryBank:
         self, logits: npt.NDArray[np.float32], videos: VideoFeatures, score: Score
     ) -> npt.NDArray[np.float32]:
         """Calibrated scores [V] of one query's ``logits`` [V] for ``videos``."""
+        as_instance("videos", videos, VideoFeatures, "VideoFeatures")
+        count = len(videos)
+        as_array("logits", logits, np.floating, (count,), f"decimal numbers [{count}]")
+        if not callable(score):
+            raise InvalidArgumentError(f"score is {shown(score)}; expected a function")
         bank = score(self.features, videos).astype(np.float64)  # [B, V]
         peak = bank.max(axis=0)
         norm = peak + np.log(np.exp(bank - peak).mean(axis=0))

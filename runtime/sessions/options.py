@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.arguments import as_path, as_whole_number, shown
+from xclip_deploy.runtime.arguments import MAX_THREADS, as_path, as_whole_number, shown
 from xclip_deploy.runtime.sessions.registry import (
     backend_names,
     choices,
@@ -19,7 +19,7 @@ from xclip_deploy.runtime.sessions.registry import (
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 _NUMBERS = (
-    ("threads", 1, 4096),
+    ("threads", 1, MAX_THREADS),
     ("device_memory_bytes", 1, 1 << 62),
     ("device_id", 0, 1023),
     ("streams", 1, 1024),
