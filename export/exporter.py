@@ -17,6 +17,7 @@ from xclip_deploy.export.graphs import export_graph, graph_specs
 from xclip_deploy.export.parity import TOLERANCES, Tensors, compare, run_bundle, run_pytorch
 from xclip_deploy.export.quantization import quantize_graph
 from xclip_deploy.export.reference_inputs import ReferenceInputs, reference_inputs
+from xclip_deploy.runtime.arguments import as_callback, as_instance, as_number, as_path, as_truth
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.manifest import (
@@ -72,9 +73,14 @@ def export_bundle(
     Raises CheckpointError, ExportError (ParityError where a graph does not reproduce
     PyTorch) or InvalidArgumentError.
     """
-    target = Path(output)
-    if not 0 < frames_per_second <= 1000:
-        raise InvalidArgumentError(f"frames_per_second {frames_per_second}: expected 0 to 1000")
+    source, target = as_path("checkpoint", checkpoint), as_path("output", output)
+    if as_number("frames_per_second", frames_per_second, 0, 1000) == 0:
+        raise InvalidArgumentError("frames_per_second is 0; expected more, 1000 at most")
+    as_truth("bf16", bf16)
+    as_truth("int8", int8)
+    as_callback("progress", progress)
+    if options is not None:
+        as_instance("options", options, CheckpointOptions, "CheckpointOptions or None")
     if target.exists() and not _may_replace(target):
         raise InvalidArgumentError(
             f"{target} exists and is no bundle; choose another path with -o, or remove it"
@@ -83,12 +89,10 @@ def export_bundle(
     precisions = (*_ALWAYS, *(precision for precision, is_wanted in extra if is_wanted))
     steps = _Steps(progress, precisions)
     steps.next("reading the checkpoint")
-    loaded = load_checkpoint(Path(checkpoint), options or CheckpointOptions())
+    loaded = load_checkpoint(source, options or CheckpointOptions())
     try:
         with replaced_directory(target) as directory:
-            manifest = _write(
-                loaded, Path(checkpoint), directory, frames_per_second, precisions, steps
-            )
+            manifest = _write(loaded, source, directory, frames_per_second, precisions, steps)
     except OSError as error:
         raise ExportError(
             f"bundle {target} cannot be written ({error.strerror}); what was there stands"

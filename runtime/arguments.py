@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
 from xclip_deploy.errors import InvalidArgumentError
 
 PathName: TypeAlias = str | PathLike[str]
+Choice = TypeVar("Choice", bound=Enum)
+
+MAX_THREADS = 4096
+"""Most threads or processes that may be asked for; more would only take memory."""
 
 
 def as_path(name: str, value: object) -> Path:
@@ -35,9 +40,7 @@ def as_paths(name: str, value: object) -> list[Path]:
     """Take one path, or several in any iterable."""
     if isinstance(value, (str, PathLike)):
         return [as_path(name, value)]
-    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
-        raise _wrong(name, value, "a path or several")
-    return [as_path(name, each) for each in value]
+    return [as_path(name, each) for each in _members(name, value, "a path or several")]
 
 
 def as_text(name: str, value: object) -> str:
@@ -49,22 +52,24 @@ def as_text(name: str, value: object) -> str:
 
 def as_texts(name: str, value: object) -> list[str]:
     """Take several texts: any iterable but a text itself."""
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise _wrong(name, value, "several texts, such as a list of str")
-    return [as_text(name, each) for each in value]
+    expected = "several texts, such as a list of str"
+    return [as_text(name, each) for each in _members(name, value, expected)]
 
 
 def as_sequence(name: str, value: object, what: str) -> Sequence[Any]:
     """Take several of something: any iterable but a text. ``what``: named in the message."""
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise _wrong(name, value, f"several {what}, such as a list")
-    return list(value)
+    return list(as_iterable(name, value, what))
+
+
+def as_iterable(name: str, value: object, what: str) -> Iterable[Any]:
+    """Take several of something without going through them, which may be too many to keep."""
+    return _members(name, value, f"several {what}, such as a list")
 
 
 def as_whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
     """Take a whole number, NumPy's too, within bounds."""
     is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_whole or not least <= int(value) <= (most or int(value)):  # type: ignore[call-overload]
+    if not is_whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         expected = f"a whole number of at least {least}"
         raise _wrong(name, value, expected if most is None else f"{expected}, at most {most}")
     return int(value)  # type: ignore[call-overload, no-any-return]
@@ -105,6 +110,53 @@ def as_instance(name: str, value: object, kind: type | tuple[type, ...], what: s
     if not isinstance(value, kind):
         raise _wrong(name, value, what)
     return value
+
+
+def as_member(name: str, value: object, choices: type[Choice]) -> Choice:
+    """Take a member of an enumeration of texts, or the text that it stands for."""
+    if isinstance(value, str):
+        for member in choices:
+            if member.value == value:
+                return member
+    raise _wrong(name, value, f"one of {', '.join(repr(member.value) for member in choices)}")
+
+
+def as_share(name: str, value: object) -> float:
+    """Take a number from 0 to 1."""
+    return as_number(name, value, 0, 1)
+
+
+def as_array(
+    name: str,
+    value: object,
+    dtype: Any,  # noqa: ANN401 - a dtype or a kind of them, such as np.integer
+    shape: tuple[int | None, ...],
+    expected: str,
+) -> None:
+    """Check an array's kind and shape. ``shape``: None for any length; ``expected``: for people."""
+    is_fit = (
+        isinstance(value, np.ndarray)
+        and np.issubdtype(value.dtype, dtype)
+        and value.ndim == len(shape)
+        and all(wanted in (None, found) for wanted, found in zip(shape, value.shape, strict=True))
+    )
+    if not is_fit:
+        raise _wrong(name, value, expected)
+
+
+def as_callback(name: str, value: object) -> None:
+    """Check what is called now and then: a function or None."""
+    if value is not None and not callable(value):
+        raise _wrong(name, value, "a function or None")
+
+
+def _members(name: str, value: object, expected: str) -> Iterable[Any]:
+    """Take an iterable that is no text, no bytes and no mapping."""
+    is_array = isinstance(value, np.ndarray) and not value.ndim  # it can be iterated by name alone
+    is_fit = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    if is_array or not is_fit:
+        raise _wrong(name, value, expected)
+    return value  # type: ignore[return-value]
 
 
 def _wrong(name: str, value: object, expected: str) -> InvalidArgumentError:

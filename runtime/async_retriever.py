@@ -3,69 +3,292 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
-from xclip_deploy.errors import InvalidArgumentError
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import ClosedError, InvalidArgumentError
+from xclip_deploy.runtime.arguments import PathName, as_whole_number
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
+from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
+from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate
+from xclip_deploy.runtime.progress import ProgressFunction
+from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.retriever import Retriever
+from xclip_deploy.runtime.search import QueryBank, SearchKeywords, SimilarityKeywords, spells_out
+from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
+from xclip_deploy.runtime.video import ImageLike, VideoFrames, VideoLike, VideoReader
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_MAX_CONCURRENCY = 1024
 
 
 class AsyncRetriever:
     """The methods of a :class:`Retriever` as coroutines, on threads of its own.
 
-    >>> async with AsyncRetriever(Retriever("xclip-bundle", "xclip-gallery")) as retriever:
+    >>> async with AsyncRetriever("xclip-bundle", "xclip-gallery") as retriever:
     ...     hits = await retriever.search("a dog on a leash", k=5)      # doctest: +SKIP
 
-    Each takes what the method of the same name takes, and raises what it raises. NumPy, ONNX
-    Runtime and LanceDB let other threads run while they compute. A coroutine that is cancelled
-    stops waiting; what it started is finished.
+    Each takes the arguments of the method of the same name, gives its result, and raises its
+    errors. What writes (``add``, ``add_features``, ``remove``, ``save``) runs on one thread, one
+    call after the other; everything else runs on others, so that a long ``add`` holds no search
+    up. NumPy, ONNX Runtime and LanceDB let other threads run while they compute. A coroutine that
+    is cancelled stops waiting; the call that it started is finished. Functions that are passed
+    (``progress``) are called on those threads.
     """
 
-    def __init__(self, retriever: Retriever, *, max_concurrency: int = 4) -> None:
-        """``max_concurrency``: how many calls may be under way; others wait their turn."""
-        if max_concurrency < 1:
-            raise InvalidArgumentError(f"max_concurrency is {max_concurrency}: expected at least 1")
-        self.retriever = retriever
-        self._threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="retriever")
-        run = self._run
-        self.search = run(retriever.search)
-        self.search_batch = run(retriever.search_batch)
-        self.search_by_video = run(retriever.search_by_video)
-        self.search_by_image = run(retriever.search_by_image)
-        self.explain = run(retriever.explain)
-        self.add = run(retriever.add)
-        self.add_features = run(retriever.add_features)
-        self.remove = run(retriever.remove)
-        self.refresh = run(retriever.refresh)
-        self.warm_up = run(retriever.warm_up)
-        self.encode_texts = run(retriever.encode_texts)
-        self.query_bank = run(retriever.query_bank)
+    def __init__(
+        self,
+        bundle: Retriever | PathName | Bundle = "xclip-bundle",
+        gallery: PathName | Gallery | None = None,
+        *,
+        create: bool = False,
+        device: DeviceName = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        max_batch: int = 16,
+        reader: VideoReader = "pyav",
+        session: SessionOptions | None = None,
+        max_concurrency: int = 4,
+    ) -> None:
+        """Open a bundle and a gallery as :class:`Retriever` does, or take an opened retriever.
+
+        ``bundle``: a bundle, or a Retriever, which then stands alone: the other arguments are
+        those of a Retriever that is to be opened. ``max_concurrency``: most calls under way at
+        the same time, those that write apart; more wait their turn. Raises as
+        :class:`Retriever` does.
+        """
+        count = as_whole_number("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
+        options: dict[str, Any] = {
+            "gallery": gallery,
+            "create": create,
+            "device": device,
+            "precision": precision,
+            "threads": threads,
+            "max_batch": max_batch,
+            "reader": reader,
+            "session": session,
+        }
+        if isinstance(bundle, Retriever):
+            kinds = {name: type(value) for name, value in options.items()}
+            if kinds != _KINDS or options != _DEFAULTS:
+                raise InvalidArgumentError(
+                    "options of a Retriever were given beside an opened one; expected them where "
+                    "it is opened"
+                )
+            self.retriever = bundle
+        else:
+            self.retriever = Retriever(bundle, **options)
+        self._max_concurrency = count
+        self._is_closed = False
+        self._readers = ThreadPoolExecutor(count, thread_name_prefix="retriever")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="retriever-writer")
+
+    # -- gallery ---------------------------------------------------------------------------
+
+    async def add(
+        self,
+        videos: VideoLike | Iterable[VideoLike],
+        *,
+        ids: str | Sequence[str] | None = None,
+        metadata: Mapping[str, MetadataValue] | None = None,
+        on_duplicate: OnDuplicate = "update",
+        prune: bool = False,
+        workers: int | None = None,
+        timeout_s: float = 120.0,
+        progress: bool | ProgressFunction = False,
+    ) -> IndexReport:
+        """Read, encode and add videos; see :meth:`Retriever.add`."""
+        return await self._write(
+            self.retriever.add,
+            videos,
+            ids=ids,
+            metadata=metadata,
+            on_duplicate=on_duplicate,
+            prune=prune,
+            workers=workers,
+            timeout_s=timeout_s,
+            progress=progress,
+        )
+
+    async def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
+        """Add videos that were encoded elsewhere; see :meth:`Retriever.add_features`."""
+        await self._write(self.retriever.add_features, videos, features)
+
+    async def remove(
+        self, ids: str | Sequence[str] | None = None, *, where: str | None = None
+    ) -> int:
+        """Remove videos and return how many; see :meth:`Retriever.remove`."""
+        return await self._write(self.retriever.remove, ids, where=where)
+
+    async def refresh(self) -> None:
+        """See what other processes wrote; see :meth:`Retriever.refresh`."""
+        await self._read(self.retriever.refresh)
+
+    async def warm_up(self) -> None:
+        """Do now what the first searches would wait for; see :meth:`Retriever.warm_up`."""
+        await self._read(self.retriever.warm_up)
+
+    async def save(self, path: PathName) -> None:
+        """Write a copy of the gallery; see :meth:`Retriever.save`."""
+        await self._write(self.retriever.save, path)
 
     def __len__(self) -> int:
         """Number of videos in the gallery."""
         return len(self.retriever)
 
+    def __bool__(self) -> bool:
+        """A retriever is true, empty or not."""
+        return True
+
+    # -- search ----------------------------------------------------------------------------
+
+    @spells_out(SearchKeywords)
+    async def search(
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        video: VideoLike | None = None,
+        video_weight: float = 0.5,
+        **options: Unpack[SearchKeywords],
+    ) -> SearchResults:
+        """Find the ``k`` videos that fit a text best; see :meth:`Retriever.search`."""
+        return await self._read(
+            self.retriever.search, text, k, video=video, video_weight=video_weight, **options
+        )
+
+    @spells_out(SearchKeywords)
+    async def search_batch(
+        self, texts: Sequence[str], k: int = 10, **options: Unpack[SearchKeywords]
+    ) -> list[SearchResults]:
+        """Search for several texts at once; see :meth:`Retriever.search_batch`."""
+        return await self._read(self.retriever.search_batch, texts, k, **options)
+
+    @spells_out(SimilarityKeywords)
+    async def search_by_video(
+        self, video: VideoLike, k: int = 10, **options: Unpack[SimilarityKeywords]
+    ) -> SearchResults:
+        """Find the ``k`` videos most similar to a video; see :meth:`Retriever.search_by_video`."""
+        return await self._read(self.retriever.search_by_video, video, k, **options)
+
+    @spells_out(SimilarityKeywords)
+    async def search_by_image(
+        self, image: ImageLike, k: int = 10, **options: Unpack[SimilarityKeywords]
+    ) -> SearchResults:
+        """Find the ``k`` videos most similar to an image; see :meth:`Retriever.search_by_image`."""
+        return await self._read(self.retriever.search_by_image, image, k, **options)
+
+    async def query_bank(self, texts: Sequence[str]) -> QueryBank:
+        """Encode the texts of a query bank; see :meth:`Retriever.query_bank`."""
+        return await self._read(self.retriever.query_bank, texts)
+
+    # -- evidence --------------------------------------------------------------------------
+
+    @overload
+    async def explain(self, query: str, a: Hit) -> Explanation: ...
+
+    @overload
+    async def explain(self, query: str, a: Hit, b: Hit) -> Contrast: ...
+
+    async def explain(self, query: str, a: Hit, b: Hit | None = None) -> Explanation | Contrast:
+        """Explain the score of a video, or the order of two; see :meth:`Retriever.explain`."""
+        explain: Callable[..., Explanation | Contrast] = self.retriever.explain
+        return await self._read(explain, query, a, b)
+
+    async def plot_explanation(self, explanation: Explanation | Contrast, path: PathName) -> None:
+        """Write an explanation as a PNG; see :meth:`Retriever.plot_explanation`."""
+        await self._read(self.retriever.plot_explanation, explanation, path)
+
+    # -- for pipelines of one's own --------------------------------------------------------
+
+    async def read_video(self, path: PathName) -> VideoFrames:
+        """Read one video as the model wants it; see :meth:`Retriever.read_video`."""
+        return await self._read(self.retriever.read_video, path)
+
+    async def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Embed texts; see :meth:`Retriever.encode_texts`."""
+        return await self._read(self.retriever.encode_texts, texts)
+
+    async def encode_videos(self, videos: Sequence[VideoLike]) -> VideoFeatures:
+        """Embed videos; see :meth:`Retriever.encode_videos`."""
+        return await self._read(self.retriever.encode_videos, videos)
+
+    async def encode_frames(
+        self, frames: npt.NDArray[np.uint8], num_frames: npt.NDArray[np.integer[Any]]
+    ) -> VideoFeatures:
+        """Embed videos from prepared frames; see :meth:`Retriever.encode_frames`."""
+        return await self._read(self.retriever.encode_frames, frames, num_frames)
+
+    async def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
+        """Score every text against every video; see :meth:`Retriever.score`."""
+        return await self._read(self.retriever.score, texts, videos)
+
+    # -- life ------------------------------------------------------------------------------
+
     async def close(self) -> None:
-        """Wait for calls that are under way, then free the inference sessions."""
+        """Wait for the calls that are under way, then close the retriever, a given one too.
+
+        Coroutines that begin afterwards raise ClosedError.
+        """
+        self._is_closed = True
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._threads.shutdown)
+        for threads in (self._readers, self._writer):
+            await loop.run_in_executor(None, threads.shutdown)
         await loop.run_in_executor(None, self.retriever.close)
 
     async def __aenter__(self) -> AsyncRetriever:
+        self._check_open()
         return self
 
     async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
-    def _run(self, method: Callable[P, T]) -> Callable[P, asyncio.Future[T]]:
-        def call(*args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-            loop = asyncio.get_running_loop()
-            return loop.run_in_executor(self._threads, partial(method, *args, **kwargs))
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return f"<{type(self).__name__} of {str(self.retriever.bundle.path)!r}, closed>"
+        return f"<{type(self).__name__} of {self.retriever!r}, {self._max_concurrency} at a time>"
 
-        call.__doc__ = method.__doc__
-        return call
+    def __reduce__(self) -> NoReturn:
+        raise InvalidArgumentError(
+            "an AsyncRetriever cannot be pickled or copied; open it in the worker: "
+            f"AsyncRetriever({str(self.retriever.bundle.path)!r}, {self.retriever.gallery.uri!r})"
+        )
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            path = self.retriever.bundle.path
+            raise ClosedError(f"this AsyncRetriever of {path} is closed; open another")
+
+    async def _read(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._check_open()
+        call = partial(method, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+
+    async def _write(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._check_open()
+        call = partial(method, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, call)
+
+
+_DEFAULTS = {
+    "gallery": None,
+    "create": False,
+    "device": "auto",
+    "precision": "auto",
+    "threads": None,
+    "max_batch": 16,
+    "reader": "pyav",
+    "session": None,
+}
+_KINDS = {name: type(value) for name, value in _DEFAULTS.items()}

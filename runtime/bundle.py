@@ -17,7 +17,7 @@ from xclip_deploy.errors import (
     BundleVersionError,
     InvalidArgumentError,
 )
-from xclip_deploy.runtime.arguments import PathName, as_path
+from xclip_deploy.runtime.arguments import PathName, as_member, as_path
 from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import (
     FORMAT,
@@ -83,11 +83,9 @@ class Bundle:
         Raises InvalidArgumentError for a precision that the bundle lacks and
         BundleIntegrityError for an altered file.
         """
-        if precision not in self.manifest.graphs:
-            raise InvalidArgumentError(
-                f"{self.path} has no {precision.value} graphs, only "
-                f"{', '.join(p.value for p in self.precisions)}"
-            )
+        graph = as_member("graph", graph, Graph)
+        precision = as_member("precision", precision, Precision)
+        self._check_precision(precision)
         spec = self.manifest.graphs[precision][graph]
         # Weights over 2 GB stand beside the graph, in files that begin with its name.
         for name in self.manifest.files:
@@ -96,7 +94,13 @@ class Bundle:
         return self._checked(spec.file)
 
     def graph_sha256(self, graph: Graph, precision: Precision) -> str:
-        """SHA-256 that the manifest records for an ONNX graph."""
+        """Return the SHA-256 that the manifest records for an ONNX graph.
+
+        Raises InvalidArgumentError for a precision that the bundle lacks.
+        """
+        graph = as_member("graph", graph, Graph)
+        precision = as_member("precision", precision, Precision)
+        self._check_precision(precision)
         return self.manifest.files[self.manifest.graphs[precision][graph].file].sha256
 
     def tokenizer(self) -> Tokenizer:
@@ -112,6 +116,13 @@ class Bundle:
     def scorer_weights(self) -> ScorerWeights:
         """Read the scorer's learned matrices. Raises BundleIntegrityError."""
         return ScorerWeights.open(self._checked(self.manifest.scorer_weights), self.manifest.model)
+
+    def _check_precision(self, precision: Precision) -> None:
+        if precision not in self.manifest.graphs:
+            raise InvalidArgumentError(
+                f"{self.path} has no {precision.value} graphs, only "
+                f"{', '.join(p.value for p in self.precisions)}"
+            )
 
     def _checked(self, name: str) -> Path:
         """Path of a file whose hash has been compared, once."""

@@ -13,8 +13,11 @@ import numpy.typing as npt
 from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
 from xclip_deploy.runtime.arguments import (
     PathName,
+    as_array,
     as_instance,
     as_sequence,
+    as_texts,
+    as_truth,
     as_whole_number,
     shown,
 )
@@ -32,6 +35,9 @@ from xclip_deploy.runtime.sessions import (
 )
 from xclip_deploy.runtime.sessions.backend import Closable, close_all
 from xclip_deploy.runtime.tokenizer import count_tokens
+
+MAX_BATCH = 1 << 16
+"""Most texts or videos in one run of an encoder that may be asked for."""
 
 
 class DeployedModel:
@@ -58,15 +64,16 @@ class DeployedModel:
         device, backend or precision asked for is not there, MissingExtraError where a library
         is not installed.
         """
-        self.max_batch = as_whole_number("max_batch", max_batch, 1)
+        self.max_batch = as_whole_number("max_batch", max_batch, 1, MAX_BATCH)
+        given = SessionOptions() if options is None else options
+        self._options: SessionOptions = as_instance(
+            "options", given, SessionOptions, "SessionOptions or None"
+        )
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.bundle = bundle
         self.config = bundle.manifest.model
-        self._check_finite = check_finite
+        self._check_finite = as_truth("check_finite", check_finite)
         self.tokenizer = bundle.tokenizer()
-        self._options: SessionOptions = as_instance(
-            "options", options or SessionOptions(), SessionOptions, "SessionOptions"
-        )
         self._is_closed = False
         self._loader: GraphLoader = place(self._options, bundle)
         self._sessions: dict[Graph, Session] = {}
@@ -86,17 +93,15 @@ class DeployedModel:
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embed texts, cut to the model's length. Raises InvalidArgumentError for non-texts."""
-        return self.encode_token_ids(self.tokenizer.encode(texts, self.config.max_words))
+        self._check_open()
+        given = as_texts("texts", texts)
+        return self.encode_token_ids(self.tokenizer.encode(given, self.config.max_words))
 
     def encode_token_ids(self, token_ids: npt.NDArray[np.integer[Any]]) -> TextFeatures:
         """Embed tokenised texts: integer [T, W], as :meth:`Tokenizer.encode` makes them."""
+        self._check_open()
         words = self.config.max_words
-        is_integer = np.issubdtype(token_ids.dtype, np.integer)
-        if not is_integer or token_ids.ndim != 2 or token_ids.shape[1] != words:
-            raise InvalidArgumentError(
-                f"token_ids is {token_ids.dtype} {list(token_ids.shape)}, "
-                f"expected integers [texts, {words}]"
-            )
+        as_array("token_ids", token_ids, np.integer, (None, words), f"integers [texts, {words}]")
         vocab_size = self.config.text.vocab_size
         if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
             raise InvalidArgumentError(
@@ -116,18 +121,12 @@ class DeployedModel:
         ``num_frames``: integer [V], from 1 to F. Raises InvalidArgumentError.
         """
         size, most = self.config.vision.image_size, self.config.max_frames
-        expected = (most, size, size, 3)
-        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1:] != expected:
-            raise InvalidArgumentError(
-                f"frames is {frames.dtype} {list(frames.shape)}, expected uint8 "
-                f"[videos, {most}, {size}, {size}, 3]"
-            )
-        is_integer = np.issubdtype(num_frames.dtype, np.integer)
-        if not is_integer or num_frames.shape != frames.shape[:1]:
-            raise InvalidArgumentError(
-                f"num_frames is {num_frames.dtype} {list(num_frames.shape)}, "
-                f"expected integers [{len(frames)}], one a video"
-            )
+        self._check_open()
+        shape = (None, most, size, size, 3)
+        expected = f"uint8 [videos, {most}, {size}, {size}, 3]"
+        as_array("frames", frames, np.uint8, shape, expected)
+        count = len(frames)
+        as_array("num_frames", num_frames, np.integer, (count,), f"integers [{count}], one a video")
         if num_frames.size and not 1 <= num_frames.min() <= num_frames.max() <= most:
             raise InvalidArgumentError(
                 f"num_frames runs from {num_frames.min()} to {num_frames.max()}, "
@@ -141,6 +140,7 @@ class DeployedModel:
 
     def encode_videos(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each."""
+        self._check_open()
         given = as_sequence("videos", videos, "arrays of frames")
         # Padded a batch at a time: all at once, a thousand videos would take gigabytes.
         parts = [self._encode_batch(given[rows]) for rows in slices(len(given), self.max_batch)]
@@ -164,6 +164,8 @@ class DeployedModel:
 
         Raises SessionError where a score is NaN or infinite.
         """
+        self._check_open()
+        self._check_features(texts, videos)
         names = ("logits", *(grain.value for grain in self.config.grains))
         scores = {name: np.empty((len(texts), len(videos)), dtype=np.float32) for name in names}
         if not len(texts) or not len(videos):
@@ -187,8 +189,10 @@ class DeployedModel:
         where it does not fit, SessionError.
         """
         keeps = self._loader.keeps_gallery and self._options.resident_gallery
-        if not (keeps and len(texts) and len(videos)):
+        is_filled = isinstance(videos, VideoFeatures) and len(videos) > 0
+        if not (keeps and is_filled and isinstance(texts, TextFeatures) and len(texts)):
             return self.score(texts, videos)
+        self._check_features(texts, videos)
         return self._checked_scores(self._gallery().score(texts, videos), texts, videos)
 
     def load(self) -> None:
@@ -229,10 +233,9 @@ class DeployedModel:
         self.close()
 
     def __repr__(self) -> str:
-        placement = self.placement
-        where = f"{placement.arithmetic.name} by {placement.backend} on {placement.device_name}"
         state = ", closed" if self._is_closed else ""
-        return f"<{type(self).__name__} of {str(self.bundle.path)!r} ({where}{state})>"
+        what = f"{self.placement.summary}{state}"
+        return f"<{type(self).__name__} of {str(self.bundle.path)!r} ({what})>"
 
     def __reduce__(self) -> NoReturn:
         raise InvalidArgumentError(
@@ -243,6 +246,18 @@ class DeployedModel:
     def _check_open(self) -> None:
         if self._is_closed:
             raise ClosedError(f"this model of {self.bundle.path} is closed; open another")
+
+    def _check_features(self, texts: object, videos: object) -> None:
+        """Refuse features of another kind or of another model's dimensions."""
+        as_instance("texts", texts, TextFeatures, "TextFeatures")
+        as_instance("videos", videos, VideoFeatures, "VideoFeatures")
+        config = self.config
+        lengths = {"sentence_features": (), "word_features": (config.max_words,)}
+        lengths |= {"video_features": (), "frame_features": (config.max_frames,)}
+        for name, length in lengths.items():
+            found = getattr(videos if name in ("video_features", "frame_features") else texts, name)
+            shape = (None, *length, config.embed_dim)
+            as_array(name, found, np.floating, shape, f"decimal numbers {list(shape)}")
 
     def _session(self, graph: Graph) -> Session:
         with self._lock:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.presentation import brief
 
 SCORER_ELEMENTS = 1 << 22
 """Word-frame similarities scored at once: 16 MiB in each of the scorer's FP32 arrays."""
@@ -22,7 +23,7 @@ _TEXTS_AT_ONCE = 64
 """Texts whose word embeddings are in memory at once: 64 x 32 x 512 FP32 numbers are 4 MiB."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextFeatures:
     """Embeddings of T texts."""
 
@@ -41,8 +42,11 @@ class TextFeatures:
             self.sentence_features[index], self.word_features[index], self.num_words[index]
         )
 
+    def __repr__(self) -> str:
+        return brief(self, **vars(self))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class VideoFeatures:
     """Embeddings of V videos."""
 
@@ -61,6 +65,9 @@ class VideoFeatures:
             self.video_features[index], self.frame_features[index], self.num_frames[index]
         )
 
+    def __repr__(self) -> str:
+        return brief(self, **vars(self))
+
     @classmethod
     def concatenate(cls, parts: Sequence[VideoFeatures]) -> VideoFeatures:
         """Join along V; at least one part."""
@@ -71,7 +78,7 @@ class VideoFeatures:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Similarities of T texts to V videos."""
 
@@ -79,6 +86,9 @@ class Scores:
     """[T, V]: exp(logit_scale) times the mean of the grains."""
     grains: dict[str, npt.NDArray[np.float32]]
     """Grain name to its similarity [T, V], for the grains that the model has."""
+
+    def __repr__(self) -> str:
+        return brief(self, logits=self.logits, grains=list(self.grains))
 
 
 def texts_at_once(config: ModelConfig, elements: int = SCORER_ELEMENTS) -> int:

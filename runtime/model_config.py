@@ -7,10 +7,12 @@ it and the runtime reads it.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import shown
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS, Grain
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -53,9 +55,38 @@ class Family(str, Enum):
 
 
 class FrozenModel(BaseModel):
-    """Base of what is read from and written to our files: immutable, nothing unknown taken."""
+    """Base class of records: immutable, checked, and without unknown fields.
+
+    The constructor raises InvalidArgumentError. ``model_validate``, which reads files, raises
+    pydantic's ValidationError for the caller to name the file in.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, /, **data: Any) -> None:  # noqa: ANN401 - pydantic's own signature
+        """Check the fields. Raises InvalidArgumentError in one line."""
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise InvalidArgumentError(first_fault(error)) from error
+
+    # Pydantic then builds the parts of a record without this constructor, so that a fault in a
+    # part counts as one of the whole record.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def first_fault(error: ValidationError) -> str:
+    """Describe the first fault that pydantic found, in one line."""
+    fault = error.errors(include_url=False)[0]
+    where = ".".join([error.title, *map(str, fault["loc"])])
+    message = " ".join(fault["msg"].split())
+    if fault["type"] == "missing":
+        return f"{where} is missing; expected a value"
+    if fault["type"] == "extra_forbidden":
+        return f"{error.title} has no field {str(fault['loc'][-1])!r}"
+    if fault["type"] == "value_error":
+        return f"{where}: {message.removeprefix('Value error, ')}"[:1000]
+    return f"{where} is {shown(fault['input'])}: {message}"[:1000]
 
 
 class VisionConfig(FrozenModel):

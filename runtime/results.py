@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 from xclip_deploy.runtime.grains import Grain
+from xclip_deploy.runtime.presentation import brief, html_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +99,10 @@ class SearchResult:
     near_identical: tuple[str, ...] = ()
     """Ids of hits that were left out for being nearly the same, with ``deduplicate``."""
 
+    def __repr__(self) -> str:
+        time_s = self.best_frame_time_s
+        return brief(self, rank=self.rank, id=self.id, score=self.score, best_frame_time_s=time_s)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain dictionaries and numbers, for JSON."""
         grains = None if self.grains is None else self.grains.to_dict()
@@ -133,6 +138,26 @@ class SearchResults(Sequence[SearchResult]):
 
     def __iter__(self) -> Iterator[SearchResult]:
         return iter(self.hits)
+
+    def __repr__(self) -> str:
+        return brief(
+            self,
+            hits=len(self.hits),
+            best=self.hits[0].id if self.hits else None,
+            method=self.method,
+            num_scored=self.num_scored,
+            num_videos=self.num_videos,
+        )
+
+    def _repr_html_(self) -> str:
+        fields = ("rank", "id", "score", "best_frame_time_s", "duration_s")
+        names = dict.fromkeys(name for hit in self.hits for name in hit.metadata)
+        rows = (
+            (*(getattr(hit, name) for name in fields), *(hit.metadata.get(n) for n in names))
+            for hit in self.hits
+        )
+        title = f"{len(self.hits)} of {self.num_videos} videos, {self.method}: {self.reason}"
+        return html_table(title, [*fields, *names], rows, len(self.hits))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain dictionaries, lists and numbers, for JSON."""

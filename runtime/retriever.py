@@ -12,16 +12,14 @@ import numpy.typing as npt
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     PathName,
+    as_instance,
     as_number,
     as_path,
-    as_paths,
-    as_sequence,
     as_text,
     as_texts,
     as_truth,
 )
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence import (
     Contrast,
@@ -32,16 +30,8 @@ from xclip_deploy.runtime.evidence import (
 )
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
-from xclip_deploy.runtime.indexing import (
-    IndexReport,
-    IndexSettings,
-    OnDuplicate,
-    Task,
-    index_frames,
-    index_videos,
-    open_sources,
-)
-from xclip_deploy.runtime.progress import ProgressFunction, progress_function
+from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, add_videos
+from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
     Query,
@@ -59,10 +49,9 @@ from xclip_deploy.runtime.video import (
     VideoFrames,
     VideoLike,
     VideoReader,
-    are_frames,
+    frames_of,
     read_frames,
     read_image,
-    take_frames,
 )
 
 if TYPE_CHECKING:
@@ -108,12 +97,7 @@ class Retriever:
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
-        if session is not None and (device, precision, threads) != ("auto", "auto", None):
-            raise InvalidArgumentError(
-                f"device {device!r}, precision {precision!r} and threads {threads!r} were given "
-                "beside session; expected them in it alone"
-            )
-        options = session or SessionOptions(device=device, precision=precision, threads=threads)
+        options = SessionOptions.of(device, precision, threads, session)
         as_truth("create", create)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
@@ -167,27 +151,19 @@ class Retriever:
         GalleryError, InvalidArgumentError.
         """
         self._check_open()
-        if are_frames(videos):
-            if prune:
-                raise InvalidArgumentError("prune is for files; expected none for frames in memory")
-            return index_frames(
-                self.gallery, self.encode_videos, self.reading, videos, ids, metadata, on_duplicate
-            )
-        sources = open_sources(as_paths("videos", videos), ids, metadata)
-        with (
-            DecoderPool[Task](self.reading, workers=workers, timeout_s=timeout_s) as pool,
-            progress_function(progress) as report,
-        ):
-            return index_videos(
-                sources,
-                self.gallery,
-                self.model.encode_videos,
-                pool,
-                on_duplicate=on_duplicate,
-                prune=prune,
-                settings=IndexSettings(max_batch=self.model.max_batch),
-                progress=report,
-            )
+        return add_videos(
+            self.gallery,
+            self.model,
+            self.reading,
+            videos,
+            ids=ids,
+            metadata=metadata,
+            on_duplicate=on_duplicate,
+            prune=prune,
+            workers=workers,
+            timeout_s=timeout_s,
+            progress=progress,
+        )
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
         """Add videos that were encoded elsewhere with the same model, all or none.
@@ -257,11 +233,11 @@ class Retriever:
         word, a filter that is not understood or a number out of range; GalleryError.
         """
         as_text("text", text)
+        weight = as_number("video_weight", video_weight, 0, 1)
         chosen = SearchOptions.of(k, options)
         if video is None:
             return self._search_texts([text], chosen)[0]
-        weight = as_number("video_weight", video_weight, 0, 1)
-        query = Query(self._encode_words([text]), self._encode_query(video), weight)
+        query = Query(self._encode_words([text]), self.encode_videos([video]), weight)
         return self._searcher.search([query], self._snapshot(), chosen)[0]
 
     @spells_out(SearchKeywords)
@@ -283,7 +259,7 @@ class Retriever:
         :class:`SearchOptions`. Raises VideoError, InvalidArgumentError, GalleryError.
         """
         chosen = SearchOptions.of(k, options)
-        query = Query(None, self._encode_query(video))
+        query = Query(None, self.encode_videos([video]))
         return self._searcher.search([query], self._snapshot(), chosen)[0]
 
     @spells_out(SimilarityKeywords)
@@ -296,8 +272,7 @@ class Retriever:
         [height, width, 3]. The rest and errors as for :meth:`search_by_video`.
         """
         self._check_open()
-        frame = read_image(image, self.reading.image_size)
-        return self.search_by_video(frame, k, **options)
+        return self.search_by_video(read_image(image, self.reading.image_size), k, **options)
 
     def query_bank(self, texts: Sequence[str]) -> QueryBank:
         """Encode the texts of a bank that scores are calibrated over."""
@@ -320,9 +295,8 @@ class Retriever:
         nothing of. Raises GalleryError for a video that is not there, InvalidArgumentError for a
         text without a word.
         """
-        weights = self._scorer_weights()
-        hits = [a] if b is None else [a, b]
-        found = explain_hits(query, hits, self._snapshot(), self.model, weights)
+        snapshot, hits = self._snapshot(), [a] if b is None else [a, b]
+        found = explain_hits(query, hits, snapshot, self.model, self._scorer_weights())
         return found[0] if b is None else Contrast(*found)
 
     def plot_explanation(self, explanation: Explanation | Contrast, path: PathName) -> None:
@@ -332,6 +306,10 @@ class Retriever:
         are grey, and the picture says so. Raises MissingExtraError without matplotlib,
         InvalidArgumentError where ``path`` cannot be written.
         """
+        self._check_open()
+        as_instance(
+            "explanation", explanation, (Explanation, Contrast), "what retriever.explain gives"
+        )
         plot_explanation(explanation, as_path("path", path), self.read_video)
 
     # -- for pipelines of one's own --------------------------------------------------------
@@ -343,8 +321,7 @@ class Retriever:
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embed any number of texts. Raises InvalidArgumentError for what is no text."""
-        self._check_open()
-        return self.model.encode_texts(as_texts("texts", texts))
+        return self.model.encode_texts(texts)
 
     def encode_videos(self, videos: Sequence[VideoLike]) -> VideoFeatures:
         """Embed any number of videos.
@@ -354,19 +331,16 @@ class Retriever:
         VideoError, InvalidArgumentError.
         """
         self._check_open()
-        given = as_sequence("videos", videos, "videos")
-        return self.model.encode_videos([self._frames(video).frames for video in given])
+        return self.model.encode_videos(frames_of(videos, self.reading))
 
     def encode_frames(
         self, frames: npt.NDArray[np.uint8], num_frames: npt.NDArray[np.integer[Any]]
     ) -> VideoFeatures:
         """Embed videos from frames of one's own: see :meth:`DeployedModel.encode_frames`."""
-        self._check_open()
         return self.model.encode_frames(frames, num_frames)
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score every text against every video: logits and grains, each [T, V]."""
-        self._check_open()
         return self.model.score(texts, videos)
 
     # -- life ------------------------------------------------------------------------------
@@ -374,7 +348,7 @@ class Retriever:
     def close(self) -> None:
         """Free the sessions, and the gallery unless it was given opened.
 
-        Using the retriever afterwards raises ClosedError.
+        A retriever that is used afterwards raises ClosedError. Closing it twice does no harm.
         """
         if self._is_closed:
             return
@@ -396,12 +370,8 @@ class Retriever:
         name = type(self).__name__
         if self._is_closed:
             return f"<{name} of {str(self.bundle.path)!r}, closed>"
-        placement = self.model.placement
-        where = f"{placement.arithmetic.name} by {placement.backend} on {placement.device_name}"
-        return (
-            f"<{name} of {str(self.bundle.path)!r} ({self.bundle.manifest.model.family.value}, "
-            f"{where}), {self.gallery!r}>"
-        )
+        what = f"{self.bundle.manifest.model.family.value}, {self.model.placement.summary}"
+        return f"<{name} of {str(self.bundle.path)!r} ({what}), {self.gallery!r}>"
 
     def __reduce__(self) -> NoReturn:
         raise InvalidArgumentError(
@@ -417,12 +387,6 @@ class Retriever:
         self._check_open()
         return self.gallery.snapshot()
 
-    def _frames(self, video: object) -> VideoFrames:
-        """Take one video, from a file or from memory."""
-        if isinstance(video, (VideoFrames, np.ndarray)):
-            return take_frames(video, self.reading)
-        return read_frames(as_path("video", video), self.reading)
-
     def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
         features = self._encode_words(texts)
         queries = [Query(features[n : n + 1]) for n in range(len(features))]
@@ -431,8 +395,5 @@ class Retriever:
     def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
         for text in texts:
             if not clean_text(text):
-                raise InvalidArgumentError(f"the text {text!r} holds no word to search for")
+                raise InvalidArgumentError(f"the text {text!r:.200} holds no word to search for")
         return self.encode_texts(texts)
-
-    def _encode_query(self, video: VideoLike) -> VideoFeatures:
-        return self.encode_videos([video])

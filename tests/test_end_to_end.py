@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from xclip_deploy import FrameSampling, Tokenizer, load_checkpoint, read_video
+from xclip_deploy import FrameSampling, load_checkpoint, read_video
+from xclip_deploy.runtime.tokenizer import Tokenizer
 
 QUERY = "a woman plays with a dog"
 

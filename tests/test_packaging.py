@@ -72,7 +72,8 @@ def test_the_extras_that_messages_name_exist() -> None:
 def test_all_is_sorted_and_complete() -> None:
     names = xclip_deploy.__all__
     assert names == sorted(names)
-    assert set(names) == {*xclip_deploy._MODULE_OF, "MissingExtraError", "XclipDeployError"}
+    assert set(names) == {*xclip_deploy._MODULE_OF, "XclipDeployError"}
+    assert len(names) <= 30
     assert dir(xclip_deploy) == names
 
 
@@ -81,6 +82,17 @@ def test_a_public_name(name: str) -> None:
     value = getattr(xclip_deploy, name)
     assert value.__module__.startswith("xclip_deploy.")
     assert inspect.getdoc(value), f"{name} has no docstring"
+
+
+def test_the_documented_submodules_have_the_names() -> None:
+    lines = re.findall(
+        r"^    (xclip_deploy\.\S+) +([A-Z]\w+(?:, \w+)*)$", xclip_deploy.__doc__ or "", re.M
+    )
+    assert len(lines) > 20
+    for module, names in lines:
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+            assert name not in xclip_deploy.__all__
 
 
 def test_another_name() -> None:

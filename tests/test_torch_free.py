@@ -125,7 +125,8 @@ def test_evaluate_a_checkpoint_without_torch(
     printed = run(
         """
 block(*HEAVY)
-from xclip_deploy import MissingExtraError, evaluate, open_dataset
+from xclip_deploy import evaluate, open_dataset
+from xclip_deploy.errors import MissingExtraError
 
 _, checkpoint, annotations, videos = sys.argv
 split = open_dataset("folder", "test", annotations, videos)
@@ -183,11 +184,11 @@ def test_what_needs_torch_says_what_to_install(name: str, extra: str) -> None:
     printed = run(
         f"""
 block(*HEAVY)
-import xclip_deploy
+from xclip_deploy.errors import MissingExtraError
 
 try:
     from xclip_deploy import {name}
-except xclip_deploy.MissingExtraError as error:
+except MissingExtraError as error:
     assert isinstance(error, ImportError)
     print(error)
 """
@@ -220,7 +221,9 @@ def test_without_onnxruntime(bundle_path: Path) -> None:
     printed = run(
         """
 block("onnxruntime", *HEAVY)
-from xclip_deploy import Bundle, MissingExtraError, Retriever, Tokenizer
+from xclip_deploy import Bundle, Retriever
+from xclip_deploy.errors import MissingExtraError
+from xclip_deploy.runtime.tokenizer import Tokenizer
 
 Bundle.open(sys.argv[1]).verify()
 Tokenizer.default().encode(["a dog"], 32)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import PathName, as_path, as_text, as_texts
 from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.model_config import (
     FrozenModel,
@@ -194,7 +195,7 @@ small model that learns generated videos from random weights in minutes on a CPU
 
 
 def resolve_config(
-    preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()
+    preset: str | None = None, file: PathName | None = None, overrides: Sequence[str] = ()
 ) -> TrainConfig:
     """Put a configuration together: defaults, then preset, then file, then overrides.
 
@@ -204,12 +205,14 @@ def resolve_config(
     """
     content: dict[str, Any] = {}
     if preset is not None:
-        if preset not in PRESETS:
-            raise InvalidArgumentError(f"preset {preset!r}: expected one of {', '.join(PRESETS)}")
+        if as_text("preset", preset) not in PRESETS:
+            raise InvalidArgumentError(
+                f"preset {preset!r:.200}: expected one of {', '.join(PRESETS)}"
+            )
         _merge(content, PRESETS[preset])
     if file is not None:
-        _merge(content, _read(file))
-    for override in overrides:
+        _merge(content, _read(as_path("file", file)))
+    for override in as_texts("overrides", overrides):
         _merge(content, _parse(override))
     try:
         # Through JSON, whose lists and texts pydantic turns into tuples, paths and choices.
@@ -248,7 +251,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _parse(override: str) -> dict[str, Any]:
     name, separator, text = override.partition("=")
     if not separator or not name:
-        raise InvalidArgumentError(f"override {override!r}: expected section.name=value")
+        raise InvalidArgumentError(f"override {override!r:.200}: expected section.name=value")
     try:
         value: Any = json.loads(text)
     except ValueError:

@@ -11,6 +11,13 @@ from typing import Any
 import torch
 
 from xclip_deploy.errors import InvalidArgumentError, TrainingError
+from xclip_deploy.runtime.arguments import (
+    PathName,
+    as_callback,
+    as_instance,
+    as_path,
+    as_truth,
+)
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.training.checkpoints import load_checkpoint
@@ -69,7 +76,7 @@ class TrainResult:
 
 def train(
     config: TrainConfig,
-    output: str | Path,
+    output: PathName,
     *,
     resume: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
@@ -85,8 +92,13 @@ def train(
     is not finite (the batch is then listed in ``failed_batch.json``), gradients that overflow
     FP16 at any loss scale, or a folder that cannot be written.
     """
+    as_instance("config", config, TrainConfig, "a TrainConfig, as resolve_config gives")
+    folder = as_path("output", output)
+    as_truth("resume", resume)
+    as_callback("on_step", on_step)
+    as_callback("on_preparation", on_preparation)
     with process_group():
-        return _Run(config, Path(output), resume, on_step, on_preparation).train()
+        return _Run(config, folder, resume, on_step, on_preparation).train()
 
 
 class _Run:

@@ -5,8 +5,36 @@
 >>> retriever.add(["videos/"])                       # doctest: +SKIP
 >>> retriever.search("a dog on a leash", k=5)        # doctest: +SKIP
 
-Everything public is named in ``__all__`` and loaded when it is first used: importing the
-package is fast, and using the runtime needs no PyTorch.
+What most programs need is named in ``__all__``. Names are loaded when they are first used:
+importing the package is fast, and the runtime needs no PyTorch. The rest of the public interface
+is imported from its submodule::
+
+    xclip_deploy.errors                 every error; their tree and exit statuses
+    xclip_deploy.runtime.arguments      PathName
+    xclip_deploy.runtime.benchmark      Benchmark, BenchmarkPlan, Measurement
+    xclip_deploy.runtime.datasets       Split, SplitVideo, DATASETS
+    xclip_deploy.runtime.engine_set     BuildOptions, EngineSet, read_engine_set
+    xclip_deploy.runtime.evaluation     Evaluation, Matcher, evaluate_matcher
+    xclip_deploy.runtime.evidence       Contrast, Moment, draw_explanation
+    xclip_deploy.runtime.features       Scores
+    xclip_deploy.runtime.gallery        GalleryStats, MetadataValue, Snapshot, VideoFile
+    xclip_deploy.runtime.indexing       IndexReport
+    xclip_deploy.runtime.manifest       Graph, Manifest, Precision
+    xclip_deploy.runtime.metrics        RetrievalMetrics, RetrievalResult, retrieval_metrics
+    xclip_deploy.runtime.progress       Progress, ProgressFunction
+    xclip_deploy.runtime.results        FailedVideo, GrainScores
+    xclip_deploy.runtime.search         SearchOptions
+    xclip_deploy.runtime.sessions       Placement
+    xclip_deploy.runtime.tokenizer      Tokenizer
+    xclip_deploy.runtime.video          ImageLike, VideoLike, VideoReading
+    xclip_deploy.training.checkpoints   Checkpoint, save_checkpoint
+    xclip_deploy.training.config        TrainConfig
+    xclip_deploy.training.torch_matcher TorchMatcher
+    xclip_deploy.training.trainer       StepReport, TrainResult
+    xclip_deploy.export.exporter        ExportResult
+    xclip_deploy.export.tensorrt        BatchRange, BuildResult, EngineShapes
+    xclip_deploy.export.triton          TritonExport
+    xclip_deploy.export.verification    Certificate
 """
 
 from __future__ import annotations
@@ -18,70 +46,67 @@ from xclip_deploy.errors import MissingExtraError, XclipDeployError
 
 if TYPE_CHECKING:
     from xclip_deploy.evaluation import evaluate
-    from xclip_deploy.export.exporter import ExportResult, export_bundle
-    from xclip_deploy.export.tensorrt import BatchRange, BuildResult, EngineShapes, build_engines
-    from xclip_deploy.export.triton import TritonExport, export_triton
-    from xclip_deploy.export.verification import Certificate, verify_bundle
+    from xclip_deploy.export.exporter import export_bundle
+    from xclip_deploy.export.tensorrt import build_engines
+    from xclip_deploy.export.triton import export_triton
+    from xclip_deploy.export.verification import verify_bundle
     from xclip_deploy.runtime.async_retriever import AsyncRetriever
-    from xclip_deploy.runtime.benchmark import Benchmark, BenchmarkPlan, benchmark_sessions
+    from xclip_deploy.runtime.benchmark import benchmark_sessions
     from xclip_deploy.runtime.bundle import Bundle
-    from xclip_deploy.runtime.datasets import Split, SplitVideo, open_dataset
+    from xclip_deploy.runtime.datasets import open_dataset
     from xclip_deploy.runtime.deployed_model import DeployedModel
-    from xclip_deploy.runtime.engine_set import BuildOptions
-    from xclip_deploy.runtime.evaluation import Evaluation
-    from xclip_deploy.runtime.evidence import Contrast, Explanation
-    from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-    from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, VideoFile
-    from xclip_deploy.runtime.indexing import IndexReport
-    from xclip_deploy.runtime.manifest import Precision
-    from xclip_deploy.runtime.metrics import RetrievalMetrics, RetrievalResult, retrieval_metrics
-    from xclip_deploy.runtime.results import (
-        FailedVideo,
-        GrainScores,
-        SearchResult,
-        SearchResults,
-    )
+    from xclip_deploy.runtime.evidence import Explanation
+    from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+    from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
+    from xclip_deploy.runtime.results import SearchResult, SearchResults
     from xclip_deploy.runtime.retriever import Retriever
     from xclip_deploy.runtime.search import QueryBank
     from xclip_deploy.runtime.sessions import SessionOptions
-    from xclip_deploy.runtime.tokenizer import Tokenizer
     from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video
-    from xclip_deploy.training.checkpoints import Checkpoint, CheckpointOptions, load_checkpoint
-    from xclip_deploy.training.config import TrainConfig, resolve_config
-    from xclip_deploy.training.torch_matcher import TorchMatcher
-    from xclip_deploy.training.trainer import StepReport, TrainResult, train
+    from xclip_deploy.training.checkpoints import CheckpointOptions, load_checkpoint
+    from xclip_deploy.training.config import resolve_config
+    from xclip_deploy.training.trainer import train
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "evaluation": ("evaluate",),
-    "export.exporter": ("ExportResult", "export_bundle"),
-    "export.tensorrt": ("BatchRange", "BuildResult", "EngineShapes", "build_engines"),
-    "export.triton": ("TritonExport", "export_triton"),
-    "export.verification": ("Certificate", "verify_bundle"),
+    "export.exporter": ("export_bundle",),
+    "export.tensorrt": ("build_engines",),
+    "export.triton": ("export_triton",),
+    "export.verification": ("verify_bundle",),
     "runtime.async_retriever": ("AsyncRetriever",),
-    "runtime.benchmark": ("Benchmark", "BenchmarkPlan", "benchmark_sessions"),
+    "runtime.benchmark": ("benchmark_sessions",),
     "runtime.bundle": ("Bundle",),
-    "runtime.datasets": ("Split", "SplitVideo", "open_dataset"),
+    "runtime.datasets": ("open_dataset",),
     "runtime.deployed_model": ("DeployedModel",),
-    "runtime.engine_set": ("BuildOptions",),
-    "runtime.evaluation": ("Evaluation",),
-    "runtime.evidence": ("Contrast", "Explanation"),
-    "runtime.features": ("Scores", "TextFeatures", "VideoFeatures"),
-    "runtime.gallery": ("Gallery", "GalleryVideo", "VideoFile"),
-    "runtime.manifest": ("Precision",),
-    "runtime.metrics": ("RetrievalMetrics", "RetrievalResult", "retrieval_metrics"),
-    "runtime.indexing": ("IndexReport",),
-    "runtime.results": ("FailedVideo", "GrainScores", "SearchResult", "SearchResults"),
+    "runtime.evidence": ("Explanation",),
+    "runtime.features": (
+        "TextFeatures",
+        "VideoFeatures",
+    ),
+    "runtime.gallery": (
+        "Gallery",
+        "GalleryVideo",
+    ),
+    "runtime.results": (
+        "SearchResult",
+        "SearchResults",
+    ),
     "runtime.retriever": ("Retriever",),
     "runtime.search": ("QueryBank",),
     "runtime.sessions": ("SessionOptions",),
-    "runtime.tokenizer": ("Tokenizer",),
-    "runtime.video": ("FrameSampling", "VideoFrames", "read_video"),
-    "training.checkpoints": ("Checkpoint", "CheckpointOptions", "load_checkpoint"),
-    "training.config": ("TrainConfig", "resolve_config"),
-    "training.torch_matcher": ("TorchMatcher",),
-    "training.trainer": ("StepReport", "TrainResult", "train"),
+    "runtime.video": (
+        "FrameSampling",
+        "VideoFrames",
+        "read_video",
+    ),
+    "training.checkpoints": (
+        "CheckpointOptions",
+        "load_checkpoint",
+    ),
+    "training.config": ("resolve_config",),
+    "training.trainer": ("train",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _EXTRA_OF_PACKAGE = {
@@ -96,48 +121,20 @@ _EXTRA_OF_PACKAGE = {
 
 __all__ = [
     "AsyncRetriever",
-    "BatchRange",
-    "Benchmark",
-    "BenchmarkPlan",
-    "BuildOptions",
-    "BuildResult",
     "Bundle",
-    "Certificate",
-    "Checkpoint",
     "CheckpointOptions",
-    "Contrast",
     "DeployedModel",
-    "EngineShapes",
-    "Evaluation",
     "Explanation",
-    "ExportResult",
-    "FailedVideo",
     "FrameSampling",
     "Gallery",
     "GalleryVideo",
-    "GrainScores",
-    "IndexReport",
-    "MissingExtraError",
-    "Precision",
     "QueryBank",
-    "RetrievalMetrics",
-    "RetrievalResult",
     "Retriever",
-    "Scores",
     "SearchResult",
     "SearchResults",
     "SessionOptions",
-    "Split",
-    "SplitVideo",
-    "StepReport",
     "TextFeatures",
-    "Tokenizer",
-    "TorchMatcher",
-    "TrainConfig",
-    "TrainResult",
-    "TritonExport",
     "VideoFeatures",
-    "VideoFile",
     "VideoFrames",
     "XclipDeployError",
     "benchmark_sessions",
@@ -149,7 +146,6 @@ __all__ = [
     "open_dataset",
     "read_video",
     "resolve_config",
-    "retrieval_metrics",
     "train",
     "verify_bundle",
 ]

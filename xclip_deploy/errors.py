@@ -54,6 +54,20 @@ class XclipDeployError(Exception):
 
     exit_code = 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the message and the attributes, whatever arguments a subclass is made with."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    kind: type[XclipDeployError], args: tuple[object, ...], attributes: dict[str, Any]
+) -> XclipDeployError:
+    """Make an error anew from its message and attributes, past the constructor of its class."""
+    error = kind.__new__(kind, *args)
+    super(XclipDeployError, error).__init__(*args)  # ImportError keeps its message there
+    error.__dict__.update(attributes)
+    return error
+
 
 class InvalidArgumentError(XclipDeployError, ValueError):
     """An argument has a value that the function or command cannot take."""

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
+from xclip_deploy.runtime.arguments import (
+    MAX_THREADS,
+    as_callback,
+    as_instance,
+    as_path,
+    as_truth,
+    as_whole_number,
+    shown,
+)
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.deployed_model import DeployedModel
@@ -25,6 +33,7 @@ from xclip_deploy.runtime.evaluation import (
     evaluate_matcher,
 )
 from xclip_deploy.runtime.manifest import MANIFEST_NAME
+from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.video import VideoReader
@@ -87,6 +96,11 @@ def evaluate(
         InvalidArgumentError: an argument is out of range or not for this kind of model.
         MissingExtraError: the package that the model or reader needs is not installed.
     """
+    as_instance("split", split, Split, "a Split, as open_dataset gives")
+    as_truth("dual_softmax", dual_softmax)
+    if workers is not None:
+        workers = as_whole_number("workers", workers, 1, MAX_THREADS)
+    as_callback("progress", progress)
     common = EvaluationOptions(
         frames=frames,
         dual_softmax_temperature=dual_softmax_temperature if dual_softmax else None,
@@ -98,14 +112,9 @@ def evaluate(
     )
     if frames_per_second is not None:
         common["frames_per_second"] = frames_per_second
-    is_chosen = (device, precision, threads) != ("auto", "auto", None)
-    if session is not None and is_chosen:
-        raise InvalidArgumentError(
-            "device, precision or threads were given beside session; expected them in it alone"
-        )
-    wanted = session or SessionOptions(device, precision, threads)
+    wanted = SessionOptions.of(device, precision, threads, session)
     if isinstance(model, (str, PathLike)):
-        path = Path(model)
+        path = as_path("model", model)
         if not (path / MANIFEST_NAME).is_file():
             unread = sorted(wanted.changed().keys() - {"device", "precision", "threads"})
             if unread:
@@ -135,10 +144,14 @@ def evaluate(
         )
     if isinstance(model, Bundle):
         return evaluate_bundle(model, split, wanted, common)
-    if is_chosen or session is not None:
+    if wanted.changed() or session is not None:
         raise InvalidArgumentError(
             "device, precision, threads and session are for a path or a bundle; an opened model "
             "has its own"
+        )
+    if not isinstance(getattr(model, "config", None), ModelConfig):
+        raise InvalidArgumentError(
+            f"model is {shown(model)}; expected a path, a Bundle, a DeployedModel or a TorchMatcher"
         )
     if isinstance(model, DeployedModel):
         return evaluate_deployed(model, split, common)

@@ -26,6 +26,14 @@ from xclip_deploy.export.tensorrt.plan import build_plan
 from xclip_deploy.export.tensorrt.profiles import EngineShapes
 from xclip_deploy.export.tensorrt.progress import BuildProgress, BuildStep
 from xclip_deploy.export.tensorrt.timing_cache import TimingCacheFile
+from xclip_deploy.runtime.arguments import (
+    as_callback,
+    as_instance,
+    as_member,
+    as_path,
+    as_text,
+    as_truth,
+)
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.engine_set import (
     ENGINES_DIRECTORY,
@@ -122,8 +130,18 @@ def build_engines(
         MissingExtraError: TensorRT is not installed.
         KeyboardInterrupt: on Ctrl-C, when TensorRT has stopped.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-    shapes, options = shapes or EngineShapes(), options or BuildOptions()
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    precision = as_member("precision", precision, Precision)
+    as_text("flavour", flavour)
+    shapes = as_instance("shapes", shapes or EngineShapes(), EngineShapes, "EngineShapes or None")
+    options = as_instance(
+        "options", options or BuildOptions(), BuildOptions, "BuildOptions or None"
+    )
+    if timing_cache is not None:
+        timing_cache = as_path("timing_cache", timing_cache)
+    as_truth("force", force)
+    as_callback("self_test", self_test)
+    as_callback("progress", progress)
     library = load_tensorrt(flavour)
     check_options(library, options, timing_cache=timing_cache is not None)
     sources = graph_sources(bundle, precision)

@@ -27,11 +27,13 @@ from xclip_deploy.export.triton.model_config import (
     tokenizer_config,
 )
 from xclip_deploy.export.triton.sources import Source, engine_sources, onnx_sources
+from xclip_deploy.runtime.arguments import as_choice, as_member, as_path, as_whole_number
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.manifest import Graph, Precision, file_records
 from xclip_deploy.runtime.sessions.registry import Device
 
+_MOST = (1 << 31) - 1  # of a number in Triton's configuration
 _MAX_BATCH = {Graph.VIDEO_ENCODER: 16, Graph.TEXT_ENCODER: 64}
 _SERVER_SIDE = "xclip_deploy.export.triton.server_side"
 
@@ -73,18 +75,27 @@ def export_triton(
     A repository that an earlier export wrote is replaced, in one step. Raises BundleError,
     EngineError, InvalidArgumentError, or ExportError where the folder cannot be written.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-    if backend not in [each.value for each in TritonBackend]:
-        raise InvalidArgumentError(
-            f"backend {backend!r}: expected {', '.join(each.value for each in TritonBackend)}"
-        )
-    backend = TritonBackend(backend)
-    device = device or ("cuda" if backend is TritonBackend.TENSORRT else "cpu")
-    target = Path(output)
-    counts = {"instances": instances, "model_version": model_version}
-    _check_options(backend, device, threads, engines, counts)
-    if queue_delay_us < 0:
-        raise InvalidArgumentError(f"queue_delay_us {queue_delay_us}: expected at least 0")
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    backend = as_member("backend", backend, TritonBackend)
+    if device is None:
+        device = "cuda" if backend is TritonBackend.TENSORRT else "cpu"
+    if precision is not None:
+        precision = as_member("precision", precision, Precision)
+    if engines is not None:
+        engines = as_path("engines", engines)
+    target = as_path("output", output)
+    counts = {
+        "instances": instances,
+        "model_version": model_version,
+        "threads": threads,
+        "max_videos": max_videos,
+        "max_texts": max_texts,
+    }
+    for name, count in counts.items():
+        if count is not None or name in ("instances", "model_version"):
+            as_whole_number(name, count, 1, _MOST)
+    as_whole_number("queue_delay_us", queue_delay_us, 0, _MOST)
+    _check_options(backend, device, threads, engines)
     _check_target(target)
     if backend is TritonBackend.TENSORRT:
         source = engine_sources(bundle, precision, engines)
@@ -157,15 +168,8 @@ def _check_options(
     device: str,
     threads: int | None,
     engines: object,
-    counts: dict[str, int],
 ) -> None:
-    if threads is not None:
-        counts = {**counts, "threads": threads}
-    for name, count in counts.items():
-        if count < 1:
-            raise InvalidArgumentError(f"{name} {count}: expected at least 1")
-    if device not in ("cpu", "cuda"):
-        raise InvalidArgumentError(f"device {device!r}: expected cpu or cuda")
+    as_choice("device", device, Device)
     if backend is TritonBackend.TENSORRT and device == "cpu":
         raise InvalidArgumentError("device cpu: backend tensorrt runs on cuda alone")
     if backend is TritonBackend.TENSORRT and threads is not None:
@@ -197,8 +201,6 @@ def _max_batch(source: Source, graph: Graph, name: str, asked: int | None) -> in
     largest = source.max_batch.get(graph)
     if asked is None:
         return largest or _MAX_BATCH[graph]
-    if asked < 1:
-        raise InvalidArgumentError(f"{name} {asked}: expected at least 1")
     if largest is not None and asked > largest:
         raise InvalidArgumentError(
             f"{name} {asked}: the engine of {graph.value} was built for at most {largest}"

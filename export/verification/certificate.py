@@ -11,6 +11,7 @@ from xclip_deploy.runtime.benchmark.results import Machine
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, Precision, Sha256, Tolerance
 from xclip_deploy.runtime.model_config import FrozenModel, Share
+from xclip_deploy.runtime.presentation import brief
 
 CERTIFICATE_DIRECTORY = "verification"
 """Within a bundle."""
@@ -205,6 +206,15 @@ class Certificate(FrozenModel):
             f"{comparison.run.name}: {failure}"
             for comparison in self.comparisons
             for failure in comparison.failures
+        )
+
+    def __repr__(self) -> str:
+        return brief(
+            self,
+            passed=self.passed,
+            reference=self.reference.name,
+            comparisons=[comparison.run.name for comparison in self.comparisons],
+            failures=len(self.failures),
         )
 
     def require_passed(self) -> None:

@@ -15,7 +15,6 @@ from xclip_deploy.errors import (
     BackendUnavailableError,
     BundleError,
     EngineError,
-    InvalidArgumentError,
     MissingExtraError,
     SessionError,
     VerificationError,
@@ -43,10 +42,21 @@ from xclip_deploy.export.verification.runs import (
     open_reference,
     open_run,
 )
-from xclip_deploy.runtime.arguments import as_whole_number
+from xclip_deploy.runtime.arguments import (
+    MAX_THREADS,
+    as_callback,
+    as_choice,
+    as_instance,
+    as_path,
+    as_share,
+    as_texts,
+    as_truth,
+    as_whole_number,
+)
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.datasets import Split
+from xclip_deploy.runtime.deployed_model import MAX_BATCH
 from xclip_deploy.runtime.engine_set import read_engine_set
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Tolerance
@@ -106,11 +116,22 @@ def verify_bundle(
         MissingExtraError: matplotlib for a report that was asked for, PyTorch for a checkpoint,
             or ONNX Runtime is not installed.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-    if not 0 <= max_unreadable_share <= 1:
-        raise InvalidArgumentError(
-            f"max_unreadable_share is {max_unreadable_share}; expected a share from 0 to 1"
-        )
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    as_share("max_unreadable_share", max_unreadable_share)
+    as_whole_number("max_batch", max_batch, 1, MAX_BATCH)
+    if threads is not None:
+        as_whole_number("threads", threads, 1, MAX_THREADS)
+    for name, path in (("checkpoint", checkpoint), ("videos", videos), ("output", output)):
+        if path is not None:
+            as_path(name, path)
+    if split is not None:
+        as_instance("split", split, Split, "a Split, as open_dataset gives, or None")
+    if texts is not None:
+        texts = as_texts("texts", texts)
+    if report is not None:
+        as_truth("report", report)
+    as_choice("reader", reader, VideoReader)
+    as_callback("progress", progress)
     report = _can_draw() if report is None else report
     if report:
         require_matplotlib()

@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from xclip_deploy.errors import InvalidArgumentError, SessionError, XclipDeployError
+from xclip_deploy.runtime.arguments import (
+    as_callback,
+    as_instance,
+    as_member,
+    as_number,
+    as_sequence,
+    as_whole_number,
+)
 from xclip_deploy.runtime.benchmark.child import Child
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.benchmark.results import (
@@ -27,6 +35,7 @@ from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
 from xclip_deploy.runtime.sessions.registry import registrations
 
 _LONG_RUN_S = 0.1
+_MOST = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -52,18 +61,17 @@ class BenchmarkPlan:
     another session's weights by then, unless runs are so long that it does not show."""
 
     def __post_init__(self) -> None:
+        as_instance("sizes", self.sizes, Mapping, "a mapping of graphs to sizes")
         if not self.sizes or not all(self.sizes.values()):
             raise InvalidArgumentError("sizes: expected at least one graph with one size")
         for graph, sizes in self.sizes.items():
-            for size in sizes:
-                if size < 1:
-                    raise InvalidArgumentError(f"size {size} of {graph.value}: expected at least 1")
-        if not 0 < self.seconds < float("inf"):
-            raise InvalidArgumentError(f"seconds {self.seconds}: expected more than 0")
-        if self.rounds < 1:
-            raise InvalidArgumentError(f"rounds {self.rounds}: expected at least 1")
-        if self.warmup < 0:
-            raise InvalidArgumentError(f"warmup {self.warmup}: expected at least 0")
+            graph = as_member("graph", graph, Graph)
+            for size in as_sequence("sizes", sizes, "sizes"):
+                as_whole_number(f"size of {graph.value}", size, 1, _MOST)
+        if as_number("seconds", self.seconds, 0) == 0:
+            raise InvalidArgumentError("seconds is 0; expected more than 0")
+        as_whole_number("rounds", self.rounds, 1, _MOST)
+        as_whole_number("warmup", self.warmup, 0, _MOST)
 
 
 def benchmark_sessions(
@@ -82,11 +90,18 @@ def benchmark_sessions(
     more at the end. Raises BundleError, InvalidArgumentError, or SessionError (and others of
     opening a session) for a session that was asked for.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-    plan = plan or BenchmarkPlan()
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    plan = as_instance("plan", plan or BenchmarkPlan(), BenchmarkPlan, "a BenchmarkPlan or None")
+    as_callback("progress", progress)
     machine = this_machine()  # before our own load is on it
     is_asked = sessions is not None
-    offered = offers(bundle) if sessions is None else list(sessions)
+    offered: Sequence[SessionOptions | Refusal]
+    if sessions is None:
+        offered = offers(bundle)
+    else:
+        offered = as_sequence("sessions", sessions, "SessionOptions")
+        for each in offered:
+            as_instance("a session", each, SessionOptions, "SessionOptions")
     wanted = [offer for offer in offered if isinstance(offer, SessionOptions)]
     refused = tuple(
         SkippedSession(options=_plain(offer.options), reason=offer.reason)

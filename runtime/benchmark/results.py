@@ -8,6 +8,7 @@ import numpy as np
 
 from xclip_deploy.runtime.manifest import Graph, Sha256
 from xclip_deploy.runtime.model_config import FrozenModel
+from xclip_deploy.runtime.presentation import brief, html_table
 
 ITEMS = {
     Graph.VIDEO_ENCODER: "videos",
@@ -138,3 +139,31 @@ class Benchmark(FrozenModel):
                     entry[f"p{percent}_ms"] = found.percentile_s(percent) * 1e3
                 entry["items_per_s"] = found.items_per_s
         return content
+
+    def __repr__(self) -> str:
+        return brief(
+            self,
+            bundle=self.bundle,
+            model=self.model,
+            sessions=[session.name for session in self.sessions],
+            measurements=len(self.measurements),
+        )
+
+    def _repr_html_(self) -> str:
+        columns = ("session", "graph", "size", "p50_ms", "p99_ms", "items_per_s", "error")
+        rows = [
+            (found.session, found.graph.value, found.size, None, None, None, found.error)
+            if found.error is not None
+            else (
+                found.session,
+                found.graph.value,
+                found.size,
+                found.percentile_s(50) * 1e3,
+                found.percentile_s(99) * 1e3,
+                found.items_per_s,
+                None,
+            )
+            for found in self.measurements
+        ]
+        title = f"{self.model} on {self.machine.cpu}, created {self.created_utc}"
+        return html_table(title, columns, rows, len(rows))

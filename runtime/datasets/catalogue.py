@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import as_path, as_share, as_text
 from xclip_deploy.runtime.datasets.activitynet import read_activitynet
 from xclip_deploy.runtime.datasets.didemo import read_didemo
 from xclip_deploy.runtime.datasets.folder import read_folder
@@ -68,13 +69,13 @@ def open_dataset(
         AmbiguousVideoError: several files match one video, or one file matches several.
         MissingVideosError: more videos than allowed, or all, have no file.
     """
-    if name not in _READERS:
-        raise InvalidArgumentError(f"dataset is {name!r}; expected one of {', '.join(DATASETS)}")
-    if split not in SPLITS:
-        raise InvalidArgumentError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
-    if not 0 <= max_missing_share <= 1:
-        raise InvalidArgumentError(f"max_missing_share is {max_missing_share}; expected 0 to 1")
-    annotated = _READERS[name](Path(annotations), cast("SplitName", split))
-    return match_videos(
-        f"{name}/{split}", annotated, Path(videos), max_missing_share=max_missing_share
-    )
+    if as_text("dataset", name) not in _READERS:
+        raise InvalidArgumentError(
+            f"dataset is {name!r:.200}; expected one of {', '.join(DATASETS)}"
+        )
+    if as_text("split", split) not in SPLITS:
+        raise InvalidArgumentError(f"split is {split!r:.200}; expected one of {', '.join(SPLITS)}")
+    share = as_share("max_missing_share", max_missing_share)
+    annotation_path, folder = as_path("annotations", annotations), as_path("videos", videos)
+    annotated = _READERS[name](annotation_path, cast("SplitName", split))
+    return match_videos(f"{name}/{split}", annotated, folder, max_missing_share=share)

@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import groupby
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, VideoError
+from xclip_deploy.runtime.arguments import (
+    as_choice,
+    as_instance,
+    as_iterable,
+    as_number,
+    as_share,
+    as_whole_number,
+)
 from xclip_deploy.runtime.arrays import check_finite, slices
 from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.evaluation.results import Evaluation, ModelIdentity, VideoProblem
@@ -111,12 +119,13 @@ def evaluate_matcher(
         MissingExtraError: the reader's package is not installed.
     """
     config = matcher.config
-    if not 0 <= max_unreadable_share <= 1:
-        raise InvalidArgumentError(
-            f"max_unreadable_share is {max_unreadable_share}; expected a share from 0 to 1"
-        )
-    if max_batch < 1:
-        raise InvalidArgumentError(f"max_batch {max_batch}: expected at least 1")
+    as_share("max_unreadable_share", max_unreadable_share)
+    as_whole_number("max_batch", max_batch, 1)
+    as_choice("reader", reader, VideoReader)
+    if dual_softmax_temperature is not None:
+        as_number("dual_softmax_temperature", dual_softmax_temperature)
+    if frames is not None:
+        frames = as_iterable("frames", frames, "frames")
     if not split.videos or not split.captions:
         raise DatasetError(f"{split.name}: holds no videos with captions; expected at least one")
     report = progress or ignore_progress
@@ -253,7 +262,7 @@ class _VideoEncoding:
                 raise self._refusal(n + 1)
             return None
         if not isinstance(outcome, VideoFrames):
-            return outcome
+            return cast("npt.NDArray[np.uint8]", as_instance("frames", outcome, *_FRAMES))
         if outcome.warnings:
             reason = "; ".join(outcome.warnings)
             self.damaged.append(VideoProblem(video.id, str(video.path), reason))
@@ -266,6 +275,9 @@ class _VideoEncoding:
             f"can, and at most {self._max_share:.1%} of {len(self._split.videos)} that cannot; "
             "mend the files or raise max_unreadable_share"
         )
+
+
+_FRAMES = (np.ndarray, "uint8 [n, S, S, 3], VideoFrames or a VideoError")
 
 
 def _generator(frames: Iterable[FramesOrError]) -> Generator[FramesOrError, None, None]:

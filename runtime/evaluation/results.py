@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.runtime.metrics import RetrievalResult
+from xclip_deploy.runtime.presentation import brief, html_table
 from xclip_deploy.runtime.video import FrameSampling
 
 
@@ -72,6 +73,27 @@ class Evaluation:
     def num_captions(self) -> int:
         """Captions that were ranked."""
         return len(self.video_of_caption)
+
+    def __repr__(self) -> str:
+        return brief(
+            self,
+            split=self.split,
+            model=self.model.kind,
+            num_videos=self.num_videos,
+            num_captions=self.num_captions,
+            text_to_video_recall_at_1=self.metrics.text_to_video.recall_at_1,
+            video_to_text_recall_at_1=self.metrics.video_to_text.recall_at_1,
+        )
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = []
+        for scoring, metrics in (("", self.metrics), ("dual softmax", self.dual_softmax)):
+            if metrics is not None:
+                for direction, found in vars(metrics).items():
+                    name = f"{direction.replace('_', ' ')} {scoring}".strip()
+                    rows.append((name, *found.to_dict().values()))
+        title = f"{self.split}: {self.num_videos} videos, {self.num_captions} captions"
+        return html_table(title, ("", *self.metrics.text_to_video.to_dict()), rows, len(rows))
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain dictionaries, lists and numbers for JSON, without the similarities."""

@@ -10,6 +10,7 @@ from xclip_deploy.runtime.evidence.explanation import Explanation, plain_part
 from xclip_deploy.runtime.evidence.moments import clock
 from xclip_deploy.runtime.evidence.words import TokenKind
 from xclip_deploy.runtime.grains import Grain
+from xclip_deploy.runtime.presentation import brief
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,10 @@ class Contrast:
             for each, sign in ((self.first, 1.0), (self.second, -1.0))
             for frame in each.frames
         )
+
+    def __repr__(self) -> str:
+        first, second = self.first.video_id, self.second.video_id
+        return brief(self, query=self.query, first=first, second=second, difference=self.difference)
 
     def __str__(self) -> str:
         upper, lower, sign = self.first, self.second, 1.0

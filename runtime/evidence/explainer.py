@@ -8,6 +8,7 @@ from os import PathLike
 import numpy as np
 
 from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError
+from xclip_deploy.runtime.arguments import as_text, shown
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation, explain_video
@@ -36,8 +37,8 @@ def explain_hits(
     Raises GalleryError for a video that is not there, InvalidArgumentError for a text without a
     word.
     """
-    if not isinstance(query, str) or not clean_text(query):
-        raise InvalidArgumentError(f"the text {query!r} holds no word to explain")
+    if not clean_text(as_text("query", query)):
+        raise InvalidArgumentError(f"the text {query!r:.200} holds no word to explain")
     rows = np.array([_find(snapshot, hit) for hit in hits], np.int64)
     token_ids = model.tokenizer.encode([query], model.config.max_words)
     words = words_of(model.tokenizer, token_ids[0])
@@ -83,12 +84,12 @@ def _find(snapshot: Snapshot, hit: Hit) -> int:
     video_id = hit.id if isinstance(hit, SearchResult) else hit
     if not isinstance(video_id, str):
         raise InvalidArgumentError(
-            f"expected a search result or an id (str), found {type(video_id).__name__}"
+            f"a video is {shown(video_id)}; expected a search result or an id (str)"
         )
     found = snapshot.find([video_id])
     if video_id not in found:
         raise GalleryError(
-            f"no video {video_id!r} in the gallery of {len(snapshot)}; expected an id or a search "
-            "result of this gallery"
+            f"no video {video_id!r:.200} in the gallery of {len(snapshot)}; expected an id or a "
+            "search result of this gallery"
         )
     return found[video_id]

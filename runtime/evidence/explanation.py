@@ -20,6 +20,7 @@ from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo
 from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.presentation import brief
 from xclip_deploy.runtime.results import GrainScores
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
@@ -130,6 +131,12 @@ class Explanation:
 
     def _groups(self) -> list[Word]:
         return [Word(word.text, word.kind, word.positions) for word in self.words]
+
+    def __repr__(self) -> str:
+        missing = [word.text for word in self.missing_words]
+        return brief(
+            self, query=self.query, video_id=self.video_id, score=self.score, missing_words=missing
+        )
 
     def __str__(self) -> str:
         parts = ", ".join(

@@ -40,8 +40,8 @@ def checked_features(
     for video, count in zip(videos, features.num_frames, strict=True):
         if not 1 <= count <= max_frames or len(video.frame_times_s) != count:
             raise InvalidArgumentError(
-                f"video {video.id!r} has num_frames {count} and {len(video.frame_times_s)} frame "
-                f"times, expected the same, 1 to {max_frames}"
+                f"video {video.id!r:.200} has num_frames {count} and {len(video.frame_times_s)} "
+                f"frame times, expected the same, 1 to {max_frames}"
             )
     with np.errstate(over="ignore"):  # what does not fit becomes infinity, and is refused
         half = VideoFeatures(
@@ -59,7 +59,7 @@ def check_unique_ids(ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for video_id in ids:
         if video_id in seen:
-            raise DuplicateIdError(f"the id {video_id!r} is given to two videos")
+            raise DuplicateIdError(f"the id {video_id!r:.200} is given to two videos")
         seen.add(video_id)
 
 

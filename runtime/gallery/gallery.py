@@ -20,6 +20,8 @@ from xclip_deploy.errors import (
 )
 from xclip_deploy.runtime.arguments import (
     PathName,
+    as_callback,
+    as_instance,
     as_number,
     as_path,
     as_sequence,
@@ -27,6 +29,7 @@ from xclip_deploy.runtime.arguments import (
     as_texts,
     as_truth,
     as_whole_number,
+    shown,
 )
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import VideoFeatures
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 _SAVE_VIDEOS = 4096
 _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
+_MOST_VIDEOS = 1 << 40
 _REINDEX = "xclip-deploy index VIDEOS --gallery {path}"
 
 
@@ -90,6 +94,9 @@ class Gallery:
         self, manifest: Manifest | FeatureModel, store: GalleryStore | None = None
     ) -> None:
         """Use ``store``, or start an empty gallery in memory, for the model of ``manifest``."""
+        _check_manifest(manifest)
+        if store is not None and not callable(getattr(store, "snapshot", None)):
+            raise InvalidArgumentError(f"store is {shown(store)}; expected a GalleryStore or None")
         model = manifest if isinstance(manifest, FeatureModel) else manifest.model
         self._fingerprint = manifest.fingerprint
         self._frames = model.max_frames
@@ -116,9 +123,15 @@ class Gallery:
         GalleryVersionError, GalleryIntegrityError, GalleryModelError for features of another
         model, InvalidArgumentError.
         """
+        if manifest is not None:
+            _check_manifest(manifest)
+        as_truth("create", create)
         # LanceDB takes a second to import.
+        from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
         from xclip_deploy.runtime.gallery.lance_store import open_existing_store, open_store
 
+        if limits is not None:
+            as_instance("limits", limits, SearchLimits, "SearchLimits or None")
         as_path("gallery", uri)
         # A path would make file:/x of file:///x.
         place = uri if isinstance(uri, str) else Path(uri)
@@ -145,6 +158,7 @@ class Gallery:
 
     def check_model(self, manifest: Manifest) -> None:
         """Raise GalleryModelError unless the features are of the model of ``manifest``."""
+        _check_manifest(manifest)
         _check_model("the gallery", self._fingerprint, manifest)
 
     def __len__(self) -> int:
@@ -185,22 +199,24 @@ class Gallery:
         DuplicateIdError for an id twice among ``videos`` or, without ``replace``, in the
         gallery; MetadataError; InvalidArgumentError for features of other shapes, or not finite.
         """
+        as_truth("replace", replace)
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
         check_unique_ids([video.id for video in given])
         features = checked_features(given, features, self._frames, self._dim)
         if given:
-            self._store.put(given, features, replace=as_truth("replace", replace))
+            self._store.put(given, features, replace=replace)
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Change what is known of videos, metadata say; embeddings stay.
 
         Raises GalleryError for an id that is not there, MetadataError.
         """
-        check_unique_ids([video.id for video in videos])
-        check_records(videos)
-        if videos:
-            self._store.update(videos)
+        given = as_sequence("videos", videos, "GalleryVideo")
+        check_records(given)
+        check_unique_ids([video.id for video in given])
+        if given:
+            self._store.update(given)
 
     def remove(self, ids: str | Collection[str] | None = None, *, where: str | None = None) -> int:
         """Remove videos, all or none: those with ``ids``, or those that a filter lets through.
@@ -220,7 +236,7 @@ class Gallery:
                 names = [ids] if isinstance(ids, str) else as_texts("ids", ids)
                 found = snapshot.find(names)
                 if unknown := sorted(set(names) - set(found)):
-                    raise GalleryError(f"no video {unknown[0]!r} in the gallery")
+                    raise GalleryError(f"no video {unknown[0]!r:.200} in the gallery")
             return self._store.remove(names) if names else 0
 
     # -- looking into it -------------------------------------------------------------------
@@ -238,8 +254,8 @@ class Gallery:
         ``where``: a filter, as for searches. ``offset``: videos to pass over; ``limit``: most to
         list, None for all. Raises InvalidArgumentError, GalleryError.
         """
-        start = as_whole_number("offset", offset, 0)
-        stop = None if limit is None else start + as_whole_number("limit", limit, 0)
+        start = as_whole_number("offset", offset, 0, _MOST_VIDEOS)
+        stop = None if limit is None else start + as_whole_number("limit", limit, 0, _MOST_VIDEOS)
         snapshot = self.snapshot()
         rows = snapshot.rows() if where is None else snapshot.matching(as_text("where", where))
         return snapshot.videos(rows[start:stop])
@@ -249,7 +265,7 @@ class Gallery:
         snapshot = self.snapshot()
         found = snapshot.find([as_text("video_id", video_id)])
         if video_id not in found:
-            raise GalleryError(f"no video {video_id!r} in the gallery of {len(snapshot)}")
+            raise GalleryError(f"no video {video_id!r:.200} in the gallery of {len(snapshot)}")
         return snapshot.videos(np.array([found[video_id]], np.int64))[0]
 
     def __iter__(self) -> Iterator[GalleryVideo]:
@@ -281,10 +297,11 @@ class Gallery:
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raise DuplicateIdError for an id in the gallery, or twice in ``ids``."""
+        ids = as_texts("ids", ids)
         check_unique_ids(ids)
         if found := self.snapshot().find(ids):
             raise DuplicateIdError(
-                f"a video {min(found)!r} is already in the gallery; "
+                f"a video {min(found)!r:.200} is already in the gallery; "
                 "add it under another id, or pass on_duplicate='skip' or 'replace'"
             )
 
@@ -300,6 +317,7 @@ class Gallery:
         longer ago is removed from disk; searches that began before then fail, in other
         processes those that did not refresh since. Raises GalleryError.
         """
+        as_callback("progress", progress)
         keep_s = as_number("keep_s", keep_s, 0, _MOST_S)
         self._store.optimize(progress or ignore_progress, timedelta(seconds=keep_s))
 
@@ -354,6 +372,10 @@ class Gallery:
         if self._is_closed:
             raise ClosedError(f"this gallery ({self.uri or 'in memory'}) is closed; open it again")
         return self._open_store
+
+
+def _check_manifest(manifest: object) -> None:
+    as_instance("manifest", manifest, Manifest, "the Manifest of a bundle")
 
 
 def _check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:

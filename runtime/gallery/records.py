@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     StrictBool,
@@ -21,6 +20,7 @@ from pydantic import (
 )
 
 from xclip_deploy.errors import InvalidArgumentError, MetadataError
+from xclip_deploy.runtime.model_config import FrozenModel
 
 MetadataValue: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
 """What metadata may hold: one of four types, the same for all videos of a gallery."""
@@ -55,24 +55,22 @@ _EXACT = 1 << 53
 """Largest whole number up to which decimals of 64 bits have every one."""
 
 
-class VideoFile(BaseModel):
+class VideoFile(FrozenModel):
     """A file with a video's content, as it was when it was read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Annotated[str, Field(min_length=1)]
     """Absolute, or a URL."""
-    size_bytes: int | None = None
-    modified_ns: int | None = None
+    size_bytes: Annotated[int, Field(ge=0, lt=_INT64)] | None = None
+    modified_ns: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
     """Time of the last change, as ``os.stat`` has it. With the size, what tells that a file is
     unchanged without reading it."""
 
 
-class GalleryVideo(BaseModel):
+class GalleryVideo(FrozenModel):
     """One video of a gallery, apart from its embeddings."""
 
     # No infinity: JSON has none, and no video has such a time.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     id: Annotated[str, Field(min_length=1)]
     path: str | None = None

@@ -7,7 +7,7 @@ it to the gallery. ``indexer`` drives the stages; ``records`` holds what passes 
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.indexing.in_memory import index_frames
+from xclip_deploy.runtime.indexing.adding import add_videos
 from xclip_deploy.runtime.indexing.indexer import IndexSettings, index_videos
 from xclip_deploy.runtime.indexing.records import OnDuplicate, SourceVideo, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
@@ -25,8 +25,8 @@ __all__ = [
     "SourceVideo",
     "Sources",
     "Task",
+    "add_videos",
     "find_sources",
-    "index_frames",
     "index_videos",
     "name_sources",
     "open_sources",

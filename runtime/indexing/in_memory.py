@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import as_choice, as_texts
 from xclip_deploy.runtime.features import VideoFeatures
@@ -12,12 +15,12 @@ from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
 from xclip_deploy.runtime.gallery.records import check_metadata
 from xclip_deploy.runtime.indexing.records import OnDuplicate
 from xclip_deploy.runtime.indexing.report import IndexReport
-from xclip_deploy.runtime.video import VideoFrames, VideoReading, as_videos, take_frames
+from xclip_deploy.runtime.video import VideoReading, as_videos, take_frames
 
 
 def index_frames(
     gallery: Gallery,
-    encode: Callable[[Sequence[VideoFrames]], VideoFeatures],
+    encode: Callable[[Sequence[NDArray[np.uint8]]], VideoFeatures],
     reading: VideoReading,
     videos: object,
     ids: str | Sequence[str] | None,
@@ -61,7 +64,7 @@ def index_frames(
             )
             for name, frames in wanted
         ]
-        gallery.add(records, encode([frames for _, frames in wanted]), replace=True)
+        gallery.add(records, encode([each.frames for _, each in wanted]), replace=True)
     added = [name for name, _ in wanted]
     return IndexReport(
         indexed=tuple(name for name in added if name not in there),

@@ -10,6 +10,7 @@ from typing import Any
 
 from xclip_deploy.runtime.indexing.records import Placed, Task
 from xclip_deploy.runtime.indexing.sources import Sources
+from xclip_deploy.runtime.presentation import brief, html_table
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.results import FailedVideo
 
@@ -58,6 +59,20 @@ class IndexReport:
             "warnings": [{"path": video.path, "reason": video.reason} for video in self.warnings],
             "seconds": round(self.seconds, 3),
         }
+
+    def __repr__(self) -> str:
+        counts = {name: number for name, number in self._counts().items() if number}
+        return brief(self, **counts, seconds=self.seconds)
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = list(self._counts().items())
+        rows += [("failed", f"{video.path}: {video.reason}") for video in self.failed]
+        rows += [("warning", f"{video.path}: {video.reason}") for video in self.warnings]
+        return html_table(f"Indexed in {self.seconds:.1f} s", ("", "files"), rows, len(rows))
+
+    def _counts(self) -> dict[str, int]:
+        names = ("indexed", "changed", "unchanged", "duplicates", "pruned", "failed", "warnings")
+        return {name: len(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
         lines = [f"failed: {video.reason}" for video in self.failed]  # which names the path

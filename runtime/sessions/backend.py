@@ -88,6 +88,11 @@ class Placement:
         """For people: ``cpu``, ``cuda:0``."""
         return "cpu" if self.device == "cpu" else f"{self.device}:{self.device_id}"
 
+    @property
+    def summary(self) -> str:
+        """Arithmetic, backend and device, for people: ``fp32 by onnxruntime on cpu``."""
+        return f"{self.arithmetic.name} by {self.backend} on {self.device_name}"
+
 
 class GraphLoader(ABC):
     """A bundle on one backend and device, found to fit. It loads graphs when asked to."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import MAX_THREADS, as_path, as_whole_number, shown
 from xclip_deploy.runtime.sessions.registry import (
     backend_names,
     choices,
@@ -17,6 +18,13 @@ from xclip_deploy.runtime.sessions.registry import (
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
+_NUMBERS = (
+    ("threads", 1, MAX_THREADS),
+    ("device_memory_bytes", 1, 1 << 62),
+    ("device_id", 0, 1023),
+    ("streams", 1, 1024),
+)
+"""Name, least and most of every number among the options."""
 _FOR_ALL = frozenset({"device", "device_id", "precision", "backend", "threads"})
 
 
@@ -61,19 +69,20 @@ class SessionOptions:
         _check_choice("device", self.device, get_args(DeviceName))
         _check_choice("backend", self.backend, ("auto", *backend_names()))
         _check_choice("precision", self.precision, ("auto", *precision_names()))
-        for name, least in (("threads", 1), ("device_memory_bytes", 1)):
+        for name, least, most in _NUMBERS:
             value = getattr(self, name)
-            if value is not None:
-                _check_number(name, value, least)
-        for name, least in (("device_id", 0), ("streams", 1)):
-            _check_number(name, getattr(self, name), least)
+            if value is not None or name in ("device_id", "streams"):
+                object.__setattr__(self, name, as_whole_number(name, value, least, most))
         for name in ("cuda_graphs", "resident_gallery"):
             _check_choice(name, getattr(self, name), (True, False))
         if self.engines is not None:
-            object.__setattr__(self, "engines", _path("engines", self.engines))
-        if not isinstance(self.provider_options, Mapping):
+            object.__setattr__(self, "engines", as_path("engines", self.engines))
+        given = self.provider_options
+        if not isinstance(given, Mapping) or not all(
+            isinstance(each, str) for pair in given.items() for each in pair
+        ):
             raise InvalidArgumentError(
-                f"provider_options is {self.provider_options!r}; expected a mapping of texts"
+                f"provider_options is {shown(given)}; expected a mapping of texts to texts"
             )
         if self.backend != "auto":
             self._check_backend()
@@ -82,6 +91,26 @@ class SessionOptions:
                 f"engines {self.engines} were given with backend 'auto'; expected backend "
                 f"{choices(_readers_of('engines'))}"
             )
+
+    @classmethod
+    def of(
+        cls, device: object, precision: object, threads: object, session: object
+    ) -> SessionOptions:
+        """Return ``session``, or the options that the three others make where it is None.
+
+        Raises InvalidArgumentError where both are given.
+        """
+        if session is None:
+            return cls(device=device, precision=precision, threads=threads)  # type: ignore[arg-type]
+        if not isinstance(session, SessionOptions):
+            raise InvalidArgumentError(f"session is {shown(session)}; expected SessionOptions")
+        is_left = [isinstance(each, str) and each == "auto" for each in (device, precision)]
+        if not all(is_left) or threads is not None:
+            raise InvalidArgumentError(
+                f"device {shown(device)}, precision {shown(precision)} and threads "
+                f"{shown(threads)} were given beside session; expected them in it alone"
+            )
+        return session
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not at their default, by name."""
@@ -117,18 +146,6 @@ def _readers_of(option: str) -> tuple[str, ...]:
 
 def _check_choice(name: str, found: object, expected: tuple[object, ...]) -> None:
     # By identity of kind: 1 is no truth value here.
-    if not any(found == value and type(found) is type(value) for value in expected):
+    if not any(type(found) is type(value) and found == value for value in expected):
         names = choices(tuple(map(str, expected)))
-        raise InvalidArgumentError(f"{name} {found!r}: expected {names}")
-
-
-def _check_number(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        what = f"at least {least}" if least else "0 or more"
-        raise InvalidArgumentError(f"{name} {value!r}: expected {what}")
-
-
-def _path(name: str, value: object) -> Path:
-    if not isinstance(value, (str, Path)) or not str(value):
-        raise InvalidArgumentError(f"{name} {value!r}: expected a path")
-    return Path(value)
+        raise InvalidArgumentError(f"{name} {shown(found)}: expected {names}")

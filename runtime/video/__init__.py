@@ -16,7 +16,13 @@ from xclip_deploy.runtime.video.in_memory import (
     take_frames,
 )
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
-from xclip_deploy.runtime.video.reading import check_reader, read_frames, read_video, read_videos
+from xclip_deploy.runtime.video.reading import (
+    check_reader,
+    frames_of,
+    read_frames,
+    read_video,
+    read_videos,
+)
 from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
 
 __all__ = [
@@ -33,6 +39,7 @@ __all__ = [
     "as_videos",
     "check_reader",
     "find_videos",
+    "frames_of",
     "read_frames",
     "read_image",
     "read_video",

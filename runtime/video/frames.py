@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import as_choice, as_whole_number
+from xclip_deploy.runtime.presentation import brief
 from xclip_deploy.runtime.video.sampling import FrameSampling
 
 VideoReader = Literal["pyav", "decord"]
 """Library that decodes. PyAV is right on every file it was measured on; decord has hazards, see
 its module."""
+
+
+MAX_IMAGE_SIZE = 1 << 14
+"""Longest side of frames, pixels; Pillow refuses images that are much larger."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,8 @@ class VideoReading:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.image_size < 1:
-            raise InvalidArgumentError(f"image_size is {self.image_size}; expected at least 1")
-        if self.reader not in get_args(VideoReader):
-            raise InvalidArgumentError(
-                f"reader is {self.reader!r}; expected one of {', '.join(get_args(VideoReader))}"
-            )
+        as_whole_number("image_size", self.image_size, 1, MAX_IMAGE_SIZE)
+        as_choice("reader", self.reader, VideoReader)
 
     def until(self, end_s: float | None) -> VideoReading:
         """Take no frames after ``end_s`` (see ``FrameSampling.end_s``); None changes nothing."""
@@ -79,3 +80,12 @@ class VideoFrames:
     warnings: tuple[str, ...] = ()
     """What was wrong with the file though frames could be read: truncated, corrupt frames,
     packets that did not decode, a change of resolution. One line each; empty if nothing."""
+
+    def __repr__(self) -> str:
+        return brief(
+            self,
+            frames=self.frames,
+            duration_s=self.duration_s,
+            frame_rate=self.frame_rate,
+            warnings=self.warnings,
+        )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.arguments import shown
+from xclip_deploy.runtime.arguments import as_array, as_number, shown
 from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
 
@@ -64,6 +64,9 @@ def take_frames(video: VideoFrames | NDArray[np.uint8], reading: VideoReading) -
             raise InvalidArgumentError(
                 f"frames is {shown(frames)}; expected uint8 [1 to {most}, {size}, {size}, 3]"
             )
+        count = len(frames)
+        as_array("times_s", video.times_s, np.floating, (count,), f"decimal numbers [{count}]")
+        as_number("duration_s", video.duration_s, 0)
         return video
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or not video.size:
         raise InvalidArgumentError(

@@ -8,14 +8,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xclip_deploy.errors import (
     InvalidArgumentError,
     VideoError,
     VideoNotFoundError,
     VideoReadError,
 )
+from xclip_deploy.runtime.arguments import as_instance, as_path, as_sequence
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.video.frames import VideoFrames, VideoReader, VideoReading
+from xclip_deploy.runtime.video.in_memory import take_frames
 from xclip_deploy.runtime.video.sampling import FrameSampling
 
 _Read = Callable[[Path, VideoReading], VideoFrames]
@@ -47,12 +52,26 @@ def read_video(
         MissingExtraError: the reader's package is not installed.
         InvalidArgumentError: unknown reader, or ``image_size`` less than 1.
     """
-    return read_frames(path, VideoReading(sampling, image_size, reader))
+    as_instance("sampling", sampling, FrameSampling, "FrameSampling")
+    return read_frames(as_path("path", path), VideoReading(sampling, image_size, reader))
 
 
 def read_frames(path: str | os.PathLike[str], reading: VideoReading) -> VideoFrames:
     """Read one video as ``reading`` says: :func:`read_video` for the record of its arguments."""
     return _read_file(_open_reader(reading), Path(path), reading)
+
+
+def frames_of(videos: object, reading: VideoReading) -> list[NDArray[np.uint8]]:
+    """Read videos from their files; those in memory are prepared as :func:`take_frames` does.
+
+    Returns frames uint8 ``[n, S, S, 3]`` of each. Raises VideoError, InvalidArgumentError.
+    """
+    return [
+        take_frames(video, reading).frames
+        if isinstance(video, (VideoFrames, np.ndarray))
+        else read_frames(as_path("a video", video), reading).frames
+        for video in as_sequence("videos", videos, "videos")
+    ]
 
 
 def check_reader(reading: VideoReading) -> None:

@@ -7,15 +7,14 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.model_config import FrozenModel
 
 
-class FrameSampling(BaseModel):
+class FrameSampling(FrozenModel):
     """How many frames of a video are taken, and how far apart."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     frames_per_second: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Candidate frames per second of video. The published models use 1."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from xclip_deploy import Bundle, ExportResult, export_bundle
+from xclip_deploy import Bundle, export_bundle
+from xclip_deploy.export.exporter import ExportResult
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.training.checkpoints import save_checkpoint

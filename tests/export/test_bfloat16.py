@@ -13,9 +13,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from xclip_deploy import ExportResult, build_engines
+from xclip_deploy import build_engines
 from xclip_deploy.errors import ExportError
 from xclip_deploy.export.bfloat16 import round_to_bfloat16, run_rounded
+from xclip_deploy.export.exporter import ExportResult
 from xclip_deploy.export.graphs import BF16_OPSET, export_graph, graph_specs
 from xclip_deploy.export.parity import run_pytorch
 from xclip_deploy.export.reference_inputs import reference_inputs

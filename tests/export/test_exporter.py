@@ -18,9 +18,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from xclip_deploy import Bundle, CheckpointOptions, ExportResult, Retriever, export_bundle
+from xclip_deploy import Bundle, CheckpointOptions, Retriever, export_bundle
 from xclip_deploy.cli.program import cli
 from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
+from xclip_deploy.export.exporter import ExportResult
 from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.manifest import Graph, ParityMethod, Precision, Preprocessing
 from xclip_deploy.runtime.model_config import Family, TemporalHead

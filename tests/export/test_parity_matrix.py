@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xclip_deploy import Bundle, DeployedModel, ExportResult, export_bundle
+from xclip_deploy import Bundle, DeployedModel, export_bundle
+from xclip_deploy.export.exporter import ExportResult
 from xclip_deploy.export.parity import TOLERANCES, compare, run_pytorch
 from xclip_deploy.export.reference_inputs import ReferenceInputs, reference_inputs
 from xclip_deploy.runtime.manifest import Graph, Precision

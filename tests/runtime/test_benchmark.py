@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xclip_deploy import Benchmark, BenchmarkPlan, Bundle, benchmark_sessions
+from xclip_deploy import Bundle, benchmark_sessions
 from xclip_deploy.cli import main
 from xclip_deploy.errors import (
     BundleIntegrityError,
@@ -19,7 +19,13 @@ from xclip_deploy.errors import (
     MissingExtraError,
     SessionError,
 )
-from xclip_deploy.runtime.benchmark import Measurement, draw_benchmark, measuring
+from xclip_deploy.runtime.benchmark import (
+    Benchmark,
+    BenchmarkPlan,
+    Measurement,
+    draw_benchmark,
+    measuring,
+)
 from xclip_deploy.runtime.benchmark.child import Child
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.benchmark.results import readable
@@ -396,7 +402,7 @@ def test_the_command_refuses(
 
 def test_nothing_is_drawn_with_until_it_is_needed() -> None:
     code = (
-        "import sys; from xclip_deploy import Benchmark, benchmark_sessions; "
+        "import sys; from xclip_deploy import benchmark_sessions; "
         "import xclip_deploy.runtime.benchmark.picture; "
         "assert not {'matplotlib', 'torch', 'onnxruntime'} & set(sys.modules)"
     )

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from xclip_deploy import Bundle, DeployedModel, Scores, TextFeatures, VideoFeatures
+from xclip_deploy import Bundle, DeployedModel, TextFeatures, VideoFeatures
 from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
 from xclip_deploy.runtime import deployed_model
 from xclip_deploy.runtime.arrays import FloatArray
-from xclip_deploy.runtime.features import videos_at_once
+from xclip_deploy.runtime.features import Scores, videos_at_once
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider

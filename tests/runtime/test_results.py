@@ -10,8 +10,9 @@ from copy import deepcopy
 import pandas
 import pytest
 
-from xclip_deploy import GrainScores, SearchResult, SearchResults
+from xclip_deploy import SearchResult, SearchResults
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
+from xclip_deploy.runtime.results import GrainScores
 
 NAMES = ("video_sentence", "video_word", "frame_sentence", "frame_word")
 HITS = (

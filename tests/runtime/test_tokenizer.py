@@ -15,10 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import models
 
-from xclip_deploy import Tokenizer
 from xclip_deploy.errors import BundleIntegrityError, InvalidArgumentError
 from xclip_deploy.runtime.tokenizer import (
     MAX_CHARACTERS,
+    Tokenizer,
     clean_text,
     count_tokens,
     read_merges,

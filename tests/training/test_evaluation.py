@@ -15,11 +15,7 @@ import torch
 from xclip_deploy import (
     Bundle,
     DeployedModel,
-    Evaluation,
     FrameSampling,
-    Split,
-    SplitVideo,
-    TorchMatcher,
     VideoFrames,
     evaluate,
     load_checkpoint,
@@ -32,12 +28,19 @@ from xclip_deploy.errors import (
     SessionError,
     VideoReadError,
 )
-from xclip_deploy.runtime.evaluation import FramesOrError, ModelIdentity, evaluate_matcher
+from xclip_deploy.runtime.datasets import Split, SplitVideo
+from xclip_deploy.runtime.evaluation import (
+    Evaluation,
+    FramesOrError,
+    ModelIdentity,
+    evaluate_matcher,
+)
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.training.torch_matcher import TorchMatcher
 
 # Of words whose embeddings the small checkpoint has kept.
 CAPTIONS = (

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from pydantic import ValidationError
 
 from xclip_deploy import load_checkpoint
+from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.model_config import Family, ModelConfig, TemporalHead
 from xclip_deploy.training.model import XClip
@@ -169,5 +169,5 @@ def test_impossible_configurations_are_refused(change: dict[str, Any], message: 
         "text": {"width": 64, "layers": 1, "heads": 1},
         "max_frames": 5,
     }
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InvalidArgumentError, match=message):
         ModelConfig(**(fields | change))

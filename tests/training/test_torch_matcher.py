@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from xclip_deploy import TorchMatcher, load_checkpoint
+from xclip_deploy import load_checkpoint
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.evaluation import similarity_matrix
 from xclip_deploy.training.model import XClip
+from xclip_deploy.training.torch_matcher import TorchMatcher
 
 
 class RowTokenizer:

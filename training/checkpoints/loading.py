@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointMismatchError, UnknownLayoutError
+from xclip_deploy.runtime.arguments import PathName, as_instance, as_path
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.model_config import Family, ModelConfig, PatchEmbedding
 from xclip_deploy.training.checkpoints import hugging_face, open_clip
@@ -66,7 +67,7 @@ class Checkpoint:
         return model.eval()
 
 
-def load_checkpoint(path: str | Path, options: CheckpointOptions = _NO_OPTIONS) -> Checkpoint:
+def load_checkpoint(path: PathName, options: CheckpointOptions = _NO_OPTIONS) -> Checkpoint:
     """Load X-CLIP, CLIP4Clip or CLIP from a file or folder.
 
     The containers are those of :func:`read_weights`; the names those of X-CLIP's and
@@ -80,6 +81,8 @@ def load_checkpoint(path: str | Path, options: CheckpointOptions = _NO_OPTIONS) 
         CheckpointMismatchError: they are incomplete, inconsistent or not finite.
         InvalidArgumentError: an option contradicts them.
     """
+    path = as_path("path", path)
+    as_instance("options", options, CheckpointOptions, "CheckpointOptions")
     raw = read_weights(path)
     try:
         return _convert(raw, options)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import as_member, as_truth, as_whole_number
 from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.model_config import Activation, TemporalHead
+
+_MOST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,19 @@ class CheckpointOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise InvalidArgumentError(f"{field.name}={value}: expected at least 1")
-        if self.max_words is not None and self.max_words < 3:
-            raise InvalidArgumentError(
-                f"max_words={self.max_words}: expected at least 3, for start, word and end"
-            )
+            if value is None:
+                continue
+            if field.name == "activation":
+                value = as_member("activation", value, Activation)
+            elif field.name == "temporal_head":
+                value = as_member("temporal_head", value, TemporalHead)
+            elif field.name == "mask_padding":
+                value = as_truth("mask_padding", value)
+            else:
+                # Start, one word and end are the shortest text.
+                least = 3 if field.name == "max_words" else 1
+                value = as_whole_number(field.name, value, least, _MOST)
+            object.__setattr__(self, field.name, value)
 
 
 @dataclass(frozen=True)

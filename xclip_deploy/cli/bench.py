@@ -124,7 +124,9 @@ def command(
         Graph.TEXT_ENCODER: text_batches,
         Graph.SCORER: scored_videos,
     }
-    plan = xclip_deploy.BenchmarkPlan(
+    from xclip_deploy.runtime.benchmark import BenchmarkPlan
+
+    plan = BenchmarkPlan(
         sizes={graph: given[graph] for graph in Graph if not graphs or graph.value in graphs},
         seconds=seconds,
         rounds=rounds,

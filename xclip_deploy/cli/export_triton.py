@@ -102,13 +102,14 @@ def command(
     texts.
     """
     import xclip_deploy
+    from xclip_deploy.runtime.manifest import Precision
 
     result = xclip_deploy.export_triton(
         bundle,
         output,
         backend=backend,  # type: ignore[arg-type]  # click.Choice has checked these
         device=device,  # type: ignore[arg-type]
-        precision=None if precision is None else xclip_deploy.Precision(precision),
+        precision=None if precision is None else Precision(precision),
         engines=engines,
         max_videos=max_videos,
         max_texts=max_texts,

@@ -12,8 +12,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from xclip_deploy import BatchRange, Bundle, EngineShapes, build_engines
-from xclip_deploy.export.tensorrt import BuildResult, BuildStep, TensorRT, load_tensorrt
+from xclip_deploy import Bundle, build_engines
+from xclip_deploy.export.tensorrt import (
+    BatchRange,
+    BuildResult,
+    BuildStep,
+    EngineShapes,
+    TensorRT,
+    load_tensorrt,
+)
 from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import FileRecord, Graph, GraphSpec, Manifest, Precision
 

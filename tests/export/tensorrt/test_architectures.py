@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from xclip_deploy import BatchRange, EngineShapes, build_engines
+from xclip_deploy import build_engines
 from xclip_deploy.export.graphs import export_graph, graph_specs
-from xclip_deploy.export.tensorrt import TensorRT
+from xclip_deploy.export.tensorrt import BatchRange, EngineShapes, TensorRT
 from xclip_deploy.export.tensorrt.graph_audit import audit_graph, count_fused_attention
 from xclip_deploy.export.tensorrt.network import ParsedNetwork, check_network, parse_graph
 from xclip_deploy.export.tensorrt.plan import build_plan

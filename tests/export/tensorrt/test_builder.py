@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from xclip_deploy import BatchRange, Bundle, EngineShapes, build_engines
+from xclip_deploy import Bundle, build_engines
 from xclip_deploy.errors import (
     BundleIntegrityError,
     EngineBuildError,
@@ -24,7 +24,7 @@ from xclip_deploy.errors import (
     InvalidArgumentError,
     VerificationError,
 )
-from xclip_deploy.export.tensorrt import BuildResult, BuildStep
+from xclip_deploy.export.tensorrt import BatchRange, BuildResult, BuildStep, EngineShapes
 from xclip_deploy.export.tensorrt.graph_audit import FUSED_KERNEL
 from xclip_deploy.runtime.engine_set import (
     SIDECAR_NAME,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from xclip_deploy import EngineShapes, build_engines
+from xclip_deploy import build_engines
+from xclip_deploy.export.tensorrt import EngineShapes
 from xclip_deploy.runtime.engine_set import BuildOptions, HardwareCompatibility
 from xclip_deploy.runtime.nvidia_driver import first_gpu
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xclip_deploy import BatchRange, Bundle, EngineShapes
+from xclip_deploy import Bundle
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.export.tensorrt import BatchRange, EngineShapes
 from xclip_deploy.runtime.manifest import Graph, Precision
 
 

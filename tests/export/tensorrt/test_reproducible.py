@@ -22,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("trt")
 
 BUILD = """
 import sys
-from xclip_deploy import BatchRange, Bundle, EngineShapes
+from xclip_deploy import Bundle
+from xclip_deploy.export.tensorrt import BatchRange, EngineShapes
 from xclip_deploy.export.tensorrt.flavours import load_tensorrt
 from xclip_deploy.export.tensorrt.network import parse_graph
 from xclip_deploy.export.tensorrt.plan import build_plan

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xclip_deploy import Bundle, TritonExport, export_triton
+from xclip_deploy import Bundle, export_triton
 from xclip_deploy.errors import (
     BundleIntegrityError,
     BundleNotFoundError,
@@ -15,6 +15,7 @@ from xclip_deploy.errors import (
     ExportError,
     InvalidArgumentError,
 )
+from xclip_deploy.export.triton import TritonExport
 from xclip_deploy.export.triton.description import DESCRIPTION_NAME
 from xclip_deploy.runtime.engine_set import Flavour, engine_file
 from xclip_deploy.runtime.manifest import Graph, Precision

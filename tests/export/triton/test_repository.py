@@ -220,7 +220,7 @@ def test_version_compatible_engines_need_an_option_of_the_server(
 
 
 def test_the_tokenizer_runs_on_the_bundle_s_file(bundle: Bundle, tmp_path: Path) -> None:
-    from xclip_deploy import Tokenizer
+    from xclip_deploy.runtime.tokenizer import Tokenizer
 
     export_triton(bundle, tmp_path / "r")
     texts = ["A man is driving a car", "naïve &amp;amp; 東京 🎬", "x " * 100, ""]

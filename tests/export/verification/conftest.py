@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from xclip_deploy import Bundle, Split, open_dataset
+from xclip_deploy import Bundle, open_dataset
+from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Manifest
 

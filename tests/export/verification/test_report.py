@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from xclip_deploy import Bundle, Split, verify_bundle
+from xclip_deploy import Bundle, verify_bundle
+from xclip_deploy.runtime.datasets import Split
 
 
 class Page(HTMLParser):

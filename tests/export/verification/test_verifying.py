@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xclip_deploy import Bundle, Certificate, DeployedModel, Split, verify_bundle
+from xclip_deploy import Bundle, DeployedModel, verify_bundle
 from xclip_deploy.errors import (
     BundleError,
     CheckpointReadError,
@@ -19,7 +19,8 @@ from xclip_deploy.errors import (
     VerificationError,
     VideoNotFoundError,
 )
-from xclip_deploy.export.verification import read_certificate
+from xclip_deploy.export.verification import Certificate, read_certificate
+from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.sessions import SessionOptions

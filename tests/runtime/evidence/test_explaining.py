@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xclip_deploy import Bundle, Contrast, Explanation, Gallery, GalleryVideo, Retriever
+from xclip_deploy import Bundle, Explanation, Gallery, GalleryVideo, Retriever
 from xclip_deploy.errors import (
     GalleryError,
     GalleryModelError,
     InvalidArgumentError,
 )
-from xclip_deploy.runtime.evidence import TokenKind, draw_explanation
+from xclip_deploy.runtime.evidence import Contrast, TokenKind, draw_explanation
 from xclip_deploy.runtime.evidence.explainer import _thumbnails
 
 # The tiny model knows the words of the golden texts alone.

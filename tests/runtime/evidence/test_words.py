@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xclip_deploy import Tokenizer
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.evidence import TokenKind, Word, without, words_of
 from xclip_deploy.runtime.evidence.words import max_by_word, sum_by_word
-from xclip_deploy.runtime.tokenizer import clean_text
+from xclip_deploy.runtime.tokenizer import Tokenizer, clean_text
 
 
 @functools.cache

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from xclip_deploy.errors import InvalidArgumentError, MetadataError
 from xclip_deploy.runtime.gallery import GalleryVideo, VideoFile
@@ -123,7 +122,7 @@ def test_path_and_files() -> None:
     files = (VideoFile(path="/a"), VideoFile(path="/b", size_bytes=3))
     assert video(path="/a", files=files).files == files
     for wrong in ({"path": "/b", "files": files}, {"files": files}):
-        with pytest.raises(ValidationError, match="path is not that of the first"):
+        with pytest.raises(InvalidArgumentError, match="path is not that of the first"):
             video(**wrong)
 
 
@@ -141,7 +140,7 @@ def test_path_and_files() -> None:
     ],
 )
 def test_a_video_that_is_none(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidArgumentError):
         video(**wrong)
 
 

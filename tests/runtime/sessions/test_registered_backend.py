@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 import toy_backend
 
-from xclip_deploy import (
-    BenchmarkPlan,
-    Bundle,
-    Retriever,
-    SessionOptions,
-    benchmark_sessions,
-    verify_bundle,
-)
+from xclip_deploy import Bundle, Retriever, SessionOptions, benchmark_sessions, verify_bundle
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.benchmark import BenchmarkPlan
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.sessions.registry import (
     backend_names,

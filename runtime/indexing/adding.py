@@ -1,0 +1,78 @@
+"""Add videos to a gallery, from files or from memory: what ``Retriever.add`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import (
+    MAX_THREADS,
+    as_choice,
+    as_instance,
+    as_number,
+    as_paths,
+    as_texts,
+    as_truth,
+    as_whole_number,
+)
+from xclip_deploy.runtime.decoding import DecoderPool
+from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.runtime.gallery import Gallery, MetadataValue
+from xclip_deploy.runtime.indexing.in_memory import index_frames
+from xclip_deploy.runtime.indexing.indexer import IndexSettings, index_videos
+from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
+from xclip_deploy.runtime.indexing.report import IndexReport
+from xclip_deploy.runtime.indexing.sources import open_sources
+from xclip_deploy.runtime.progress import ProgressFunction, progress_function
+from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
+
+_MAX_TIMEOUT_S = 1e6
+
+
+def add_videos(
+    gallery: Gallery,
+    model: DeployedModel,
+    reading: VideoReading,
+    videos: VideoLike | Iterable[VideoLike],
+    *,
+    ids: str | Sequence[str] | None,
+    metadata: Mapping[str, MetadataValue] | None,
+    on_duplicate: OnDuplicate,
+    prune: bool,
+    workers: int | None,
+    timeout_s: float,
+    progress: bool | ProgressFunction,
+) -> IndexReport:
+    """Check the arguments, then read, encode and add videos: see :meth:`Retriever.add`."""
+    as_choice("on_duplicate", on_duplicate, OnDuplicate)
+    as_truth("prune", prune)
+    if workers is not None:
+        workers = as_whole_number("workers", workers, 1, MAX_THREADS)
+    timeout_s = as_number("timeout_s", timeout_s, 1e-3, _MAX_TIMEOUT_S)
+    if metadata is not None:
+        as_instance("metadata", metadata, Mapping, "a mapping of names to values, or None")
+    if not callable(progress):
+        as_truth("progress", progress)
+    if ids is not None:
+        ids = [ids] if isinstance(ids, str) else as_texts("ids", ids)
+    if are_frames(videos):
+        if prune:
+            raise InvalidArgumentError("prune is for files; expected none for frames in memory")
+        return index_frames(
+            gallery, model.encode_videos, reading, videos, ids, metadata, on_duplicate
+        )
+    sources = open_sources(as_paths("videos", videos), ids, metadata)
+    with (
+        DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s) as pool,
+        progress_function(progress) as report,
+    ):
+        return index_videos(
+            sources,
+            gallery,
+            model.encode_videos,
+            pool,
+            on_duplicate=on_duplicate,
+            prune=prune,
+            settings=IndexSettings(max_batch=model.max_batch),
+            progress=report,
+        )

@@ -1,0 +1,72 @@
+"""How results show themselves: one short line, and a table in notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import islice
+
+import numpy as np
+
+MAX_CHARACTERS = 200
+"""Length of the longest line that :func:`brief` gives."""
+MAX_ROWS = 100
+"""Rows of the longest table that :func:`html_table` gives."""
+_MAX_VALUE = 60
+
+
+def brief(value: object, **parts: object) -> str:
+    """Describe a value in one line: the name of its class, and ``name=value`` for every part.
+
+    Arrays are shown as dtype and shape, long values cut, so that the line has 200 characters at
+    most whatever the parts hold.
+    """
+    line = ", ".join(f"{name}={_shown(part)}" for name, part in parts.items())
+    name = type(value).__name__
+    return f"{name}({cut(line, MAX_CHARACTERS - len(name) - 2)})"
+
+
+def cut(text: str, limit: int = _MAX_VALUE) -> str:
+    """Shorten a text to ``limit`` characters, the last an ellipsis where some are left out."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def html_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], count: int
+) -> str:
+    """Render a table for a notebook, every value escaped.
+
+    ``rows``: at most 100 of them are shown. ``count``: how many there are in all.
+    """
+    head = "".join(f"<th>{_cell(name)}</th>" for name in columns)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>"
+        for row in islice(rows, MAX_ROWS)
+    )
+    more = f"<p>and {count - MAX_ROWS} more</p>" if count > MAX_ROWS else ""
+    return (
+        f"<table><caption>{_cell(title)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{more}"
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    return escape(cut(str(value), MAX_CHARACTERS))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return cut(f"{{{', '.join(f'{name}: {_shown(each)}' for name, each in value.items())}}}")
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a stranger's __repr__
+        text = f"<{type(value).__name__}>"
+    return cut(" ".join(text.split()))
