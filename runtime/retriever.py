@@ -133,15 +133,14 @@ class Retriever:
 
         ``videos``: files, folders with all videos below them, ``.txt`` lists of files, ``.csv``
         or ``.jsonl`` tables with a column ``file`` and metadata in the others; or frames in
-        memory, as :meth:`encode_videos` takes them, under ``ids``. ``ids``: one for each video
-        file; without them, a video's id is its absolute path.
-        ``metadata``: for every video given. ``on_duplicate``: what to do with a video that the
-        gallery has: ``update`` encodes it again where its file changed, ``skip`` leaves it,
-        ``replace`` always encodes it again, ``error`` raises before anything is read.
-        ``prune``: whether to remove videos whose files are gone from the folders given.
-        ``workers``: processes that decode, None for one per core; ``timeout_s``: what one video
-        may take there. ``progress``: True draws a bar on standard error; a function is called
-        with a :class:`Progress` after every video.
+        memory, as :meth:`encode_videos` takes them. ``ids``: one for each video file, and for
+        each video in memory; a file's default is its absolute path. ``metadata``: for every video
+        given. ``on_duplicate``: what to do with a video that the gallery has: ``update`` encodes
+        it again where its file changed, ``skip`` leaves it, ``replace`` always encodes it again,
+        ``error`` raises before anything is read. ``prune``: whether to remove videos whose files
+        are gone from the folders given. ``workers``: processes that decode, None for one per
+        core; ``timeout_s``: what one video may take there. ``progress``: True draws a bar on
+        standard error; a function is called with a :class:`Progress` after every video.
 
         A video that cannot be read, or takes its worker with it, is reported in the result and
         the rest goes on. Written in batches: after an exception (Ctrl-C too) the videos encoded
@@ -321,6 +320,7 @@ class Retriever:
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embed any number of texts. Raises InvalidArgumentError for what is no text."""
+        self._check_open()
         return self.model.encode_texts(texts)
 
     def encode_videos(self, videos: Sequence[VideoLike]) -> VideoFeatures:
@@ -393,7 +393,8 @@ class Retriever:
         return self._searcher.search(queries, self._snapshot(), options)
 
     def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
-        for text in texts:
-            if not clean_text(text):
-                raise InvalidArgumentError(f"the text {text!r:.200} holds no word to search for")
+        self._check_open()
+        empty = [text for text in texts if not clean_text(text)]
+        if empty:
+            raise InvalidArgumentError(f"the text {empty[0]!r:.200} holds no word to search for")
         return self.encode_texts(texts)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from xclip_deploy import Bundle, DeployedModel, TextFeatures, VideoFeatures
-from xclip_deploy.errors import InvalidArgumentError, SessionError
+from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
 from xclip_deploy.runtime import deployed_model
+from xclip_deploy.runtime.batches import videos_at_once
 from xclip_deploy.runtime.features import FloatArray, Scores
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions import SessionOptions
@@ -202,7 +204,8 @@ def test_chunks_do_not_change_scores(
         return run(inputs)
 
     monkeypatch.setattr(session, "run", counted)
-    monkeypatch.setattr(deployed_model, "_SCORER_ELEMENTS", most_elements)
+    at_once = partial(videos_at_once, elements=most_elements)
+    monkeypatch.setattr(deployed_model, "videos_at_once", at_once)
     assert_same_scores(model.score(texts, videos), expected, 1e-4)
     chunks = {1: [1] * 6, W * F: [1] * 6, W * F * 16: [2] * 3, W * F * 40: [5, 1]}
     assert runs == chunks[most_elements]
@@ -359,9 +362,9 @@ def test_wrong_clips(model: DeployedModel) -> None:
 
 
 def test_what_is_no_text(model: DeployedModel) -> None:
-    with pytest.raises(InvalidArgumentError, match="single str"):
+    with pytest.raises(InvalidArgumentError, match=r"texts is 'a dog' \(str\); expected several"):
         model.encode_texts("a dog")
-    with pytest.raises(InvalidArgumentError, match="found int"):
+    with pytest.raises(InvalidArgumentError, match=r"texts is 3 \(int\); expected a text"):
         model.encode_texts(["a dog", 3])  # type: ignore[list-item]
 
 
@@ -377,7 +380,7 @@ def test_features_of_another_size(model: DeployedModel, texts: TextFeatures) -> 
         np.zeros((1, F, D + 1), np.float32),
         np.ones(1, np.int32),
     )
-    with pytest.raises(SessionError, match="scorer failed on") as caught:
+    with pytest.raises(InvalidArgumentError, match=rf"decimal.* \[videos, {D}\]") as caught:
         model.score(texts, odd)
     assert "\n" not in str(caught.value)
 
@@ -392,7 +395,7 @@ def test_sessions_open_when_needed(bundle: Bundle, videos: VideoFeatures) -> Non
         assert set(model._sessions) == {Graph.TEXT_ENCODER, Graph.SCORER}
 
 
-def test_close_and_use_again(bundle: Bundle, golden: Arrays) -> None:
+def test_closed_means_closed(bundle: Bundle, golden: Arrays) -> None:
     model = DeployedModel(bundle, CPU)
     before = model.encode_token_ids(golden["input_ids"])
     session = model._session(Graph.TEXT_ENCODER)
@@ -400,8 +403,18 @@ def test_close_and_use_again(bundle: Bundle, golden: Arrays) -> None:
     model.close()
     with pytest.raises(SessionError, match="text_encoder session is closed"):
         session.run({"token_ids": golden["input_ids"]})
-    assert_same_features(model.encode_token_ids(golden["input_ids"]), before, 0)
-    model.close()
+    for use in (
+        lambda: model.encode_token_ids(golden["input_ids"]),
+        lambda: model.encode_texts([]),
+        lambda: model.encode_frames(golden["frames_uint8"], golden["num_frames"]),
+        lambda: model.encode_videos([]),
+        model.load,
+    ):
+        with pytest.raises(ClosedError, match=r"this model of .* is closed; open"):
+            use()
+    assert repr(model).endswith("closed)>")
+    with DeployedModel(bundle, CPU) as another:
+        assert_same_features(another.encode_token_ids(golden["input_ids"]), before, 0)
 
 
 def test_several_threads(bundle: Bundle, golden: Arrays) -> None:
@@ -413,9 +426,9 @@ def test_several_threads(bundle: Bundle, golden: Arrays) -> None:
 
     with DeployedModel(bundle, CPU) as model:
         expected = [work(number) for number in range(4)]
-        model.close()  # so that the threads race for the opening of the sessions, too
-        with ThreadPoolExecutor(8) as pool:
-            results = list(pool.map(work, range(32)))
+    # Another, so that the threads race for the opening of the sessions, too.
+    with DeployedModel(bundle, CPU) as model, ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(work, range(32)))
     for number, found in enumerate(results):
         for array, wanted in zip(found, expected[number % 4], strict=True):
             np.testing.assert_array_equal(array, wanted)

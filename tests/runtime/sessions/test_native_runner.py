@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stand_in_device import Device
-from xclip_deploy.errors import SessionError
+from xclip_deploy.errors import ClosedError, SessionError
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.manifest import DType, Graph
 from xclip_deploy.runtime.sessions.native.memory import DeviceArray
@@ -271,14 +271,16 @@ def test_closing(stand_in: Any, reference: DeployedModel) -> None:
         session.run({"token_ids": ids})
 
 
-def test_a_model_opens_anew(stand_in: Any) -> None:
+def test_a_closed_model_leaves_nothing(stand_in: Any) -> None:
     model = stand_in.model()
     first = model.encode_texts(TEXTS)
     model.close()
     stand_in.device.check_nothing_left()
-    again = model.encode_texts(TEXTS)
+    with pytest.raises(ClosedError, match="open another"):
+        model.encode_texts(TEXTS)
+    with stand_in.model() as another:
+        again = another.encode_texts(TEXTS)
     np.testing.assert_array_equal(first.word_features, again.word_features)
-    model.close()
 
 
 def test_closing_waits_for_runs(stand_in: Any, reference: DeployedModel) -> None:
