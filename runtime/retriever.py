@@ -90,10 +90,9 @@ class Retriever:
         once. ``create``: whether to make it where there is none. ``device``: ``auto``, ``cpu`` or
         ``cuda``; ``precision``: ``auto``, ``fp32``, ``fp16``, ``bf16`` or ``int8``; what was
         chosen and why is in :attr:`model` ``.placement``. ``threads``: CPU threads for inference,
-        None for one per core. ``max_batch``: most texts or videos in one run
-        of an encoder; more are split. ``reader``: ``pyav`` or ``decord``. ``session``: all
-        options of inference, backend and GPU among them, instead of ``device``,
-        ``precision`` and ``threads``, to be left alone then.
+        None for one per core. ``max_batch``: most texts or videos in one run of an encoder; more
+        are split. ``reader``: ``pyav`` or ``decord``. ``session``: all options of inference,
+        backend and GPU among them; ``device``, ``precision`` and ``threads`` are then left alone.
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
