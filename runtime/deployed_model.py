@@ -251,12 +251,14 @@ class DeployedModel:
         as_instance("texts", texts, TextFeatures, "TextFeatures")
         as_instance("videos", videos, VideoFeatures, "VideoFeatures")
         config = self.config
-        lengths = {"sentence_features": (), "word_features": (config.max_words,)}
-        lengths |= {"video_features": (), "frame_features": (config.max_frames,)}
-        for name, length in lengths.items():
-            found = getattr(videos if name in ("video_features", "frame_features") else texts, name)
-            shape = (None, *length, config.embed_dim)
-            as_array(name, found, np.floating, shape, f"decimal numbers {list(shape)}")
+        dim, words, frames = config.embed_dim, config.max_words, config.max_frames
+        for features, count, shapes in (
+            (texts, "texts", {"sentence_features": (dim,), "word_features": (words, dim)}),
+            (videos, "videos", {"video_features": (dim,), "frame_features": (frames, dim)}),
+        ):
+            for name, shape in shapes.items():
+                expected = f"decimal numbers [{', '.join(map(str, (count, *shape)))}]"
+                as_array(name, getattr(features, name), np.floating, (None, *shape), expected)
 
     def _session(self, graph: Graph) -> Session:
         with self._lock:

@@ -322,6 +322,7 @@ class Retriever:
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embed any number of texts. Raises InvalidArgumentError for anything but text."""
+        self._check_open()
         return self.model.encode_texts(texts)
 
     def encode_videos(self, videos: Sequence[VideoLike]) -> VideoFeatures:
@@ -394,7 +395,8 @@ class Retriever:
         return self._searcher.search(queries, self._snapshot(), options)
 
     def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
-        for text in texts:
-            if not clean_text(text):
-                raise InvalidArgumentError(f"the text {text!r:.200} holds no word to search for")
+        self._check_open()
+        empty = [text for text in texts if not clean_text(text)]
+        if empty:
+            raise InvalidArgumentError(f"the text {empty[0]!r:.200} holds no word to search for")
         return self.encode_texts(texts)

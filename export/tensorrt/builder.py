@@ -133,10 +133,10 @@ def build_engines(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     precision = as_member("precision", precision, Precision)
     as_text("flavour", flavour)
-    shapes = as_instance("shapes", shapes or EngineShapes(), EngineShapes, "EngineShapes or None")
-    options = as_instance(
-        "options", options or BuildOptions(), BuildOptions, "BuildOptions or None"
-    )
+    shapes = EngineShapes() if shapes is None else shapes
+    as_instance("shapes", shapes, EngineShapes, "EngineShapes or None")
+    options = BuildOptions() if options is None else options
+    as_instance("options", options, BuildOptions, "BuildOptions or None")
     if timing_cache is not None:
         timing_cache = as_path("timing_cache", timing_cache)
     as_truth("force", force)

@@ -91,7 +91,8 @@ def benchmark_sessions(
     opening a session) for a session that was asked for.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    plan = as_instance("plan", plan or BenchmarkPlan(), BenchmarkPlan, "a BenchmarkPlan or None")
+    plan = BenchmarkPlan() if plan is None else plan
+    as_instance("plan", plan, BenchmarkPlan, "a BenchmarkPlan or None")
     as_callback("progress", progress)
     machine = this_machine()  # before our own load is on it
     is_asked = sessions is not None

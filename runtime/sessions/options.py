@@ -148,4 +148,5 @@ def _check_choice(name: str, found: object, expected: tuple[object, ...]) -> Non
     # By identity of kind: 1 is no truth value here.
     if not any(type(found) is type(value) and found == value for value in expected):
         names = choices(tuple(map(str, expected)))
-        raise InvalidArgumentError(f"{name} {shown(found)}: expected {names}")
+        said = repr(found)[:200] if isinstance(found, str) else shown(found)
+        raise InvalidArgumentError(f"{name} {said}: expected {names}")
