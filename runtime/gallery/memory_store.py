@@ -22,6 +22,7 @@ from xclip_deploy.runtime.gallery.store import (
     Nearest,
     QueryVectors,
     Rows,
+    Verification,
 )
 from xclip_deploy.runtime.progress import ProgressFunction
 
@@ -205,6 +206,11 @@ class MemoryStore:
     def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
         """Do nothing: the next snapshot merges all parts."""
         del progress, keep
+
+    def verify(self, progress: ProgressFunction) -> Verification:
+        """Report memory as whole: it is not checked."""
+        del progress
+        return Verification(len(self.snapshot()))
 
     def size_bytes(self) -> None:
         return None

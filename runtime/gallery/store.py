@@ -48,6 +48,23 @@ class Nearest:
     """``flat`` compared every video, ``index`` those of the nearest partitions."""
 
 
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of reading a whole gallery and comparing it with its checksums."""
+
+    num_videos: int
+    """Number of videos that were read, damaged ones among them."""
+    damaged_videos: tuple[str, ...] = ()
+    """Ids of damaged videos; ``row N`` for one whose id is not legible."""
+    damaged_files: tuple[str, ...] = ()
+    """Files beside the rows that are damaged, by their path below the table."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is as it was written."""
+        return not self.damaged_videos and not self.damaged_files
+
+
 class Snapshot(Protocol):
     """A gallery as it was at one moment; later changes do not touch it.
 
@@ -167,6 +184,13 @@ class GalleryStore(Protocol):
         """Merge small files and, for many videos, build the index.
 
         Files that only snapshots older than ``keep`` read are deleted.
+        """
+        ...
+
+    def verify(self, progress: ProgressFunction) -> Verification:
+        """Read everything and compare it with its checksums, in the version on disk.
+
+        Raises GalleryIntegrityError for damage that leaves nothing to read.
         """
         ...
 
