@@ -23,7 +23,8 @@ def checked_features(
     """Return features of ``videos`` as a gallery keeps them, in FP16.
 
     Raises InvalidArgumentError for features of other shapes, for values that are not finite and
-    for vectors that are not of unit length. It is raised too where ``num_frames`` differs from the number of the video's frame times.
+    for vectors that are not of unit length. It is raised too where ``num_frames`` differs from the
+    number of the video's frame times.
     """
     as_instance("features", features, VideoFeatures, "VideoFeatures")
     shapes = {

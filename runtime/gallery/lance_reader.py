@@ -24,7 +24,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
 from xclip_deploy.runtime.gallery.store import Rows
 
 BATCH_ROWS = 4096
-FRAGMENT_ROWS = 1 << 32
+_FRAGMENT_ROWS = 1 << 32
 """Row ids of a fragment, LanceDB's unit of writing; later fragments have higher ids."""
 
 
@@ -167,18 +167,15 @@ class RowReader:
             condition = f"_rowid >= {below}" if below else None
             for table in self.batches([part], condition):
                 highest = max(highest, int(row_ids(table).max()))
-            if highest >= 0:
-                below = (highest // FRAGMENT_ROWS + 1) * FRAGMENT_ROWS
-            known[key if not start else (*key, start)] = below
+            known[(*key, start) if start else key] = max(below, end_of_fragment(highest))
 
-    def note_verified(self, parts: Sequence[Part], rows: Rows) -> None:
-        """Note that all rows of this version were verified, given their ids."""
-        if len(rows):
-            below = (int(rows.max()) // FRAGMENT_ROWS + 1) * FRAGMENT_ROWS
-            with self._lock:
-                for part in parts:
-                    key = self._key(part)
-                    self.trusted.below[key] = max(below, self.trusted.below.get(key, 0))
+    def note_verified(self, parts: Sequence[Part], highest: int) -> None:
+        """Note that all rows of this version were verified; ``highest``: the last row's id."""
+        below = end_of_fragment(highest)
+        with self._lock:
+            for part in parts:
+                key = self._key(part)
+                self.trusted.below[key] = max(below, self.trusted.below.get(key, 0))
 
     def _key(self, part: Part) -> tuple[object, ...]:
         # A new field adds files to rows that are there.
@@ -201,6 +198,11 @@ class RowReader:
             f"gallery {self._uri} gave {found} of {expected} videos; "
             "its files were changed while it was open: open it again"
         )
+
+
+def end_of_fragment(row: int) -> int:
+    """Return the row id after the last of ``row``'s fragment; 0 for row -1."""
+    return (row // _FRAGMENT_ROWS + 1) * _FRAGMENT_ROWS
 
 
 def row_ids(table: pa.Table) -> Rows:

@@ -209,9 +209,9 @@ class LanceSnapshot:
             yield row_ids(table), to_features(table)
 
     def listing(self) -> Iterator[GalleryVideo]:
-        highest = np.empty(0, np.int64)
+        highest = -1
         for table in self.reader.batches([Part.RECORD]):
-            highest = np.array([max(row_ids(table).max(), *highest)], np.int64)
+            highest = max(highest, int(row_ids(table).max()))
             with self.reader.reading():
                 videos = to_videos(table)
             yield from videos
@@ -257,7 +257,7 @@ class LanceSnapshot:
         del table
         tables.clear()
         rows = columns.pop("_rowid").to_numpy().astype(np.int64)
-        self.reader.note_verified(parts, rows)
+        self.reader.note_verified(parts, int(rows.max()))
         order = np.argsort(rows, kind="stable")
         is_sorted = np.array_equal(order, np.arange(len(order)))
         for name in columns:  # one by one: all at once would be in memory twice

@@ -32,7 +32,7 @@ from xclip_deploy.runtime.gallery.lance_files import (
     place_of,
     take_lock,
 )
-from xclip_deploy.runtime.gallery.lance_reader import FRAGMENT_ROWS, RowReader, Trust
+from xclip_deploy.runtime.gallery.lance_reader import RowReader, Trust, end_of_fragment
 from xclip_deploy.runtime.gallery.lance_schema import (
     SQL_TYPES,
     TableHeader,
@@ -49,7 +49,8 @@ from xclip_deploy.runtime.gallery.lance_snapshot import (
 )
 from xclip_deploy.runtime.gallery.lance_walk import verify_rows
 from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
-from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, FeatureModel, Verification
+from xclip_deploy.runtime.gallery.reports import Verification
+from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, FeatureModel
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
 _ROWS_PER_WRITE = 1024
@@ -250,8 +251,7 @@ class LanceStore:
             if statistics is None or statistics.num_unindexed_rows:
                 return 0
         rows = RowReader(self._uri, self._table, Trust()).read_all(None).rows
-        is_empty = not indices or not len(rows)
-        return 0 if is_empty else (int(rows[-1]) // FRAGMENT_ROWS + 1) * FRAGMENT_ROWS
+        return end_of_fragment(int(rows[-1])) if indices and len(rows) else 0
 
     def _add_columns(self, types: dict[str, type]) -> None:
         known = metadata_types(self._table.schema)

@@ -17,12 +17,12 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.records import GalleryVideo, coerced, merged_types
+from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     Nearest,
     QueryVectors,
     Rows,
-    Verification,
 )
 from xclip_deploy.runtime.progress import ProgressFunction
 

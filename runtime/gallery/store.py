@@ -14,6 +14,7 @@ import numpy.typing as npt
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.progress import ProgressFunction
 
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -46,23 +47,6 @@ class Nearest:
     """[n]; from an index, approximate."""
     method: NearestMethod
     """``flat`` compared every video, ``index`` those of the nearest partitions."""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The outcome of reading a whole gallery and comparing it with its checksums."""
-
-    num_videos: int
-    """Number of videos that were read, damaged ones among them."""
-    damaged_videos: tuple[str, ...] = ()
-    """Ids of damaged videos; ``row N`` for one whose id is not legible."""
-    damaged_files: tuple[str, ...] = ()
-    """Files beside the rows that are damaged, by their path below the table."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything is as it was written."""
-        return not self.damaged_videos and not self.damaged_files
 
 
 class Snapshot(Protocol):
