@@ -233,7 +233,7 @@ def verify(gallery: str, as_json: bool) -> None:
     "--output",
     required=True,
     metavar="GALLERY",
-    help="Directory of the new gallery, not there yet.",
+    help="New directory for the copy.",
 )
 @json_option
 def rescue(gallery: str, output: str, as_json: bool) -> None:
