@@ -61,6 +61,14 @@ def has_table(uri: str, is_local: bool) -> bool:
         return TABLE in connect(uri).list_tables().tables
 
 
+def require_table(uri: str, is_local: bool) -> None:
+    """Raise GalleryNotFoundError if there is no gallery, GalleryIntegrityError if it was lost."""
+    if not has_table(uri, is_local):
+        if is_local:
+            check_place(Path(uri))
+        raise GalleryNotFoundError(f"no gallery at {uri}; run: {REINDEX.format(uri=uri)}")
+
+
 def check_place(path: Path) -> None:
     """Refuse a directory that holds something else than a gallery."""
     if (path / "gallery.json").is_file():

@@ -17,19 +17,20 @@ from xclip_deploy.errors import (
     DuplicateIdError,
     GalleryError,
     GalleryModelError,
-    GalleryNotFoundError,
+    XclipDeployError,
 )
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.commit_record import TABLE, make_record, write_record
 from xclip_deploy.runtime.gallery.filter_sql import quoted
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
-from xclip_deploy.runtime.gallery.lance_errors import REINDEX, lance_errors
+from xclip_deploy.runtime.gallery.lance_errors import lance_errors
 from xclip_deploy.runtime.gallery.lance_files import (
     check_place,
     connect,
     has_table,
     located,
     place_of,
+    require_table,
     take_lock,
 )
 from xclip_deploy.runtime.gallery.lance_reader import RowReader, Trust, end_of_fragment
@@ -153,18 +154,29 @@ class LanceStore:
             types = merged_types(
                 metadata_types(self._table.schema), (video.metadata for video in videos)
             )
+            failures: list[XclipDeployError] = []
+
+            def batches() -> Iterator[pa.RecordBatch]:
+                for start in range(0, len(videos), _ROWS_PER_WRITE):
+                    part = videos[start : start + _ROWS_PER_WRITE]
+                    places = np.array([rows[video.id] for video in part], np.int64)
+                    try:
+                        features = snapshot.features(places)
+                    except XclipDeployError as error:  # LanceDB would make a text of it
+                        failures.append(error)
+                        raise
+                    yield from to_table(part, features, self._table.schema).to_batches()
+
             with self._writing():
                 self._add_columns(types)
-                schema = self._table.schema
-
-                def batches() -> Iterator[pa.RecordBatch]:
-                    for start in range(0, len(videos), _ROWS_PER_WRITE):
-                        part = videos[start : start + _ROWS_PER_WRITE]
-                        places = np.array([rows[video.id] for video in part], np.int64)
-                        yield from to_table(part, snapshot.features(places), schema).to_batches()
-
-                # A reader of batches makes one commit without all embeddings in memory.
-                self._upsert(pa.RecordBatchReader.from_batches(schema, batches()))
+                try:
+                    # A reader of batches makes one commit without all embeddings in memory.
+                    schema = self._table.schema
+                    self._upsert(pa.RecordBatchReader.from_batches(schema, batches()))
+                except Exception:
+                    if failures:
+                        raise failures[0] from None
+                    raise
 
     def remove(self, ids: Collection[str]) -> int:
         with self.exclusive():
@@ -315,10 +327,7 @@ def open_existing_store(uri: str | Path, limits: SearchLimits | None = None) -> 
     Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError.
     """
     name, is_local = located(uri)
-    if not has_table(name, is_local):
-        if is_local:
-            check_place(Path(name))
-        raise GalleryNotFoundError(f"no gallery at {name}; run: {REINDEX.format(uri=name)}")
+    require_table(name, is_local)
     return LanceStore(name, limits)
 
 

@@ -39,7 +39,7 @@ def walk(reader: RowReader) -> Iterator[tuple[Rows, pa.Table | None]]:
     LanceDB reads pages of many rows. Where it fails, halves are read, down to single rows. Raises
     GalleryIntegrityError if not even the row ids can be read.
     """
-    rows = reader.read_all(None).rows
+    rows = reader.ids_unverified()
     for part in slices(len(rows), BATCH_ROWS):
         yield from _read(reader, rows[part])
 

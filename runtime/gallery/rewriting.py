@@ -27,7 +27,12 @@ from xclip_deploy.runtime.gallery.commit_record import (
     versions_of,
 )
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
-from xclip_deploy.runtime.gallery.lance_files import connect, kept_from_writers, other_version
+from xclip_deploy.runtime.gallery.lance_files import (
+    connect,
+    kept_from_writers,
+    other_version,
+    require_table,
+)
 from xclip_deploy.runtime.gallery.lance_reader import RowReader, Trust, row_ids
 from xclip_deploy.runtime.gallery.lance_schema import (
     SCHEMA_VERSION,
@@ -57,6 +62,8 @@ def rescue_gallery(
     """
     if output.exists():
         raise GalleryError(f"{output} is there already; choose another path for what is rescued")
+    if not (path / f"{TABLE}.lance").is_dir():
+        require_table(str(path), is_local=True)
     try:
         record = read_record(path)
     except GalleryIntegrityError:
@@ -97,6 +104,7 @@ def upgrade_gallery(path: Path, progress: ProgressFunction = ignore_progress) ->
 
     An interrupted upgrade leaves the old gallery. Raises GalleryError, GalleryIntegrityError.
     """
+    require_table(str(path), is_local=True)
     with kept_from_writers(path):
         with lance_errors(str(path), "read"):
             table = connect(str(path)).open_table(TABLE)
