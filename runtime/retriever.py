@@ -170,7 +170,8 @@ class Retriever:
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
         """Add videos that the same model encoded elsewhere, all or none.
 
-        Raises DuplicateIdError, MetadataError, InvalidArgumentError for features of other shapes.
+        Raises DuplicateIdError, MetadataError, and InvalidArgumentError for vectors of other shapes
+        or lengths than 1.
         """
         self._check_open()
         self.gallery.add(videos, features)
@@ -268,10 +269,9 @@ class Retriever:
     def search_by_image(
         self, image: ImageLike, k: int = 10, **options: Unpack[SimilarityKeywords]
     ) -> SearchResults:
-        """Find the ``k`` videos most similar to an image, as a video of one frame.
+        """Find the ``k`` videos most similar to an image, as :meth:`search_by_video` does.
 
         ``image``: a file that Pillow reads, a Pillow image, or uint8 RGB [height, width, 3].
-        Other arguments and errors are those of :meth:`search_by_video`.
         """
         self._check_open()
         return self.search_by_video(read_image(image, self.reading.image_size), k, **options)

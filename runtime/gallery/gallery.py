@@ -176,7 +176,7 @@ class Gallery:
 
         ``replace``: whether to overwrite videos with the same ids. Raises DuplicateIdError for an
         id twice among ``videos`` or, without ``replace``, in the gallery. Raises MetadataError, and
-        InvalidArgumentError for features of other shapes or not finite.
+        InvalidArgumentError for features of other shapes, not finite or not of unit length.
         """
         as_truth("replace", replace)
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))

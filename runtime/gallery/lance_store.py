@@ -247,6 +247,7 @@ class LanceStore:
                 self._committed.follow(is_locked=is_locked)
             else:  # Gallery.save has put another one here
                 committed = CommittedTable(self._uri)
+                committed.follow(is_locked=is_locked)
                 if committed.header != self.header:
                     raise GalleryModelError(
                         f"gallery {self._uri} was replaced by one of another model: open it again"

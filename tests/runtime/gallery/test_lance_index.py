@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pytest
 from gallery_samples import (
     DIM,
+    FRAMES,
     NOTHING_IN_MEMORY,
     content_of,
     lance_store,
     sample,
-    sample_features,
 )
 
 from xclip_deploy.runtime.features import VideoFeatures
@@ -31,7 +31,13 @@ CANDIDATES = 300
 
 @pytest.fixture
 def features() -> VideoFeatures:
-    return sample_features(COUNT, np.random.default_rng(2))
+    """Of many lengths, which a store takes: with one bit a dimension, they are easier to tell."""
+    rng = np.random.default_rng(2)
+    return VideoFeatures(
+        rng.standard_normal((COUNT, DIM)).astype(np.float16),
+        rng.standard_normal((COUNT, FRAMES, DIM)).astype(np.float16),
+        np.full(COUNT, 2, np.int32),
+    )
 
 
 @pytest.fixture
