@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy import Retriever, export_bundle
-from xclip_deploy.runtime.atomic import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text, replaced_file
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
@@ -50,7 +50,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     replace_text(options.output / "candidates.json", json.dumps(result, indent=1) + "\n")
     replace_text(options.output / "candidates.md", table(result))
-    draw(result, options.output / "candidates.png")
+    draw_candidates(result, options.output / "candidates.png")
     print(table(result))
 
 
@@ -94,7 +94,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw_candidates(result: dict[str, Any], path: Path) -> None:
     """Recall by candidates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gallery_report import draw, table
+from benchmarks.gallery_report import draw_galleries, table
 from xclip_deploy import Bundle, DeployedModel
-from xclip_deploy.runtime.atomic import replace_text
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
@@ -78,7 +78,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     replace_text(options.output / "galleries.json", json.dumps(results, indent=1) + "\n")
     replace_text(options.output / "galleries.md", table(results))
-    draw(results, options.output / "galleries.png")
+    draw_galleries(results, options.output / "galleries.png")
     print(table(results))
 
 

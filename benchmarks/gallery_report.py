@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.files import replaced_file
 
 Result = dict[str, Any]
 METHODS = {
@@ -66,7 +66,7 @@ def quantiles(times_ms: Sequence[float]) -> str:
     return f"{middle:.1f} / {high:.1f}"
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw_galleries(results: Sequence[Result], path: Path) -> None:
     """Latency and memory by size, recall by candidates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from xclip_deploy.runtime.atomic import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text, replaced_file
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS
 from xclip_deploy.training.config import GeneratedConfig
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
@@ -88,7 +88,7 @@ def main() -> None:
     content = {"epochs": options.epochs, "steps": runs[0]["steps"], "runs": runs}
     replace_text(options.output / RESULTS, json.dumps(content, indent=1) + "\n")
     replace_text(options.output / "grains.md", table(content))
-    draw(content, options.output / "grains.png")
+    draw_grains(content, options.output / "grains.png")
     print(table(content))
 
 
@@ -162,7 +162,7 @@ def spread(content: dict[str, Any], variant: Variant, direction: str, metric: st
     return f"{statistics.mean(found):.1f} ± {deviation:.1f}"
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw_grains(content: dict[str, Any], path: Path) -> None:
     """Means as bars, single runs as dots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -21,8 +21,8 @@ from xclip_deploy.export.graphs import save_graph
 from xclip_deploy.export.parity import Tensors, run_bundle
 from xclip_deploy.export.reference_inputs import ReferenceInputs
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.hashing import sha256_of
-from xclip_deploy.runtime.manifest import FILE_NAME, FileRecord, Graph, Precision
+from xclip_deploy.runtime.files import sha256_of
+from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Graph, Precision
 
 
 def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
@@ -49,7 +49,7 @@ def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
         manifest = bundle.manifest.model_copy(
             update={"graphs": {Precision.FP32: specs}, "files": files}
         )
-        (path / FILE_NAME).write_bytes(manifest.to_json())
+        (path / MANIFEST_NAME).write_bytes(manifest.to_json())
         return run_bundle(Bundle.open(path), Precision.FP32, inputs)
 
 

@@ -13,31 +13,29 @@ import torch
 
 from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
 from xclip_deploy.export.bfloat16 import run_rounded
-from xclip_deploy.export.fingerprint import model_fingerprint
 from xclip_deploy.export.graphs import export_graph, graph_specs
 from xclip_deploy.export.parity import TOLERANCES, Tensors, compare, run_bundle, run_pytorch
 from xclip_deploy.export.quantization import quantize_graph
 from xclip_deploy.export.reference_inputs import ReferenceInputs, reference_inputs
 from xclip_deploy.runtime.arguments import as_callback, as_instance, as_number, as_path, as_truth
-from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.manifest import (
-    FILE_NAME,
-    FileRecord,
+    MANIFEST_NAME,
     Manifest,
     ParityMethod,
     ParityRecord,
     Precision,
     Preprocessing,
     Provenance,
+    file_records,
 )
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
-from xclip_deploy.runtime.scorer_weights import FILE_NAME as SCORER_WEIGHTS
-from xclip_deploy.runtime.scorer_weights import ScorerWeights
+from xclip_deploy.runtime.scorer_weights import SCORER_WEIGHTS_NAME, ScorerWeights
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
 from xclip_deploy.training.checkpoints import Checkpoint, CheckpointOptions, load_checkpoint
+from xclip_deploy.training.checkpoints.parameters import model_fingerprint
 from xclip_deploy.training.precision import halve, narrow
 
 _TOKENIZER = "tokenizer.json"
@@ -125,7 +123,7 @@ def _write(
     steps.next("running PyTorch for reference")
     model = loaded.build()
     weights = {name: tensor.detach().numpy() for name, tensor in model.scorer.named_parameters()}
-    ScorerWeights.from_arrays(weights, config).save(directory / SCORER_WEIGHTS)
+    ScorerWeights.from_arrays(weights, config).save(directory / SCORER_WEIGHTS_NAME)
     inputs = reference_inputs(config, tokenizer)
     reference = run_pytorch(model, inputs)
     score_scale = float(model.scorer.logit_scale.detach().exp())
@@ -153,9 +151,9 @@ def _write(
         frames_per_second=frames_per_second,
         preprocessing=preprocessing,
         tokenizer=_TOKENIZER,
-        scorer_weights=SCORER_WEIGHTS,
+        scorer_weights=SCORER_WEIGHTS_NAME,
         graphs=graphs,
-        files=_file_records(directory),
+        files=file_records(directory),
         # Of all: engines can be built in precisions that the bundle has no graphs in.
         tolerances=TOLERANCES,
         parity=(),
@@ -170,7 +168,7 @@ def _write(
     )
     records = _check_parity(manifest, directory, inputs, reference, score_scale, steps)
     manifest = manifest.model_copy(update={"parity": tuple(records)})
-    (directory / FILE_NAME).write_bytes(manifest.to_json())
+    (directory / MANIFEST_NAME).write_bytes(manifest.to_json())
     return manifest
 
 
@@ -183,7 +181,7 @@ def _check_parity(
     steps: _Steps,
 ) -> list[ParityRecord]:
     """Run the unfinished bundle as production will, and hold it against PyTorch."""
-    (directory / FILE_NAME).write_bytes(manifest.to_json())
+    (directory / MANIFEST_NAME).write_bytes(manifest.to_json())
     bundle = Bundle.open(directory)
     records: list[ParityRecord] = []
     for precision in manifest.graphs:
@@ -246,17 +244,7 @@ class _Steps:
 
 
 def _may_replace(target: Path) -> bool:
-    return target.is_dir() and ((target / FILE_NAME).is_file() or not any(target.iterdir()))
-
-
-def _file_records(directory: Path) -> dict[str, FileRecord]:
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {
-        path.relative_to(directory).as_posix(): FileRecord(
-            sha256=sha256_of(path), size_bytes=path.stat().st_size
-        )
-        for path in paths
-    }
+    return target.is_dir() and ((target / MANIFEST_NAME).is_file() or not any(target.iterdir()))
 
 
 def _versions() -> dict[str, str]:

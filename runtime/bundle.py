@@ -18,18 +18,17 @@ from xclip_deploy.errors import (
     InvalidArgumentError,
 )
 from xclip_deploy.runtime.arguments import PathName, as_member, as_path
-from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import (
-    FILE_NAME,
     FORMAT,
+    MANIFEST_NAME,
     SCHEMA_VERSION,
     Graph,
     Manifest,
     Precision,
     checksum,
 )
-from xclip_deploy.runtime.scorer_weights import FILE_NAME as SCORER_WEIGHTS
-from xclip_deploy.runtime.scorer_weights import ScorerWeights
+from xclip_deploy.runtime.scorer_weights import SCORER_WEIGHTS_NAME, ScorerWeights
 from xclip_deploy.runtime.tokenizer import Tokenizer
 
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -158,17 +157,17 @@ def _damaged(path: Path, what: str) -> BundleIntegrityError:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    file = path / FILE_NAME
+    file = path / MANIFEST_NAME
     try:
         if file.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise _damaged(path, f"{FILE_NAME} is over {_MAX_MANIFEST_BYTES >> 20} MiB")
+            raise _damaged(path, f"{MANIFEST_NAME} is over {_MAX_MANIFEST_BYTES >> 20} MiB")
         text = file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleNotFoundError(
-            f"no bundle at {path} (no {FILE_NAME}); run: {_EXPORT.format(path=path)}"
+            f"no bundle at {path} (no {MANIFEST_NAME}); run: {_EXPORT.format(path=path)}"
         ) from error
     except UnicodeDecodeError as error:
-        raise _damaged(path, f"{FILE_NAME} is not UTF-8 text") from error
+        raise _damaged(path, f"{MANIFEST_NAME} is not UTF-8 text") from error
     except OSError as error:
         raise BundleError(f"bundle {path}: cannot be read ({error.strerror})") from error
     try:
@@ -176,16 +175,16 @@ def _read_manifest(path: Path) -> Manifest:
         # In here too: what is nested too deep, or holds half a character, fails in this one.
         found = checksum(content) if isinstance(content, dict) else None
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"{FILE_NAME} is not JSON ({error})") from error
+        raise _damaged(path, f"{MANIFEST_NAME} is not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise _damaged(path, f"{FILE_NAME} does not describe an {FORMAT}")
+        raise _damaged(path, f"{MANIFEST_NAME} does not describe an {FORMAT}")
     _check_version(path, content.get("schema_version"))
     if content.get("checksum") != found:
-        raise _damaged(path, f"{FILE_NAME} was altered: its checksum does not fit")
+        raise _damaged(path, f"{MANIFEST_NAME} was altered: its checksum does not fit")
     if content.get("scorer_weights") is None:  # early exports of this very schema version
         raise BundleVersionError(
-            f"bundle {path} was exported without its scorer's matrices ({SCORER_WEIGHTS}), which "
-            f"this release needs; run: {_EXPORT.format(path=path)}"
+            f"bundle {path} was exported without its scorer's matrices ({SCORER_WEIGHTS_NAME}), "
+            f"which this release needs; run: {_EXPORT.format(path=path)}"
         )
     del content["checksum"]
     try:
@@ -193,7 +192,7 @@ def _read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise _damaged(path, f"{FILE_NAME}: {where}: {first['msg']}") from error
+        raise _damaged(path, f"{MANIFEST_NAME}: {where}: {first['msg']}") from error
 
 
 def _check_version(path: Path, version: object) -> None:

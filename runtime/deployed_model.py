@@ -21,9 +21,9 @@ from xclip_deploy.runtime.arguments import (
     as_whole_number,
     shown,
 )
-from xclip_deploy.runtime.batches import slices, videos_at_once
+from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures, videos_at_once
 from xclip_deploy.runtime.manifest import FileRecord, Graph
 from xclip_deploy.runtime.sessions import (
     GalleryScorer,

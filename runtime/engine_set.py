@@ -20,8 +20,8 @@ from xclip_deploy.runtime.model_config import FrozenModel
 
 SCHEMA_VERSION = 2
 FORMAT = "xclip-engines"
-FILE_NAME = "engines.json"
-DIRECTORY = "engines"
+SIDECAR_NAME = "engines.json"
+ENGINES_DIRECTORY = "engines"
 """Within a bundle: ``engines/<flavour>-<version>-<precision>-<target>/``."""
 
 
@@ -219,7 +219,7 @@ def engine_file(graph: Graph) -> str:
 def engine_sets(bundle: Bundle) -> dict[Path, EngineSet]:
     """Sidecars of all engine sets of a bundle, by folder. Raises EngineError for a bad one."""
     found = {}
-    for file in sorted((bundle.path / DIRECTORY).glob(f"*/{FILE_NAME}")):
+    for file in sorted((bundle.path / ENGINES_DIRECTORY).glob(f"*/{SIDECAR_NAME}")):
         if not file.parent.name.startswith("."):  # else an unfinished build
             found[file.parent] = read_engine_set(file.parent, bundle.path)
     return found
@@ -230,7 +230,7 @@ def read_engine_set(folder: Path, bundle: Path) -> EngineSet:
 
     Raises EngineError where there is none, or none that this release can read.
     """
-    file = folder / FILE_NAME
+    file = folder / SIDECAR_NAME
     mend = f"run: rm -r {folder} && xclip-deploy build-trt {bundle}"
     try:
         content = json.loads(file.read_bytes())

@@ -1,18 +1,26 @@
-"""Embeddings and scores, as they pass between encoders, gallery and scorer."""
+"""Embeddings and scores, as they pass between encoders, gallery and scorer.
+
+The scorer compares every word of a text with every frame of a video. With T texts, V videos,
+W words and F frames it holds several arrays of T x V x W x F numbers. So this module also says
+how many texts and videos are scored at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arrays import FloatArray
+from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.presentation import brief
 
-FloatArray = npt.NDArray[np.floating[Any]]
+SCORER_ELEMENTS = 1 << 22
+"""Word-frame similarities scored at once: 16 MiB in each of the scorer's FP32 arrays."""
+_TEXTS_AT_ONCE = 64
+"""Texts whose word embeddings are in memory at once: 64 x 32 x 512 FP32 numbers are 4 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +91,15 @@ class Scores:
         return brief(self, logits=self.logits, grains=list(self.grains))
 
 
-def check_finite(name: str, array: FloatArray) -> None:
-    """Refuse NaN and infinity, which would poison every ranking. Raises InvalidArgumentError."""
-    if not np.isfinite(array).all():
-        raise InvalidArgumentError(f"{name} holds NaN or infinity")
+def texts_at_once(config: ModelConfig, elements: int = SCORER_ELEMENTS) -> int:
+    """Return how many texts to encode and score at once: 64 unless ``elements`` allow fewer."""
+    return min(_TEXTS_AT_ONCE, max(1, elements // (config.max_words * config.max_frames)))
+
+
+def videos_at_once(config: ModelConfig, num_texts: int, elements: int = SCORER_ELEMENTS) -> int:
+    """Return how many videos to score at once against ``num_texts`` texts, at least 1.
+
+    Neither the scorer's arrays nor the videos' frame embeddings then exceed ``elements`` numbers.
+    """
+    similarities = num_texts * config.max_words * config.max_frames
+    return max(1, elements // max(similarities, config.max_frames * config.embed_dim))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import Enum
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,12 +15,13 @@ from pydantic import (
     model_validator,
 )
 
+from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.model_config import FrozenModel, ModelConfig
 from xclip_deploy.runtime.video import FrameSampling, VideoReader, VideoReading
 
 SCHEMA_VERSION = 2
 FORMAT = "xclip-bundle"
-FILE_NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -241,3 +242,14 @@ def checksum(content: dict[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key != "checksum"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_records(folder: Path) -> dict[str, FileRecord]:
+    """Return the record of every file in ``folder``, by its path within it."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(
+            sha256=sha256_of(path), size_bytes=path.stat().st_size
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -31,8 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.batches import slices
-from xclip_deploy.runtime.features import FloatArray, check_finite
+from xclip_deploy.runtime.arrays import FloatArray, check_finite, slices
 
 Queries = Literal["texts", "videos"]
 """Who asks: ``texts`` for text to video, ``videos`` for video to text."""

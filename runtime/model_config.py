@@ -16,6 +16,8 @@ from xclip_deploy.runtime.arguments import shown
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS, Grain
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Part of a whole, 0 to 1."""
 
 
 class Activation(str, Enum):

@@ -1,8 +1,9 @@
-"""The scorer's learned matrices, as the runtime reads them: beside the graphs, not out of them.
+"""The scorer's learned matrices, and its attention over similarities (AOSM) in NumPy.
 
 ``scorer.onnx`` computes scores; what has to look inside a score, or to fold a matrix into a
 query, needs the matrices themselves. They are those of the checkpoint in FP32, which every
-precision of the scorer computes with.
+precision of the scorer computes with. The attention is that of ``training/scorer.py`` (Ma et
+al., "X-CLIP", ACM MM 2022, section 3.3).
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from xclip_deploy.errors import BundleIntegrityError
-from xclip_deploy.runtime.grains import matrix_shapes
+from xclip_deploy.runtime.arrays import AnyArray, BoolArray, Float32Array, Float64Array, FloatArray
+from xclip_deploy.runtime.grains import TEMPERATURE, matrix_shapes
 from xclip_deploy.runtime.model_config import ModelConfig
 
-FILE_NAME = "scorer.npz"
+SCORER_WEIGHTS_NAME = "scorer.npz"
 
-Matrix = npt.NDArray[np.float32]
+AnyFloats = TypeVar("AnyFloats", Float32Array, Float64Array)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class ScorerWeights:
 
     logit_scale: float
     """Logarithm of the factor from the mean of the grains to the score, as it is learned."""
-    matrices: Mapping[str, Matrix]
+    matrices: Mapping[str, Float32Array]
     """Learned matrices that the model has, by their names in the authors' checkpoints. The table
     of grains (``runtime/grains.py``) says which grain has which, and what their axes are."""
 
@@ -41,16 +42,14 @@ class ScorerWeights:
         return float(np.exp(self.logit_scale))
 
     @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, npt.NDArray[Any]], config: ModelConfig
-    ) -> ScorerWeights:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray], config: ModelConfig) -> ScorerWeights:
         """Take the parameters by name. Raises ValueError where they are not those of ``config``."""
         shapes: dict[str, tuple[int, ...]] = {"logit_scale": (), **matrix_shapes(config)}
         if set(arrays) != set(shapes):
             raise ValueError(
                 f"scorer weights {', '.join(sorted(arrays))}; expected {', '.join(sorted(shapes))}"
             )
-        matrices: dict[str, Matrix] = {}
+        matrices: dict[str, Float32Array] = {}
         for name, shape in shapes.items():
             array = arrays[name]
             is_float = np.issubdtype(array.dtype, np.floating)
@@ -80,3 +79,23 @@ class ScorerWeights:
         arrays: dict[str, Any] = {"logit_scale": np.float32(self.logit_scale), **self.matrices}
         with path.open("wb") as stream:
             np.savez(stream, **arrays)
+
+
+def attend(x: AnyFloats, matrix: FloatArray, is_valid: BoolArray | None = None) -> AnyFloats:
+    """Compute AOSM's weights over the last axis: softmax(x / 0.01) M, 0 where not ``is_valid``.
+
+    ``x``: [..., n]; ``matrix``: M [n, n]; ``is_valid``: bool [n]. Returns [..., n],
+    in the precision of ``x``.
+    """
+    scaled = x / TEMPERATURE
+    if is_valid is not None:
+        scaled = np.where(is_valid, scaled, -np.inf)
+    # The largest becomes 0, so that nothing overflows.
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    mixed: AnyFloats = powers / powers.sum(axis=-1, keepdims=True) @ matrix.astype(x.dtype)
+    return mixed if is_valid is None else mixed * is_valid
+
+
+def project(features: Float64Array, matrix: FloatArray | None) -> Float64Array:
+    """Multiply ``features`` [..., D] with a matrix [D, D]; None leaves them as they are."""
+    return features if matrix is None else features @ matrix.astype(np.float64)

@@ -33,6 +33,7 @@ COMMANDS = (
     "bench",
     "inspect",
 )
+GROUPS = ("gallery",)
 FROG, TURNED = "mdn_frog.webm", "edge_cases/decord_video_90.mov"
 
 
@@ -74,7 +75,7 @@ def assert_one_line_error(outcome: Outcome, status: int, *parts: str) -> None:
 def test_help(run: Run, option: str) -> None:
     outcome = run(option)
     assert (outcome.status, outcome.err) == (0, "")
-    assert all(command in outcome.out for command in COMMANDS)
+    assert all(f"\n  {command} " in outcome.out for command in (*COMMANDS, *GROUPS))
     assert "Exit statuses" in outcome.out
 
 
@@ -292,7 +293,12 @@ def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Pat
         ("search", "a dog", "a cat", "--video", "x.mp4"),
         ("search", "a dog", "--image", "x.png"),
         ("search", "--video", "x.mp4", "--image", "x.png"),
-        ("optimize", "--keep-minutes", "-1"),
+        ("optimize",),  # it is in the group gallery
+        ("index", ""),
+        ("inspect", ""),
+        ("search", "a dog", "--bundle", ""),
+        ("search", "--video", ""),
+        ("train", "--checkpoint", ""),
         ("search", "a dog", "-k", "0"),
         ("search", "a dog", "--device", "tpu"),
         ("search", "a dog", "--threads", "none"),

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import copy
 from importlib import metadata, resources
 from pathlib import Path
@@ -191,62 +191,7 @@ def test_what_errors_carry_survives_pickling(bundle: Bundle) -> None:
     assert pickle.loads(pickle.dumps(error)).records == error.records
 
 
-# Arrows between the folders
-
-
-def imports_of(folder: str) -> Iterator[tuple[Path, str]]:
-    """Every import statement of a folder, wherever in the code it stands."""
-    for file in (REPOSITORY / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                yield from ((file, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{file}: a relative import"
-                # `from xclip_deploy import export` imports a module as well.
-                yield from ((file, f"{node.module}.{alias.name}") for alias in node.names)
-            elif isinstance(node, ast.Call) and "import_module" in ast.dump(node.func):
-                names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
-                yield from ((file, str(name)) for name in names)
-
-
-def is_within(name: str, package: str) -> bool:
-    return name == package or name.startswith(f"{package}.")
-
-
-@pytest.mark.parametrize(
-    ("folder", "forbidden"),
-    [
-        ("runtime", "xclip_deploy.training"),
-        ("runtime", "xclip_deploy.export"),
-        ("runtime", "xclip_deploy.cli"),
-        ("runtime", "torch"),
-        ("runtime", "torchvision"),
-        ("runtime", "onnx"),
-        ("runtime", "onnxscript"),
-        ("runtime", "onnx_ir"),
-        ("runtime", "transformers"),
-        ("training", "xclip_deploy.export"),
-        ("training", "xclip_deploy.cli"),
-        ("export", "xclip_deploy.cli"),
-    ],
-)
-def test_arrows_run_one_way(folder: str, forbidden: str) -> None:
-    found = list(imports_of(folder))
-    assert len(found) > 20, "nothing was looked at"
-    assert [(file, name) for file, name in found if is_within(name, forbidden)] == []
-
-
-def test_the_check_of_arrows_can_fail() -> None:
-    assert any(is_within(name, "torch") for _, name in imports_of("training"))
-    assert any(is_within(name, "xclip_deploy.training") for _, name in imports_of("export"))
-    assert any(is_within(name, "xclip_deploy.runtime") for _, name in imports_of("training"))
-
-
-def test_public_names_are_not_taken_from_the_face() -> None:
-    """`from xclip_deploy import Bundle` inside the package would go through the lazy table."""
-    for folder in ("runtime", "training", "export"):
-        for file, name in imports_of(folder):
-            assert name not in {f"xclip_deploy.{public}" for public in xclip_deploy.__all__}, file
+# Modules
 
 
 def test_every_module_can_be_imported() -> None:

@@ -18,6 +18,7 @@ from xclip_deploy.runtime.model_config import (
     FrozenModel,
     ModelConfig,
     PatchEmbedding,
+    Share,
     TemporalHead,
 )
 
@@ -25,8 +26,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:  # the same parser, for the oldest Python
     import tomli as tomllib
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class GeneratedConfig(FrozenModel):

@@ -12,7 +12,12 @@ from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.video import FrameSampling, VideoReading
 from xclip_deploy.training.config import DataConfig
 from xclip_deploy.training.datasets.frame_cache import FrameCache
-from xclip_deploy.training.datasets.frames import FrameSource, ReadReport, check_videos, readable
+from xclip_deploy.training.datasets.frames import (
+    FrameSource,
+    ReadReport,
+    check_videos,
+    without_unreadable,
+)
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 from xclip_deploy.training.distributed import from_first
 
@@ -77,7 +82,7 @@ class RunData:
             report.write(self.folder / f"{name}_videos.json")
             return report
 
-        return readable(split, from_first(check), config.max_unreadable_share)
+        return without_unreadable(split, from_first(check), config.max_unreadable_share)
 
     def _generated(self) -> Path:
         directory = self.config.videos or self.folder / "videos"

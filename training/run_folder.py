@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointReadError, InvalidArgumentError, TrainingError
-from xclip_deploy.runtime.atomic import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text, replaced_file
 from xclip_deploy.training.checkpoints import (
     SAVED_CONFIG_KEY,
     save_checkpoint,

@@ -21,7 +21,7 @@ def count_tokens(token_ids: Tensor) -> Tensor:
     return token_ids.argmax(dim=-1) + 1
 
 
-class TextFeatures(NamedTuple):
+class TextEncoderOutput(NamedTuple):
     """What the text encoder makes of T texts."""
 
     sentence_features: Tensor
@@ -45,12 +45,12 @@ class TextEncoder(nn.Module):
         self.ln_final = LayerNorm(text.width)
         self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
 
-    def forward(self, token_ids: Tensor) -> TextFeatures:
+    def forward(self, token_ids: Tensor) -> TextEncoderOutput:
         """Encode texts: integer ``token_ids`` [T, W], zero-padded after the end token."""
         word_features = l2_normalize(self.encode_tokens(token_ids))
         end = token_ids.argmax(dim=-1)  # the end token has the largest id
         index = end[:, None, None].expand(-1, 1, word_features.shape[-1])
-        return TextFeatures(word_features.gather(1, index).squeeze(1), word_features)
+        return TextEncoderOutput(word_features.gather(1, index).squeeze(1), word_features)
 
     def encode_tokens(self, token_ids: Tensor) -> Tensor:
         """Token embeddings before normalisation, [T, W, D]."""

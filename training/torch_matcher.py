@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.batches import slices
+from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.tokenizer import Tokenizer, count_tokens
 from xclip_deploy.training.model import XClip

@@ -14,7 +14,7 @@ from xclip_deploy.training.temporal import temporal_head
 from xclip_deploy.training.transformer import Transformer
 
 
-class VideoFeatures(NamedTuple):
+class VideoEncoderOutput(NamedTuple):
     """What the video encoder makes of V videos."""
 
     video_features: Tensor
@@ -87,7 +87,7 @@ class VideoEncoder(nn.Module):
         self.visual = VisionTransformer(config)
         self.temporal = temporal_head(config)
 
-    def forward(self, frames: Tensor, num_frames: Tensor) -> VideoFeatures:
+    def forward(self, frames: Tensor, num_frames: Tensor) -> VideoEncoderOutput:
         """Encode videos.
 
         ``frames``: uint8 RGB [V, F, H, W, 3], padded at the end with anything.
@@ -99,7 +99,7 @@ class VideoEncoder(nn.Module):
         # CLIP4Clip section 3.3: unit frames, mean over the valid ones, unit video.
         x = l2_normalize(x) * is_valid[..., None]
         pooled = x.sum(dim=1) / is_valid.sum(dim=1, keepdim=True).clamp_min(1)
-        return VideoFeatures(l2_normalize(pooled), l2_normalize(frame_raw))
+        return VideoEncoderOutput(l2_normalize(pooled), l2_normalize(frame_raw))
 
     def encode_frames(self, frames: Tensor, is_valid: Tensor) -> Tensor:
         """Frame embeddings before normalisation and temporal head, [V, F, D].

@@ -46,11 +46,7 @@ command that mends it, in one line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from xclip_deploy.export.verification import Certificate
-    from xclip_deploy.runtime.manifest import ParityRecord
+from typing import Any
 
 
 class XclipDeployError(Exception):
@@ -120,10 +116,10 @@ class ExportError(XclipDeployError):
 class ParityError(ExportError):
     """An exported graph does not reproduce the PyTorch model within tolerance."""
 
-    def __init__(self, message: str, records: Sequence[ParityRecord] = ()) -> None:
+    def __init__(self, message: str, records: Sequence[object] = ()) -> None:
         super().__init__(message)
-        self.records = tuple(records)
-        """The whole comparison, what passed too."""
+        self.records: tuple[Any, ...] = tuple(records)
+        """A ``ParityRecord`` of every tensor that was compared, passed or not."""
 
 
 class BundleError(XclipDeployError):
@@ -254,7 +250,7 @@ class VerificationError(XclipDeployError):
 
     exit_code = 13
 
-    def __init__(self, message: str, certificate: Certificate | None = None) -> None:
+    def __init__(self, message: str, certificate: object = None) -> None:
         super().__init__(message)
-        self.certificate = certificate
-        """The whole comparison, what passed too; None where it did not come to one."""
+        self.certificate: Any = certificate
+        """``Certificate`` of the whole comparison; None where it was never finished."""

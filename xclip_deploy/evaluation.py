@@ -33,7 +33,7 @@ from xclip_deploy.runtime.evaluation import (
     evaluate_deployed,
     evaluate_matcher,
 )
-from xclip_deploy.runtime.manifest import FILE_NAME
+from xclip_deploy.runtime.manifest import MANIFEST_NAME
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
@@ -117,11 +117,13 @@ def evaluate(
     wanted = SessionOptions.of(device, precision, threads, session)
     if isinstance(model, (str, PathLike)):
         path = as_path("model", model)
-        if not (path / FILE_NAME).is_file():
+        if not (path / MANIFEST_NAME).is_file():
             unread = sorted(wanted.changed().keys() - {"device", "precision", "threads"})
             if unread:
                 raise InvalidArgumentError(
-                    f"{', '.join(unread)} of session are for a bundle; {path} is none"
+                    f"{path} is no bundle, so PyTorch runs it: found {', '.join(unread)} among the "
+                    "session's options, expected device, precision and threads alone; for the "
+                    f"others run: xclip-deploy export {path}, and evaluate the bundle"
                 )
             try:
                 import torch  # noqa: F401 - the line that says what to install

@@ -3,24 +3,21 @@
 flavours         which library is there, and what it builds for
 options          what a build may be asked for, and which flavour has it
 profiles         ranges of the dynamic axes
-sources          the bundle's graphs
-network          ONNX into a TensorRT network, and what its boundary must be
-graph_audit      FP32 islands and attention blocks, read off the ONNX graph
+network          the bundle's graphs as TensorRT networks, and what their boundary must be
+graph_audit      FP32 islands and attention blocks, read off the ONNX graph; fused ones, off a plan
 progress         TensorRT's progress monitor, and Ctrl-C
 plan             building one engine
-memory, fused_attention   what the finished engine needs and holds
+memory           what the finished engine needs
 timing_cache, log         TensorRT's measurements and messages
-self_test        running new engines, on a GPU
-builder          a set of three, with its proofs: ``build_engines``
-dry_run          parsing alone
+builder          a set of three, with its proofs and its test on a GPU: ``build_engines``
+parse_check      parsing alone: ``dry_run``
 """
 
-from xclip_deploy.export.tensorrt.builder import BuildResult, build_engines
-from xclip_deploy.export.tensorrt.dry_run import DryRun, dry_run
+from xclip_deploy.export.tensorrt.builder import BuildResult, SelfTest, build_engines, verify_on_gpu
 from xclip_deploy.export.tensorrt.flavours import TensorRT, load_tensorrt
+from xclip_deploy.export.tensorrt.parse_check import DryRun, dry_run
 from xclip_deploy.export.tensorrt.profiles import BatchRange, EngineShapes
 from xclip_deploy.export.tensorrt.progress import BuildStep
-from xclip_deploy.export.tensorrt.self_test import SelfTest, verify_on_gpu
 
 __all__ = [
     "BatchRange",

@@ -18,16 +18,13 @@ from typing import Any
 
 from xclip_deploy.errors import EngineBuildError, EngineError
 from xclip_deploy.export.tensorrt.flavours import TensorRT, load_tensorrt
-from xclip_deploy.export.tensorrt.fused_attention import fused_attention
-from xclip_deploy.export.tensorrt.graph_audit import GraphAudit, audit_graph
+from xclip_deploy.export.tensorrt.graph_audit import GraphAudit, audit_graph, count_fused_attention
 from xclip_deploy.export.tensorrt.memory import engine_memory
-from xclip_deploy.export.tensorrt.network import check_boundary, parse_graph
+from xclip_deploy.export.tensorrt.network import check_network, graph_sources, parse_graph
 from xclip_deploy.export.tensorrt.options import check_options
 from xclip_deploy.export.tensorrt.plan import build_plan
 from xclip_deploy.export.tensorrt.profiles import EngineShapes
-from xclip_deploy.export.tensorrt.progress import BuildStep, Progress
-from xclip_deploy.export.tensorrt.self_test import SelfTest, verify_on_gpu
-from xclip_deploy.export.tensorrt.sources import graph_sources
+from xclip_deploy.export.tensorrt.progress import BuildProgress, BuildStep
 from xclip_deploy.export.tensorrt.timing_cache import TimingCacheFile
 from xclip_deploy.runtime.arguments import (
     as_callback,
@@ -37,11 +34,10 @@ from xclip_deploy.runtime.arguments import (
     as_text,
     as_truth,
 )
-from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.engine_set import (
-    DIRECTORY,
-    FILE_NAME,
+    ENGINES_DIRECTORY,
+    SIDECAR_NAME,
     BuildOptions,
     EngineRecord,
     EngineSet,
@@ -50,8 +46,15 @@ from xclip_deploy.runtime.engine_set import (
     engine_file,
     read_engine_set,
 )
-from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.files import replaced_directory, sha256_of
 from xclip_deploy.runtime.manifest import FileRecord, Graph, GraphSpec, Precision
+from xclip_deploy.runtime.nvidia_driver import first_gpu
+
+_TEST_BATCH = 16
+
+SelfTest = Callable[[Bundle, Path, EngineSet], bool]
+"""Function that runs a finished set, given its bundle, folder and description. It returns whether
+the engines could be run here, and raises where they do not compute what their model does."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,28 @@ class BuildResult:
     """What is worth knowing of the engines, such as attention that was not fused."""
 
 
+def verify_on_gpu(bundle: Bundle, folder: Path, engine_set: EngineSet) -> bool:
+    """Compare the engines in ``folder`` with the bundle's FP32 graphs, on this machine's GPU.
+
+    Returns False where there is no GPU, or none that these engines are for. Raises
+    VerificationError, SessionError or EngineError. Never run so far: no GPU was at hand.
+    """
+    gpu = first_gpu()
+    if gpu is None or not engine_set.runs_on(gpu.major, gpu.minor):
+        return False
+    from xclip_deploy.export.verification import verify_engines
+
+    verify_engines(bundle, folder, max_batch=_largest_batch(engine_set))
+    return True
+
+
+def _largest_batch(engine_set: EngineSet) -> int:
+    """Return the largest batch that both encoders take, at most 16: no test must fill a GPU."""
+    video = engine_set.engines[Graph.VIDEO_ENCODER].profiles[-1]["num_frames"]
+    text = engine_set.engines[Graph.TEXT_ENCODER].profiles[-1]["token_ids"]
+    return min(_TEST_BATCH, video.max[0], text.max[0])
+
+
 def build_engines(
     bundle: str | PathLike[str] | Bundle = "xclip-bundle",
     *,
@@ -77,7 +102,7 @@ def build_engines(
     timing_cache: str | PathLike[str] | None = None,
     force: bool = False,
     self_test: SelfTest | None = verify_on_gpu,
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
 ) -> BuildResult:
     """Build the three engines of a bundle.
 
@@ -131,7 +156,7 @@ def build_engines(
         "shape_options": shapes.options(),
     }
     name = directory_name(library.flavour, library.version, precision, asked["target"])
-    path = bundle.path / DIRECTORY / name
+    path = bundle.path / ENGINES_DIRECTORY / name
     wanted = {graph: shapes.profiles(graph, spec) for graph, (_, spec) in sources.items()}
     present = None if force else _present(path, bundle, asked, wanted)
     if present is not None:
@@ -165,7 +190,7 @@ def _now() -> str:
 
 
 def _write_sidecar(directory: Path, engine_set: EngineSet) -> None:
-    (directory / FILE_NAME).write_text(engine_set.model_dump_json(indent=1))
+    (directory / SIDECAR_NAME).write_text(engine_set.model_dump_json(indent=1))
 
 
 def _present(
@@ -209,7 +234,7 @@ def _notes(engine_set: EngineSet) -> list[str]:
 
 
 def _reporter(
-    progress: Progress | None, graph: Graph, number: int, total: int
+    progress: BuildProgress | None, graph: Graph, number: int, total: int
 ) -> Callable[[float, str], None]:
     def report(fraction: float, phase: str) -> None:
         if progress:
@@ -247,7 +272,7 @@ class _Job:
                 f"{self.library.name} could not parse {self.source}: {reasons}; for all of them "
                 f"run: xclip-deploy build-trt {self.bundle.path} --dry-run"
             )
-        check_boundary(self.library, self.graph, parsed.network, self.spec)
+        check_network(self.library, self.graph, parsed.network, self.spec)
         plan = build_plan(
             self.library,
             self.graph,
@@ -265,7 +290,7 @@ class _Job:
             profiles=self.profiles,
             build_s=round(time.monotonic() - start_s, 3),
             memory=engine_memory(self.library, plan, self.spec, self.profiles),
-            attention=fused_attention(self.library, plan, len(self.profiles), audit),
+            attention=count_fused_attention(self.library, plan, len(self.profiles), audit),
             float32_islands=audit.float32_islands,
         )
         return record, plan

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xclip_deploy.errors import EngineBuildError, MissingExtraError
+from xclip_deploy.export.tensorrt.flavours import TensorRT
+from xclip_deploy.runtime.engine_set import Flavour, FusedAttention
 from xclip_deploy.runtime.grains import GRAINS
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     import onnx
 
 _BIG_TENSOR_BYTES = 4096
+FUSED_KERNEL = b"_gemm_mha_v2_0x"
+"""Begins the name of TensorRT-RTX's fused multi-head attention kernel. A plan in half precision
+holds it three times for every fused block and every profile; one in FP32 never holds it."""
+_KERNELS_A_BLOCK = 3
 
 # Operators that move elements and compute nothing.
 _MOVEMENT = frozenset(
@@ -252,3 +258,17 @@ def _name(node: onnx.NodeProto) -> str:
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> Any:  # noqa: ANN401 - an int
     return next((entry.i for entry in node.attribute if entry.name == name), default)
+
+
+def count_fused_attention(
+    library: TensorRT, plan: bytes, profiles: int, audit: GraphAudit
+) -> FusedAttention:
+    """Count the fused blocks of an engine that was built with ``profiles`` profiles."""
+    fused = None
+    if library.flavour is Flavour.RTX:
+        fused = plan.count(FUSED_KERNEL) // (_KERNELS_A_BLOCK * profiles)
+    return FusedAttention(
+        blocks=len(audit.attention),
+        expected=sum(block.fuses for block in audit.attention),
+        fused=fused,
+    )

@@ -1,4 +1,4 @@
-"""Reading an ONNX graph into a TensorRT network, and holding it against the manifest."""
+"""Read a bundle's graphs into TensorRT networks, and check these against the manifest."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xclip_deploy.errors import EngineBuildError
+from xclip_deploy.errors import EngineBuildError, InvalidArgumentError
 from xclip_deploy.export.tensorrt.flavours import TensorRT
 from xclip_deploy.export.tensorrt.log import failure, log_of
-from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, TensorSpec
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, Precision, TensorSpec
 
 _DTYPES = {
     "FLOAT": DType.FLOAT32,
@@ -17,6 +18,28 @@ _DTYPES = {
     "INT32": DType.INT32,
     "UINT8": DType.UINT8,
 }
+
+
+def graph_sources(bundle: Bundle, precision: Precision) -> dict[Graph, tuple[Path, GraphSpec]]:
+    """Return the path, its content checked, and the specification of each graph.
+
+    Raises InvalidArgumentError for a precision that TensorRT does not build from or that the
+    bundle lacks, BundleIntegrityError for an altered file.
+    """
+    if precision is Precision.INT8:
+        raise InvalidArgumentError(
+            "int8 graphs are for the CPU: TensorRT refuses their dynamically quantised operators; "
+            f"run: xclip-deploy build-trt {bundle.path} --fp16"
+        )
+    if precision not in bundle.manifest.graphs:
+        flag = " --bf16" if precision is Precision.BF16 else ""
+        raise InvalidArgumentError(
+            f"{bundle.path} has no {precision.value} graphs, only "
+            f"{', '.join(present.value for present in bundle.precisions)}; "
+            f"run: xclip-deploy export CHECKPOINT -o {bundle.path}{flag}"
+        )
+    specs = bundle.manifest.graphs[precision]
+    return {graph: (bundle.graph_path(graph, precision), specs[graph]) for graph in Graph}
 
 
 @dataclass(frozen=True)
@@ -72,7 +95,7 @@ def parse_graph(
     ]
 
 
-def check_boundary(library: TensorRT, graph: Graph, network: Any, spec: GraphSpec) -> None:  # noqa: ANN401
+def check_network(library: TensorRT, graph: Graph, network: Any, spec: GraphSpec) -> None:  # noqa: ANN401
     """Catch a network whose inputs or outputs are not those of the manifest.
 
     A strongly typed build can succeed and yield half-precision outputs where the ONNX graph

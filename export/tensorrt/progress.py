@@ -32,7 +32,7 @@ class BuildStep:
     """What is being done, in TensorRT's words."""
 
 
-Progress = Callable[[BuildStep], None]
+BuildProgress = Callable[[BuildStep], None]
 """Called from a thread of the builder's as an engine gets on. What it raises stops the build."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from xclip_deploy.errors import EngineBuildError
 from xclip_deploy.export.tensorrt.flavours import TensorRT
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.files import replaced_file
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ and they are held against Triton's protobuf schema. Serving with those two, and 
 GPU, was never run.
 """
 
-from xclip_deploy.export.triton.description import Backend, TritonRepository
+from xclip_deploy.export.triton.description import TritonBackend, TritonRepository
 from xclip_deploy.export.triton.repository import TritonExport, export_triton
 
-__all__ = ["Backend", "TritonExport", "TritonRepository", "export_triton"]
+__all__ = ["TritonBackend", "TritonExport", "TritonRepository", "export_triton"]

@@ -7,16 +7,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal
 
-from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import FileRecord, Precision, Sha256
 from xclip_deploy.runtime.model_config import FrozenModel
+from xclip_deploy.runtime.sessions.registry import Device
 
 FORMAT = "xclip-triton"
-FILE_NAME = "xclip-triton.json"
+DESCRIPTION_NAME = "xclip-triton.json"
 """Triton reads folders alone; a file beside them does not disturb it."""
 
 
-class Backend(str, Enum):
+class TritonBackend(str, Enum):
     """What runs the three networks in the server."""
 
     ONNXRUNTIME = "onnxruntime"
@@ -32,8 +33,8 @@ class TritonRepository(FrozenModel):
 
     format: Literal["xclip-triton"] = "xclip-triton"
     schema_version: Literal[1] = 1
-    backend: Backend
-    device: Literal["cpu", "cuda"]
+    backend: TritonBackend
+    device: Device
     precision: Precision
     tensorrt_version: str | None
     """Version that the server's TensorRT must have, or a later one where ``server_arguments``
@@ -61,7 +62,7 @@ def foreign_files(folder: Path) -> list[str]:
     """
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     try:
-        content = json.loads((folder / FILE_NAME).read_bytes())
+        content = json.loads((folder / DESCRIPTION_NAME).read_bytes())
         ours = TritonRepository.model_validate(content).files
     except (ValueError, OSError):
         return sorted(found)
@@ -70,4 +71,4 @@ def foreign_files(folder: Path) -> list[str]:
         for name, record in ours.items()
         if name in found and name.endswith(".pbtxt") and sha256_of(folder / name) != record.sha256
     }
-    return sorted((found - {FILE_NAME, *ours}) | tuned)
+    return sorted((found - {DESCRIPTION_NAME, *ours}) | tuned)

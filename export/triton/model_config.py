@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xclip_deploy.export.triton.description import Backend
+from xclip_deploy.export.triton.description import TritonBackend
 from xclip_deploy.runtime.manifest import DType, Graph, TensorSpec
 from xclip_deploy.runtime.model_config import ModelConfig
 
@@ -24,9 +24,9 @@ _DTYPES = {
     DType.UINT8: "TYPE_UINT8",
 }
 MODEL_FILES = {
-    Backend.ONNXRUNTIME: "model.onnx",
-    Backend.TENSORRT: "model.plan",
-    Backend.PYTHON: "model.onnx",
+    TritonBackend.ONNXRUNTIME: "model.onnx",
+    TritonBackend.TENSORRT: "model.plan",
+    TritonBackend.PYTHON: "model.onnx",
 }
 
 
@@ -45,7 +45,7 @@ def graph_config(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     *,
-    backend: Backend,
+    backend: TritonBackend,
     max_batch: int,
     queue_delay_us: int,
     instance_group: Message,
@@ -59,7 +59,7 @@ def graph_config(
     """
     is_batched = max_batch > 0
     content: dict[str, Any] = {"name": graph.value}
-    if backend is Backend.TENSORRT:
+    if backend is TritonBackend.TENSORRT:
         content["platform"] = "tensorrt_plan"
     content |= {
         "backend": backend.value,

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from xclip_deploy.errors import ExportError, InvalidArgumentError
 from xclip_deploy.export.triton.description import (
-    FILE_NAME,
-    Backend,
+    DESCRIPTION_NAME,
+    TritonBackend,
     TritonRepository,
     foreign_files,
 )
@@ -28,12 +28,10 @@ from xclip_deploy.export.triton.model_config import (
 )
 from xclip_deploy.export.triton.sources import Source, engine_sources, onnx_sources
 from xclip_deploy.runtime.arguments import as_choice, as_member, as_path, as_whole_number
-from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.hashing import sha256_of
-from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision
-
-Device = Literal["cpu", "cuda"]
+from xclip_deploy.runtime.files import replaced_directory
+from xclip_deploy.runtime.manifest import Graph, Precision, file_records
+from xclip_deploy.runtime.sessions.registry import Device
 
 _MOST = (1 << 31) - 1  # of a number in Triton's configuration
 _MAX_BATCH = {Graph.VIDEO_ENCODER: 16, Graph.TEXT_ENCODER: 64}
@@ -52,7 +50,8 @@ def export_triton(
     bundle: str | PathLike[str] | Bundle = "xclip-bundle",
     output: str | PathLike[str] = "xclip-triton",
     *,
-    backend: Backend | Literal["onnxruntime", "tensorrt", "python"] = Backend.ONNXRUNTIME,
+    backend: TritonBackend
+    | Literal["onnxruntime", "tensorrt", "python"] = TritonBackend.ONNXRUNTIME,
     device: Device | None = None,
     precision: Precision | None = None,
     engines: str | PathLike[str] | None = None,
@@ -77,9 +76,9 @@ def export_triton(
     EngineError, InvalidArgumentError, or ExportError where the folder cannot be written.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    backend = as_member("backend", backend, Backend)
+    backend = as_member("backend", backend, TritonBackend)
     if device is None:
-        device = "cuda" if backend is Backend.TENSORRT else "cpu"
+        device = "cuda" if backend is TritonBackend.TENSORRT else "cpu"
     if precision is not None:
         precision = as_member("precision", precision, Precision)
     if engines is not None:
@@ -98,7 +97,7 @@ def export_triton(
     as_whole_number("queue_delay_us", queue_delay_us, 0, _MOST)
     _check_options(backend, device, threads, engines)
     _check_target(target)
-    if backend is Backend.TENSORRT:
+    if backend is TritonBackend.TENSORRT:
         source = engine_sources(bundle, precision, engines)
     else:
         source = onnx_sources(bundle, precision, device)
@@ -125,7 +124,7 @@ def export_triton(
                     # Weights beside a graph are found by the name that it has for them.
                     name = MODEL_FILES[backend] if number == 0 else path.name
                     shutil.copyfile(path, place / name)
-                if backend is Backend.PYTHON:
+                if backend is TritonBackend.PYTHON:
                     _write_code(place, "onnx_graph.py")
             _write_text_models(folder, bundle, source, batches[Graph.TEXT_ENCODER], model_version)
             description = TritonRepository(
@@ -138,11 +137,11 @@ def export_triton(
                 fingerprint=bundle.manifest.fingerprint,
                 model_version=model_version,
                 models=(*(graph.value for graph in Graph), TEXT_TOKENIZER, TEXT_QUERY),
-                files=_file_records(folder),
+                files=file_records(folder),
                 created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 versions={"xclip-deploy": metadata.version("xclip-deploy")},
             )
-            (folder / FILE_NAME).write_text(description.model_dump_json(indent=1) + "\n")
+            (folder / DESCRIPTION_NAME).write_text(description.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise ExportError(
             f"model repository {target} cannot be written ({error.strerror}); what was there stands"
@@ -165,21 +164,21 @@ def _write_text_models(
 
 
 def _check_options(
-    backend: Backend,
+    backend: TritonBackend,
     device: str,
     threads: int | None,
     engines: object,
 ) -> None:
     as_choice("device", device, Device)
-    if backend is Backend.TENSORRT and device == "cpu":
+    if backend is TritonBackend.TENSORRT and device == "cpu":
         raise InvalidArgumentError("device cpu: backend tensorrt runs on cuda alone")
-    if backend is Backend.TENSORRT and threads is not None:
+    if backend is TritonBackend.TENSORRT and threads is not None:
         raise InvalidArgumentError("threads: backend tensorrt runs on a GPU and takes none")
-    if backend is Backend.PYTHON and device == "cuda":
+    if backend is TritonBackend.PYTHON and device == "cuda":
         raise InvalidArgumentError(
             "device cuda: backend python runs on the CPU alone; choose backend onnxruntime"
         )
-    if backend is not Backend.TENSORRT and engines is not None:
+    if backend is not TritonBackend.TENSORRT and engines is not None:
         raise InvalidArgumentError(f"engines: backend {backend.value} runs ONNX graphs, no engines")
 
 
@@ -229,13 +228,3 @@ def _model_folder(folder: Path, name: str, config: str, version: int) -> Path:
 def _write_code(place: Path, name: str) -> None:
     code = resources.files(_SERVER_SIDE).joinpath(name).read_text(encoding="utf-8")
     (place / "model.py").write_text(code, encoding="utf-8")
-
-
-def _file_records(folder: Path) -> dict[str, FileRecord]:
-    return {
-        path.relative_to(folder).as_posix(): FileRecord(
-            sha256=sha256_of(path), size_bytes=path.stat().st_size
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }

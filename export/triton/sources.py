@@ -10,7 +10,7 @@ from pathlib import Path
 from xclip_deploy.errors import EngineError, InvalidArgumentError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.engine_set import (
-    DIRECTORY,
+    ENGINES_DIRECTORY,
     EngineSet,
     Flavour,
     engine_file,
@@ -83,7 +83,7 @@ def engine_sources(
     else:
         folder = Path(engines)
         if not folder.is_dir():
-            folder = bundle.path / DIRECTORY / engines
+            folder = bundle.path / ENGINES_DIRECTORY / engines
         engine_set = read_engine_set(folder, bundle.path)
     name = folder.name
     if engine_set.flavour is not Flavour.TENSORRT:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from xclip_deploy.errors import BundleError, VerificationError
 from xclip_deploy.runtime.benchmark.results import Machine
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, Precision, Sha256, Tolerance
-from xclip_deploy.runtime.model_config import FrozenModel
+from xclip_deploy.runtime.model_config import FrozenModel, Share
 from xclip_deploy.runtime.presentation import brief
 
-DIRECTORY = "verification"
+CERTIFICATE_DIRECTORY = "verification"
 """Within a bundle."""
-FILE_NAME = "certificate.json"
+CERTIFICATE_NAME = "certificate.json"
 REPORT_NAME = "report.html"
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class RunIdentity(FrozenModel):
@@ -135,7 +133,7 @@ class Duration(FrozenModel):
         return self.reference_s / self.median_s
 
 
-class Comparison(FrozenModel):
+class RunComparison(FrozenModel):
     """One run against the reference."""
 
     run: RunIdentity
@@ -195,7 +193,7 @@ class Certificate(FrozenModel):
     inputs: InputsRecord
     score_scale: float
     """Factor from the mean of the grains to the score: exp(logit_scale)."""
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[RunComparison, ...]
     skipped: tuple[SkippedRun, ...]
     machine: Machine
     versions: dict[str, str]
@@ -253,7 +251,7 @@ def read_certificate(bundle: Bundle) -> Certificate | None:
 
     Raises BundleError for a file that is no certificate of this release.
     """
-    file = bundle.path / DIRECTORY / FILE_NAME
+    file = bundle.path / CERTIFICATE_DIRECTORY / CERTIFICATE_NAME
     try:
         return Certificate.model_validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

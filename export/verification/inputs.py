@@ -60,9 +60,9 @@ def open_inputs(
     videos: str | PathLike[str] | None,
     texts: Sequence[str] | None,
     reader: VideoReader,
-    threads: int | None,
+    workers: int | None,
 ) -> Inputs:
-    """Decide what to show, and begin to read it.
+    """Decide what to show, and begin to read it, ``workers`` videos at the same time.
 
     Raises InvalidArgumentError, VideoNotFoundError where a folder holds no video, and what
     ``find_videos`` does.
@@ -82,7 +82,7 @@ def open_inputs(
             source=split.name,
             texts=split.captions,
             video_ids=[video.id for video in split.videos],
-            frames=read_split(split.videos, reading, threads=threads),
+            frames=read_split(split.videos, reading, threads=workers),
             video_of_text=split.video_of_caption,
             missing=split.missing,
         )
@@ -100,7 +100,7 @@ def open_inputs(
     paths = find_videos([videos])
     if not paths:
         raise VideoNotFoundError(f"{videos}: holds no video; expected at least one")
-    outcomes = read_videos(paths, reading, num_threads=threads)
+    outcomes = read_videos(paths, reading, num_threads=workers)
     return Inputs(
         source=str(videos),
         texts=shown,

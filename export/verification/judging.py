@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.export.verification.certificate import (
-    Comparison,
     Duration,
     RankingRecord,
     RecallRecord,
+    RunComparison,
     TensorRecord,
 )
 from xclip_deploy.export.verification.differences import Differences
-from xclip_deploy.export.verification.measuring import Key, Measured, Measurement
+from xclip_deploy.export.verification.measuring import MeasuredRun, MeasuredRuns, OutputKey
 from xclip_deploy.export.verification.rankings import RankComparison, compare_rankings
 from xclip_deploy.runtime.manifest import Graph, Tolerance
 from xclip_deploy.runtime.metrics import RetrievalResult, retrieval_metrics
@@ -28,8 +28,8 @@ _RECALLS: tuple[Literal[1, 5, 10], ...] = (1, 5, 10)
 
 
 def judge(
-    measurement: Measurement, measured: Measured, tolerance: Tolerance
-) -> tuple[Comparison, RankComparison | None]:
+    measurement: MeasuredRuns, measured: MeasuredRun, tolerance: Tolerance
+) -> tuple[RunComparison, RankComparison | None]:
     """One run's records, and its ranking in full for a report.
 
     No ranking where the run broke off, or a score is NaN or infinite.
@@ -52,7 +52,7 @@ def judge(
         failures += _ranking_failures(ranking)
         recalls = _recalls(measurement, measured.logits, tolerance)
         failures += [_recall_failure(record) for record in recalls if not record.passed]
-    comparison = Comparison(
+    comparison = RunComparison(
         run=measured.run.identity,
         tolerance=tolerance,
         tensors=tensors,
@@ -64,7 +64,7 @@ def judge(
     return comparison, ranks
 
 
-def _durations(measurement: Measurement, measured: Measured) -> tuple[Duration, ...]:
+def _durations(measurement: MeasuredRuns, measured: MeasuredRun) -> tuple[Duration, ...]:
     return tuple(
         Duration(
             graph=graph,
@@ -78,7 +78,7 @@ def _durations(measurement: Measurement, measured: Measured) -> tuple[Duration, 
 
 
 def _tensor(
-    key: Key, differences: Differences, tolerance: Tolerance, score_scale: float
+    key: OutputKey, differences: Differences, tolerance: Tolerance, score_scale: float
 ) -> TensorRecord:
     graph, name = key
     error, rms, cosine = differences.max_abs_error, differences.rms_error, differences.min_cosine
@@ -118,7 +118,7 @@ def _tensor_failure(record: TensorRecord) -> str:
 
 
 def _ranking(
-    measurement: Measurement, ranks: RankComparison, tie_gap: float, tolerance: Tolerance
+    measurement: MeasuredRuns, ranks: RankComparison, tie_gap: float, tolerance: Tolerance
 ) -> RankingRecord:
     top1 = ranks.top_agreement[1]
     assert top1 is not None
@@ -162,7 +162,7 @@ def _ranking_failures(record: RankingRecord) -> list[str]:
 
 
 def _recalls(
-    measurement: Measurement, logits: npt.NDArray[np.float32], tolerance: Tolerance
+    measurement: MeasuredRuns, logits: npt.NDArray[np.float32], tolerance: Tolerance
 ) -> tuple[RecallRecord, ...]:
     if measurement.video_of_text is None:
         return ()

@@ -21,14 +21,20 @@ from xclip_deploy.errors import (
 from xclip_deploy.export.verification.differences import Differences
 from xclip_deploy.export.verification.inputs import Inputs
 from xclip_deploy.export.verification.runs import Run
-from xclip_deploy.runtime.batches import slices, texts_at_once, videos_at_once
+from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.evaluation import FramesOrError, Matcher
-from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.features import (
+    Scores,
+    TextFeatures,
+    VideoFeatures,
+    texts_at_once,
+    videos_at_once,
+)
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.video import VideoFrames
 
-Key = tuple[Graph, str]
+OutputKey = tuple[Graph, str]
 """Graph and output."""
 
 _TEXT_OUTPUTS = ("sentence_features", "word_features")
@@ -37,11 +43,11 @@ _Output = TypeVar("_Output", TextFeatures, VideoFeatures, Scores)
 
 
 @dataclass(eq=False)
-class Measured:
+class MeasuredRun:
     """One run's differences from the reference, as they are gathered."""
 
     run: Run
-    differences: dict[Key, Differences] = field(default_factory=dict)
+    differences: dict[OutputKey, Differences] = field(default_factory=dict)
     """Of what came before it broke off, where it did."""
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     """[T, V]; None where the run broke off."""
@@ -52,7 +58,7 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
+class MeasuredRuns:
     """All runs on the same inputs."""
 
     reference: Run
@@ -62,7 +68,7 @@ class Measurement:
     """[T, V]."""
     score_scale: float
     """Between the reference's mean grain and its logits."""
-    measured: tuple[Measured, ...]
+    measured: tuple[MeasuredRun, ...]
     texts: tuple[str, ...]
     video_ids: tuple[str, ...]
     """Of those that were read."""
@@ -81,7 +87,7 @@ def measure(
     max_batch: int,
     max_unreadable_share: float,
     progress: ProgressFunction,
-) -> Measurement:
+) -> MeasuredRuns:
     """Run everything on the inputs. Every video is decoded once, every text encoded once a run.
 
     A run that fails or yields NaN breaks off, which its result says; the others go on.
@@ -104,7 +110,7 @@ def measure(
         texts = [text for text, n in zip(texts, columns, strict=True) if n >= 0]
         columns = columns[columns >= 0]
     logits, scale = _score(every, texts, features, progress)
-    return Measurement(
+    return MeasuredRuns(
         reference=reference,
         reference_seconds=every.reference_seconds,
         reference_logits=logits,
@@ -124,7 +130,7 @@ class _Runs:
     def __init__(self, reference: Run, runs: Sequence[Run]) -> None:
         self.reference = reference
         self.reference_seconds: dict[Graph, list[float]] = {}
-        self.measured = [Measured(run) for run in runs]
+        self.measured = [MeasuredRun(run) for run in runs]
 
     def call(
         self, graph: Graph, function: Callable[[Matcher, int], _Output], names: Sequence[str]
@@ -154,7 +160,7 @@ class _Runs:
             self._compare((graph, name), [_tensor(output, name) for output in outputs])
         return outputs
 
-    def _compare(self, key: Key, arrays: Sequence[npt.NDArray[Any] | None]) -> None:
+    def _compare(self, key: OutputKey, arrays: Sequence[npt.NDArray[Any] | None]) -> None:
         expected, *others = arrays
         assert expected is not None
         if not np.isfinite(expected).all():

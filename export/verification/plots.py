@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import MissingExtraError
-from xclip_deploy.export.verification.certificate import Comparison
+from xclip_deploy.export.verification.certificate import RunComparison
 from xclip_deploy.export.verification.differences import ERROR_EDGES, Differences
-from xclip_deploy.export.verification.measuring import Measurement
+from xclip_deploy.export.verification.measuring import MeasuredRuns
 from xclip_deploy.export.verification.rankings import DEPTH, RankComparison
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _STYLE = {
 }
 
 
-def import_matplotlib() -> Any:  # noqa: ANN401 - the module itself
+def require_matplotlib() -> Any:  # noqa: ANN401 - the module itself
     """The ``matplotlib`` module. Raises MissingExtraError."""
     try:
         import matplotlib as mpl
@@ -50,9 +50,9 @@ def colour(run: int) -> str:
     return _COLOURS[run % len(_COLOURS)]
 
 
-def error_distributions(measurement: Measurement, comparisons: Sequence[Comparison]) -> Figure:
+def error_distributions(measurement: MeasuredRuns, comparisons: Sequence[RunComparison]) -> Figure:
     """A histogram of absolute errors for every output, all runs in it."""
-    import_matplotlib()
+    require_matplotlib()
     from matplotlib.ticker import NullLocator
 
     keys = list(dict.fromkeys(key for run in measurement.measured for key in run.differences))
@@ -82,7 +82,7 @@ def error_distributions(measurement: Measurement, comparisons: Sequence[Comparis
     return figure
 
 
-def score_scatter(measurement: Measurement, comparisons: Sequence[Comparison]) -> Figure | None:
+def score_scatter(measurement: MeasuredRuns, comparisons: Sequence[RunComparison]) -> Figure | None:
     """Every logit of every run against the reference's, and its error; None without any."""
     shown = [
         (number, measured.logits.reshape(-1))
@@ -121,7 +121,7 @@ def score_scatter(measurement: Measurement, comparisons: Sequence[Comparison]) -
 
 
 def rank_moves(
-    comparisons: Sequence[Comparison], ranks: Sequence[RankComparison | None]
+    comparisons: Sequence[RunComparison], ranks: Sequence[RankComparison | None]
 ) -> Figure | None:
     """Where the first ten of the reference stand in each run; None where no scores are finite."""
     shown = [
@@ -145,7 +145,7 @@ def rank_moves(
 def as_image(figure: Figure, description: str) -> str:
     """An ``img`` element that holds the figure as SVG."""
     buffer = io.BytesIO()
-    mpl = import_matplotlib()
+    mpl = require_matplotlib()
     # The same figure in the same bytes every time.
     with mpl.rc_context({"svg.hashsalt": "xclip-deploy"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -165,7 +165,7 @@ def thumbnail(frame: npt.NDArray[np.uint8]) -> str:
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of its own, without the global state of pyplot, and its axes row by row."""
-    mpl = import_matplotlib()
+    mpl = require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -230,7 +230,7 @@ def _heat_map(axes: Axes, moves: npt.NDArray[np.int64]) -> None:
     axes.tick_params(length=0)
 
 
-def _legend(figure: Figure, comparisons: Sequence[Comparison]) -> None:
+def _legend(figure: Figure, comparisons: Sequence[RunComparison]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.features import FloatArray
+from xclip_deploy.runtime.arrays import FloatArray
 
 TOPS = (1, 5, 10)
 DEPTH = 10

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.export.verification import plots
-from xclip_deploy.export.verification.certificate import Certificate, Comparison
-from xclip_deploy.export.verification.measuring import Measured, Measurement
+from xclip_deploy.export.verification.certificate import Certificate, RunComparison
+from xclip_deploy.export.verification.measuring import MeasuredRun, MeasuredRuns
 from xclip_deploy.export.verification.rankings import Flip, RankComparison
 
 _SHOWN_FLIPS = 12
@@ -37,7 +37,7 @@ _Cell = str | tuple[str, str]
 
 
 def render_report(
-    certificate: Certificate, measurement: Measurement, ranks: Sequence[RankComparison | None]
+    certificate: Certificate, measurement: MeasuredRuns, ranks: Sequence[RankComparison | None]
 ) -> str:
     """The page as HTML. Raises MissingExtraError where matplotlib is not installed."""
     comparisons = certificate.comparisons
@@ -198,7 +198,7 @@ def _recalls(certificate: Certificate) -> str:
     return _table(headers, rows)
 
 
-def _tensors(comparison: Comparison) -> str:
+def _tensors(comparison: RunComparison) -> str:
     rows: list[list[_Cell]] = [
         [
             record.graph.value,
@@ -228,9 +228,9 @@ def _tensors(comparison: Comparison) -> str:
 
 
 def _flips(
-    measurement: Measurement,
-    measured: Measured,
-    comparison: Comparison,
+    measurement: MeasuredRuns,
+    measured: MeasuredRun,
+    comparison: RunComparison,
     ranks: RankComparison | None,
 ) -> str:
     heading = f"<h3>{escape(comparison.run.name)}</h3>"
@@ -253,7 +253,7 @@ def _flips(
 
 
 def _flip(
-    measurement: Measurement, logits: npt.NDArray[np.float32], flip: Flip, tie_gap: float
+    measurement: MeasuredRuns, logits: npt.NDArray[np.float32], flip: Flip, tie_gap: float
 ) -> list[_Cell]:
     cells: list[_Cell] = [escape(measurement.texts[flip.text] or "(empty)")]
     for column in (flip.upper, flip.lower):
@@ -279,7 +279,7 @@ def _provenance(certificate: Certificate) -> str:
     return "<h2>Where it ran</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-def _sampled(measurement: Measurement) -> str:
+def _sampled(measurement: MeasuredRuns) -> str:
     return (
         f"; {plots.MOST_POINTS:,} of {measurement.reference_logits.size:,} are drawn"
         if (measurement.reference_logits.size > plots.MOST_POINTS)

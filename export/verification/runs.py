@@ -102,8 +102,8 @@ def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
         import torch  # noqa: F401 - to say what is missing
     except ModuleNotFoundError as error:
         raise MissingExtraError("torch", "export", "comparing with a checkpoint") from error
-    from xclip_deploy.export.fingerprint import model_fingerprint
     from xclip_deploy.training.checkpoints import CheckpointOptions, load_checkpoint
+    from xclip_deploy.training.checkpoints.parameters import model_fingerprint
     from xclip_deploy.training.torch_matcher import TorchMatcher
 
     manifest = bundle.manifest

@@ -20,19 +20,19 @@ from xclip_deploy.errors import (
     VerificationError,
 )
 from xclip_deploy.export.verification.certificate import (
-    DIRECTORY,
-    FILE_NAME,
+    CERTIFICATE_DIRECTORY,
+    CERTIFICATE_NAME,
     REPORT_NAME,
     Certificate,
-    Comparison,
     InputsRecord,
+    RunComparison,
     SkippedRun,
     hashes,
 )
 from xclip_deploy.export.verification.inputs import Inputs, open_inputs
 from xclip_deploy.export.verification.judging import judge
-from xclip_deploy.export.verification.measuring import Measurement, measure
-from xclip_deploy.export.verification.plots import import_matplotlib
+from xclip_deploy.export.verification.measuring import MeasuredRuns, measure
+from xclip_deploy.export.verification.plots import require_matplotlib
 from xclip_deploy.export.verification.rankings import RankComparison
 from xclip_deploy.export.verification.report import render_report
 from xclip_deploy.export.verification.runs import (
@@ -53,12 +53,12 @@ from xclip_deploy.runtime.arguments import (
     as_truth,
     as_whole_number,
 )
-from xclip_deploy.runtime.atomic import replace_text
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.deployed_model import MAX_BATCH
 from xclip_deploy.runtime.engine_set import read_engine_set
+from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Tolerance
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.sessions import SessionOptions
@@ -78,6 +78,7 @@ def verify_bundle(
     max_unreadable_share: float = 0.1,
     max_batch: int = 16,
     threads: int | None = None,
+    workers: int | None = None,
     reader: VideoReader = "pyav",
     progress: ProgressFunction | None = None,
 ) -> Certificate:
@@ -101,7 +102,8 @@ def verify_bundle(
             installed.
         max_unreadable_share: Share of the videos, 0 to 1, that may be unreadable.
         max_batch: Most texts or videos in one run of an encoder.
-        threads: CPU threads for inference and for decoding; None: one per core.
+        threads: CPU threads for inference; None: one per core.
+        workers: Videos decoded at the same time; None: one per core.
         reader: Library that decodes.
         progress: Called after every video, and every few captions.
 
@@ -132,16 +134,18 @@ def verify_bundle(
     as_callback("progress", progress)
     report = _can_draw() if report is None else report
     if report:
-        import_matplotlib()
+        require_matplotlib()
+    if workers is not None:
+        as_whole_number("workers", workers, 1)
     inputs = open_inputs(
-        opened, split=split, videos=videos, texts=texts, reader=reader, threads=threads
+        opened, split=split, videos=videos, texts=texts, reader=reader, workers=workers
     )
     sessions, skipped = find_sessions(
         opened, is_fp32_the_reference=checkpoint is None, threads=threads
     )
     if not sessions:
         raise _nothing_to_compare(opened, skipped)
-    target = opened.path / DIRECTORY if output is None else Path(output)
+    target = opened.path / CERTIFICATE_DIRECTORY if output is None else Path(output)
     with _writable(target, opened):
         target.mkdir(parents=True, exist_ok=True)
         # Now rather than after hours of encoding.
@@ -167,7 +171,7 @@ def verify_bundle(
     with _writable(target, opened):
         # First, so that no report ever lies beside the certificate of another run.
         (target / REPORT_NAME).unlink(missing_ok=True)
-        replace_text(target / FILE_NAME, certificate.to_json())
+        replace_text(target / CERTIFICATE_NAME, certificate.to_json())
         if page is not None:
             replace_text(target / REPORT_NAME, page)
     return certificate
@@ -179,7 +183,7 @@ def verify_engines(
     *,
     max_batch: int = 16,
     progress: ProgressFunction | None = None,
-) -> Comparison:
+) -> RunComparison:
     """Hold the engines in a folder against the bundle's FP32 graphs, on this machine's GPU.
 
     The self-test of new engines, which need not be in their place yet; it runs on the built-in
@@ -192,7 +196,7 @@ def verify_engines(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     folder = Path(folder)
     options = replace(options_of(read_engine_set(folder, opened.path)), engines=folder)
-    inputs = open_inputs(opened, split=None, videos=None, texts=None, reader="pyav", threads=None)
+    inputs = open_inputs(opened, split=None, videos=None, texts=None, reader="pyav", workers=None)
     with (
         open_reference(opened, None, max_batch, None) as reference,
         open_run(opened, options, max_batch) as run,
@@ -255,14 +259,14 @@ def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> Verifi
 
 def _can_draw() -> bool:
     try:
-        import_matplotlib()
+        require_matplotlib()
     except MissingExtraError:
         return False
     return True
 
 
 def _certificate(
-    bundle: Bundle, inputs: Inputs, measurement: Measurement, skipped: Sequence[SkippedRun]
+    bundle: Bundle, inputs: Inputs, measurement: MeasuredRuns, skipped: Sequence[SkippedRun]
 ) -> tuple[Certificate, list[RankComparison | None]]:
     judged = [
         judge(measurement, measured, _tolerance(bundle, measured.run))
@@ -305,7 +309,7 @@ def _writable(target: Path, bundle: Bundle) -> Iterator[None]:
         ) from error
 
 
-def _versions(measurement: Measurement) -> dict[str, str]:
+def _versions(measurement: MeasuredRuns) -> dict[str, str]:
     versions = installed_versions()
     if measurement.reference.identity.backend == "pytorch":
         versions["torch"] = metadata.version("torch")

@@ -1,6 +1,7 @@
 """How fast a bundle runs on this machine: sessions side by side, with their memory."""
 
 from xclip_deploy.runtime.benchmark.measuring import BenchmarkPlan, benchmark_sessions
+from xclip_deploy.runtime.benchmark.picture import draw_benchmark
 from xclip_deploy.runtime.benchmark.results import (
     Benchmark,
     BenchmarkedSession,
@@ -19,4 +20,5 @@ __all__ = [
     "Measurement",
     "SkippedSession",
     "benchmark_sessions",
+    "draw_benchmark",
 ]

@@ -1,4 +1,4 @@
-"""A benchmark as a picture."""
+"""Draw a benchmark."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
-from xclip_deploy.runtime.atomic import replaced_file
 from xclip_deploy.runtime.benchmark.results import ITEMS, Benchmark, Measurement, readable
+from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.manifest import Graph
 
 _SIZE_LABELS = {
@@ -28,8 +28,12 @@ def import_matplotlib() -> tuple[Any, Any]:
     return Figure, FigureCanvasAgg
 
 
-def draw(benchmark: Benchmark, path: Path) -> None:
-    """See :meth:`Benchmark.plot`."""
+def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
+    """Draw latency, throughput and memory into a PNG file.
+
+    Raises MissingExtraError without matplotlib, InvalidArgumentError where the file cannot
+    be written.
+    """
     make_figure, make_canvas = import_matplotlib()
     graphs = [
         graph for graph in Graph if any(found.graph is graph for found in benchmark.measurements)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -168,13 +167,3 @@ class Benchmark(FrozenModel):
         ]
         title = f"{self.model} on {self.machine.cpu}, created {self.created_utc}"
         return html_table(title, columns, rows, len(rows))
-
-    def plot(self, path: Path) -> None:
-        """Draw latency, throughput and memory into a PNG file.
-
-        Raises MissingExtraError without matplotlib, InvalidArgumentError where the file cannot
-        be written.
-        """
-        from xclip_deploy.runtime.benchmark.picture import draw
-
-        draw(self, path)

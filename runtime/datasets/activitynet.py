@@ -9,9 +9,9 @@ from xclip_deploy.errors import AnnotationError
 from xclip_deploy.runtime.datasets.annotation_files import check_unique, find_annotation
 from xclip_deploy.runtime.datasets.captions import CaptionCollector
 from xclip_deploy.runtime.datasets.json_annotations import (
-    as_list,
-    as_object,
-    as_text,
+    expect_list,
+    expect_object,
+    expect_text,
     field,
     read_json,
 )
@@ -44,7 +44,7 @@ def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
             sentences of a video are empty.
     """
     path = find_annotation(folder, TRAIN if split == "train" else VAL)
-    entries = as_object(read_json(path), str(path))
+    entries = expect_object(read_json(path), str(path))
     wanted = list(entries)
     if split == "train":
         listing = find_annotation(folder, TRAIN_IDS)
@@ -58,9 +58,9 @@ def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     captions = CaptionCollector(path)
     for video_id in wanted:
         place = f"{path}: {video_id}"
-        entry = as_object(entries[video_id], place)
-        sentences = as_list(field(entry, "sentences", place), f"{place}.sentences")
-        text = " ".join(as_text(sentence, f"{place}.sentences") for sentence in sentences)
+        entry = expect_object(entries[video_id], place)
+        sentences = expect_list(field(entry, "sentences", place), f"{place}.sentences")
+        text = " ".join(expect_text(sentence, f"{place}.sentences") for sentence in sentences)
         captions.add(video_id, text, video_id)
     by_id = captions.by_id()
     names = check_unique(path, [(video_id, _without_prefix(video_id)) for video_id in wanted])
@@ -71,8 +71,8 @@ def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
 
 
 def _read_ids(path: Path) -> list[str]:
-    values = as_list(read_json(path), str(path))
-    ids = [as_text(value, f"{path}: [{number}]") for number, value in enumerate(values)]
+    values = expect_list(read_json(path), str(path))
+    ids = [expect_text(value, f"{path}: [{number}]") for number, value in enumerate(values)]
     return check_unique(path, [(f"[{number}]", video_id) for number, video_id in enumerate(ids)])
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from xclip_deploy.runtime.datasets.annotation_files import find_annotation, read_ids
 from xclip_deploy.runtime.datasets.captions import CaptionCollector
 from xclip_deploy.runtime.datasets.json_annotations import (
-    as_list,
-    as_object,
-    as_text,
+    expect_list,
+    expect_object,
+    expect_text,
     field,
     read_json,
 )
@@ -43,11 +43,11 @@ def read_didemo(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     video_ids = read_ids(listing)
     paragraphs: dict[str, list[str]] = {video_id: [] for video_id in video_ids}
     path = find_annotation(folder, f"{split}_data.json")
-    for number, value in enumerate(as_list(read_json(path), str(path))):
+    for number, value in enumerate(expect_list(read_json(path), str(path))):
         place = f"{path}: [{number}]"
-        entry = as_object(value, place)
-        video_id = as_text(field(entry, "video", place), f"{place}.video")
-        text = as_text(field(entry, "description", place), f"{place}.description")
+        entry = expect_object(value, place)
+        video_id = expect_text(field(entry, "video", place), f"{place}.video")
+        text = expect_text(field(entry, "description", place), f"{place}.description")
         if video_id in paragraphs:
             paragraphs[video_id].append(text)
     captions = CaptionCollector(path)

@@ -9,7 +9,7 @@ from typing import get_args
 from xclip_deploy.errors import AnnotationError
 from xclip_deploy.runtime.datasets.annotation_files import find_annotation
 from xclip_deploy.runtime.datasets.captions import CaptionCollector
-from xclip_deploy.runtime.datasets.json_annotations import as_text, field, read_json_lines
+from xclip_deploy.runtime.datasets.json_annotations import expect_text, field, read_json_lines
 from xclip_deploy.runtime.datasets.split import AnnotatedVideo, SplitName
 from xclip_deploy.runtime.datasets.tables import read_table
 
@@ -74,9 +74,9 @@ def _read_json_lines(path: Path) -> list[_Row]:
     rows = []
     for line, entry in read_json_lines(path):
         place = f"{path}:{line}"
-        row = {name: as_text(field(entry, name, place), place) for name in ("file", "caption")}
+        row = {name: expect_text(field(entry, name, place), place) for name in ("file", "caption")}
         if "split" in entry:
-            row["split"] = as_text(entry["split"], f"{place}: split")
+            row["split"] = expect_text(entry["split"], f"{place}: split")
         rows.append((line, row))
     return rows
 

@@ -31,13 +31,13 @@ def read_json_lines(path: Path) -> list[tuple[int, dict[str, object]]]:
     objects = []
     for number, line in read_lines(path):
         place = f"{path}:{number}"
-        objects.append((number, as_object(_parse(line, place), place)))
+        objects.append((number, expect_object(_parse(line, place), place)))
     if not objects:
         raise AnnotationError(f"{path}: no line holds anything; expected a JSON object a line")
     return objects
 
 
-def as_object(value: object, place: str) -> dict[str, object]:
+def expect_object(value: object, place: str) -> dict[str, object]:
     """Take a value for an object.
 
     Args:
@@ -52,15 +52,15 @@ def as_object(value: object, place: str) -> dict[str, object]:
     return value
 
 
-def as_list(value: object, place: str) -> list[object]:
-    """Take a value for a list; as ``as_object``."""
+def expect_list(value: object, place: str) -> list[object]:
+    """Take a value for a list; as ``expect_object``."""
     if not isinstance(value, list):
         raise AnnotationError(f"{place}: {_kind(value)}; expected a list")
     return value
 
 
-def as_text(value: object, place: str) -> str:
-    """Take a value for a text; as ``as_object``."""
+def expect_text(value: object, place: str) -> str:
+    """Take a value for a text; as ``expect_object``."""
     if not isinstance(value, str):
         raise AnnotationError(f"{place}: {_kind(value)}; expected text")
     return value

@@ -11,9 +11,9 @@ from pathlib import Path
 from xclip_deploy.runtime.datasets.annotation_files import check_unique, find_annotation
 from xclip_deploy.runtime.datasets.captions import CaptionCollector
 from xclip_deploy.runtime.datasets.json_annotations import (
-    as_list,
-    as_object,
-    as_text,
+    expect_list,
+    expect_object,
+    expect_text,
     field,
     read_json,
 )
@@ -69,14 +69,14 @@ def _read_test(path: Path) -> list[AnnotatedVideo]:
 
 
 def _read_sentences(path: Path, video_ids: frozenset[str]) -> CaptionCollector:
-    annotations = as_object(read_json(path), str(path))
-    sentences = as_list(field(annotations, "sentences", str(path)), f"{path}: sentences")
+    annotations = expect_object(read_json(path), str(path))
+    sentences = expect_list(field(annotations, "sentences", str(path)), f"{path}: sentences")
     captions = CaptionCollector(path)
     for number, sentence in enumerate(sentences):
         place = f"sentences[{number}]"
-        entry = as_object(sentence, f"{path}: {place}")
-        video_id = as_text(field(entry, "video_id", f"{path}: {place}"), f"{path}: {place}")
-        text = as_text(field(entry, "caption", f"{path}: {place}"), f"{path}: {place}.caption")
+        entry = expect_object(sentence, f"{path}: {place}")
+        video_id = expect_text(field(entry, "video_id", f"{path}: {place}"), f"{path}: {place}")
+        text = expect_text(field(entry, "caption", f"{path}: {place}"), f"{path}: {place}.caption")
         if video_id in video_ids:
             captions.add(video_id, text, f"{place} ({video_id})")
     return captions

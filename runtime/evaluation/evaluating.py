@@ -23,10 +23,17 @@ from xclip_deploy.runtime.arguments import (
     as_share,
     as_whole_number,
 )
-from xclip_deploy.runtime.batches import SCORER_ELEMENTS, slices, texts_at_once, videos_at_once
+from xclip_deploy.runtime.arrays import check_finite, slices
 from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.evaluation.results import Evaluation, ModelIdentity, VideoProblem
-from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures, check_finite
+from xclip_deploy.runtime.features import (
+    SCORER_ELEMENTS,
+    Scores,
+    TextFeatures,
+    VideoFeatures,
+    texts_at_once,
+    videos_at_once,
+)
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress

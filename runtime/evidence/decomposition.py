@@ -16,29 +16,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from xclip_deploy.runtime.attention import attend, project
-from xclip_deploy.runtime.features import FloatArray, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.arrays import BoolArray, Float64Array, FloatArray
+from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.runtime.scorer_weights import ScorerWeights
-
-Wide = npt.NDArray[np.float64]
-_Mask = npt.NDArray[np.bool_]
+from xclip_deploy.runtime.scorer_weights import ScorerWeights, attend, project
 
 
 @dataclass(frozen=True, eq=False)
 class WordsFirst:
     """Weights of frame-word where words are aggregated within each frame, then the frames."""
 
-    words: Wide
+    words: Float64Array
     """[W, F]: of the words within each frame."""
-    frames: Wide
+    frames: Float64Array
     """[F]: of the frames."""
 
     @property
-    def joint(self) -> Wide:
+    def joint(self) -> Float64Array:
         """[W, F]: what each similarity is multiplied with."""
         return self.words * self.frames
 
@@ -47,13 +43,13 @@ class WordsFirst:
 class FramesFirst:
     """Weights of frame-word where frames are aggregated within each word, then the words."""
 
-    frames: Wide
+    frames: Float64Array
     """[W, F]: of the frames within each word."""
-    words: Wide
+    words: Float64Array
     """[W]: of the words."""
 
     @property
-    def joint(self) -> Wide:
+    def joint(self) -> Float64Array:
         """[W, F]: what each similarity is multiplied with."""
         return self.frames * self.words[:, None]
 
@@ -62,9 +58,9 @@ class FramesFirst:
 class AttentionWeights:
     """The weights of every aggregation; None where the model has not the grain."""
 
-    video_word: Wide | None
+    video_word: Float64Array | None
     """[W]"""
-    frame_sentence: Wide | None
+    frame_sentence: Float64Array | None
     """[F]"""
     words_first: WordsFirst | None
     frames_first: FramesFirst | None
@@ -79,12 +75,12 @@ class Decomposition:
 
     score_scale: float
     """Factor from the mean of the grains to the score."""
-    similarity: Wide
+    similarity: Float64Array
     """[W, F]: (word L) · frame, which frame-word aggregates. For models without that grain the
     plain product, which then has no part in the score."""
-    sentence_similarity: Wide
+    sentence_similarity: Float64Array
     """[F]: sentence · frame, which frame-sentence aggregates."""
-    contributions: dict[str, Wide]
+    contributions: dict[str, Float64Array]
     """Grain name to its contributions, for the grains that the model has, in the table's order.
 
     A contribution is a similarity, in the unit of its grain; the sum over all is the grain. The
@@ -110,7 +106,7 @@ class Decomposition:
         return self.score_scale / len(self.contributions)
 
     @property
-    def by_word(self) -> dict[str, Wide]:
+    def by_word(self) -> dict[str, Float64Array]:
         """What tokens contribute [W], for each of the model's grains that reads words."""
         return {
             name: part if part.ndim == 1 else part.sum(axis=1)
@@ -119,7 +115,7 @@ class Decomposition:
         }
 
     @property
-    def by_frame(self) -> dict[str, Wide]:
+    def by_frame(self) -> dict[str, Float64Array]:
         """What frames contribute [F], for each of the model's grains that reads frames."""
         return {
             name: part if part.ndim == 1 else part.sum(axis=0)
@@ -146,37 +142,39 @@ def decompose(
     """
     sentence, words = _wide(text.sentence_features[0]), _wide(text.word_features[0])
     whole, frames = _wide(video.video_features[0]), _wide(video.frame_features[0])
-    is_word: _Mask | None = None
-    is_frame: _Mask | None = None
+    is_word: BoolArray | None = None
+    is_frame: BoolArray | None = None
     if config.mask_padding:
         is_word = np.arange(len(words)) < text.num_words[0]
         is_frame = np.arange(len(frames)) < video.num_frames[0]
     matrices = weights.matrices
     similarity = project(words, matrices.get("local_mat_weight")) @ frames.T  # [W, F]
     sentence_similarity = frames @ sentence  # [F]
-    of_words: Wide | None = None
-    of_frames: Wide | None = None
+    of_words: Float64Array | None = None
+    of_frames: Float64Array | None = None
     words_first: WordsFirst | None = None
     frames_first: FramesFirst | None = None
 
-    def video_sentence() -> Wide:
-        grain: Wide = np.asarray(project(sentence, matrices.get("global_mat_weight")) @ whole)
+    def video_sentence() -> Float64Array:
+        grain: Float64Array = np.asarray(
+            project(sentence, matrices.get("global_mat_weight")) @ whole
+        )
         return grain
 
-    def video_word() -> Wide:
+    def video_word() -> Float64Array:
         nonlocal of_words
         of_words = attend(words @ whole, matrices["word_logit_weight"], is_word)
         return of_words * (words @ whole)
 
-    def frame_sentence() -> Wide:
+    def frame_sentence() -> Float64Array:
         nonlocal of_frames
         of_frames = attend(sentence_similarity, matrices["frame_logit_weight"], is_frame)
         return of_frames * sentence_similarity
 
-    def frame_word() -> Wide:
+    def frame_word() -> Float64Array:
         nonlocal words_first, frames_first
         words_first, frames_first = _both_orders(similarity, weights, is_word, is_frame)
-        grain: Wide = (words_first.joint + frames_first.joint) / 2 * similarity
+        grain: Float64Array = (words_first.joint + frames_first.joint) / 2 * similarity
         return grain
 
     formulas = {
@@ -196,7 +194,10 @@ def decompose(
 
 
 def _both_orders(
-    similarity: Wide, weights: ScorerWeights, is_word: _Mask | None, is_frame: _Mask | None
+    similarity: Float64Array,
+    weights: ScorerWeights,
+    is_word: BoolArray | None,
+    is_frame: BoolArray | None,
 ) -> tuple[WordsFirst, FramesFirst]:
     matrices = weights.matrices
     words = attend(similarity.T, matrices["word_mat_weight"], is_word)  # [F, W]
@@ -209,7 +210,7 @@ def _both_orders(
     )
 
 
-def _wide(features: FloatArray) -> Wide:
+def _wide(features: FloatArray) -> Float64Array:
     return features.astype(np.float64)
 
 

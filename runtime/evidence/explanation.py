@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xclip_deploy.runtime.evidence.decomposition import Decomposition, Wide, decompose
+from xclip_deploy.runtime.arrays import Float64Array
+from xclip_deploy.runtime.evidence.decomposition import Decomposition, decompose
 from xclip_deploy.runtime.evidence.moments import Moment, find_moment
 from xclip_deploy.runtime.evidence.words import (
     TokenKind,
@@ -124,7 +125,7 @@ class Explanation:
         )
 
     @property
-    def word_frame_similarity(self) -> Wide:
+    def word_frame_similarity(self) -> Float64Array:
         """[words, frames] as in :attr:`words` and :attr:`frames`, the largest of each's tokens."""
         return max_by_word(self.decomposition.similarity, self._groups())
 
@@ -221,7 +222,9 @@ def explain_video(
     )
 
 
-def _points_at(n: int, points: Mapping[str, Wide], grains: Iterable[Grain]) -> dict[str, float]:
+def _points_at(
+    n: int, points: Mapping[str, Float64Array], grains: Iterable[Grain]
+) -> dict[str, float]:
     """Give the points of word or frame ``n`` by grain, 0 for a grain that is not there."""
     names = [grain.value for grain in grains]
     return {name: float(points[name][n]) if name in points else 0.0 for name in names}

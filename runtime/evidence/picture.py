@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
-from xclip_deploy.runtime.atomic import replaced_file
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation
 from xclip_deploy.runtime.evidence.moments import clock
 from xclip_deploy.runtime.evidence.words import TokenKind
+from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.video import VideoFrames
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from xclip_deploy.runtime.gallery.gallery import Gallery, GalleryStats
 from xclip_deploy.runtime.gallery.records import GalleryVideo, MetadataValue, VideoFile
-from xclip_deploy.runtime.gallery.store import GalleryStore, Nearest, Snapshot
+from xclip_deploy.runtime.gallery.store import FeatureModel, GalleryStore, Nearest, Snapshot
 
 __all__ = [
+    "FeatureModel",
     "Gallery",
     "GalleryStats",
     "GalleryStore",

@@ -8,7 +8,8 @@ import numpy as np
 
 from xclip_deploy.errors import DuplicateIdError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import as_instance, shown
-from xclip_deploy.runtime.features import VideoFeatures, check_finite
+from xclip_deploy.runtime.arrays import check_finite
+from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo, check_metadata, check_texts
 
 
@@ -53,7 +54,7 @@ def checked_features(
     return half
 
 
-def check_unique(ids: Sequence[str]) -> None:
+def check_unique_ids(ids: Sequence[str]) -> None:
     """Raise DuplicateIdError for an id that is given twice."""
     seen: set[str] = set()
     for video_id in ids:

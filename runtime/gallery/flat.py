@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.gallery.store import Nearest, Queries, Rows
+from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors, Rows
 
 
 class FlatVectors:
@@ -26,7 +26,9 @@ class FlatVectors:
         """Vectors of rows that are there, in the order of ``rows``."""
         return self._vectors[np.searchsorted(self.rows, rows)]
 
-    def nearest(self, queries: Queries, limit: int, allowed: Rows | None = None) -> list[Nearest]:
+    def nearest(
+        self, queries: QueryVectors, limit: int, allowed: Rows | None = None
+    ) -> list[Nearest]:
         """As :meth:`Snapshot.nearest`; of equal ones the one added first."""
         rows, vectors = self.rows, self._vectors
         if allowed is not None:

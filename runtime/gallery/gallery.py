@@ -31,13 +31,18 @@ from xclip_deploy.runtime.arguments import (
     as_whole_number,
     shown,
 )
-from xclip_deploy.runtime.atomic import replaced_directory
-from xclip_deploy.runtime.batches import slices
+from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.checking import check_records, check_unique, checked_features
+from xclip_deploy.runtime.files import replaced_directory
+from xclip_deploy.runtime.gallery.checking import check_records, check_unique_ids, checked_features
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo
-from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, GalleryStore, Snapshot
+from xclip_deploy.runtime.gallery.store import (
+    KEEP_VERSIONS,
+    FeatureModel,
+    GalleryStore,
+    Snapshot,
+)
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 
@@ -68,6 +73,8 @@ class GalleryStats:
     """Name of each metadata field to the kind of its values."""
     size_bytes: int | None
     """Size on disk; None where it is not known."""
+    has_index: bool
+    """Whether there is an approximate index, which ``optimize`` builds for large galleries."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries and numbers, for JSON."""
@@ -83,14 +90,17 @@ class Gallery:
     after :meth:`refresh`.
     """
 
-    def __init__(self, manifest: Manifest, store: GalleryStore | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest | FeatureModel, store: GalleryStore | None = None
+    ) -> None:
         """Use ``store``, or start an empty gallery in memory, for the model of ``manifest``."""
         _check_manifest(manifest)
         if store is not None and not callable(getattr(store, "snapshot", None)):
             raise InvalidArgumentError(f"store is {shown(store)}; expected a GalleryStore or None")
+        model = manifest if isinstance(manifest, FeatureModel) else manifest.model
         self._fingerprint = manifest.fingerprint
-        self._frames = manifest.model.max_frames
-        self._dim = manifest.model.embed_dim
+        self._frames = model.max_frames
+        self._dim = model.embed_dim
         if store is None:
             store = MemoryStore(self._dim, self._frames)
         self._open_store: GalleryStore = store
@@ -100,29 +110,38 @@ class Gallery:
     def open(
         cls,
         uri: PathName,
-        manifest: Manifest,
+        manifest: Manifest | None = None,
         *,
         create: bool = False,
         limits: SearchLimits | None = None,
     ) -> Gallery:
         """Open a gallery that is kept in LanceDB: a directory, or a URI that LanceDB opens.
 
-        ``create``: whether to make it where there is none. ``limits``: what searches may keep in
-        memory. Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError,
-        GalleryModelError for features of another model.
+        ``manifest``: names the model of the features; None takes whatever model the gallery has.
+        ``create``: whether to make it where there is none, for which ``manifest`` is needed.
+        ``limits``: what searches may keep in memory. Raises GalleryNotFoundError,
+        GalleryVersionError, GalleryIntegrityError, GalleryModelError for features of another
+        model, InvalidArgumentError.
         """
-        as_path("gallery", uri)
-        _check_manifest(manifest)
+        if manifest is not None:
+            _check_manifest(manifest)
         as_truth("create", create)
         # LanceDB takes a second to import.
         from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
-        from xclip_deploy.runtime.gallery.lance_store import open_store
+        from xclip_deploy.runtime.gallery.lance_store import open_existing_store, open_store
 
         if limits is not None:
             as_instance("limits", limits, SearchLimits, "SearchLimits or None")
+        as_path("gallery", uri)
+        # A path would make file:/x of file:///x.
+        place = uri if isinstance(uri, str) else Path(uri)
+        if manifest is None:
+            if create:
+                raise InvalidArgumentError("create needs a manifest; expected that of a bundle")
+            existing = open_existing_store(place, limits)
+            return cls(existing.model, existing)
         store = open_store(
-            # A path would make file:/x of file:///x.
-            uri if isinstance(uri, str) else Path(uri),
+            place,
             manifest.fingerprint,
             manifest.model.embed_dim,
             manifest.model.max_frames,
@@ -183,7 +202,7 @@ class Gallery:
         as_truth("replace", replace)
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
-        check_unique([video.id for video in given])
+        check_unique_ids([video.id for video in given])
         features = checked_features(given, features, self._frames, self._dim)
         if given:
             self._store.put(given, features, replace=replace)
@@ -195,7 +214,7 @@ class Gallery:
         """
         given = as_sequence("videos", videos, "GalleryVideo")
         check_records(given)
-        check_unique([video.id for video in given])
+        check_unique_ids([video.id for video in given])
         if given:
             self._store.update(given)
 
@@ -273,12 +292,13 @@ class Gallery:
             total_duration_s=total_s,
             metadata=fields,
             size_bytes=self._store.size_bytes(),
+            has_index=self.snapshot().num_partitions is not None,
         )
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raise DuplicateIdError for an id in the gallery, or twice in ``ids``."""
         ids = as_texts("ids", ids)
-        check_unique(ids)
+        check_unique_ids(ids)
         if found := self.snapshot().find(ids):
             raise DuplicateIdError(
                 f"a video {min(found)!r:.200} is already in the gallery; "

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.errors import GalleryIntegrityError
-from xclip_deploy.runtime.features import FloatArray, VideoFeatures
+from xclip_deploy.runtime.arrays import FloatArray
+from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.filter_sql import quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
@@ -28,7 +29,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_videos,
 )
 from xclip_deploy.runtime.gallery.records import GalleryVideo
-from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, Queries, Rows
+from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors, Rows
 
 VECTOR_INDEX = "video_features_ivf"
 """With the number of its partitions behind it, which LanceDB does not tell."""
@@ -92,7 +93,7 @@ class LanceSnapshot:
 
     @property
     def num_partitions(self) -> int | None:
-        """Of the index; None where there is none."""
+        """Number of partitions of the index; None where there is no index."""
         return self._partitions
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
@@ -150,7 +151,7 @@ class LanceSnapshot:
             query = self._table.search().where(condition).select(["num_frames"]).with_row_id(True)
             return np.sort(_row_ids(query.to_arrow()))
 
-    def nearest(self, queries: Queries, limit: int, where: str | None = None) -> list[Nearest]:
+    def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         if self._is_flat():
             allowed = None if where is None else self.matching(where)
             return self._vectors().nearest(queries, limit, allowed)
@@ -289,8 +290,10 @@ class LanceSnapshot:
 
     def _look_up(self, column: str, values: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
-        for start in range(0, len(values), _IDS_PER_QUERY):
-            listed = ", ".join(map(quoted, values[start : start + _IDS_PER_QUERY]))
+        # No gallery holds a text that is no UTF-8, such as the name of a file may be.
+        texts = [value for value in values if value.encode(errors="replace").decode() == value]
+        for start in range(0, len(texts), _IDS_PER_QUERY):
+            listed = ", ".join(map(quoted, texts[start : start + _IDS_PER_QUERY]))
             with self._reading():
                 query = self._table.search().where(f"{column} in ({listed})")
                 table = query.select([column]).with_row_id(True).to_arrow()

@@ -41,7 +41,7 @@ from xclip_deploy.runtime.gallery.lance_snapshot import (
     partitions_for,
 )
 from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
-from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS
+from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, FeatureModel
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
 _TABLE = "videos"
@@ -79,10 +79,11 @@ class LanceStore:
         return self._uri
 
     @property
-    def dimensions(self) -> tuple[int, int]:
-        """(D, F) of the embeddings."""
+    def model(self) -> FeatureModel:
+        """The model that made the embeddings."""
         dim = self._table.schema.field("video_features").type.list_size
-        return dim, self._table.schema.field("frame_features").type.list_size // dim
+        frames = self._table.schema.field("frame_features").type.list_size // dim
+        return FeatureModel(self.header.fingerprint, dim, frames)
 
     def snapshot(self) -> LanceSnapshot:
         with self._lock:
@@ -262,16 +263,24 @@ def open_store(
     Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError, GalleryError where
     it cannot be made. Whether the features are of the right model is for the caller to see.
     """
-    name = str(uri)
-    is_local = "://" not in name
-    if is_local:
-        name = os.path.realpath(name)
-    if not (_has_table(name, is_local)):
+    name, is_local = _located(uri)
+    if create and not _has_table(name, is_local):
         if is_local:
-            _check_place(Path(name), create)
-        elif not create:
-            raise GalleryNotFoundError(f"no gallery at {name}; run: {REINDEX.format(uri=name)}")
+            _check_place(Path(name))
         _create(name, is_local, fingerprint, dim, max_frames)
+    return open_existing_store(uri, limits)
+
+
+def open_existing_store(uri: str | Path, limits: SearchLimits | None = None) -> LanceStore:
+    """Open a gallery that is there, whatever model made its embeddings.
+
+    Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError.
+    """
+    name, is_local = _located(uri)
+    if not _has_table(name, is_local):
+        if is_local:
+            _check_place(Path(name))
+        raise GalleryNotFoundError(f"no gallery at {name}; run: {REINDEX.format(uri=name)}")
     return LanceStore(name, _opened(name), limits)
 
 
@@ -309,6 +318,13 @@ def _place_of(uri: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def _located(uri: str | Path) -> tuple[str, bool]:
+    """Return where a gallery is, and whether that is a directory of this machine."""
+    name = str(uri)
+    is_local = "://" not in name
+    return (os.path.realpath(name) if is_local else name), is_local
+
+
 def _connect(uri: str) -> Any:
     import lancedb
 
@@ -324,7 +340,7 @@ def _has_table(uri: str, is_local: bool) -> bool:
         return _TABLE in _connect(uri).list_tables().tables
 
 
-def _check_place(path: Path, create: bool) -> None:
+def _check_place(path: Path) -> None:
     if (path / "gallery.json").is_file():
         raise _other_version(str(path), 1)
     table, lock = path / f"{_TABLE}.lance", path / _LOCK
@@ -338,8 +354,6 @@ def _check_place(path: Path, create: bool) -> None:
             f"gallery {path}: its table has lost its versions; restore it from a copy or run: "
             f"rm -r {path}, then {REINDEX.format(uri=path)}"
         )
-    if not create:
-        raise GalleryNotFoundError(f"no gallery at {path}; run: {REINDEX.format(uri=path)}")
 
 
 def _create(uri: str, is_local: bool, fingerprint: str, dim: int, max_frames: int) -> None:

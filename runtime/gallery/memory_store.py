@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xclip_deploy.errors import DuplicateIdError, GalleryError
-from xclip_deploy.runtime.features import FloatArray, VideoFeatures
+from xclip_deploy.runtime.arrays import FloatArray
+from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.records import GalleryVideo, coerced, merged_types
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     Nearest,
-    Queries,
+    QueryVectors,
     Rows,
 )
 from xclip_deploy.runtime.progress import ProgressFunction
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 class MemorySnapshot:
     """See :class:`Snapshot`. Rows are places in the order of addition."""
+
+    num_partitions = None
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class MemorySnapshot:
                 self._table = FilterTable(self._videos, self._types)
         return self._table.matching(condition)
 
-    def nearest(self, queries: Queries, limit: int, where: str | None = None) -> list[Nearest]:
+    def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         allowed = None if where is None else self.matching(where)
         with self._lock:
             if self._flat is None:

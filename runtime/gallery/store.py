@@ -11,17 +11,30 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.features import FloatArray, VideoFeatures
+from xclip_deploy.runtime.arrays import FloatArray
+from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo
 from xclip_deploy.runtime.progress import ProgressFunction
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 """Places of videos in one snapshot, without meaning outside it."""
-Queries: TypeAlias = npt.NDArray[np.floating[Any]]
+QueryVectors: TypeAlias = npt.NDArray[np.floating[Any]]
 """Vectors to compare with ``video_features``, [Q, D]."""
 KEEP_VERSIONS = timedelta(hours=1)
 """For how long after a change a snapshot that began before it can be read."""
 NearestMethod = Literal["flat", "index"]
+
+
+@dataclass(frozen=True)
+class FeatureModel:
+    """The model that made a gallery's embeddings, as far as the gallery must know it."""
+
+    fingerprint: str
+    """Fingerprint of the model's bundle."""
+    embed_dim: int
+    """D, the length of an embedding."""
+    max_frames: int
+    """F, the most frames of a video."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +55,11 @@ class Snapshot(Protocol):
     damaged file, and what takes ``where`` raises InvalidArgumentError for a filter that it does
     not understand.
     """
+
+    @property
+    def num_partitions(self) -> int | None:
+        """Number of partitions of the approximate index; None where there is no index."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -73,7 +91,7 @@ class Snapshot(Protocol):
         """Rows that a filter lets through; ``filters.py`` describes the language."""
         ...
 
-    def nearest(self, queries: Queries, limit: int, where: str | None = None) -> list[Nearest]:
+    def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         """For each query the ``limit`` videos with the largest inner product."""
         ...
 

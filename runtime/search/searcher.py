@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xclip_deploy.runtime.arrays import Float32Array, to_float32
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.flat import best_first
 from xclip_deploy.runtime.gallery.store import Rows
-from xclip_deploy.runtime.half_precision import to_float32
 from xclip_deploy.runtime.results import GrainScores, SearchMethod, SearchResult, SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.near_identical import distinct
@@ -33,7 +33,6 @@ _NEAREST_PER_CANDIDATE = 3
 """Videos that the first stage looks at whole for each that it gives on."""
 _TEXTS_AT_ONCE = 32
 """Texts whose scores for a whole gallery are held at a time."""
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class _Ranked:
     """Scored videos of one query, best first."""
 
     rows: Rows
-    scores: Floats
-    grains: dict[str, Floats]
+    scores: Float32Array
+    grains: dict[str, Float32Array]
     read: tuple[Rows, VideoFeatures] | None = None
     """What was read for scoring, rows ascending, to be used again."""
 
@@ -285,7 +284,7 @@ class Searcher:
         return tuple(hits)
 
 
-def fold(query: Query, weights: ScorerWeights) -> Floats:
+def fold(query: Query, weights: ScorerWeights) -> Float32Array:
     """What ``video_features`` are multiplied with in the first stage, [1, D].
 
     The video-sentence grain is (sentence G) · video: with G multiplied into the sentence it is

@@ -10,34 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from xclip_deploy.runtime.attention import Wide, attend
-from xclip_deploy.runtime.features import FloatArray, TextFeatures
+from xclip_deploy.runtime.arrays import Float32Array, Float64Array, FloatArray, to_float32
+from xclip_deploy.runtime.features import TextFeatures
 from xclip_deploy.runtime.grains import GRAINS, Grain
-from xclip_deploy.runtime.half_precision import to_float32
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.runtime.scorer_weights import ScorerWeights
+from xclip_deploy.runtime.scorer_weights import ScorerWeights, attend
 
-Floats = npt.NDArray[np.float32]
 _IN_ONE_THREAD = 1 << 18
 """Multiplications of a matrix product that OpenBLAS does without its threads."""
 
 
-def project_sentences(sentences: FloatArray, weights: ScorerWeights) -> Floats:
+def project_sentences(sentences: FloatArray, weights: ScorerWeights) -> Float32Array:
     """Sentences [T, D] as video-sentence multiplies them with videos: times G, FP32 [T, D]."""
     wide = sentences.astype(np.float32)
     matrix = weights.matrices.get("global_mat_weight")
     if matrix is None:
         return wide
     # Not by BLAS, see _products().
-    projected: Floats = np.einsum("td,de->te", wide, matrix)
+    projected: Float32Array = np.einsum("td,de->te", wide, matrix)
     return projected
 
 
 def of_videos(
     text: TextFeatures, vectors: FloatArray, weights: ScorerWeights, config: ModelConfig
-) -> Wide:
+) -> Float64Array:
     """The part of the mean of all grains that is known without frames: FP64 [V].
 
     ``text``: features of one text; ``vectors``: ``video_features`` [V, D].
@@ -45,12 +42,12 @@ def of_videos(
     is_word = np.arange(len(text.word_features[0])) < text.num_words[0]
     mask = is_word if config.mask_padding else None
 
-    def video_word(products: Floats) -> Floats:
+    def video_word(products: Float32Array) -> Float32Array:
         similarity = products[..., 1:]  # [stacks, rows, W]
         attention = attend(similarity, weights.matrices["word_logit_weight"], mask)
         return np.asarray((attention * similarity).sum(axis=-1))
 
-    formulas: dict[Grain, Callable[[Floats], Floats]] = {
+    formulas: dict[Grain, Callable[[Float32Array], Float32Array]] = {
         Grain.VIDEO_SENTENCE: lambda products: products[..., 0],
         Grain.VIDEO_WORD: video_word,
     }
@@ -74,7 +71,7 @@ def _without_frames(config: ModelConfig) -> list[Grain]:
     return [grain for grain in config.grains if not GRAINS[grain].reads_frames]
 
 
-def _products(left: Floats, right: Floats) -> list[Floats]:
+def _products(left: Float32Array, right: Float32Array) -> list[Float32Array]:
     """``left`` [V, D] times ``right`` [P, D], in parts of stacks: [stacks, rows, P].
 
     NumPy hands each matrix of a stack to BLAS by itself. One large product would wake BLAS's

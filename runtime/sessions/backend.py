@@ -9,19 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import SessionError
+from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, TensorSpec
 from xclip_deploy.runtime.sessions.options import SessionOptions
 from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
-
-Array = npt.NDArray[Any]
 
 
 class Session(Protocol):
@@ -29,7 +28,7 @@ class Session(Protocol):
 
     graph: Graph
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Run once. Inputs by name, in the shapes of the manifest; more names are ignored.
 
         Arrays are cast to the graph's dtypes. Raises SessionError.
@@ -121,6 +120,10 @@ class GraphLoader(ABC):
     def keep_gallery(self, scorer: Session) -> GalleryScorer:
         """Keep a gallery beside an opened scorer, which must stay open longer."""
         raise NotImplementedError(f"{self.placement.backend} keeps no gallery ({scorer.graph})")
+
+    def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """Return what a graph reads: those of the manifest, unless the backend has others."""
+        return self.bundle.manifest.graphs[self.placement.precision][graph].inputs
 
     def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """Return what a graph gives: those of the manifest, unless the backend has others."""

@@ -39,9 +39,9 @@ class SessionOptions:
     device: DeviceName = "auto"
     """Where to run; ``auto`` takes an NVIDIA GPU where one can be used, else the CPU."""
     precision: str = "auto"
-    """What to compute in: ``fp32``, ``fp16``, ``bf16``, ``int8``. ``auto`` takes FP16 on a GPU
-    and FP32 on a CPU, where it is faster. It never takes BF16 (engines alone) or INT8 (ONNX
-    Runtime on a CPU alone)."""
+    """What to compute in: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``tf32``. ``auto`` takes FP16
+    on a GPU and FP32 on a CPU, where it is faster. It never takes BF16 (engines alone), INT8
+    (ONNX Runtime on a CPU alone) or TF32 (FP32 graphs on ONNX Runtime's CUDA provider)."""
     threads: int | None = None
     """CPU threads of a session; None: one per core."""
     backend: str = "auto"

@@ -19,8 +19,8 @@ Device = Literal["cpu", "cuda"]
 _BUILT_IN = {
     "onnxruntime": "xclip_deploy.runtime.sessions.onnx_runtime:OnnxRuntime",
     "tensorrt-provider": "xclip_deploy.runtime.sessions.onnx_runtime:TensorRTProvider",
-    "tensorrt": "xclip_deploy.runtime.sessions.native.backend:TensorRT",
-    "rtx": "xclip_deploy.runtime.sessions.native.backend:TensorRTForRtx",
+    "tensorrt": "xclip_deploy.runtime.sessions.native.backend:TensorRTEngines",
+    "rtx": "xclip_deploy.runtime.sessions.native.backend:RtxEngines",
 }
 _targets = dict(_BUILT_IN)
 _loaded: dict[str, RegisteredBackend] = {}

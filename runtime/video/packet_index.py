@@ -1,7 +1,7 @@
 """The true timestamps of a video, found without decoding it.
 
 Frame counts and durations in file headers are often missing or wrong. Demultiplexing alone
-takes milliseconds for a clip and tells when every frame is shown and where decoding can
+takes milliseconds for a short video and tells when every frame is shown and where decoding can
 start.
 """
 

@@ -22,7 +22,7 @@ class FrameSampling(FrozenModel):
     """Largest number of frames; longer videos are thinned out evenly."""
     end_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Last second of the video from which frames are taken, itself included, as the authors
-    cut clips: 31 takes those of seconds 0 to 31, up to 32 candidates at one a second. None:
+    cut videos: 31 takes those of seconds 0 to 31, up to 32 candidates at one a second. None:
     the whole video."""
 
 

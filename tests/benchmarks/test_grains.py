@@ -63,5 +63,5 @@ def test_table_and_picture(grains: ModuleType, tmp_path: Path) -> None:
     lines = grains.table(content).splitlines()
     assert lines[-8] == "| CLIP4Clip-meanP | 20.0 ± 10.0 | 50.0 ± 0.0 | 2.0 ± 0.0 | 7.0 ± 0.0 |"
     assert "over 3 seeds" in lines[0]
-    grains.draw(content, tmp_path / "grains.png")
+    grains.draw_grains(content, tmp_path / "grains.png")
     assert (tmp_path / "grains.png").read_bytes().startswith(b"\x89PNG")

@@ -19,16 +19,16 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from xclip_deploy import Bundle, CheckpointOptions, Retriever, export_bundle
-from xclip_deploy.cli.main import cli
+from xclip_deploy.cli.program import cli
 from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
 from xclip_deploy.export.exporter import ExportResult
-from xclip_deploy.export.fingerprint import model_fingerprint
 from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.manifest import Graph, ParityMethod, Precision, Preprocessing
 from xclip_deploy.runtime.model_config import Family, TemporalHead
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
 from xclip_deploy.training.checkpoints import to_authors_state_dict
+from xclip_deploy.training.checkpoints.parameters import model_fingerprint
 
 
 def contents(folder: Path) -> dict[str, bytes]:

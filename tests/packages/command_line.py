@@ -1,10 +1,16 @@
-"""The command line, called within the process of a test."""
+"""The command line, called within the process of a test or on a terminal."""
 
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,3 +46,30 @@ def runner(capfd: pytest.CaptureFixture[str], *command: str) -> Run:
         return Outcome(caught.value.code, printed.out, printed.err)
 
     return call
+
+
+def on_a_terminal(*arguments: object, answer: str = "", columns: int = 80) -> tuple[int, str]:
+    """Run the installed ``xclip-deploy`` on a terminal; return its status and what it shows."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
+    program = Path(sys.executable).with_name("xclip-deploy")
+    command = [str(program), *map(str, arguments)]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    screen = bytearray()
+
+    def read() -> None:
+        try:
+            while part := os.read(ours, 4096):
+                screen.extend(part)
+        except OSError:  # the terminal is gone with the process
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    if answer:
+        os.write(ours, f"{answer}\n".encode())
+    status = process.wait(timeout=120)
+    reader.join(timeout=120)
+    os.close(ours)
+    return status, screen.decode().replace("\r\n", "\n")

@@ -19,7 +19,13 @@ from xclip_deploy.errors import (
     MissingExtraError,
     SessionError,
 )
-from xclip_deploy.runtime.benchmark import Benchmark, BenchmarkPlan, Measurement, measuring
+from xclip_deploy.runtime.benchmark import (
+    Benchmark,
+    BenchmarkPlan,
+    Measurement,
+    draw_benchmark,
+    measuring,
+)
 from xclip_deploy.runtime.benchmark.child import Child
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.benchmark.results import readable
@@ -301,7 +307,7 @@ def test_no_sessions(bundle: Bundle) -> None:
 
 
 def test_the_picture(result: Benchmark, tmp_path: Path) -> None:
-    result.plot(tmp_path / "bench.png")
+    draw_benchmark(result, tmp_path / "bench.png")
     with Image.open(tmp_path / "bench.png") as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
@@ -313,7 +319,8 @@ def test_the_picture(result: Benchmark, tmp_path: Path) -> None:
 def test_a_picture_of_a_session_that_failed(result: Benchmark, tmp_path: Path) -> None:
     first, *rest = result.measurements
     failed = first.model_copy(update={"latencies_s": (), "error": "out of memory"})
-    result.model_copy(update={"measurements": (failed, *rest)}).plot(tmp_path / "bench.png")
+    changed = result.model_copy(update={"measurements": (failed, *rest)})
+    draw_benchmark(changed, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 10_000
 
 
@@ -322,13 +329,13 @@ def test_no_picture_without_matplotlib(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'xclip-deploy\[plot\]'"):
-        result.plot(tmp_path / "bench.png")
+        draw_benchmark(result, tmp_path / "bench.png")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_that_cannot_be_written(result: Benchmark, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="cannot be written"):
-        result.plot(tmp_path / "none" / "bench.png")
+        draw_benchmark(result, tmp_path / "none" / "bench.png")
 
 
 # The command

@@ -18,7 +18,7 @@ from xclip_deploy.errors import (
     BundleVersionError,
     InvalidArgumentError,
 )
-from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import Graph, Precision, checksum
 
 GRAPH_FILES = [

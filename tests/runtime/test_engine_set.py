@@ -11,8 +11,8 @@ import pytest
 from xclip_deploy import Bundle
 from xclip_deploy.errors import EngineError
 from xclip_deploy.runtime.engine_set import (
-    FILE_NAME,
     SCHEMA_VERSION,
+    SIDECAR_NAME,
     BuildOptions,
     EngineSet,
     Flavour,
@@ -66,7 +66,7 @@ def write(engine_set: EngineSet, bundle: Path, **changes: Any) -> Path:
     folder = bundle / "engines" / engine_set.directory_name
     folder.mkdir(parents=True)
     content = engine_set.model_dump(mode="json") | changes
-    (folder / FILE_NAME).write_text(json.dumps(content))
+    (folder / SIDECAR_NAME).write_text(json.dumps(content))
     return folder
 
 
@@ -75,7 +75,7 @@ def test_round_trip(engine_set: EngineSet, bundle_copy: Path) -> None:
     assert folder.name == "tensorrt-11.4.0-fp16-sm90"
     assert read_engine_set(folder, bundle_copy) == engine_set
     (folder.parent / ".unfinished").mkdir()
-    (folder.parent / ".unfinished" / FILE_NAME).write_text("half of")
+    (folder.parent / ".unfinished" / SIDECAR_NAME).write_text("half of")
     assert engine_sets(Bundle.open(bundle_copy)) == {folder: engine_set}
 
 
@@ -110,10 +110,10 @@ def test_what_is_no_sidecar(
     engine_set: EngineSet, bundle_copy: Path, content: str | bytes | None, reason: str
 ) -> None:
     folder = write(engine_set, bundle_copy)
-    (folder / FILE_NAME).unlink()
+    (folder / SIDECAR_NAME).unlink()
     if content is not None:
         raw = content if isinstance(content, bytes) else content.encode()
-        (folder / FILE_NAME).write_bytes(raw)
+        (folder / SIDECAR_NAME).write_bytes(raw)
     with pytest.raises(EngineError, match=f"not a description of engines .*{reason}.*run: rm -r"):
         read_engine_set(folder, bundle_copy)
 

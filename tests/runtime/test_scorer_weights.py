@@ -11,7 +11,7 @@ from xclip_deploy import Bundle
 from xclip_deploy.errors import BundleIntegrityError, BundleVersionError
 from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.manifest import checksum
-from xclip_deploy.runtime.scorer_weights import FILE_NAME, ScorerWeights
+from xclip_deploy.runtime.scorer_weights import SCORER_WEIGHTS_NAME, ScorerWeights
 
 
 def test_they_are_the_checkpoints(bundle: Bundle, checkpoint_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_written_and_read(bundle: Bundle, tmp_path: Path) -> None:
     for name, value in first.matrices.items():
         np.testing.assert_array_equal(second.matrices[name], value)
     # The same weights give the same file, and so the same hash.
-    assert (tmp_path / "a.npz").read_bytes() == (bundle.path / FILE_NAME).read_bytes()
+    assert (tmp_path / "a.npz").read_bytes() == (bundle.path / SCORER_WEIGHTS_NAME).read_bytes()
 
 
 def test_a_model_with_fewer_grains_has_fewer(bundle: Bundle) -> None:
@@ -65,9 +65,9 @@ def broken(arrays: dict[str, Any], what: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("what", ["missing", "unknown", "shape", "dtype", "infinite", "pickle"])
 def test_other_arrays_are_refused(bundle: Bundle, tmp_path: Path, what: str) -> None:
-    with np.load(bundle.path / FILE_NAME) as arrays:
+    with np.load(bundle.path / SCORER_WEIGHTS_NAME) as arrays:
         content = broken(dict(arrays), what)
-    path = tmp_path / FILE_NAME
+    path = tmp_path / SCORER_WEIGHTS_NAME
     np.savez(path, **content)
     with pytest.raises(BundleIntegrityError, match="no scorer weights of this model"):
         ScorerWeights.open(path, bundle.manifest.model)
@@ -75,8 +75,8 @@ def test_other_arrays_are_refused(bundle: Bundle, tmp_path: Path, what: str) -> 
 
 @pytest.mark.parametrize("size", [0, 10, 1000, -1])
 def test_a_truncated_file(bundle: Bundle, tmp_path: Path, size: int) -> None:
-    path = tmp_path / FILE_NAME
-    path.write_bytes((bundle.path / FILE_NAME).read_bytes()[:size])
+    path = tmp_path / SCORER_WEIGHTS_NAME
+    path.write_bytes((bundle.path / SCORER_WEIGHTS_NAME).read_bytes()[:size])
     with pytest.raises(BundleIntegrityError):
         ScorerWeights.open(path, bundle.manifest.model)
 
@@ -89,16 +89,16 @@ def test_a_bundle_of_before_it_was_written(bundle_copy: Path, is_named: bool) ->
         content["scorer_weights"] = None
     else:
         del content["scorer_weights"]
-    del content["files"][FILE_NAME]
+    del content["files"][SCORER_WEIGHTS_NAME]
     content["checksum"] = checksum(content)
     file.write_text(json.dumps(content), "utf-8")
-    (bundle_copy / FILE_NAME).unlink()
+    (bundle_copy / SCORER_WEIGHTS_NAME).unlink()
     with pytest.raises(BundleVersionError, match="run: xclip-deploy export CHECKPOINT -o"):
         Bundle.open(bundle_copy)
 
 
 def test_an_altered_file(bundle_copy: Path) -> None:
-    file = bundle_copy / FILE_NAME
+    file = bundle_copy / SCORER_WEIGHTS_NAME
     content = bytearray(file.read_bytes())
     content[500] ^= 1
     file.write_bytes(content)

@@ -22,11 +22,12 @@ from xclip_deploy.errors import (
 )
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.engine_set import Flavour
-from xclip_deploy.runtime.manifest import FILE_NAME, FileRecord, Graph, Precision
+from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Graph, Precision
 from xclip_deploy.runtime.sessions import Arithmetic, Placement, SessionOptions, onnx_runtime
 from xclip_deploy.runtime.sessions import place as open_loader
 from xclip_deploy.runtime.sessions.onnx_runtime import (
     FP32,
+    TF32,
     OnnxRuntimeSession,
     _providers,
     why_no_provider,
@@ -325,18 +326,31 @@ def test_a_provider_that_does_not_load(
 
 
 def test_options_of_the_providers() -> None:
-    """By the names of ONNX Runtime; the GPU is one of them."""
+    """By the names of ONNX Runtime; the GPU is one of them, and TF32 is off unless asked for."""
     chosen = {"trt_fp16_enable": "1"}
     on_cuda = Placement("onnxruntime", "cuda", FP32, device_id=2)
     with_tensorrt = replace(on_cuda, backend="tensorrt-provider")
     assert _providers(FP32_CPU, {}) == [("CPUExecutionProvider", {})]
     assert _providers(on_cuda, chosen) == [
-        ("CUDAExecutionProvider", {"device_id": "2", "trt_fp16_enable": "1"})
+        ("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0", "trt_fp16_enable": "1"})
     ]
     assert _providers(with_tensorrt, chosen) == [
         ("TensorrtExecutionProvider", {"device_id": "2", "trt_fp16_enable": "1"}),
-        ("CUDAExecutionProvider", {"device_id": "2"}),
+        ("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0"}),
     ]
+    in_tf32 = replace(on_cuda, arithmetic=TF32)
+    assert _providers(in_tf32, {})[0][1]["use_tf32"] == "1"
+    # The caller's own word counts.
+    assert _providers(on_cuda, {"use_tf32": "1"})[0][1]["use_tf32"] == "1"
+
+
+def test_tf32_runs_fp32_graphs(bundle: Bundle, with_gpu: None) -> None:
+    chosen = place(options(precision="tf32"), bundle)
+    assert (chosen.device, chosen.precision) == ("cuda", Precision.FP32)
+    assert chosen.arithmetic.name == "tf32"
+    assert place(options(precision="fp32"), bundle).arithmetic.name == "fp32"
+    with pytest.raises(SessionError, match="tf32 was asked for, which no backend runs on cpu"):
+        place(options(device="cpu", precision="tf32"), bundle)
 
 
 # Running
@@ -395,7 +409,7 @@ def accepted(path: Path, name: str, content: bytes) -> Bundle:
     record = FileRecord(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
     manifest = manifest.model_copy(update={"files": {**manifest.files, name: record}})
     (path / name).write_bytes(content)
-    (path / FILE_NAME).write_bytes(manifest.to_json())
+    (path / MANIFEST_NAME).write_bytes(manifest.to_json())
     bundle = Bundle.open(path)
     bundle.verify()
     return bundle

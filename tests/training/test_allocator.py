@@ -12,12 +12,12 @@ import sys
 
 import pytest
 
-from xclip_deploy.training.allocator import keep_freed_memory
+from xclip_deploy.training.step import keep_freed_memory
 
 SCRIPT = """
 import ctypes, sys
 import torch
-from xclip_deploy.training.allocator import keep_freed_memory
+from xclip_deploy.training.step import keep_freed_memory
 
 BYTES = 31 << 20  # The largest blocks that every version of glibc can keep: below 32 MiB.
 libc = ctypes.CDLL(None)

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from command_line import Run, runner
 
+from xclip_deploy.runtime.evaluation import evaluating
+from xclip_deploy.runtime.video import read_videos
+
 # Of words whose embeddings the small checkpoint has kept.
 CAPTIONS = {
     "intel_asl_walk.mkv": ["video broadcaster comparing cheese"],
@@ -142,6 +145,44 @@ def test_options_of_a_checkpoint(run: Run, dataset: list[object], checkpoint_pat
     options = ["--max-words", "32", "--activation", "quick_gelu", "--fps", "0.5", "--json"]
     content: dict[str, Any] = json.loads(run(checkpoint_path, *dataset, *options).out)
     assert (content["max_words"], content["frames_per_second"]) == (32, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--backend", "onnxruntime"], "backend"),
+        (["--device-id", "1"], "device_id"),
+        (["--backend", "rtx", "--device-id", "1"], "backend, device_id"),
+    ],
+)
+def test_session_options_that_pytorch_does_not_have(
+    run: Run, dataset: list[object], checkpoint_path: Path, options: list[str], found: str
+) -> None:
+    outcome = run(checkpoint_path, *dataset, *options)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == (
+        f"error: {checkpoint_path} is no bundle, so PyTorch runs it: found {found} among the "
+        "session's options, expected device, precision and threads alone; for the others run: "
+        f"xclip-deploy export {checkpoint_path}, and evaluate the bundle\n"
+    )
+
+
+def test_session_options_of_a_bundle(
+    run: Run, dataset: list[object], bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = []
+
+    def read(*arguments: Any, num_threads: int | None) -> Any:
+        workers.append(num_threads)
+        return read_videos(*arguments, num_threads=num_threads)
+
+    monkeypatch.setattr(evaluating, "read_videos", read)
+    options = ["--device", "cpu", "--backend", "onnxruntime", "--precision", "fp16"]
+    options += ["--threads", "1", "--workers", "3", "--json"]
+    outcome = run(bundle_path, *dataset, *options)
+    assert (outcome.status, outcome.err, workers) == (0, "", [3])
+    model = outcome.json()["model"]
+    assert (model["kind"], model["precision"], model["device"]) == ("bundle", "fp16", "cpu")
 
 
 def test_a_bundle_without_torch(dataset: list[object], bundle_path: Path) -> None:

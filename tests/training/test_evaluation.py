@@ -371,11 +371,11 @@ def test_a_session_is_told_in_one_place(bundle: Bundle, checkpoint_path: Path) -
 
 
 def test_an_opened_model_takes_auto(colours: Colours) -> None:
-    split, clips = painted_split(["red"]), painted("red")
-    found = evaluate(colours, split, device="auto", precision="auto", frames=clips)
+    split, frames = painted_split(["red"]), painted("red")
+    found = evaluate(colours, split, device="auto", precision="auto", frames=frames)
     assert found.num_videos == 1
     with pytest.raises(InvalidArgumentError, match="an opened model has its own"):
-        evaluate(colours, split, session=SessionOptions("cpu"), frames=clips)
+        evaluate(colours, split, session=SessionOptions("cpu"), frames=frames)
 
 
 def test_an_empty_split(colours: Colours) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from xclip_deploy.errors import CheckpointMismatchError
 from xclip_deploy.runtime.model_config import Activation
 from xclip_deploy.training.checkpoints.names import (
-    HUGGING_FACE,
     HUGGING_FACE_BLOCK,
+    HUGGING_FACE_PREFIXES,
     to_canonical,
     to_source,
 )
@@ -141,7 +141,7 @@ _BLOCKS = ".transformer.resblocks."
 
 def canonical_name(name: str) -> str | None:
     """Return the canonical name of a tensor after :func:`fuse_projections`."""
-    canonical = to_canonical(name, HUGGING_FACE)
+    canonical = to_canonical(name, HUGGING_FACE_PREFIXES)
     if canonical is None or _BLOCKS not in canonical:
         return canonical
     tower, _, rest = canonical.partition(_BLOCKS)
@@ -152,11 +152,11 @@ def canonical_name(name: str) -> str | None:
 
 def source_name(canonical: str) -> str:
     """Return Hugging Face's name of a canonical one."""
-    source = to_source(canonical, HUGGING_FACE)
+    source = to_source(canonical, HUGGING_FACE_PREFIXES)
     if _BLOCKS not in canonical:
         return source
     start = canonical.index(_BLOCKS) + len(_BLOCKS)
     layer, _, leaf = canonical[start:].partition(".")
-    return f"{to_source(canonical[:start], HUGGING_FACE)}{layer}." + to_source(
+    return f"{to_source(canonical[:start], HUGGING_FACE_PREFIXES)}{layer}." + to_source(
         leaf, HUGGING_FACE_BLOCK
     )

@@ -17,8 +17,8 @@ from xclip_deploy.training.checkpoints.refusals import listing, refuse_known_oth
 _NOT_WEIGHTS = re.compile(
     r"(.*\.)?(input_resolution|context_length|vocab_size|position_ids|attn_mask)"
 )
-_CONV_3D = "clip.visual.conv2.weight"
-_CONV_2D = "clip.visual.conv1.weight"
+CONV_3D_NAME = "clip.visual.conv2.weight"
+CONV_2D_NAME = "clip.visual.conv1.weight"
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ AUTHORS = _by_table(
     "X-CLIP or CLIP4Clip (authors)",
     _AUTHORS_NAMES,
     ("clip.visual.", "clip.transformer."),
-    names.AUTHORS,
+    names.AUTHORS_PREFIXES,
 )
 OPEN_CLIP_CUSTOM_TEXT = _by_table(
     "open_clip (custom text)",
     (*_CLIP_NAMES, "text.transformer.resblocks.0.ln_1.weight"),
     ("visual.", "text.transformer."),
-    names.OPEN_CLIP_CUSTOM_TEXT,
+    names.OPEN_CLIP_CUSTOM_TEXT_PREFIXES,
 )
 OPENAI = _by_table(
     "OpenAI CLIP",
     (*_CLIP_NAMES, "transformer.resblocks.0.ln_1.weight"),
     ("visual.", "transformer.resblocks."),
-    names.OPENAI,
+    names.OPENAI_PREFIXES,
 )
 HUGGING_FACE = Layout(
     "Hugging Face CLIP",
@@ -95,7 +95,7 @@ CANONICAL = _by_table(
     "xclip-deploy",
     ("video_encoder.visual.class_embedding", "text_encoder.token_embedding.weight"),
     ("video_encoder.", "text_encoder."),
-    names.CANONICAL,
+    names.CANONICAL_PREFIXES,
 )
 LAYOUTS = (AUTHORS, OPEN_CLIP_CUSTOM_TEXT, OPENAI, HUGGING_FACE, CANONICAL)
 
@@ -170,8 +170,8 @@ def _drop_unused(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
     positions = "frame_position_embeddings.weight"
     if heads != ["transformerClip."] and tensors.pop(positions, None) is not None:
         notes.append(f"{positions} was dropped: only the seqTransf head uses it")
-    if _CONV_3D in tensors:
-        if tensors.pop(_CONV_2D, None) is not None:
-            notes.append(f"{_CONV_2D} was dropped: linear_patch=3d uses {_CONV_3D}")
-        tensors[_CONV_2D] = tensors.pop(_CONV_3D)
+    if CONV_3D_NAME in tensors:
+        if tensors.pop(CONV_2D_NAME, None) is not None:
+            notes.append(f"{CONV_2D_NAME} was dropped: linear_patch=3d uses {CONV_3D_NAME}")
+        tensors[CONV_2D_NAME] = tensors.pop(CONV_3D_NAME)
     return tensors, notes

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xclip_deploy.errors import CheckpointMismatchError, UnknownLayoutError
 from xclip_deploy.runtime.arguments import PathName, as_instance, as_path
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.model_config import Family, ModelConfig, PatchEmbedding
 from xclip_deploy.training.checkpoints import hugging_face, open_clip
 from xclip_deploy.training.checkpoints.dimensions import (
@@ -23,6 +23,8 @@ from xclip_deploy.training.checkpoints.dimensions import (
 )
 from xclip_deploy.training.checkpoints.layouts import (
     AUTHORS,
+    CONV_2D_NAME,
+    CONV_3D_NAME,
     HUGGING_FACE,
     OPEN_CLIP_CUSTOM_TEXT,
     OPENAI,
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from xclip_deploy.training.model import XClip
 
 _NO_OPTIONS = CheckpointOptions()
-_CONV_2D = "clip.visual.conv1.weight"
-_CONV_3D = "clip.visual.conv2.weight"
 
 
 # Not compared by value: the == of tensors is elementwise.
@@ -191,7 +191,7 @@ def to_authors_state_dict(
         for name in parameter_shapes(config)
     }
     if config.patch_embedding is PatchEmbedding.CONV_3D:
-        renamed[_CONV_3D] = renamed.pop(_CONV_2D)
+        renamed[CONV_3D_NAME] = renamed.pop(CONV_2D_NAME)
     return renamed
 
 

@@ -13,21 +13,21 @@ _VISUAL = "video_encoder.visual."
 _TEMPORAL = "video_encoder.temporal."
 _TEXT = "text_encoder."
 
-CANONICAL: PrefixTable = (("", ""),)
+CANONICAL_PREFIXES: PrefixTable = (("", ""),)
 
-OPENAI: PrefixTable = (
+OPENAI_PREFIXES: PrefixTable = (
     (_LOGIT_SCALE, "logit_scale"),
     (_VISUAL, "visual."),
     (_TEXT, ""),
 )
 
-OPEN_CLIP_CUSTOM_TEXT: PrefixTable = (
+OPEN_CLIP_CUSTOM_TEXT_PREFIXES: PrefixTable = (
     (_LOGIT_SCALE, "logit_scale"),
     (_VISUAL, "visual."),
     (_TEXT, "text."),
 )
 
-AUTHORS: PrefixTable = (
+AUTHORS_PREFIXES: PrefixTable = (
     (f"{_TEMPORAL}transformer.", "transformerClip."),
     (f"{_TEMPORAL}lstm.", "lstm_visual."),
     (f"{_TEMPORAL}frame_position_embeddings.", "frame_position_embeddings."),
@@ -38,7 +38,7 @@ AUTHORS: PrefixTable = (
 )
 """X-CLIP's and CLIP4Clip's."""
 
-HUGGING_FACE: PrefixTable = (
+HUGGING_FACE_PREFIXES: PrefixTable = (
     (_LOGIT_SCALE, "logit_scale"),
     (f"{_VISUAL}class_embedding", "vision_model.embeddings.class_embedding"),
     (f"{_VISUAL}conv1.", "vision_model.embeddings.patch_embedding."),

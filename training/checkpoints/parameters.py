@@ -1,10 +1,12 @@
-"""The parameters of a model: their canonical names and shapes, and the check against them.
+"""The parameters of a model: their canonical names and shapes, their check and their hash.
 
 Canonical names are those of ``XClip.state_dict()``.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from xclip_deploy.errors import CheckpointMismatchError
 from xclip_deploy.runtime.grains import matrix_shapes
+from xclip_deploy.runtime.manifest import Preprocessing
 from xclip_deploy.runtime.model_config import (
     ModelConfig,
     PatchEmbedding,
@@ -141,3 +144,29 @@ def _check_values(tensor: Tensor, name: str) -> None:
             f"{name} has {broken} of {tensor.numel()} values that are NaN or infinite; "
             "the training diverged or the file is damaged"
         )
+
+
+def model_fingerprint(
+    state_dict: Mapping[str, Tensor],
+    config: ModelConfig,
+    frames_per_second: float,
+    preprocessing: Preprocessing,
+) -> str:
+    """Return the SHA-256, hexadecimal, of all that the features depend on.
+
+    Two files with equal fingerprints hold the same model: features of one fit those of the other.
+
+    ``state_dict``: the weights under the names of ``XClip.state_dict()``. Precisions of the
+    graphs do not enter: their features are those of one model, rounded.
+    """
+    settings = {
+        "model": config.model_dump(mode="json"),
+        "frames_per_second": frames_per_second,
+        "preprocessing": preprocessing.model_dump(mode="json"),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().to(torch.float32).contiguous()
+        digest.update(f"\n{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).numpy().data.cast("B"))
+    return digest.hexdigest()

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.atomic import replaced_file
+from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.video import VideoReading
 
 logger = logging.getLogger(__name__)

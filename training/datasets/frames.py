@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, TrainingError, VideoError
-from xclip_deploy.runtime.atomic import replaced_file
 from xclip_deploy.runtime.datasets import Split, SplitVideo
+from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.video import VideoReading, check_reader, read_frames
 from xclip_deploy.training.datasets.frame_cache import FrameCache, frame_key
@@ -143,7 +143,7 @@ def check_videos(
     return ReadReport(split.name, num_videos, split.missing, tuple(unreadable))
 
 
-def readable(split: Split, report: ReadReport, max_unreadable_share: float) -> Split:
+def without_unreadable(split: Split, report: ReadReport, max_unreadable_share: float) -> Split:
     """The split without its unreadable videos and their captions.
 
     Args:

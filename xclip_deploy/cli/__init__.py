@@ -1,5 +1,5 @@
 """The command line. Each command calls one public function of the package."""
 
-from xclip_deploy.cli.main import main
+from xclip_deploy.cli.program import main
 
 __all__ = ["main"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xclip_deploy.cli.display import print_json, print_table, step_progress
-from xclip_deploy.cli.options import json_option
+from xclip_deploy.cli.options import PathArgument, json_option
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.benchmark import Benchmark
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them."""
+    """Read whole numbers with commas between them."""
     del ctx, param
     try:
         sizes = tuple(int(word) for word in value.split(","))
@@ -28,61 +28,69 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
 
 
 @click.command("bench")
-@click.argument("bundle", type=click.Path(path_type=Path), default=Path("xclip-bundle"))
+@click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "--session",
     "sessions",
     multiple=True,
     metavar="KEY=VALUE,…",
-    help="A session to measure: device, backend, precision, threads and others, such as "
-    "device=cpu,precision=fp16,threads=2. May be given several times.  "
-    "[default: every one that this machine offers]",
+    help="Measure a session with these options: device, backend, precision, threads and more, "
+    "such as device=cpu,precision=fp16,threads=2. Repeat it to compare sessions.  "
+    "[default: all that this machine offers]",
 )
 @click.option(
     "--graph",
     "graphs",
     type=click.Choice(["video_encoder", "text_encoder", "scorer"]),
     multiple=True,
-    help="May be given several times.  [default: all three]",
+    help="Measure this graph. Repeat it for several.  [default: all three]",
 )
 @click.option(
-    "--video-batches", callback=_sizes, default="1,8", show_default=True, help="Videos in one run."
+    "--video-batches",
+    callback=_sizes,
+    default="1,8",
+    show_default=True,
+    help="Encode this many videos in one run.",
 )
 @click.option(
-    "--text-batches", callback=_sizes, default="1,32", show_default=True, help="Texts in one run."
+    "--text-batches",
+    callback=_sizes,
+    default="1,32",
+    show_default=True,
+    help="Encode this many texts in one run.",
 )
 @click.option(
     "--scored-videos",
     callback=_sizes,
     default="100,1000",
     show_default=True,
-    help="Videos scored for one text in one run.",
+    help="Score this many videos for one text in one run.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=3.0,
     show_default=True,
-    help="Least time to run every session at every size.",
+    help="Run every session at every size for at least this many seconds.",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Turns that the sessions take at every size.",
+    help="Let the sessions take turns this many times at every size.",
 )
 @click.option(
     "--warmup",
     type=click.IntRange(min=0),
     default=2,
     show_default=True,
-    help="Runs at every size that are not timed.",
+    help="Run this many times at every size before timing.",
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="PNG file to draw the result into.",
+    type=PathArgument(dir_okay=False),
+    help="Draw the result into this PNG file.",
 )
 @json_option
 def command(
@@ -98,12 +106,12 @@ def command(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure how fast BUNDLE (xclip-bundle unless given) runs on this machine.
+    """Measure how fast BUNDLE (default: xclip-bundle) runs on this machine.
 
-    Latency, throughput and memory of every graph, in several sessions side by side.
+    Prints latency, throughput and memory of every graph, with the sessions side by side.
     """
     import xclip_deploy
-    from xclip_deploy.runtime.benchmark.picture import import_matplotlib
+    from xclip_deploy.runtime.benchmark.picture import draw_benchmark, import_matplotlib
     from xclip_deploy.runtime.manifest import Graph
 
     if plot is not None:
@@ -136,12 +144,12 @@ def command(
     else:
         _print(result)
     if plot is not None:
-        result.plot(plot)
+        draw_benchmark(result, plot)
         click.echo(f"wrote {plot}", err=as_json)
 
 
 def _session(text: str) -> SessionOptions:
-    """Options from ``device=cpu,threads=2``."""
+    """Read options such as ``device=cpu,threads=2``."""
     from dataclasses import fields
 
     from xclip_deploy.runtime.sessions import SessionOptions

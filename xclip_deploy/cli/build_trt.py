@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xclip_deploy.cli.display import engine_progress, print_json, print_table
-from xclip_deploy.cli.options import json_option
+from xclip_deploy.cli.options import PathArgument, json_option
 
 if TYPE_CHECKING:
     from xclip_deploy.export.tensorrt import BatchRange, BuildResult, DryRun
@@ -18,7 +18,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """A number of bytes, or one with K, M or G (powers of 1024)."""
+    """Read a number of bytes, or one with K, M or G (powers of 1024)."""
     if value is None:
         return None
     match = re.fullmatch(r"(\d+)([KMG]?)(?:I?B)?", value.strip().upper())
@@ -30,7 +30,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
 
 
 def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange:
-    """``MIN:OPT:MAX``."""
+    """Read ``MIN:OPT:MAX``."""
     from xclip_deploy.errors import InvalidArgumentError
     from xclip_deploy.export.tensorrt import BatchRange
 
@@ -41,23 +41,24 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
 
 
 @click.command("build-trt")
-@click.argument("bundle", type=click.Path(path_type=Path), default=Path("xclip-bundle"))
+@click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
-    "--fp16", "precision", flag_value="fp16", default="fp16", help="FP16 engines.  [default]"
+    "--fp16", "precision", flag_value="fp16", default="fp16", help="Build FP16 engines.  [default]"
 )
-@click.option("--fp32", "precision", flag_value="fp32", help="FP32 engines.")
+@click.option("--fp32", "precision", flag_value="fp32", help="Build FP32 engines.")
 @click.option(
     "--bf16",
     "precision",
     flag_value="bf16",
-    help="BF16 engines, of a bundle that was exported with --bf16.",
+    help="Build BF16 engines, for which the bundle must be exported with --bf16.",
 )
 @click.option(
     "--flavor",
     type=click.Choice(["auto", "tensorrt", "rtx"]),
     default="auto",
     show_default=True,
-    help="tensorrt: for data-centre GPUs, built on the GPU; rtx: TensorRT-RTX, built anywhere.",
+    help="Build for this library. tensorrt serves data-centre GPUs and builds on the GPU; rtx is "
+    "TensorRT-RTX and builds anywhere.",
 )
 @click.option(
     "--video-batch",
@@ -65,7 +66,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
     metavar="MIN:OPT:MAX",
     default="1:8:32",
     show_default=True,
-    help="Videos in one run of the video encoder: smallest, best, largest.",
+    help="Set the smallest, best and largest number of videos in one run of the encoder.",
 )
 @click.option(
     "--text-batch",
@@ -73,7 +74,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
     metavar="MIN:OPT:MAX",
     default="1:32:128",
     show_default=True,
-    help="Texts in one run of the text encoder.",
+    help="Set the smallest, best and largest number of texts in one run of the encoder.",
 )
 @click.option(
     "--scored-texts",
@@ -81,7 +82,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
     metavar="MIN:OPT:MAX",
     default="1:32:64",
     show_default=True,
-    help="Texts in one run of the scorer.",
+    help="Set the smallest, best and largest number of texts in one run of the scorer.",
 )
 @click.option(
     "--scored-videos",
@@ -89,57 +90,64 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
     metavar="MIN:OPT:MAX",
     default="1:256:1024",
     show_default=True,
-    help="Videos in one run of the scorer: a chunk of the gallery.",
+    help="Set the smallest, best and largest number of videos in one run of the scorer, which "
+    "reads the gallery in chunks.",
 )
 @click.option(
     "--query-profile/--no-query-profile",
     default=True,
     show_default=True,
-    help="Also tune text encoder and scorer for exactly one text.",
+    help="Tune the text encoder and the scorer for exactly one text too.",
 )
 @click.option(
     "--workspace",
     callback=_bytes,
     metavar="SIZE",
-    help="Most scratch memory of a layer, such as 2G.  [default: the library's own]",
+    help="Limit the scratch memory of a layer, such as 2G.  [default: the library's own]",
 )
 @click.option(
     "--optimization-level",
     type=click.IntRange(0, 5),
-    help="tensorrt: 0 builds fastest, 5 searches longest.  [default: the library's own, 3]",
+    help="Search this hard for fast kernels: 0 builds fastest, 5 searches longest. For tensorrt "
+    "only.  [default: the library's own, 3]",
 )
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="tensorrt: file that keeps measurements from one build to the next.",
+    type=PathArgument(dir_okay=False),
+    help="Keep measurements from one build to the next in this file. For tensorrt only.",
 )
 @click.option(
     "--hardware-compatibility",
     type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
     default="none",
     show_default=True,
-    help="tensorrt: which GPUs beside the one that it builds on; may be slower.",
+    help="Let engines run on this group of GPUs too, at some cost in speed. For tensorrt only.",
 )
 @click.option(
     "--version-compatible",
     is_flag=True,
-    help="tensorrt: engines that later versions load too; may be slower.",
+    help="Let later versions load the engines, at some cost in speed. For tensorrt only.",
 )
 @click.option(
     "--compute-capability",
     "compute_capabilities",
     multiple=True,
     metavar="X.Y",
-    help="rtx: build for this one alone; may be repeated.  [default: all from 8.0 on]",
+    help="Build for GPUs of this compute capability. Repeat it for several. For rtx only.  "
+    "[default: all from 8.0 on]",
 )
-@click.option("--force", is_flag=True, help="Build even where nothing that matters has changed.")
+@click.option("--force", is_flag=True, help="Build again even if nothing that matters has changed.")
 @click.option(
     "--self-test/--no-self-test",
     default=True,
     show_default=True,
     help="On a GPU, run new engines before they replace the old ones.",
 )
-@click.option("--dry-run", is_flag=True, help="Parse the graphs, report what TensorRT refuses.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Parse the graphs and report what TensorRT refuses; build nothing.",
+)
 @json_option
 def command(
     bundle: Path,
@@ -161,10 +169,10 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Build the three TensorRT engines of BUNDLE (xclip-bundle unless given).
+    """Build the three TensorRT engines of BUNDLE (default: xclip-bundle).
 
-    Old engines stand until the new ones are whole and, on a GPU, tested; Ctrl-C leaves them.
-    An option that the flavour does not have is refused.
+    The old engines stay until the new ones are whole and, on a GPU, tested; Ctrl-C keeps them.
+    An option that the library does not have is refused.
     """
     from xclip_deploy.export import tensorrt
     from xclip_deploy.export.tensorrt.options import parse_compute_capabilities

@@ -26,7 +26,7 @@ def print_json(content: object) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write ``content`` as JSON, whole or not at all. Raises InvalidArgumentError."""
     from xclip_deploy.errors import InvalidArgumentError
-    from xclip_deploy.runtime.atomic import replace_text
+    from xclip_deploy.runtime.files import replace_text
 
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     try:
@@ -54,6 +54,35 @@ def print_table(
         # As Text, in which brackets are no markup and colons no emoji.
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+
+
+def name_of(video_id: str) -> str:
+    """Return an id as people read it: a path below the current directory as seen from there."""
+    try:
+        return str(Path(video_id).relative_to(Path.cwd()))
+    except ValueError:
+        return video_id
+
+
+def duration_text(seconds: float | None) -> str:
+    """Return a duration as people write it, ``1:02:03``; nothing for None."""
+    if seconds is None:
+        return ""
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text in at most ``width`` columns of a terminal, cut in the middle."""
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
+        return text
+    start, end = text[: (width - 1) // 2], text[len(text) - width // 2 :]
+    while cell_len(f"{start}…{end}") > width:  # some characters take two columns
+        start, end = (start[:-1], end) if cell_len(start) > cell_len(end) else (start, end[1:])
+    return f"{start}…{end}"
 
 
 def print_parity(records: Sequence[ParityRecord]) -> None:

@@ -9,9 +9,11 @@ import click
 
 from xclip_deploy.cli.display import encoding_progress, print_json, print_table, write_json
 from xclip_deploy.cli.options import (
+    PathArgument,
     json_option,
     reader_option,
     session_options,
+    workers_option,
 )
 
 if TYPE_CHECKING:
@@ -22,26 +24,29 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PathArgument())
 @click.option(
     "--dataset",
     required=True,
-    help="msrvtt, msvd, lsmdc, didemo, activitynet, or folder: a CSV or JSONL file of captions.",
+    help="Read this dataset: msrvtt, msvd, lsmdc, didemo or activitynet; or folder, for captions "
+    "in a CSV or JSONL file.",
 )
 @click.option(
     "--annotations",
-    type=click.Path(path_type=Path),
+    type=PathArgument(),
     required=True,
-    help="Folder of the annotation files; for --dataset folder, the file.",
+    help="Read the annotations from this folder; for --dataset folder, from this file.",
 )
 @click.option(
-    "--videos", type=click.Path(path_type=Path), required=True, help="Folder of the videos."
+    "--videos", type=PathArgument(), required=True, help="Read the videos from this folder."
 )
-@click.option("--split", default="test", show_default=True, help="train, val or test.")
+@click.option(
+    "--split", default="test", show_default=True, help="Evaluate this split: train, val or test."
+)
 @click.option(
     "--dual-softmax",
     is_flag=True,
-    help="Also report the metrics after re-scoring with all queries of the split together.",
+    help="Report the metrics after a dual softmax over all queries of the split too.",
 )
 @click.option(
     "--dual-softmax-temperature",
@@ -49,49 +54,54 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Of that, in units of the model's logits.",
+    help="Set the temperature of the dual softmax, in logits.",
 )
 @click.option(
     "--max-missing-share",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Share of annotated videos that may have no file.",
+    help="Fail if more than this share of the annotated videos has no file.",
 )
 @click.option(
     "--max-unreadable-share",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Share of the others that may be unreadable.",
+    help="Fail if more than this share of the videos with a file is unreadable.",
 )
 @session_options
+@workers_option
 @reader_option
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Most texts or videos in one run of an encoder.",
+    help="Encode at most this many texts or videos in one run.",
 )
 @click.option(
     "--fps",
     "frames_per_second",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of a checkpoint: frames sampled per second of video.  [default: 1]",
+    help="Sample this many frames per second of video; only for checkpoints.  [default: 1]",
 )
 @click.option(
     "--max-words",
     type=click.IntRange(min=3),
-    help="Of a checkpoint, as for export.",
+    help="Set the token positions of a text, start and end included; only for checkpoints.",
 )
-@click.option("--max-frames", type=click.IntRange(min=1), help="Of a checkpoint, as for export.")
+@click.option(
+    "--max-frames",
+    type=click.IntRange(min=1),
+    help="Set the most frames of a video; only for checkpoints.",
+)
 @click.option(
     "--activation",
     type=click.Choice(["quick_gelu", "gelu"]),
-    help="Of a checkpoint, as for export.",
+    help="Set the activation of CLIP's MLPs; only for checkpoints.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file for the result.")
+@click.option("-o", "--output", type=PathArgument(), help="Write the result to this JSON file.")
 @json_option
 def command(
     model: Path,
@@ -104,6 +114,7 @@ def command(
     max_missing_share: float,
     max_unreadable_share: float,
     session: SessionOptions,
+    workers: int | None,
     reader: str,
     batch_size: int,
     frames_per_second: float | None,
@@ -115,7 +126,8 @@ def command(
 ) -> None:
     """Measure how well MODEL finds videos by their captions, and captions by their videos.
 
-    MODEL is a bundle, or a checkpoint that `xclip-deploy export` takes.
+    MODEL is a bundle, or a checkpoint of a kind that `xclip-deploy export` reads. A checkpoint
+    runs in PyTorch, in FP32, and takes no --backend and no --device-id.
     """
     import xclip_deploy
     from xclip_deploy.runtime.datasets import open_dataset
@@ -132,6 +144,7 @@ def command(
             dual_softmax_temperature=temperature,
             max_unreadable_share=max_unreadable_share,
             session=session,
+            workers=workers,
             reader=reader,  # type: ignore[arg-type]
             max_batch=batch_size,
             options=_options(max_words, max_frames, activation),
@@ -150,7 +163,7 @@ def command(
 def _options(
     max_words: int | None, max_frames: int | None, activation: str | None
 ) -> CheckpointOptions | None:
-    """None where none was given: a bundle takes none, and is evaluated without PyTorch."""
+    """Return None where none was given: a bundle takes none, and runs without PyTorch."""
     if max_words is None and max_frames is None and activation is None:
         return None
     import xclip_deploy

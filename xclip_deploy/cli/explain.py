@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from xclip_deploy.cli.display import print_json
+from xclip_deploy.cli.gallery import find_video
 from xclip_deploy.cli.options import (
+    PathArgument,
     bundle_option,
     gallery_option,
     json_option,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The picture, a PNG.  [default: explain.png; with --json none]",
+    type=PathArgument(dir_okay=False),
+    help="Draw into this PNG file.  [default: explain.png; with --json, nothing is drawn]",
 )
 @session_options
 @json_option
@@ -38,22 +39,24 @@ def command(
     query: str,
     videos: tuple[str, ...],
     bundle: Path,
-    gallery: Path,
+    gallery: str,
     output: Path | None,
     session: SessionOptions,
     as_json: bool,
 ) -> None:
-    """Say and draw why a video has the score that it has for QUERY.
+    """Explain in words and in a picture why a video has its score for QUERY.
 
-    VIDEOS: one video of the gallery, by its id or file; two, to learn why one ranks above the
-    other; none, for the best hit.
+    VIDEOS names one video of the gallery, by its id or file. Name two to learn why one ranks
+    above the other, or none to explain the best hit.
     """
     import xclip_deploy
 
     if len(videos) > 2:
         raise click.UsageError(f"found {len(videos)} videos; expected none, one or two")
     with xclip_deploy.Retriever(bundle, gallery, session=session) as retriever:
-        ids = [_id_of(video, retriever) for video in videos] or _best(query, retriever)
+        ids = [find_video(retriever.gallery, video).id for video in videos] or _best(
+            query, retriever
+        )
         explanation = retriever.explain(query, *ids)
         if output is None and not as_json:
             output = Path("explain.png")
@@ -64,13 +67,6 @@ def command(
         return
     click.echo(str(explanation))
     click.echo(f"wrote {output}")
-
-
-def _id_of(video: str, retriever: Retriever) -> str:
-    """The id of a video that may be given as its file: then that is the absolute path."""
-    absolute = str(Path(video).absolute())
-    names = (video, absolute, os.path.normpath(absolute))
-    return next((name for name in names if name in retriever.gallery), video)
 
 
 def _best(query: str, retriever: Retriever) -> list[str]:

@@ -12,28 +12,29 @@ from xclip_deploy.cli.display import (
     print_parity,
     step_progress,
 )
-from xclip_deploy.cli.options import json_option
+from xclip_deploy.cli.options import PathArgument, json_option
 
 
 @click.command("export")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PathArgument())
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PathArgument(),
     default=Path("xclip-bundle"),
     show_default=True,
-    help="Directory of the bundle; an older bundle there is replaced.",
+    help="Write the bundle to this directory, and replace an older one there.",
 )
 @click.option(
     "--max-words",
     type=click.IntRange(min=3),
-    help="Tokens of a text, start and end included.  [default: of the weights, else 32]",
+    help="Set the token positions of a text, start and end included.  "
+    "[default: as in the weights, else 32]",
 )
 @click.option(
     "--max-frames",
     type=click.IntRange(min=1),
-    help="Most frames of a video.  [default: of the weights, else 12]",
+    help="Set the most frames of a video.  [default: as in the weights, else 12]",
 )
 @click.option(
     "--fps",
@@ -41,36 +42,44 @@ from xclip_deploy.cli.options import json_option
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Frames sampled per second of video.",
+    help="Sample this many frames per second of video.",
 )
 @click.option(
     "--activation",
     type=click.Choice(["quick_gelu", "gelu"]),
-    help="Of CLIP's MLPs; most open_clip weights that are not OpenAI's need gelu.  "
-    "[default: of the configuration beside the weights, else quick_gelu]",
+    help="Set the activation of CLIP's MLPs. Most open_clip weights need gelu, unless they are "
+    "OpenAI's.  [default: as in the configuration beside the weights, else quick_gelu]",
 )
 @click.option(
     "--temporal-head",
     type=click.Choice(["meanP", "seqTransf", "seqLSTM"]),
-    help="Fail unless the weights have this head.",
+    help="Fail unless the weights have this temporal head.",
 )
-@click.option("--vision-heads", type=click.IntRange(min=1), help="[default: width / 64]")
-@click.option("--text-heads", type=click.IntRange(min=1), help="[default: width / 64]")
+@click.option(
+    "--vision-heads",
+    type=click.IntRange(min=1),
+    help="Set the attention heads of the vision transformer.  [default: width / 64]",
+)
+@click.option(
+    "--text-heads",
+    type=click.IntRange(min=1),
+    help="Set the attention heads of the text transformer.  [default: width / 64]",
+)
 @click.option(
     "--mask-padding",
     is_flag=True,
     default=None,
-    help="Ignore padded words and frames in the scorer; only for models trained so.",
+    help="Ignore padded words and frames in the scorer. Give it only for models trained so.",
 )
 @click.option(
     "--bf16",
     is_flag=True,
-    help="BF16 graphs as well, for build-trt --bf16; ONNX Runtime does not run them.",
+    help="Write BF16 graphs too, for build-trt --bf16; ONNX Runtime does not run them.",
 )
 @click.option(
     "--int8",
     is_flag=True,
-    help="INT8 encoders as well, for the CPU: smaller and faster, and less exact.",
+    help="Write INT8 encoders too, for the CPU: they are smaller, faster and less exact.",
 )
 @json_option
 def command(
@@ -91,8 +100,8 @@ def command(
     """Export CHECKPOINT to a bundle of ONNX graphs in FP32 and FP16.
 
     CHECKPOINT is a file or folder of X-CLIP, CLIP4Clip, OpenAI CLIP, Hugging Face CLIP or
-    open_clip. The graphs are compared with PyTorch before the bundle takes its place;
-    xclip-deploy verify compares them again on videos and captions of one's own.
+    open_clip. The bundle takes its place only if its graphs agree with PyTorch; `xclip-deploy
+    verify` compares them again, on your own videos and captions.
     """
     import xclip_deploy
     from xclip_deploy.errors import ParityError

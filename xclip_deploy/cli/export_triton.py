@@ -7,75 +7,78 @@ from pathlib import Path
 import click
 
 from xclip_deploy.cli.display import print_json, print_table
-from xclip_deploy.cli.options import json_option
+from xclip_deploy.cli.options import PathArgument, json_option
 
 
 @click.command("export-triton")
-@click.argument("bundle", type=click.Path(path_type=Path), default=Path("xclip-bundle"))
+@click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PathArgument(),
     default=Path("xclip-triton"),
     show_default=True,
-    help="Folder of the model repository; an older one there is replaced.",
+    help="Write the model repository to this folder, and replace an older one there.",
 )
 @click.option(
     "--backend",
     type=click.Choice(["onnxruntime", "tensorrt", "python"]),
     default="onnxruntime",
     show_default=True,
-    help="What runs the networks in the server; python: ONNX Runtime in its Python backend, for "
-    "servers without an ONNX Runtime one.",
+    help="Run the networks with this backend of the server. python runs ONNX Runtime in the "
+    "Python backend, for servers that have no ONNX Runtime backend.",
 )
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
-    help="Where the server runs the networks.  [default: cuda for tensorrt, else cpu]",
+    help="Run the networks on this device.  [default: cuda for tensorrt, else cpu]",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    help="[default: of the engines, else fp16 on cuda and fp32 on cpu]",
+    help="Compute in this precision.  "
+    "[default: as in the engines, else fp16 on cuda and fp32 on cpu]",
 )
 @click.option(
-    "--engines", help="Folder of the engine set, or its name in the bundle, where it has several."
+    "--engines",
+    help="Take the engine set in this folder, or of this name in the bundle. Needed where the "
+    "bundle has several.",
 )
 @click.option(
     "--max-videos",
     type=click.IntRange(min=1),
-    help="Most videos in one run.  [default: of the engines, else 16]",
+    help="Encode at most this many videos in one run.  [default: as in the engines, else 16]",
 )
 @click.option(
     "--max-texts",
     type=click.IntRange(min=1),
-    help="Most texts in one run.  [default: of the engines, else 64]",
+    help="Encode at most this many texts in one run.  [default: as in the engines, else 64]",
 )
 @click.option(
     "--queue-delay-us",
     type=click.IntRange(min=0),
     default=500,
     show_default=True,
-    help="Longest that a request waits for others to be batched with, microseconds.",
+    help="Let a request wait at most this many microseconds for others to join its batch.",
 )
 @click.option(
     "--instances",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Of each network; on cuda, on each GPU.",
+    help="Start this many instances of each network; on cuda, on each GPU.",
 )
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="CPU threads of an instance.  [default: one per core]",
+    help="Run each instance on this many CPU threads.  [default: one per core]",
 )
 @click.option(
     "--model-version",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Name of the models' version folders.",
+    help="Give the version folders of the models this number.",
 )
 @json_option
 def command(
@@ -93,9 +96,10 @@ def command(
     model_version: int,
     as_json: bool,
 ) -> None:
-    """Write a Triton Inference Server model repository of BUNDLE (xclip-bundle unless given).
+    """Write a Triton model repository from BUNDLE (default: xclip-bundle).
 
-    Its models are video_encoder, text_encoder, scorer, and text_query, which takes raw texts.
+    It serves the models video_encoder, text_encoder and scorer, and text_query, which takes raw
+    texts.
     """
     import xclip_deploy
     from xclip_deploy.runtime.manifest import Precision

@@ -9,6 +9,7 @@ import click
 
 from xclip_deploy.cli.display import print_json, write_json
 from xclip_deploy.cli.options import (
+    PathArgument,
     bundle_option,
     gallery_option,
     json_option,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command("index")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=PathArgument())
 @bundle_option
 @gallery_option
 @click.option(
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     type=click.Choice(["update", "skip", "replace", "error"]),
     default="update",
     show_default=True,
-    help="What to do with a video that the gallery has; update: encode it again if it changed.",
+    help="Treat a video that the gallery has in this way: update encodes it again if it changed, "
+    "skip leaves it, replace always encodes it again, error stops before anything is read.",
 )
-@click.option("--prune", is_flag=True, help="Forget files that are gone from the folders given.")
+@click.option(
+    "--prune", is_flag=True, help="Remove videos whose files are gone from the folders given."
+)
 @workers_option
 @click.option(
     "--timeout",
@@ -40,13 +44,13 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     default=120.0,
     show_default=True,
-    help="Seconds that one video may take to decode.",
+    help="Give up on a video that takes more than this many seconds to decode.",
 )
 @click.option(
     "--report",
     "report_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File for the report, as JSON.",
+    type=PathArgument(dir_okay=False),
+    help="Write the report to this JSON file.",
 )
 @click.option("--strict", is_flag=True, help="Exit with status 8 if any video failed.")
 @session_options
@@ -55,7 +59,7 @@ if TYPE_CHECKING:
 def command(
     paths: tuple[Path, ...],
     bundle: Path,
-    gallery: Path,
+    gallery: str,
     on_duplicate: str,
     prune: bool,
     workers: int | None,
@@ -68,9 +72,9 @@ def command(
 ) -> None:
     """Bring a gallery up to date with PATHS.
 
-    PATHS: videos, folders with all videos below them, .txt lists of files, and .csv or .jsonl
-    tables with a column "file" and metadata in the others. A video that cannot be read is
-    reported and the rest goes on. What was committed before an interruption is kept.
+    PATHS are videos, folders with all videos below them, .txt lists of files, and .csv or
+    .jsonl tables with a column "file" and metadata in the others. A video that cannot be read
+    is reported, and the rest goes on. An interruption keeps what was committed before it.
     """
     import xclip_deploy
     from xclip_deploy.errors import InvalidArgumentError, VideoError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xclip_deploy.cli.display import print_json, print_parity, print_table
-from xclip_deploy.cli.options import json_option
+from xclip_deploy.cli.options import PathArgument, json_option
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.bundle import Bundle
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("bundle", type=click.Path(path_type=Path), default=Path("xclip-bundle"))
+@click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option("--verify", is_flag=True, help="Check every file against its SHA-256.")
 @json_option
 def command(bundle: Path, verify: bool, as_json: bool) -> None:
-    """Show what is in BUNDLE (xclip-bundle unless given)."""
+    """Show what is in BUNDLE (default: xclip-bundle).
+
+    Prints the model, its graphs, their agreement with PyTorch, the engines and the certificate.
+    """
     import xclip_deploy
     from xclip_deploy.export.verification.certificate import read_certificate
     from xclip_deploy.runtime.engine_set import engine_sets

@@ -1,7 +1,8 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the type of their paths."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -13,37 +14,59 @@ from xclip_deploy.runtime.sessions.registry import backend_names, load_backend, 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+
+class PathArgument(click.Path):
+    """A path that is not empty: an empty one must not come to mean the current folder."""
+
+    def __init__(self, *, exists: bool = False, dir_okay: bool = True) -> None:
+        super().__init__(exists=exists, dir_okay=dir_okay, path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401 - click's
+        """Return the path. Raises BadParameter for an empty one."""
+        if not os.fspath(value):
+            self.fail("found an empty path, expected the name of a file or folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 bundle_option: Decorator = click.option(
     "--bundle",
-    type=click.Path(path_type=Path),
+    type=PathArgument(),
     default=Path("xclip-bundle"),
     show_default=True,
-    help="The bundle that `xclip-deploy export` wrote.",
+    help="Take the model from this bundle.",
 )
+# A text and no path: a path would make s3:/x of s3://x.
 gallery_option: Decorator = click.option(
     "--gallery",
-    type=click.Path(path_type=Path),
-    default=Path("xclip-gallery"),
+    metavar="PATH",
+    default="xclip-gallery",
     show_default=True,
-    help="Directory of the gallery.",
+    help="Use the gallery in this directory, or at this URI of LanceDB.",
 )
 reader_option: Decorator = click.option(
     "--reader",
     type=click.Choice(["pyav", "decord"]),
     default="pyav",
     show_default=True,
-    help="Library that decodes video.",
+    help="Decode videos with this library.",
 )
 json_option: Decorator = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on standard output."
 )
 workers_option: Decorator = click.option(
-    "--workers", type=click.IntRange(min=1), help="Decoders.  [default: one per core]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Decode this many videos at the same time.  [default: one per core]",
 )
 threads_option: Decorator = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="CPU threads for inference.  [default: one per core]",
+    help="Run inference on this many CPU threads.  [default: one per core]",
 )
 
 
@@ -79,29 +102,29 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
-            help="Where to run.",
+            help="Run on this device; auto takes a GPU where one can be used.",
         ),
         click.option(
             "--device-id",
             type=click.IntRange(min=0),
             default=0,
             show_default=True,
-            help="Which GPU, by CUDA's number.",
+            help="Run on the GPU with this CUDA number.",
         ),
         click.option(
             "--backend",
             type=click.Choice(["auto", *backend_names()]),
             default="auto",
             show_default=True,
-            help=f"What runs the model. {backends}; auto: engines that fit this machine, else "
-            "ONNX Runtime.",
+            help=f"Run the model with this backend. {backends}; auto takes engines that fit this "
+            "machine, else ONNX Runtime.",
         ),
         click.option(
             "--precision",
             type=click.Choice(["auto", *precision_names()]),
             default="auto",
             show_default=True,
-            help="What to compute in; auto: FP16 on a GPU, FP32 on a CPU.",
+            help="Compute in this precision; auto takes FP16 on a GPU and FP32 on a CPU.",
         ),
         threads_option,
     )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_table
+from xclip_deploy.cli.display import name_of, print_json, print_table
 from xclip_deploy.cli.options import (
+    PathArgument,
     bundle_option,
     gallery_option,
     json_option,
@@ -25,31 +26,41 @@ if TYPE_CHECKING:
 @click.argument("texts", nargs=-1)
 @click.option(
     "--video",
-    type=click.Path(path_type=Path),
-    help="Search by this video, or with one text for what fits both.",
+    type=PathArgument(),
+    help="Search by this video; with one text, for videos that fit both.",
 )
-@click.option("--image", type=click.Path(path_type=Path), help="Search by this image.")
-@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Results.")
-@click.option("--offset", type=click.IntRange(min=0), default=0, help="Results to pass over.")
-@click.option("--where", help="Filter over metadata, such as: duration_s < 30 and source = 'cam1'.")
-@click.option("--min-score", type=float, help="Least score of a result.")
+@click.option("--image", type=PathArgument(), help="Search by this image.")
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Return at most this many videos.",
+)
+@click.option(
+    "--offset", type=click.IntRange(min=0), default=0, help="Pass over this many results."
+)
+@click.option(
+    "--where", help="Search only videos that match a filter: duration_s < 30 and source = 'cam1'."
+)
+@click.option("--min-score", type=float, help="Leave out results with a lower score.")
 @click.option(
     "--deduplicate",
     is_flag=True,
-    help="Leave out results that are nearly the same as a better one.",
+    help="Leave out results that are nearly identical to a better one.",
 )
 @click.option(
     "--exact/--two-stage",
     default=None,
-    help="Score every video, or the best candidates alone.  [default: by the gallery's size]",
+    help="Score every video, or the best candidates only.  [default: by the gallery's size]",
 )
 @click.option(
-    "--candidates", type=click.IntRange(min=1), help="Candidates to score.  [default: 300]"
+    "--candidates", type=click.IntRange(min=1), help="Score this many candidates.  [default: 300]"
 )
 @click.option(
     "--query-bank",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File of texts, one a line, to calibrate scores over.",
+    type=PathArgument(exists=True, dir_okay=False),
+    help="Calibrate the scores over the texts of this file, one a line.",
 )
 @bundle_option
 @gallery_option
@@ -68,11 +79,11 @@ def command(
     candidates: int | None,
     query_bank: Path | None,
     bundle: Path,
-    gallery: Path,
+    gallery: str,
     session: SessionOptions,
     as_json: bool,
 ) -> None:
-    """Find videos that fit each of TEXTS, or are like a video or an image."""
+    """Find videos that fit each of TEXTS, or that resemble a video or an image."""
     import xclip_deploy
     from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 
@@ -146,14 +157,6 @@ def _print_results(results: Sequence[SearchResult]) -> None:
         grains = [f"{result.grains[grain.value]:.3f}" for grain in shown] if result.grains else []
         minutes, seconds = divmod(result.best_frame_time_s, 60)
         time = f"{int(minutes)}:{seconds:04.1f}"
-        rows.append((str(result.rank), f"{result.score:.3f}", *grains, time, _name(result)))
+        rows.append((str(result.rank), f"{result.score:.3f}", *grains, time, name_of(result.id)))
     headers = ("#", "score", *(grain.spoken for grain in shown), "best frame", "video")
     print_table(headers, rows, right=range(len(headers) - 1))
-
-
-def _name(result: SearchResult) -> str:
-    """The id; where that is the path of a file below the current directory, from here."""
-    try:
-        return str(Path(result.id).relative_to(Path.cwd()))
-    except ValueError:
-        return result.id

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xclip_deploy.cli.display import print_json
+from xclip_deploy.cli.options import PathArgument
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.progress import Progress, ProgressFunction
@@ -21,51 +22,61 @@ if TYPE_CHECKING:
 @click.command("train")
 @click.option(
     "--preset",
-    help="A published run: msrvtt, msvd, lsmdc, didemo, activitynet; or demo: a small model, from "
-    "random weights, on videos that are made for it.",
+    help="Start from the settings of a published run: msrvtt, msvd, lsmdc, didemo or activitynet; "
+    "or of demo, which trains a small model from random weights on videos made for it.",
 )
 @click.option(
     "--config",
     "file",
-    type=click.Path(path_type=Path),
-    help="TOML or JSON file of settings, on top of the preset.",
+    type=PathArgument(),
+    help="Read settings from this TOML or JSON file; they override the preset.",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="SECTION.NAME=VALUE",
-    help="One setting, on top of both: --set optimization.lr=1e-5. Repeatable.",
+    help="Override one setting, such as optimization.lr=1e-5. Repeat it for several.",
 )
-@click.option("--checkpoint", help="Weights to start from: start.checkpoint.")
-@click.option("--annotations", help="Annotations of the dataset: data.annotations.")
-@click.option("--videos", help="Folder of the videos: data.videos.")
+@click.option(
+    "--checkpoint", type=PathArgument(), help="Start from these weights; sets start.checkpoint."
+)
+@click.option(
+    "--annotations",
+    type=PathArgument(),
+    help="Read the annotations of the dataset here; sets data.annotations.",
+)
+@click.option(
+    "--videos", type=PathArgument(), help="Read the videos from this folder; sets data.videos."
+)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PathArgument(),
     default=Path("xclip-run"),
     show_default=True,
-    help="Folder of the run: configuration, log, checkpoints, metrics, curves.",
+    help="Write configuration, log, checkpoints, metrics and curves to this folder.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run that is in the folder.")
-@click.option("--show-config", is_flag=True, help="Print the settings and stop.")
+@click.option("--resume", is_flag=True, help="Continue the run in the output folder.")
+@click.option("--show-config", is_flag=True, help="Print the settings as JSON and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def command(
     preset: str | None,
     file: Path | None,
     overrides: tuple[str, ...],
-    checkpoint: str | None,
-    annotations: str | None,
-    videos: str | None,
+    checkpoint: Path | None,
+    annotations: Path | None,
+    videos: Path | None,
     output: Path,
     resume: bool,
     show_config: bool,
     as_json: bool,
 ) -> None:
-    """Train X-CLIP, CLIP4Clip or CLIP on videos with captions.
+    r"""Train X-CLIP, CLIP4Clip or CLIP on videos with captions.
 
-    On several GPUs: torchrun --nproc-per-node N "$(which xclip-deploy)" train …
+    \b
+    To train on several GPUs:
+      torchrun --nproc-per-node N "$(which xclip-deploy)" train …
     """
     import xclip_deploy
 
@@ -74,16 +85,17 @@ def command(
         "data.annotations": annotations,
         "data.videos": videos,
     }
-    given = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items() if value]
+    given = [f"{name}={json.dumps(str(value))}" for name, value in shortcuts.items() if value]
     config = xclip_deploy.resolve_config(preset, file, [*overrides, *given])
     if show_config:
         print_json(config.model_dump(mode="json"))
         return
-    from xclip_deploy.training.allocator import keep_freed_memory
+    train = xclip_deploy.train  # names the extra to install, before PyTorch is missed
+    from xclip_deploy.training.step import keep_freed_memory
 
     keep_freed_memory()
     with _progress() as (on_step, on_preparation):
-        result = xclip_deploy.train(
+        result = train(
             config, output, resume=resume, on_step=on_step, on_preparation=on_preparation
         )
     if as_json:
@@ -96,7 +108,7 @@ def command(
 
 @contextmanager
 def _progress() -> Iterator[tuple[Callable[[StepReport], None], ProgressFunction]]:
-    """Callbacks for steps and preparations: bars on a terminal, elsewhere a line now and then."""
+    """Show steps and preparations: bars on a terminal, elsewhere a line now and then."""
     if not sys.stderr.isatty():
         yield _write_step, _write_preparation
         return
@@ -115,7 +127,7 @@ def _progress() -> Iterator[tuple[Callable[[StepReport], None], ProgressFunction
                 tasks[stage] = bar.add_task(stage, total=progress.total)
             bar.update(tasks[stage], completed=progress.done)
 
-        def draw(report: StepReport) -> None:
+        def show(report: StepReport) -> None:
             bar.update(
                 tasks[""],
                 completed=report.step,
@@ -124,7 +136,7 @@ def _progress() -> Iterator[tuple[Callable[[StepReport], None], ProgressFunction
                 f"lr {report.lr:.1e} (CLIP {report.clip_lr:.1e})  {report.seconds:.2f} s a step",
             )
 
-        yield draw, prepare
+        yield show, prepare
 
 
 def _write_step(report: StepReport) -> None:

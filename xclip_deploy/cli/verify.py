@@ -8,74 +8,90 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xclip_deploy.cli.display import encoding_progress, print_json, print_table
-from xclip_deploy.cli.options import json_option, reader_option, threads_option
+from xclip_deploy.cli.options import (
+    PathArgument,
+    json_option,
+    reader_option,
+    threads_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from xclip_deploy.export.verification import Certificate
-    from xclip_deploy.export.verification.certificate import Comparison
+    from xclip_deploy.export.verification.certificate import RunComparison
 
 
 @click.command("verify")
-@click.argument("bundle", type=click.Path(path_type=Path), default=Path("xclip-bundle"))
+@click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="What the bundle was exported from: PyTorch is the reference then, else the FP32 graphs.",
+    type=PathArgument(),
+    help="Compare with this checkpoint in PyTorch, from which the bundle was exported.  "
+    "[default: compare with the FP32 graphs]",
 )
 @click.option(
     "--videos",
-    type=click.Path(path_type=Path),
-    help="Folder of videos.  [default: a few drawn ones]",
+    type=PathArgument(),
+    help="Compare on the videos of this folder.  [default: a few drawn ones]",
 )
 @click.option(
     "--captions",
-    type=click.Path(path_type=Path),
-    help="CSV or JSONL file of `file` and `caption`, as for --dataset folder: compares recalls "
-    "too. Or a text file with a text a line.",
+    type=PathArgument(),
+    help="Read captions from this CSV or JSONL file with columns `file` and `caption`, and compare "
+    "recalls too; or read texts from a text file, one a line.",
 )
 @click.option(
     "--dataset",
-    help="In place of --captions: msrvtt, msvd, lsmdc, didemo, activitynet or folder.",
+    help="Read captions from this dataset instead: msrvtt, msvd, lsmdc, didemo, activitynet or "
+    "folder.",
 )
 @click.option(
     "--annotations",
-    type=click.Path(path_type=Path),
-    help="Of --dataset: folder of the annotation files; for folder, the file.",
+    type=PathArgument(),
+    help="Read the annotations of the dataset from this folder; for --dataset folder, from this "
+    "file.",
 )
-@click.option("--split", default="test", show_default=True, help="train, val or test.")
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    help="Use this split of the dataset: train, val or test.",
+)
 @click.option(
     "--max-missing-share",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Share of annotated videos that may have no file.",
+    help="Fail if more than this share of the annotated videos has no file.",
 )
 @click.option(
     "--max-unreadable-share",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Share of the others that may be unreadable.",
+    help="Fail if more than this share of the videos with a file is unreadable.",
 )
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="Folder for certificate.json and report.html.  [default: verification/ in the bundle]",
+    type=PathArgument(),
+    help="Write certificate.json and report.html to this folder.  "
+    "[default: verification/ in the bundle]",
 )
 @click.option(
     "--report/--no-report",
     default=None,
-    help="Write report.html, which needs matplotlib.  [default: where that is installed]",
+    help="Write report.html, which needs matplotlib.  [default: where it is installed]",
 )
 @threads_option
+@workers_option
 @reader_option
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Most texts or videos in one run of an encoder.",
+    help="Encode at most this many texts or videos in one run.",
 )
 @json_option
 def command(
@@ -91,18 +107,19 @@ def command(
     output: Path | None,
     report: bool | None,
     threads: int | None,
+    workers: int | None,
     reader: str,
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Compare every graph and engine of BUNDLE (xclip-bundle unless given) with its model.
+    """Compare every graph and engine of BUNDLE (default: xclip-bundle) with its model.
 
-    Whatever can run on this machine is run on the same videos and texts and held to the
-    tolerances of the bundle. The result is written to BUNDLE/verification; anything out of
-    tolerance exits with status 13.
+    Everything that can run on this machine runs on the same videos and texts, and must keep to
+    the tolerances of the bundle. The certificate is written either way; the exit status is 13
+    if anything is out of tolerance.
     """
     import xclip_deploy
-    from xclip_deploy.export.verification.certificate import DIRECTORY
+    from xclip_deploy.export.verification.certificate import CERTIFICATE_DIRECTORY
 
     shown = _inputs(videos, captions, dataset, annotations, split, max_missing_share)
     with encoding_progress() as progress:
@@ -115,6 +132,7 @@ def command(
             max_unreadable_share=max_unreadable_share,
             max_batch=batch_size,
             threads=threads,
+            workers=workers,
             reader=reader,  # type: ignore[arg-type]  # click.Choice has checked it
             progress=progress,
         )
@@ -122,7 +140,7 @@ def command(
         print_json(certificate.model_dump(mode="json"))
     else:
         _print(certificate)
-        _print_written(output or bundle / DIRECTORY, report)
+        _print_written(output or bundle / CERTIFICATE_DIRECTORY, report)
     certificate.require_passed()
 
 
@@ -134,7 +152,7 @@ def _inputs(
     split: str,
     max_missing_share: float,
 ) -> dict[str, Any]:
-    """Arguments of ``verify_bundle`` for what is to be shown."""
+    """Return the arguments of ``verify_bundle`` that name videos and texts."""
     if dataset is not None or annotations is not None:
         if dataset is None or annotations is None or videos is None or captions is not None:
             raise click.UsageError(
@@ -183,17 +201,17 @@ def _print(certificate: Certificate) -> None:
 
 
 def _print_written(folder: Path, report: bool | None) -> None:
-    from xclip_deploy.export.verification.certificate import FILE_NAME, REPORT_NAME
+    from xclip_deploy.export.verification.certificate import CERTIFICATE_NAME, REPORT_NAME
 
     if (folder / REPORT_NAME).is_file():
-        click.echo(f"wrote {folder / REPORT_NAME} and {FILE_NAME}")
+        click.echo(f"wrote {folder / REPORT_NAME} and {CERTIFICATE_NAME}")
         return
-    click.echo(f"wrote {folder / FILE_NAME}")
+    click.echo(f"wrote {folder / CERTIFICATE_NAME}")
     if report is None:
         click.echo("no report: matplotlib is missing; run: pip install 'xclip-deploy[plot]'")
 
 
-def _print_tensors(comparison: Comparison) -> None:
+def _print_tensors(comparison: RunComparison) -> None:
     rows = [
         (
             record.graph.value,

@@ -19,7 +19,7 @@ from xclip_deploy.runtime.sessions.backend import (
     Refusal,
     Session,
 )
-from xclip_deploy.runtime.sessions.native.cuda import Cuda, Gpu, open_cuda
+from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaDevice, open_cuda
 from xclip_deploy.runtime.sessions.native.engine import Engine
 from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, choose_engines
 from xclip_deploy.runtime.sessions.native.gallery import ResidentGallery
@@ -81,7 +81,7 @@ class _Engines(Backend):
                 yield options if missing is None else Refusal(options, missing)
 
 
-class TensorRT(_Engines):
+class TensorRTEngines(_Engines):
     """Engines for data-centre GPUs."""
 
     name = "tensorrt"
@@ -91,7 +91,7 @@ class TensorRT(_Engines):
     auto_rank: Mapping[Device, int] = {"cuda": 20}
 
 
-class TensorRTForRtx(_Engines):
+class RtxEngines(_Engines):
     """Engines for RTX GPUs."""
 
     name = "rtx"
@@ -126,7 +126,7 @@ class EngineLoader(GraphLoader):
         self._options = options or SessionOptions()
         self.library: Library = load_library(flavour)
         self.cuda: Cuda = open_cuda(self._options.device_id, flavour.value)
-        self.gpu: Gpu = self.cuda.gpu()
+        self.gpu: CudaDevice = self.cuda.gpu()
         self.engines: ChosenEngines = choose_engines(
             bundle,
             flavour,
@@ -163,6 +163,10 @@ class EngineLoader(GraphLoader):
     def keep_gallery(self, scorer: Session) -> GalleryScorer:
         """See :meth:`GraphLoader.keep_gallery`."""
         return ResidentGallery(cast("NativeSession", scorer))
+
+    def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """See :meth:`GraphLoader.inputs`."""
+        return self.engines.record(graph).inputs
 
     def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """See :meth:`GraphLoader.outputs`."""

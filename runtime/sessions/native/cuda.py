@@ -1,4 +1,13 @@
-"""The CUDA runtime, as far as it is needed here, with every status checked."""
+"""The CUDA runtime, as far as it is needed here, with every status checked.
+
+cuda-core (1.2.2) could stand in for part of this module, but would lose checks. Its errors name
+the status and not the function that failed. A failure while a resource is freed becomes a printed
+warning. ``DeviceMemoryResource`` is a stream-ordered pool without our bound, and may hold freed
+memory back from TensorRT. ``Device`` does not tell how much memory is free; its NVML part does,
+but numbers GPUs otherwise. TensorRT wants addresses and stream numbers, so ``Buffer`` and
+``GraphBuilder`` would need wrappers again. Compiled code calls the driver there: the stand-in
+device of the tests, and with it every test of a failing call, could not take the driver's place.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +49,7 @@ FUNCTIONS = (
 
 
 @dataclass(frozen=True)
-class Gpu:
+class CudaDevice:
     """One GPU."""
 
     device_id: int
@@ -91,7 +100,7 @@ class Cuda:
         """Make the device the current one of this thread."""
         self._call("cudaSetDevice", self.device_id)
 
-    def gpu(self) -> Gpu:
+    def gpu(self) -> CudaDevice:
         """What the device is."""
         attributes = self._api.cudaDeviceAttr
         major = self._call(
@@ -107,7 +116,7 @@ class Cuda:
         properties = self._call("cudaGetDeviceProperties", self.device_id)
         name = properties.name
         text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-        return Gpu(self.device_id, text.rstrip("\0"), (int(major), int(minor)))
+        return CudaDevice(self.device_id, text.rstrip("\0"), (int(major), int(minor)))
 
     def memory(self) -> tuple[int, int]:
         """Bytes of device memory that are free, and that there are."""

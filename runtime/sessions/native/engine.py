@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from xclip_deploy.errors import SessionError
-from xclip_deploy.runtime.atomic import replaced_file
 from xclip_deploy.runtime.engine_set import EngineRecord, Flavour
+from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.manifest import DType, Graph, TensorSpec
-from xclip_deploy.runtime.sessions.native.cuda import Cuda, Gpu, Stream
+from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaDevice, Stream
 from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, read_plan
 from xclip_deploy.runtime.sessions.native.library import Library
 from xclip_deploy.runtime.sessions.native.memory import DeviceMemory
@@ -40,7 +40,7 @@ class Engine:
         graph: Graph,
         library: Library,
         memory: DeviceMemory,
-        gpu: Gpu,
+        gpu: CudaDevice,
         *,
         cuda_graphs: bool = True,
     ) -> None:

@@ -20,7 +20,7 @@ from xclip_deploy.runtime.engine_set import (
     read_engine_set,
 )
 from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.sessions.native.cuda import Gpu
+from xclip_deploy.runtime.sessions.native.cuda import CudaDevice
 
 _AUTO_PRECISIONS = (Precision.FP16, Precision.FP32)
 """In the order of preference. BF16 is taken where it is asked for alone."""
@@ -50,7 +50,7 @@ def choose_engines(
     bundle: Bundle,
     flavour: Flavour,
     version: str,
-    gpu: Gpu,
+    gpu: CudaDevice,
     precision: str = "auto",
     *,
     folder: Path | None = None,
@@ -120,7 +120,7 @@ def read_plan(chosen: ChosenEngines, graph: Graph) -> bytes:
 
 
 def _misfit(
-    folder: Path, engine_set: EngineSet, bundle: Bundle, version: str, gpu: Gpu
+    folder: Path, engine_set: EngineSet, bundle: Bundle, version: str, gpu: CudaDevice
 ) -> EngineError | None:
     """Why a set cannot be used here, or None where it can."""
     module = engine_set.flavour.module_name

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.batches import slices
+from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.sessions.backend import close_all
 from xclip_deploy.runtime.sessions.native.memory import (

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy.errors import SessionError
+from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.manifest import TensorSpec
-from xclip_deploy.runtime.sessions.backend import Array, Closable, close_all
+from xclip_deploy.runtime.sessions.backend import Closable, close_all
 from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaCallError, Stream
 from xclip_deploy.runtime.sessions.native.engine import Engine
 from xclip_deploy.runtime.sessions.native.memory import (
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 _REMEMBERED_RUNS = 16
 """Shapes whose repetition is looked for; the one longest not seen is forgotten."""
 
-Key = tuple[Any, ...]
+RunKey = tuple[Any, ...]
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Lane:
         self._pinned = {spec.name: PinnedBuffer(self._cuda) for spec in specs}
         self._scratch = DeviceBuffer(self._memory, f"running {engine.graph.value}")
         self._contexts: dict[int, Any] = {}
-        self._repeated: OrderedDict[Key, _Repeated] = OrderedDict()
+        self._repeated: OrderedDict[RunKey, _Repeated] = OrderedDict()
         self._reserved_bytes = 0
         self._cuda.select()
         self._stream: Stream | None = self._cuda.create_stream()
@@ -73,9 +74,9 @@ class Lane:
     def run(
         self,
         profile: int,
-        inputs: Mapping[str, Array | DeviceArray],
+        inputs: Mapping[str, AnyArray | DeviceArray],
         sizes: Mapping[str, int],
-    ) -> dict[str, Array]:
+    ) -> dict[str, AnyArray]:
         """Run once and wait for the end.
 
         ``inputs``: by name, of the engine's shapes; arrays are cast, those on the device are
@@ -97,7 +98,7 @@ class Lane:
             pinned = self._pinned[spec.name]
             self._cuda.copy_to_host(pinned.address, addresses[spec.name], nbytes, stream)
         self._cuda.synchronize(stream)
-        found: dict[str, Array] = {}
+        found: dict[str, AnyArray] = {}
         for spec in record.outputs:
             view = self._pinned[spec.name].view(results[spec.name], spec.dtype.value)
             found[spec.name] = view.copy()
@@ -136,7 +137,7 @@ class Lane:
 
     def _make_room(
         self,
-        inputs: Mapping[str, Array | DeviceArray],
+        inputs: Mapping[str, AnyArray | DeviceArray],
         results: Mapping[str, tuple[int, ...]],
     ) -> dict[str, int]:
         """Address of every tensor, its buffers grown where they must."""
@@ -166,7 +167,7 @@ class Lane:
         return addresses
 
     def _upload(
-        self, spec: TensorSpec, array: Array | DeviceArray, address: int, stream: Stream
+        self, spec: TensorSpec, array: AnyArray | DeviceArray, address: int, stream: Stream
     ) -> None:
         nbytes = _nbytes(spec, tuple(array.shape))
         if isinstance(array, DeviceArray):
@@ -211,7 +212,7 @@ class Lane:
                 self._check_inputs(repeated.context)
                 self._enqueue(repeated.context, stream)
 
-    def _seen(self, key: Key) -> _Repeated | None:
+    def _seen(self, key: RunKey) -> _Repeated | None:
         """The memory of a run that came before; None for the first of its kind."""
         if key in self._repeated:
             self._repeated.move_to_end(key)

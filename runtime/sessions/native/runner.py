@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 
 from xclip_deploy.errors import SessionError
+from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.engine_set import ShapeRange
 from xclip_deploy.runtime.manifest import TensorSpec
-from xclip_deploy.runtime.sessions.backend import Array, close_all
+from xclip_deploy.runtime.sessions.backend import close_all
 from xclip_deploy.runtime.sessions.native.engine import Engine
 from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines
 from xclip_deploy.runtime.sessions.native.lane import Lane
@@ -46,7 +47,7 @@ class NativeSession:
         self._num_lanes = 0
         self._is_closed = False
 
-    def run(self, inputs: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, AnyArray | DeviceArray]) -> dict[str, AnyArray]:
         """See :meth:`Session.run`. Inputs may be on the device too: they are not copied."""
         # Before a lane is taken: what does not fit has no influence on it.
         profile, sizes = self._fit(inputs)
@@ -65,7 +66,7 @@ class NativeSession:
         assert best is not None
         return best[1]
 
-    def to_device(self, name: str, array: Array) -> DeviceArray:
+    def to_device(self, name: str, array: AnyArray) -> DeviceArray:
         """Copy one input to memory of its own, cast to the engine's dtype; the caller closes it.
 
         Raises SessionError.
@@ -82,7 +83,7 @@ class NativeSession:
             raise
         return target
 
-    def upload(self, target: DeviceArray, array: Array) -> None:
+    def upload(self, target: DeviceArray, array: AnyArray) -> None:
         """Copy an array into device memory of the same shape, and wait. Raises SessionError."""
         cuda = self._engine.cuda
         cuda.select()
@@ -175,7 +176,7 @@ class NativeSession:
         except SessionError as error:
             logger.warning("after a failed run of %s: %s", self.graph.value, str(error))
 
-    def _fit(self, inputs: Mapping[str, Array | DeviceArray]) -> tuple[int, dict[str, int]]:
+    def _fit(self, inputs: Mapping[str, AnyArray | DeviceArray]) -> tuple[int, dict[str, int]]:
         """The profile for a run, and the sizes of its dynamic axes. Raises SessionError."""
         if self._is_closed:
             raise self._closed()

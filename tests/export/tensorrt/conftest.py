@@ -21,7 +21,7 @@ from xclip_deploy.export.tensorrt import (
     TensorRT,
     load_tensorrt,
 )
-from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import FileRecord, Graph, GraphSpec, Manifest, Precision
 
 

@@ -11,9 +11,8 @@ import pytest
 from xclip_deploy import build_engines
 from xclip_deploy.export.graphs import export_graph, graph_specs
 from xclip_deploy.export.tensorrt import BatchRange, EngineShapes, TensorRT
-from xclip_deploy.export.tensorrt.fused_attention import fused_attention
-from xclip_deploy.export.tensorrt.graph_audit import audit_graph
-from xclip_deploy.export.tensorrt.network import ParsedNetwork, check_boundary, parse_graph
+from xclip_deploy.export.tensorrt.graph_audit import audit_graph, count_fused_attention
+from xclip_deploy.export.tensorrt.network import ParsedNetwork, check_network, parse_graph
 from xclip_deploy.export.tensorrt.plan import build_plan
 from xclip_deploy.runtime.engine_set import BuildOptions
 from xclip_deploy.runtime.manifest import Graph, Precision
@@ -43,10 +42,10 @@ def prove(rtx: TensorRT, model: Any, graph: Graph, folder: Path) -> tuple[Any, A
     audit = audit_graph(path, graph, model.config)
     parsed = parse_graph(rtx, graph, path)
     assert isinstance(parsed, ParsedNetwork)
-    check_boundary(rtx, graph, parsed.network, spec)
+    check_network(rtx, graph, parsed.network, spec)
     profiles = EngineShapes(FEW, FEW, FEW, FEW).profiles(graph, spec)
     plan = build_plan(rtx, graph, parsed, profiles, BuildOptions())
-    return audit, fused_attention(rtx, plan, len(profiles), audit)
+    return audit, count_fused_attention(rtx, plan, len(profiles), audit)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 import pytest
 
-from xclip_deploy.cli.main import main
+from xclip_deploy.cli.program import main
 from xclip_deploy.export.tensorrt import BuildResult
 from xclip_deploy.runtime.manifest import Graph
 
@@ -26,7 +26,7 @@ PROGRAM = """
 import signal, sys
 # As in a terminal: what a shell starts in the background ignores it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from xclip_deploy.cli.main import main
+from xclip_deploy.cli.program import main
 main(sys.argv[1:])
 """
 

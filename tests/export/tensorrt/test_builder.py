@@ -25,9 +25,9 @@ from xclip_deploy.errors import (
     VerificationError,
 )
 from xclip_deploy.export.tensorrt import BatchRange, BuildResult, BuildStep, EngineShapes
-from xclip_deploy.export.tensorrt.fused_attention import MARKER
+from xclip_deploy.export.tensorrt.graph_audit import FUSED_KERNEL
 from xclip_deploy.runtime.engine_set import (
-    FILE_NAME,
+    SIDECAR_NAME,
     BuildOptions,
     EngineSet,
     Flavour,
@@ -58,8 +58,8 @@ def test_three_engines_and_a_sidecar(built: BuildResult, trt: Any) -> None:
     assert built.is_new
     assert built.notes == ()
     assert built.path.name == f"rtx-{trt.__version__}-fp16-portable"
-    assert set(contents(built.path)) == {FILE_NAME, *(engine_file(graph) for graph in Graph)}
-    sidecar = EngineSet.model_validate_json((built.path / FILE_NAME).read_bytes())
+    assert set(contents(built.path)) == {SIDECAR_NAME, *(engine_file(graph) for graph in Graph)}
+    sidecar = EngineSet.model_validate_json((built.path / SIDECAR_NAME).read_bytes())
     assert sidecar == built.engine_set
     assert sidecar.flavour is Flavour.RTX
     assert sidecar.directory_name == built.path.name
@@ -110,7 +110,7 @@ def test_fp32_engines_of_larger_batches(
     plans = [
         (result.path / engine_file(Graph.VIDEO_ENCODER)).read_bytes() for result in (built, whole)
     ]
-    assert [plan.count(MARKER) for plan in plans] == [9, 0]
+    assert [plan.count(FUSED_KERNEL) for plan in plans] == [9, 0]
     engine = whole.engine_set.engines[Graph.VIDEO_ENCODER]
     assert engine.float32_islands == {}
     assert engine.attention.blocks == 0
@@ -162,7 +162,7 @@ def test_what_makes_a_build_necessary(
     elif change == "truncated":
         (folder / "scorer.engine").write_bytes(b"")
     elif change == "sidecar":
-        (folder / FILE_NAME).write_text("{")
+        (folder / SIDECAR_NAME).write_text("{")
     elif change == "shapes":
         small_shapes = EngineShapes()
     else:
@@ -303,7 +303,7 @@ def test_a_self_test_decides(trivial_bundle: Path) -> None:
     def run(bundle: Bundle, new: Path, engine_set: EngineSet) -> bool:
         # It is given the whole set, which has not taken its place yet.
         assert bundle.path == trivial_bundle
-        assert EngineSet.model_validate_json((new / FILE_NAME).read_bytes()) == engine_set
+        assert EngineSet.model_validate_json((new / SIDECAR_NAME).read_bytes()) == engine_set
         assert contents(folder) == before
         seen.append(set(contents(new)))
         if len(seen) == 1:
@@ -319,7 +319,7 @@ def test_a_self_test_decides(trivial_bundle: Path) -> None:
         build()
     assert contents(folder) == before
     assert build().engine_set.self_tested
-    assert json.loads((folder / FILE_NAME).read_text())["self_tested"] is True
+    assert json.loads((folder / SIDECAR_NAME).read_text())["self_tested"] is True
     assert seen == [set(before)] * 2
 
 
@@ -366,6 +366,6 @@ def test_precisions_without_graphs(bundle_path: Path, precision: Precision, reas
 
 def test_a_damaged_sidecar_is_refused(built_copy: Path) -> None:
     (folder,) = (built_copy / "engines").iterdir()
-    (folder / FILE_NAME).write_text('{"format": "xclip-engines"')
+    (folder / SIDECAR_NAME).write_text('{"format": "xclip-engines"')
     with pytest.raises(EngineError, match="not a description of engines"):
         engine_sets(Bundle.open(built_copy))

@@ -12,14 +12,14 @@ from onnx import TensorProto, helper
 from xclip_deploy import Bundle
 from xclip_deploy.errors import EngineBuildError
 from xclip_deploy.export.tensorrt import TensorRT
-from xclip_deploy.export.tensorrt.network import ParsedNetwork, check_boundary, parse_graph
+from xclip_deploy.export.tensorrt.network import ParsedNetwork, check_network, parse_graph
 from xclip_deploy.runtime.manifest import Graph, Precision
 
 
 def check(rtx: TensorRT, bundle: Bundle, graph: Graph, path: Path) -> None:
     parsed = parse_graph(rtx, graph, path)
     assert isinstance(parsed, ParsedNetwork)
-    check_boundary(rtx, graph, parsed.network, bundle.manifest.graphs[Precision.FP16][graph])
+    check_network(rtx, graph, parsed.network, bundle.manifest.graphs[Precision.FP16][graph])
 
 
 @pytest.mark.parametrize("graph", list(Graph))

@@ -1,4 +1,4 @@
-"""Progress made of TensorRT's phases, and what happens to exceptions."""
+"""BuildProgress made of TensorRT's phases, and what happens to exceptions."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 
 from xclip_deploy import Bundle
 from xclip_deploy.export import verification
-from xclip_deploy.export.tensorrt import BuildResult, self_test, verify_on_gpu
+from xclip_deploy.export.tensorrt import BuildResult, builder, verify_on_gpu
 from xclip_deploy.runtime.nvidia_driver import VisibleGpu
 
 
@@ -28,7 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_engines_are_run_on_a_gpu_that_they_are_for(
     built: BuildResult, asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(self_test, "first_gpu", lambda: VisibleGpu("a GPU", 8, 9))
+    monkeypatch.setattr(builder, "first_gpu", lambda: VisibleGpu("a GPU", 8, 9))
     bundle = Bundle.open(built.path.parent.parent)
     assert verify_on_gpu(bundle, built.path, built.engine_set)
     # The engines were built for batches of at most 4.
@@ -42,7 +42,7 @@ def test_elsewhere_they_are_not(
     gpu: VisibleGpu | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(self_test, "first_gpu", lambda: gpu)
+    monkeypatch.setattr(builder, "first_gpu", lambda: gpu)
     bundle = Bundle.open(built.path.parent.parent)
     assert not verify_on_gpu(bundle, built.path, built.engine_set)
     assert asked == []

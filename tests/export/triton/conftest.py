@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import descriptor_pool, message_factory, text_format
 
 from xclip_deploy import build_engines
-from xclip_deploy.runtime.engine_set import DIRECTORY, FILE_NAME, Flavour, directory_name
+from xclip_deploy.runtime.engine_set import ENGINES_DIRECTORY, SIDECAR_NAME, Flavour, directory_name
 from xclip_deploy.runtime.manifest import Precision
 
 HERE = Path(__file__).resolve().parent
@@ -61,11 +61,11 @@ def add_engines(built: dict[Precision, Path]) -> Callable[..., Path]:
         path: Path, flavour: Flavour = Flavour.TENSORRT, precision: Precision = Precision.FP16
     ) -> Path:
         name = directory_name(flavour, VERSION, precision, TARGET)
-        folder = path / DIRECTORY / name
+        folder = path / ENGINES_DIRECTORY / name
         shutil.copytree(built[precision], folder)
-        content = json.loads((folder / FILE_NAME).read_text())
+        content = json.loads((folder / SIDECAR_NAME).read_text())
         content |= {"flavour": flavour.value, "version": VERSION, "target": TARGET, "gpu": "A100"}
-        (folder / FILE_NAME).write_text(json.dumps(content))
+        (folder / SIDECAR_NAME).write_text(json.dumps(content))
         return folder
 
     return add

@@ -16,7 +16,7 @@ from xclip_deploy.errors import (
     InvalidArgumentError,
 )
 from xclip_deploy.export.triton import TritonExport
-from xclip_deploy.export.triton.description import FILE_NAME
+from xclip_deploy.export.triton.description import DESCRIPTION_NAME
 from xclip_deploy.runtime.engine_set import Flavour, engine_file
 from xclip_deploy.runtime.manifest import Graph, Precision
 
@@ -79,7 +79,7 @@ def test_a_folder_of_something_else_stands(
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"holiday")
     if marker is not None:
-        (tmp_path / FILE_NAME).write_text(marker)
+        (tmp_path / DESCRIPTION_NAME).write_text(marker)
     with pytest.raises(InvalidArgumentError, match="holds what no export to Triton wrote"):
         exported(bundle, tmp_path)
     assert (tmp_path / "photo.jpg").read_bytes() == b"holiday"

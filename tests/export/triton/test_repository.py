@@ -13,11 +13,11 @@ from xclip_deploy import Bundle, export_triton
 from xclip_deploy.cli import main
 from xclip_deploy.errors import EngineError
 from xclip_deploy.export.graphs import graph_specs
-from xclip_deploy.export.triton import Backend
-from xclip_deploy.export.triton.description import FILE_NAME, TritonRepository
+from xclip_deploy.export.triton import TritonBackend
+from xclip_deploy.export.triton.description import DESCRIPTION_NAME, TritonRepository
 from xclip_deploy.export.triton.model_config import graph_config
 from xclip_deploy.runtime.engine_set import engine_file, read_engine_set
-from xclip_deploy.runtime.hashing import sha256_of
+from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import DType, Graph, Precision
 
 Parse = Callable[[Path], Any]
@@ -157,7 +157,7 @@ def test_a_scorer_that_masks_padding_takes_the_counts(
         Graph.SCORER,
         spec.inputs,
         spec.outputs,
-        backend=Backend.ONNXRUNTIME,
+        backend=TritonBackend.ONNXRUNTIME,
         max_batch=0,
         queue_delay_us=0,
         instance_group={"count": 1},
@@ -184,7 +184,7 @@ def test_graphs_are_the_bundle_s(bundle: Bundle, tmp_path: Path) -> None:
 def test_engines(bundle_copy: Path, add_engines: AddEngines, parse: Parse, tmp_path: Path) -> None:
     folder = add_engines(bundle_copy)
     engine_set = read_engine_set(folder, bundle_copy)
-    result = export_triton(bundle_copy, tmp_path / "r", backend=Backend.TENSORRT)
+    result = export_triton(bundle_copy, tmp_path / "r", backend=TritonBackend.TENSORRT)
     description = result.description
     assert (description.tensorrt_version, description.target) == ("10.13.2.6", "sm80")
     for graph in Graph:
@@ -254,9 +254,9 @@ def test_code_in_the_server_needs_little(bundle: Bundle, tmp_path: Path) -> None
 
 def test_the_description_lists_every_file(bundle: Bundle, tmp_path: Path) -> None:
     result = export_triton(bundle, tmp_path / "r")
-    content = json.loads((tmp_path / "r" / FILE_NAME).read_text())
+    content = json.loads((tmp_path / "r" / DESCRIPTION_NAME).read_text())
     assert TritonRepository.model_validate(content) == result.description
-    assert set(result.description.files) | {FILE_NAME} == set(files_of(tmp_path / "r"))
+    assert set(result.description.files) | {DESCRIPTION_NAME} == set(files_of(tmp_path / "r"))
     for name, record in result.description.files.items():
         assert sha256_of(tmp_path / "r" / name) == record.sha256
     assert result.description.fingerprint == bundle.manifest.fingerprint

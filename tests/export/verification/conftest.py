@@ -15,8 +15,8 @@ from onnx import numpy_helper
 
 from xclip_deploy import Bundle, open_dataset
 from xclip_deploy.runtime.datasets import Split
-from xclip_deploy.runtime.hashing import sha256_of
-from xclip_deploy.runtime.manifest import FILE_NAME, FileRecord, Manifest
+from xclip_deploy.runtime.files import sha256_of
+from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Manifest
 
 # Of words whose embeddings the small checkpoint has kept.
 CAPTIONS = {
@@ -41,7 +41,7 @@ def change_weights() -> Callable[[Path, str, Change], None]:
 
 def _rewrite_manifest(path: Path, change: Callable[[Manifest], Manifest]) -> None:
     manifest = change(Bundle.open(path).manifest)
-    (path / FILE_NAME).write_bytes(manifest.to_json())
+    (path / MANIFEST_NAME).write_bytes(manifest.to_json())
 
 
 def _change_weights(path: Path, file: str, change: Change) -> None:
@@ -60,7 +60,7 @@ def _change_weights(path: Path, file: str, change: Change) -> None:
     onnx.save(model, str(graph))
     record = FileRecord(sha256=sha256_of(graph), size_bytes=graph.stat().st_size)
     files = manifest.files | {file: record}
-    (path / FILE_NAME).write_bytes(manifest.model_copy(update={"files": files}).to_json())
+    (path / MANIFEST_NAME).write_bytes(manifest.model_copy(update={"files": files}).to_json())
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from xclip_deploy.export.verification.certificate import Comparison, RunIdentity
+from xclip_deploy.export.verification.certificate import RunComparison, RunIdentity
 from xclip_deploy.export.verification.differences import Differences
 from xclip_deploy.export.verification.judging import judge
-from xclip_deploy.export.verification.measuring import Key, Measured, Measurement
+from xclip_deploy.export.verification.measuring import MeasuredRun, MeasuredRuns, OutputKey
 from xclip_deploy.export.verification.runs import Run
 from xclip_deploy.runtime.evaluation import Matcher
 from xclip_deploy.runtime.manifest import Graph, Precision, Tolerance
@@ -37,9 +37,11 @@ def judged(
     *,
     has_ground_truth: bool = True,
     features: tuple[Any, Any] | None = None,
-) -> Comparison:
+) -> RunComparison:
     """The comparison of two score matrices, of as many texts as videos."""
-    differences: dict[Key, Differences] = {(Graph.SCORER, "logits"): Differences(are_vectors=False)}
+    differences: dict[OutputKey, Differences] = {
+        (Graph.SCORER, "logits"): Differences(are_vectors=False)
+    }
     differences[Graph.SCORER, "logits"].add(reference, found)
     if features is not None:
         differences[Graph.VIDEO_ENCODER, "video_features"] = Differences(are_vectors=True)
@@ -47,8 +49,8 @@ def judged(
     count = len(reference)
     # The first batch opens a session; of the scorer there is no second.
     seconds = {Graph.TEXT_ENCODER: [9.0, 0.3, 0.1, 0.2], Graph.SCORER: [5.0]}
-    measured = Measured(RUN, differences, found, seconds=seconds)
-    measurement = Measurement(
+    measured = MeasuredRun(RUN, differences, found, seconds=seconds)
+    measurement = MeasuredRuns(
         reference=RUN,
         reference_seconds={Graph.TEXT_ENCODER: [8.0, 0.4, 0.4, 0.7], Graph.SCORER: [4.0]},
         reference_logits=reference,

@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 from command_line import Run, runner
 
+from xclip_deploy.export.verification import inputs, verifying
+from xclip_deploy.export.verification.runs import find_sessions
+from xclip_deploy.runtime.video import read_videos
+
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
@@ -59,10 +63,32 @@ def test_texts_of_a_plain_file(run: Run, bundle_copy: Path, clips: Path, tmp_pat
         *("--no-report", "--json"),
     )
     assert outcome.status == 0
-    inputs = json.loads(outcome.out)["inputs"]
-    assert (inputs["num_videos"], inputs["num_texts"]) == (1, 2)
-    assert not inputs["has_ground_truth"]
-    assert not inputs["built_in_texts"]
+    shown = json.loads(outcome.out)["inputs"]
+    assert (shown["num_videos"], shown["num_texts"]) == (1, 2)
+    assert not shown["has_ground_truth"]
+    assert not shown["built_in_texts"]
+
+
+def test_threads_infer_and_workers_decode(
+    run: Run, bundle_copy: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def read(*arguments: Any, num_threads: int | None) -> Any:
+        asked["workers"] = num_threads
+        return read_videos(*arguments, num_threads=num_threads)
+
+    def find(*arguments: Any, threads: int | None, **options: Any) -> Any:
+        asked["threads"] = threads
+        return find_sessions(*arguments, threads=threads, **options)
+
+    monkeypatch.setattr(inputs, "read_videos", read)
+    monkeypatch.setattr(verifying, "find_sessions", find)
+    arguments = ("verify", bundle_copy, "--videos", clips / "sam2_dog.mp4", "--no-report")
+    assert run(*arguments, "--threads", "1", "--workers", "3").status == 0
+    assert asked == {"threads": 1, "workers": 3}
+    for option in ("--threads", "--workers"):
+        assert run(*arguments, option, "0").status == 2
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\n", b"\xff\xfe\xfa"])

@@ -11,8 +11,8 @@ from typing import Any
 from stand_in_device.tensorrt_module import MAGIC
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.engine_set import (
-    DIRECTORY,
-    FILE_NAME,
+    ENGINES_DIRECTORY,
+    SIDECAR_NAME,
     BuildOptions,
     EngineMemory,
     EngineRecord,
@@ -94,23 +94,23 @@ def write_engines(
             float32_islands={},
         )
     engine_set = EngineSet(**fields, engines=records)
-    folder = bundle.path / DIRECTORY / engine_set.directory_name
+    folder = bundle.path / ENGINES_DIRECTORY / engine_set.directory_name
     folder.mkdir(parents=True)
     for graph, plan in plans.items():
         (folder / engine_file(graph)).write_bytes(plan)
-    (folder / FILE_NAME).write_text(engine_set.model_dump_json())
+    (folder / SIDECAR_NAME).write_text(engine_set.model_dump_json())
     return folder
 
 
 def rewrite_plan(folder: Path, graph: Graph, plan: bytes) -> None:
     """Put other bytes in an engine's place as if they had been built so."""
     (folder / engine_file(graph)).write_bytes(plan)
-    content = json.loads((folder / FILE_NAME).read_text())
+    content = json.loads((folder / SIDECAR_NAME).read_text())
     content["engines"][graph.value]["file"] = {
         "sha256": hashlib.sha256(plan).hexdigest(),
         "size_bytes": len(plan),
     }
-    (folder / FILE_NAME).write_text(json.dumps(content))
+    (folder / SIDECAR_NAME).write_text(json.dumps(content))
 
 
 def _ranges(inputs: tuple[TensorSpec, ...], profile: Profile) -> dict[str, ShapeRange]:

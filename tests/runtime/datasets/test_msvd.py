@@ -36,12 +36,12 @@ def test_several_captions_a_video(
 
 def test_captions_of_python_2(msvd: Any, captions_by_id: Any) -> None:
     # {'ABccE-0p_1_2': [['caf\xe9'], ['caf\xc3\xa9']]} as Python 2 wrote it, protocols 0 and 2.
-    as_text = (
+    expect_text = (
         b"(dp0\nS'ABccE-0p_1_2'\np1\n(lp2\n(lp3\nS'caf\\xe9'\np4\naa(lp5\nS'caf\\xc3\\xa9'\naas."
     )
     binary = b"\x80\x02}U\x0cABccE-0p_1_2](]U\x04caf\xe9a]U\x05caf\xc3\xa9aes."
     msvd.write("val_list.txt", "ABccE-0p_1_2\n")
-    for content in (as_text, binary):
+    for content in (expect_text, binary):
         msvd.write("raw-captions.pkl", content)
         assert captions_by_id(msvd.open("msvd", "val")) == {"ABccE-0p_1_2": ["café", "café"]}
 

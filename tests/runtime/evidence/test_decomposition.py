@@ -14,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xclip_deploy import Bundle, Retriever
-from xclip_deploy.runtime.attention import attend
 from xclip_deploy.runtime.evidence import decompose
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.runtime.scorer_weights import ScorerWeights
+from xclip_deploy.runtime.scorer_weights import ScorerWeights, attend
 from xclip_deploy.training.scorer import Scorer
 
 SUBSETS = list(chain.from_iterable(combinations(Grain, n) for n in range(1, 5)))

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from xclip_deploy import Bundle, Retriever
-from xclip_deploy.cli.main import cli
+from xclip_deploy.cli.program import cli
 from xclip_deploy.errors import GalleryError
 
 QUERY = "a man is driving a car"

@@ -21,7 +21,7 @@ from xclip_deploy.errors import (
     GalleryNotFoundError,
     GalleryVersionError,
 )
-from xclip_deploy.runtime.gallery import lance_schema
+from xclip_deploy.runtime.gallery import FeatureModel, lance_schema
 from xclip_deploy.runtime.gallery import lance_store as module
 from xclip_deploy.runtime.gallery.lance_errors import lance_errors
 
@@ -46,7 +46,7 @@ def mounted(path: Path, *arguments: str) -> Iterator[None]:
 def test_the_header_and_columns(tmp_path: Path) -> None:
     store = lance_store(tmp_path / "gallery")
     assert store.uri == str(tmp_path / "gallery")
-    assert store.dimensions == (DIM, FRAMES)
+    assert store.model == FeatureModel(MODEL, DIM, FRAMES)
     assert (store.header.fingerprint, store.header.schema_version) == (MODEL, 2)
     store.put(*sample(["a"], source="x"), replace=False)
     # As any reader of LanceDB sees it.

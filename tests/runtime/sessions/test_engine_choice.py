@@ -14,13 +14,13 @@ from stand_in_device import write_engines
 from stand_in_device.plans import RTX_VERSION, VERSION
 from xclip_deploy import Bundle
 from xclip_deploy.errors import EngineError
-from xclip_deploy.runtime.engine_set import FILE_NAME, BuildOptions, Flavour, engine_file
+from xclip_deploy.runtime.engine_set import SIDECAR_NAME, BuildOptions, Flavour, engine_file
 from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.sessions.native.cuda import Gpu
+from xclip_deploy.runtime.sessions.native.cuda import CudaDevice
 from xclip_deploy.runtime.sessions.native.engine_choice import choose_engines, read_plan
 
-GPU = Gpu(0, "a GPU", (8, 9))
-OTHER_GPU = Gpu(0, "an older GPU", (7, 5))
+GPU = CudaDevice(0, "a GPU", (8, 9))
+OTHER_GPU = CudaDevice(0, "an older GPU", (7, 5))
 RTX = Flavour.RTX
 
 
@@ -34,7 +34,7 @@ def fresh(bundle: Bundle, tmp_path: Path) -> Bundle:
     return replace(bundle, path=path)
 
 
-def refused(match: str, bundle: Bundle, gpu: Gpu = GPU, **changes: Any) -> str:
+def refused(match: str, bundle: Bundle, gpu: CudaDevice = GPU, **changes: Any) -> str:
     wanted = {"flavour": RTX, "version": RTX_VERSION, "precision": "auto"} | changes
     with pytest.raises(EngineError, match=match) as caught:
         choose_engines(bundle, gpu=gpu, **wanted)
@@ -129,9 +129,9 @@ def test_several_that_do_not_fit(fresh: Bundle) -> None:
 
 
 def edit(folder: Path, change: Callable[[Any], None]) -> None:
-    content = json.loads((folder / FILE_NAME).read_text())
+    content = json.loads((folder / SIDECAR_NAME).read_text())
     change(content)
-    (folder / FILE_NAME).write_text(json.dumps(content))
+    (folder / SIDECAR_NAME).write_text(json.dumps(content))
 
 
 # The plans themselves

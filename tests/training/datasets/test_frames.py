@@ -30,7 +30,7 @@ from xclip_deploy.training.datasets.frames import (
     ReadReport,
     UnreadableVideo,
     check_videos,
-    readable,
+    without_unreadable,
 )
 
 SAMPLING = FrameSampling(max_frames=4)
@@ -182,7 +182,9 @@ def test_a_check_fills_the_cache_for_other_processes(
 
 
 def test_the_split_without_unreadable_videos(split: Split) -> None:
-    kept = readable(split, check_videos(split, FrameSource(VideoReading(SAMPLING, 32))), 0.5)
+    kept = without_unreadable(
+        split, check_videos(split, FrameSource(VideoReading(SAMPLING, 32))), 0.5
+    )
     assert [video.id for video in kept.videos] == ["video0", "video2"]
     assert kept.captions == tuple(f"caption {number}" for number in (0, 1, 3, 4, 5))
     assert kept.video_of_caption.tolist() == [0, 0, 1, 1, 1]
@@ -191,7 +193,7 @@ def test_the_split_without_unreadable_videos(split: Split) -> None:
 
 
 def test_a_split_without_fault_stays(split: Split) -> None:
-    assert readable(split, ReadReport("made/train", 5, ("gone",), ()), 0.0) is split
+    assert without_unreadable(split, ReadReport("made/train", 5, ("gone",), ()), 0.0) is split
 
 
 def test_too_many_unreadable_videos_are_refused(split: Split) -> None:
@@ -201,20 +203,20 @@ def test_too_many_unreadable_videos_are_refused(split: Split) -> None:
         match=r"made/train: of 4 videos 2 cannot be read \(50\.0%\), for example .*video1\.mp4: "
         r".*at most 49\.0% that cannot; .*max_unreadable_share",
     ) as caught:
-        readable(split, report, 0.49)
+        without_unreadable(split, report, 0.49)
     assert "\n" not in str(caught.value)
     bad = tuple(UnreadableVideo(video.id, video.path, "is bad") for video in split.videos)
     with pytest.raises(DatasetError, match="of 4 videos 4 cannot be read"):
-        readable(split, replace(report, unreadable=bad), 1.0)
+        without_unreadable(split, replace(report, unreadable=bad), 1.0)
 
 
 def test_wrong_arguments(split: Split) -> None:
     report = ReadReport("made/train", 5, ("gone",), ())
     with pytest.raises(InvalidArgumentError, match="the report is of other; expected made/train"):
-        readable(split, replace(report, split="other"), 0.1)
+        without_unreadable(split, replace(report, split="other"), 0.1)
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(InvalidArgumentError, match="max_unreadable_share is"):
-            readable(split, report, share)
+            without_unreadable(split, report, share)
     with pytest.raises(InvalidArgumentError, match="num_workers is -1"):
         check_videos(split, FrameSource(VideoReading(SAMPLING, 32)), num_workers=-1)
 

@@ -17,9 +17,9 @@ import av
 import numpy as np
 
 from xclip_deploy.errors import DatasetError
-from xclip_deploy.runtime.atomic import replaced_directory
 from xclip_deploy.runtime.datasets import SplitName
 from xclip_deploy.runtime.datasets.folder import CSV_NAME
+from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.training.datasets.generated.rendering import FRAME_RATE, IMAGE_SIZE, render
 from xclip_deploy.training.datasets.generated.scenes import Scene

@@ -7,8 +7,12 @@ from os import PathLike
 from pathlib import Path
 
 from xclip_deploy.export.tensorrt.flavours import load_tensorrt
-from xclip_deploy.export.tensorrt.network import UnsupportedOperator, check_boundary, parse_graph
-from xclip_deploy.export.tensorrt.sources import graph_sources
+from xclip_deploy.export.tensorrt.network import (
+    UnsupportedOperator,
+    check_network,
+    graph_sources,
+    parse_graph,
+)
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, Precision
 
@@ -57,6 +61,6 @@ def dry_run(
         if isinstance(parsed, list):
             graphs[graph] = GraphParse(None, tuple(parsed))
         else:
-            check_boundary(library, graph, parsed.network, spec)
+            check_network(library, graph, parsed.network, spec)
             graphs[graph] = GraphParse(parsed.network.num_layers, ())
     return DryRun(library.name, precision, graphs)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from xclip_deploy.runtime import atomic
-from xclip_deploy.runtime.atomic import replace_text, replaced_directory, replaced_file
+from xclip_deploy.runtime import files
+from xclip_deploy.runtime.files import replace_text, replaced_directory, replaced_file
 
 NAMES = ("target", "odd [1] * ? name", "é 🎬", ".hidden")
 
@@ -183,7 +183,7 @@ def test_an_exchange_that_fails_leaves_the_old_directory(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from xclip_deploy.runtime import atomic
+from xclip_deploy.runtime import files
 
 target, moment = Path(sys.argv[1]), sys.argv[2]
 if moment == "between the renames":
@@ -200,7 +200,7 @@ if moment == "between the renames":
         os.kill(os.getpid(), signal.SIGKILL)
 
     Path.rename = rename_and_die
-with atomic.replaced_directory(target) as directory:
+with files.replaced_directory(target) as directory:
     (directory / "sub").mkdir()
     (directory / "sub" / "file").write_text("half")
     if moment == "while writing":
@@ -272,7 +272,7 @@ def test_a_writer_that_exchanges_is_not_taken_for_dead(
     def look(self: Path, new: Path) -> Path:
         renamed = rename(self, new)
         if not target.exists():
-            atomic._remove_abandoned(target)
+            files._remove_abandoned(target)
             seen.append(target.exists())
         return renamed
 
@@ -319,7 +319,7 @@ def test_a_file_that_cannot_be_written_stays(
         raise OSError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full)
         with pytest.raises(OSError, match="no space"):
             write_file(file, b"new")
     assert file.read_bytes() == b"old"
@@ -331,7 +331,7 @@ def test_a_killed_writer_of_a_file(tmp_path: Path) -> None:
     write_file(file, b"old")
     script = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from xclip_deploy.runtime.atomic import replaced_file\n"
+        "from xclip_deploy.runtime.files import replaced_file\n"
         "with replaced_file(Path(sys.argv[1])) as partial:\n"
         "    partial.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

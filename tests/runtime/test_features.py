@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xclip_deploy.runtime.batches import SCORER_ELEMENTS, slices, texts_at_once, videos_at_once
+from xclip_deploy.runtime.arrays import slices
+from xclip_deploy.runtime.features import SCORER_ELEMENTS, texts_at_once, videos_at_once
 from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
 
 VISION = VisionConfig(image_size=32, patch_size=16, width=64, layers=1, heads=1)

@@ -20,10 +20,10 @@ _COMMANDS = {
     "build-trt": ("build_trt", "Build the TensorRT engines of a bundle."),
     "export-triton": ("export_triton", "Write a model repository for Triton Inference Server."),
     "index": ("index", "Bring a gallery up to date with folders of videos."),
-    "optimize": ("optimize", "Compact a gallery and build its index."),
+    "gallery": ("gallery", "List, show and remove videos of a gallery, or compact it."),
     "search": ("search", "Find videos of a gallery by text, video or image."),
-    "explain": ("explain", "Draw why a video has its score for a text."),
-    "evaluate": ("evaluate", "Measure retrieval on a dataset: a checkpoint or a bundle."),
+    "explain": ("explain", "Explain why a video has its score for a text."),
+    "evaluate": ("evaluate", "Measure retrieval of a bundle or checkpoint on a dataset."),
     "verify": ("verify", "Compare every graph and engine of a bundle with its model."),
     "bench": ("bench", "Measure how fast a bundle runs on this machine."),
     "inspect": ("inspect", "Show what is in a bundle."),
@@ -54,9 +54,9 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="xclip-deploy")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the libraries report.")
-@click.option("--traceback", is_flag=True, help="On an error, show where it came from.")
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
 def cli(verbose: bool, traceback: bool) -> None:
-    """X-CLIP video-text retrieval: from a checkpoint to search.
+    """Take an X-CLIP video-text retrieval model from a checkpoint to search.
 
     Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
     4 checkpoint, 5 export, 6 bundle, 7 engine, 8 video, 9 device or session, 10 gallery,

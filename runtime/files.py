@@ -1,4 +1,4 @@
-"""Putting files and directories in place whole, or not at all.
+"""Put files and directories in place whole or not at all, and hash files.
 
 Everything is first written beside its target, on the same file system, and takes its place in
 one rename. A reader never sees half of it, and an interrupted writer leaves what was there.
@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import hashlib
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _ASIDE = "-old"
+_HASHED_BYTES = 1 << 20
+"""Bytes that are read and hashed at a time."""
 
 
 @contextmanager
@@ -62,6 +66,22 @@ def replaced_directory(target: Path) -> Iterator[Path]:
         else:
             partial.rename(target)
         _sync(target.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file. Raises OSError where it cannot be read."""
+    with path.open("rb", buffering=0) as file:
+        return sha256_of_stream(file)
+
+
+def sha256_of_stream(file: RawIOBase) -> str:
+    """Return the hexadecimal SHA-256 of an unbuffered file from its position to its end."""
+    digest = hashlib.sha256()
+    buffer = bytearray(_HASHED_BYTES)
+    view = memoryview(buffer)
+    while count := file.readinto(view):
+        digest.update(view[:count])
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xclip_deploy.runtime.half_precision import to_float32
+from xclip_deploy.runtime.arrays import to_float32
 
 
 def test_every_finite_number() -> None:

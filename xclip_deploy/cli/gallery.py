@@ -1,0 +1,313 @@
+"""``xclip-deploy gallery``: what is in a gallery, without a model."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xclip_deploy.cli.display import duration_text, name_of, print_json, print_table, shortened
+from xclip_deploy.cli.options import gallery_option, json_option
+
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.gallery import Gallery, GalleryStats, GalleryVideo
+
+_LIMIT = 20
+_METADATA_WIDTH = 30
+_GAP = 3
+"""Space between two columns of a table, as ``print_table`` leaves it."""
+_LEAST_NAME_WIDTH = 20
+
+where_option = click.option(
+    "--where",
+    metavar="FILTER",
+    help="Select the videos that match this filter: duration_s < 30 and source = 'cam1'.",
+)
+
+
+class _InOrder(click.Group):
+    """A group whose help lists the commands in the order in which they stand here."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+
+@click.group("gallery", cls=_InOrder, invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """List, show and remove videos of a gallery, or compact it.
+
+    These commands need neither a bundle nor its model.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@command.command("list", short_help="List videos with their metadata.")
+@gallery_option
+@where_option
+@click.option(
+    "--offset",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Pass over this many videos.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=_LIMIT,
+    show_default=True,
+    help="List at most this many videos.",
+)
+@json_option
+def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_json: bool) -> None:
+    """List videos with their metadata, in the order in which they were added."""
+    with _opened(gallery) as opened:
+        total = opened.count(where)
+        videos = opened.videos(where, offset=offset, limit=limit)
+    if as_json:
+        content = {"gallery": gallery, "total": total, "offset": offset}
+        print_json({**content, "videos": [video.model_dump(mode="json") for video in videos]})
+        return
+    matching = "" if where is None else " that match"
+    if not videos:
+        beyond = f"; expected an offset below {total}" if total else ""
+        click.echo(f"{gallery} holds {_count(total)}{matching}{beyond}")
+        return
+    _print_videos(videos)
+    line = f"{offset + 1} to {offset + len(videos)} of {_count(total)}{matching}"
+    if offset + len(videos) < total:
+        words = ["xclip-deploy", "gallery", "list", "--gallery", gallery]
+        words += [] if where is None else ["--where", where]
+        words += [] if limit == _LIMIT else ["--limit", str(limit)]
+        line += f"; see more: {shlex.join([*words, '--offset', str(offset + len(videos))])}"
+    click.echo(line)
+
+
+@command.command("show", short_help="Show all that is known of a video.")
+@click.argument("video")
+@gallery_option
+@json_option
+def show_video(video: str, gallery: str, as_json: bool) -> None:
+    """Show all that is known of VIDEO, given by its id or by one of its files."""
+    with _opened(gallery) as opened:
+        found = find_video(opened, video)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        _print_video(found)
+
+
+@command.command("stats", short_help="Sum up what is in the gallery.")
+@gallery_option
+@json_option
+def show_stats(gallery: str, as_json: bool) -> None:
+    """Sum up a gallery: its videos, files, duration, metadata, size, model and index."""
+    with _opened(gallery) as opened:
+        stats = opened.stats()
+    if as_json:
+        print_json(stats.to_dict())
+    else:
+        _print_stats(stats)
+
+
+@command.command("remove", short_help="Remove videos, by name or by a filter.")
+@click.argument("videos", nargs=-1)
+@gallery_option
+@where_option
+@click.option("--dry-run", is_flag=True, help="List the videos that would be removed, and stop.")
+@click.option("-y", "--yes", is_flag=True, help="Remove by filter without asking.")
+@json_option
+def remove_videos(
+    videos: tuple[str, ...],
+    gallery: str,
+    where: str | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Remove VIDEOS, given by id or file, or all videos that match a filter.
+
+    If one of VIDEOS is not in the gallery, none is removed. The video files themselves stay.
+    """
+    if bool(videos) == (where is not None):
+        raise click.UsageError("expected either VIDEOS or --where, to say what to remove")
+    with _opened(gallery) as opened:
+        if where is None:
+            chosen = [find_video(opened, video) for video in dict.fromkeys(videos)]
+        else:
+            chosen = opened.videos(where)
+        ids = list(dict.fromkeys(video.id for video in chosen))
+        if dry_run:
+            removed = 0
+        elif where is None or not ids:
+            removed = opened.remove(ids)
+        elif yes:
+            removed = opened.remove(where=where)
+        else:
+            removed = opened.remove(ids) if _is_confirmed(len(ids), gallery) else 0
+        left = len(opened)
+    if as_json:
+        content = {"gallery": gallery, "dry_run": dry_run, "removed": removed, "videos": left}
+        print_json({**content, "ids": ids})
+        return
+    if dry_run:
+        if chosen:
+            _print_videos(chosen)
+        click.echo(f"{_count(len(ids))} would be removed from {gallery}, which holds {left}")
+        return
+    click.echo(f"{_count(removed)} removed; {gallery} holds {left}")
+
+
+@command.command("optimize", short_help="Compact the gallery and build its index.")
+@gallery_option
+@click.option(
+    "--keep-minutes",
+    type=click.FloatRange(min=0),
+    default=60,
+    show_default=True,
+    help="Keep replaced data for this many minutes, as running searches may still read it.",
+)
+@json_option
+def optimize(gallery: str, keep_minutes: float, as_json: bool) -> None:
+    """Compact a gallery and, from 50,000 videos on, build its approximate index.
+
+    Run this after large changes. Searches continue meanwhile; other writers wait.
+    """
+    import time
+
+    started_s = time.monotonic()
+    with _opened(gallery) as opened:
+        opened.optimize(
+            lambda progress: click.echo(progress.note, err=True), keep_s=60 * keep_minutes
+        )
+        videos = len(opened)
+    seconds = time.monotonic() - started_s
+    if as_json:
+        print_json({"gallery": gallery, "videos": videos, "seconds": round(seconds, 3)})
+    else:
+        click.echo(f"{gallery}: {_count(videos)}, {seconds:.1f} s")
+
+
+def find_video(gallery: Gallery, name: str) -> GalleryVideo:
+    """Find a video by its id or by the path of one of its files.
+
+    Raises GalleryError where there is none, InvalidArgumentError for an empty name.
+    """
+    from xclip_deploy.errors import GalleryError, InvalidArgumentError
+
+    if not name:
+        raise InvalidArgumentError("a video is ''; expected an id of the gallery, or a file")
+    # The id of a video is the absolute path of its file, unless it was given another.
+    absolute = str(Path(name).absolute())
+    names = list(dict.fromkeys((name, absolute, os.path.normpath(absolute))))
+    found = gallery.snapshot().find(names)
+    for each in names:
+        if each in found:
+            return gallery.get(each)
+    # Files of the same content share a video, whose id is the path of the first.
+    for video in gallery.snapshot().listing():
+        if any(file.path in names for file in video.files):
+            return gallery.get(video.id)
+    raise GalleryError(
+        f"no video {name!r} in the gallery {gallery.uri}; to see its videos run: "
+        f"xclip-deploy gallery list --gallery {shlex.quote(str(gallery.uri))}"
+    )
+
+
+@contextmanager
+def _opened(gallery: str) -> Iterator[Gallery]:
+    from xclip_deploy.runtime.gallery import Gallery
+
+    opened = Gallery.open(gallery)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _is_confirmed(count: int, gallery: str) -> bool:
+    """Ask on the terminal. Raises InvalidArgumentError where there is none."""
+    from xclip_deploy.errors import InvalidArgumentError
+
+    if not sys.stdin.isatty():
+        raise InvalidArgumentError(
+            f"{_count(count)} of {gallery} match, and there is no terminal to ask on; to remove "
+            "them add --yes, to list them add --dry-run"
+        )
+    return click.confirm(f"Remove {_count(count)} from {gallery}?", err=True)
+
+
+def _count(videos: int) -> str:
+    return "1 video" if videos == 1 else f"{videos:,} videos"
+
+
+def _print_videos(videos: Sequence[GalleryVideo]) -> None:
+    """Print a table, as wide as the terminal; elsewhere nothing is cut."""
+    headers = ("video", "duration", "metadata")
+    names = [name_of(video.id) for video in videos]
+    durations = [duration_text(video.duration_s) for video in videos]
+    metadata = [
+        ", ".join(f"{name}={value}" for name, value in video.metadata.items()) for video in videos
+    ]
+    if sys.stdout.isatty():
+        from rich.cells import cell_len
+        from rich.console import Console
+
+        metadata = [shortened(text, _METADATA_WIDTH) for text in metadata]
+        others = [
+            max(map(cell_len, (header, *column)))
+            for header, column in zip(headers[1:], (durations, metadata), strict=True)
+        ]
+        room = Console().width - sum(others) - _GAP * len(others)
+        names = [shortened(name, max(room, _LEAST_NAME_WIDTH)) for name in names]
+    print_table(headers, list(zip(names, durations, metadata, strict=True)), right=(1,))
+
+
+def _print_video(video: GalleryVideo) -> None:
+    from datetime import datetime, timezone
+
+    rows = [("id", video.id)]
+    for file in video.files:
+        facts = [] if file.size_bytes is None else [f"{file.size_bytes / 1e6:.1f} MB"]
+        if file.modified_ns is not None:
+            changed = datetime.fromtimestamp(file.modified_ns // 10**9, timezone.utc)
+            facts.append(f"changed {changed:%Y-%m-%d %H:%M:%S} UTC")
+        rows.append(("file", f"{file.path} ({', '.join(facts)})" if facts else file.path))
+    if video.content_sha256 is not None:
+        rows.append(("SHA-256", video.content_sha256))
+    if video.duration_s is not None:
+        duration = f"{duration_text(video.duration_s)} ({video.duration_s:.3f} s)"
+        rows.append(("duration", duration))
+    times = ", ".join(f"{time:.1f}" for time in video.frame_times_s)
+    rows.append(("frames", f"{len(video.frame_times_s)}, at {times} s"))
+    rows += [("metadata", f"{name} = {value}") for name, value in video.metadata.items()]
+    _print_rows(rows)
+
+
+def _print_stats(stats: GalleryStats) -> None:
+    rows = [
+        ("gallery", stats.uri or "in memory"),
+        ("videos", f"{stats.num_videos:,}"),
+        ("files", f"{stats.num_files:,}"),
+        ("duration", duration_text(stats.total_duration_s)),
+    ]
+    if stats.size_bytes is not None:
+        rows.append(("size on disk", f"{stats.size_bytes / 1e6:.1f} MB"))
+    rows.append(("model", stats.fingerprint[:16]))
+    rows.append(("index", "approximate" if stats.has_index else "none: every video is compared"))
+    rows += [("metadata", f"{name} ({kind})") for name, kind in stats.metadata.items()]
+    _print_rows(rows)
+
+
+def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    for name, value in rows:
+        click.echo(f"{name + ':':<14}{value}")
