@@ -1,4 +1,4 @@
-"""Start Python processes of our own, and say how one ended."""
+"""Python child processes: start them, and say how one ended."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def start_child(
 ) -> subprocess.Popen[Any]:
     """Start a process with pipes for its standard input and output.
 
-    The child finds the modules that this process finds, wherever that was started: it searches
-    the same ``sys.path``. It gets a session of its own, so that Ctrl-C reaches this process
-    alone. ``log``: where its standard error goes. ``options``: for ``subprocess.Popen``. Raises
-    OSError.
+    The child searches the same ``sys.path`` as this process, whatever directory this process
+    was started in. It runs in a session of its own, so Ctrl-C reaches this process alone.
+
+    ``log`` receives the child's standard error. ``options`` are passed to
+    ``subprocess.Popen``. Raises OSError.
     """
-    # An empty entry stands for the current directory, which is another one in the child.
+    # An empty entry means the current directory; the child runs in another one.
     places = [place or str(Path.cwd()) for place in sys.path]
     return subprocess.Popen(  # noqa: S603 - this Python, and a module of ours
         command,
@@ -37,7 +38,7 @@ def start_child(
         stdout=subprocess.PIPE,
         stderr=log,
         start_new_session=True,
-        # Python puts the current directory before all others: it must hold no modules.
+        # Python searches the current directory first, so it must hold no modules.
         cwd="/",
         env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
         **options,
@@ -45,7 +46,7 @@ def start_child(
 
 
 def describe_end(status: int | None, log: IO[bytes]) -> str:
-    """Say in one line how a process ended. ``log``: what it wrote to its standard error."""
+    """Say in one line how a process ended. ``log`` holds its standard error."""
     how = "it closed its pipes" if status is None else f"exit status {status}"
     if status is not None and status < 0:
         how = signal.Signals(-status).name

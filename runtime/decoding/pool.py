@@ -1,4 +1,4 @@
-"""A pool of decoder processes, of which a video can take one down but no more."""
+"""A pool of decoder processes; one bad video costs at most one of them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class _Task(Generic[Key]):
 
 
 class DecoderPool(Generic[Key]):
-    """Reads videos in processes of its own, results in the order in which they are ready.
+    """A pool that reads videos in child processes and returns results as they become ready.
 
-    A video with which a decoder crashes, or which it does not read in time, is a
-    ``VideoReadError`` in place of its frames; the decoder is replaced. Submitted and taken from
-    by one thread; at most ``window`` videos should be between the two, which bounds memory:
-    see :meth:`has_room`. A context manager.
+    If a decoder crashes on a video or exceeds its time, the result is a ``VideoReadError`` in
+    place of the frames, and the pool replaces the decoder. One thread calls :meth:`submit` and
+    :meth:`take`. To bound memory, that thread keeps at most ``window`` videos in flight:
+    :meth:`has_room` tells. The pool is a context manager.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class DecoderPool(Generic[Key]):
         window: int | None = None,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
-        """Start nothing yet: decoders start when there is work for them.
+        """Check the arguments. Decoders start with the first videos.
 
         Args:
             reading: How the videos are read.
-            workers: Processes; by default one for each core of this process.
-            timeout_s: Longest time for decoding one video, and longest without a sign of life
-                while its file is hashed, seconds.
-            window: Most videos in work or waiting to be taken; by default, twice ``workers``.
-            command: What starts a decoder; its parent's process number is added.
+            workers: Number of processes; by default one for each core of this process.
+            timeout_s: Time limit for decoding one video, and for silence while its file is
+                hashed, seconds.
+            window: Most videos in work or waiting to be taken; by default twice ``workers``.
+            command: Command that starts a decoder. The pool appends the parent's process id.
 
         Raises:
             InvalidArgumentError: a number that is too small.
@@ -85,12 +85,12 @@ class DecoderPool(Generic[Key]):
         self._lock = threading.Lock()
         self._is_closed = False
         self.in_flight = 0
-        """Videos submitted and not taken."""
+        """Number of videos submitted and not yet taken."""
 
     def has_room(self, beside: int = 0) -> bool:
-        """Whether another video can be submitted without more than ``window`` being open.
+        """Return whether one more video still fits into the window.
 
-        ``beside``: videos that the caller can hold beyond the window.
+        ``beside`` counts videos that the caller can hold beyond the window.
         """
         return self.in_flight < self.window + beside
 
@@ -100,10 +100,10 @@ class DecoderPool(Generic[Key]):
         path: str | os.PathLike[str],
         wants_frames: Callable[[str], bool] = lambda _content_sha256: True,
     ) -> None:
-        """Read a video as soon as a decoder is free.
+        """Queue a video; the next free decoder reads it.
 
-        ``path``: absolute. ``wants_frames``: called with the file's SHA-256 from another thread;
-        whether to decode the video.
+        ``path`` is absolute. Another thread calls ``wants_frames`` with the file's SHA-256; the
+        decoder decodes the video only if it returns True.
         """
         if self._is_closed:
             raise InvalidArgumentError("the pool of decoders is closed")
@@ -117,9 +117,9 @@ class DecoderPool(Generic[Key]):
             thread.start()
 
     def take(self, timeout_s: float | None = None) -> tuple[Key, FileContent | VideoError] | None:
-        """The next video that is done; None where none is after ``timeout_s``.
+        """Return the next finished video, or None if none finishes within ``timeout_s``.
 
-        Raises DecoderStartError where decoders cannot be started at all.
+        Raises DecoderStartError if decoders cannot be started at all.
         """
         try:
             key, outcome = self._results.get(timeout=timeout_s)
@@ -133,7 +133,7 @@ class DecoderPool(Generic[Key]):
         raise outcome
 
     def close(self) -> None:
-        """Stop: what is being read is dropped, decoders without work are kept for others."""
+        """Drop the videos in work and keep idle decoders for the next pool."""
         with self._lock:
             self._is_closed = True
             for process in self._running:
@@ -163,7 +163,7 @@ class DecoderPool(Generic[Key]):
     def _read(
         self, process: DecoderProcess | None, task: _Task[Key]
     ) -> tuple[DecoderProcess | None, FileContent | BaseException]:
-        """Read one video; also returns the decoder for the next one, None where it is gone."""
+        """Read one video. Return the decoder, None if it ended, and the outcome."""
         try:
             while True:
                 if process is None:
@@ -184,7 +184,7 @@ class DecoderPool(Generic[Key]):
 
     @contextmanager
     def _interruptible(self, process: DecoderProcess) -> Iterator[None]:
-        """Let :meth:`close` interrupt a decoder while it reads."""
+        """Allow :meth:`close` to interrupt a decoder while it reads."""
         with self._lock:
             self._running.add(process)
             if self._is_closed:

@@ -1,4 +1,4 @@
-"""From PyAV's frames to pictures for the model."""
+"""Turn PyAV's frames into pictures for the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TakenFrames:
-    """The pictures taken from one video so far, with what went wrong on the way."""
+    """Pictures taken from one video so far, with counts of what went wrong."""
 
     def __init__(self, path: Path, image_size: int) -> None:
         self.path = path
@@ -31,31 +31,31 @@ class TakenFrames:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing went wrong."""
+        """True while nothing has gone wrong."""
         return not (self.corrupt_count or self.error_count)
 
     def take(self, key: int, frame: VideoFrame) -> None:
         """Keep a frame, upright, resized and cropped.
 
         Args:
-            key: Timestamp or position, by which ``pictures`` will hold it.
-            frame: As it comes out of the decoder.
+            key: Timestamp or position under which ``pictures`` holds the frame.
+            frame: Output of the decoder.
 
         Raises:
-            VideoReadError: the frame is too large, or in a format without a way to RGB.
+            VideoReadError: the frame is too large, or its format cannot be converted to RGB.
         """
         import av
 
         check_size(self.path, frame.width, frame.height)
         try:
-            # threads=1: the pool over videos keeps the cores busy, not swscale.
+            # threads=1, because the pool over videos already keeps the cores busy.
             rgb = frame.reformat(format="rgb24", interpolation="BICUBIC", threads=1)
             pixels = rgb.to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             raise VideoReadError(
                 f"{self.path}: cannot convert pixel format {frame.format.name} to RGB: {error}"
             ) from error
-        # PyAV tells by how much the frame is to be turned, and leaves it to us.
+        # PyAV reports the rotation of a frame but does not apply it.
         upright = np.rot90(pixels.astype(np.uint8, copy=False), round(frame.rotation / 90) % 4)
         self.pictures[key] = resize_and_crop(upright, self.image_size)
         self.sizes.add((frame.width, frame.height))
@@ -67,7 +67,7 @@ class TakenFrames:
         self.last_error = getattr(error, "strerror", None) or str(error)
 
     def warnings(self) -> Iterator[str]:
-        """Tell what went wrong, one line each."""
+        """Say what went wrong, one line each."""
         if self.error_count:
             yield f"packets that could not be decoded: {self.error_count} ({self.last_error})"
         if self.corrupt_count:
