@@ -406,10 +406,10 @@ def test_closed_means_closed(bundle: Bundle, golden: Arrays) -> None:
     with pytest.raises(SessionError, match="text_encoder session is closed"):
         session.run({"token_ids": golden["input_ids"]})
     uses: list[Callable[[], object]] = [
-        lambda: model.encode_texts([]),
-        lambda: model.encode_videos([]),
         lambda: model.encode_token_ids(golden["input_ids"]),
+        lambda: model.encode_texts([]),
         lambda: model.encode_frames(golden["frames_uint8"], golden["num_frames"]),
+        lambda: model.encode_videos([]),
         lambda: model.score(texts, videos),
         lambda: model.score_gallery(texts, videos),
         model.load,
