@@ -10,19 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from xclip_deploy.errors import InvalidArgumentError, VideoError
+from xclip_deploy.errors import InvalidArgumentError, VideoError, VideoReadError
 from xclip_deploy.runtime.decoding.process import (
-    WORKER_COMMAND,
     DecoderProcess,
     DecoderStartError,
     FileContent,
     WentAwayError,
     shelf,
+    worker_command,
 )
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.video import VideoReading, check_reader
 
 Key = TypeVar("Key")
+STARTS = 4
+"""Number of failed starts in a row after which the pool gives up."""
+_PAUSE_S = 0.25
+"""Pause after the first failed start, seconds. It doubles with each further one."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class DecoderPool(Generic[Key]):
         workers: int | None = None,
         timeout_s: float = 120.0,
         window: int | None = None,
-        command: Sequence[str] = WORKER_COMMAND,
+        command: Sequence[str] | None = None,
     ) -> None:
         """Check the arguments. Decoders start with the first videos.
 
@@ -58,10 +62,11 @@ class DecoderPool(Generic[Key]):
             timeout_s: Time limit for decoding one video, and for silence while its file is
                 hashed, seconds.
             window: Most videos in work or waiting to be taken; by default twice ``workers``.
-            command: Command that starts a decoder. The pool appends the parent's process id.
+            command: Command that starts a decoder, for tests. The pool appends the parent's
+                process id.
 
         Raises:
-            InvalidArgumentError: a number that is too small.
+            InvalidArgumentError: a number is too small, or no Python interpreter is found.
             MissingExtraError: the reader's package is not installed.
         """
         check_reader(reading)
@@ -74,8 +79,8 @@ class DecoderPool(Generic[Key]):
             )
         self._reading = reading
         self._timeout_s = timeout_s
-        self._command = tuple(command)
-        self._is_default = self._command == WORKER_COMMAND
+        self._is_default = command is None
+        self._command = worker_command() if command is None else tuple(command)
         self._tasks: queue.SimpleQueue[_Task[Key] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[Key, FileContent | BaseException]] = (
             queue.SimpleQueue()
@@ -83,7 +88,9 @@ class DecoderPool(Generic[Key]):
         self._threads: list[threading.Thread] = []
         self._running: set[DecoderProcess] = set()
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._closed = threading.Event()
+        self._successes = 0
+        """Number of starts and readings that succeeded."""
         self.in_flight = 0
         """Number of videos submitted and not yet taken."""
 
@@ -105,7 +112,7 @@ class DecoderPool(Generic[Key]):
         ``path`` is absolute. Another thread calls ``wants_frames`` with the file's SHA-256; the
         decoder decodes the video only if it returns True.
         """
-        if self._is_closed:
+        if self._closed.is_set():
             raise InvalidArgumentError("the pool of decoders is closed")
         self.in_flight += 1
         self._tasks.put(_Task(key, str(path), wants_frames))
@@ -119,7 +126,7 @@ class DecoderPool(Generic[Key]):
     def take(self, timeout_s: float | None = None) -> tuple[Key, FileContent | VideoError] | None:
         """Return the next finished video, or None if none finishes within ``timeout_s``.
 
-        Raises DecoderStartError if decoders cannot be started at all.
+        Raises DecoderStartError after ``STARTS`` failed starts in a row.
         """
         try:
             key, outcome = self._results.get(timeout=timeout_s)
@@ -135,7 +142,7 @@ class DecoderPool(Generic[Key]):
     def close(self) -> None:
         """Drop the videos in work and keep idle decoders for the next pool."""
         with self._lock:
-            self._is_closed = True
+            self._closed.set()
             for process in self._running:
                 process.interrupt()
         for _ in self._threads:
@@ -151,7 +158,7 @@ class DecoderPool(Generic[Key]):
 
     def _serve(self) -> None:
         process: DecoderProcess | None = None
-        while (task := self._tasks.get()) is not None and not self._is_closed:
+        while (task := self._tasks.get()) is not None and not self._closed.is_set():
             process, outcome = self._read(process, task)
             self._results.put((task.key, outcome))
         if process is not None:
@@ -164,30 +171,65 @@ class DecoderPool(Generic[Key]):
         self, process: DecoderProcess | None, task: _Task[Key]
     ) -> tuple[DecoderProcess | None, FileContent | BaseException]:
         """Read one video. Return the decoder, None if it ended, and the outcome."""
+        lost = 0
         try:
             while True:
                 if process is None:
-                    process = shelf.take() if self._is_default else DecoderProcess(self._command)
+                    process = self._start()
                 try:
                     with self._interruptible(process):
                         content = process.read(
                             task.path, self._reading, self._timeout_s, task.wants_frames
                         )
+                        self._successes += 1
                         return process, content
-                except WentAwayError:
+                except WentAwayError as error:
                     process = None
+                    lost += error.was_new
+                    if lost == STARTS or self._closed.is_set():
+                        raise VideoReadError(
+                            f"{task.path}: {lost} new decoders in a row ended before they read it "
+                            f"({error})"
+                        ) from None
         except BaseException as error:  # noqa: BLE001 - raised by take()
             if process is not None and not process.is_alive():
                 process.end()
                 process = None
             return process, error
 
+    def _start(self) -> DecoderProcess:
+        """Return a ready decoder, trying again where one is killed while it starts.
+
+        Raises DecoderStartError after ``STARTS`` failures in a row. A success of another thread
+        in between starts the count anew.
+        """
+        failures, seen = 0, self._successes
+        while True:
+            process = shelf.take() if self._is_default else None
+            if process is not None:
+                return process
+            try:
+                process = DecoderProcess(self._command)
+            except DecoderStartError as error:
+                if self._successes != seen:
+                    failures, seen = 0, self._successes
+                failures += 1
+                if failures == STARTS:
+                    raise DecoderStartError(
+                        f"{STARTS} starts of a decoder in a row failed; the last: {error}"
+                    ) from error
+                if self._closed.wait(_PAUSE_S * 2 ** (failures - 1)):
+                    raise
+            else:
+                self._successes += 1
+                return process
+
     @contextmanager
     def _interruptible(self, process: DecoderProcess) -> Iterator[None]:
         """Allow :meth:`close` to interrupt a decoder while it reads."""
         with self._lock:
             self._running.add(process)
-            if self._is_closed:
+            if self._closed.is_set():
                 process.interrupt()
         try:
             yield

@@ -25,7 +25,6 @@ from xclip_deploy.runtime.decoding.channel import (
 )
 from xclip_deploy.runtime.video import VideoFrames, VideoReading
 
-WORKER_COMMAND = python_command("xclip_deploy.runtime.decoding.worker")
 _START_S = 120.0
 """Time limit for loading the decoder's libraries, for a busy machine with a cold disk."""
 
@@ -39,7 +38,20 @@ class DecoderStartError(VideoReadError):
 
 
 class WentAwayError(Exception):
-    """The decoder ended before it received the video, as idle decoders do after a while."""
+    """The decoder ended before it answered, so the video is not to blame.
+
+    An idle decoder ends after a while. A new one can be killed, as when memory runs out.
+    """
+
+    def __init__(self, how: str, *, was_new: bool) -> None:
+        super().__init__(how)
+        self.was_new = was_new
+        """True if the decoder had read no video before."""
+
+
+def worker_command() -> tuple[str, ...]:
+    """Return the command that starts a decoder. Raises InvalidArgumentError without a Python."""
+    return python_command("xclip_deploy.runtime.decoding.worker")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +70,7 @@ class FileContent:
 class DecoderProcess:
     """A child process that reads videos, one at a time."""
 
-    def __init__(self, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         """Start the process and wait until it is ready. Raises DecoderStartError."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
         self.was_used = False
@@ -67,7 +79,7 @@ class DecoderProcess:
             self._process = _starter.submit(self._start, command).result()
         except OSError as error:
             self._log.close()
-            raise DecoderStartError(f"no decoder process can be started: {error}") from error
+            raise DecoderStartError(f"a decoder cannot be started: {error}") from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
@@ -75,7 +87,7 @@ class DecoderProcess:
             self._channel.receive(_START_S)
         except (ChannelClosedError, ChannelTimeoutError, ProtocolError) as error:
             how = self._end_and_say_how()
-            raise DecoderStartError(f"decoder processes end while they start ({how})") from error
+            raise DecoderStartError(f"a decoder ended while it started ({how})") from error
         except BaseException:
             self.end()
             raise
@@ -125,7 +137,7 @@ class DecoderProcess:
             raise VideoReadError(f"{path}: the decoder ended while it read it ({how})") from error
         except BaseException as error:
             # A decoder that reported the error itself is ready for the next video.
-            if not isinstance(error, VideoReadError):
+            if not isinstance(error, (VideoReadError, WentAwayError)):
                 self.end()
             raise
         finally:
@@ -143,10 +155,8 @@ class DecoderProcess:
             self._channel.send({"path": path, "reading": reading.to_dict()})
             answer = self._channel.receive(timeout_s)
         except ChannelClosedError:
-            if self.was_used:
-                self.end()
-                raise WentAwayError from None
-            raise
+            # The decoder has not opened the file yet: a crash here is not the video's doing.
+            raise WentAwayError(self._end_and_say_how(), was_new=not self.was_used) from None
         self.was_used = True
         while "hashing" in answer:
             answer = self._channel.receive(timeout_s)
@@ -225,15 +235,15 @@ class DecoderShelf:
         self._idle: list[DecoderProcess] = []
         self._lock = threading.Lock()
 
-    def take(self) -> DecoderProcess:
-        """Return a ready decoder, starting one if none is idle. Raises DecoderStartError."""
+    def take(self) -> DecoderProcess | None:
+        """Return an idle decoder, None if there is none."""
         with self._lock:
             while self._idle:
                 process = self._idle.pop()
                 if process.is_alive():
                     return process
                 process.end()
-        return DecoderProcess()
+        return None
 
     def put_back(self, process: DecoderProcess) -> None:
         """Keep a decoder that has answered its last request."""

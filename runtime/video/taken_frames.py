@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.video.colour import to_rgb
+from xclip_deploy.runtime.video.orientation import orientation_of
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
 from xclip_deploy.runtime.video.pyav_container import check_size
 
@@ -28,6 +30,7 @@ class TakenFrames:
         self.corrupt_count = 0
         self.error_count = 0
         self.last_error = ""
+        self._notes: dict[str, None] = {}  # in order, without repetition
 
     @property
     def is_sound(self) -> bool:
@@ -48,16 +51,19 @@ class TakenFrames:
 
         check_size(self.path, frame.width, frame.height)
         try:
-            # threads=1, because the pool over videos already keeps the cores busy.
-            rgb = frame.reformat(format="rgb24", interpolation="BICUBIC", threads=1)
-            pixels = rgb.to_ndarray()
+            rgb, colour_warning = to_rgb(frame)
+            pixels = rgb.to_ndarray().astype(np.uint8, copy=False)
         except (av.FFmpegError, ValueError) as error:
             raise VideoReadError(
                 f"{self.path}: cannot convert pixel format {frame.format.name} to RGB: {error}"
             ) from error
-        # PyAV reports the rotation of a frame but does not apply it.
-        upright = np.rot90(pixels.astype(np.uint8, copy=False), round(frame.rotation / 90) % 4)
-        self.pictures[key] = resize_and_crop(upright, self.image_size)
+        orientation = orientation_of(frame)
+        self.pictures[key] = resize_and_crop(orientation.apply(pixels), self.image_size)
+        if colour_warning:
+            self._notes[colour_warning] = None
+        if orientation.is_odd:
+            note = f"the display matrix ({orientation}) is no quarter turn or mirror; it is rounded"
+            self._notes[note] = None
         self.sizes.add((frame.width, frame.height))
         self.corrupt_count += frame.is_corrupt
 
@@ -75,3 +81,4 @@ class TakenFrames:
         if len(self.sizes) > 1:
             sizes = ", ".join(f"{width}x{height}" for width, height in sorted(self.sizes))
             yield f"the resolution changes ({sizes})"
+        yield from self._notes

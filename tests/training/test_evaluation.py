@@ -363,7 +363,9 @@ def test_a_session_is_told_in_one_place(bundle: Bundle, checkpoint_path: Path) -
     for arguments in ({"device": "cpu"}, {"precision": "fp32"}):
         with pytest.raises(InvalidArgumentError, match="were given beside session"):
             evaluate(bundle, split, session=session, **arguments)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match=r"is no bundle, so PyTorch runs it: found backend among"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"is no bundle, so PyTorch runs it: found backend among"
+    ):
         evaluate(checkpoint_path, split, session=SessionOptions(backend="onnxruntime"))
     grey = [np.zeros((1, 64, 64, 3), np.uint8)]
     found = evaluate(bundle, split, session=session, device="auto", precision="auto", frames=grey)
