@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.video.containers import check_pixels
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
-from xclip_deploy.runtime.video.pyav_container import check_size
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -46,7 +46,7 @@ class TakenFrames:
         """
         import av
 
-        check_size(self.path, frame.width, frame.height)
+        check_pixels(self.path, frame.width, frame.height)
         try:
             # threads=1: the pool over videos keeps the cores busy, not swscale.
             rgb = frame.reformat(format="rgb24", interpolation="BICUBIC", threads=1)
