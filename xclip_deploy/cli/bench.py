@@ -1,4 +1,4 @@
-"""``xclip-deploy bench``."""
+"""The command ``xclip-deploy bench``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
     "sessions",
     multiple=True,
     metavar="KEY=VALUE,…",
-    help="Measure a session with these options: device, backend, precision, threads and more, "
+    help="Measure a session with these options: device, backend, precision, threads and others, "
     "such as device=cpu,precision=fp16,threads=2. Repeat it to compare sessions.  "
     "[default: all that this machine offers]",
 )
@@ -108,14 +108,14 @@ def command(
 ) -> None:
     """Measure how fast BUNDLE (default: xclip-bundle) runs on this machine.
 
-    Prints latency, throughput and memory of every graph, with the sessions side by side.
+    It prints latency, throughput and memory of each graph, with the sessions side by side.
     """
     import xclip_deploy
     from xclip_deploy.runtime.benchmark.picture import draw_benchmark, import_matplotlib
     from xclip_deploy.runtime.manifest import Graph
 
     if plot is not None:
-        # Now rather than after minutes of measuring.
+        # Check this before minutes of measuring.
         if not plot.absolute().parent.is_dir():
             raise click.UsageError(f"--plot {plot}: expected a file in a folder that is there")
         import_matplotlib()
@@ -154,7 +154,7 @@ def _session(text: str) -> SessionOptions:
 
     from xclip_deploy.runtime.sessions import SessionOptions
 
-    # What a word on the command line can stand for, by the kind of the field's default.
+    # The type of a field says how its value on the command line is read.
     known = {
         each.name: each.type for each in fields(SessionOptions) if each.name != "provider_options"
     }
@@ -217,8 +217,8 @@ def _print(result: Benchmark) -> None:
     print_table(headers, rows, right=(1, 3, 4, 5, 6, 7, 8, 9))
     if machine.load_average > machine.cores:
         click.echo(
-            f"note: {machine.load_average:g} processes wanted the {machine.cores} cores before "
-            "the run; on an idle machine it would be faster"
+            f"note: {machine.load_average:g} processes competed for the {machine.cores} cores "
+            "before the run; an idle machine would be faster"
         )
     for skipped in result.skipped:
         options = ",".join(f"{name}={value}" for name, value in skipped.options.items())

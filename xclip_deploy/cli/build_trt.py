@@ -1,4 +1,4 @@
-"""``xclip-deploy build-trt``."""
+"""The command ``xclip-deploy build-trt``."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
     type=click.Choice(["auto", "tensorrt", "rtx"]),
     default="auto",
     show_default=True,
-    help="Build for this library. tensorrt serves data-centre GPUs and builds on the GPU; rtx is "
-    "TensorRT-RTX and builds anywhere.",
+    help="Build for this library. tensorrt serves data-centre GPUs and builds on the GPU. rtx is "
+    "TensorRT-RTX, for RTX GPUs, and builds anywhere.",
 )
 @click.option(
     "--video-batch",
@@ -146,7 +146,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Parse the graphs and report what TensorRT refuses; build nothing.",
+    help="Parse the graphs and report the operators that TensorRT refuses; build nothing.",
 )
 @json_option
 def command(
@@ -171,8 +171,8 @@ def command(
 ) -> None:
     """Build the three TensorRT engines of BUNDLE (default: xclip-bundle).
 
-    The old engines stay until the new ones are whole and, on a GPU, tested; Ctrl-C keeps them.
-    An option that the library does not have is refused.
+    The old engines stay until the new ones are complete and, on a GPU, tested. Ctrl-C keeps
+    the old ones. An option that the library does not have is an error.
     """
     from xclip_deploy.export import tensorrt
     from xclip_deploy.export.tensorrt.options import parse_compute_capabilities

@@ -1,4 +1,4 @@
-"""Tables and progress for people. Progress goes to standard error."""
+"""Tables, texts and progress bars for people. Progress goes to standard error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def print_json(content: object) -> None:
-    """Print ``content`` as JSON for a program."""
+    """Print ``content`` as JSON on standard output."""
     click.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
@@ -44,20 +44,20 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    # Into a file or pipe there is no width to fit: nothing is cut there.
+    # A file or pipe has no width to fit, so nothing is cut there.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, header in enumerate(headers):
         justify = "right" if number in right else "left"
         table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        # As Text, in which brackets are no markup and colons no emoji.
+        # Text takes brackets and colons literally; a str could hold markup and emoji.
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
 
 
 def name_of(video_id: str) -> str:
-    """Return an id as people read it: a path below the current directory as seen from there."""
+    """Return an id for people: a path below the current directory, relative to it."""
     try:
         return str(Path(video_id).relative_to(Path.cwd()))
     except ValueError:
@@ -65,7 +65,7 @@ def name_of(video_id: str) -> str:
 
 
 def duration_text(seconds: float | None) -> str:
-    """Return a duration as people write it, ``1:02:03``; nothing for None."""
+    """Return a duration such as ``1:02:03``, rounded to seconds; empty for None."""
     if seconds is None:
         return ""
     minutes, whole = divmod(round(seconds), 60)
@@ -88,7 +88,7 @@ def shortened(text: str, width: int) -> str:
 def print_parity(records: Sequence[ParityRecord]) -> None:
     """Print how far each output of each graph is from PyTorch.
 
-    What is allowed is the largest error of embeddings, the root mean square of scores.
+    The column "allowed" bounds the largest error of embeddings, and the RMS error of scores.
     """
     rows = [
         (
@@ -110,13 +110,13 @@ def print_parity(records: Sequence[ParityRecord]) -> None:
     )
     if rounded:
         click.echo(
-            f"{', '.join(rounded)}: computed in FP32, each result rounded to the precision, as "
-            "ONNX Runtime cannot run these graphs"
+            f"{', '.join(rounded)}: ONNX Runtime cannot run these graphs; they were computed in "
+            "FP32, with each result rounded to the precision"
         )
 
 
 def print_graph_sizes(manifest: Manifest) -> None:
-    """Print the size of each graph in each precision, weights beside it included."""
+    """Print the size of each graph in each precision, with its external weights."""
     rows = []
     for graph, first in next(iter(manifest.graphs.values())).items():
         whole = _graph_bytes(manifest, first.file)
@@ -124,7 +124,7 @@ def print_graph_sizes(manifest: Manifest) -> None:
         for specs in manifest.graphs.values():
             size = _graph_bytes(manifest, specs[graph].file)
             share = f"{size / whole:.0%}"
-            # A scorer computes in FP32 whatever the precision: its size hardly differs.
+            # A scorer computes in FP32 in every precision, so its size hardly differs.
             note = "" if share == "100%" else f" ({share})"
             cells.append((f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB") + note)
         rows.append((graph.value, *cells))
@@ -133,7 +133,7 @@ def print_graph_sizes(manifest: Manifest) -> None:
 
 
 def _graph_bytes(manifest: Manifest, file: str) -> int:
-    # Weights over 2 GB stand beside the graph, in files that begin with its name.
+    # Weights over 2 GB lie beside the graph, in files whose names begin with the graph's.
     return sum(
         record.size_bytes for name, record in manifest.files.items() if name.startswith(file)
     )
@@ -141,9 +141,9 @@ def _graph_bytes(manifest: Manifest, file: str) -> int:
 
 @contextmanager
 def step_progress() -> Iterator[ProgressFunction]:
-    """Progress over named steps, as exports and builds report them.
+    """Show progress over named steps, as exports and builds report them.
 
-    A bar on a terminal; elsewhere a line for each finished step, with its seconds.
+    A terminal shows a bar. Other outputs get a line for each finished step, with its seconds.
     """
     if sys.stderr.isatty():
         from rich.console import Console
@@ -181,7 +181,7 @@ def step_progress() -> Iterator[ProgressFunction]:
 
 @contextmanager
 def encoding_progress() -> Iterator[ProgressFunction]:
-    """A bar for videos and one for captions on a terminal; elsewhere nothing."""
+    """Show a bar for videos and one for captions on a terminal, and nothing elsewhere."""
     if not sys.stderr.isatty():
         from xclip_deploy.runtime.progress import ignore_progress
 
@@ -204,7 +204,7 @@ def encoding_progress() -> Iterator[ProgressFunction]:
 
 @contextmanager
 def engine_progress() -> Iterator[Callable[[BuildStep], None]]:
-    """A bar for every engine on a terminal; elsewhere a line for each finished one."""
+    """Show a bar for each engine on a terminal, and a line for each finished one elsewhere."""
     started_s = time.monotonic()
     if not sys.stderr.isatty():
 

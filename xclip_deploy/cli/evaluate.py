@@ -1,4 +1,4 @@
-"""``xclip-deploy evaluate``."""
+"""The command ``xclip-deploy evaluate``."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @click.option(
     "--dataset",
     required=True,
-    help="Read this dataset: msrvtt, msvd, lsmdc, didemo or activitynet; or folder, for captions "
-    "in a CSV or JSONL file.",
+    help="Read this dataset: msrvtt, msvd, lsmdc, didemo, activitynet, or folder. The last takes "
+    "captions from a CSV or JSONL file.",
 )
 @click.option(
     "--annotations",
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dual-softmax",
     is_flag=True,
-    help="Report the metrics after a dual softmax over all queries of the split too.",
+    help="Also report the metrics after a dual softmax over all queries of the split.",
 )
 @click.option(
     "--dual-softmax-temperature",
@@ -126,14 +126,14 @@ def command(
 ) -> None:
     """Measure how well MODEL finds videos by their captions, and captions by their videos.
 
-    MODEL is a bundle, or a checkpoint of a kind that `xclip-deploy export` reads. A checkpoint
-    runs in PyTorch, in FP32, and takes no --backend and no --device-id.
+    MODEL is a bundle, or a checkpoint that `xclip-deploy export` reads. A checkpoint runs in
+    PyTorch, in FP32, and accepts neither --backend nor --device-id.
     """
     import xclip_deploy
     from xclip_deploy.runtime.datasets import open_dataset
 
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        # Now rather than after hours of encoding.
+        # Check this before hours of encoding.
         raise click.UsageError(f"--output {output}: expected a file in a folder that is there")
     opened = open_dataset(dataset, split, annotations, videos, max_missing_share=max_missing_share)
     with encoding_progress() as progress:
@@ -163,7 +163,7 @@ def command(
 def _options(
     max_words: int | None, max_frames: int | None, activation: str | None
 ) -> CheckpointOptions | None:
-    """Return None where none was given: a bundle takes none, and runs without PyTorch."""
+    """Return the options that were given, or None: a bundle takes none and needs no PyTorch."""
     if max_words is None and max_frames is None and activation is None:
         return None
     import xclip_deploy
@@ -178,7 +178,7 @@ def _options(
 
 def _print(evaluation: Evaluation) -> None:
     for video in evaluation.unreadable:
-        click.echo(f"unreadable: {video.reason}")  # which begins with the path
+        click.echo(f"unreadable: {video.reason}")  # the reason begins with the path
     for video in evaluation.damaged:
         click.echo(f"damaged: {video.path}: {video.reason}")
     if evaluation.missing:

@@ -1,4 +1,4 @@
-"""``xclip-deploy explain``."""
+"""The command ``xclip-deploy explain``."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def command(
 ) -> None:
     """Explain in words and in a picture why a video has its score for QUERY.
 
-    VIDEOS names one video of the gallery, by its id or file. Name two to learn why one ranks
-    above the other, or none to explain the best hit.
+    VIDEOS are ids or files of the gallery. One video is explained by itself. Two are compared:
+    why does one rank above the other? Without VIDEOS, the best hit is explained.
     """
     import xclip_deploy
 

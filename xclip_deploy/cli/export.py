@@ -1,4 +1,4 @@
-"""``xclip-deploy export``."""
+"""The command ``xclip-deploy export``."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ from xclip_deploy.cli.options import PathArgument, json_option
     "--mask-padding",
     is_flag=True,
     default=None,
-    help="Ignore padded words and frames in the scorer. Give it only for models trained so.",
+    help="Ignore padded words and frames in the scorer. Use it only for models trained so.",
 )
 @click.option(
     "--bf16",
     is_flag=True,
-    help="Write BF16 graphs too, for build-trt --bf16; ONNX Runtime does not run them.",
+    help="Also write BF16 graphs, for build-trt --bf16; ONNX Runtime does not run them.",
 )
 @click.option(
     "--int8",
     is_flag=True,
-    help="Write INT8 encoders too, for the CPU: they are smaller, faster and less exact.",
+    help="Also write INT8 encoders, for the CPU; they are smaller, faster and less exact.",
 )
 @json_option
 def command(
@@ -100,7 +100,7 @@ def command(
     """Export CHECKPOINT to a bundle of ONNX graphs in FP32 and FP16.
 
     CHECKPOINT is a file or folder of X-CLIP, CLIP4Clip, OpenAI CLIP, Hugging Face CLIP or
-    open_clip. The bundle takes its place only if its graphs agree with PyTorch; `xclip-deploy
+    open_clip. The bundle is put in place only if its graphs agree with PyTorch. `xclip-deploy
     verify` compares them again, on your own videos and captions.
     """
     import xclip_deploy

@@ -1,4 +1,4 @@
-"""``xclip-deploy export-triton``."""
+"""The command ``xclip-deploy export-triton``."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from xclip_deploy.cli.options import PathArgument, json_option
 )
 @click.option(
     "--engines",
-    help="Take the engine set in this folder, or of this name in the bundle. Needed where the "
-    "bundle has several.",
+    help="Take the engine set in this folder, or the one of this name in the bundle. A bundle "
+    "with several needs this option.",
 )
 @click.option(
     "--max-videos",
@@ -98,8 +98,8 @@ def command(
 ) -> None:
     """Write a Triton model repository from BUNDLE (default: xclip-bundle).
 
-    It serves the models video_encoder, text_encoder and scorer, and text_query, which takes raw
-    texts.
+    The server gets the models video_encoder, text_encoder and scorer, and the ensemble
+    text_query, which takes raw texts.
     """
     import xclip_deploy
     from xclip_deploy.runtime.manifest import Precision

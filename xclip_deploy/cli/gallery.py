@@ -1,4 +1,4 @@
-"""``xclip-deploy gallery``: what is in a gallery, without a model."""
+"""The commands ``xclip-deploy gallery …``, which need no model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LIMIT = 20
 _METADATA_WIDTH = 30
 _GAP = 3
-"""Space between two columns of a table, as ``print_table`` leaves it."""
+"""Spaces that ``print_table`` leaves between two columns."""
 _LEAST_NAME_WIDTH = 20
 
 where_option = click.option(
@@ -32,7 +32,7 @@ where_option = click.option(
 
 
 class _InOrder(click.Group):
-    """A group whose help lists the commands in the order in which they stand here."""
+    """A group whose help lists the commands in the order of this file."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -58,7 +58,7 @@ def command(ctx: click.Context) -> None:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Pass over this many videos.",
+    help="Skip this many videos.",
 )
 @click.option(
     "--limit",
@@ -92,12 +92,12 @@ def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_jso
     click.echo(line)
 
 
-@command.command("show", short_help="Show all that is known of a video.")
+@command.command("show", short_help="Show everything known about a video.")
 @click.argument("video")
 @gallery_option
 @json_option
 def show_video(video: str, gallery: str, as_json: bool) -> None:
-    """Show all that is known of VIDEO, given by its id or by one of its files."""
+    """Show everything known about VIDEO, which is an id or one of its files."""
     with _opened(gallery) as opened:
         found = find_video(opened, video)
     if as_json:
@@ -106,11 +106,11 @@ def show_video(video: str, gallery: str, as_json: bool) -> None:
         _print_video(found)
 
 
-@command.command("stats", short_help="Sum up what is in the gallery.")
+@command.command("stats", short_help="Sum up the contents of the gallery.")
 @gallery_option
 @json_option
 def show_stats(gallery: str, as_json: bool) -> None:
-    """Sum up a gallery: its videos, files, duration, metadata, size, model and index."""
+    """Sum up the videos, files, duration, metadata, size, model and index of a gallery."""
     with _opened(gallery) as opened:
         stats = opened.stats()
     if as_json:
@@ -134,12 +134,12 @@ def remove_videos(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Remove VIDEOS, given by id or file, or all videos that match a filter.
+    """Remove VIDEOS, which are ids or files, or all videos that match a filter.
 
     If one of VIDEOS is not in the gallery, none is removed. The video files themselves stay.
     """
     if bool(videos) == (where is not None):
-        raise click.UsageError("expected either VIDEOS or --where, to say what to remove")
+        raise click.UsageError("expected either VIDEOS or --where")
     with _opened(gallery) as opened:
         if where is None:
             chosen = [find_video(opened, video) for video in dict.fromkeys(videos)]
@@ -174,13 +174,13 @@ def remove_videos(
     type=click.FloatRange(min=0),
     default=60,
     show_default=True,
-    help="Keep replaced data for this many minutes, as running searches may still read it.",
+    help="Keep replaced data for this many minutes, because running searches may read it.",
 )
 @json_option
 def optimize(gallery: str, keep_minutes: float, as_json: bool) -> None:
     """Compact a gallery and, from 50,000 videos on, build its approximate index.
 
-    Run this after large changes. Searches continue meanwhile; other writers wait.
+    Run this after large changes. Searches continue meanwhile, and other writers wait.
     """
     import time
 
@@ -200,20 +200,22 @@ def optimize(gallery: str, keep_minutes: float, as_json: bool) -> None:
 def find_video(gallery: Gallery, name: str) -> GalleryVideo:
     """Find a video by its id or by the path of one of its files.
 
-    Raises GalleryError where there is none, InvalidArgumentError for an empty name.
+    Raises:
+        GalleryError: The gallery has no such video.
+        InvalidArgumentError: The name is empty.
     """
     from xclip_deploy.errors import GalleryError, InvalidArgumentError
 
     if not name:
         raise InvalidArgumentError("a video is ''; expected an id of the gallery, or a file")
-    # The id of a video is the absolute path of its file, unless it was given another.
+    # A video's id is the absolute path of its file, unless the caller chose another.
     absolute = str(Path(name).absolute())
     names = list(dict.fromkeys((name, absolute, os.path.normpath(absolute))))
     found = gallery.snapshot().find(names)
     for each in names:
         if each in found:
             return gallery.get(each)
-    # Files of the same content share a video, whose id is the path of the first.
+    # Files with the same content share one video, whose id is the path of the first.
     for video in gallery.snapshot().listing():
         if any(file.path in names for file in video.files):
             return gallery.get(video.id)
@@ -235,7 +237,7 @@ def _opened(gallery: str) -> Iterator[Gallery]:
 
 
 def _is_confirmed(count: int, gallery: str) -> bool:
-    """Ask on the terminal. Raises InvalidArgumentError where there is none."""
+    """Ask on the terminal. Raises InvalidArgumentError without a terminal."""
     from xclip_deploy.errors import InvalidArgumentError
 
     if not sys.stdin.isatty():
@@ -251,7 +253,7 @@ def _count(videos: int) -> str:
 
 
 def _print_videos(videos: Sequence[GalleryVideo]) -> None:
-    """Print a table, as wide as the terminal; elsewhere nothing is cut."""
+    """Print a table. On a terminal, cut names and metadata to its width."""
     headers = ("video", "duration", "metadata")
     names = [name_of(video.id) for video in videos]
     durations = [duration_text(video.duration_s) for video in videos]

@@ -1,4 +1,4 @@
-"""``xclip-deploy index``."""
+"""The command ``xclip-deploy index``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     type=click.Choice(["update", "skip", "replace", "error"]),
     default="update",
     show_default=True,
-    help="Treat a video that the gallery has in this way: update encodes it again if it changed, "
-    "skip leaves it, replace always encodes it again, error stops before anything is read.",
+    help="Treat a video that the gallery already has in this way: update encodes it again if it "
+    "changed, skip leaves it, replace always encodes it again, error stops before reading.",
 )
 @click.option(
     "--prune", is_flag=True, help="Remove videos whose files are gone from the folders given."
@@ -72,15 +72,16 @@ def command(
 ) -> None:
     """Bring a gallery up to date with PATHS.
 
-    PATHS are videos, folders with all videos below them, .txt lists of files, and .csv or
-    .jsonl tables with a column "file" and metadata in the others. A video that cannot be read
-    is reported, and the rest goes on. An interruption keeps what was committed before it.
+    PATHS are videos, folders, .txt lists of files, and .csv or .jsonl tables. A folder stands
+    for all videos below it. A table has a column "file"; its other columns are metadata.
+    An unreadable video is reported, and the rest are indexed. An interruption keeps what was
+    committed before it.
     """
     import xclip_deploy
     from xclip_deploy.errors import InvalidArgumentError, VideoError
 
     if report_path is not None and not report_path.absolute().parent.is_dir():
-        # Now rather than after hours of indexing.
+        # Check this before hours of indexing.
         raise InvalidArgumentError(f"{report_path} cannot be written: no such folder")
     with xclip_deploy.Retriever(
         bundle,

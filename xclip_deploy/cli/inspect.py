@@ -1,4 +1,4 @@
-"""``xclip-deploy inspect``."""
+"""The command ``xclip-deploy inspect``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def command(bundle: Path, verify: bool, as_json: bool) -> None:
     """Show what is in BUNDLE (default: xclip-bundle).
 
-    Prints the model, its graphs, their agreement with PyTorch, the engines and the certificate.
+    It prints the model, its graphs, their agreement with PyTorch, the engines and the
+    certificate.
     """
     import xclip_deploy
     from xclip_deploy.export.verification.certificate import read_certificate
@@ -48,7 +49,7 @@ def command(bundle: Path, verify: bool, as_json: bool) -> None:
     _print_engines(engines)
     _print_certificate(opened)
     if verify:
-        click.echo(f"all {len(opened.manifest.files)} files are as they were exported")
+        click.echo(f"all {len(opened.manifest.files)} files are as exported")
 
 
 def _print_model(bundle: Bundle) -> None:

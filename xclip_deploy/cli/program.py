@@ -1,4 +1,4 @@
-"""The ``xclip-deploy`` command: finding commands, showing errors, exit statuses."""
+"""The ``xclip-deploy`` program, which finds commands and turns errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import click
 from xclip_deploy import __version__
 from xclip_deploy.errors import XclipDeployError
 
-# Command name to module and what --help says of it. The modules are imported when their
-# command runs, so that one command does not pay for the libraries of another.
+# This maps a command's name to its module and its line in --help. A module is imported when its
+# command runs, so that one command does not load the libraries of another.
 _COMMANDS = {
     "train": ("train", "Train a model on videos with captions."),
     "export": ("export", "Export a checkpoint to a bundle of ONNX graphs."),
@@ -31,7 +31,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """A group that imports a command when it is asked for."""
+    """A group that imports a command when the command is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -53,8 +53,8 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="xclip-deploy")
-@click.option("-v", "--verbose", is_flag=True, help="Show what the libraries report.")
-@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the log messages of the libraries.")
+@click.option("--traceback", is_flag=True, help="Show the traceback of an error.")
 def cli(verbose: bool, traceback: bool) -> None:
     """Take an X-CLIP video-text retrieval model from a checkpoint to search.
 
@@ -68,7 +68,11 @@ def cli(verbose: bool, traceback: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its status. ``arguments``: without the program."""
+    """Run the command line and exit with its status.
+
+    Args:
+        arguments: Words after the program's name; None takes those of the process.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     sys.exit(_run(arguments))
 
@@ -76,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> int:
     show_traceback = "--traceback" in arguments
     try:
-        # The option is welcome anywhere on the line, as it is thought of after the fact.
+        # Users add this option afterwards, so it may stand anywhere on the line.
         rest = [argument for argument in arguments if argument != "--traceback"]
         status = cli.main(rest or ["--help"], prog_name="xclip-deploy", standalone_mode=False)
     except click.exceptions.Exit as error:

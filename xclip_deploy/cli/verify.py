@@ -1,4 +1,4 @@
-"""``xclip-deploy verify``."""
+"""The command ``xclip-deploy verify``."""
 
 from __future__ import annotations
 
