@@ -1,4 +1,4 @@
-"""How results show themselves: one short line, and a table in notebooks."""
+"""Show results as one short line, and as a table in notebooks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from itertools import islice
 import numpy as np
 
 MAX_CHARACTERS = 200
-"""Length of the longest line that :func:`brief` gives."""
+"""Most characters of a line from :func:`brief`."""
 MAX_ROWS = 100
-"""Rows of the longest table that :func:`html_table` gives."""
+"""Most rows of a table from :func:`html_table`."""
 _MAX_VALUE = 60
 
 
 def brief(value: object, **parts: object) -> str:
     """Describe a value in one line: the name of its class, and ``name=value`` for every part.
 
-    Arrays are shown as dtype and shape, long values cut, so that the line has 200 characters at
-    most whatever the parts hold.
+    Arrays are shown as dtype and shape, and long values are shortened. The line has at most 200
+    characters.
     """
     line = ", ".join(f"{name}={_shown(part)}" for name, part in parts.items())
     name = type(value).__name__
@@ -27,7 +27,7 @@ def brief(value: object, **parts: object) -> str:
 
 
 def cut(text: str, limit: int = _MAX_VALUE) -> str:
-    """Shorten a text to ``limit`` characters, the last an ellipsis where some are left out."""
+    """Shorten a text to ``limit`` characters, an ellipsis in place of the rest."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -36,7 +36,7 @@ def html_table(
 ) -> str:
     """Render a table for a notebook, every value escaped.
 
-    ``rows``: at most 100 of them are shown. ``count``: how many there are in all.
+    ``rows`` are shown up to 100 of them. ``count`` is the number of all rows.
     """
     head = "".join(f"<th>{_cell(name)}</th>" for name in columns)
     body = "".join(

@@ -15,6 +15,7 @@ from xclip_deploy.runtime.arguments import (
     MAX_THREADS,
     as_callback,
     as_instance,
+    as_number,
     as_path,
     as_truth,
     as_whole_number,
@@ -111,6 +112,7 @@ def evaluate(
         progress=progress,
     )
     if frames_per_second is not None:
+        as_number("frames_per_second", frames_per_second)
         common["frames_per_second"] = frames_per_second
     wanted = SessionOptions.of(device, precision, threads, session)
     if isinstance(model, (str, PathLike)):

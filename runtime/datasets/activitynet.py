@@ -28,20 +28,20 @@ _log = logging.getLogger(__name__)
 def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     """Read a split of ActivityNet Captions.
 
-    ``train.json`` and ``val_1.json`` hold ``{v_id: {duration, timestamps, sentences}}``, of
-    which the sentences are joined to one caption of the whole video. Training takes the videos
-    of ``train_ids.json``, a list of ids; those without sentences are left out, as not all that
-    the lists name were described. Evaluation, ``val`` and ``test`` alike, is over all videos
-    of ``val_1.json``: ``val_ids.json`` is not needed for it. Ids lose their ``v_``; files may
-    be called with or without.
+    ``train.json`` and ``val_1.json`` hold ``{v_id: {duration, timestamps, sentences}}``. The
+    sentences of a video are joined to one caption of the whole video. Training takes the
+    videos of ``train_ids.json``, a list of ids. It leaves out videos without sentences, since
+    the lists name videos that were never described. Evaluation (``val`` and ``test``) takes
+    all videos of ``val_1.json`` and does not read ``val_ids.json``. Ids lose their ``v_``.
+    File names may have it or not.
 
     Args:
-        folder: Holds the files.
-        split: Which part.
+        folder: Folder that holds the annotation files.
+        split: Name of the split.
 
     Raises:
-        AnnotationError: a file is missing or not as described, an id occurs twice, or all
-            sentences of a video are empty.
+        AnnotationError: A file is missing or malformed, an id occurs twice, or all sentences
+            of a video are empty.
     """
     path = find_annotation(folder, TRAIN if split == "train" else VAL)
     entries = expect_object(read_json(path), str(path))

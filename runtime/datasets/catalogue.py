@@ -1,4 +1,4 @@
-"""The datasets by name."""
+"""Open a dataset by its name."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _READERS: dict[str, Callable[[Path, SplitName], list[AnnotatedVideo]]] = {
 }
 
 DATASETS: tuple[str, ...] = tuple(_READERS)
-"""Names that ``open_dataset`` knows. ``msrvtt`` trains on 9000 videos where their list is
-there, else on 7000; the other two say which."""
+"""Names that ``open_dataset`` knows. ``msrvtt`` trains on the list of 9000 videos where it
+exists, else on that of 7000. ``msrvtt-9k`` and ``msrvtt-7k`` fix the list."""
 
 SPLITS: tuple[str, ...] = get_args(SplitName)
 """Names of splits. MSR-VTT and ActivityNet are validated on what they are tested on."""
@@ -48,26 +48,26 @@ def open_dataset(
 ) -> Split:
     """Read a split's annotations and find its videos.
 
-    The annotation files are found by their published names, which ``read_…`` in the module of
-    each dataset describes; all text is UTF-8. Videos are found by the name that the
-    annotations give, at any depth, with or without the file's ending. No video is opened.
+    The annotation files have their published names, which ``read_…`` in the module of each
+    dataset describes. All text is UTF-8. Videos are found by the names in the annotations, at
+    any depth, with or without the file's ending. No video is decoded.
 
     Args:
         name: One of ``DATASETS``.
         split: One of ``SPLITS``.
-        annotations: The folder that holds the annotation files; for ``folder``, the CSV or
-            JSONL file as well.
-        videos: The folder that holds the videos.
-        max_missing_share: Largest share of annotated videos that may have no file, 0 to 1;
+        annotations: Folder that holds the annotation files. For ``folder``, the CSV or JSONL
+            file itself is accepted too.
+        videos: Folder that holds the videos.
+        max_missing_share: Largest share of annotated videos that may have no file, 0 to 1.
             ``Split.missing`` names those left out.
 
     Raises:
-        InvalidArgumentError: unknown name or split, or a share outside 0 to 1.
-        AnnotationError: an annotation file is missing, unreadable or malformed.
-        VideoNotFoundError: there is no folder ``videos``.
-        VideoReadError: a folder of videos cannot be listed.
-        AmbiguousVideoError: several files match one video, or one file matches several.
-        MissingVideosError: more videos than allowed, or all, have no file.
+        InvalidArgumentError: The name or split is unknown, or the share lies outside 0 to 1.
+        AnnotationError: An annotation file is missing, unreadable or malformed.
+        VideoNotFoundError: The folder ``videos`` does not exist.
+        VideoReadError: A folder of videos cannot be listed.
+        AmbiguousVideoError: Several files match one video, or one file matches several.
+        MissingVideosError: More videos than allowed, or all, have no file.
     """
     if as_text("dataset", name) not in _READERS:
         raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""Video files of a folder, by the names that annotations give them."""
+"""Find a folder's video files by the names that annotations give them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xclip_deploy.runtime.video import VIDEO_SUFFIXES, find_videos
 
 
 class VideoFiles:
-    """The videos of a folder and its subfolders, listed once."""
+    """Videos of a folder and its subfolders, listed once."""
 
     def __init__(self, folder: Path) -> None:
         """List a folder.
@@ -20,8 +20,8 @@ class VideoFiles:
             folder: Searched to any depth for files with one of ``VIDEO_SUFFIXES``.
 
         Raises:
-            VideoNotFoundError: there is no such folder.
-            VideoReadError: it, or a folder in it, cannot be listed.
+            VideoNotFoundError: The folder does not exist.
+            VideoReadError: It, or a folder in it, cannot be listed.
         """
         if folder.exists() and not folder.is_dir():
             raise VideoNotFoundError(f"{folder}: is a file; expected a folder of videos")
@@ -43,10 +43,10 @@ class VideoFiles:
         """Find the file that has one of these names in full, ending included.
 
         Args:
-            names: Names, or paths below the folder; a path goes before a name.
+            names: Names, or paths below the folder. A path is tried before a name.
 
         Raises:
-            AmbiguousVideoError: several files, in different folders, have them.
+            AmbiguousVideoError: Several files, in different folders, have these names.
         """
         spellings = [PurePosixPath(name).as_posix() for name in names]
         return self._one(self._by_path, spellings) or self._one(self._by_name, spellings)
@@ -54,12 +54,12 @@ class VideoFiles:
     def find(self, names: Iterable[str]) -> Path | None:
         """Find the file of a video that goes by one of these names.
 
-        A file that has a name in full is taken before one that has it but for its ending:
-        ``a.mov`` is, in this order, ``a.mov``, or ``a.mov.mp4`` or ``a.mp4``. What follows the
+        A file with the name in full is taken before one that differs in its ending: for
+        ``a.mov`` that is ``a.mov`` first, then ``a.mov.mp4`` or ``a.mp4``. The text after the
         last dot of a name counts as an ending only where it is a video's.
 
         Raises:
-            AmbiguousVideoError: several files match equally well.
+            AmbiguousVideoError: Several files match equally well.
         """
         names = list(names)
         spellings = [PurePosixPath(name).as_posix() for name in names]
@@ -82,6 +82,6 @@ class VideoFiles:
 
 
 def without_video_suffix(name: str) -> str:
-    """Strip a video's ending; ids such as LSMDC's hold dots of other meaning."""
+    """Strip a video's ending. Other dots stay: ids such as LSMDC's hold them."""
     suffix = PurePosixPath(name).suffix
     return name.removesuffix(suffix) if suffix.lower() in VIDEO_SUFFIXES else name

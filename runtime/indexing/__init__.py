@@ -2,7 +2,7 @@
 
 A run takes each file through five stages: ``sources`` finds it, ``planning`` decides whether it
 must be read, a pool of decoders reads it, the caller's encoder embeds it, and ``committing`` writes
-it to the gallery. ``indexer`` drives the stages; ``records`` holds what passes between them.
+it to the gallery. ``indexer`` drives the stages; ``records`` defines the records between them.
 """
 
 from __future__ import annotations

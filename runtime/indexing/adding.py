@@ -1,4 +1,4 @@
-"""Add videos to a gallery, from files or from memory: what ``Retriever.add`` does."""
+"""Add videos to a gallery, from files or from memory, for ``Retriever.add``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bring a gallery up to date with files: read, encoded and committed in batches."""
+"""Read, encode and commit files in batches, to bring a gallery up to date."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from xclip_deploy.runtime.indexing.sources import Sources, folders_above
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 
 Encode = Callable[[Sequence[npt.NDArray[np.uint8]]], VideoFeatures]
-"""Embeds videos given by their frames, uint8 [n, S, S, 3] each."""
+"""Function that embeds videos, given by their frames: uint8 [n, S, S, 3] each."""
 Result = TypeVar("Result")
 
 _LOG = logging.getLogger(__name__)
@@ -44,16 +44,16 @@ _PROGRESS_EVERY = 1000
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How many videos are encoded and committed at once: about speed and memory alone."""
+    """Sizes of batches and commits; they affect speed and memory, not results."""
 
     max_batch: int = 16
     """Most videos in one call of the encoder."""
     commit_videos: int = 256
     """Most videos between two commits."""
     commit_s: float = 10.0
-    """Longest time from a video being read to its being committed, seconds, encoding apart."""
+    """Longest time between reading and committing a video, seconds, without encoding."""
     on_commit: Callable[[Sequence[str]], None] | None = None
-    """Called with the paths that the gallery now holds for good, after each commit."""
+    """Function that gets the committed paths after each commit."""
 
 
 def index_videos(
@@ -67,25 +67,24 @@ def index_videos(
     settings: IndexSettings | None = None,
     progress: ProgressFunction = ignore_progress,
 ) -> IndexReport:
-    """Index ``sources`` into a gallery; what was committed before an exception stands.
+    """Index ``sources`` into a gallery. Commits made before an exception stay.
 
     Args:
         sources: The files.
-        gallery: Where they go.
-        encode: Called in this thread, with ``settings.max_batch`` videos at most.
-        pool: Reads the files; nothing else may be in it. The caller closes it.
-        on_duplicate: What to do with videos that the gallery has, by id or by file: ``update``
-            encodes those anew whose content changed, ``skip`` leaves them, ``replace`` encodes
-            all anew, ``error`` raises DuplicateIdError before anything is read.
-        prune: Whether files that disappeared from the folders of ``sources`` are no longer
-            listed.
+        gallery: The gallery to write to.
+        encode: Called in this thread, with at most ``settings.max_batch`` videos.
+        pool: An empty pool of decoders, which reads the files. The caller closes it.
+        on_duplicate: Treatment of videos that the gallery has, by id or by file: ``update``
+            encodes those whose content changed, ``skip`` leaves them, ``replace`` encodes all
+            again, ``error`` raises DuplicateIdError before anything is read.
+        prune: Whether to remove files that disappeared from the folders of ``sources``.
         settings: Sizes of batches and commits.
         progress: Called after every video.
 
-    After Ctrl-C, and after an encoder's error, what was encoded is committed.
+    After Ctrl-C, and after an encoder's error, encoded videos are committed.
 
     Raises:
-        GalleryError: the gallery cannot be written.
+        GalleryError: The gallery cannot be written.
         DuplicateIdError, MetadataError, InvalidArgumentError.
     """
     if on_duplicate not in get_args(OnDuplicate):
@@ -118,9 +117,9 @@ class _Run:
         self._touched: list[ReadyFile] = []
         self._batch: list[tuple[Task, FileContent]] = []
         self._ready: list[ReadyFile] = []
-        self._fresh = 0  # of those in _batch and _ready, without those that wait for another
+        self._fresh = 0  # files received since the last commit, without retries
         self._fresh_since = 0.0
-        # Ctrl-C reaches the main thread; a commit in another one is not torn by it.
+        # Ctrl-C interrupts the main thread alone; commits run in another.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
     def run(self, on_duplicate: OnDuplicate, prune: bool) -> IndexReport:
@@ -184,7 +183,7 @@ class _Run:
                 self._commit()
 
     def _time_left_s(self) -> float | None:
-        """Until the next commit; None where there is nothing to commit."""
+        """Return the time until the next commit; None if there is nothing to commit."""
         if not self._fresh:
             return None
         return max(0.0, self._fresh_since + self._settings.commit_s - time.monotonic())
@@ -207,7 +206,7 @@ class _Run:
         self._tally.show()
 
     def _encode(self) -> None:
-        # Emptied first: a batch that cannot be encoded must not be tried again.
+        # The batch is emptied first: one that cannot be encoded must not be tried again.
         batch, self._batch = self._batch, []
         if not batch:
             return
@@ -242,10 +241,10 @@ class _Run:
             self._settings.on_commit(paths)
 
     def _retry(self, item: ReadyFile) -> None:
-        """What to do with a file whose content turned out not to be in the gallery."""
+        """Read a file again whose content is not in the gallery after all, or report why not."""
         task = item.task
         if item.content_sha256 is not None and self._claims.is_open(item.content_sha256):
-            self._ready.append(item)  # another file with this content is being read or encoded
+            self._ready.append(item)  # wait: another file with this content is in work
         elif reason := self._claims.failure(item.content_sha256):
             self._tally.fail(task, f"{task.source.path}: has the content of another: {reason}")
         else:
@@ -253,7 +252,7 @@ class _Run:
             self._todo.append(task)
 
     def _rescue(self) -> None:
-        """Commit what there is before an exception goes on its way."""
+        """Commit encoded videos before an exception propagates."""
         with suppress(XclipDeployError):
             try:
                 self._encode()
@@ -294,7 +293,7 @@ def _has_disappeared(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
-        return False  # a folder that may not be read, or a disk that does not answer
+        return False  # an unreadable folder, or a disk that does not answer
     return False
 
 

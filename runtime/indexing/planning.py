@@ -1,4 +1,4 @@
-"""Tell the files that must be read from those that the gallery knows and that are unchanged."""
+"""Separate files that must be read from files that the gallery holds unchanged."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from xclip_deploy.runtime.indexing.sources import Sources, folders_above
 
 
 class KnownFiles:
-    """One pass over a gallery, which keeps what concerns the sources alone."""
+    """The files of a gallery that concern the sources, collected in one pass."""
 
     def __init__(self, listing: Iterable[GalleryVideo], sources: Sources, prune: bool) -> None:
-        """``prune``: whether files are wanted that are listed below the sources' folders."""
-        # By themselves, to keep the sources' texts rather than the listing's: half the memory.
+        """Read the listing; ``prune`` also collects listed files below the sources' folders."""
+        # Maps a path to itself, to keep the sources' strings, not the listing's: half the memory.
         wanted = {source.path: source.path for source in sources.videos}
         given_ids = {source.id for source in sources.videos if source.id is not None}
         self._files: dict[str, KnownFile] = {}
@@ -24,7 +24,7 @@ class KnownFiles:
         self._ids: set[str] = set()
         self._folders = sources.folders if prune else ()
         self.unseen: list[tuple[str, str]] = []
-        """Path and video id of listed files below the folders that are no sources."""
+        """Path and video id of listed files below the folders that are not sources."""
         self.contents = ContentFilter()
         for video in listing:
             if video.id in given_ids or video.id in wanted:
@@ -39,12 +39,12 @@ class KnownFiles:
                     self.unseen.append((file.path, video.id))
 
     def of(self, path: str) -> tuple[KnownFile, ...]:
-        """Entries of a file: one, none, or more after a run that was killed between two writes."""
+        """Return the entries of a file: none, one, or more after a killed run."""
         known = self._files.get(path)
         return () if known is None else (known, *self._more.get(path, ()))
 
     def has_id(self, video_id: str) -> bool:
-        """Whether a video has this id, which must be one that a source wants."""
+        """Tell whether a video has this id, which must be one that a source wants."""
         return video_id in self._ids
 
     def _note(self, path: str, video_id: str, file: VideoFile, *, is_first: bool) -> None:
@@ -56,10 +56,10 @@ class KnownFiles:
 def plan_files(
     sources: Sources, known: KnownFiles, on_duplicate: OnDuplicate
 ) -> Iterator[Task | ReadyFile | Placed]:
-    """Yield what is to be done with each source, in their order.
+    """Yield the next step of each source, in their order.
 
-    A ``Task`` is to be read, a ``ReadyFile`` to be committed as it is, since only what the gallery
-    says of it changes, and a ``Placed`` is done.
+    A ``Task`` must be read. A ``ReadyFile`` is committed unread, as only its record changes. A
+    ``Placed`` is done.
     """
     for order, source in enumerate(sources.videos):
         files = known.of(source.path)
@@ -75,14 +75,14 @@ def plan_files(
 
 
 def _unchanged(task: Task) -> ReadyFile | Placed | None:
-    """What is to be done with a file that is as the gallery knows it; None for any other."""
+    """Return the next step of a file that is unchanged; None for any other file."""
     source = task.source
     if not task.known:
         return None
     try:
         status = Path(source.path).stat()
     except OSError:
-        return None  # reading it will say why
+        return None  # the decoder will report why
     size, modified = status.st_size, status.st_mtime_ns
     matching = [known for known in task.known if known.is_as(size, modified)]
     if not matching:

@@ -30,26 +30,26 @@ VIDEO_SUFFIXES: frozenset[str] = frozenset(
         ".wmv",
     }
 )
-"""Endings, in lower case, by which ``find_videos`` knows videos in folders."""
+"""Endings, in lower case, of the files that ``find_videos`` takes from folders."""
 
 
 def find_videos(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """List video files, searching folders to any depth.
 
-    A file that is named is kept whatever its ending. In folders, files with one of
-    ``VIDEO_SUFFIXES`` are taken, in the order of their names, a folder's own files before
-    those of its subfolders; hidden files and folders are passed over. Links to folders are
+    A file that is named is kept whatever its ending. From folders, files with one of
+    ``VIDEO_SUFFIXES`` are taken in the order of their names. A folder's own files come before
+    those of its subfolders. Hidden files and folders are passed over. Links to folders are
     followed, each folder once. A path that is found twice is listed once.
 
     Args:
         paths: Files and folders.
 
     Returns:
-        The files, in the order of ``paths``; empty where folders hold no video.
+        The files, in the order of ``paths``. The list is empty where folders hold no video.
 
     Raises:
-        VideoNotFoundError: one of ``paths`` does not exist.
-        VideoReadError: a folder cannot be listed.
+        VideoNotFoundError: One of ``paths`` does not exist.
+        VideoReadError: A folder cannot be listed.
     """
     found: dict[Path, None] = {}  # in order, without repetition
     for path in map(Path, paths):
@@ -65,10 +65,10 @@ def find_videos(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def search_folder(
     folder: Path, on_error: Callable[[VideoReadError], None] | None = None
 ) -> Iterator[Path]:
-    """The videos below one folder, as :func:`find_videos` lists them.
+    """Yield the videos below one folder, as :func:`find_videos` lists them.
 
-    ``on_error``: called for a folder that cannot be listed, and the rest goes on; without it,
-    the error is raised.
+    ``on_error`` is called for a folder that cannot be listed, and the search goes on. Without
+    it, the error is raised.
     """
 
     def fail(error: OSError) -> None:

@@ -18,9 +18,10 @@ from xclip_deploy.runtime.video.preprocessing import resize_and_crop
 def read_image(image: ImageLike, image_size: int) -> VideoFrames:
     """Prepare an image as :func:`read_video` prepares frames.
 
-    ``image``: a file that Pillow reads, or one of Pillow's images, turned upright as its EXIF
-    says, transparency on black; or uint8 RGB ``[H, W, 3]``. Raises VideoNotFoundError,
-    VideoReadError where it is no image, InvalidArgumentError for an array of another kind.
+    ``image`` is a file that Pillow reads, one of Pillow's images, or uint8 RGB ``[H, W, 3]``.
+    Files and Pillow's images are turned upright as their EXIF says, with transparency on black.
+    Raises VideoNotFoundError for a missing file, VideoReadError for a file that is no image, and
+    InvalidArgumentError for an array of another kind.
     """
     frame = image if isinstance(image, np.ndarray) else _decode(image)
     return VideoFrames(
@@ -47,7 +48,7 @@ def _decode(image: object) -> NDArray[np.uint8]:
         with nullcontext(what) if isinstance(what, Image.Image) else Image.open(what) as file:
             upright: Any = ImageOps.exif_transpose(file)
             return np.asarray(upright.convert("RGB"))
-    # Beyond its limit of pixels, Pillow warns or raises: a small file can unpack to gigabytes.
+    # Pillow warns or raises beyond its limit of pixels. A small file can unpack to gigabytes.
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise VideoReadError(f"{name}: cannot be read as an image: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ from xclip_deploy.runtime.indexing import (
     find_sources,
     index_videos,
 )
+from xclip_deploy.runtime.manifest import Manifest
+from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.video import FrameSampling, VideoReading
 
 DIM, FRAMES, SIZE = 12, 3, 16
@@ -32,9 +33,10 @@ READING = VideoReading(SAMPLING, SIZE)
 
 
 def manifest() -> Any:
-    """What a gallery looks at in a bundle's manifest."""
-    return SimpleNamespace(
-        fingerprint="0" * 64, model=SimpleNamespace(max_frames=FRAMES, embed_dim=DIM)
+    """A manifest with what a gallery looks at, and nothing else."""
+    return Manifest.model_construct(
+        fingerprint="0" * 64,
+        model=ModelConfig.model_construct(max_frames=FRAMES, embed_dim=DIM),
     )
 
 

@@ -32,7 +32,7 @@ from xclip_deploy.training.checkpoints.refusals import listing
 T = TypeVar("T")
 
 HEAD_WIDTH = 64
-"""Channels of an attention head in every published CLIP but open_clip's largest."""
+"""Channels of an attention head in all published CLIP models except open_clip's largest."""
 # open_clip's ViT-H: 16 heads of 80, by its model_configs/ViT-H-14.json.
 OPEN_CLIP_VISION_HEAD_WIDTHS = {1280: 80}
 CLIP_VOCAB_SIZE = 49408
@@ -104,7 +104,7 @@ class ConfigReader:
                 ),
                 temporal_head=head,
                 temporal_layers=self._layers(_TEMPORAL) if is_transformer else 0,
-                # The authors' heads are of 64 channels too, whatever the width.
+                # The authors' heads have 64 channels too, at any width.
                 temporal_heads=(
                     (self._stated.temporal_heads or max(1, embed_dim // HEAD_WIDTH))
                     if is_transformer
@@ -174,7 +174,7 @@ class ConfigReader:
                 f"{self._stated.origin} says image_size {stated_size}, the weights have "
                 f"{side}x{side} patches of {patch}: {image_size}"
             )
-        # 378-pixel models are 27 patches of 14; a size that leaves a rest is cut by the stride.
+        # The stride cuts off a remainder: 380 pixels are 27 patches of 14, as 378 are.
         heads = self._heads(
             "vision_heads",
             width,
@@ -235,7 +235,7 @@ class ConfigReader:
         if option is not None and width % heads:
             raise InvalidArgumentError(f"{name}={heads} does not divide the width {width}")
         is_told = option is not None or stated is not None
-        # A narrower transformer, of a toy model, has one head.
+        # A toy model's narrower transformer has one head.
         if width % heads or (not is_told and width > head_width and width % head_width):
             raise CheckpointMismatchError(
                 f"the width {width} does not divide into "
@@ -262,7 +262,10 @@ class ConfigReader:
         return head
 
     def _length(self, name: str, axis: Axis, default: int, positions: int, unit: str) -> int:
-        """``max_words`` or ``max_frames``; ``positions``: the table's rows, 0 for no limit."""
+        """Choose ``max_words`` or ``max_frames``.
+
+        ``positions``: rows of the table of positions; 0 for no limit.
+        """
         option: int | None = getattr(self._options, name)
         matrices = (f"scorer.{matrix}" for matrix in matrices_over(axis))
         fixing = next((matrix for matrix in matrices if matrix in self._tensors), None)
@@ -291,7 +294,7 @@ class ConfigReader:
         option = self._options.mask_padding
         if option is None:
             return stated
-        # Without X-CLIP's attention over words and frames nothing is there to mask.
+        # Only X-CLIP's attention over words and frames reads the mask.
         if is_xclip and option != stated:
             self.notes.append(
                 f"mask_padding={option} as asked, though the weights were trained without"

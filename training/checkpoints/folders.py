@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from xclip_deploy.errors import CheckpointReadError
 from xclip_deploy.training.checkpoints.refusals import listing
 
-# In order of preference; safetensors first, as it can hold nothing but weights.
+# The order is that of preference. A safetensors file can hold nothing but weights.
 _HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
 _OPEN_CLIP = (
     "open_clip_model.safetensors",
@@ -21,7 +21,7 @@ _MAX_JSON_BYTES = 64 << 20
 
 
 class SiblingConfig(TypedDict):
-    """What lies beside the weights and says how to use them."""
+    """Configuration files that lie beside the weights."""
 
     hf_config: dict[str, Any] | None
     open_clip_config: dict[str, Any] | None
@@ -29,7 +29,7 @@ class SiblingConfig(TypedDict):
 
 @dataclass(frozen=True)
 class FolderContents:
-    """The files of a folder that together are one checkpoint."""
+    """Files of a folder that together are one checkpoint."""
 
     path: Path
     files: tuple[Path, ...]
@@ -77,7 +77,7 @@ def find_weights(folder: Path) -> FolderContents:
 def sibling_config(file: Path) -> SiblingConfig:
     """Read the configuration that belongs to a file of Hugging Face's or open_clip's name.
 
-    Other files stand alone: a stray ``config.json`` beside them says nothing of them.
+    A file of another name has no configuration, even where a ``config.json`` lies beside it.
     """
     if file.name in _HUGGING_FACE:
         return _configs(file.parent, open_clip=False)
@@ -91,7 +91,7 @@ def _configs(folder: Path, *, open_clip: bool) -> SiblingConfig:
         config = _read_json(folder / "open_clip_config.json")
         return SiblingConfig(hf_config=None, open_clip_config=config)
     config = _read_json(folder / "config.json")
-    # The authors' training leaves a config.json of its own; the weights decide there.
+    # The authors' training writes a config.json of another kind, which is not read.
     is_hugging_face = config is not None and bool(
         config.keys() & {"model_type", "text_config", "vision_config", "architectures"}
     )
@@ -108,7 +108,7 @@ def _sharded(folder: Path, index: Path) -> FolderContents:
     ):
         raise CheckpointReadError(f"{index}: expected a weight_map of tensor names to shards")
     shards = sorted(set(weight_map.values()))
-    # Not by resolving: the files of Hugging Face's cache are links to elsewhere.
+    # Names are compared, not resolved paths: files in Hugging Face's cache are links.
     outside = [s for s in shards if s in ("", ".", "..") or any(c in s for c in "/\\:\0")]
     if outside:
         raise CheckpointReadError(f"{index}: names shards outside its folder: {listing(outside)}")

@@ -43,20 +43,20 @@ if TYPE_CHECKING:
 _NO_OPTIONS = CheckpointOptions()
 
 
-# Not compared by value: the == of tensors is elementwise.
+# Checkpoints compare by identity: the == of tensors is elementwise.
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model's configuration and weights, whatever file they came from."""
+    """Configuration and weights of a model, read from any kind of file."""
 
     config: ModelConfig
     state_dict: dict[str, Tensor] = field(repr=False)
     """FP32 on the CPU, under the names of ``XClip.state_dict()``; independent of the file."""
     layout: str
-    """Whose names the file had: ``X-CLIP``, ``CLIP4Clip``, ``OpenAI CLIP``, ..."""
+    """Naming of the file: ``X-CLIP``, ``CLIP4Clip``, ``OpenAI CLIP``, ..."""
     source_sha256: str
-    """Of the file; see ``RawWeights.sha256`` for a folder."""
+    """SHA-256 of the file; see ``RawWeights.sha256`` for a folder."""
     notes: tuple[str, ...]
-    """What was assumed or left out, a sentence each, to be shown to the user."""
+    """Assumptions and omissions, a sentence each. Show them to the user."""
 
     def build(self) -> XClip:
         """Make the PyTorch model, in evaluation mode, with these weights."""
@@ -70,10 +70,9 @@ class Checkpoint:
 def load_checkpoint(path: PathName, options: CheckpointOptions = _NO_OPTIONS) -> Checkpoint:
     """Load X-CLIP, CLIP4Clip or CLIP from a file or folder.
 
-    The containers are those of :func:`read_weights`; the names those of X-CLIP's and
-    CLIP4Clip's authors, OpenAI, open_clip, Hugging Face and xclip-deploy itself. The
-    configuration is read off the weights, and off a configuration of Hugging Face's or
-    open_clip's beside them.
+    It reads the containers of :func:`read_weights`. It knows the names of X-CLIP's and
+    CLIP4Clip's authors, OpenAI, open_clip, Hugging Face and xclip-deploy itself. It reads the
+    configuration off the weights, and off Hugging Face's or open_clip's file beside them.
 
     Raises:
         CheckpointReadError: the file cannot be read, or holds more than weights.
@@ -130,7 +129,7 @@ def _convert(raw: RawWeights, options: CheckpointOptions) -> Checkpoint:
 
 
 def _float32(tensor: Tensor, name: str, layout: Layout) -> Tensor:
-    # Always a copy: the tensor may be a view of the mapped file.
+    # Copy always: the tensor may be a view of the mapped file.
     copy = tensor.detach().to(torch.float32, copy=True).contiguous()
     if tensor.dtype == torch.float64 and not bool(copy.isfinite().all()):
         raise CheckpointMismatchError(f"{layout.name_in_file(name)} overflows float32")
@@ -177,10 +176,10 @@ def to_authors_state_dict(
 ) -> dict[str, Tensor]:
     """Rename canonical weights to the names of X-CLIP's and CLIP4Clip's own code.
 
-    The inverse of loading, but for tensors that the authors' code stores and does not use:
-    the 2d patch convolution of ``linear_patch=3d`` and frame positions without ``seqTransf``,
-    both of which that code fills in by itself. Tensors keep their dtype and share memory
-    with the argument where they are on the CPU.
+    This inverts loading. It omits two tensors that the authors' code stores and does not use:
+    the 2d patch convolution of ``linear_patch=3d``, and frame positions without ``seqTransf``.
+    Their code fills in both by itself. Tensors keep their dtype, and share memory with the
+    argument where they are on the CPU.
 
     Raises:
         CheckpointMismatchError: the weights are not those of ``XClip(config)``.
@@ -198,12 +197,12 @@ def to_authors_state_dict(
 def save_checkpoint(
     path: str | Path, config: ModelConfig, state_dict: Mapping[str, Tensor]
 ) -> None:
-    """Write a checkpoint in the authors' names that :func:`load_checkpoint` needs no options for.
+    """Write a checkpoint in the authors' names that loads without options.
 
     The file is ``{"state_dict": ..., "xclip_deploy_config": JSON}``, readable by
-    ``torch.load(path, weights_only=True)``. The configuration carries what the tensors do not
-    tell: ``mask_padding``, the activation, the heads, a choice of grains. An older file at
-    ``path`` is replaced in one step.
+    ``torch.load(path, weights_only=True)``. The configuration holds the settings
+    that tensors do not tell: ``mask_padding``, activation, heads, grains. The new file replaces
+    an older one at ``path`` in one step.
 
     Raises:
         CheckpointMismatchError: the weights are not those of ``XClip(config)``.

@@ -1,4 +1,4 @@
-"""open_clip: what its open_clip_config.json says of a model."""
+"""open_clip: read a model's settings from its open_clip_config.json."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _SUPPORTED: dict[str, dict[str, object]] = {
 
 
 def stated_by_config(config: Mapping[str, Any]) -> Stated:
-    """Read activation and heads out of ``open_clip_config.json``.
+    """Read activation and heads from ``open_clip_config.json``.
 
     Raises:
-        CheckpointMismatchError: it describes a model that X-CLIP's encoders cannot be.
+        CheckpointMismatchError: it describes a model that these encoders cannot compute.
     """
     model = config.get("model_cfg", config)
     is_object = isinstance(model, dict)

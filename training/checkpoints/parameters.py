@@ -1,4 +1,4 @@
-"""The parameters of a model: their canonical names and shapes, their check and their hash.
+"""Canonical names and shapes of a model's parameters, their check and their hash.
 
 Canonical names are those of ``XClip.state_dict()``.
 """
@@ -28,7 +28,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Canonical name to shape of every parameter of ``XClip(config)``."""
+    """Return the canonical name and shape of every parameter of ``XClip(config)``."""
     vision, text, dim = config.vision, config.text, config.embed_dim
     patch = (vision.patch_size, vision.patch_size)
     kernel = patch if config.patch_embedding is PatchEmbedding.CONV_2D else (3, *patch)
@@ -105,13 +105,13 @@ def check_parameters(
     unexpected: Iterable[str] = (),
     name_in_file: Callable[[str], str] = str,
 ) -> None:
-    """Hold canonical tensors against the configuration: names, shapes, dtypes, finiteness.
+    """Check names, shapes, dtypes and finiteness of canonical tensors against a configuration.
 
-    ``unexpected``: names in the file that have no canonical name. ``name_in_file``: turns a
-    canonical name into the one that the user's file has, for the message.
+    ``unexpected``: names in the file that have no canonical name. ``name_in_file``: translates
+    a canonical name to the file's, for the message.
 
     Raises:
-        CheckpointMismatchError: naming the tensors, and the shapes found and expected.
+        CheckpointMismatchError: the message names the tensors, and the shapes found and expected.
     """
     shapes = parameter_shapes(config)
     missing = [name_in_file(name) for name in shapes if name not in tensors]
@@ -152,12 +152,12 @@ def model_fingerprint(
     frames_per_second: float,
     preprocessing: Preprocessing,
 ) -> str:
-    """Return the SHA-256, hexadecimal, of all that the features depend on.
+    """Return the SHA-256, hexadecimal, of weights, configuration and preprocessing.
 
-    Two files with equal fingerprints hold the same model: features of one fit those of the other.
+    Equal fingerprints mean the same model: features of one fit those of the other.
 
-    ``state_dict``: the weights under the names of ``XClip.state_dict()``. Precisions of the
-    graphs do not enter: their features are those of one model, rounded.
+    ``state_dict``: the weights under the names of ``XClip.state_dict()``. The precision of the
+    graphs is left out: it only rounds the same model's features.
     """
     settings = {
         "model": config.model_dump(mode="json"),

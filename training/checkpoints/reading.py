@@ -1,6 +1,6 @@
-"""Read weights out of any container: nothing but weights is ever unpickled.
+"""Read weights from any container; unpickle nothing but weights.
 
-What the tensors are called, and so which model they make, is for ``layouts`` to say.
+``layouts`` decides by the names of the tensors which model they make.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from xclip_deploy.training.checkpoints.folders import FolderContents, find_weigh
 from xclip_deploy.training.checkpoints.refusals import first_line, listing
 
 SAVED_CONFIG_KEY = "xclip_deploy_config"
-"""Where a checkpoint of ours keeps its ``ModelConfig`` as JSON, beside its state dict."""
+"""Key of the ``ModelConfig``, as JSON, beside the state dict of a checkpoint of ours."""
 
-# What training scripts put around a state dict: PyTorch's and Lightning's habit, timm's,
+# Training scripts wrap a state dict in these keys: PyTorch's and Lightning's habit, timm's,
 # the PyTorch tutorials', DeepSpeed's.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
 # DistributedDataParallel, torch.compile and Lightning put these before every name.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 
-# Of what one file can declare. Weights do not compress to a fraction, and tied weights at
-# most double; more is a file made to exhaust memory.
+# Declared bytes per byte of the file. Weights barely compress, and tied weights at most
+# double. A file that declares more was made to exhaust memory.
 _MAX_EXPANSION = 4
 _SLACK_BYTES = 1 << 20
 
-# Files that are often passed, or downloaded, in place of a checkpoint.
+# Users often pass or download these files in place of a checkpoint.
 _KNOWN_OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
     (b"\x89PNG", "a PNG image"),
@@ -66,28 +66,28 @@ _EXPECTED = (
 
 @dataclass(frozen=True, eq=False)
 class RawWeights:
-    """The tensors of a checkpoint under the names that the file gives them."""
+    """Tensors of a checkpoint under their names in the file."""
 
     tensors: dict[str, Tensor]
     """On the CPU, in the file's own dtypes; they may be views of the mapped file."""
     container: str
     """``torch-zip``, ``torch-legacy``, ``torchscript`` or ``safetensors``."""
     sha256: str
-    """Of the file; of sharded weights, that of ``sha256sum``'s lines for the sorted shards."""
+    """SHA-256 of the file; of sharded weights, that of ``sha256sum``'s lines, shards sorted."""
     hf_config: dict[str, Any] | None = None
-    """Hugging Face's ``config.json``, where one lies beside the weights."""
+    """Content of Hugging Face's ``config.json``; None where none lies beside the weights."""
     open_clip_config: dict[str, Any] | None = None
-    """open_clip's ``open_clip_config.json``, where one lies beside the weights."""
+    """Content of ``open_clip_config.json``; None where none lies beside the weights."""
     saved_config: str | None = None
     """The ``ModelConfig`` that xclip-deploy saved with the weights, as JSON."""
 
 
 def read_weights(path: str | Path) -> RawWeights:
-    """Read every tensor of a checkpoint file or folder; executes nothing that it holds.
+    """Read every tensor of a checkpoint file or folder; execute nothing that it holds.
 
-    Wrappers of training scripts (``state_dict``, ``model``, ``model_state_dict``, ``module``)
-    are opened and the prefixes of distributed or compiled models (``module.``,
-    ``_orig_mod.``) stripped.
+    It opens the wrappers of training scripts (``state_dict``, ``model``, ``model_state_dict``,
+    ``module``), and strips the prefixes of distributed or compiled models (``module.``,
+    ``_orig_mod.``).
 
     Raises:
         CheckpointReadError: the file is missing, empty, truncated or no checkpoint, or it
@@ -153,8 +153,8 @@ def _read_file(path: Path) -> RawWeights:
     except (CheckpointError, OSError):
         raise
     except Exception as error:
-        # Damaged bytes make the parsers of zip, pickle and safetensors raise almost
-        # anything; to the user each means the same.
+        # The parsers of zip, pickle and safetensors raise almost anything for damaged bytes.
+        # All of it means the same to the user.
         raise CheckpointReadError(
             f"{path}: truncated or damaged ({first_line(error)}); {_EXPECTED}; "
             "download or copy it again"
@@ -182,7 +182,7 @@ def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str | None]
         saved_config = config if isinstance(config, str) else saved_config
         inner = next((content[key] for key in _WRAPPERS if _holds_tensors(content.get(key))), None)
         if inner is None:
-            # Other values than tensors (an epoch number, an extra state) are no weights.
+            # An epoch number or another extra state is no weight.
             named = {
                 name: value
                 for name, value in content.items()

@@ -1,4 +1,4 @@
-"""Refusals: their wording, and the model families that are recognised but not supported."""
+"""Recognise model families that are not supported, and word refusals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _OTHERS = (
 
 
 def refuse_known_others(names: Collection[str], hf_config: Mapping[str, Any] | None) -> None:
-    """Raise UnknownLayoutError where the names are those of a family known not to work."""
+    """Raise UnknownLayoutError for the names of a family that is known and not supported."""
     for pattern, family in _OTHERS:
         telling = next((name for name in names if re.match(pattern, name)), None)
         if telling is not None:
@@ -63,7 +63,7 @@ def refuse_known_others(names: Collection[str], hf_config: Mapping[str, Any] | N
 
 
 def listing(names: Iterable[str], limit: int = 5) -> str:
-    """Join names into ``a, b, c and 12 more``; ``limit`` is how many are spelled out."""
+    """Join names into ``a, b, c and 12 more``; ``limit``: names that are spelled out."""
     every = list(names)
     if not every:
         return "none"

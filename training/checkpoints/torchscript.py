@@ -1,10 +1,9 @@
 """Read the weights of a TorchScript archive without running any of it.
 
-OpenAI published CLIP's ViT-*.pt as such archives. ``torch.jit.load`` compiles the code that
-an archive holds and ``pickle`` may call what it names; here neither happens. The archive's
-``data.pkl`` is interpreted by a machine that knows only the opcodes of torch's own writer
-(torch/csrc/jit/serialization/pickler.cpp) and can do nothing but build containers, inert
-objects and tensors.
+OpenAI published CLIP's ViT-*.pt as such archives. ``torch.jit.load`` compiles the code in an
+archive, and ``pickle`` may call what it names. This module does neither. Its own machine
+interprets ``data.pkl``. It knows only the opcodes of torch's own writer
+(torch/csrc/jit/serialization/pickler.cpp), and builds containers, inert objects and tensors.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _DTYPES = {
     "torch.BoolStorage": torch.bool,
 }
 _REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
-# Each takes the value itself as first argument: they tell TorchScript its static type.
+# Each tells TorchScript a static type, and takes the value itself as first argument.
 _TYPED_CONTAINERS = {
     "torch.jit._pickle.build_intlist",
     "torch.jit._pickle.build_doublelist",
@@ -55,7 +54,7 @@ class _Global:
 
 @dataclass
 class _ScriptObject:
-    """An instance of a class that the archive defines: its attributes and no behaviour."""
+    """Instance of a class that the archive defines: it has attributes and no behaviour."""
 
     state: dict[Any, Any] = field(default_factory=dict)
 
@@ -67,7 +66,7 @@ class _Mark:
 def read_torchscript(archive: zipfile.ZipFile, root: str, path: Path) -> dict[str, Tensor]:
     """Read every parameter and buffer, named as in the module's ``state_dict()``.
 
-    ``root``: the archive's top folder with its slash. ``path`` is for messages alone.
+    ``root``: the archive's top folder with its slash. ``path``: the file, for messages.
 
     Raises:
         CheckpointReadError: the archive names something to call other than torch's own
@@ -91,7 +90,7 @@ def _flatten(module: object, path: Path) -> dict[str, Tensor]:
     while pending:
         prefix, owner = pending.pop()
         visited += 1
-        # Objects may be shared, so a few can make a tree without end.
+        # A few shared objects can make a tree without end.
         if visited + len(tensors) > _MAX_NAMES:
             raise CheckpointReadError(f"{path}: more than {_MAX_NAMES} modules; refused as hostile")
         if not isinstance(owner, _ScriptObject):
@@ -105,7 +104,7 @@ def _flatten(module: object, path: Path) -> dict[str, Tensor]:
 
 
 class _Machine:
-    """A pickle machine without calls: what it does not know, it refuses."""
+    """Pickle machine that calls nothing, and refuses what it does not know."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str, path: Path) -> None:
         self._archive = archive
@@ -154,7 +153,7 @@ class _Machine:
                 self._new_object(stack.pop())
             elif name == "BUILD":
                 state = stack.pop()
-                # A class with __getstate__ keeps a state of its own making: no module.
+                # A class with __getstate__ keeps a state of its own, and is no module.
                 self._top(_ScriptObject).state = state if isinstance(state, dict) else {}
             elif name == "REDUCE":
                 arguments = self._arguments()
@@ -213,7 +212,7 @@ class _Machine:
         """Read the record of ``('storage', type, key, device, number of elements)``."""
         if not isinstance(identity, tuple) or len(identity) != 5:
             raise TypeError("data.pkl has a storage without an identity")
-        _, kind, key, _, count = identity  # the device does not matter: all is read to the CPU
+        _, kind, key, _, count = identity  # everything is read to the CPU, whatever the device
         dtype = _DTYPES.get(kind.name) if isinstance(kind, _Global) else None
         if dtype is None:
             raise self._unsafe(kind)
@@ -239,7 +238,7 @@ class _Machine:
     def _tensor(
         self, storage: object, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
     ) -> Tensor:
-        """View ``size`` elements of the storage; torch checks that they lie inside it."""
+        """Return a view of the storage; torch checks that it lies inside."""
         if not isinstance(storage, Tensor):
             raise TypeError("data.pkl has a tensor without a storage")
         return storage.as_strided(size, stride, offset)

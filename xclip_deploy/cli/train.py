@@ -90,7 +90,7 @@ def command(
     if show_config:
         print_json(config.model_dump(mode="json"))
         return
-    train = xclip_deploy.train  # names the extra to install, before PyTorch is missed
+    train = xclip_deploy.train  # where PyTorch is missing, this names the extra to install
     from xclip_deploy.training.step import keep_freed_memory
 
     keep_freed_memory()
@@ -108,7 +108,7 @@ def command(
 
 @contextmanager
 def _progress() -> Iterator[tuple[Callable[[StepReport], None], ProgressFunction]]:
-    """Show steps and preparations: bars on a terminal, elsewhere a line now and then."""
+    """Show steps and preparations: bars on a terminal, elsewhere a line at times."""
     if not sys.stderr.isatty():
         yield _write_step, _write_preparation
         return
