@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
 from xclip_deploy.runtime.video.colour import to_rgb
-from xclip_deploy.runtime.video.orientation import orientation_of
 from xclip_deploy.runtime.video.containers import check_pixels
+from xclip_deploy.runtime.video.orientation import orientation_of
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
 
 if TYPE_CHECKING:
