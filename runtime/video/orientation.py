@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ UPRIGHT = Orientation(65536, 0, 0, 65536)
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """Return how a frame is to be shown; ``UPRIGHT`` without a display matrix."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return UPRIGHT
     matrix = np.frombuffer(bytes(data), np.int32, count=9).tolist()
