@@ -58,6 +58,7 @@ def export_bundle(
     *,
     options: CheckpointOptions | None = None,
     frames_per_second: float = 1.0,
+    square_pixels: bool = False,
     bf16: bool = False,
     int8: bool = False,
     progress: ProgressFunction | None = None,
@@ -65,10 +66,12 @@ def export_bundle(
     """Export a checkpoint to a bundle with FP32 and FP16 graphs.
 
     ``options``: what the weights do not tell. ``frames_per_second``: how densely video is
-    sampled; the published models use 1. ``bf16``: BF16 graphs as well, for TensorRT. ``int8``:
-    INT8 encoders as well, for the CPU. An existing bundle at ``output`` is replaced, and only
-    once the new one is whole and agrees with PyTorch. ``progress``: called at the start of every
-    step, which ``note`` names, and once more at the end.
+    sampled; the published models use 1. ``square_pixels``: show anamorphic video in its true
+    proportions; the published models were trained on stored pixels. ``bf16``: BF16 graphs as
+    well, for TensorRT. ``int8``: INT8 encoders as well, for the CPU. An existing bundle at
+    ``output`` is replaced, and only once the new one is whole and agrees with PyTorch.
+    ``progress``: called at the start of every step, which ``note`` names, and once more at the
+    end.
 
     Raises CheckpointError, ExportError (ParityError where a graph does not reproduce
     PyTorch) or InvalidArgumentError.
@@ -76,6 +79,7 @@ def export_bundle(
     source, target = as_path("checkpoint", checkpoint), as_path("output", output)
     if as_number("frames_per_second", frames_per_second, 0, 1000) == 0:
         raise InvalidArgumentError("frames_per_second is 0; expected more, 1000 at most")
+    as_truth("square_pixels", square_pixels)
     as_truth("bf16", bf16)
     as_truth("int8", int8)
     as_callback("progress", progress)
@@ -92,7 +96,15 @@ def export_bundle(
     loaded = load_checkpoint(source, options or CheckpointOptions())
     try:
         with replaced_directory(target) as directory:
-            manifest = _write(loaded, source, directory, frames_per_second, precisions, steps)
+            preprocessing = Preprocessing(
+                image_size=loaded.config.vision.image_size,
+                mean=CLIP_MEAN,
+                std=CLIP_STD,
+                square_pixels=square_pixels,
+            )
+            manifest = _write(
+                loaded, source, directory, frames_per_second, preprocessing, precisions, steps
+            )
     except OSError as error:
         raise ExportError(
             f"bundle {target} cannot be written ({error.strerror}); what was there stands"
@@ -106,6 +118,7 @@ def _write(
     source: Path,
     directory: Path,
     frames_per_second: float,
+    preprocessing: Preprocessing,
     precisions: tuple[Precision, ...],
     steps: _Steps,
 ) -> Manifest:
@@ -118,7 +131,6 @@ def _write(
             f"{tokenizer.vocab_size} ids; a model with a tokenizer of its own cannot be exported"
         )
     tokenizer.save(directory / _TOKENIZER)
-    preprocessing = Preprocessing(image_size=config.vision.image_size, mean=CLIP_MEAN, std=CLIP_STD)
     fingerprint = model_fingerprint(loaded.state_dict, config, frames_per_second, preprocessing)
     steps.next("running PyTorch for reference")
     model = loaded.build()

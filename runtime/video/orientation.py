@@ -55,6 +55,11 @@ class Orientation(NamedTuple):
         limit = math.tan(math.radians(_TOLERANCE_DEGREES)) * min(map(abs, kept))
         return 0 in kept or max(map(abs, lost)) > limit
 
+    @property
+    def is_mirror(self) -> bool:
+        """True if no turn alone gives the picture that is shown."""
+        return self.a * self.d - self.b * self.c < 0
+
     def __str__(self) -> str:
         return " ".join(f"{value / 65536:g}" for value in self)
 

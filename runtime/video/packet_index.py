@@ -55,6 +55,8 @@ class PacketIndex:
     stream is asked for its time base after its container was closed."""
     packet_count: int
     """Number of packets, including those that are decoded but not shown."""
+    hidden_count: int
+    """Number of packets that an edit list hides."""
     start_s: float
     """Time of the first frame on the player's clock, seconds."""
     end_s: float
@@ -76,7 +78,7 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
     time_base = float(stream.time_base) if stream.time_base else 0.0
     shown: list[int] = []
     keyframes: list[tuple[int, int]] = []
-    packet_count = shown_count = last_duration = 0
+    packet_count = shown_count = hidden_count = last_duration = 0
     last_pts = -(2**63)
     latest_end_s = 0.0
     decoded: list[int] = []
@@ -106,6 +108,7 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
             if packet.pts is not None and packet.is_keyframe:
                 dts = packet.dts if packet.dts is not None else packet.pts
                 keyframes.append((packet.pts, dts))
+            hidden_count += packet.is_discard
             if packet.is_discard or _is_never_shown(packet, stream.codec_context.name):
                 continue
             shown_count += 1
@@ -153,6 +156,7 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
         is_in_decoding_order=is_in_decoding_order,
         time_base=time_base,
         packet_count=packet_count,
+        hidden_count=hidden_count,
         start_s=start_s,
         end_s=end_s,
         frame_rate=frame_rate,
