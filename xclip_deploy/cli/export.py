@@ -40,6 +40,11 @@ from xclip_deploy.cli.options import PathArgument, json_option
     help="Sample this many frames per second of video.",
 )
 @click.option(
+    "--square-pixels",
+    is_flag=True,
+    help="Show anamorphic video in its true proportions. Published models were trained without.",
+)
+@click.option(
     "--activation",
     type=click.Choice(["quick_gelu", "gelu"]),
     help="Set the activation of CLIP's MLPs. Most open_clip weights need gelu, unless they are "
@@ -83,6 +88,7 @@ def command(
     max_words: int | None,
     max_frames: int | None,
     frames_per_second: float,
+    square_pixels: bool,
     activation: str | None,
     temporal_head: str | None,
     vision_heads: int | None,
@@ -117,6 +123,7 @@ def command(
                     mask_padding=mask_padding,
                 ),
                 frames_per_second=frames_per_second,
+                square_pixels=square_pixels,
                 bf16=bf16,
                 int8=int8,
                 progress=progress,
