@@ -60,6 +60,7 @@ from xclip_deploy.runtime.deployed_model import MAX_BATCH
 from xclip_deploy.runtime.engine_set import read_engine_set
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Tolerance
+from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import options_of
@@ -252,7 +253,7 @@ def _try_open(
 
 
 def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> VerificationError:
-    reasons = "; ".join(f"{skip.what}: {skip.reason}" for skip in skipped)
+    reasons = listed([f"{skip.what}: {skip.reason}" for skip in skipped])
     return VerificationError(
         f"bundle {bundle.path}: nothing to compare with its FP32 graphs can run here ({reasons}); "
         "give the model as --checkpoint to verify the FP32 graphs themselves"
