@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy.errors import MissingExtraError, VideoReadError
-from xclip_deploy.runtime.video.containers import check_container
 from xclip_deploy.runtime.video.colour import needs_conversion
+from xclip_deploy.runtime.video.containers import check_container
 from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
 from xclip_deploy.runtime.video.matroska import NO_CROP
 from xclip_deploy.runtime.video.orientation import UPRIGHT, orientation_of
