@@ -12,7 +12,7 @@ from xclip_deploy.cli.display import (
     print_parity,
     step_progress,
 )
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.options import PathArgument, json_option, weights_option
 
 
 @click.command("export")
@@ -25,6 +25,7 @@ from xclip_deploy.cli.options import PathArgument, json_option
     show_default=True,
     help="Write the bundle to this directory, and replace an older one there.",
 )
+@weights_option
 @click.option(
     "--max-words",
     type=click.IntRange(min=3),
@@ -85,6 +86,7 @@ from xclip_deploy.cli.options import PathArgument, json_option
 def command(
     checkpoint: Path,
     output: Path,
+    weights: str | None,
     max_words: int | None,
     max_frames: int | None,
     frames_per_second: float,
@@ -120,6 +122,7 @@ def command(
                     vision_heads=vision_heads,
                     text_heads=text_heads,
                     mask_padding=mask_padding,
+                    weights=weights,
                 ),
                 frames_per_second=frames_per_second,
                 bf16=bf16,
