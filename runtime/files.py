@@ -15,16 +15,49 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
 
+from xclip_deploy.errors import InvalidArgumentError, XclipDeployError
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _ASIDE = "-old"
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _HASHED_BYTES = 1 << 20
 """Number of bytes that are read and hashed at a time."""
+
+
+def require_regular_file(
+    path: Path, what: str, error: type[XclipDeployError] = InvalidArgumentError
+) -> None:
+    """Refuse what is no regular file, a link to one apart.
+
+    Reading a pipe or a device can wait for ever, or never end. Call this before opening a path
+    that comes from outside.
+
+    Args:
+        path: The path. Links are followed.
+        what: What the file should hold, such as ``a list of videos``. The message names it.
+        error: Class of the error.
+
+    Raises:
+        XclipDeployError: Of the class ``error``: the path is a folder, pipe, socket or device.
+        OSError: There is no such file, or it may not be looked at.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
+        raise error(f"{path}: is {kind}; expected {what} in a regular file")
 
 
 @contextmanager

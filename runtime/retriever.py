@@ -12,7 +12,6 @@ import numpy.typing as npt
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     PathName,
-    as_instance,
     as_number,
     as_path,
     as_text,
@@ -308,9 +307,6 @@ class Retriever:
         if ``path`` cannot be written.
         """
         self._check_open()
-        as_instance(
-            "explanation", explanation, (Explanation, Contrast), "what retriever.explain gives"
-        )
         plot_explanation(explanation, as_path("path", path), self.read_video)
 
     # -- for pipelines of one's own --------------------------------------------------------

@@ -37,7 +37,8 @@ The whole tree, with the exit status that the command line gives each branch::
     │   ├── AmbiguousVideoError               several files for one id, or one for several
     │   └── MissingVideosError                more annotated videos without a file than allowed
     ├── TrainingError                    12   (a run that cannot go on)
-    └── VerificationError                13   (a graph or engine differs from its model)
+    ├── VerificationError                13   (a graph or engine differs from its model)
+    └── OutputError                      14   (standard output cannot be written)
 
 A message is one line. It says what was found, what was expected and, where one exists, the
 command that mends it.
@@ -254,3 +255,9 @@ class VerificationError(XclipDeployError):
         super().__init__(message)
         self.certificate: Any = certificate
         """``Certificate`` of the whole comparison; None if the comparison did not finish."""
+
+
+class OutputError(XclipDeployError):
+    """Results cannot be written to standard output: it is closed, or its disk is full."""
+
+    exit_code = 14

@@ -113,17 +113,19 @@ class Tally:
             self._read.add(task.order)
             self._done += 1
 
-    def place(self, placed: Placed) -> None:
-        """Note that a file was committed, or is in the gallery as it is."""
-        task = placed.task
-        if placed.what == "duplicate":
-            self._duplicates.append((task.order, task.source.path, placed.video_id))
-        else:
-            self._ids[placed.what].append((task.order, placed.video_id))
-        if placed.warning is not None:
-            self.warn(task, placed.warning)
-        self.read(task)
-        self._read.discard(task.order)  # a placed file is not read again
+    def place(self, *files: Placed) -> None:
+        """Note that files were committed, or are in the gallery as they are; report progress."""
+        for placed in files:
+            task = placed.task
+            if placed.what == "duplicate":
+                self._duplicates.append((task.order, task.source.path, placed.video_id))
+            else:
+                self._ids[placed.what].append((task.order, placed.video_id))
+            if placed.warning is not None:
+                self.warn(task, placed.warning)
+            self.read(task)
+            self._read.discard(task.order)  # a placed file is not read again
+        self.show()
 
     def fail(self, task: Task, reason: str) -> None:
         """Note that a file cannot be indexed."""

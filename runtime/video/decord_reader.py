@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy.errors import MissingExtraError, VideoReadError
+from xclip_deploy.runtime.video.containers import check_container
 from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
 from xclip_deploy.runtime.video.sampling import sample_frame_numbers
@@ -65,6 +66,7 @@ def read_with_decord(path: Path, reading: VideoReading) -> VideoFrames:
         MissingExtraError: decord is not installed.
     """
     _refuse_hazards(path)
+    check_container(path, must_be_known=True)
     decord = import_decord()
     try:
         video = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
 from xclip_deploy.runtime.video.colour import to_rgb
+from xclip_deploy.runtime.video.containers import check_pixels
 from xclip_deploy.runtime.video.orientation import orientation_of
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
-from xclip_deploy.runtime.video.pyav_container import check_size
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -49,7 +49,7 @@ class TakenFrames:
         """
         import av
 
-        check_size(self.path, frame.width, frame.height)
+        check_pixels(self.path, frame.width, frame.height)
         try:
             rgb, colour_warning = to_rgb(frame)
             pixels = rgb.to_ndarray().astype(np.uint8, copy=False)

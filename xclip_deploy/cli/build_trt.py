@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import engine_progress, print_json, print_table
+from xclip_deploy.cli.display import engine_progress, print_json, print_table, say
 from xclip_deploy.cli.options import PathArgument, json_option
 
 if TYPE_CHECKING:
@@ -231,13 +231,13 @@ def _print_dry_run(parsed: DryRun, *, as_json: bool) -> None:
     refused = []
     for graph, parse in parsed.graphs.items():
         if not parse.unsupported:
-            click.echo(f"{graph.value}: {parsed.library} takes all of it ({parse.layers} layers)")
+            say(f"{graph.value}: {parsed.library} takes all of it ({parse.layers} layers)")
         refused += [(graph.value, one.node, one.operator, one.reason) for one in parse.unsupported]
     if refused:
         print_table(("graph", "node", "operator", "why it is refused"), refused)
-        click.echo(f"{parsed.library} refuses {len(refused)} operators; nothing was built")
+        say(f"{parsed.library} refuses {len(refused)} operators; nothing was built")
     else:
-        click.echo("nothing was built; leave out --dry-run to build")
+        say("nothing was built; leave out --dry-run to build")
 
 
 def _print_result(result: BuildResult, *, as_json: bool) -> None:
@@ -271,11 +271,9 @@ def _print_result(result: BuildResult, *, as_json: bool) -> None:
     headers = ("engine", "size", "built in", "fused attention", "profile", "GPU memory")
     print_table(headers, rows, right=(1, 2, 3, 5))
     for note in result.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     if not result.is_new:
-        click.echo(
-            f"{result.path} is up to date (built {engine_set.created_utc}); --force builds anyway"
-        )
+        say(f"{result.path} is up to date (built {engine_set.created_utc}); --force builds anyway")
         return
     tested = "run on this GPU" if engine_set.self_tested else "not run, as there is no GPU for them"
-    click.echo(f"wrote {result.path} ({tested})")
+    say(f"wrote {result.path} ({tested})")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +20,52 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
 
+MAX_LINE = 1000
+"""Longest line of a message, in characters."""
+
+# Control characters, marks that reorder text, line separators, and undecodable bytes of names.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with escapes such as ``\x1b`` for what a terminal would act on."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines for people, escaped, each of 1,000 characters at most.
+
+    Everything that the command line prints goes through this function, ``print_table``,
+    ``print_fields`` or ``print_json``, which escape. ``err``: whether to take standard error.
+    """
+    _echo("\n".join(shortened(printable(line), MAX_LINE) for line in lines), err=err)
+
+
+def print_fields(rows: Iterable[tuple[str, str]], width: int) -> None:
+    """Print a line for each name and value, escaped. ``width``: columns of the names."""
+    for name, value in rows:
+        _echo(f"{printable(name) + ':':<{width}}{printable(value)}")
+
+
 def print_json(content: object) -> None:
     """Print ``content`` as JSON on standard output."""
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    _echo(_json_text(content, ascii_only=not encoding.startswith("utf")))
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    # Without a file, click would write UTF-8 to an ASCII stream.
+    click.echo(text, file=sys.stderr if err else sys.stdout)
+
+
+def _json_text(content: object, *, ascii_only: bool = False) -> str:
+    text = json.dumps(content, indent=2, ensure_ascii=ascii_only)
+    # The only newlines are those of the indentation.
+    return "\n".join(
+        _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n")
+    )
 
 
 def write_json(path: Path, content: object) -> None:
@@ -28,9 +73,8 @@ def write_json(path: Path, content: object) -> None:
     from xclip_deploy.errors import InvalidArgumentError
     from xclip_deploy.runtime.files import replace_text
 
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     try:
-        replace_text(path, text)
+        replace_text(path, _json_text(content) + "\n")
     except OSError as error:
         raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -52,7 +96,7 @@ def print_table(
         table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         # Text takes brackets and colons literally; a str could hold markup and emoji.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
 
 
@@ -75,6 +119,8 @@ def duration_text(seconds: float | None) -> str:
 
 def shortened(text: str, width: int) -> str:
     """Return a text in at most ``width`` columns of a terminal, cut in the middle."""
+    if len(text) <= width // 2:  # no character takes more than two columns
+        return text
     from rich.cells import cell_len
 
     if cell_len(text) <= width:
@@ -109,7 +155,7 @@ def print_parity(records: Sequence[ParityRecord]) -> None:
         record.precision.value for record in records if record.method.value == "rounded"
     )
     if rounded:
-        click.echo(
+        say(
             f"{', '.join(rounded)}: ONNX Runtime cannot run these graphs; they were computed in "
             "FP32, with each result rounded to the precision"
         )
@@ -173,7 +219,7 @@ def step_progress() -> Iterator[ProgressFunction]:
         now_s = time.monotonic()
         if running:
             place = f"[{progress.done}/{progress.total}]"
-            click.echo(f"{place} {running}: {now_s - started_s:.1f} s", err=True)
+            say(f"{place} {running}: {now_s - started_s:.1f} s", err=True)
         started_s, running = now_s, progress.note
 
     yield write
@@ -213,7 +259,7 @@ def engine_progress() -> Iterator[Callable[[BuildStep], None]]:
             if step.fraction == 1:
                 now_s = time.monotonic()
                 label = f"[{step.number + 1}/{step.total}] {step.graph.value}"
-                click.echo(f"{label}: {now_s - started_s:.1f} s", err=True)
+                say(f"{label}: {now_s - started_s:.1f} s", err=True)
                 started_s = now_s
 
         yield write

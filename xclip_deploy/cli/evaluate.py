@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import encoding_progress, print_json, print_table, write_json
+from xclip_deploy.cli.display import encoding_progress, print_json, print_table, say, write_json
 from xclip_deploy.cli.options import (
     PathArgument,
     json_option,
@@ -160,7 +160,7 @@ def command(
         _print(evaluation)
     if output is not None:
         write_json(output, evaluation.to_dict())
-        click.echo(f"wrote {output}", err=as_json)
+        say(f"wrote {output}", err=as_json)
 
 
 def _options(
@@ -182,19 +182,19 @@ def _options(
 
 def _print(evaluation: Evaluation) -> None:
     for video in evaluation.unreadable:
-        click.echo(f"unreadable: {video.reason}")  # the reason begins with the path
+        say(f"unreadable: {video.reason}")  # the reason begins with the path
     for video in evaluation.damaged:
-        click.echo(f"damaged: {video.path}: {video.reason}")
+        say(f"damaged: {video.path}: {video.reason}")
     if evaluation.missing:
         names = ", ".join(evaluation.missing[:5])
         more = len(evaluation.missing) - 5
-        click.echo(f"missing: {names}{f' and {more} more' if more > 0 else ''}")
+        say(f"missing: {names}{f' and {more} more' if more > 0 else ''}")
     rows = _rows("", evaluation.metrics)
     if evaluation.dual_softmax is not None:
         rows += _rows(" (dual softmax)", evaluation.dual_softmax)
     print_table(("", "R@1", "R@5", "R@10", "MdR", "MnR", "queries"), rows, right=range(1, 7))
     model = evaluation.model
-    click.echo(
+    say(
         f"{evaluation.split}: {evaluation.num_videos} videos, {evaluation.num_captions} captions; "
         f"left out: {len(evaluation.missing)} without a file, "
         f"{len(evaluation.unreadable)} unreadable; {model.kind} in {model.precision} "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json
+from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.gallery import find_video
 from xclip_deploy.cli.options import (
     PathArgument,
@@ -65,8 +65,8 @@ def command(
     if as_json:
         print_json(explanation.to_dict())
         return
-    click.echo(str(explanation))
-    click.echo(f"wrote {output}")
+    say(str(explanation))
+    say(f"wrote {output}")
 
 
 def _best(query: str, retriever: Retriever) -> list[str]:

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import click
 
-from xclip_deploy.cli.display import (
-    print_graph_sizes,
-    print_json,
-    print_parity,
-    step_progress,
-)
+from xclip_deploy.cli.display import print_graph_sizes, print_json, print_parity, say, step_progress
 from xclip_deploy.cli.options import PathArgument, json_option, weights_option
 
 
@@ -137,9 +132,9 @@ def command(
         print_json(result.bundle.manifest.model_dump(mode="json"))
         return
     print_parity(result.parity)
-    click.echo()
+    say()
     print_graph_sizes(result.bundle.manifest)
-    click.echo()
+    say()
     for note in result.notes:
-        click.echo(f"note: {note}")
-    click.echo(f"wrote {result.bundle.path}; next: xclip-deploy build-trt {result.bundle.path}")
+        say(f"note: {note}")
+    say(f"wrote {result.bundle.path}; next: xclip-deploy build-trt {result.bundle.path}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_table
+from xclip_deploy.cli.display import print_json, print_table, say
 from xclip_deploy.cli.options import PathArgument, json_option
 
 
@@ -130,13 +130,13 @@ def command(
         rows.append((model, f"{sum(record.size_bytes for record in files) / 1e6:.1f} MB"))
     print_table(("model", "size"), rows, right=(1,))
     where = f"backend {description.backend.value} on {description.device}"
-    click.echo(f"{where}, {description.precision.value}")
+    say(f"{where}, {description.precision.value}")
     if description.tensorrt_version is not None:
-        click.echo(
+        say(
             f"the server must have TensorRT {description.tensorrt_version}"
             f"{' or later' if description.server_arguments else ''} and a GPU that "
             f"{description.target} engines run on"
         )
-    click.echo("text_tokenizer needs xclip-deploy in the server's Python")
+    say("text_tokenizer needs xclip-deploy in the server's Python")
     words = [f"tritonserver --model-repository={result.path}", *description.server_arguments]
-    click.echo(f"wrote {result.path}; next: {' '.join(words)}")
+    say(f"wrote {result.path}; next: {' '.join(words)}")

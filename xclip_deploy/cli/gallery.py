@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import duration_text, name_of, print_json, print_table, shortened
+from xclip_deploy.cli.display import (
+    duration_text,
+    name_of,
+    print_fields,
+    print_json,
+    print_table,
+    printable,
+    say,
+    shortened,
+)
 from xclip_deploy.cli.options import gallery_option, json_option
 
 if TYPE_CHECKING:
@@ -47,7 +56,7 @@ def command(ctx: click.Context) -> None:
     These commands need neither a bundle nor its model.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        say(*ctx.get_help().split("\n"))
 
 
 @command.command("list", short_help="List videos with their metadata.")
@@ -80,7 +89,7 @@ def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_jso
     matching = "" if where is None else " that match"
     if not videos:
         beyond = f"; expected an offset below {total}" if total else ""
-        click.echo(f"{gallery} holds {_count(total)}{matching}{beyond}")
+        say(f"{gallery} holds {_count(total)}{matching}{beyond}")
         return
     _print_videos(videos)
     line = f"{offset + 1} to {offset + len(videos)} of {_count(total)}{matching}"
@@ -89,7 +98,7 @@ def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_jso
         words += [] if where is None else ["--where", where]
         words += [] if limit == _LIMIT else ["--limit", str(limit)]
         line += f"; see more: {shlex.join([*words, '--offset', str(offset + len(videos))])}"
-    click.echo(line)
+    say(line)
 
 
 @command.command("show", short_help="Show everything known about a video.")
@@ -162,9 +171,9 @@ def remove_videos(
     if dry_run:
         if chosen:
             _print_videos(chosen)
-        click.echo(f"{_count(len(ids))} would be removed from {gallery}, which holds {left}")
+        say(f"{_count(len(ids))} would be removed from {gallery}, which holds {left}")
         return
-    click.echo(f"{_count(removed)} removed; {gallery} holds {left}")
+    say(f"{_count(removed)} removed; {gallery} holds {left}")
 
 
 @command.command("optimize", short_help="Compact the gallery and build its index.")
@@ -186,15 +195,13 @@ def optimize(gallery: str, keep_minutes: float, as_json: bool) -> None:
 
     started_s = time.monotonic()
     with _opened(gallery) as opened:
-        opened.optimize(
-            lambda progress: click.echo(progress.note, err=True), keep_s=60 * keep_minutes
-        )
+        opened.optimize(lambda progress: say(progress.note, err=True), keep_s=60 * keep_minutes)
         videos = len(opened)
     seconds = time.monotonic() - started_s
     if as_json:
         print_json({"gallery": gallery, "videos": videos, "seconds": round(seconds, 3)})
     else:
-        click.echo(f"{gallery}: {_count(videos)}, {seconds:.1f} s")
+        say(f"{gallery}: {_count(videos)}, {seconds:.1f} s")
 
 
 def find_video(gallery: Gallery, name: str) -> GalleryVideo:
@@ -240,12 +247,12 @@ def _is_confirmed(count: int, gallery: str) -> bool:
     """Ask on the terminal. Raises InvalidArgumentError without a terminal."""
     from xclip_deploy.errors import InvalidArgumentError
 
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise InvalidArgumentError(
             f"{_count(count)} of {gallery} match, and there is no terminal to ask on; to remove "
             "them add --yes, to list them add --dry-run"
         )
-    return click.confirm(f"Remove {_count(count)} from {gallery}?", err=True)
+    return click.confirm(printable(f"Remove {_count(count)} from {gallery}?"), err=True)
 
 
 def _count(videos: int) -> str:
@@ -292,7 +299,7 @@ def _print_video(video: GalleryVideo) -> None:
     times = ", ".join(f"{time:.1f}" for time in video.frame_times_s)
     rows.append(("frames", f"{len(video.frame_times_s)}, at {times} s"))
     rows += [("metadata", f"{name} = {value}") for name, value in video.metadata.items()]
-    _print_rows(rows)
+    print_fields(rows, 14)
 
 
 def _print_stats(stats: GalleryStats) -> None:
@@ -307,9 +314,4 @@ def _print_stats(stats: GalleryStats) -> None:
     rows.append(("model", stats.fingerprint[:16]))
     rows.append(("index", "approximate" if stats.has_index else "none: every video is compared"))
     rows += [("metadata", f"{name} ({kind})") for name, kind in stats.metadata.items()]
-    _print_rows(rows)
-
-
-def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    for name, value in rows:
-        click.echo(f"{name + ':':<14}{value}")
+    print_fields(rows, 14)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json, write_json
+from xclip_deploy.cli.display import print_json, printable, say, write_json
 from xclip_deploy.cli.options import (
     PathArgument,
     bundle_option,
@@ -19,6 +19,7 @@ from xclip_deploy.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from xclip_deploy.runtime.indexing import IndexReport
     from xclip_deploy.runtime.sessions import SessionOptions
 
 
@@ -101,7 +102,7 @@ def command(
                 progress=True,
             )
         except KeyboardInterrupt:
-            click.echo(f"kept {len(retriever) - before} videos in {gallery}", err=True)
+            say(f"kept {len(retriever) - before} videos in {gallery}", err=True)
             raise
         total = len(retriever)
     content = {"gallery": str(gallery), "videos": total, **report.to_dict()}
@@ -110,7 +111,16 @@ def command(
     if as_json:
         print_json(content)
     else:
-        click.echo(f"{report}; {gallery} holds {total} videos")
+        _print(report, f"{gallery} holds {total} videos")
     done = report.added or report.skipped or report.duplicates
     if report.failed and (strict or not done):
         raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")
+
+
+def _print(report: IndexReport, total: str) -> None:
+    text = str(report)
+    for video in (*report.failed, *report.warnings):
+        # A newline in a name must not end the line.
+        for words in (video.path, video.reason):
+            text = text.replace(words, printable(words))
+    say(*f"{text}; {total}".split("\n"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -16,7 +17,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class PathArgument(click.Path):
-    """A path that is not empty, because an empty one would mean the current folder."""
+    """A path that can exist. An empty one is refused, as it would mean the current folder."""
 
     def __init__(self, *, exists: bool = False, dir_okay: bool = True) -> None:
         super().__init__(exists=exists, dir_okay=dir_okay, path_type=Path)
@@ -27,9 +28,14 @@ class PathArgument(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Any:  # noqa: ANN401 - click's
-        """Return the path. Raises BadParameter for an empty one."""
+        """Return the path. Raises BadParameter for an empty or too long one."""
         if not os.fspath(value):
             self.fail("found an empty path, expected the name of a file or folder", param, ctx)
+        try:
+            Path(value).lstat()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail(f"{value} is longer than a path can be", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xclip_deploy.cli.display import name_of, print_json, print_table
+from xclip_deploy.cli.display import name_of, print_json, print_table, say
 from xclip_deploy.cli.options import (
     PathArgument,
     bundle_option,
@@ -116,7 +116,7 @@ def command(
             found = list(zip(texts, retriever.search_batch(texts, **options), strict=True))
         is_empty = len(retriever) == 0
     if is_empty:
-        click.echo(
+        say(
             f"{gallery} holds no videos; run: xclip-deploy index VIDEOS --gallery {gallery}",
             err=True,
         )
@@ -135,14 +135,12 @@ def command(
         )
         return
     for query, results in found:
-        click.echo(query)
+        say(query)
         if results:
             _print_results(results.hits)
-            click.echo(
-                f"{results.method}: {results.num_scored} of {results.num_videos} videos scored\n"
-            )
+            say(f"{results.method}: {results.num_scored} of {results.num_videos} videos scored", "")
         elif not is_empty:
-            click.echo("nothing found\n")
+            say("nothing found", "")
 
 
 def _print_results(results: Sequence[SearchResult]) -> None:

@@ -78,6 +78,9 @@ def test_exactly_the_right_frames(
 def test_bad_files(tmp_path: Path) -> None:
     path = tmp_path / "notes.mp4"
     path.write_text("These are notes.\n" * 100)
+    with pytest.raises(VideoReadError, match="in no container that is known by its start"):
+        read_video(path, SAMPLING, 64, reader="decord")
+    path.write_bytes(b"\x1a\x45\xdf\xa3" + bytes(1000))
     with pytest.raises(VideoReadError, match="decord cannot read it") as caught:
         read_video(path, SAMPLING, 64, reader="decord")
     assert "\n" not in str(caught.value)

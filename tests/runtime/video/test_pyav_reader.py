@@ -12,7 +12,6 @@ import pytest
 
 from xclip_deploy.errors import VideoReadError
 from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video, sample_frame_numbers
-from xclip_deploy.runtime.video import pyav_container as container_module
 from xclip_deploy.runtime.video import pyav_reader as reader_module
 from xclip_deploy.runtime.video import taken_frames as taken_frames_module
 from xclip_deploy.runtime.video.packet_index import index_packets
@@ -444,8 +443,8 @@ def test_size_limit(
     tmp_path: Path, write_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_clip(tmp_path / "clip.mp4", 5)
-    monkeypatch.setattr(container_module, "MAX_SIDE", 95)
-    with pytest.raises(VideoReadError, match="frames are 96x96 pixels; expected at most 95"):
+    monkeypatch.setenv("XCLIP_DEPLOY_MAX_PIXELS", str(96 * 96 - 1))
+    with pytest.raises(VideoReadError, match="too many pixels: 96x96; expected at most 9,215"):
         read_video(path, SAMPLING, 64)
 
 
