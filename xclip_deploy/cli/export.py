@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xclip_deploy.cli.display import print_graph_sizes, print_json, print_parity, say, step_progress
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.options import PathArgument, json_option, weights_option
 
 
 @click.command("export")
@@ -20,6 +20,7 @@ from xclip_deploy.cli.options import PathArgument, json_option
     show_default=True,
     help="Write the bundle to this directory, and replace an older one there.",
 )
+@weights_option
 @click.option(
     "--max-words",
     type=click.IntRange(min=3),
@@ -85,6 +86,7 @@ from xclip_deploy.cli.options import PathArgument, json_option
 def command(
     checkpoint: Path,
     output: Path,
+    weights: str | None,
     max_words: int | None,
     max_frames: int | None,
     frames_per_second: float,
@@ -121,6 +123,7 @@ def command(
                     vision_heads=vision_heads,
                     text_heads=text_heads,
                     mask_padding=mask_padding,
+                    weights=weights,
                 ),
                 frames_per_second=frames_per_second,
                 square_pixels=square_pixels,
