@@ -19,6 +19,7 @@ from xclip_deploy.runtime.engine_set import (
     engine_sets,
     read_engine_set,
 )
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions.native.cuda import CudaDevice
 
@@ -101,6 +102,7 @@ def read_plan(chosen: ChosenEngines, graph: Graph) -> bytes:
     file = chosen.folder / engine_file(graph)
     expected = chosen.record(graph).file
     try:
+        require_regular_file(file, "an engine", EngineError)
         content = file.read_bytes()
     except OSError as error:
         raise chosen.refusal(f"{file.name} cannot be read ({error.strerror})") from error
