@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from xclip_deploy.errors import EngineError
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, Sha256, TensorSpec
 from xclip_deploy.runtime.model_config import FrozenModel
 
@@ -254,6 +255,7 @@ def read_engine_set(folder: Path, bundle: Path) -> EngineSet:
     file = folder / SIDECAR_NAME
     mend = f"run: rm -r {folder} && xclip-deploy build-trt {bundle}"
     try:
+        require_regular_file(file, "a description of engines", EngineError)
         content = json.loads(file.read_bytes())
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")

@@ -40,7 +40,7 @@ _HASHED_BYTES = 1 << 20
 def require_regular_file(
     path: Path, what: str, error: type[XclipDeployError] = InvalidArgumentError
 ) -> None:
-    """Refuse what is no regular file, a link to one apart.
+    """Refuse a path that leads to anything but a regular file.
 
     Reading a pipe or a device can wait for ever, or never end. Call this before opening a path
     that comes from outside.
@@ -51,13 +51,14 @@ def require_regular_file(
         error: Class of the error.
 
     Raises:
-        XclipDeployError: Of the class ``error``: the path is a folder, pipe, socket or device.
-        OSError: There is no such file, or it may not be looked at.
+        XclipDeployError: The path leads to a folder, pipe, socket or device. The class is
+            ``error``.
+        OSError: The file does not exist, or its folder may not be searched.
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
-        raise error(f"{path}: is {kind}; expected {what} in a regular file")
+        kind = next((f" but {name}" for is_kind, name in _KINDS if is_kind(mode)), "")
+        raise error(f"{path}: is no regular file{kind}; expected {what}")
 
 
 @contextmanager

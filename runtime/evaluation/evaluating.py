@@ -37,6 +37,7 @@ from xclip_deploy.runtime.features import (
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
+from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.runtime.video import (
     FrameSampling,
     VideoFrames,
@@ -53,6 +54,8 @@ class Matcher(Protocol):
     """Model that encodes and scores: ``DeployedModel`` (a bundle), ``TorchMatcher`` (PyTorch)."""
 
     config: ModelConfig
+    tokenizer: Tokenizer
+    """The tokenizer of :meth:`encode_texts`; it counts the captions that are cut."""
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embed texts, truncated to the model's length."""
@@ -165,6 +168,9 @@ def evaluate_matcher(
         missing=tuple(split.missing),
         unreadable=tuple(videos.unreadable),
         damaged=tuple(videos.damaged),
+        truncated_captions=sum(
+            cut > 0 for cut in matcher.tokenizer.count_cut(captions, config.max_words)
+        ),
     )
 
 

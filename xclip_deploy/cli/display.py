@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xclip_deploy.export.tensorrt import BuildStep
     from xclip_deploy.runtime.manifest import Manifest, ParityRecord
     from xclip_deploy.runtime.progress import Progress, ProgressFunction
+    from xclip_deploy.runtime.retriever import Retriever
 
 
 MAX_LINE = 1000
@@ -77,6 +78,20 @@ def write_json(path: Path, content: object) -> None:
         replace_text(path, _json_text(content) + "\n")
     except OSError as error:
         raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def warn_of_cuts(retriever: Retriever, what: str, texts: Sequence[str]) -> None:
+    """Say on standard error which texts are longer than the model reads. ``what``: names one."""
+    max_words = retriever.model.config.max_words
+    cuts = retriever.model.tokenizer.count_cut(texts, max_words)
+    for text, cut in zip(texts, cuts, strict=True):
+        if cut:
+            # Without the start and end token, which nobody typed.
+            click.echo(
+                f"warning: {what} {' '.join(text.split())[:40]!r}… is longer than the "
+                f"{max_words - 2} tokens that the model reads; its last {cut} were not read",
+                err=True,
+            )
 
 
 def print_table(

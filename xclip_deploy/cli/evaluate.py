@@ -189,6 +189,11 @@ def _print(evaluation: Evaluation) -> None:
         names = ", ".join(evaluation.missing[:5])
         more = len(evaluation.missing) - 5
         say(f"missing: {names}{f' and {more} more' if more > 0 else ''}")
+    if evaluation.truncated_captions:
+        say(
+            f"cut: {evaluation.truncated_captions} of {evaluation.num_captions} captions, which "
+            f"are longer than the {evaluation.max_words} tokens that the model reads"
+        )
     rows = _rows("", evaluation.metrics)
     if evaluation.dual_softmax is not None:
         rows += _rows(" (dual softmax)", evaluation.dual_softmax)

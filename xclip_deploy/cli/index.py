@@ -113,7 +113,10 @@ def command(
     else:
         _print(report, f"{gallery} holds {total} videos")
     done = report.added or report.skipped or report.duplicates
-    if report.failed and (strict or not done):
+    # A folder that was given and of which no file was taken is a mistake whatever else was.
+    given = {str(path.absolute()) for path in paths if path.is_dir()}
+    has_failed_folder = any(video.path in given for video in report.failed)
+    if report.failed and (strict or not done or has_failed_folder):
         raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")
 
 

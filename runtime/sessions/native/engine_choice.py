@@ -20,6 +20,7 @@ from xclip_deploy.runtime.engine_set import (
     read_engine_set,
     why_not_rtx,
 )
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions.native.cuda import CudaDevice
 
@@ -110,6 +111,7 @@ def read_plan(chosen: ChosenEngines, graph: Graph) -> bytes:
     file = chosen.folder / engine_file(graph)
     expected = chosen.record(graph).file
     try:
+        require_regular_file(file, "an engine", EngineError)
         content = file.read_bytes()
     except OSError as error:
         raise chosen.refusal(f"{file.name} cannot be read ({error.strerror})") from error

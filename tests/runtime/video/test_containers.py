@@ -167,11 +167,11 @@ def test_a_large_picture_in_a_small_file_takes_no_memory(tmp_path: Path) -> None
     write_picture(tmp_path / "large.mov", content, side)
     write_picture(tmp_path / "large.nut", content, side)
     code = """
-        import resource, sys
+        import sys
         from xclip_deploy.errors import VideoReadError
+        from xclip_deploy.runtime.resources import peak_resident_bytes
         from xclip_deploy.runtime.video import FrameSampling, read_image, read_video
         sampling = FrameSampling(frames_per_second=1.0, max_frames=4)
-        first = None
         for read, name in ((read_video, "large.mov"), (read_video, "large.nut"),
                            (read_video, "large.png"), (read_image, "large.png")):
             arguments = (sampling, 32) if read is read_video else (32,)
@@ -181,7 +181,7 @@ def test_a_large_picture_in_a_small_file_takes_no_memory(tmp_path: Path) -> None
                 assert "too many pixels" in str(error), error
             else:
                 raise AssertionError(name)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+        print(peak_resident_bytes() >> 20)
     """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path)],

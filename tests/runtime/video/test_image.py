@@ -58,7 +58,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     for name in ("text.png", "empty.png", "cut.png"):
         with pytest.raises(VideoReadError, match="cannot be read as an image"):
             read_image(tmp_path / name, 32)
-    with pytest.raises(VideoReadError, match="is a folder; expected an image"):
+    with pytest.raises(VideoReadError, match="is no regular file but a folder; expected an image"):
         read_image(tmp_path, 32)
     with pytest.raises(InvalidArgumentError, match="float64"):
         read_image(np.zeros((8, 8, 3)), 32)  # type: ignore[arg-type]
@@ -242,9 +242,9 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("pipe.png")
     for name in ("pipe.png", "link.png"):
-        with pytest.raises(VideoReadError, match="is a pipe; expected an image"):
+        with pytest.raises(VideoReadError, match="is no regular file but a pipe; expected"):
             read_image(tmp_path / name, 16)
-    with pytest.raises(VideoReadError, match="is a device; expected an image"):
+    with pytest.raises(VideoReadError, match="is no regular file but a device; expected"):
         read_image("/dev/zero", 16)
 
 
