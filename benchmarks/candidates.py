@@ -1,9 +1,9 @@
-"""How many candidates the second stage needs: recall against scoring every video.
+"""Recall of two-stage search, against scoring every video, by the number of candidates.
 
     python -m benchmarks.candidates --checkpoint run/last.pt --videos run/videos
 
-Searches for the captions of the held-out videos among them and thousands of videos that were
-generated from another seed, with every number of candidates, and writes table and picture.
+The benchmark indexes the held-out videos and thousands of videos generated from another seed. It
+searches for the held-out captions with each number of candidates, and writes table and picture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DISTRACTOR_SEED = 1_000_003
 
 
 def main() -> None:
-    """Export, index, search, report."""
+    """Export, index and search, then write table and picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--videos", type=Path, required=True, help="with captions.csv")
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(retriever: Retriever, captions: list[str]) -> dict[str, Any]:
-    """Agreement with exact search, for each number of candidates."""
+    """Measure the agreement with exact search for each number of candidates."""
     exact = [[hit.id for hit in hits] for hits in retriever.search_batch(captions, exact=True)]
     points = []
     for candidates in CANDIDATES:
@@ -78,7 +78,7 @@ def measure(retriever: Retriever, captions: list[str]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown, a row for each number of candidates."""
+    """Return a Markdown table with a row for each number of candidates."""
     lines = [
         f"Two-stage against exact search, {result['queries']} captions among {result['videos']:,} "
         f"videos; the default is {DEFAULT_CANDIDATES} candidates. "
@@ -95,7 +95,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw_candidates(result: dict[str, Any], path: Path) -> None:
-    """Recall by candidates."""
+    """Draw recall against the number of candidates, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter

@@ -1,11 +1,11 @@
-"""Do the grains help? The paper's ablation on generated videos, with equal budgets.
+"""The paper's ablation of grains, on generated videos and with equal budgets.
 
     python -m benchmarks.grains --output benchmarks/results
 
-Trains every variant with every seed: the demo preset's model, data and recipe, the same batches
-in the same order and the same number of steps, from random weights. Reports R@1 on the 200
-held-out videos after the last step; no checkpoint is chosen by what it scores there. A run that
-was interrupted goes on where it was.
+The benchmark trains each variant with each seed, from random weights. All take the demo preset's
+model, data and recipe, the same batches in the same order, and the same number of steps. It
+reports R@1 on the 200 held-out videos after the last step. No checkpoint is chosen by its score
+there. An interrupted run continues where it was.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _COSINE = {"grains": [grain.value for grain in CLIP_GRAINS], "sentence_projectio
 
 @dataclass(frozen=True)
 class Variant:
-    """A model of the comparison, as what differs from X-CLIP."""
+    """A model of the comparison, with the settings in which it differs from X-CLIP."""
 
     name: str
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     sizes = SplitSizes(**GeneratedConfig().model_dump(exclude={"seed"}))
     make_videos(options.work / "videos", sizes, num_workers=options.processes)
-    # Seed by seed, so that an early stop leaves every variant with the same seeds.
+    # Jobs run seed by seed, so that after an early stop all variants have the same seeds.
     jobs = [(variant, seed) for seed in SEEDS for variant in VARIANTS]
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         runs = []
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def run_one(variant: Variant, seed: int, *, work: Path, epochs: int) -> dict[str, Any]:
-    """Train one variant with one seed, unless that was done."""
+    """Train one variant with one seed, or read the result of an earlier run."""
     import torch
 
     from xclip_deploy import resolve_config, train
@@ -108,10 +108,10 @@ def run_one(variant: Variant, seed: int, *, work: Path, epochs: int) -> dict[str
         "data.videos": str(work / "videos"),
         "data.frame_cache": str(work / "frame-cache"),
         "data.workers": 0,
-        # Measured after every epoch for the curves; the table has the last alone.
+        # Every epoch is measured for the curves; the table takes the last one.
         "data.validation_split": "test",
         "optimization.epochs": epochs,
-        # The preset's when the table was made.
+        # The preset had these values when the table was made.
         "start.architecture.vision.image_size": 64,
         "data.generated.train": 2400,
         "optimization.lr": 1e-3,
@@ -133,7 +133,7 @@ def run_one(variant: Variant, seed: int, *, work: Path, epochs: int) -> dict[str
 
 
 def table(content: dict[str, Any]) -> str:
-    """Markdown: mean ± sample standard deviation over the seeds."""
+    """Return a Markdown table of mean ± sample standard deviation over the seeds."""
     seeds = sorted({run["seed"] for run in content["runs"]})
     lines = [
         f"R@K in percent on 200 held-out videos, {content['steps']} steps each; mean ± standard "
@@ -150,20 +150,20 @@ def table(content: dict[str, Any]) -> str:
 
 
 def values(content: dict[str, Any], variant: Variant, direction: str, metric: str) -> list[float]:
-    """A metric of a variant, one for each seed."""
+    """Return the values of a variant's metric, one for each seed."""
     runs = [run for run in content["runs"] if run["variant"] == variant.name]
     return [run[direction][metric] for run in runs]
 
 
 def spread(content: dict[str, Any], variant: Variant, direction: str, metric: str) -> str:
-    """Mean ± standard deviation, as text."""
+    """Return mean ± standard deviation as text."""
     found = values(content, variant, direction, metric)
     deviation = statistics.stdev(found) if len(found) > 1 else 0.0
     return f"{statistics.mean(found):.1f} ± {deviation:.1f}"
 
 
 def draw_grains(content: dict[str, Any], path: Path) -> None:
-    """Means as bars, single runs as dots."""
+    """Draw means as bars and single runs as dots, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from os import PathLike, fspath
+from os import PathLike, fsencode, fspath
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, get_args
 
@@ -20,6 +20,7 @@ from xclip_deploy.errors import InvalidArgumentError
 PathName: TypeAlias = str | PathLike[str]
 Choice = TypeVar("Choice", bound=Enum)
 
+_MAX_NAME_BYTES = 255
 MAX_THREADS = 4096
 """Largest number of threads or processes. More would only take memory."""
 
@@ -34,6 +35,12 @@ def as_path(name: str, value: object) -> Path:
     if not text or "\0" in text:
         # Path("") is the current folder. An empty text must not come to mean that.
         raise _wrong(name, value, "a path that is not empty and holds no zero byte")
+    try:
+        longest = max(len(part) for part in fsencode(text).split(b"/"))
+    except UnicodeEncodeError as error:
+        raise _wrong(name, value, "a path of characters") from error
+    if longest > _MAX_NAME_BYTES:
+        raise _wrong(name, value, f"a path whose names have {_MAX_NAME_BYTES} bytes at most")
     return Path(text)
 
 

@@ -1,4 +1,4 @@
-"""A retriever for servers that run on asyncio."""
+"""The retriever for servers that run on asyncio."""
 
 from __future__ import annotations
 
@@ -39,12 +39,11 @@ class AsyncRetriever:
     >>> async with AsyncRetriever("xclip-bundle", "xclip-gallery") as retriever:
     ...     hits = await retriever.search("a dog on a leash", k=5)      # doctest: +SKIP
 
-    Each takes the arguments of the method of the same name, gives its result, and raises its
-    errors. What writes (``add``, ``add_features``, ``remove``, ``save``) runs on one thread, one
-    call after the other; everything else runs on others, so that a long ``add`` holds no search
-    up. NumPy, ONNX Runtime and LanceDB let other threads run while they compute. A coroutine that
-    is cancelled stops waiting; the call that it started is finished. Functions that are passed
-    (``progress``) are called on those threads.
+    Each coroutine has the arguments, result and errors of the method of the same name. Methods that
+    write (``add``, ``add_features``, ``remove``, ``save``) run one by one on one thread. All others
+    run on further threads, so that a long ``add`` delays no search. NumPy, ONNX Runtime and LanceDB
+    release Python's lock while they compute. A cancelled coroutine stops waiting; its call runs to
+    the end. Callbacks such as ``progress`` are called on those threads.
     """
 
     def __init__(
@@ -63,10 +62,9 @@ class AsyncRetriever:
     ) -> None:
         """Open a bundle and a gallery as :class:`Retriever` does, or take an opened retriever.
 
-        ``bundle``: a bundle, or a Retriever, which then stands alone: the other arguments are
-        those of a Retriever that is to be opened. ``max_concurrency``: most calls under way at
-        the same time, those that write apart; more wait their turn. Raises as
-        :class:`Retriever` does.
+        ``bundle``: a bundle, or a Retriever, which excludes the options of a Retriever.
+        ``max_concurrency``: most calls at the same time, without those that write; more wait their
+        turn. Raises as :class:`Retriever` does.
         """
         count = as_whole_number("max_concurrency", max_concurrency, 1, _MAX_CONCURRENCY)
         options: dict[str, Any] = {
@@ -122,21 +120,21 @@ class AsyncRetriever:
         )
 
     async def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
-        """Add videos that were encoded elsewhere; see :meth:`Retriever.add_features`."""
+        """Add videos that the same model encoded; see :meth:`Retriever.add_features`."""
         await self._write(self.retriever.add_features, videos, features)
 
     async def remove(
         self, ids: str | Sequence[str] | None = None, *, where: str | None = None
     ) -> int:
-        """Remove videos and return how many; see :meth:`Retriever.remove`."""
+        """Remove videos and return their number; see :meth:`Retriever.remove`."""
         return await self._write(self.retriever.remove, ids, where=where)
 
     async def refresh(self) -> None:
-        """See what other processes wrote; see :meth:`Retriever.refresh`."""
+        """Load the changes of other processes; see :meth:`Retriever.refresh`."""
         await self._read(self.retriever.refresh)
 
     async def warm_up(self) -> None:
-        """Do now what the first searches would wait for; see :meth:`Retriever.warm_up`."""
+        """Load what the first searches would wait for; see :meth:`Retriever.warm_up`."""
         await self._read(self.retriever.warm_up)
 
     async def save(self, path: PathName) -> None:
@@ -144,11 +142,11 @@ class AsyncRetriever:
         await self._write(self.retriever.save, path)
 
     def __len__(self) -> int:
-        """Number of videos in the gallery."""
+        """Return the number of videos in the gallery."""
         return len(self.retriever)
 
     def __bool__(self) -> bool:
-        """A retriever is true, empty or not."""
+        """Return True, for an empty gallery too."""
         return True
 
     # -- search ----------------------------------------------------------------------------
@@ -213,7 +211,7 @@ class AsyncRetriever:
     # -- for pipelines of one's own --------------------------------------------------------
 
     async def read_video(self, path: PathName) -> VideoFrames:
-        """Read one video as the model wants it; see :meth:`Retriever.read_video`."""
+        """Read one video, prepared for the model; see :meth:`Retriever.read_video`."""
         return await self._read(self.retriever.read_video, path)
 
     async def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -237,7 +235,7 @@ class AsyncRetriever:
     # -- life ------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Wait for the calls that are under way, then close the retriever, a given one too.
+        """Wait for running calls, then close the retriever, also one that was given opened.
 
         Coroutines that begin afterwards raise ClosedError.
         """

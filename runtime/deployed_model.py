@@ -1,4 +1,4 @@
-"""The exported model at work: texts and frames in, embeddings and scores out."""
+"""Inference with an exported model: texts and frames in, embeddings and scores out."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from xclip_deploy.runtime.sessions.backend import Closable, close_all
 from xclip_deploy.runtime.tokenizer import count_tokens
 
 MAX_BATCH = 1 << 16
-"""Most texts or videos in one run of an encoder that may be asked for."""
+"""Largest allowed ``max_batch``."""
 
 
 class DeployedModel:
-    """Encoders and scorer of a bundle.
+    """The encoders and the scorer of a bundle.
 
-    Sessions are opened when first needed: searching never loads the video encoder. Any number
-    of texts or videos is taken and split into batches. Safe to use from several threads; a
-    context manager.
+    Sessions are opened when first needed: searching never loads the video encoder. Any number of
+    texts or videos is split into batches. It is safe to use from several threads, and a context
+    manager.
     """
 
     def __init__(
@@ -58,11 +58,10 @@ class DeployedModel:
     ) -> None:
         """Prepare to run a bundle.
 
-        ``max_batch``: most texts or videos in one run of an encoder; engines that were built
-        for fewer get fewer. ``check_finite``: whether NaN or infinity in what a graph gives is
-        an error; without, the caller looks for it. Raises SessionError or EngineError where the
-        device, backend or precision asked for is not there, MissingExtraError where a library
-        is not installed.
+        ``max_batch``: most texts or videos in one run of an encoder; engines that were built for
+        fewer get fewer. ``check_finite``: whether NaN or infinity in a graph's output is an error;
+        without it, the caller checks. Raises SessionError or EngineError if the device, backend or
+        precision is not available, MissingExtraError if a library is not installed.
         """
         self.max_batch = as_whole_number("max_batch", max_batch, 1, MAX_BATCH)
         given = SessionOptions() if options is None else options
@@ -78,17 +77,17 @@ class DeployedModel:
         self._loader: GraphLoader = place(self._options, bundle)
         self._sessions: dict[Graph, Session] = {}
         self._half_scorer: Session | None = None
-        self._has_half_scorer = True  # until it was asked for
+        self._has_half_scorer = True  # until the backend says otherwise
         self._resident: GalleryScorer | None = None
         self._lock = threading.Lock()
 
     @property
     def placement(self) -> Placement:
-        """Where and how the bundle runs, and why there."""
+        """The backend, device and arithmetic that were chosen, with the reason."""
         return self._loader.placement
 
     def artefacts(self) -> dict[str, FileRecord]:
-        """Return the files that are run, by name: graphs or engines."""
+        """Return the files that run, by name: graphs or engines."""
         return self._loader.artefacts()
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -96,6 +95,10 @@ class DeployedModel:
         self._check_open()
         given = as_texts("texts", texts)
         return self.encode_token_ids(self.tokenizer.encode(given, self.config.max_words))
+
+    def count_cut(self, texts: Sequence[str]) -> list[int]:
+        """Count the last tokens of each text that the model does not read; 0 for most texts."""
+        return self.tokenizer.count_cut(as_texts("texts", texts), self.config.max_words)
 
     def encode_token_ids(self, token_ids: npt.NDArray[np.integer[Any]]) -> TextFeatures:
         """Embed tokenised texts: integer [T, W], as :meth:`Tokenizer.encode` makes them."""
@@ -142,7 +145,7 @@ class DeployedModel:
         """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each."""
         self._check_open()
         given = as_sequence("videos", videos, "arrays of frames")
-        # Padded a batch at a time: all at once, a thousand videos would take gigabytes.
+        # Each batch is padded by itself: a thousand videos at once would take gigabytes.
         parts = [self._encode_batch(given[rows]) for rows in slices(len(given), self.max_batch)]
         return VideoFeatures.concatenate(parts) if parts else self._encode_batch([])
 
@@ -162,7 +165,7 @@ class DeployedModel:
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score every text against every video, in chunks of bounded memory.
 
-        Raises SessionError where a score is NaN or infinite.
+        Raises SessionError if a score is NaN or infinite.
         """
         self._check_open()
         self._check_features(texts, videos)
@@ -182,11 +185,11 @@ class DeployedModel:
         return self._checked_scores(scores, texts, videos)
 
     def score_gallery(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
-        """Score every text against a gallery that is searched again and again.
+        """Score every text against a gallery that is searched repeatedly, as :meth:`score`.
 
-        As :meth:`score`. A backend that keeps galleries holds this one where it computes, for as
-        long as the very same ``videos`` are passed; only scores leave it. Raises DeviceMemoryError
-        where it does not fit, SessionError.
+        A backend that keeps galleries holds this one on its device while the same ``videos`` object
+        is passed; only scores are copied back. Raises SessionError, and DeviceMemoryError if the
+        gallery does not fit.
         """
         keeps = self._loader.keeps_gallery and self._options.resident_gallery
         is_filled = isinstance(videos, VideoFeatures) and len(videos) > 0
@@ -196,7 +199,7 @@ class DeployedModel:
         return self._checked_scores(self._gallery().score(texts, videos), texts, videos)
 
     def load(self) -> None:
-        """Open every session now rather than when it is first needed.
+        """Open every session now instead of when it is first needed.
 
         Raises SessionError, EngineError or BundleIntegrityError.
         """
@@ -206,7 +209,7 @@ class DeployedModel:
     def close(self) -> None:
         """Free the sessions. Using the model afterwards raises ClosedError.
 
-        All are freed even where one cannot be; then raises its SessionError.
+        If one session cannot be freed, the others still are, and its SessionError is raised.
         """
         with self._lock:
             self._is_closed = True
@@ -252,26 +255,28 @@ class DeployedModel:
         as_instance("texts", texts, TextFeatures, "TextFeatures")
         as_instance("videos", videos, VideoFeatures, "VideoFeatures")
         config = self.config
-        lengths = {"sentence_features": (), "word_features": (config.max_words,)}
-        lengths |= {"video_features": (), "frame_features": (config.max_frames,)}
-        for name, length in lengths.items():
-            found = getattr(videos if name in ("video_features", "frame_features") else texts, name)
-            shape = (None, *length, config.embed_dim)
-            as_array(name, found, np.floating, shape, f"decimal numbers {list(shape)}")
+        dim, words, frames = config.embed_dim, config.max_words, config.max_frames
+        for features, count, shapes in (
+            (texts, "texts", {"sentence_features": (dim,), "word_features": (words, dim)}),
+            (videos, "videos", {"video_features": (dim,), "frame_features": (frames, dim)}),
+        ):
+            for name, shape in shapes.items():
+                expected = f"decimal numbers [{', '.join(map(str, (count, *shape)))}]"
+                as_array(name, getattr(features, name), np.floating, (None, *shape), expected)
 
     def _session(self, graph: Graph) -> Session:
         with self._lock:
             return self._open(graph)
 
     def _open(self, graph: Graph) -> Session:
-        """The session of a graph; the lock must be held."""
+        """Return the session of a graph; the caller must hold the lock."""
         self._check_open()
         if graph not in self._sessions:
             self._sessions[graph] = self._loader.open(graph)
         return self._sessions[graph]
 
     def _scorer_for(self, videos: VideoFeatures) -> Session:
-        """The scorer that takes features as they are, where the backend has one for FP16."""
+        """Return the scorer for these features; for FP16 the backend's own, if it has one."""
         if videos.frame_features.dtype == videos.video_features.dtype == np.float16:
             with self._lock:
                 self._check_open()
@@ -308,8 +313,8 @@ class DeployedModel:
             for name, target in results.items():
                 target[rows] = outputs[name]
         for name, array in results.items():
-            # An overflow in half precision would poison every ranking; it is seen here, where
-            # looking costs nothing beside the encoding.
+            # An overflow in half precision would corrupt every ranking. The check costs little
+            # beside the encoding.
             if self._check_finite and not np.isfinite(array).all():
                 raise self._not_finite(graph, name, array)
         return results
@@ -320,7 +325,7 @@ class DeployedModel:
         texts: TextFeatures,
         videos: VideoFeatures,
     ) -> Scores:
-        # The mean of all grains: where one is not finite, this is not either.
+        # Logits are means of all grains: one that is not finite makes the logit so.
         logits = scores.pop("logits")
         if self._check_finite and not np.isfinite(logits).all():
             for name, array in {**vars(texts), **vars(videos)}.items():

@@ -1,9 +1,8 @@
-"""Retriever: videos in, text queries out. The public face of the runtime."""
+"""The retriever, the public face of the runtime."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -13,7 +12,6 @@ import numpy.typing as npt
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     PathName,
-    as_instance,
     as_number,
     as_path,
     as_text,
@@ -60,16 +58,16 @@ if TYPE_CHECKING:
 
 
 class Retriever:
-    """Finds videos by text, and videos by video.
+    """A search engine for videos, by text, video or image.
 
     >>> retriever = Retriever("xclip-bundle")                       # doctest: +SKIP
     >>> retriever.add(["videos/"])                                  # doctest: +SKIP
     >>> retriever.search("a dog on a leash", k=3)[0].path           # doctest: +SKIP
     'videos/dog.mp4'
 
-    Safe to use from several threads; a context manager. A search sees the gallery as it was
-    when the search began, with all that this object wrote before; what other processes wrote,
-    after :meth:`refresh`.
+    It is safe to use from several threads, and a context manager. A search sees the gallery as it
+    was when the search began, with every earlier write of this object. It sees the writes of other
+    processes after :meth:`refresh`.
     """
 
     def __init__(
@@ -85,16 +83,15 @@ class Retriever:
         reader: VideoReader = "pyav",
         session: SessionOptions | None = None,
     ) -> None:
-        """Open a bundle, and a gallery where one is given; else start an empty one in memory.
+        """Open a bundle and a gallery; without ``gallery``, start an empty one in memory.
 
-        ``gallery``: a directory, or a URI that LanceDB opens; what is added is written there at
-        once. ``create``: whether to make it where there is none. ``device``: ``auto``, ``cpu`` or
-        ``cuda``; ``precision``: ``auto``, ``fp32``, ``fp16``, ``bf16`` or ``int8``; what was
-        chosen and why is in :attr:`model` ``.placement``. ``threads``: CPU threads for inference,
-        None for one per core. ``max_batch``: most texts or videos in one run
-        of an encoder; more are split. ``reader``: ``pyav`` or ``decord``. ``session``: all
-        options of inference, backend and GPU among them, instead of ``device``,
-        ``precision`` and ``threads``, to be left alone then.
+        ``gallery``: a directory, or a URI that LanceDB opens; additions are written at once.
+        ``create``: whether to make it if there is none. ``device``: ``auto``, ``cpu`` or ``cuda``.
+        ``precision``: ``auto``, ``fp32``, ``fp16``, ``bf16`` or ``int8``. The choice and its reason
+        are in :attr:`model` ``.placement``. ``threads``: CPU threads for inference, None for one
+        per core. ``max_batch``: most texts or videos in one run of an encoder; more are split.
+        ``reader``: ``pyav`` or ``decord``. ``session``: all options of inference, with backend and
+        GPU; it excludes ``device``, ``precision`` and ``threads``.
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
@@ -130,23 +127,26 @@ class Retriever:
         timeout_s: float = 120.0,
         progress: bool | ProgressFunction = False,
     ) -> IndexReport:
-        """Read, encode and add videos, and pass over those that are there and unchanged.
+        """Read, encode and add videos; skip those that are there unchanged.
 
-        ``videos``: files, folders with all videos below them, ``.txt`` lists of files, ``.csv``
-        or ``.jsonl`` tables with a column ``file`` and metadata in the others; or frames in
-        memory, as :meth:`encode_videos` takes them, under ``ids``. ``ids``: one for each video
-        file; without them, a video's id is its absolute path.
-        ``metadata``: for every video given. ``on_duplicate``: what to do with a video that the
-        gallery has: ``update`` encodes it again where its file changed, ``skip`` leaves it,
-        ``replace`` always encodes it again, ``error`` raises before anything is read.
-        ``prune``: whether to remove videos whose files are gone from the folders given.
-        ``workers``: processes that decode, None for one per core; ``timeout_s``: what one video
-        may take there. ``progress``: True draws a bar on standard error; a function is called
-        with a :class:`Progress` after every video.
+        Args:
+            videos: Files, folders with all videos below them, ``.txt`` lists of files, ``.csv`` or
+                ``.jsonl`` tables with a column ``file`` and metadata in the others. Or frames in
+                memory, as :meth:`encode_videos` takes them, with ``ids``.
+            ids: One id for each video; without them, a video's id is its absolute path.
+            metadata: Metadata of every given video.
+            on_duplicate: Treatment of videos that the gallery has: ``update`` encodes those whose
+                files changed, ``skip`` leaves them, ``replace`` encodes all again, ``error`` raises
+                before anything is read.
+            prune: Whether to remove videos whose files are gone from the given folders.
+            workers: Processes that decode, None for one per core.
+            timeout_s: Longest time to decode one video, seconds.
+            progress: True draws a bar on standard error. A function is called with a
+                :class:`Progress` after every video.
 
-        A video that cannot be read, or takes its worker with it, is reported in the result and
-        the rest goes on. Written in batches: after an exception (Ctrl-C too) the videos encoded
-        so far are in the gallery.
+        The result reports videos that cannot be read or crash their decoder; the run goes on.
+        Videos are committed in batches: after an exception (Ctrl-C too), the gallery holds the
+        videos encoded so far.
 
         Raises VideoNotFoundError for a path that is not there, DuplicateIdError, MetadataError,
         GalleryError, InvalidArgumentError.
@@ -167,7 +167,7 @@ class Retriever:
         )
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
-        """Add videos that were encoded elsewhere with the same model, all or none.
+        """Add videos that the same model encoded elsewhere, all or none.
 
         Raises DuplicateIdError, MetadataError, InvalidArgumentError for features of other shapes.
         """
@@ -175,24 +175,24 @@ class Retriever:
         self.gallery.add(videos, features)
 
     def remove(self, ids: str | Sequence[str] | None = None, *, where: str | None = None) -> int:
-        """Remove videos by id, or those that a filter lets through; see :meth:`Gallery.remove`.
+        """Remove videos by id, or those that match a filter; see :meth:`Gallery.remove`.
 
-        Returns how many were removed. Raises GalleryError for an id that is not there.
+        Returns the number of removed videos. Raises GalleryError for an id that is not there.
         """
         self._check_open()
         return self.gallery.remove(ids, where=where)
 
     def refresh(self) -> None:
-        """See what other processes wrote to the gallery. Raises GalleryError."""
+        """Load the changes that other processes made to the gallery. Raises GalleryError."""
         self._check_open()
         self.gallery.refresh()
 
     def warm_up(self) -> None:
-        """Do now what the first searches would wait for; for servers, before they take requests.
+        """Load what the first searches would wait for, such as before a server takes requests.
 
-        Loads the text encoder and the scorer, and keeps embeddings in memory: all of them up to
-        1.5 GB (100,000 videos of D = 512, F = 12), else those of whole videos up to that size.
-        Holds until the gallery changes: searches are right without it. Raises GalleryError.
+        Loads the text encoder and the scorer. Keeps all embeddings in memory up to 1.5 GB (100,000
+        videos with D = 512 and F = 12), else ``video_features`` alone up to that size. The effect
+        lasts until the gallery changes. Results are the same without it. Raises GalleryError.
         """
         self._check_open()
         self.gallery.warm_up()
@@ -205,11 +205,11 @@ class Retriever:
         self.gallery.save(path)
 
     def __len__(self) -> int:
-        """Number of videos in the gallery."""
+        """Return the number of videos in the gallery."""
         return len(self._snapshot())
 
     def __bool__(self) -> bool:
-        """A retriever is true, empty or not."""
+        """Return True, for an empty gallery too."""
         return True
 
     # -- search ----------------------------------------------------------------------------
@@ -224,29 +224,29 @@ class Retriever:
         video_weight: float = 0.5,
         **options: Unpack[SearchKeywords],
     ) -> SearchResults:
-        """Find the ``k`` videos that fit a text best, best first; all where there are fewer.
+        """Find the ``k`` videos that fit a text best, best first; all if there are fewer.
 
-        ``video``: one to resemble as well, as :meth:`search_by_video` takes it. The score is then
-        ``(1 - video_weight)`` of the text's and ``video_weight`` of the cosine with the video,
-        times the score scale. ``options``: see :class:`SearchOptions`.
+        ``video``: a video that hits should also resemble, as :meth:`search_by_video` takes it. The
+        score is then ``(1 - video_weight) · score + video_weight · score scale · cosine``.
+        ``options``: see :class:`SearchOptions`.
 
         An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a
-        word, a filter that is not understood or a number out of range; GalleryError.
+        word, an invalid filter or a number out of range; GalleryError.
         """
         as_text("text", text)
         weight = as_number("video_weight", video_weight, 0, 1)
         chosen = SearchOptions.of(k, options)
         if video is None:
             return self._search_texts([text], chosen)[0]
-        query = Query(self._encode_words([text]), self.encode_videos([video]), weight)
-        found = self._searcher.search([query], self._snapshot(), chosen)
-        return self._with_cuts([text], found)[0]
+        cuts = self.model.count_cut([text])
+        query = Query(self._encode_words([text]), self.encode_videos([video]), weight, *cuts)
+        return self._searcher.search([query], self._snapshot(), chosen)[0]
 
     @spells_out(SearchKeywords)
     def search_batch(
         self, texts: Sequence[str], k: int = 10, **options: Unpack[SearchKeywords]
     ) -> list[SearchResults]:
-        """Search for several texts at once; results for each. See :meth:`search`."""
+        """Search for several texts at once and return results for each. See :meth:`search`."""
         return self._search_texts(as_texts("texts", texts), SearchOptions.of(k, options))
 
     @spells_out(SimilarityKeywords)
@@ -256,8 +256,8 @@ class Retriever:
         """Find the ``k`` videos most similar to a video, best first.
 
         ``video``: a file, frames from :func:`read_video`, or uint8 RGB [n, height, width, 3], at
-        the model's rate of frames. The score is the cosine of the two video embeddings. A video
-        that is itself in the gallery is found like any other. ``options``: see
+        the model's rate of frames. The score is the cosine of the two video embeddings. A search
+        finds the video itself too if the gallery holds it. ``options``: see
         :class:`SearchOptions`. Raises VideoError, InvalidArgumentError, GalleryError.
         """
         chosen = SearchOptions.of(k, options)
@@ -268,16 +268,16 @@ class Retriever:
     def search_by_image(
         self, image: ImageLike, k: int = 10, **options: Unpack[SimilarityKeywords]
     ) -> SearchResults:
-        """Find the ``k`` videos most similar to an image, taken as a video of one frame.
+        """Find the ``k`` videos most similar to an image, as a video of one frame.
 
-        ``image``: a file that Pillow reads, one of Pillow's images, or uint8 RGB
-        [height, width, 3]. The rest and errors as for :meth:`search_by_video`.
+        ``image``: a file that Pillow reads, a Pillow image, or uint8 RGB [height, width, 3].
+        Other arguments and errors are those of :meth:`search_by_video`.
         """
         self._check_open()
         return self.search_by_video(read_image(image, self.reading.image_size), k, **options)
 
     def query_bank(self, texts: Sequence[str]) -> QueryBank:
-        """Encode the texts of a bank that scores are calibrated over."""
+        """Encode the texts of a query bank, which calibrates scores."""
         return QueryBank(self._encode_words(as_texts("texts", texts)))
 
     # -- evidence --------------------------------------------------------------------------
@@ -289,13 +289,12 @@ class Retriever:
     def explain(self, query: str, a: Hit, b: Hit) -> Contrast: ...
 
     def explain(self, query: str, a: Hit, b: Hit | None = None) -> Explanation | Contrast:
-        """Why a video has the score that it has for a text, or why it ranks above another.
+        """Explain a video's score for a text or, with ``b``, the order of two videos.
 
-        ``a``, ``b``: hits of a search, of whatever query, or ids of videos in the gallery. The
-        score is computed anew from the gallery as it is now, and taken apart into what every
-        word and frame contributes; once more without each word, to find those that the video has
-        nothing of. Raises GalleryError for a video that is not there, InvalidArgumentError for a
-        text without a word.
+        ``a``, ``b``: hits of any search, or ids of videos in the gallery. The score is computed
+        from the gallery as it is now and decomposed into contributions of words and frames. The
+        text is also scored without each word, to find words that the video lacks. Raises
+        GalleryError for a video that is not there, InvalidArgumentError for a text without a word.
         """
         snapshot, hits = self._snapshot(), [a] if b is None else [a, b]
         found = explain_hits(query, hits, snapshot, self.model, self._scorer_weights())
@@ -304,25 +303,23 @@ class Retriever:
     def plot_explanation(self, explanation: Explanation | Contrast, path: PathName) -> None:
         """Write an explanation as a PNG: frames over a heat map against the words.
 
-        Frames are read again from the video's file; where that is gone or another by now, they
-        are grey, and the picture says so. Raises MissingExtraError without matplotlib,
-        InvalidArgumentError where ``path`` cannot be written.
+        Frames are read again from the video's file. If that is gone or has changed, they are grey,
+        and the picture says so. Raises MissingExtraError without matplotlib, InvalidArgumentError
+        if ``path`` cannot be written.
         """
         self._check_open()
-        as_instance(
-            "explanation", explanation, (Explanation, Contrast), "what retriever.explain gives"
-        )
         plot_explanation(explanation, as_path("path", path), self.read_video)
 
     # -- for pipelines of one's own --------------------------------------------------------
 
     def read_video(self, path: PathName) -> VideoFrames:
-        """Read one video as the model wants it. Raises VideoError."""
+        """Read one video, sampled and resized for the model. Raises VideoError."""
         self._check_open()
         return read_frames(as_path("path", path), self.reading)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Embed any number of texts. Raises InvalidArgumentError for what is no text."""
+        """Embed any number of texts. Raises InvalidArgumentError for anything but text."""
+        self._check_open()
         return self.model.encode_texts(texts)
 
     def encode_videos(self, videos: Sequence[VideoLike]) -> VideoFeatures:
@@ -338,7 +335,7 @@ class Retriever:
     def encode_frames(
         self, frames: npt.NDArray[np.uint8], num_frames: npt.NDArray[np.integer[Any]]
     ) -> VideoFeatures:
-        """Embed videos from frames of one's own: see :meth:`DeployedModel.encode_frames`."""
+        """Embed videos from prepared frames: see :meth:`DeployedModel.encode_frames`."""
         return self.model.encode_frames(frames, num_frames)
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
@@ -348,9 +345,9 @@ class Retriever:
     # -- life ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free the sessions, and the gallery unless it was given opened.
+        """Free the sessions, and the gallery unless an opened one was given.
 
-        A retriever that is used afterwards raises ClosedError. Closing it twice does no harm.
+        Using the retriever afterwards raises ClosedError. Closing it twice does no harm.
         """
         if self._is_closed:
             return
@@ -391,19 +388,13 @@ class Retriever:
 
     def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
         features = self._encode_words(texts)
-        queries = [Query(features[n : n + 1]) for n in range(len(features))]
-        return self._with_cuts(texts, self._searcher.search(queries, self._snapshot(), options))
-
-    def _with_cuts(self, texts: Sequence[str], found: list[SearchResults]) -> list[SearchResults]:
-        """Note in the results of each text how much of it was not read."""
-        cuts = self.model.tokenizer.count_cut(texts, self.model.config.max_words)
-        return [
-            replace(results, truncated_tokens=cut) if cut else results
-            for results, cut in zip(found, cuts, strict=True)
-        ]
+        cuts = enumerate(self.model.count_cut(texts))
+        queries = [Query(features[n : n + 1], truncated_tokens=cut) for n, cut in cuts]
+        return self._searcher.search(queries, self._snapshot(), options)
 
     def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
-        for text in texts:
-            if not clean_text(text):
-                raise InvalidArgumentError(f"the text {text!r:.200} holds no word to search for")
+        self._check_open()
+        empty = [text for text in texts if not clean_text(text)]
+        if empty:
+            raise InvalidArgumentError(f"the text {empty[0]!r:.200} holds no word to search for")
         return self.encode_texts(texts)

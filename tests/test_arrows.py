@@ -25,15 +25,15 @@ FOLDERS = ("runtime", "training", "export", "xclip_deploy")
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "runtime": (
-        ("arguments", "arrays", "child_process", "data", "files", "grains"),
-        ("nvidia_driver", "progress", "resources"),
-        ("metrics", "model_config", "results", "tokenizer", "video"),
+        ("arguments", "arrays", "child_process", "data", "files", "grains", "presentation"),
+        ("model_config", "nvidia_driver", "progress", "resources"),
+        ("metrics", "results", "tokenizer", "video"),
         ("datasets", "decoding", "features", "manifest", "scorer_weights"),
         ("bundle", "gallery"),
-        ("engine_set", "indexing"),
+        ("engine_set",),
         ("sessions",),
         ("benchmark", "deployed_model"),
-        ("evaluation", "evidence", "search"),
+        ("evaluation", "evidence", "indexing", "search"),
         ("retriever",),
         ("async_retriever",),
     ),

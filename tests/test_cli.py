@@ -481,20 +481,6 @@ def test_the_installed_command_without_arguments(tmp_path: Path) -> None:
     assert "no bundle at xclip-bundle" in done.stderr
 
 
-@pytest.mark.parametrize("extra", [(), ("--json",)])
-def test_a_reader_that_goes_away(bundle_path: Path, extra: tuple[str, ...]) -> None:
-    """As `| head` does: nothing is wrong, so nothing is said."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        done = script("inspect", bundle_path, *extra, stdout=writing, stderr=subprocess.PIPE)
-    finally:
-        os.close(writing)
-    assert done.stderr == ""
-    # click and rich end the process with 1 of their own accord.
-    assert done.returncode in (0, 1)
-
-
 def test_verbose_shows_what_the_libraries_report(bundle_path: Path, gallery_path: Path) -> None:
     arguments = ("search", "word " * 100, "--bundle", bundle_path, "--gallery", gallery_path)
     quiet = script(*arguments, capture_output=True)

@@ -3,14 +3,17 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pickle
 import re
+from collections.abc import Callable
+from copy import copy
 from importlib import metadata, resources
 from pathlib import Path
 
 import pytest
 
 import xclip_deploy
-from xclip_deploy import errors
+from xclip_deploy import Bundle, errors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = {
@@ -164,6 +167,28 @@ def test_a_missing_extra_names_its_command() -> None:
         "export_bundle needs torch, which is not installed; run: pip install 'xclip-deploy[export]'"
     )
     assert (error.package, error.extra) == ("torch", "export")
+
+
+@pytest.mark.parametrize("name", sorted(error_classes()))
+@pytest.mark.parametrize("duplicate", [lambda error: pickle.loads(pickle.dumps(error)), copy])
+def test_errors_survive_pickling(name: str, duplicate: Callable[[Exception], Exception]) -> None:
+    made: dict[str, Exception] = {
+        "MissingExtraError": errors.MissingExtraError("torch", "export", "export_bundle"),
+        "MissingVideosError": errors.MissingVideosError("two are missing", ["a", "b"]),
+    }
+    error = made.get(name) or error_classes()[name]("what was found; what was expected")
+    error.note = "an attribute"  # type: ignore[attr-defined]
+    again = duplicate(error)
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+    assert again.args == error.args
+
+
+def test_what_errors_carry_survives_pickling(bundle: Bundle) -> None:
+    error = errors.ParityError("is off", bundle.manifest.parity)
+    assert error.records
+    assert pickle.loads(pickle.dumps(error)).records == error.records
 
 
 # Modules

@@ -1,4 +1,4 @@
-"""The configuration of a training run: a typed structure, presets, files and overrides."""
+"""Configuration of a training run: a typed structure, presets, files and overrides."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from xclip_deploy.runtime.model_config import (
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:  # the same parser, for the oldest Python
+else:  # tomli is the same parser, for Python 3.10
     import tomli as tomllib
 
 
 class GeneratedConfig(FrozenModel):
-    """The dataset that is made on the spot: videos of each split, and the seed."""
+    """Settings of the generated dataset: videos of each split, and the seed."""
 
     train: Annotated[int, Field(gt=0)] = 4800
     val: Annotated[int, Field(ge=2)] = 200
@@ -38,18 +38,19 @@ class GeneratedConfig(FrozenModel):
 
 
 class DataConfig(FrozenModel):
-    """What is trained and validated on."""
+    """Data that a run trains and validates on."""
 
     dataset: str = "folder"
     """``msrvtt``, ``msvd``, ``lsmdc``, ``didemo``, ``activitynet``, ``folder`` or
     ``generated``."""
     annotations: Path | None = None
-    """File or folder of the annotations; what is generated brings its own."""
+    """File or folder of the annotations. The generated dataset brings its own."""
     videos: Path | None = None
-    """Folder of the videos. Generated ones are made here; None: ``videos`` in the run folder."""
+    """Folder of the videos, where the generated dataset is made; its None is ``videos`` in the run
+    folder."""
     generated: GeneratedConfig = GeneratedConfig()
     validation_split: Literal["val", "test"] | None = "val"
-    """What the best checkpoint is chosen on; None: no validation."""
+    """Split that the best checkpoint is chosen on; None: no validation."""
     max_missing_share: Share = 0.1
     """Share of annotated videos that may lack a file."""
     max_unreadable_share: Share = 0.1
@@ -58,18 +59,18 @@ class DataConfig(FrozenModel):
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode; 0 decodes in the training process."""
     frame_cache: Path | None = None
-    """Folder for decoded frames; None decodes anew every epoch, or, of generated videos, takes
+    """Folder for decoded frames. None decodes anew in every epoch; the generated dataset then uses
     ``frame-cache`` in the run folder."""
     frame_cache_gb: Annotated[float, Field(gt=0)] = 50.0
 
 
 class StartConfig(FrozenModel):
-    """The model that training starts from."""
+    """Model that training starts from."""
 
     checkpoint: Path | None = None
     """CLIP, CLIP4Clip or X-CLIP weights; None starts ``architecture`` from random weights."""
     architecture: ModelConfig | None = None
-    """Only without a checkpoint."""
+    """Dimensions of a model with random weights; only without a checkpoint."""
     temporal_head: TemporalHead = TemporalHead.TRANSFORMER
     temporal_layers: Annotated[int, Field(gt=0)] = 4
     patch_embedding: PatchEmbedding = PatchEmbedding.CONV_2D
@@ -80,9 +81,9 @@ class StartConfig(FrozenModel):
     mask_padding: bool = False
 
     def model_config_for(self, clip: ModelConfig) -> ModelConfig:
-        """The model to train on top of a checkpoint's dimensions.
+        """Return the model to train, on top of a checkpoint's dimensions.
 
-        Raises InvalidArgumentError where they allow no such model.
+        Raises InvalidArgumentError where the dimensions allow no such model.
         """
         is_transformer = self.temporal_head is TemporalHead.TRANSFORMER
         changes: dict[str, Any] = {
@@ -108,7 +109,7 @@ class StartConfig(FrozenModel):
 
 
 class OptimizationConfig(FrozenModel):
-    """The published recipe, and what may be changed of it."""
+    """Settings of the optimisation; the defaults are the published recipe's."""
 
     epochs: Annotated[int, Field(gt=0)] = 5
     batch_size: Annotated[int, Field(gt=1)] = 300
@@ -119,28 +120,29 @@ class OptimizationConfig(FrozenModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     freeze_layers: int = 0
-    """Lowest CLIP blocks that are not trained, and the embeddings below; -1 trains all."""
+    """Number of the lowest CLIP blocks that stay as they are, with the embeddings below; -1 trains
+    all."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the encoders' arithmetic; the scorer and the weights stay in FP32. ``fp16`` scales the
-    loss, and skips the steps whose gradients overflow; they count in the schedule."""
+    """Arithmetic of the encoders. The scorer and the weights stay in FP32. ``fp16`` scales the
+    loss and skips steps whose gradients overflow; skipped steps count in the schedule."""
     chunk_size: Annotated[int, Field(gt=0)] | None = None
-    """Most pairs of a process whose activations are in memory at once ("gradient caching"): for
-    batches larger than memory. They are encoded twice; the gradients are the same."""
+    """Most pairs whose activations a process holds at once ("gradient caching"), for batches
+    larger than memory. Pairs are encoded twice; the gradients are the same."""
     gradient_checkpointing: bool = False
-    """Trade time for memory: activations are computed again in the backward pass."""
+    """Compute activations again in the backward pass, which takes time and saves memory."""
     seed: int = 0
 
 
 class TrainConfig(FrozenModel):
-    """Everything that decides a training run."""
+    """All settings of a training run."""
 
     data: DataConfig = DataConfig()
     start: StartConfig = StartConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     validate_every_epochs: Annotated[int, Field(gt=0)] = 1
-    """Epochs between validations; also after the last."""
+    """Epochs between validations. The last epoch is always validated."""
     save_every_steps: Annotated[int, Field(gt=0)] = 200
-    """Steps between checkpoints that a killed run resumes from; also after every epoch."""
+    """Steps between checkpoints that a killed run resumes from. Each epoch ends with one too."""
 
 
 _SHORT = {"start": {"max_words": 32, "max_frames": 12}}
@@ -190,18 +192,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validate_every_epochs": 2,
     },
 }
-"""The published runs, as differences from the defaults, which are MSR-VTT's; and ``demo``, a
-small model that learns generated videos from random weights in minutes on a CPU."""
+"""Published runs, as differences from the defaults, which are MSR-VTT's. ``demo`` is a small model
+that learns generated videos from random weights in minutes on a CPU."""
 
 
 def resolve_config(
     preset: str | None = None, file: PathName | None = None, overrides: Sequence[str] = ()
 ) -> TrainConfig:
-    """Put a configuration together: defaults, then preset, then file, then overrides.
+    """Merge a configuration: defaults, then preset, then file, then overrides.
 
-    ``file``: TOML or JSON of :class:`TrainConfig`'s structure. ``overrides``:
-    ``optimization.lr=1e-5`` and the like; values are JSON, or else text. Raises
-    InvalidArgumentError.
+    ``file``: TOML or JSON of :class:`TrainConfig`'s structure. ``overrides``: settings such as
+    ``optimization.lr=1e-5``, whose values are JSON or else text. Raises InvalidArgumentError.
     """
     content: dict[str, Any] = {}
     if preset is not None:
@@ -215,7 +216,7 @@ def resolve_config(
     for override in as_texts("overrides", overrides):
         _merge(content, _parse(override))
     try:
-        # Through JSON, whose lists and texts pydantic turns into tuples, paths and choices.
+        # pydantic turns JSON's lists and texts into tuples, paths and choices.
         return TrainConfig.model_validate_json(json.dumps(content))
     except (ValidationError, TypeError) as error:
         if isinstance(error, TypeError):
@@ -230,7 +231,7 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
-            # A copy of all that is in it: what is merged on top must not reach the preset.
+            # Copy deeply: what is merged on top must not reach the preset.
             into[key] = deepcopy(value)
 
 

@@ -1,4 +1,4 @@
-"""Evaluate a model in PyTorch: a checkpoint, or a model while it trains."""
+"""Evaluate a checkpoint in PyTorch, or a model while it trains."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def evaluate_checkpoint(
 
 
 def validate(model: XClip, split: Split, source: FrameSource) -> dict[str, Any]:
-    """Measure a model while it trains: metrics of both directions, as plain dictionaries.
+    """Measure a model while it trains; return metrics of both directions as plain dictionaries.
 
-    Frames come from ``source`` and so, where it has one, from its cache. The model keeps its
-    mode. Raises VideoError for a video that cannot be read any more.
+    ``source`` reads the frames, from its cache where it has one. The model keeps its mode.
+    Raises VideoError for a video that cannot be read any more.
     """
     frames = (source.read(video) for video in split.videos)
     return evaluate_matcher(TorchMatcher(model), split, frames=frames).metrics.to_dict()

@@ -1,4 +1,4 @@
-"""What a run trains and validates on: splits whose videos have all been read once."""
+"""Data of a run: splits whose videos have all been read once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 from xclip_deploy.training.distributed import from_first
 
 GENERATED = "generated"
-"""Name of the dataset that is made rather than found."""
+"""Name of the dataset that a run makes for itself."""
 
 
 class RunData:
-    """Opens the splits of a run. Every process must call the same methods in the same order."""
+    """Splits of a run. Every process must call the same methods in the same order."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class RunData:
     ) -> None:
         """Open nothing yet.
 
-        ``folder``: the run's, where reports go and, unless told, what is generated.
-        ``on_preparation``: called while videos are made or read.
+        ``folder``: the run's; reports go there, and generated videos unless ``config`` says
+        otherwise. ``on_preparation``: called while videos are made or read.
         """
         self.config = config
         self.folder = folder
@@ -57,7 +57,7 @@ class RunData:
         )
 
     def split(self, name: str) -> Split:
-        """The readable part of a split; all of it is decoded once, which fills the cache.
+        """Return the readable part of a split; decode all of it once, which fills the cache.
 
         Raises DatasetError, InvalidArgumentError.
         """

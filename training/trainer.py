@@ -1,4 +1,4 @@
-"""The training loop: data, model, steps, validation, checkpoints; resumable at any step."""
+"""Training loop: data, model, steps, validation and checkpoints; resumable at any step."""
 
 from __future__ import annotations
 
@@ -38,40 +38,40 @@ from xclip_deploy.training.step import Pairs, StepResult, set_gradient_checkpoin
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where a run stands after a step, for whoever shows the progress."""
+    """Progress of a run after a step."""
 
     step: int
-    """Steps done, of ``total_steps``."""
+    """Number of steps done, of ``total_steps``."""
     total_steps: int
     epoch: int
-    """Counted from 1, of ``epochs``."""
+    """Number of the epoch, from 1 to ``epochs``."""
     epochs: int
     loss: float
     grad_norm: float | None
-    """Before clipping; None in a skipped step."""
+    """Norm of all gradients before clipping; None in a skipped step."""
     lr: float
-    """Learning rate of this step for what is not CLIP's."""
+    """Learning rate of this step for parameters that are not CLIP's."""
     clip_lr: float
-    """For CLIP's parameters."""
+    """Learning rate of this step for CLIP's parameters."""
     seconds: float
-    """Of this step, waiting for its batch included."""
+    """Duration of this step, with the wait for its batch."""
     skipped: bool
-    """Whether the gradients overflowed FP16, and nothing was updated."""
+    """True where the gradients overflowed FP16, so that nothing was updated."""
     loss_scale: float | None
-    """Of this step; None without loss scaling, which FP16 alone has."""
+    """Loss scale of this step; None without loss scaling, which FP16 alone has."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run."""
+    """Result of a finished run."""
 
     path: Path
-    """Its folder; ``best.pt`` and ``last.pt`` in it are checkpoints like any others."""
+    """Folder of the run; ``best.pt`` and ``last.pt`` in it are checkpoints like any others."""
     steps: int
     best_recall: float | None
     """Best validation text-to-video R@1, percent; None without validation."""
     metrics: dict[str, Any]
-    """Validation after the last epoch; empty without."""
+    """Metrics of the validation after the last epoch; empty without validation."""
 
 
 def train(
@@ -82,15 +82,15 @@ def train(
     on_step: Callable[[StepReport], None] | None = None,
     on_preparation: ProgressFunction | None = None,
 ) -> TrainResult:
-    """Train a model, or go on with a run that was interrupted.
+    """Train a model, or continue a run that was interrupted.
 
-    A resumed run continues exactly: batches are a function of seed, epoch and step alone, and
+    A resumed run continues exactly. Batches are a function of seed, epoch and step alone, and
     ``last.pt`` holds the weights, the optimiser's state and the loss scale. Under ``torchrun``
     each process takes its share of every batch, and the first writes the folder.
 
-    Raises InvalidArgumentError, CheckpointError, DatasetError, or TrainingError: a loss that
-    is not finite (the batch is then listed in ``failed_batch.json``), gradients that overflow
-    FP16 at any loss scale, or a folder that cannot be written.
+    Raises InvalidArgumentError, CheckpointError and DatasetError. Raises TrainingError for a
+    loss that is not finite (``failed_batch.json`` then lists the batch), for gradients that
+    overflow FP16 at any loss scale, and for a folder that cannot be written.
     """
     as_instance("config", config, TrainConfig, "a TrainConfig, as resolve_config gives")
     folder = as_path("output", output)
@@ -159,7 +159,7 @@ class _Run:
             while self.position.step < self.total_steps:
                 metrics = self._epoch(loader)
         if not metrics and self.validation is not None and self.is_first:
-            # A run that was resumed at its end.
+            # The run was resumed at its end.
             metrics = validate(self.model, self.validation, self.source)
         if self.is_first:
             self.folder.write_json("metrics.json", metrics)
@@ -170,7 +170,7 @@ class _Run:
         )
 
     def _epoch(self, loader: BatchLoader) -> dict[str, Any]:
-        """Train to the end of the epoch that the run is in; returns its validation."""
+        """Train to the end of the current epoch; return its validation."""
         epoch, start = divmod(self.position.step, self.steps_per_epoch)
         self.model.train()
         waited_since_s = time.monotonic()
@@ -225,7 +225,7 @@ class _Run:
         )
 
     def _rates(self) -> tuple[float, float]:
-        """Next learning rates: of what is not CLIP's, and of CLIP's."""
+        """Return the next learning rates, of other parameters and of CLIP's."""
         rates = [self.optimizer.rate(group) for group in self.optimizer.param_groups]
         return max(rates), min(rates)
 
@@ -279,7 +279,7 @@ class _Run:
 
 
 def _start(start: StartConfig, seed: int) -> XClip:
-    """The model at step 0."""
+    """Make the model at step 0."""
     if start.checkpoint is not None:
         checkpoint = load_checkpoint(start.checkpoint)
         return initialize_from(checkpoint, start.model_config_for(checkpoint.config))

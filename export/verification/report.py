@@ -1,4 +1,4 @@
-"""The certificate for people: one HTML file that needs nothing else."""
+"""Render the certificate for people, as one HTML file that needs no other files."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ img { max-width: 100%; height: auto; } img.frame { width: 72px; height: 72px; di
 code { font-size: .9em; }
 """
 _Cell = str | tuple[str, str]
-"""Text, or text and a class; escaped already."""
+"""Escaped text, or escaped text and a CSS class."""
 
 
 def render_report(
     certificate: Certificate, measurement: MeasuredRuns, ranks: Sequence[RankComparison | None]
 ) -> str:
-    """The page as HTML. Raises MissingExtraError where matplotlib is not installed."""
+    """Render the page as HTML. Raises MissingExtraError where matplotlib is not installed."""
     comparisons = certificate.comparisons
     scatter = plots.score_scatter(measurement, comparisons)
     moves = plots.rank_moves(comparisons, ranks)
@@ -47,16 +47,17 @@ def render_report(
         _heading(certificate),
         "<h2>Rankings and recall</h2>",
         _summary(certificate),
-        "<p class=quiet>Top-K: share of the reference's first K videos that are among the first "
-        "K here, mean over the texts. Flip: two videos of the first ten that a text ranks in "
-        "another order than the reference. Near tie: a flip of videos that the reference has no "
-        "further apart than twice the tolerance; it is not held against a run.</p>",
+        "<p class=quiet>Top-K is the share of the reference's first K videos that are among the "
+        "run's first K, as the mean over the texts. A flip is a pair of videos among the first ten "
+        "that a text ranks in another order than the reference. A near tie is a flip of videos "
+        "whose scores in the reference differ by at most twice the tolerance; it does not count "
+        "against a run.</p>",
         _recalls(certificate),
         "<h2>Errors</h2>",
-        "<p>Share of elements by absolute error; dashed: the most that one may have. Features are "
-        "elements of unit vectors, grains are similarities, logits are scores. Scores are bound by "
-        "their root mean square (RMS) as well: the scorer's sharp softmaxes make a few pairs far "
-        "worse than the rest.</p>",
+        "<p>The curves show the share of elements by absolute error, the dashed line the largest "
+        "error allowed. Features are elements of unit vectors, grains are similarities, logits are "
+        "scores. Scores are also bounded by their root mean square (RMS), since the scorer's sharp "
+        "softmaxes make the errors of a few pairs much larger than the rest.</p>",
         plots.as_image(
             plots.error_distributions(measurement, comparisons), "distribution of errors"
         ),
@@ -71,8 +72,8 @@ def render_report(
     parts.append("<h2>Where ranks moved</h2>")
     if moves is not None:
         parts += [
-            "<p>Rows: rank in the reference. Columns: rank of the same video here. A run that "
-            "ranks as the reference does has the diagonal alone.</p>",
+            "<p>Rows are ranks in the reference, columns are ranks of the same videos in the run. "
+            "A run that ranks as the reference does fills the diagonal alone.</p>",
             plots.as_image(moves, "ranks in the reference and here"),
         ]
     for measured, comparison, rank in zip(measurement.measured, comparisons, ranks, strict=True):
@@ -81,8 +82,8 @@ def render_report(
         parts += [
             "<h2>Size and speed</h2>",
             f"<p>The reference, {escape(certificate.reference.name)}, and the runs took turns, "
-            "batch by batch, while videos were decoded beside them: ratios to go by. "
-            "<code>xclip-deploy bench</code> measures in quiet.</p>",
+            "batch by batch, while videos were being decoded, so that the ratios are approximate. "
+            "<code>xclip-deploy bench</code> measures without other work.</p>",
             _costs(certificate),
         ]
     parts.append(_provenance(certificate))
@@ -110,8 +111,8 @@ def _heading(certificate: Certificate) -> str:
     ]
     if inputs.synthetic_videos:
         parts.append(
-            "<p class=quiet>Synthetic videos show whether the numbers agree, and little of what "
-            "a difference means for retrieval: give videos and captions of your own.</p>"
+            "<p class=quiet>Synthetic videos show whether the numbers agree, but little about the "
+            "effect on retrieval: give videos and captions of your own.</p>"
         )
     if certificate.failures:
         lines = "".join(f"<li class=bad>{escape(line)}</li>" for line in certificate.failures)
@@ -154,7 +155,7 @@ def _summary(certificate: Certificate) -> str:
 
 
 def _costs(certificate: Certificate) -> str:
-    """Sizes, and times of a batch beside the reference's."""
+    """Render sizes, and times of a batch beside the reference's."""
     rows: list[list[_Cell]] = []
     for comparison in certificate.comparisons:
         size = f"{comparison.run.size_bytes / 1e6:.1f}"
@@ -193,7 +194,7 @@ def _recalls(certificate: Certificate) -> str:
             cells.append((f"±{records[0].allowed_points:.2g}", "number"))
             rows.append(cells)
     if not rows:
-        return "<p class=quiet>The texts belong to no videos: no recalls.</p>"
+        return "<p class=quiet>The texts belong to no videos, so there are no recalls.</p>"
     headers = ("run", "direction", "R@1, %", "R@5, %", "R@10, %", "allowed, points")
     return _table(headers, rows)
 
@@ -235,14 +236,14 @@ def _flips(
 ) -> str:
     heading = f"<h3>{escape(comparison.run.name)}</h3>"
     if ranks is None:
-        return heading + "<p class=bad>It broke off, or scores are NaN or infinite: no ranking.</p>"
+        return heading + "<p class=bad>No ranking: the run broke off, or scores are not finite.</p>"
     if not ranks.worst:
         return heading + "<p>No text ranks two videos in another order than the reference.</p>"
     total = ranks.flips + ranks.near_tie_flips
     shown = ranks.worst[:_SHOWN_FLIPS]
     text = (
         f"<p>{total} flips in {ranks.texts_changed} of {len(measurement.texts)} texts; "
-        f"the {len(shown)} of videos that the reference has furthest apart:</p>"
+        f"the {len(shown)} with the largest gaps in the reference:</p>"
     )
     assert comparison.ranking is not None
     assert measured.logits is not None

@@ -1,4 +1,4 @@
-"""The reference and the runs: every way of computing a bundle's model on this machine."""
+"""Open the reference and the runs: every way of computing a bundle's model on this machine."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Run:
     identity: RunIdentity
     matcher: Matcher = field(repr=False)
     load: Callable[[], None] = field(repr=False, default=lambda: None)
-    """Opens all that runs, before the first call would."""
+    """Function that opens every graph before the first call does."""
     tolerance: Tolerance | None = None
-    """What it is held to; None: what the bundle's manifest says of its graphs."""
+    """Tolerance of the run; None: that of the bundle's manifest for its graphs."""
 
 
 @contextmanager
 def open_reference(
     bundle: Bundle, checkpoint: str | PathLike[str] | None, max_batch: int, threads: int | None
 ) -> Iterator[Run]:
-    """PyTorch where the checkpoint is given, else the FP32 graphs on the CPU.
+    """Open the reference: PyTorch where the checkpoint is given, else the FP32 graphs on the CPU.
 
-    Raises VerificationError for a bundle without FP32 graphs or a checkpoint of another model,
-    and what loading a checkpoint or bundle raises.
+    Raises VerificationError for a bundle without FP32 graphs or a checkpoint of another model, and
+    the errors of loading a checkpoint or bundle.
     """
     if checkpoint is not None:
         yield _pytorch(bundle, Path(checkpoint), max_batch)
@@ -53,13 +53,13 @@ def open_reference(
 
 @contextmanager
 def open_run(bundle: Bundle, options: SessionOptions, max_batch: int) -> Iterator[Run]:
-    """A session of a bundle. Raises SessionError, EngineError or MissingExtraError."""
+    """Open a bundle with given options. Raises SessionError, EngineError or MissingExtraError."""
     with DeployedModel(bundle, options, max_batch) as model:
         yield as_run(model)
 
 
 def as_run(model: DeployedModel) -> Run:
-    """An opened model, and what it runs."""
+    """Describe an opened model as a run."""
     placement, records = model.placement, model.artefacts()
     name = placement.arithmetic.name
     identity = RunIdentity(
@@ -76,7 +76,7 @@ def as_run(model: DeployedModel) -> Run:
 def find_sessions(
     bundle: Bundle, *, is_fp32_the_reference: bool, threads: int | None
 ) -> tuple[list[SessionOptions], list[SkippedRun]]:
-    """What there is to compare on this machine, and what there is not, with the reason."""
+    """Find the sessions to compare on this machine, and those it cannot run, with the reason."""
     found, skipped = [], []
     for offer in offers(bundle, threads):
         if isinstance(offer, Refusal):
@@ -108,7 +108,7 @@ def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
 
     manifest = bundle.manifest
     model = manifest.model
-    # What the weights do not tell was said at export, and stands in the manifest.
+    # The manifest records the options of the export, which the weights do not tell.
     options = CheckpointOptions(
         max_words=model.max_words,
         max_frames=model.max_frames,

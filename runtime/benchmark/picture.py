@@ -1,4 +1,4 @@
-"""Draw a benchmark."""
+"""Draw a benchmark as a PNG file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIZE_LABELS = {
 
 
 def import_matplotlib() -> tuple[Any, Any]:
-    """Matplotlib's figure and PNG canvas. Raises MissingExtraError where it is not installed."""
+    """Import matplotlib's figure and PNG canvas. Raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -31,8 +31,8 @@ def import_matplotlib() -> tuple[Any, Any]:
 def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
     """Draw latency, throughput and memory into a PNG file.
 
-    Raises MissingExtraError without matplotlib, InvalidArgumentError where the file cannot
-    be written.
+    Raises MissingExtraError without matplotlib, and InvalidArgumentError where the file cannot be
+    written.
     """
     make_figure, make_canvas = import_matplotlib()
     graphs = [
@@ -63,8 +63,8 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
 
 
 def _draw_latency(benchmark: Benchmark, found: list[Measurement], axes: Any) -> None:  # noqa: ANN401
-    """A dot for p50, a thick line on to p90 and a thin one to p99."""
-    axes.set_yscale("log")  # which brings locators of its own
+    """Draw p50 as a dot, a thick line up to p90 and a thin one up to p99."""
+    axes.set_yscale("log")  # replaces the locators
     ticker = importlib.import_module("matplotlib.ticker")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: readable(value))
@@ -99,7 +99,7 @@ def _placed(
     found: list[Measurement],
     axes: Any,  # noqa: ANN401
 ) -> list[tuple[float, Measurement, str]]:
-    """Each measurement with its place on the x axis, beside those of its size, and a colour."""
+    """Give each measurement a place on the x axis, beside those of its size, and a colour."""
     sizes = sorted({each.size for each in found})
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_xlim(-0.6, len(sizes) - 0.4)

@@ -1,4 +1,4 @@
-"""Evidence for a score: what every word and frame contributes, and where in the video.
+"""Evidence for a score: the contribution of every word and frame, and the best moment.
 
 >>> print(retriever.explain("a dog on a leash", hit))            # doctest: +SKIP
 >>> print(retriever.explain("a dog on a leash", hits[0], hits[1]))  # doctest: +SKIP

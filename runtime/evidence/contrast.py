@@ -1,4 +1,4 @@
-"""Why one video ranks above another for a text."""
+"""Explanation of the order of two videos for a text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xclip_deploy.runtime.presentation import brief
 
 @dataclass(frozen=True)
 class WordContrast:
-    """By how much a word contributes more to the first video's score, in points."""
+    """A word's contribution to the first video's score less that to the second's, in points."""
 
     text: str
     kind: TokenKind
@@ -28,16 +28,16 @@ class WordContrast:
         return sum(self.points.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries and numbers, for JSON."""
+        """Return plain dictionaries and numbers, for JSON."""
         return plain_part(self) | {"kind": self.kind.value}
 
 
 @dataclass(frozen=True)
 class FrameContrast:
-    """What a frame of either video adds to the difference, in points.
+    """The contribution of a frame of either video to the difference, in points.
 
-    A frame of the second video has what it contributes to its own score, with the sign turned:
-    frames of two videos have nothing to do with each other.
+    Frames of two videos have no counterparts. A frame of the second video counts with its
+    contribution to its own score, negated.
     """
 
     video_id: str
@@ -51,16 +51,16 @@ class FrameContrast:
         return sum(self.points.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries and numbers, for JSON."""
+        """Return plain dictionaries and numbers, for JSON."""
         return plain_part(self)
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """Why the first of two videos has the higher (or lower) score. ``str()`` says it.
+    """An explanation of the difference of two videos' scores. ``str()`` puts it into words.
 
     The differences of the grains add up to :attr:`difference`. The difference of a grain that
-    reads words is the sum over :attr:`words`, that of one that reads frames over :attr:`frames`.
+    reads words is the sum over :attr:`words`; of one that reads frames, over :attr:`frames`.
     """
 
     first: Explanation
@@ -83,7 +83,7 @@ class Contrast:
 
     @property
     def grains(self) -> dict[str, float]:
-        """Grain name to its part of the difference, points."""
+        """Grain name to its part of the difference, in points."""
         second = self.second.points
         return {name: points - second[name] for name, points in self.first.points.items()}
 
@@ -130,7 +130,7 @@ class Contrast:
             f"{names[0]} ranks above {names[1]} by {gap:.2f} {scores}, most of all by "
             f"{Grain(grain).spoken} ({sign * share:+.2f})"
         )
-        # What a person can look for: words proper, though start and end can weigh more.
+        # A reader can look for real words alone, though start and end can weigh more.
         words = [word for word in self.words if word.kind is TokenKind.WORD]
         word = max(words, key=lambda word: sign * word.contribution, default=None)
         if word is not None and sign * word.contribution > 0:
@@ -143,7 +143,7 @@ class Contrast:
         return f"{line}; see {names[0]} at {clock(upper.best_moment.best_frame_time_s)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries, lists and numbers, for JSON."""
+        """Return plain dictionaries, lists and numbers, for JSON."""
         return {
             "query": self.query,
             "summary": str(self),
@@ -157,6 +157,6 @@ class Contrast:
 
 
 def _short_names(first: str, second: str) -> tuple[str, str]:
-    """File names in place of paths, where that tells the two apart."""
+    """Return file names in place of paths if they differ."""
     names = PurePath(first).name, PurePath(second).name
     return names if all(names) and names[0] != names[1] else (first, second)

@@ -1,4 +1,4 @@
-"""The scorer taken apart: what every word and frame contributes to the grains.
+"""The scorer taken apart: the contributions of every word and frame to the grains.
 
 The formulas are those of ``training/scorer.py`` (Ma et al., "X-CLIP", ACM MM 2022, sections 3.2
 and 3.3), for one text and one video, in FP64. AOSM gives a similarity as a sum over positions::
@@ -26,67 +26,67 @@ from xclip_deploy.runtime.scorer_weights import ScorerWeights, attend, project
 
 @dataclass(frozen=True, eq=False)
 class WordsFirst:
-    """Weights of frame-word where words are aggregated within each frame, then the frames."""
+    """The weights of frame-word that aggregate words within each frame, then the frames."""
 
     words: Float64Array
-    """[W, F]: of the words within each frame."""
+    """Weights of the words within each frame, [W, F]."""
     frames: Float64Array
-    """[F]: of the frames."""
+    """Weights of the frames, [F]."""
 
     @property
     def joint(self) -> Float64Array:
-        """[W, F]: what each similarity is multiplied with."""
+        """Factor of each similarity, [W, F]."""
         return self.words * self.frames
 
 
 @dataclass(frozen=True, eq=False)
 class FramesFirst:
-    """Weights of frame-word where frames are aggregated within each word, then the words."""
+    """The weights of frame-word that aggregate frames within each word, then the words."""
 
     frames: Float64Array
-    """[W, F]: of the frames within each word."""
+    """Weights of the frames within each word, [W, F]."""
     words: Float64Array
-    """[W]: of the words."""
+    """Weights of the words, [W]."""
 
     @property
     def joint(self) -> Float64Array:
-        """[W, F]: what each similarity is multiplied with."""
+        """Factor of each similarity, [W, F]."""
         return self.frames * self.words[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
-    """The weights of every aggregation; None where the model has not the grain."""
+    """The weights of every aggregation; None for a grain that the model lacks."""
 
     video_word: Float64Array | None
-    """[W]"""
+    """Weights of the words, [W]."""
     frame_sentence: Float64Array | None
-    """[F]"""
+    """Weights of the frames, [F]."""
     words_first: WordsFirst | None
     frames_first: FramesFirst | None
 
 
 @dataclass(frozen=True, eq=False)
 class Decomposition:
-    """One text and one video, token by token and frame by frame: W tokens, F frames.
+    """The score of one text and one video, by token and frame: W tokens, F frames.
 
-    Padded tokens and frames are among them, as the published scorer counts them.
+    Padded tokens and frames are included, as the published scorer counts them.
     """
 
     score_scale: float
     """Factor from the mean of the grains to the score."""
     similarity: Float64Array
-    """[W, F]: (word L) · frame, which frame-word aggregates. For models without that grain the
-    plain product, which then has no part in the score."""
+    """(word L) · frame, [W, F], which frame-word aggregates. For a model without that grain it is
+    word · frame, which has no part in the score."""
     sentence_similarity: Float64Array
-    """[F]: sentence · frame, which frame-sentence aggregates."""
+    """sentence · frame, [F], which frame-sentence aggregates."""
     contributions: dict[str, Float64Array]
-    """Grain name to its contributions, for the grains that the model has, in the table's order.
+    """Grain name to its contributions, for the model's grains, in the table's order.
 
-    A contribution is a similarity, in the unit of its grain; the sum over all is the grain. The
-    shape is [W] for a grain that reads words, [F] for one that reads frames, [W, F] for one that
-    reads both and [] for one that reads neither. In frame-word it is (p_wf + q_wf) / 2 times the
-    similarity s_wf, with p the joint weight where words come first, q where frames do.
+    A contribution has the unit of its grain; their sum is the grain. The shape is [W] for a grain
+    that reads words, [F] for one that reads frames, [W, F] for one that reads both and [] for one
+    that reads neither. In frame-word it is (p_wf + q_wf) / 2 · s_wf: s is the similarity, p the
+    joint weight of :class:`WordsFirst`, q that of :class:`FramesFirst`.
     """
     attention: AttentionWeights
 
@@ -102,12 +102,12 @@ class Decomposition:
 
     @property
     def points(self) -> float:
-        """Points of the score for one unit of a grain: ``score_scale`` over the grains' number."""
+        """Points of the score for one unit of a grain: ``score_scale`` / number of grains."""
         return self.score_scale / len(self.contributions)
 
     @property
     def by_word(self) -> dict[str, Float64Array]:
-        """What tokens contribute [W], for each of the model's grains that reads words."""
+        """Contributions of tokens [W], for each of the model's grains that reads words."""
         return {
             name: part if part.ndim == 1 else part.sum(axis=1)
             for name, part in self.contributions.items()
@@ -116,7 +116,7 @@ class Decomposition:
 
     @property
     def by_frame(self) -> dict[str, Float64Array]:
-        """What frames contribute [F], for each of the model's grains that reads frames."""
+        """Contributions of frames [F], for each of the model's grains that reads frames."""
         return {
             name: part if part.ndim == 1 else part.sum(axis=0)
             for name, part in self.contributions.items()
@@ -124,7 +124,7 @@ class Decomposition:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries, lists and numbers, for JSON."""
+        """Return plain dictionaries, lists and numbers, for JSON."""
         content = asdict(self)
         contributions = content.pop("contributions")
         plain: dict[str, Any] = _plain(
@@ -136,7 +136,7 @@ class Decomposition:
 def decompose(
     text: TextFeatures, video: VideoFeatures, weights: ScorerWeights, config: ModelConfig
 ) -> Decomposition:
-    """Take the score of one text and one video apart.
+    """Decompose the score of one text and one video.
 
     ``text``, ``video``: features of one each, T = V = 1, of any floating type.
     """

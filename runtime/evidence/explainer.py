@@ -8,7 +8,7 @@ from os import PathLike
 import numpy as np
 
 from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError
-from xclip_deploy.runtime.arguments import as_text, shown
+from xclip_deploy.runtime.arguments import as_instance, as_text, shown
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation, explain_video
@@ -21,7 +21,7 @@ from xclip_deploy.runtime.tokenizer import clean_text
 from xclip_deploy.runtime.video import VideoFrames
 
 Hit = SearchResult | str
-"""What a search gave, or the id of a video in the gallery."""
+"""A search result, or the id of a video in the gallery."""
 ReadVideo = Callable[[str], VideoFrames]
 
 
@@ -32,7 +32,7 @@ def explain_hits(
     model: DeployedModel,
     weights: ScorerWeights,
 ) -> list[Explanation]:
-    """Take the scores of ``hits`` for a text apart; see :meth:`Retriever.explain`.
+    """Explain the scores of ``hits`` for a text; see :meth:`Retriever.explain`.
 
     Raises GalleryError for a video that is not there, InvalidArgumentError for a text without a
     word.
@@ -57,16 +57,18 @@ def plot_explanation(
 ) -> None:
     """Read the frames again and write the explanation as a PNG.
 
-    ``read`` gives the frames of a file as they were encoded. A file that is gone or another by
-    now leaves grey boxes and a note. Raises as :func:`draw_explanation` does.
+    ``read``: returns a file's frames as they were encoded. A file that is gone or has changed
+    leaves grey boxes and a note. Raises as :func:`draw_explanation` does.
     """
+    kinds = (Explanation, Contrast)
+    as_instance("explanation", explanation, kinds, "what retriever.explain gives")
     parts = explanation.explanations if isinstance(explanation, Contrast) else (explanation,)
     frames, notes = zip(*(_thumbnails(part, read) for part in parts), strict=True)
     draw_explanation(explanation, path, frames, notes)
 
 
 def _thumbnails(explanation: Explanation, read: ReadVideo) -> tuple[VideoFrames | None, str | None]:
-    """The frames that were encoded, or why they are not to be had."""
+    """Return the encoded frames, or a note that says why they are missing."""
     if explanation.path is None:
         return None, "no frames: the features were added without a file"
     try:
@@ -80,7 +82,7 @@ def _thumbnails(explanation: Explanation, read: ReadVideo) -> tuple[VideoFrames 
 
 
 def _find(snapshot: Snapshot, hit: Hit) -> int:
-    """Row of a video in a snapshot. Raises GalleryError where it is not there."""
+    """Return the row of a video in a snapshot. Raises GalleryError if it is not there."""
     video_id = hit.id if isinstance(hit, SearchResult) else hit
     if not isinstance(video_id, str):
         raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""Why a video has the score that it has for a text."""
+"""Explanation of a video's score for a text."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 @dataclass(frozen=True)
 class WordEvidence:
-    """What one word of the text has to do with the video.
+    """The evidence of one word of the text.
 
-    Contributions are in points of the score, not in units of a grain: they can be added up
-    over grains.
+    Contributions are in points of the score, not in units of a grain: they add up over grains.
     """
 
     text: str
     kind: TokenKind
-    """Start, end and padding are no words, and the published scorer counts them too."""
+    """Kind of token; the published scorer counts start, end and padding too."""
     positions: tuple[int, ...]
     """Token positions; a word of several byte-pair pieces has several."""
     similarity: float
-    """Largest of its tokens to a frame that is not padding."""
+    """Largest similarity of its tokens to a frame that is not padding."""
     best_frame: int
-    """Number of that frame among the sampled ones."""
+    """Index of that frame among the sampled ones."""
     score_without: float | None
-    """The score of the text without the word; None for what is no word."""
+    """Score of the text without the word; None for start, end and padding."""
     points: dict[str, float]
     """Name of each known grain that reads words -> points; 0 where the model lacks the grain."""
 
@@ -53,18 +52,18 @@ class WordEvidence:
         return sum(self.points.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries, lists and numbers, for JSON."""
+        """Return plain dictionaries, lists and numbers, for JSON."""
         return plain_part(self) | {"kind": self.kind.value, "positions": list(self.positions)}
 
 
 @dataclass(frozen=True)
 class FrameEvidence:
-    """What one frame of the video has to do with the text; contributions in points."""
+    """The evidence of one frame of the video; contributions are in points."""
 
     time_s: float | None
     """Seconds from the video's start; None for padding, which the published scorer counts."""
     similarity: float
-    """To the sentence: what the best moment is found by."""
+    """Similarity to the sentence, which selects the best moment."""
     points: dict[str, float]
     """Name of each known grain that reads frames -> points; 0 where the model lacks the grain."""
 
@@ -74,17 +73,17 @@ class FrameEvidence:
         return sum(self.points.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries and numbers, for JSON."""
+        """Return plain dictionaries and numbers, for JSON."""
         return plain_part(self)
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why a video has its score for a text. ``str()`` says it in a sentence.
+    """An explanation of a video's score for a text. ``str()`` puts it into a sentence.
 
-    The score is the sum of the grains in points: a grain that reads words is the sum over
-    :attr:`words`, one that reads frames the sum over :attr:`frames`, one that reads both the sum
-    over either. Video-sentence is one number. ``decomposition`` has the same by tokens, with
+    The score is the sum of the grains in points. A grain that reads words is the sum over
+    :attr:`words`, one that reads frames the sum over :attr:`frames`; one that reads both is
+    either sum. Video-sentence is one number. ``decomposition`` holds the same by tokens, with
     every similarity and weight.
     """
 
@@ -92,11 +91,11 @@ class Explanation:
     video_id: str
     path: str | None
     score: float
-    """The scorer's, computed anew in FP64."""
+    """Score of the scorer, computed in FP64."""
     grains: GrainScores
     words: tuple[WordEvidence, ...]
     frames: tuple[FrameEvidence, ...]
-    """Padding included, at the end."""
+    """Every frame, with padding at the end."""
     best_moment: Moment
     decomposition: Decomposition
 
@@ -110,11 +109,11 @@ class Explanation:
 
     @property
     def missing_words(self) -> tuple[WordEvidence, ...]:
-        """Words that found nothing in the video: without them the score would be no lower.
+        """Words without evidence in the video: without them the score would be no lower.
 
-        Punctuation is not listed.
-        Judged by leaving each out, as similarities cannot tell: the text encoder has seen the
-        words before when it comes to one, so that “circle” after “green” fits a green square.
+        Punctuation is not listed. Each word is judged by leaving it out, as similarities cannot
+        tell: the text encoder mixes a word with those before it, so “circle” after “green” fits a
+        green square.
         """
         return tuple(
             word
@@ -126,7 +125,7 @@ class Explanation:
 
     @property
     def word_frame_similarity(self) -> Float64Array:
-        """[words, frames] as in :attr:`words` and :attr:`frames`, the largest of each's tokens."""
+        """Largest similarity of each word's tokens, [words, frames] in the order of both."""
         return max_by_word(self.decomposition.similarity, self._groups())
 
     def _groups(self) -> list[Word]:
@@ -149,7 +148,7 @@ class Explanation:
         return f"score {self.score:.2f} = {parts}; {found}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries, lists and numbers, for JSON."""
+        """Return plain dictionaries, lists and numbers, for JSON."""
         return {
             "query": self.query,
             "video_id": self.video_id,
@@ -177,8 +176,8 @@ def explain_video(
 ) -> Explanation:
     """Explain the score of one text and one video.
 
-    ``words``: of the text's tokens. ``texts``: features of the text, and after it of the text
-    without each word that is none of start, end and padding, in their order. ``video``: of one.
+    ``words``: the words of the text. ``texts``: features of the text, then of the text without
+    each word of kind WORD, in their order. ``video``: features of one video.
     """
     parts = decompose(texts[:1], video, weights, config)
     rows = (decompose(texts[n : n + 1], video, weights, config) for n in range(1, len(texts)))
@@ -225,13 +224,13 @@ def explain_video(
 def _points_at(
     n: int, points: Mapping[str, Float64Array], grains: Iterable[Grain]
 ) -> dict[str, float]:
-    """Give the points of word or frame ``n`` by grain, 0 for a grain that is not there."""
+    """Return the points of word or frame ``n`` by grain, 0 for a grain that is not there."""
     names = [grain.value for grain in grains]
     return {name: float(points[name][n]) if name in points else 0.0 for name in names}
 
 
 def plain_part(part: Any) -> dict[str, Any]:  # noqa: ANN401 - any record with points
-    """Give the fields of a record of a word or frame, each grain's points among them."""
+    """Return the fields of a record of a word or frame, each grain's points among them."""
     content: dict[str, Any] = asdict(part)
     points = content.pop("points")
     return {**content, **points} | {"contribution": part.contribution}

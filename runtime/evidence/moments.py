@@ -1,4 +1,4 @@
-"""The best moment of a video for a text, as exactly as the sampled frames can tell."""
+"""The best moment of a video for a text, at the resolution of the sampled frames."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Moment:
     start_s: float
     end_s: float
     best_frame_time_s: float
-    """The sampled frame that is most similar to the text; within the range."""
+    """Time of the sampled frame that is most similar to the text, within the range."""
     resolution_s: float
-    """Largest distance between neighbouring sampled frames at the range. What is between them was
-    not looked at: start and end are exact to half of it."""
+    """Largest distance between neighbouring sampled frames at the range. Nothing between them was
+    seen: start and end are exact to half of it."""
 
     def __str__(self) -> str:
         return (
@@ -33,14 +33,13 @@ class Moment:
 def find_moment(
     similarity: npt.NDArray[np.floating], times_s: Sequence[float], duration_s: float | None
 ) -> Moment:
-    """The time around the frame that is most similar to a text.
+    """Find the time around the frame that is most similar to a text.
 
-    ``similarity`` [n]: of the sentence to each of the n valid frames; ``times_s`` [n]: theirs,
-    rising. A frame stands for the time that is nearer to it than to any other sampled frame. The
-    moment is that of the best frame, and of the frames next to it for as long as they are
-    within the scorer's temperature (0.01) of it: such a frame has at least 1/e of its
-    attention. Where the duration is not known, the last frame stands for as long after it
-    as before it.
+    ``similarity`` [n]: similarity of the sentence to each of the n valid frames. ``times_s`` [n]:
+    their times, rising. A frame covers the time that is nearer to it than to any other frame. The
+    moment covers the best frame and adjacent frames within the scorer's temperature (0.01) of it:
+    each has at least 1/e of its attention. If the duration is unknown, the last frame covers as
+    much time after it as before it.
     """
     best = int(np.argmax(similarity))
     first = last = best
@@ -52,7 +51,7 @@ def find_moment(
     if duration_s is None:
         duration_s = times_s[-1] + (float(gaps[-1]) / 2 if len(gaps) else 0.0)
     end_s = max(duration_s, times_s[-1])
-    # The gaps inside the range and the two at its ends.
+    # These are the gaps inside the range and the two at its ends.
     around = gaps[max(first - 1, 0) : last + 1]
     return Moment(
         start_s=0.0 if first == 0 else (times_s[first - 1] + times_s[first]) / 2,
@@ -63,7 +62,7 @@ def find_moment(
 
 
 def clock(seconds: float) -> str:
-    """A time of a video as people read it: minutes, seconds and tenths."""
+    """Format a time of a video as minutes, seconds and tenths."""
     tenths = round(seconds * 10)
     minutes, tenths = divmod(tenths, 600)
     return f"{minutes}:{tenths // 10:02d}.{tenths % 10}"

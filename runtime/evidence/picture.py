@@ -1,4 +1,4 @@
-"""An explanation as a picture: frames over a heat map of similarity to the words."""
+"""Picture of an explanation: frames over a heat map of similarity to the words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xclip_deploy.runtime.video import VideoFrames
 
 _COLOURS = {grain.value: entry.colour for grain, entry in GRAINS.items()}
 _MOMENT = "#d62728"
-# Inches. Axes are placed by hand, so that thumbnails are square and columns line up.
+# Lengths are in inches. Axes are placed by hand, so that thumbnails are square and columns align.
 _ROW = 0.27
 _LABELS = 1.5
 _BARS = 2.3
@@ -41,12 +41,12 @@ def draw_explanation(
     frames: Sequence[VideoFrames | None] = (),
     notes: Sequence[str | None] = (),
 ) -> None:
-    """Write a PNG of an explanation, or of the two of a contrast one under the other.
+    """Write a PNG of an explanation, or of a contrast's two, one below the other.
 
-    ``frames``: of each video, as ``Retriever.read_video`` reads them; grey boxes stand for None
-    or none at all. ``notes``: a line to write below each. :meth:`Retriever.plot_explanation`
-    finds both. Raises MissingExtraError without matplotlib, InvalidArgumentError where ``path``
-    cannot be written.
+    ``frames``: each video's frames, as ``Retriever.read_video`` reads them; None, or no frames at
+    all, gives grey boxes. ``notes``: a line to write below each.
+    :meth:`Retriever.plot_explanation` provides both. Raises MissingExtraError without matplotlib,
+    InvalidArgumentError if ``path`` cannot be written.
     """
     title = str(explanation) if isinstance(explanation, Contrast) else None
     parts = explanation.explanations if isinstance(explanation, Contrast) else (explanation,)
@@ -64,7 +64,7 @@ def draw_explanation(
     page = _Page(figure)
     for number, line in enumerate(lines):
         page.write(0.15, 0.12 + 0.25 * number, line, fontsize=11, fontweight="bold")
-    # One scale of colours, so that two videos can be compared.
+    # Both videos share one colour scale, so that they can be compared.
     values = np.concatenate([panel.similarity.reshape(-1) for panel in panels])
     limits = float(values.min()), float(values.max())
     most = max(panel.longest_bar for panel in panels)
@@ -73,16 +73,16 @@ def draw_explanation(
         top += panel.height
     try:
         with replaced_file(Path(path)) as partial, warnings.catch_warnings():
-            # Letters that the font has not are drawn as boxes; the rest is as good as ever.
+            # Letters that the font lacks are drawn as boxes.
             warnings.filterwarnings("ignore", "Glyph .* missing from")
-            canvas: Any = FigureCanvasAgg(figure)  # whose methods have no types
+            canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
             canvas.print_png(str(partial))
     except OSError as error:
         raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
 
 
 class _Page:
-    """A figure that is measured in inches from its upper left corner."""
+    """A figure with coordinates in inches from its upper left corner."""
 
     def __init__(self, figure: Any) -> None:  # noqa: ANN401
         self.figure = figure
@@ -310,7 +310,7 @@ class _Panel:
 
 
 def _whole(grains: Iterable[str]) -> str:
-    """Say which grains belong to no single word or frame."""
+    """Name the grains that belong to no single word or frame."""
     entries = [(Grain(name), GRAINS[Grain(name)]) for name in grains]
     names = [
         grain.spoken for grain, entry in entries if not entry.reads_words and not entry.reads_frames
@@ -330,7 +330,7 @@ def _stack(
     *,
     horizontal: bool,
 ) -> None:
-    """One bar of several parts; negative ones go the other way."""
+    """Draw one bar of several parts; negative parts extend the other way."""
     for (start, end), colour in zip(_spans(values), colours, strict=True):
         if horizontal:
             axes.barh(place, end - start, 0.7, left=start, color=colour)
@@ -339,8 +339,8 @@ def _stack(
 
 
 def _spans(values: Sequence[float]) -> list[tuple[float, float]]:
-    """Where each part of a stacked bar starts and ends."""
-    ends = [0.0, 0.0]  # of what is positive, of what is negative
+    """Return the start and end of each part of a stacked bar."""
+    ends = [0.0, 0.0]  # end of the positive parts, end of the negative parts
     spans = []
     for value in values:
         side = int(value < 0)
@@ -359,5 +359,5 @@ def _bare(axes: Any, title: str) -> None:  # noqa: ANN401
 
 
 def _shortened(text: str, most: int) -> str:
-    """The end of a path, and of a long word, is what tells it from others."""
+    """Shorten a text from its start: the end distinguishes paths and long words."""
     return text if len(text) <= most else f"…{text[1 - most :]}"

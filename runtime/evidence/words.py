@@ -1,4 +1,4 @@
-"""Tokens as words: byte-pair pieces joined, and the tokens that are no words named."""
+"""Words of tokens: byte-pair pieces joined; start, end and padding named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xclip_deploy.runtime.tokenizer import Tokenizer
 
 
 class TokenKind(str, Enum):
-    """What a word of an explanation is."""
+    """The kind of a word of an explanation."""
 
     WORD = "word"
     START = "start"
@@ -30,18 +30,17 @@ class Word:
     text: str
     kind: TokenKind
     positions: tuple[int, ...]
-    """Among the W token positions of the model."""
+    """Positions among the model's W tokens."""
 
 
 def words_of(tokenizer: Tokenizer, token_ids: npt.NDArray[np.integer[Any]]) -> tuple[Word, ...]:
-    """The words of one tokenised text [W], in order; together they cover every position once.
+    """Return the words of one tokenised text [W], in order; they cover every position once.
 
-    A word is what CLIP's tokenizer splits the text into before it looks for byte pairs: letters
-    in a row, one digit, or signs in a row. One that was cut off by the model's length ends
-    where the text does.
+    CLIP's tokenizer splits a text into words before it looks for byte pairs: letters in a row, one
+    digit, or signs in a row. A word that the model's length cuts off ends with the text.
     """
     ids = [int(token) for token in token_ids]
-    # Padding is id 0, which is also a piece that begins words: it counts at the end alone.
+    # Padding is id 0, which is also a piece that begins words. Only zeros at the end are padding.
     length = max((n + 1 for n, token in enumerate(ids) if token), default=0)
     words: list[Word] = []
     pieces: list[tuple[int, bytes]] = []
@@ -70,16 +69,16 @@ def words_of(tokenizer: Tokenizer, token_ids: npt.NDArray[np.integer[Any]]) -> t
 
 
 def without(token_ids: npt.NDArray[np.integer[Any]], word: Word) -> npt.NDArray[np.integer[Any]]:
-    """A tokenised text [W] less one of its words, padded to the same length."""
+    """Remove a word from a tokenised text [W] and pad it to the same length."""
     rest = np.delete(token_ids, word.positions)
     return np.pad(rest, (0, len(word.positions)))
 
 
 def sum_by_word(values: npt.NDArray[np.float64], words: Sequence[Word]) -> npt.NDArray[np.float64]:
-    """``values`` [W, ...] of tokens, added up for each of n words: [n, ...]."""
+    """Add up ``values`` [W, ...] of tokens for each of n words: [n, ...]."""
     return np.stack([values[list(word.positions)].sum(axis=0) for word in words])
 
 
 def max_by_word(values: npt.NDArray[np.float64], words: Sequence[Word]) -> npt.NDArray[np.float64]:
-    """``values`` [W, ...] of tokens, the largest of each of n words: [n, ...]."""
+    """Take the largest of ``values`` [W, ...] of tokens for each of n words: [n, ...]."""
     return np.stack([values[list(word.positions)].max(axis=0) for word in words])

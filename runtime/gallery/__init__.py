@@ -1,7 +1,7 @@
 """The searchable collection of encoded videos: in memory, or in LanceDB.
 
-A :class:`Gallery` checks what goes in and hands out :class:`Snapshot`, which a search reads. Both
-stand on a :class:`GalleryStore`; another database takes LanceDB's place by being one.
+A :class:`Gallery` checks its input and hands out :class:`Snapshot`, which searches read. It keeps
+videos in a :class:`GalleryStore`; another database implements that protocol.
 """
 
 from __future__ import annotations

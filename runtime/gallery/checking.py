@@ -1,4 +1,4 @@
-"""Checks of what goes into a gallery."""
+"""Checks of the input of a gallery."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def checked_features(
 ) -> VideoFeatures:
     """Return features of ``videos`` as a gallery keeps them, in FP16.
 
-    Raises InvalidArgumentError for features of other shapes, not finite, or with another number
-    of frames than the videos have times.
+    Raises InvalidArgumentError for features of other shapes and for values that are not finite.
+    It is raised too where ``num_frames`` differs from the number of the video's frame times.
     """
     as_instance("features", features, VideoFeatures, "VideoFeatures")
     shapes = {
@@ -43,7 +43,7 @@ def checked_features(
                 f"video {video.id!r:.200} has num_frames {count} and {len(video.frame_times_s)} "
                 f"frame times, expected the same, 1 to {max_frames}"
             )
-    with np.errstate(over="ignore"):  # what does not fit becomes infinity, and is refused
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, and is refused below
         half = VideoFeatures(
             features.video_features.astype(np.float16),
             features.frame_features.astype(np.float16),
@@ -68,4 +68,4 @@ def check_records(videos: Sequence[GalleryVideo]) -> None:
     for video in videos:
         as_instance("a video", video, GalleryVideo, "GalleryVideo")
         check_texts(video)
-        check_metadata(video.metadata)  # model_copy() has not
+        check_metadata(video.metadata)  # model_copy() skips the validators

@@ -1,4 +1,4 @@
-"""What a filter says, as a tree of conditions."""
+"""The syntax tree of a filter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Column:
 
     name: str
     kind: type
-    """bool, int, float or str."""
+    """Type of its values: bool, int, float or str."""
 
 
 Operand: TypeAlias = Column | MetadataValue
@@ -22,38 +22,38 @@ Operand: TypeAlias = Column | MetadataValue
 
 @dataclass(frozen=True)
 class Constant:
-    """Always or never true."""
+    """A condition that is always or never true."""
 
     value: bool
 
 
 @dataclass(frozen=True)
 class IsTrue:
-    """A column of truth values."""
+    """A column of truth values, as a condition."""
 
     column: Column
 
 
 @dataclass(frozen=True)
 class IsNull:
-    """Whether a video has no such value."""
+    """A test that a video has no value in a column."""
 
     column: Column
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A column beside a value or another column of its kind; numbers are one kind."""
+    """A comparison of a column with a value or another column; ints compare with floats."""
 
     column: Column
     sign: str
-    """One of ``= <> < <= > >=``."""
+    """Operator: one of ``= <> < <= > >=``."""
     other: Operand
 
 
 @dataclass(frozen=True)
 class Membership:
-    """Whether a column's value is one of several."""
+    """A test that a column's value is one of several."""
 
     column: Column
     values: tuple[MetadataValue, ...]
@@ -61,7 +61,7 @@ class Membership:
 
 @dataclass(frozen=True)
 class Like:
-    """Whether a text is as a pattern of SQL says, with backslashes before what is meant as is."""
+    """A match of a text against an SQL pattern; a backslash escapes ``%``, ``_`` and itself."""
 
     column: Column
     pattern: str
@@ -70,14 +70,14 @@ class Like:
 
 @dataclass(frozen=True)
 class Not:
-    """The contrary."""
+    """A negation."""
 
     part: Condition
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Several conditions, two at least."""
+    """Two or more conditions, joined by one word."""
 
     word: str
     """``and`` or ``or``."""
@@ -85,4 +85,4 @@ class Joined:
 
 
 Condition: TypeAlias = "Constant | IsTrue | IsNull | Comparison | Membership | Like | Not | Joined"
-"""True, false or, where a value is missing, neither; a filter lets through what it is true for."""
+"""A condition is true, false or, for a missing value, null. Videos match if it is true."""

@@ -1,4 +1,4 @@
-"""A filter as the SQL that LanceDB reads."""
+"""Translation of filters into LanceDB's SQL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _IN_A_ROW = 16
 
 
 def to_sql(condition: Condition) -> str:
-    """Every part in parentheses, every name quoted."""
+    """Return the SQL of a condition, every part in parentheses and every name quoted."""
     if isinstance(condition, Joined):
         return _joined(condition.word, [to_sql(part) for part in condition.parts])
     if isinstance(condition, Not):
@@ -49,13 +49,13 @@ def to_sql(condition: Condition) -> str:
 
 
 def quoted(value: str) -> str:
-    """A text as an SQL literal."""
+    """Quote a text as an SQL literal."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def _joined(word: str, parts: Sequence[str]) -> str:
-    # In a row, each part would lie one level deeper than the one before it in LanceDB's tree; in
-    # pairs, the text would have more parentheses than LanceDB reads.
+    # LanceDB nests each part of a row one level deeper than the last. Pairs would need more
+    # parentheses than LanceDB reads. Groups of 16 avoid both limits.
     if len(parts) > _IN_A_ROW:
         size = -(-len(parts) // _IN_A_ROW)
         starts = range(0, len(parts), size)
@@ -64,7 +64,7 @@ def _joined(word: str, parts: Sequence[str]) -> str:
 
 
 def _common(*operands: Operand) -> type:
-    """What both sides become: LanceDB compares no whole number with a decimal one."""
+    """Return the common type of operands: LanceDB does not compare int with float."""
     kinds = [side.kind if isinstance(side, Column) else type(side) for side in operands]
     return float if float in kinds else kinds[0]
 

@@ -1,4 +1,4 @@
-"""Filters on an Arrow table, for galleries without a database."""
+"""Filters on an Arrow table, for galleries in memory."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _COMPARE: dict[str, Callable[..., Any]] = {
 
 
 class FilterTable:
-    """What filters can name, of all videos."""
+    """The columns that filters can name, of all videos."""
 
     def __init__(self, videos: Sequence[GalleryVideo], metadata: Mapping[str, type]) -> None:
-        """``metadata``: types of the user's own columns."""
+        """Make the table; ``metadata`` gives the types of the user's own columns."""
         columns = {
             "id": pa.array([video.id for video in videos], pa.string()),
             CONTENT_SHA256: pa.array([video.content_sha256 for video in videos], pa.string()),
@@ -53,13 +53,13 @@ class FilterTable:
         self._table = pa.table(columns)
 
     def matching(self, condition: Condition) -> Rows:
-        """Places of the videos for which it is true."""
+        """Return the places of the videos for which the condition is true."""
         mask = pc.fill_null(self._mask(condition), False)
         found: Rows = np.flatnonzero(mask.to_numpy()).astype(np.int64)
         return found
 
     def _mask(self, condition: Condition) -> Any:
-        """Truth values, null where the condition is neither true nor false."""
+        """Return truth values, null if the condition is neither true nor false."""
         if isinstance(condition, Joined):
             join = pc.and_kleene if condition.word == "and" else pc.or_kleene
             mask = self._mask(condition.parts[0])
@@ -94,6 +94,6 @@ class FilterTable:
 
 
 def _as_decimal(values: Any) -> Any:
-    # As a database does it: the largest whole numbers become the nearest decimal ones.
+    # Like a database, round whole numbers above 2^53 to the nearest FP64.
     is_whole = pa.types.is_integer(values.type)
     return pc.cast(values, pa.float64(), safe=False) if is_whole else values

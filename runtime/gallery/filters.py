@@ -1,7 +1,7 @@
 """Filters over metadata: ``duration_s < 30 and source = 'cam1'``.
 
-The language is a part of SQL's conditions, read here and not by the database: what a database
-would drop, crash on or run for hours never reaches it, and every store answers alike::
+The language is a subset of SQL's conditions. This module parses it, not the database. So every
+store gives the same answers, and no filter makes a database crash or run for hours::
 
     condition   column, compared by = <> < <= > >= with a value or another column
                 column [not] in (value, ...)
@@ -40,7 +40,7 @@ from xclip_deploy.runtime.gallery.records import TYPE_NAMES, MetadataValue
 MAX_FILTER_CHARACTERS = 65_536
 MAX_CONDITIONS = 1000
 _MAX_DEPTH = 12
-"""Of parentheses within others; LanceDB stops at 50 of its own."""
+"""Deepest nesting of parentheses; LanceDB's own limit is 50 levels."""
 OWN_COLUMNS: Mapping[str, type] = {
     "id": str,
     "fingerprint": str,
@@ -66,7 +66,7 @@ _ESCAPED = re.compile(r"[^\\]|\\[\\%_]")
 
 
 def filter_error(where: object, reason: str) -> InvalidArgumentError:
-    """What is raised for a filter that cannot be used."""
+    """Make the error for a filter that cannot be used."""
     return InvalidArgumentError(
         f"the filter {where!r:.200} is not understood ({reason:.300}); "
         "expected an expression such as: duration_s < 30 and source = 'cam1'"
@@ -74,7 +74,7 @@ def filter_error(where: object, reason: str) -> InvalidArgumentError:
 
 
 def parse_filter(where: str, metadata: Mapping[str, type]) -> Condition:
-    """Read a filter over the gallery's own columns and those of ``metadata``.
+    """Parse a filter over the gallery's own columns and those of ``metadata``.
 
     Raises InvalidArgumentError.
     """
@@ -83,7 +83,7 @@ def parse_filter(where: str, metadata: Mapping[str, type]) -> Condition:
     if len(where) > MAX_FILTER_CHARACTERS:
         raise filter_error(where, f"more than {MAX_FILTER_CHARACTERS} characters")
     if where.encode(errors="replace").decode() != where:
-        raise filter_error(where, "no UTF-8 text")
+        raise filter_error(where, "not UTF-8 text")
     return _Parser(where, {**OWN_COLUMNS, **metadata}).parse()
 
 
@@ -95,7 +95,7 @@ class _Token:
 
 
 class _Parser:
-    """Recursive descent, one method for each rule of the language."""
+    """A recursive-descent parser with one method for each rule of the language."""
 
     def __init__(self, where: str, columns: Mapping[str, type]) -> None:
         self._where = where
@@ -129,7 +129,7 @@ class _Parser:
         return token
 
     def _accept(self, *texts: str) -> str | None:
-        """The next word or sign, taken, where it is one of ``texts``."""
+        """Consume and return the next word or sign if it is one of ``texts``."""
         if self._next.kind in ("word", "sign") and self._next.text in texts:
             return self._take().text
         return None

@@ -1,4 +1,4 @@
-"""Inner products with every video, in memory."""
+"""Exhaustive search by inner product, in memory."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors, Rows
 class FlatVectors:
     """``video_features`` of all videos in FP32.
 
-    NumPy has no fast product of FP16: kept as FP32, a query costs one pass over the memory, 7 ms
-    for 100,000 videos of 512 numbers at 30 GB/s.
+    NumPy has no fast FP16 product. In FP32 a query costs one pass over the memory: 7 ms for
+    100,000 videos with D = 512 at 30 GB/s.
     """
 
     def __init__(self, rows: Rows, vectors: npt.NDArray[np.floating[Any]]) -> None:
-        """``rows``: ascending [N]; ``vectors``: [N, D]."""
+        """Keep ``vectors`` [N, D] of ``rows`` [N], which ascend."""
         self.rows = rows
         self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
 
     def take(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """Vectors of rows that are there, in the order of ``rows``."""
+        """Return the vectors of existing rows, in the order of ``rows``."""
         return self._vectors[np.searchsorted(self.rows, rows)]
 
     def nearest(
         self, queries: QueryVectors, limit: int, allowed: Rows | None = None
     ) -> list[Nearest]:
-        """As :meth:`Snapshot.nearest`; of equal ones the one added first."""
+        """Return what :meth:`Snapshot.nearest` does; of equal videos the one added first wins."""
         rows, vectors = self.rows, self._vectors
         if allowed is not None:
             places = np.flatnonzero(np.isin(rows, allowed))
             rows = rows[places]
-            if len(places) * 4 < len(vectors):  # else the copy would cost more than it saves
+            if len(places) * 4 < len(vectors):  # above a quarter, the copy costs more than it saves
                 vectors, places = vectors[places], np.arange(len(places))
         else:
             places = None
@@ -49,7 +49,7 @@ class FlatVectors:
 
 
 def best_first(scores: npt.NDArray[np.floating[Any]], k: int) -> npt.NDArray[np.intp]:
-    """Indices of the k highest scores, best first; of equal ones the one that stands first."""
+    """Return indices of the k highest scores, best first; of equal scores the first index."""
     k = min(k, len(scores))
     if k <= 0:
         return np.empty(0, np.intp)

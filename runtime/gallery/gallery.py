@@ -1,4 +1,4 @@
-"""The gallery: what goes in is checked, what comes out is a snapshot."""
+"""The gallery: it checks input and hands out snapshots."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ _REINDEX = "xclip-deploy index VIDEOS --gallery {path}"
 
 @dataclass(frozen=True)
 class GalleryStats:
-    """What is in a gallery, summed up."""
+    """A summary of a gallery's content."""
 
     uri: str | None
-    """Where it is; None in memory."""
+    """Location; None in memory."""
     fingerprint: str
     """Fingerprint of the model that made the features."""
     num_videos: int
     num_files: int
-    """Files that hold the videos; several may hold the same one."""
+    """Number of files; several may hold the same video."""
     total_duration_s: float
-    """Durations of all videos, seconds."""
+    """Sum of all videos' durations, seconds."""
     metadata: Mapping[str, str]
-    """Name of each metadata field to the kind of its values."""
+    """Metadata field to the kind of its values."""
     size_bytes: int | None
     """Size on disk; None where it is not known."""
     has_index: bool
@@ -84,17 +84,18 @@ class GalleryStats:
 class Gallery:
     """Videos with their embeddings, all made by one model.
 
-    Embeddings are kept in FP16: the scorer casts them up before it multiplies, so that search
-    loses nothing that FP16 rounding of a unit vector does not. Safe to use from several
-    threads. What this object writes is in the next :meth:`snapshot`; what other processes write,
-    after :meth:`refresh`.
+    Embeddings are kept in FP16. The scorer casts them to FP32 before it multiplies, so a search
+    loses no more than FP16 rounding of a unit vector. It is safe to use from several threads. The
+    next :meth:`snapshot` holds the writes of this object, and those of other processes after
+    :meth:`refresh`.
     """
 
     def __init__(
         self, manifest: Manifest | FeatureModel, store: GalleryStore | None = None
     ) -> None:
         """Use ``store``, or start an empty gallery in memory, for the model of ``manifest``."""
-        _check_manifest(manifest)
+        if not isinstance(manifest, FeatureModel):
+            _check_manifest(manifest)
         if store is not None and not callable(getattr(store, "snapshot", None)):
             raise InvalidArgumentError(f"store is {shown(store)}; expected a GalleryStore or None")
         model = manifest if isinstance(manifest, FeatureModel) else manifest.model
@@ -115,13 +116,16 @@ class Gallery:
         create: bool = False,
         limits: SearchLimits | None = None,
     ) -> Gallery:
-        """Open a gallery that is kept in LanceDB: a directory, or a URI that LanceDB opens.
+        """Open a gallery in LanceDB: a directory, or a URI that LanceDB opens.
 
-        ``manifest``: names the model of the features; None takes whatever model the gallery has.
-        ``create``: whether to make it where there is none, for which ``manifest`` is needed.
-        ``limits``: what searches may keep in memory. Raises GalleryNotFoundError,
-        GalleryVersionError, GalleryIntegrityError, GalleryModelError for features of another
-        model, InvalidArgumentError.
+        Args:
+            uri: The location.
+            manifest: The manifest of the features' model; None accepts any model.
+            create: Whether to make a gallery if there is none. This needs ``manifest``.
+            limits: How much searches may keep in memory.
+
+        Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError,
+        InvalidArgumentError, and GalleryModelError for features of another model.
         """
         if manifest is not None:
             _check_manifest(manifest)
@@ -153,7 +157,7 @@ class Gallery:
 
     @property
     def uri(self) -> str | None:
-        """Where the gallery is; None in memory."""
+        """Location of the gallery; None in memory."""
         return self._open_store.uri
 
     def check_model(self, manifest: Manifest) -> None:
@@ -168,22 +172,22 @@ class Gallery:
         return isinstance(video_id, str) and bool(self.snapshot().find([video_id]))
 
     def snapshot(self) -> Snapshot:
-        """Everything in the gallery now, as it stays whatever is written later."""
+        """Return the gallery as it is now; later writes do not change the snapshot."""
         return self._store.snapshot()
 
     def refresh(self) -> None:
-        """See what other processes wrote. Raises GalleryError."""
+        """Load the changes of other processes. Raises GalleryError."""
         self._store.refresh()
 
     def warm_up(self) -> None:
-        """Read into memory what makes searches faster, as far as :class:`SearchLimits` allows.
+        """Load what makes searches faster, within :class:`SearchLimits`.
 
-        Holds until the gallery changes. Raises GalleryIntegrityError for a damaged file.
+        The effect lasts until the gallery changes. Raises GalleryIntegrityError for a damaged file.
         """
         self.snapshot().warm_up()
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Keep other writers out while several reads and writes belong together."""
+        """Lock out other writers while several reads and writes belong together."""
         return self._store.exclusive()
 
     def add(
@@ -195,9 +199,9 @@ class Gallery:
     ) -> None:
         """Add encoded videos, all or none.
 
-        ``replace``: whether they take the place of videos with the same ids. Raises
-        DuplicateIdError for an id twice among ``videos`` or, without ``replace``, in the
-        gallery; MetadataError; InvalidArgumentError for features of other shapes, or not finite.
+        ``replace``: whether to overwrite videos with the same ids. Raises DuplicateIdError for an
+        id twice among ``videos`` or, without ``replace``, in the gallery. Raises MetadataError, and
+        InvalidArgumentError for features of other shapes or not finite.
         """
         as_truth("replace", replace)
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
@@ -208,7 +212,7 @@ class Gallery:
             self._store.put(given, features, replace=replace)
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
-        """Change what is known of videos, metadata say; embeddings stay.
+        """Replace the records of videos, such as their metadata, and keep the embeddings.
 
         Raises GalleryError for an id that is not there, MetadataError.
         """
@@ -219,11 +223,10 @@ class Gallery:
             self._store.update(given)
 
     def remove(self, ids: str | Collection[str] | None = None, *, where: str | None = None) -> int:
-        """Remove videos, all or none: those with ``ids``, or those that a filter lets through.
+        """Remove videos, all or none: those with ``ids``, or those that match a filter.
 
-        Returns how many were removed. Raises GalleryError for an id that is not there,
-        InvalidArgumentError for a filter that is not understood, or where neither or both are
-        given.
+        Returns the number of removed videos. Raises GalleryError for an id that is not there.
+        Raises InvalidArgumentError for an invalid filter, and unless exactly one argument is given.
         """
         if (ids is None) == (where is None):
             raise InvalidArgumentError("remove takes ids or where; expected one of the two")
@@ -242,7 +245,7 @@ class Gallery:
     # -- looking into it -------------------------------------------------------------------
 
     def count(self, where: str | None = None) -> int:
-        """Count the videos, or those that a filter lets through."""
+        """Count all videos, or those that match a filter."""
         snapshot = self.snapshot()
         return len(snapshot) if where is None else len(snapshot.matching(as_text("where", where)))
 
@@ -251,8 +254,8 @@ class Gallery:
     ) -> list[GalleryVideo]:
         """List videos with their metadata, in the order in which they were added.
 
-        ``where``: a filter, as for searches. ``offset``: videos to pass over; ``limit``: most to
-        list, None for all. Raises InvalidArgumentError, GalleryError.
+        ``where``: a filter, as for searches. ``offset``: number of videos to skip. ``limit``: most
+        videos to list, None for all. Raises InvalidArgumentError, GalleryError.
         """
         start = as_whole_number("offset", offset, 0, _MOST_VIDEOS)
         stop = None if limit is None else start + as_whole_number("limit", limit, 0, _MOST_VIDEOS)
@@ -261,7 +264,7 @@ class Gallery:
         return snapshot.videos(rows[start:stop])
 
     def get(self, video_id: str) -> GalleryVideo:
-        """Return one video with its metadata. Raises GalleryError where it is not there."""
+        """Return one video with its metadata. Raises GalleryError if it is not there."""
         snapshot = self.snapshot()
         found = snapshot.find([as_text("video_id", video_id)])
         if video_id not in found:
@@ -269,14 +272,14 @@ class Gallery:
         return snapshot.videos(np.array([found[video_id]], np.int64))[0]
 
     def __iter__(self) -> Iterator[GalleryVideo]:
-        """Give all videos with their metadata, read a page at a time."""
+        """Yield all videos with their metadata, read a page at a time."""
         snapshot = self.snapshot()
         rows = snapshot.rows()
         for part in slices(len(rows), _PAGE_VIDEOS):
             yield from snapshot.videos(rows[part])
 
     def stats(self) -> GalleryStats:
-        """Sum up what is in the gallery, in one pass. Raises GalleryError."""
+        """Summarize the gallery in one pass. Raises GalleryError."""
         num_files, total_s = 0, 0.0
         fields: dict[str, str] = {}
         for video in self:
@@ -311,22 +314,22 @@ class Gallery:
         *,
         keep_s: float = KEEP_VERSIONS.total_seconds(),
     ) -> None:
-        """Put small files together and, from 50,000 videos on, build or extend the index.
+        """Merge small files and, from 50,000 videos on, build or extend the index.
 
-        ``progress``: called with what is being done in ``note``. ``keep_s``: what was replaced
-        longer ago is removed from disk; searches that began before then fail, in other
-        processes those that did not refresh since. Raises GalleryError.
+        ``progress``: called with the current step in ``note``. ``keep_s``: versions that were
+        replaced longer ago are deleted from disk. Searches that began before then fail; in other
+        processes, those without a refresh since. Raises GalleryError.
         """
         as_callback("progress", progress)
         keep_s = as_number("keep_s", keep_s, 0, _MOST_S)
         self._store.optimize(progress or ignore_progress, timedelta(seconds=keep_s))
 
     def save(self, path: PathName) -> None:
-        """Write a copy to a directory, in one step: an interrupted save leaves the old one.
+        """Write a copy to a directory in one step: an interrupted save leaves the old content.
 
-        Where a gallery is replaced, those who have it open can read on after :meth:`refresh`.
-        Raises GalleryError where ``path`` holds something else or cannot be written, or is where
-        this gallery is kept.
+        If it replaces a gallery, processes that have that open can read on after :meth:`refresh`.
+        Raises GalleryError if ``path`` is this gallery itself, holds something else or cannot be
+        written.
         """
         path = as_path("path", path)
         from xclip_deploy.runtime.gallery.lance_store import kept_from_writers, open_store
@@ -350,7 +353,7 @@ class Gallery:
             ) from error
 
     def close(self) -> None:
-        """Let go of files and memory. Using the gallery afterwards raises ClosedError."""
+        """Release files and memory. Using the gallery afterwards raises ClosedError."""
         self._is_closed = True
         self._open_store.close()
 
@@ -375,7 +378,7 @@ class Gallery:
 
 
 def _check_manifest(manifest: object) -> None:
-    as_instance("manifest", manifest, Manifest, "the Manifest of a bundle")
+    as_instance("manifest", manifest, (Manifest, FeatureModel), "the Manifest of a bundle")
 
 
 def _check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""What LanceDB raises, as errors of ours."""
+"""Translation of LanceDB's errors into the package's own."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _READ_ONLY = re.compile(r"read-only file system|permission denied|os error (1|13
 
 @contextmanager
 def lance_errors(uri: str, doing: str) -> Iterator[None]:
-    """Turn what LanceDB raises into a GalleryError that says what was done to which gallery.
+    """Translate LanceDB's errors into a GalleryError that names the gallery and the operation.
 
-    Raises GalleryIntegrityError where a file of the gallery cannot be understood.
+    Raises GalleryIntegrityError if a file of the gallery cannot be decoded.
     """
     try:
         yield
     except XclipDeployError:
         raise
     except BaseException as error:
-        # A panic in LanceDB's Rust code comes as a BaseException of a module that cannot be
-        # imported; damaged files cause some.
+        # Damaged files can make LanceDB's Rust code panic. A panic arrives as a BaseException
+        # whose module cannot be imported.
         is_panic = type(error).__name__ == "PanicException"
         if not isinstance(error, Exception) and not is_panic:
             raise
@@ -47,7 +47,7 @@ def _translated(uri: str, doing: str, error: BaseException) -> GalleryError:
         return GalleryError(f"gallery {uri} cannot be written: it is read-only ({found})")
     if doing == "written":
         return GalleryError(f"gallery {uri} cannot be written ({found}); what was there stands")
-    if _REFUSED.search(message):  # says nothing of the files
+    if _REFUSED.search(message):  # the files themselves may be whole
         return GalleryError(f"gallery {uri} cannot be {doing} ({found})")
     return GalleryIntegrityError(
         f"gallery {uri} cannot be {doing}: a file is damaged or missing ({found}); restore it "

@@ -1,4 +1,4 @@
-"""How a gallery lies in a LanceDB table."""
+"""The layout of a gallery in a LanceDB table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.records import RESERVED, GalleryVideo, VideoFile
 
 SCHEMA_VERSION = 2
-"""2: a LanceDB table. 1 was one file for all features."""
+"""Version 2 is a LanceDB table; version 1 was one file for all features."""
 _KEY = b"xclip-deploy"
 ARROW_TYPES: dict[type, pa.DataType] = {
     bool: pa.bool_(),
@@ -25,22 +25,22 @@ ARROW_TYPES: dict[type, pa.DataType] = {
 }
 SQL_TYPES: dict[type, str] = {bool: "boolean", int: "bigint", float: "double", str: "string"}
 CONTENT_SHA256 = "fingerprint"
-"""Column of ``GalleryVideo.content_sha256``, named as the first galleries named it."""
+"""Column of ``GalleryVideo.content_sha256``; the name is that of the first galleries."""
 LISTING = ("id", "paths", "file_sizes", "file_times", CONTENT_SHA256, "duration_s", "frame_times_s")
 FEATURES = ("num_frames", "video_features", "frame_features")
 
 
 @dataclass(frozen=True)
 class TableHeader:
-    """What stands in the table's own metadata."""
+    """Content of the table's own metadata."""
 
     schema_version: int
     fingerprint: str
-    """Of the model that made the features."""
+    """Fingerprint of the model that made the features."""
 
 
 def make_schema(fingerprint: str, dim: int, max_frames: int) -> pa.Schema:
-    """The columns of an empty gallery."""
+    """Return the columns of an empty gallery."""
     header = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
     return pa.schema(
         [
@@ -60,7 +60,7 @@ def make_schema(fingerprint: str, dim: int, max_frames: int) -> pa.Schema:
 
 
 def read_header(schema: pa.Schema) -> TableHeader | None:
-    """The header of a table; None where it is none of ours."""
+    """Return the header of a table; None for a table of another program."""
     try:
         content = json.loads((schema.metadata or {})[_KEY])
         return TableHeader(int(content["schema_version"]), str(content["fingerprint"]))
@@ -69,7 +69,7 @@ def read_header(schema: pa.Schema) -> TableHeader | None:
 
 
 def metadata_types(schema: pa.Schema) -> dict[str, type]:
-    """The user's own columns."""
+    """Return names and Python types of the user's own columns."""
     python = {arrow: kind for kind, arrow in ARROW_TYPES.items()}
     return {
         field.name: python[field.type]
@@ -81,7 +81,10 @@ def metadata_types(schema: pa.Schema) -> dict[str, type]:
 def to_table(
     videos: Sequence[GalleryVideo], features: VideoFeatures | None, schema: pa.Schema
 ) -> pa.Table:
-    """Rows to write, with all columns of ``schema``, or without features those that it has left."""
+    """Return rows to write, with the columns of ``schema``.
+
+    Without ``features``, the schema must not name their columns.
+    """
     columns: dict[str, Any] = {
         "id": [video.id for video in videos],
         "paths": [[file.path for file in video.files] for video in videos],
@@ -108,7 +111,7 @@ def to_table(
 
 
 def to_videos(table: pa.Table) -> list[GalleryVideo]:
-    """The videos in rows that were read, with the metadata columns that are among them."""
+    """Return the videos of rows, with the metadata columns that were read."""
     fields = list(metadata_types(table.schema))
     return [_to_video(row, fields) for row in table.to_pylist()]
 
@@ -132,7 +135,7 @@ def _to_video(row: Mapping[str, Any], fields: Sequence[str]) -> GalleryVideo:
 
 
 def to_features(table: pa.Table) -> VideoFeatures:
-    """The embeddings in rows that were read."""
+    """Return the embeddings of rows."""
     vectors = matrix_of(table, "video_features")  # [V, D]
     frames = matrix_of(table, "frame_features")  # [V, F * D]
     dim = vectors.shape[1]
@@ -145,7 +148,7 @@ def to_features(table: pa.Table) -> VideoFeatures:
 
 
 def array_of(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    """A column of numbers [V], or of vectors [V, n]."""
+    """Return a column as an array: [V] of numbers, [V, n] of vectors."""
     if pa.types.is_fixed_size_list(table.schema.field(name).type):
         array: npt.NDArray[Any] = matrix_of(table, name)
     else:
@@ -154,9 +157,9 @@ def array_of(table: pa.Table, name: str) -> npt.NDArray[Any]:
 
 
 def matrix_of(table: pa.Table, name: str) -> Any:
-    """A column of vectors as a NumPy matrix, without copying where it lies in one piece."""
+    """Return a column of vectors as a matrix [V, n], uncopied if it is one chunk."""
     column = table[name].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # pyarrow gives one where there was no chunk
+    if isinstance(column, pa.ChunkedArray):  # pyarrow returns one for a column without chunks
         column = pa.concat_arrays(column.chunks or [pa.array([], column.type)])
     size = column.type.list_size
     return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)

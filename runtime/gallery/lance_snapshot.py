@@ -1,4 +1,4 @@
-"""Reading one version of a gallery's LanceDB table."""
+"""Reader of one version of a gallery's LanceDB table."""
 
 from __future__ import annotations
 
@@ -32,42 +32,42 @@ from xclip_deploy.runtime.gallery.records import GalleryVideo
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors, Rows
 
 VECTOR_INDEX = "video_features_ivf"
-"""With the number of its partitions behind it, which LanceDB does not tell."""
+"""Prefix of the index's name. The number of partitions follows, which LanceDB does not report."""
 _IDS_PER_QUERY = 500
 _LISTING_BATCH = 4096
 
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """When a search looks at everything, and how much may stay in memory.
+    """Limits of searches without an index, and of memory.
 
-    The defaults are for a machine that has a few gigabytes to spare for a gallery.
+    The defaults suit a machine with a few gigabytes to spare for a gallery.
     """
 
     flat_videos: int = 50_000
-    """With an index, largest gallery that is searched without it."""
+    """Largest gallery that is searched in full although it has an index."""
     flat_bytes: int = 512 << 20
     """Most memory for ``video_features`` in FP32; beyond it LanceDB reads them at each search."""
     held_bytes: int = 1536 << 20
-    """Most memory for all features in FP16; beyond it they are read at each exact search."""
+    """Most memory for all features in FP16; beyond it each exact search reads them from disk."""
     warm_bytes: int = 1536 << 20
-    """Most memory for ``video_features`` in FP16 alone, which a warmed-up gallery keeps where all
-    features are too many."""
+    """Most memory for ``video_features`` in FP16 alone. A warmed-up gallery keeps them if all
+    features exceed ``held_bytes``."""
     listing_bytes: int = 512 << 20
-    """Most memory for what is known of all videos beside features, which a warmed-up gallery
-    keeps."""
+    """Most memory for the records of all videos, which a warmed-up gallery keeps."""
     partitions: float = 0.1
-    """Share of the index's partitions that a query looks into."""
+    """Share of the index's partitions that a query reads."""
     min_partitions: int = 20
+    """Least partitions that a query reads."""
     index_from: int = 50_000
-    """Videos from which ``optimize`` builds an index."""
+    """Number of videos from which ``optimize`` builds an index."""
 
 
 class LanceSnapshot:
-    """See :class:`Snapshot`. Rows are LanceDB's row ids at this version."""
+    """A :class:`Snapshot` of a LanceDB table; rows are its row ids at this version."""
 
     def __init__(self, uri: str, table: Any, limits: SearchLimits) -> None:
-        """``table``: checked out at the version to read."""
+        """Read ``table``, which is checked out at the wanted version."""
         self._uri = uri
         self._table = table
         self._limits = limits
@@ -75,7 +75,7 @@ class LanceSnapshot:
         with self._reading():
             self._schema: pa.Schema = table.schema
             self._count: int = table.count_rows()
-            # No index of a version is ever added to it later.
+            # A version never gains an index later.
             self._partitions = _partitions_of(table)
         self._flat: FlatVectors | None = None
         self._held: tuple[Rows, VideoFeatures] | None = None
@@ -93,7 +93,7 @@ class LanceSnapshot:
 
     @property
     def num_partitions(self) -> int | None:
-        """Number of partitions of the index; None where there is no index."""
+        """Number of partitions of the index; None without an index."""
         return self._partitions
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
@@ -160,7 +160,7 @@ class LanceSnapshot:
         found = []
         for query in np.asarray(queries, np.float32):
             table = self._search(query, limit, condition)
-            # LanceDB's distance of inner products is one less the product.
+            # LanceDB's distance of inner products is 1 - product.
             similarities = 1 - table["_distance"].to_numpy()
             found.append(Nearest(_row_ids(table), similarities.astype(np.float32), method))
         return found
@@ -213,12 +213,12 @@ class LanceSnapshot:
             return self._flat
 
     def _read_all(self, columns: Sequence[str]) -> _Columns:
-        """Columns of every video, in the order of their rows."""
+        """Return columns of every video, in the order of their rows."""
         rows = np.empty(self._count, np.int64)
         values: dict[str, npt.NDArray[Any]] = {}
         start = 0
         with self._reading():
-            # Filled a batch at a time: put together at the end, they would be there twice.
+            # Each batch is copied at once: joined at the end, all would be in memory twice.
             for batch in self._all(columns).to_batches(batch_size=_LISTING_BATCH):
                 table = pa.Table.from_batches([batch])
                 part = slice(start, start + len(table))
@@ -231,7 +231,7 @@ class LanceSnapshot:
                 start = part.stop
         if start != self._count:
             raise self._changed(start, self._count)
-        for name in set(columns) - set(values):  # there was no batch
+        for name in set(columns) - set(values):  # the gallery is empty
             values[name] = array_of(self._schema.empty_table(), name)
         order = np.argsort(rows, kind="stable")
         if not np.array_equal(order, np.arange(len(order))):
@@ -239,7 +239,7 @@ class LanceSnapshot:
         return _Columns(rows, values)
 
     def _read_listing(self) -> tuple[Rows, pa.Table] | None:
-        """What is known of every video, in the order of their rows; None where it is too much."""
+        """Return the records of all videos, ordered by row; None above ``listing_bytes``."""
         batches, size_bytes = [], 0
         with self._reading():
             for batch in self._all(self._listed()).to_batches(batch_size=_LISTING_BATCH):
@@ -256,7 +256,7 @@ class LanceSnapshot:
         rows = columns.pop("_rowid").to_numpy().astype(np.int64)
         order = np.argsort(rows, kind="stable")
         is_sorted = np.array_equal(order, np.arange(len(order)))
-        for name in columns:  # one at a time: all at once, they would be there twice
+        for name in columns:  # one by one: all at once would be in memory twice
             columns[name] = columns[name].combine_chunks()
             if not is_sorted:
                 columns[name] = columns[name].take(order)
@@ -266,13 +266,13 @@ class LanceSnapshot:
         return [*LISTING, *metadata_types(self._schema)]
 
     def _is_flat(self) -> bool:
-        """Whether vectors in memory are searched, and not LanceDB."""
+        """Tell whether searches compare vectors in memory, without LanceDB."""
         fits = self._flat_bytes <= self._limits.flat_bytes
         return fits and (self._partitions is None or self._count <= self._limits.flat_videos)
 
     def _search(self, vector: Any, limit: int, condition: str | None) -> pa.Table:
         if limit <= 0:
-            limit, condition = 1, "false"  # LanceDB takes 0 for no limit
+            limit, condition = 1, "false"  # LanceDB reads 0 as unlimited
         with self._reading():
             query = (
                 self._table.search(vector, vector_column_name="video_features")
@@ -290,7 +290,7 @@ class LanceSnapshot:
 
     def _look_up(self, column: str, values: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
-        # No gallery holds a text that is no UTF-8, such as the name of a file may be.
+        # A file name may not be UTF-8; no gallery holds such a text.
         texts = [value for value in values if value.encode(errors="replace").decode() == value]
         for start in range(0, len(texts), _IDS_PER_QUERY):
             listed = ", ".join(map(quoted, texts[start : start + _IDS_PER_QUERY]))
@@ -302,7 +302,7 @@ class LanceSnapshot:
         return found
 
     def _take(self, rows: Rows, columns: Sequence[str]) -> pa.Table:
-        """Columns of rows, in the order of ``rows``."""
+        """Read columns of rows, in the order of ``rows``."""
         if not len(rows):
             return pa.schema([self._schema.field(name) for name in columns]).empty_table()
         query = self._table.take_row_ids([int(row) for row in rows])
@@ -336,9 +336,9 @@ class _Columns:
     """Columns of all videos in memory."""
 
     rows: Rows
-    """Ascending [N]."""
+    """Row ids [N], ascending."""
     values: dict[str, npt.NDArray[Any]]
-    """By name, [N, ...]."""
+    """Arrays [N, ...] by column name."""
 
 
 def _partitions_of(table: Any) -> int | None:
@@ -350,7 +350,7 @@ def _partitions_of(table: Any) -> int | None:
 
 
 def partitions_for(num_videos: int) -> int:
-    """Partitions of an index: about a thousand videos in each."""
+    """Return the number of partitions of an index, about a thousand videos in each."""
     return min(max(num_videos // 1000, 16), 4096)
 
 

@@ -50,11 +50,11 @@ _ROWS_PER_WRITE = 1024
 
 
 class LanceStore:
-    """See :class:`GalleryStore`.
+    """A :class:`GalleryStore` in a LanceDB table.
 
-    One writer at a time: in a directory a lock file sees to that, for every process of the
-    machine. In object storage LanceDB itself lets no write be lost, but two processes that add
-    the same video at once can store it twice.
+    In a directory, a lock file admits one writer at a time, across the machine's processes. In
+    object storage LanceDB loses no write, but two processes that add the same video at the same
+    time can store it twice.
     """
 
     def __init__(self, uri: str, table: Any, limits: SearchLimits | None = None) -> None:
@@ -65,7 +65,7 @@ class LanceStore:
         self._version: int = table.version
         self._snapshot: LanceSnapshot | None = None
         self._is_writing = False
-        # Of the four above; held for moments, so that searches go on during a write.
+        # Guards the four attributes above. It is held briefly: searches go on during a write.
         self._lock = threading.Lock()
         self._writer = threading.RLock()
         self._depth = 0
@@ -96,7 +96,7 @@ class LanceStore:
 
     def refresh(self) -> None:
         with self._lock, lance_errors(self._uri, "read"):
-            # A write in another thread has begun with a refresh, and keeps others from writing.
+            # Another thread's write has refreshed already, and locks out other writers.
             if self._is_writing:
                 return
             place = _place_of(self._uri)
@@ -169,7 +169,7 @@ class LanceStore:
                         places = np.array([rows[video.id] for video in part], np.int64)
                         yield from to_table(part, snapshot.features(places), schema).to_batches()
 
-                # One commit, without the embeddings of all in memory.
+                # A reader of batches makes one commit without all embeddings in memory.
                 self._upsert(pa.RecordBatchReader.from_batches(schema, batches()))
 
     def remove(self, ids: Collection[str]) -> int:
@@ -183,7 +183,7 @@ class LanceStore:
     def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
         with self.exclusive(), self._writing():
             progress(Progress("optimizing", 0, None, note="putting files together"))
-            # LanceDB warns of 0, which nobody gives without having been told what it does.
+            # LanceDB warns about 0. The documentation of ``keep_s`` gives that warning already.
             self._table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
             names = {index.name for index in self._table.list_indices()}
             count = self._table.count_rows()
@@ -194,7 +194,7 @@ class LanceStore:
                 self._table.create_index("id", config=BTree(), name="id_idx")
             partitions = partitions_for(count)
             old = [name for name in names if name.startswith(VECTOR_INDEX)]
-            # Optimising has extended an index; one made for far fewer videos is made anew.
+            # optimize() has extended the index. One for far fewer videos is rebuilt.
             outgrown = all(partitions > 4 * int(name.removeprefix(VECTOR_INDEX)) for name in old)
             if count >= self._limits.index_from and outgrown:
                 from lancedb.index import IvfRq
@@ -233,7 +233,7 @@ class LanceStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """One change: until it is whole, snapshots are those from before."""
+        """Make one change: until it is complete, snapshots show the state before it."""
         with self._lock:
             self._is_writing = True
         try:
@@ -258,10 +258,10 @@ def open_store(
     create: bool,
     limits: SearchLimits | None = None,
 ) -> LanceStore:
-    """Open a gallery, or make it where there is none and ``create`` is set.
+    """Open a gallery; with ``create``, make it if there is none.
 
-    Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError, GalleryError where
-    it cannot be made. Whether the features are of the right model is for the caller to see.
+    The caller checks that the features are of the right model. Raises GalleryNotFoundError,
+    GalleryVersionError, GalleryIntegrityError, and GalleryError if it cannot be created.
     """
     name, is_local = _located(uri)
     if create and not _has_table(name, is_local):
@@ -272,7 +272,7 @@ def open_store(
 
 
 def open_existing_store(uri: str | Path, limits: SearchLimits | None = None) -> LanceStore:
-    """Open a gallery that is there, whatever model made its embeddings.
+    """Open an existing gallery, of whatever model.
 
     Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError.
     """
@@ -286,7 +286,7 @@ def open_existing_store(uri: str | Path, limits: SearchLimits | None = None) -> 
 
 @contextmanager
 def kept_from_writers(path: Path) -> Iterator[None]:
-    """While a directory is replaced: nobody writes into the gallery there, if there is one."""
+    """Lock the gallery in ``path``, if there is one, while the directory is replaced."""
     is_gallery = Path(path, f"{_TABLE}.lance").is_dir()
     descriptor = _take_lock(os.path.realpath(path)) if is_gallery else None
     try:
@@ -302,7 +302,7 @@ def _opened(uri: str) -> Any:
         header = read_header(table.schema)
     if header is None:
         raise GalleryIntegrityError(
-            f"gallery {uri}: its table {_TABLE!r} is none of xclip-deploy's; "
+            f"gallery {uri}: its table {_TABLE!r} was not written by xclip-deploy; "
             f"run: {REINDEX.format(uri='NEW_GALLERY')}"
         )
     if header.schema_version != SCHEMA_VERSION:
@@ -311,7 +311,7 @@ def _opened(uri: str) -> Any:
 
 
 def _place_of(uri: str) -> tuple[int, int] | None:
-    """Tells one directory from another that takes its place; None where there is none."""
+    """Identify the table's directory by device and inode; None in object storage."""
     if "://" in uri:
         return None
     found = Path(uri, f"{_TABLE}.lance").stat()
@@ -319,7 +319,7 @@ def _place_of(uri: str) -> tuple[int, int] | None:
 
 
 def _located(uri: str | Path) -> tuple[str, bool]:
-    """Return where a gallery is, and whether that is a directory of this machine."""
+    """Return a gallery's location, and whether that is a local directory."""
     name = str(uri)
     is_local = "://" not in name
     return (os.path.realpath(name) if is_local else name), is_local
@@ -333,7 +333,7 @@ def _connect(uri: str) -> Any:
 
 def _has_table(uri: str, is_local: bool) -> bool:
     if is_local:
-        # Of a writer that was killed while it made the gallery, there are folders only.
+        # A writer that was killed while it created the gallery leaves empty folders.
         versions = Path(uri, f"{_TABLE}.lance", "_versions")
         return versions.is_dir() and any(versions.iterdir())
     with lance_errors(uri, "read"):
@@ -362,7 +362,7 @@ def _create(uri: str, is_local: bool, fingerprint: str, dim: int, max_frames: in
             Path(uri).mkdir(parents=True, exist_ok=True)
         descriptor = _take_lock(uri)
         try:
-            if not _has_table(uri, is_local):  # another may have been faster
+            if not _has_table(uri, is_local):  # another process may have been faster
                 schema = make_schema(fingerprint, dim, max_frames)
                 _connect(uri).create_table(_TABLE, schema=schema)
         finally:
@@ -371,7 +371,7 @@ def _create(uri: str, is_local: bool, fingerprint: str, dim: int, max_frames: in
 
 
 def _take_lock(uri: str) -> int | None:
-    """The descriptor that holds the lock; None where there is no place for one."""
+    """Take the lock and return its file descriptor; None in object storage."""
     if "://" in uri:
         return None
     path = Path(uri, _LOCK)
@@ -380,10 +380,10 @@ def _take_lock(uri: str) -> int | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # Not that of a gallery which was replaced meanwhile.
+                # The file may belong to a gallery that was replaced meanwhile.
                 if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                     return descriptor
-            except BaseException:  # an interrupt while another writes, or a disk without locks
+            except BaseException:  # an interrupt while waiting, or a disk without locks
                 os.close(descriptor)
                 raise
             os.close(descriptor)

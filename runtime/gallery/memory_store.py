@@ -1,4 +1,4 @@
-"""A gallery in memory: for small ones, and for features that are not to be kept."""
+"""A gallery in memory, for few videos and for features that need not be kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class MemorySnapshot:
-    """See :class:`Snapshot`. Rows are places in the order of addition."""
+    """A :class:`Snapshot` in memory; rows count videos in the order of addition."""
 
     num_partitions = None
 
@@ -40,7 +40,7 @@ class MemorySnapshot:
         features: VideoFeatures,
         types: Mapping[str, type],
     ) -> None:
-        """``types``: of the metadata, of fields too that no video has any longer."""
+        """Keep the content; ``types`` names all metadata fields, unused ones too."""
         self._videos = videos
         self._features = features
         self._types = types
@@ -84,7 +84,7 @@ class MemorySnapshot:
         condition = parse_filter(where, self._types)
         with self._lock:
             if self._table is None:
-                # PyArrow takes a moment to import, and few galleries in memory are filtered.
+                # PyArrow is slow to import, and few galleries in memory are filtered.
                 from xclip_deploy.runtime.gallery.filter_table import FilterTable
 
                 self._table = FilterTable(self._videos, self._types)
@@ -101,7 +101,7 @@ class MemorySnapshot:
         return self._rows, self._features
 
     def warm_up(self) -> None:
-        """Everything is in memory."""
+        """Do nothing: everything is in memory."""
 
     def scan(
         self, num_videos: int, where: str | None = None
@@ -118,12 +118,12 @@ class MemorySnapshot:
 @dataclass
 class _Content:
     videos: dict[str, tuple[GalleryVideo, int]]
-    """Id to video and its place among ``parts``' rows."""
+    """Id to video and its row among all ``parts``."""
     parts: list[VideoFeatures]
 
 
 class MemoryStore:
-    """See :class:`GalleryStore`. Many small additions cost one copy, at the next search."""
+    """A :class:`GalleryStore` in memory. Many additions cost one copy, at the next search."""
 
     uri = None
 
@@ -158,7 +158,7 @@ class MemoryStore:
             return self._snapshot
 
     def refresh(self) -> None:
-        """Nothing: no other process sees this memory."""
+        """Do nothing: no other process sees this memory."""
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -203,11 +203,11 @@ class MemoryStore:
             return len(present)
 
     def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
-        """Nothing to do: all is in one piece after the next search anyway."""
+        """Do nothing: the next snapshot merges all parts."""
         del progress, keep
 
     def size_bytes(self) -> None:
         return None
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: memory is freed with the object."""

@@ -1,4 +1,4 @@
-"""What a gallery knows of a video, apart from its embeddings."""
+"""The records that a gallery keeps of a video beside its embeddings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from xclip_deploy.errors import InvalidArgumentError, MetadataError
 from xclip_deploy.runtime.model_config import FrozenModel
 
 MetadataValue: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
-"""What metadata may hold: one of four types, the same for all videos of a gallery."""
+"""Value of a metadata field: one of four types, the same for all videos of a gallery."""
 
 MAX_TEXT_BYTES = 1 << 24
-"""Of one metadata value: 16 MiB."""
+"""Largest text in one metadata value: 16 MiB."""
 MAX_FIELDS = 256
 RESERVED = frozenset(
     {
@@ -42,7 +42,7 @@ RESERVED = frozenset(
         "frame_features",
     }
 )
-"""Columns of the gallery itself, which filters may name like metadata."""
+"""Columns of the gallery itself; metadata fields may not take these names."""
 TYPE_NAMES: dict[type, str] = {
     bool: "truth values",
     int: "whole numbers",
@@ -52,39 +52,39 @@ TYPE_NAMES: dict[type, str] = {
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _INT64 = 1 << 63
 _EXACT = 1 << 53
-"""Largest whole number up to which decimals of 64 bits have every one."""
+"""2^53: FP64 represents every whole number up to here."""
 
 
 class VideoFile(FrozenModel):
-    """A file with a video's content, as it was when it was read."""
+    """A file that holds a video's content, with its state when it was read."""
 
     path: Annotated[str, Field(min_length=1)]
-    """Absolute, or a URL."""
+    """Absolute path, or a URL."""
     size_bytes: Annotated[int, Field(ge=0, lt=_INT64)] | None = None
     modified_ns: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
-    """Time of the last change, as ``os.stat`` has it. With the size, what tells that a file is
-    unchanged without reading it."""
+    """Time of the last change, nanoseconds, from ``os.stat``. A file with the same size and time
+    counts as unchanged and is not read again."""
 
 
 class GalleryVideo(FrozenModel):
     """One video of a gallery, apart from its embeddings."""
 
-    # No infinity: JSON has none, and no video has such a time.
+    # JSON has no infinity, and no video has such a time.
     model_config = ConfigDict(allow_inf_nan=False)
 
     id: Annotated[str, Field(min_length=1)]
     path: str | None = None
-    """Where the video is; None for features that came without one."""
+    """Location of the video; None for features that were added without a file."""
     files: tuple[VideoFile, ...] = ()
-    """Every file with this content, that at ``path`` first."""
+    """Every file with this content; the file at ``path`` comes first."""
     content_sha256: str | None = None
-    """SHA-256 of the file, hexadecimal; None where that was not computed. Filters name it
-    ``fingerprint``, as the column is called in galleries."""
+    """SHA-256 of the file, hexadecimal; None if it was not computed. Filters and the gallery's
+    column name it ``fingerprint``."""
     duration_s: float | None = None
     frame_times_s: tuple[float, ...]
-    """Time of each frame that was encoded, seconds from the video's start."""
+    """Time of each encoded frame, seconds from the video's start."""
     metadata: Mapping[str, MetadataValue] = Field(default_factory=dict)
-    """The user's own fields, which filters can name."""
+    """The user's own fields; filters can name them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -102,12 +102,12 @@ class GalleryVideo(FrozenModel):
     @field_validator("metadata", mode="before")
     @classmethod
     def _metadata_can_be_stored(cls, metadata: object) -> object:
-        # Before Pydantic's own check, which makes 1.0 of NumPy's 1 and True.
+        # Runs before Pydantic's own check, which turns NumPy's 1 and True into 1.0.
         return plain_metadata(metadata) if isinstance(metadata, Mapping) else metadata
 
 
 def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, MetadataValue]:
-    """Metadata with NumPy's scalars as Python's. Raises MetadataError as check_metadata does."""
+    """Convert NumPy scalars to Python's. Raises MetadataError as check_metadata does."""
     plain = {
         name: value.item() if isinstance(value, np.generic) else value
         for name, value in metadata.items()
@@ -149,10 +149,10 @@ def check_metadata(metadata: Mapping[str, object]) -> None:
 def merged_types(
     known: Mapping[str, type], metadata: Iterable[Mapping[str, MetadataValue]]
 ) -> dict[str, type]:
-    """Types of the fields, those of ``metadata`` added to what is ``known``.
+    """Return the types of ``known`` fields and of those in ``metadata``.
 
-    Whole numbers go into a field of decimals, and a new field that has both holds decimals;
-    anything else that differs raises MetadataError.
+    A field of decimals takes whole numbers. A new field with both kinds holds decimals. Any other
+    difference of types raises MetadataError.
     """
     types = dict(known)
     spelled = {name.lower(): name for name in types}
@@ -185,7 +185,7 @@ def merged_types(
 
 
 def coerced(video: GalleryVideo, types: Mapping[str, type]) -> GalleryVideo:
-    """The video with whole numbers as decimal ones where ``types`` has those."""
+    """Return the video with whole numbers as floats in the fields that hold decimals."""
     changed = {
         name: float(value)
         for name, value in video.metadata.items()
@@ -197,7 +197,7 @@ def coerced(video: GalleryVideo, types: Mapping[str, type]) -> GalleryVideo:
 
 
 def check_texts(video: GalleryVideo) -> None:
-    """Raise InvalidArgumentError for an id, path or hash that is no UTF-8."""
+    """Raise InvalidArgumentError for an id, path or hash that is not UTF-8."""
     texts = {"id": video.id, "content_sha256": video.content_sha256 or ""}
     for what, text in [*texts.items(), *(("path", file.path) for file in video.files)]:
         if text.encode(errors="replace").decode() != text:

@@ -1,4 +1,4 @@
-"""What a database must do to hold a gallery."""
+"""The protocols that a database implements to hold a gallery."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from xclip_deploy.runtime.gallery.records import GalleryVideo
 from xclip_deploy.runtime.progress import ProgressFunction
 
 Rows: TypeAlias = npt.NDArray[np.int64]
-"""Places of videos in one snapshot, without meaning outside it."""
+"""Row numbers of videos, valid in one snapshot only."""
 QueryVectors: TypeAlias = npt.NDArray[np.floating[Any]]
 """Vectors to compare with ``video_features``, [Q, D]."""
 KEEP_VERSIONS = timedelta(hours=1)
-"""For how long after a change a snapshot that began before it can be read."""
+"""Time after a change for which older snapshots stay readable."""
 NearestMethod = Literal["flat", "index"]
 
 
 @dataclass(frozen=True)
 class FeatureModel:
-    """The model that made a gallery's embeddings, as far as the gallery must know it."""
+    """Properties of the model that made a gallery's embeddings."""
 
     fingerprint: str
     """Fingerprint of the model's bundle."""
@@ -45,15 +45,15 @@ class Nearest:
     similarities: npt.NDArray[np.float32]
     """[n]; from an index, approximate."""
     method: NearestMethod
-    """``flat``: every video was compared; ``index``: those of the nearest partitions."""
+    """``flat`` compared every video, ``index`` those of the nearest partitions."""
 
 
 class Snapshot(Protocol):
     """A gallery as it was at one moment; later changes do not touch it.
 
-    Safe to use from several threads. Everything that reads raises GalleryIntegrityError for a
-    damaged file, and what takes ``where`` raises InvalidArgumentError for a filter that it does
-    not understand.
+    It is safe to use from several threads. Methods that read raise GalleryIntegrityError for a
+    damaged file. Methods that take ``where`` raise InvalidArgumentError for a filter that they
+    cannot parse.
     """
 
     @property
@@ -64,113 +64,116 @@ class Snapshot(Protocol):
     def __len__(self) -> int: ...
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
-        """Rows of the videos with these ids, those that are there."""
+        """Return the row of each of these ids that is there."""
         ...
 
     def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
-        """Rows of the videos whose content has these SHA-256, those that are there."""
+        """Return the row of each of these SHA-256 of contents that is there."""
         ...
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
-        """What is known of the videos in ``rows``, in that order."""
+        """Return the records of the videos in ``rows``, in that order."""
         ...
 
     def features(self, rows: Rows) -> VideoFeatures:
-        """Embeddings of the videos in ``rows``, in that order, FP16."""
+        """Return embeddings of the videos in ``rows``, in that order, FP16."""
         ...
 
     def video_features(self, rows: Rows) -> FloatArray:
-        """``video_features`` alone of the videos in ``rows``, in that order, FP16 or FP32."""
+        """Return ``video_features`` alone of ``rows``, in that order, FP16 or FP32."""
         ...
 
     def rows(self) -> Rows:
-        """Rows of all videos, in the order in which they were added."""
+        """Return the rows of all videos, in the order in which they were added."""
         ...
 
     def matching(self, where: str) -> Rows:
-        """Rows that a filter lets through; ``filters.py`` describes the language."""
+        """Return the rows that match a filter; ``filters.py`` describes the language."""
         ...
 
     def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
-        """For each query the ``limit`` videos with the largest inner product."""
+        """Return for each query the ``limit`` videos with the largest inner product."""
         ...
 
     def held(self) -> tuple[Rows, VideoFeatures] | None:
-        """All embeddings, where they are few enough to stay in memory; the same object each time.
+        """Return all embeddings if they fit into memory, the same object at every call.
 
-        None where they are not: :meth:`scan` then reads them in parts.
+        Returns None if they do not fit: :meth:`scan` then reads them in parts.
         """
         ...
 
     def warm_up(self) -> None:
-        """Read into memory what makes searches faster, as far as there is room for it."""
+        """Load what makes searches faster, within the limits of memory."""
         ...
 
     def scan(
         self, num_videos: int, where: str | None = None
     ) -> Iterator[tuple[Rows, VideoFeatures]]:
-        """All videos in parts of at most ``num_videos``."""
+        """Yield all videos in parts of at most ``num_videos``."""
         ...
 
     def listing(self) -> Iterator[GalleryVideo]:
-        """All videos without embeddings and metadata, in parts read ahead of the consumer."""
+        """Yield all videos without embeddings and metadata, read ahead in parts."""
         ...
 
 
 class GalleryStore(Protocol):
-    """Keeps videos with their embeddings. Writes are atomic and safe from several threads."""
+    """A place that keeps videos and embeddings.
+
+    Writes are atomic and safe from several threads.
+    """
 
     @property
     def uri(self) -> str | None:
-        """Where the gallery is; None in memory."""
+        """Location of the gallery; None in memory."""
         ...
 
     def snapshot(self) -> Snapshot:
-        """The gallery with every write of this object, and what :meth:`refresh` last found."""
+        """Return the gallery with every write of this object, as of the last :meth:`refresh`."""
         ...
 
     def refresh(self) -> None:
-        """See what others wrote."""
+        """Load the changes of other writers."""
         ...
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Keep other writers out, of other processes too, and see what they wrote before.
+        """Lock out other writers, also of other processes, and load their changes first.
 
-        May be entered again by the thread that is in it.
+        The thread that holds the lock may enter again.
         """
         ...
 
     def put(
         self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool
     ) -> None:
-        """Add videos, or take the place of those with the same ids; all or none.
+        """Add all videos or none; with ``replace``, overwrite those with the same ids.
 
-        Raises DuplicateIdError without ``replace``, MetadataError.
+        Raises MetadataError, and DuplicateIdError without ``replace``.
         """
         ...
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
-        """Change what is known of videos and keep their embeddings.
+        """Replace the records of videos and keep their embeddings.
 
-        Raises GalleryError for one that is not there.
+        Raises GalleryError for a video that is not there.
         """
         ...
 
     def remove(self, ids: Collection[str]) -> int:
-        """Remove the videos with these ids; returns how many there were."""
+        """Remove the videos with these ids and return their number."""
         ...
 
     def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
-        """Put small files together and, where there are many videos, build the index.
+        """Merge small files and, for many videos, build the index.
 
-        Files that only snapshots older than ``keep`` read are removed.
+        Files that only snapshots older than ``keep`` read are deleted.
         """
         ...
 
     def size_bytes(self) -> int | None:
-        """Size on disk; None in memory, and where it cannot be told."""
+        """Return the size on disk; None in memory or where it is unknown."""
         ...
 
     def close(self) -> None:
-        """Let go of files and memory."""
+        """Release files and memory."""
         ...

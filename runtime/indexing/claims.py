@@ -1,4 +1,4 @@
-"""Which of several files with one content is decoded: one, and no other waits for it."""
+"""Choice of the one file to decode among several with the same content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _PART = 65_536
 
 
 class ContentFilter:
-    """Which contents a gallery may hold: eight bytes a video, mistaken once in 10^13 or so."""
+    """A set of the contents that a gallery may hold.
+
+    It keeps eight bytes a video, with about one false positive in 10^13 queries.
+    """
 
     def __init__(self) -> None:
         self._sorted: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
@@ -37,17 +40,17 @@ class ContentFilter:
 
 
 class Claims:
-    """Contents between being read and being committed. Asked by the decoders' threads."""
+    """The contents that were read and not yet committed. The decoders' threads query it."""
 
     def __init__(self, stored: ContentFilter) -> None:
-        """``stored``: contents that the gallery may hold."""
+        """Begin with no claims; ``stored`` names the contents that the gallery may hold."""
         self._stored = stored
         self._open: dict[str, Task] = {}
         self._failures: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def wants_frames(self, task: Task, content_sha256: str) -> bool:
-        """Decide whether a file is to be decoded, now that its content is known."""
+        """Decide whether to decode a file, now that its content is known."""
         with self._lock:
             task.content_sha256 = content_sha256
             if task.replace:
@@ -63,7 +66,7 @@ class Claims:
             if task.content_sha256 is None or self._open.get(task.content_sha256) is not task:
                 return
             del self._open[task.content_sha256]
-            # One that changed meanwhile says nothing of the content that it had.
+            # A file that changed meanwhile tells nothing about its former content.
             if not isinstance(error, FileChangedError):
                 self._failures[task.content_sha256] = str(error)
 
@@ -75,12 +78,12 @@ class Claims:
             self._stored.add(task.content_sha256)
 
     def is_open(self, content_sha256: str) -> bool:
-        """Whether a content is on its way into the gallery."""
+        """Tell whether a content was read and is not yet committed."""
         with self._lock:
             return content_sha256 in self._open
 
     def failure(self, content_sha256: str | None) -> str | None:
-        """Why a content could not be decoded, if that was tried."""
+        """Return the reason why decoding a content failed, if it was tried."""
         with self._lock:
             return None if content_sha256 is None else self._failures.get(content_sha256)
 

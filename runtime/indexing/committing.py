@@ -1,4 +1,4 @@
-"""Deciding, under the gallery's lock, what becomes of the files that were read."""
+"""Write the files that were read to the gallery, under its lock."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from xclip_deploy.runtime.indexing.records import Placed, ReadyFile, Task, What
 
 @dataclass
 class CommitResult:
-    """What became of files after they were written."""
+    """The outcome of a commit."""
 
     placed: list[Placed] = field(default_factory=list)
     missing: list[ReadyFile] = field(default_factory=list)
-    """Those whose content neither the gallery nor another of them has."""
+    """Files without features, whose content is neither in the gallery nor in another file."""
 
 
 def commit_files(gallery: Gallery, files: Sequence[ReadyFile]) -> CommitResult:
-    """Write files to the gallery in one step; what others wrote meanwhile is seen.
+    """Write files to the gallery in one step, on top of what other writers committed.
 
-    Raises GalleryError; nothing was written then.
+    Raises GalleryError; then nothing was written.
     """
     ready = sorted(files, key=lambda file: file.task.order)
     result = CommitResult()
@@ -35,12 +35,12 @@ def commit_files(gallery: Gallery, files: Sequence[ReadyFile]) -> CommitResult:
 
 
 def detach_files(gallery: Gallery, files: Sequence[tuple[str, str]]) -> list[str]:
-    """No longer list files, given with the ids of their videos; returns those that were."""
+    """Remove files, given with their videos' ids, from the gallery; return those removed."""
     detached = []
     with gallery.exclusive():
         edit = GalleryEdit(gallery, [video_id for _, video_id in files])
         for path, video_id in files:
-            # Renamed, where another of its files was detached just now.
+            # The video was renamed if another of its files was detached just now.
             renamed = edit.new_name(video_id)
             if edit.lists(renamed, path):
                 edit.detach(renamed, path)
@@ -64,7 +64,7 @@ class _Commit:
             return
         edit, task, path = self.edit, item.task, item.file.path
         owner = edit.with_content(item.content_sha256)
-        # Of several files with one content, the first among the sources gives the name.
+        # Among files with the same content, the first of the sources names the video.
         encoded = item.encoded or (
             self._encoded.get(item.content_sha256) if owner is None else None
         )
@@ -117,7 +117,7 @@ class _Commit:
         self._note(task, "changed" if is_encoded else what, name, warning)
 
     def _touch(self, item: ReadyFile) -> None:
-        """Bring what is known of an unchanged file up to date."""
+        """Update the record of an unchanged file."""
         task, path = item.task, item.file.path
         name = task.known[0].video_id
         video = self.edit.get(name)
@@ -148,7 +148,7 @@ class _Commit:
         return video_id, None
 
     def _make_way(self, video_id: str, *, moves: bool) -> None:
-        """Free an id: what has it moves aside, or goes where the user gave the id to another."""
+        """Free an id: rename the video that has it if ``moves``, else remove that video."""
         video = self.edit.get(video_id)
         if video is not None and moves and video.files:
             self.edit.move_aside(video_id)

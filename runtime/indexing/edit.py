@@ -1,4 +1,4 @@
-"""Changes to a gallery that belong together, written in one step."""
+"""Changes to a gallery that are written in one step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, V
 
 
 class GalleryEdit:
-    """Videos as they are to be, gathered while the gallery's lock is held.
+    """A set of changes, gathered while the gallery's lock is held.
 
-    One addition replaces all that changes, so that a process that is killed leaves all of it or
-    none; only videos that nothing takes the place of are removed after it.
+    One addition writes every changed video, so a killed process leaves all of it or none. Videos
+    without a successor are removed afterwards.
     """
 
     def __init__(
@@ -35,35 +35,35 @@ class GalleryEdit:
         self._load(list(ids), found.values())
 
     def get(self, video_id: str) -> GalleryVideo | None:
-        """The video as it is to be; None where there is or will be none."""
+        """Return the video with the changes so far; None if it is absent or dropped."""
         if video_id not in self._videos and video_id not in self._absent:
             self._load([video_id])
         return self._videos.get(video_id)
 
     def new_name(self, video_id: str) -> str:
-        """The id that a video has by now, if it was renamed."""
+        """Return the current id of a video that may have been renamed."""
         while video_id in self._new_names and video_id not in self._videos:
             video_id = self._new_names[video_id]
         return video_id
 
     def lists(self, video_id: str, path: str) -> bool:
-        """Whether the video is there and lists a file."""
+        """Tell whether the video exists and lists a file."""
         video = self.get(video_id)
         return video is not None and any(file.path == path for file in video.files)
 
     def with_content(self, content_sha256: str) -> GalleryVideo | None:
-        """The video with a content that was looked up or added."""
+        """Return the video with a content that was looked up or added."""
         name = self._contents.get(content_sha256)
         return None if name is None else self._videos.get(name)
 
     def add(self, video: GalleryVideo, features: VideoFeatures) -> None:
-        """Put a video in its place. ``features``: its embeddings, V = 1."""
+        """Add or replace a video. ``features``: its embeddings, V = 1."""
         self._put(video)
         self._features[video.id] = features
         self._rows.pop(video.id, None)
 
     def set_file(self, video_id: str, file: VideoFile) -> None:
-        """List a file of a video, or note how it is now."""
+        """Add a file to a video, or update the file's record."""
         video = self._videos[video_id]
         files = [file if known.path == file.path else known for known in video.files]
         if file not in files:
@@ -78,7 +78,10 @@ class GalleryEdit:
             self._put(video.model_copy(update={"metadata": metadata}))
 
     def detach(self, video_id: str, path: str) -> None:
-        """No longer list a file; a video without files goes, one named after it is renamed."""
+        """Remove a file from a video.
+
+        A video without files is dropped; a video whose id was that path is renamed.
+        """
         video = self._videos[video_id]
         files = [file for file in video.files if file.path != path]
         if not files:
@@ -89,17 +92,17 @@ class GalleryEdit:
             self.move_aside(video_id)
 
     def move_aside(self, video_id: str) -> None:
-        """Name a video after its first file, whose path no other video has as its id."""
+        """Rename a video after the first of its files whose path is not an id yet."""
         video = self._videos[video_id]
         free = (file.path for file in video.files if self.get(file.path) is None)
         self.rename(video_id, next(free, f"{video.path}#{video.content_sha256}"))
 
     def rename(self, video_id: str, new_id: str) -> None:
-        """Give a video another id; what has that id now is replaced."""
+        """Give a video another id, and replace the video that has it now."""
         video = self._videos[video_id]
         features, row = self._features.get(video_id), self._rows.get(video_id)
         self.drop(video_id)
-        self.get(new_id)  # for what is there to be known, and not looked up again
+        self.get(new_id)  # loads the video there now, so that no later look-up restores it
         self._features.pop(new_id, None)
         self._rows.pop(new_id, None)
         if features is not None:
@@ -124,7 +127,7 @@ class GalleryEdit:
         self._absent.add(video_id)
 
     def write(self) -> None:
-        """Write what changed. Raises GalleryError."""
+        """Write the changes. Raises GalleryError."""
         old = [name for name in self._changed if name not in self._features]
         new = [name for name in self._changed if name in self._features]
         parts = [self._features[name] for name in new]

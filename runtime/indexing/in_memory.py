@@ -29,10 +29,10 @@ def index_frames(
 ) -> IndexReport:
     """Encode and add videos in memory, all or none.
 
-    ``videos``: one or several, as ``take_frames`` takes them; ``ids``: one for each. ``metadata``:
-    for all. A video whose id the gallery has is left (``skip``), an error (``error``), or replaced
-    (``update`` and ``replace``: nothing tells whether frames in memory changed). Raises
-    InvalidArgumentError, DuplicateIdError, MetadataError, GalleryError.
+    ``videos``: one or several, as ``take_frames`` takes them. ``ids``: one for each.
+    ``metadata``: the same for all. For an id that the gallery has, ``skip`` leaves the video and
+    ``error`` raises. ``update`` and ``replace`` both replace it, as changes of frames in memory
+    cannot be detected. Raises InvalidArgumentError, DuplicateIdError, MetadataError, GalleryError.
     """
     started_s = time.monotonic()
     as_choice("on_duplicate", on_duplicate, OnDuplicate)

@@ -1,8 +1,9 @@
-"""Tell the files that must be read from those that the gallery knows and that are unchanged."""
+"""Separate files that must be read from files that the gallery holds unchanged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from xclip_deploy.runtime.gallery import GalleryVideo, VideoFile
@@ -12,11 +13,11 @@ from xclip_deploy.runtime.indexing.sources import Sources, folders_above
 
 
 class KnownFiles:
-    """One pass over a gallery, which keeps what concerns the sources alone."""
+    """The files of a gallery that concern the sources, collected in one pass."""
 
     def __init__(self, listing: Iterable[GalleryVideo], sources: Sources, prune: bool) -> None:
-        """``prune``: whether files are wanted that are listed below the sources' folders."""
-        # By themselves, to keep the sources' texts rather than the listing's: half the memory.
+        """Read the listing; ``prune`` also collects listed files below the sources' folders."""
+        # Maps a path to itself, to keep the sources' strings, not the listing's: half the memory.
         wanted = {source.path: source.path for source in sources.videos}
         given_ids = {source.id for source in sources.videos if source.id is not None}
         self._files: dict[str, KnownFile] = {}
@@ -24,7 +25,7 @@ class KnownFiles:
         self._ids: set[str] = set()
         self._folders = sources.folders if prune else ()
         self.unseen: list[tuple[str, str]] = []
-        """Path and video id of listed files below the folders that are no sources."""
+        """Path and video id of listed files below the folders that are not sources."""
         self.contents = ContentFilter()
         for video in listing:
             if video.id in given_ids or video.id in wanted:
@@ -39,12 +40,12 @@ class KnownFiles:
                     self.unseen.append((file.path, video.id))
 
     def of(self, path: str) -> tuple[KnownFile, ...]:
-        """Entries of a file: one, none, or more after a run that was killed between two writes."""
+        """Return the entries of a file: none, one, or more after a killed run."""
         known = self._files.get(path)
         return () if known is None else (known, *self._more.get(path, ()))
 
     def has_id(self, video_id: str) -> bool:
-        """Whether a video has this id, which must be one that a source wants."""
+        """Tell whether a video has this id, which must be one that a source wants."""
         return video_id in self._ids
 
     def _note(self, path: str, video_id: str, file: VideoFile, *, is_first: bool) -> None:
@@ -53,36 +54,48 @@ class KnownFiles:
             self._more[path] = (*self._more.get(path, ()), known)
 
 
-def plan_files(
-    sources: Sources, known: KnownFiles, on_duplicate: OnDuplicate
-) -> Iterator[Task | ReadyFile | Placed]:
-    """Yield what is to be done with each source, in their order.
+@dataclass
+class Plan:
+    """Next steps of all sources, in their order."""
 
-    A ``Task`` is to be read, a ``ReadyFile`` to be committed as it is, since only what the gallery
-    says of it changes, and a ``Placed`` is done.
-    """
+    read: list[Task] = field(default_factory=list)
+    """Files that must be read."""
+    touched: list[ReadyFile] = field(default_factory=list)
+    """Files that are committed unread, as only their records change."""
+    unchanged: list[Placed] = field(default_factory=list)
+    """Files that are done."""
+
+
+def plan_files(sources: Sources, known: KnownFiles, on_duplicate: OnDuplicate) -> Plan:
+    """Decide the next step of every source."""
+    plan = Plan()
     for order, source in enumerate(sources.videos):
         files = known.of(source.path)
         is_there = bool(files) or known.has_id(source.wanted_id)
         task = Task(order, source, files, replace=on_duplicate == "replace" and is_there)
         if on_duplicate == "skip" and is_there:
             name = files[0].video_id if files else source.wanted_id
-            yield Placed(task, "unchanged", name)
-        elif on_duplicate == "replace":
-            yield task
+            plan.unchanged.append(Placed(task, "unchanged", name))
+            continue
+        step = None if on_duplicate == "replace" else _unchanged(task)
+        if step is None:
+            plan.read.append(task)
+        elif isinstance(step, ReadyFile):
+            plan.touched.append(step)
         else:
-            yield _unchanged(task) or task
+            plan.unchanged.append(step)
+    return plan
 
 
 def _unchanged(task: Task) -> ReadyFile | Placed | None:
-    """What is to be done with a file that is as the gallery knows it; None for any other."""
+    """Return the next step of a file that is unchanged; None for any other file."""
     source = task.source
     if not task.known:
         return None
     try:
         status = Path(source.path).stat()
     except OSError:
-        return None  # reading it will say why
+        return None  # the decoder will report why
     size, modified = status.st_size, status.st_mtime_ns
     matching = [known for known in task.known if known.is_as(size, modified)]
     if not matching:

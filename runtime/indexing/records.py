@@ -1,7 +1,7 @@
 """The records of a file on its way into the gallery, one for each stage.
 
-A ``SourceVideo`` is found, becomes a ``Task`` when it is to be read, a ``ReadyFile`` when it was
-read and encoded, and a ``Placed`` when it was committed.
+A found file is a ``SourceVideo``. It becomes a ``Task`` before it is read, a ``ReadyFile`` once it
+is read and encoded, and a ``Placed`` once it is committed.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class SourceVideo:
     """One file to index."""
 
     path: str
-    """Absolute."""
+    """Absolute path."""
     id: str | None = None
-    """None: the path."""
+    """Id that the user gave; None for the path."""
     metadata: Mapping[str, MetadataValue] | None = None
-    """All of the video's metadata; None where nothing was said of it."""
+    """All of the video's metadata; None if none was given."""
 
     @property
     def wanted_id(self) -> str:
-        """The id that the video is to have."""
+        """The id to give to the video."""
         return self.path if self.id is None else self.id
 
 
@@ -42,55 +42,55 @@ class KnownFile:
     size_bytes: int | None
     modified_ns: int | None
     is_first: bool
-    """Whether the video's own path is this file's."""
+    """Whether this file is at the video's own path."""
 
     def is_as(self, size_bytes: int, modified_ns: int) -> bool:
-        """Whether the file has not changed since, as far as its size and time tell."""
+        """Tell whether size and time are unchanged."""
         return (self.size_bytes, self.modified_ns) == (size_bytes, modified_ns)
 
 
 @dataclass(eq=False)
 class Task:
-    """One file that is to be read."""
+    """One file to read."""
 
     order: int
-    """Its place among the sources."""
+    """Place among the sources."""
     source: SourceVideo
     known: tuple[KnownFile, ...] = ()
-    """How the gallery listed it when the run began."""
+    """Entries of the file in the gallery when the run began."""
     replace: bool = False
-    """Whether to encode it whatever the gallery holds."""
+    """Whether to encode the file even if the gallery holds its content."""
     is_retry: bool = False
-    """Whether the gallery turned out not to hold its content, though it seemed so."""
+    """Whether the file is read again, as the gallery did not hold its content after all."""
     content_sha256: str | None = None
-    """Hash of the file, hexadecimal, once it was read."""
+    """SHA-256 of the file, hexadecimal, once it was read."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedVideo:
-    """What decoding and encoding gave."""
+    """The result of decoding and encoding."""
 
     duration_s: float
     frame_times_s: tuple[float, ...]
     features: VideoFeatures
-    """V = 1."""
+    """Features of one video, V = 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReadyFile:
-    """A file that the gallery is to know of."""
+    """A file that is ready to be committed."""
 
     task: Task
     file: VideoFile
     content_sha256: str | None
-    """None for one that was not read, being unchanged."""
+    """SHA-256 of the file; None for an unchanged file, which was not read."""
     encoded: EncodedVideo | None
-    """None where the gallery, or another file, has the same content."""
+    """Features; None if the gallery or another file has the same content."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """What became of a file."""
+    """The outcome of a committed file."""
 
     task: Task
     what: What

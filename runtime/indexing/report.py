@@ -1,4 +1,4 @@
-"""What an indexing run did: the report, and the counts from which it is made."""
+"""The report of an indexing run, and the counts behind it."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ _NAMED = 10
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What became of every file that was to be indexed."""
+    """The outcome of every file of an indexing run."""
 
     indexed: tuple[str, ...] = ()
     """Ids of videos that are new in the gallery."""
     changed: tuple[str, ...] = ()
-    """Ids of videos that were encoded anew."""
+    """Ids of videos that were encoded again."""
     unchanged: tuple[str, ...] = ()
-    """Ids of videos that were there and stayed as they were, metadata apart; once for each of
-    their files that was found unchanged."""
+    """Ids of videos that stayed as they were, apart from metadata; once for each unchanged
+    file."""
     duplicates: Mapping[str, str] = field(default_factory=dict)
-    """Path to the id of the video with the same content, under which it is now listed."""
+    """Path to the id of the video with the same content, which now lists that path."""
     pruned: tuple[str, ...] = ()
-    """Paths of files that disappeared and are no longer listed."""
+    """Paths of files that disappeared and were removed."""
     failed: tuple[FailedVideo, ...] = ()
     """Files that could not be indexed."""
     warnings: tuple[FailedVideo, ...] = ()
-    """Files that were indexed though something was wrong with them."""
+    """Files that were indexed despite a fault."""
     passed_over: tuple[str, ...] = ()
     """Paths of files below the folders that are no videos, hidden ones apart."""
     seconds: float = 0.0
-    """From first to last."""
+    """Duration of the run."""
 
     @property
     def added(self) -> tuple[str, ...]:
-        """Ids of the videos that were encoded: new ones, then changed ones."""
+        """Ids of the encoded videos: new ones, then changed ones."""
         return self.indexed + self.changed
 
     @property
@@ -54,7 +54,7 @@ class IndexReport:
         return self.unchanged
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries, lists and numbers, for JSON."""
+        """Return plain dictionaries, lists and numbers, for JSON."""
         return {
             "indexed": list(self.indexed),
             "changed": list(self.changed),
@@ -100,7 +100,7 @@ class IndexReport:
 
 
 class Tally:
-    """What became of the files so far."""
+    """The outcomes so far."""
 
     def __init__(self, sources: Sources, progress: ProgressFunction) -> None:
         self._started = time.monotonic()
@@ -119,9 +119,9 @@ class Tally:
         self._warnings: list[tuple[int, FailedVideo]] = []
         self._read: set[int] = set()
         self.pruned: list[str] = []
-        """Paths of files that are no longer listed."""
+        """Paths of files that were removed."""
         self.kept: Counter[str] = Counter()
-        """Folders that hold no video, with the number of their files that stay listed."""
+        """Folders without videos, with the number of their files that stay listed."""
 
     def read(self, task: Task) -> None:
         """Note that a file was read, for the first time or again."""
@@ -129,17 +129,19 @@ class Tally:
             self._read.add(task.order)
             self._done += 1
 
-    def place(self, placed: Placed) -> None:
-        """Note that a file was committed, or is in the gallery as it is."""
-        task = placed.task
-        if placed.what == "duplicate":
-            self._duplicates.append((task.order, task.source.path, placed.video_id))
-        else:
-            self._ids[placed.what].append((task.order, placed.video_id))
-        if placed.warning is not None:
-            self.warn(task, placed.warning)
-        self.read(task)
-        self._read.discard(task.order)  # which it will not be again
+    def place(self, *files: Placed) -> None:
+        """Note that files were committed, or are in the gallery as they are; report progress."""
+        for placed in files:
+            task = placed.task
+            if placed.what == "duplicate":
+                self._duplicates.append((task.order, task.source.path, placed.video_id))
+            else:
+                self._ids[placed.what].append((task.order, placed.video_id))
+            if placed.warning is not None:
+                self.warn(task, placed.warning)
+            self.read(task)
+            self._read.discard(task.order)  # a placed file is not read again
+        self.show()
 
     def fail(self, task: Task, reason: str) -> None:
         """Note that a file cannot be indexed."""
@@ -149,22 +151,22 @@ class Tally:
         self._read.discard(task.order)
 
     def warn(self, task: Task, reason: str) -> None:
-        """Note that something was wrong with a file, which is indexed all the same."""
+        """Note a fault of a file that is indexed all the same."""
         self._warnings.append((task.order, FailedVideo(task.source.path, reason)))
 
     def show(self) -> None:
-        """Tell the caller how far it is, where that is further than before."""
+        """Report progress to the caller if there is any."""
         now = (self._done, self._failures)
         if now != self._shown:
             self._shown = now
             self._progress(Progress("videos", self._done, self._total, self._failures))
 
     def so_far(self) -> str:
-        """Say how far it is, in words."""
+        """Describe the progress in words."""
         return f"{self._done} of {self._total} done, {self._failures} failed"
 
     def report(self) -> IndexReport:
-        """Report what became of all files, in the order of the sources."""
+        """Make the report, in the order of the sources."""
         names = {what: tuple(name for _, name in sorted(ids)) for what, ids in self._ids.items()}
         in_order = sorted(self._warnings, key=lambda entry: entry[0])
         warnings = [warning for _, warning in in_order]

@@ -1,4 +1,4 @@
-"""Finding videos in a gallery: coarse by one inner product, fine by the whole scorer."""
+"""Search of a gallery: coarse by one inner product, fine by the whole scorer."""
 
 from __future__ import annotations
 

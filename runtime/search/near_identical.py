@@ -1,4 +1,4 @@
-"""Leaving out hits that are nearly the same as a better one."""
+"""Removal of hits that are nearly identical to a better one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import numpy as np
 from xclip_deploy.runtime.features import VideoFeatures
 
 NEAR_IDENTICAL = 0.995
-"""Cosine that ``deduplicate=True`` stands for."""
+"""Cosine threshold of ``deduplicate=True``."""
 _FP16_SLACK = 1e-3
-"""What FP16 can take from the cosine of a vector with itself."""
+"""Largest loss, in FP16, of the cosine of a vector with itself."""
 
 
 def distinct(
     features: VideoFeatures, threshold: float, depth: int
 ) -> tuple[list[int], dict[int, list[int]]]:
-    """Which of ranked videos to keep, at most ``depth``, and which others each stands for.
+    """Choose at most ``depth`` of ranked videos; map each to the near-identical ones it replaces.
 
-    A video is left out where every frame embedding reaches the cosine ``threshold`` with that at
-    the same place of a kept video before it, and their numbers of frames differ by one at most.
-    Embeddings of whole videos would not do: a mean over frames hardly knows their order, nor
-    the one frame in which two videos differ.
+    A video is left out if a kept video before it has frame embeddings with at least the cosine
+    ``threshold`` at every place. Their numbers of frames may differ by one. ``video_features``
+    cannot decide this: a mean over frames hides their order, and the one frame that differs.
     """
     if threshold == 1:
         threshold -= _FP16_SLACK

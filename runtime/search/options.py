@@ -1,4 +1,4 @@
-"""What a search can be asked for: one record, and the keywords that make it."""
+"""Options of a search: one record, and the keywords that make it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SearchKeywords(SimilarityKeywords, total=False):
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of one search. Raises InvalidArgumentError for values that no search can take."""
+    """The options of one search. Raises InvalidArgumentError for invalid values."""
 
     k: int = 10
     """Most hits."""
@@ -45,20 +45,19 @@ class SearchOptions:
     """SQL expression over metadata and ``duration_s``, ``id``, ``num_frames``:
     ``duration_s < 30 and source = 'cam1'``."""
     offset: int = 0
-    """Hits to pass over, for paging."""
+    """Hits to skip, for paging."""
     min_score: float | None = None
-    """Least score of a hit."""
+    """Least score of a hit; None keeps every hit."""
     deduplicate: bool | float = False
-    """Cosine from which on the lower of two hits is left out, and named in the better one. It
-    compares frame embeddings, each with that at its place in the other video. True stands for
-    0.995."""
+    """Cosine from which the lower of two hits is left out and named in the better one. It compares
+    the frame embeddings at equal places of both videos. True means 0.995."""
     exact: bool | None = None
-    """True scores every video by the whole scorer; False takes two stages; None chooses by size
+    """True scores every video by the whole scorer; False uses two stages; None chooses by size
     and measured cost."""
     candidates: int = DEFAULT_CANDIDATES
-    """Videos that the second stage scores; more where more hits are asked for."""
+    """Videos that the second stage scores; at least four times ``offset + k``."""
     query_bank: QueryBank | None = None
-    """Texts to calibrate scores over; see :class:`QueryBank`."""
+    """Texts to calibrate scores with; see :class:`QueryBank`."""
 
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("offset", 0), ("candidates", 1)):
@@ -84,7 +83,7 @@ class SearchOptions:
 
     @classmethod
     def of(cls, k: int, keywords: SearchKeywords | SimilarityKeywords) -> SearchOptions:
-        """Make options of ``k`` and keywords. Raises InvalidArgumentError for an unknown one."""
+        """Make options from ``k`` and keywords. Raises InvalidArgumentError for an unknown one."""
         known = [each.name for each in fields(cls)]
         for name in keywords:
             if name not in known:
@@ -95,14 +94,14 @@ class SearchOptions:
 
     @property
     def near_identical(self) -> float | None:
-        """Cosine of hits that are left out; None where none are."""
+        """Cosine from which hits are left out; None keeps every hit."""
         if isinstance(self.deduplicate, bool):
             return NEAR_IDENTICAL if self.deduplicate else None
         return self.deduplicate
 
     @property
     def depth(self) -> int:
-        """Hits that must be ranked to give the page that is asked for."""
+        """Hits that must be ranked to fill the page."""
         return self.offset + self.k
 
     @property
@@ -112,10 +111,10 @@ class SearchOptions:
 
 
 def spells_out(keywords: type) -> Callable[[_Function], _Function]:
-    """Give a function that takes ``**options`` the signature that names each of them.
+    """Give a function with ``**options`` a signature that names each option.
 
-    ``keywords``: the TypedDict of its options. ``help()`` and tools that inspect then show names,
-    types and defaults, as type checkers see them.
+    ``keywords``: the TypedDict of its options. ``help()`` and inspection then show the names,
+    types and defaults that type checkers see.
     """
     known = {each.name: each for each in fields(SearchOptions)}
     named = [

@@ -1,4 +1,4 @@
-"""Whether to score every video, by what scoring costs on this machine."""
+"""Choice between exact and two-stage search, by the measured cost of scoring."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from xclip_deploy.runtime.results import SearchMethod
 from xclip_deploy.runtime.search.options import SearchOptions
 
 EXACT_BUDGET_S = 0.025
-"""Time that scoring every video may take for one text before two stages are chosen."""
+"""Longest time for scoring every video for one text; above it, two stages are chosen."""
 _FIRST_GUESS_S = EXACT_BUDGET_S / 1000
 _WEIGHT = 0.2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to search, and why."""
+    """A search method and the reason for it."""
 
     method: SearchMethod
     reason: str
 
 
 class Planner:
-    """Learns the cost of one score from the searches that were done."""
+    """An estimate of the cost of one score, learned from past searches."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,8 +46,8 @@ class Planner:
         )
 
     def learn(self, num_pairs: int, seconds: float) -> None:
-        """Take in what ``num_pairs`` scores took."""
-        if num_pairs < 100:  # what a call costs at all would drown the cost of a pair
+        """Update the estimate: ``num_pairs`` scores took ``seconds``."""
+        if num_pairs < 100:  # below 100 pairs, call overhead dominates
             return
         with self._lock:
             found = seconds / num_pairs

@@ -1,4 +1,4 @@
-"""Calibrating scores over a bank of typical queries."""
+"""Calibration of scores with a bank of typical queries."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ MAX_QUERIES = 4096
 
 
 class QueryBank:
-    """Texts that a video's scores are held against, so that hubs do not crowd every result.
+    """A set of texts that corrects the scores of hubs, which score high for any text.
 
-    Some videos score high for whatever text. With a bank, a video's score s becomes
-    ``s - logsumexp(b) + log(B)``, over its scores b for the bank's B texts: the logarithm of the
-    inverted softmax with which querybank normalisation re-ranks (Bogolin et al., CVPR 2022,
-    equation 3, its temperature being exp(logit_scale)), centred so that a video that
-    fits the query as well as the bank on the whole gets 0. It costs B more scores per candidate.
-    Training captions are a good bank; texts of what is searched for are too.
+    A video's score s becomes ``s - logsumexp(b) + log(B)``, where b are its scores for the bank's
+    B texts. This is the logarithm of the inverted softmax of querybank normalisation (Bogolin et
+    al., CVPR 2022, equation 3, with exp(logit_scale) as temperature). A video that fits the query
+    as well as it fits the bank on average gets 0. Calibration costs B more scores per candidate.
+    Training captions or typical queries make a good bank.
     """
 
     def __init__(self, features: TextFeatures) -> None:
-        """``features``: the bank's texts, encoded by the model of the gallery."""
+        """Keep ``features``, the bank's texts as the gallery's model encodes them."""
         as_instance("features", features, TextFeatures, "TextFeatures")
         if not 1 <= len(features) <= MAX_QUERIES:
             raise InvalidArgumentError(
@@ -45,7 +44,7 @@ class QueryBank:
     def calibrate(
         self, logits: npt.NDArray[np.float32], videos: VideoFeatures, score: Score
     ) -> npt.NDArray[np.float32]:
-        """Calibrated scores [V] of one query's ``logits`` [V] for ``videos``."""
+        """Calibrate one query's ``logits`` [V] for ``videos``; returns scores [V]."""
         as_instance("videos", videos, VideoFeatures, "VideoFeatures")
         count = len(videos)
         as_array("logits", logits, np.floating, (count,), f"decimal numbers [{count}]")

@@ -28,11 +28,11 @@ from xclip_deploy.runtime.search.video_grains import (
 )
 
 _SCAN_VIDEOS = 2048
-"""Videos read and scored at a time by an exact search that does not fit into memory."""
+"""Videos that an exact search reads and scores at a time if they do not fit into memory."""
 _NEAREST_PER_CANDIDATE = 3
-"""Videos that the first stage looks at whole for each that it gives on."""
+"""Videos that the first stage ranks by ``video_features`` for each candidate."""
 _TEXTS_AT_ONCE = 32
-"""Texts whose scores for a whole gallery are held at a time."""
+"""Texts whose scores for a whole gallery are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class Query:
     video: VideoFeatures | None = None
     """One video."""
     video_weight: float = 0.0
-    """Share of the video in the score, 0 to 1."""
+    """Share of the video in the score, from 0 to 1."""
+    truncated_tokens: int = 0
+    """Number of the text's last tokens that the model does not read."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ class _Ranked:
     scores: Float32Array
     grains: dict[str, Float32Array]
     read: tuple[Rows, VideoFeatures] | None = None
-    """What was read for scoring, rows ascending, to be used again."""
+    """Features that were read for scoring, rows ascending, for reuse."""
 
     def take(self, order: npt.NDArray[np.integer[Any]]) -> _Ranked:
         grains = {name: values[order] for name, values in self.grains.items()}
@@ -70,7 +72,7 @@ class _Ranked:
         )
 
     def features(self, snapshot: Snapshot) -> VideoFeatures:
-        """Of the videos in their order here."""
+        """Return the features of the videos, in this order."""
         if self.read is None:
             return snapshot.features(self.rows)
         rows, features = self.read
@@ -83,10 +85,10 @@ class _Ranked:
 
 
 class Searcher:
-    """Searches snapshots of a gallery with a model. Safe to use from several threads."""
+    """A search of snapshots with a model. It is safe to use from several threads."""
 
     def __init__(self, model: DeployedModel, weights: Callable[[], ScorerWeights]) -> None:
-        """Prepare to search; ``weights`` gives the scorer's matrices when they are needed."""
+        """Prepare to search; ``weights`` loads the scorer's matrices when needed."""
         self._model = model
         self._weights = weights
         self._planner = Planner()
@@ -94,11 +96,14 @@ class Searcher:
     def search(
         self, queries: Sequence[Query], snapshot: Snapshot, options: SearchOptions
     ) -> list[SearchResults]:
-        """One list of hits for each query, all of the same kind."""
+        """Return the hits of each query; all queries have a text, or none has."""
         total = len(snapshot)
         if not total or not queries:
             plan = self._planner.plan(0, options)
-            return [SearchResults((), plan.method, 0, 0, "the gallery is empty") for _ in queries]
+            return [
+                SearchResults((), plan.method, 0, 0, "the gallery is empty", query.truncated_tokens)
+                for query in queries
+            ]
         if queries[0].text is None:
             return [self._by_video(query, snapshot, options) for query in queries]
         plan = self._planner.plan(total, options)
@@ -121,13 +126,13 @@ class Searcher:
         weights: ScorerWeights,
     ) -> list[tuple[_Ranked, int]]:
         folded = np.concatenate([fold(query, weights) for query in queries])
-        # Where video-sentence is not all that whole videos can tell, more are looked at first.
+        # If more grains than video-sentence need no frames, they rank a larger first set.
         looks_twice = tells_more_than_first_stage(self._model.config)
         wanted = options.num_candidates * (_NEAREST_PER_CANDIDATE if looks_twice else 1)
         nearest = snapshot.nearest(folded, wanted, options.where)
         ranked = []
         for query, found in zip(queries, nearest, strict=True):
-            # Ascending: of equal scores the one added first wins, as in an exact search.
+            # Ascending rows: of equal scores the video added first wins, as in an exact search.
             rows = np.sort(found.rows)
             if len(rows) > options.num_candidates:
                 rows = self._candidates(query, rows, snapshot, options.num_candidates, weights)
@@ -140,7 +145,7 @@ class Searcher:
     def _candidates(
         self, query: Query, rows: Rows, snapshot: Snapshot, count: int, weights: ScorerWeights
     ) -> Rows:
-        """Those of ``rows`` that score best by what needs no frames, ascending."""
+        """Choose the ``count`` best of ``rows`` by the grains without frames, ascending."""
         assert query.text is not None
         vectors = snapshot.video_features(rows)
         scores = of_videos(query.text, vectors, weights, self._model.config)
@@ -153,7 +158,7 @@ class Searcher:
     def _exact(
         self, queries: Sequence[Query], snapshot: Snapshot, options: SearchOptions
     ) -> list[tuple[_Ranked, int]]:
-        # What comes after can drop hits: then more are kept than asked for.
+        # Deduplication and calibration can drop or reorder hits: keep more than asked for.
         drops = options.near_identical is not None or options.query_bank is not None
         keep = max(options.num_candidates, 1) if drops else options.depth
         results: list[tuple[_Ranked, int]] = []
@@ -178,7 +183,7 @@ class Searcher:
         rows = np.sort(found.rows)
         features = snapshot.features(rows)
         vectors = features.video_features.astype(np.float32)
-        # FP16 makes some unit vectors a little longer.
+        # Rounding to FP16 makes some unit vectors slightly longer.
         cosines = (vectors @ query.video.video_features[0]).clip(-1, 1).astype(np.float32)
         order = np.argsort(-cosines, kind="stable")
         ranked = _Ranked(rows, cosines, {}, (rows, features)).take(order)
@@ -200,7 +205,7 @@ class Searcher:
         *,
         stays: bool = False,
     ) -> list[_Ranked]:
-        """Full scores of queries with a text, in the order of ``rows``."""
+        """Compute full scores of queries with a text, in the order of ``rows``."""
         texts = _texts(queries)
         started_s = time.perf_counter()
         score = self._model.score_gallery if stays else self._model.score
@@ -249,7 +254,8 @@ class Searcher:
             ranked = ranked.take(np.array(kept, np.int64))
         page = ranked.take(np.arange(len(ranked.rows))[options.offset : options.depth])
         hits = self._hits(query, page, snapshot, options.offset, dropped) if len(page.rows) else ()
-        return SearchResults(hits, method, scored, len(snapshot), reason)
+        cut = query.truncated_tokens
+        return SearchResults(hits, method, scored, len(snapshot), reason, cut)
 
     def _hits(
         self,
@@ -285,10 +291,9 @@ class Searcher:
 
 
 def fold(query: Query, weights: ScorerWeights) -> Float32Array:
-    """What ``video_features`` are multiplied with in the first stage, [1, D].
+    """Return the vector [1, D] that the first stage multiplies with ``video_features``.
 
-    The video-sentence grain is (sentence G) · video: with G multiplied into the sentence it is
-    one inner product.
+    Video-sentence is (sentence G) · video; with sentence G computed once, it is one inner product.
     """
     assert query.text is not None
     vector = project_sentences(query.text.sentence_features, weights)
@@ -299,7 +304,7 @@ def fold(query: Query, weights: ScorerWeights) -> Float32Array:
 
 
 def _parts(snapshot: Snapshot, where: str | None) -> Iterator[tuple[Rows, VideoFeatures, bool]]:
-    """Every video's features, and whether the same object will come again."""
+    """Yield every video's rows and features, and whether later searches get the same object."""
     held = snapshot.held()
     if held is not None and where is None:
         yield *held, True
@@ -330,7 +335,7 @@ def _texts(queries: Sequence[Query]) -> TextFeatures:
 
 
 def _best_frame(query: Query, frames: npt.NDArray[Any], video: GalleryVideo) -> float:
-    """Time of the valid frame that is most similar, seconds. ``frames``: [F, D]."""
+    """Return the time of the most similar valid frame, seconds. ``frames``: [F, D]."""
     valid = frames[: len(video.frame_times_s)].astype(np.float32)
     if query.text is not None:
         similarity = valid @ query.text.sentence_features[0]

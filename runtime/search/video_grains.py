@@ -1,8 +1,8 @@
-"""The grains that need no frames: what whole videos say of a score.
+"""The grains that need no frames: the part of a score that ``video_features`` give.
 
-Video-sentence and video-word read ``video_features`` alone, a twelfth of what frames take with
-F = 12. On the trained demo preset their sum finds with 300 videos what video-sentence alone finds
-with 800.
+Video-sentence and video-word read ``video_features`` alone, a twelfth of the frames' size with
+F = 12. On the trained demo preset, their sum finds with 300 videos what video-sentence finds with
+800.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.scorer_weights import ScorerWeights, attend
 
 _IN_ONE_THREAD = 1 << 18
-"""Multiplications of a matrix product that OpenBLAS does without its threads."""
+"""Largest matrix product, in multiplications, that OpenBLAS computes in one thread."""
 
 
 def project_sentences(sentences: FloatArray, weights: ScorerWeights) -> Float32Array:
-    """Sentences [T, D] as video-sentence multiplies them with videos: times G, FP32 [T, D]."""
+    """Multiply sentences [T, D] with G for the video-sentence grain; returns FP32 [T, D]."""
     wide = sentences.astype(np.float32)
     matrix = weights.matrices.get("global_mat_weight")
     if matrix is None:
         return wide
-    # Not by BLAS, see _products().
+    # einsum avoids BLAS's threads; see _products().
     projected: Float32Array = np.einsum("td,de->te", wide, matrix)
     return projected
 
@@ -35,7 +35,7 @@ def project_sentences(sentences: FloatArray, weights: ScorerWeights) -> Float32A
 def of_videos(
     text: TextFeatures, vectors: FloatArray, weights: ScorerWeights, config: ModelConfig
 ) -> Float64Array:
-    """The part of the mean of all grains that is known without frames: FP64 [V].
+    """Return the part of the mean of all grains that needs no frames: FP64 [V].
 
     ``text``: features of one text; ``vectors``: ``video_features`` [V, D].
     """
@@ -63,7 +63,7 @@ def of_videos(
 
 
 def tells_more_than_first_stage(config: ModelConfig) -> bool:
-    """Tell whether a grain but video-sentence, which the first stage computes, needs no frames."""
+    """Tell whether a grain other than video-sentence needs no frames."""
     return any(grain is not Grain.VIDEO_SENTENCE for grain in _without_frames(config))
 
 
@@ -72,11 +72,11 @@ def _without_frames(config: ModelConfig) -> list[Grain]:
 
 
 def _products(left: Float32Array, right: Float32Array) -> list[Float32Array]:
-    """``left`` [V, D] times ``right`` [P, D], in parts of stacks: [stacks, rows, P].
+    """Multiply ``left`` [V, D] with ``right`` [P, D] in stacks: [stacks, rows, P] each.
 
-    NumPy hands each matrix of a stack to BLAS by itself. One large product would wake BLAS's
-    threads, which then spin on the cores that ONNX Runtime needs a moment later: on two cores a
-    query took more than twice as long.
+    NumPy passes each matrix of a stack to BLAS separately. One large product would wake BLAS's
+    threads, which then spin on the cores that ONNX Runtime needs next. On two cores, a query took
+    more than twice as long.
     """
     rows = max(1, _IN_ONE_THREAD // right.size)
     whole = len(left) // rows * rows

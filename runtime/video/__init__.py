@@ -1,4 +1,4 @@
-"""Frames out of videos, for serving and for training alike.
+"""Frames out of videos, for serving and for training.
 
 Importing this package loads no video library; reading the first video does.
 """

@@ -1,19 +1,18 @@
-"""Reading frames with decord: optional, for those whose numbers were made with it.
+"""Reading frames with decord: optional, for results that must match older ones made with it.
 
-decord has had no release since 2021. Measured with version 0.6.0, the last one:
+decord has had no release since 2021. These facts were measured with version 0.6.0, the last:
 
-- no wheels for arm64 or macOS, and no AV1;
-- ``.ts`` files make it hang in a way that nothing can interrupt, and for ``.wmv`` it
-  returns frames up to 24 off without saying so: both are refused here, also under another
-  name;
-- for cuts that were copied without encoding anew (an edit list that starts between two
-  keyframes), it silently returns frames up to 18 off;
-- it goes on decoding in the background: after one frame of 1080p, 118 MB grew to 5.2 GB
-  within 12 idle seconds. Here a reader lives only while one video is read;
-- it fails on very small frames, such as 16x16;
-- it tells of no damage, so that ``VideoFrames.warnings`` stays empty.
+- It has no wheels for arm64 or macOS, and it does not decode AV1.
+- It hangs on ``.ts`` files, and nothing can interrupt it. For ``.wmv`` it silently returns
+  frames up to 24 off. This module refuses both kinds, under any file name.
+- For cuts that were copied without re-encoding (an edit list that starts between two
+  keyframes), it silently returns frames up to 18 off.
+- It goes on decoding in the background: after one frame of 1080p, 118 MB grew to 5.2 GB
+  within 12 idle seconds. Here a reader lives only while one video is read.
+- It fails on very small frames, such as 16x16.
+- It reports no damage, so ``VideoFrames.warnings`` stays empty.
 
-PyAV, the default, has none of these.
+PyAV, the default, has none of these faults.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ _WINDOWS_MEDIA_SUFFIXES = frozenset({".wmv", ".asf"})
 
 
 def import_decord() -> Any:  # noqa: ANN401 - the package has no types
-    """Import decord, with its log turned off.
+    """Import decord and turn its log off.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: decord is not installed.
     """
     try:
         decord = importlib.import_module("decord")
@@ -52,18 +51,18 @@ def import_decord() -> Any:  # noqa: ANN401 - the package has no types
 def read_with_decord(path: Path, reading: VideoReading) -> VideoFrames:
     """Read the sampled frames of one video with one decoder thread.
 
-    Time 0 is the first frame, since decord does not know when other streams start.
+    Time 0 is the first frame, because decord does not tell when other streams start.
 
     Args:
         path: A regular file that exists.
         reading: Which frames to take, and their side S.
 
     Returns:
-        Frames uint8 ``[n, S, S, 3]`` and what is known about them.
+        Frames uint8 ``[n, S, S, 3]`` with their times.
 
     Raises:
-        VideoReadError: no video, a kind that decord reads wrongly, or no frame of it can be
-            decoded.
+        VideoReadError: the file is no video, is of a kind that decord reads wrongly, or holds
+            no frame that can be decoded.
         MissingExtraError: decord is not installed.
     """
     _refuse_hazards(path)
@@ -73,12 +72,12 @@ def read_with_decord(path: Path, reading: VideoReading) -> VideoFrames:
         video = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
         frame_rate = float(video.get_avg_fps())
         numbers = sample_frame_numbers(len(video), frame_rate, reading.sampling)
-        # One by one: at full resolution, 64 frames of 1080p are 400 MB.
+        # One by one, because 64 frames of 1080p at full resolution take 400 MB.
         size = reading.image_size
         frames = [resize_and_crop(video[int(n)].asnumpy(), size) for n in numbers]
         spans = video.get_frame_timestamp(np.append([0, len(video) - 1], numbers))  # [2 + n, 2]
     except (decord.DECORDError, RuntimeError, IndexError, ValueError) as error:
-        # The first line; the others are addresses inside the library.
+        # The first line alone; the others are addresses inside the library.
         reason = str(error).strip().partition("\n")[0]
         raise VideoReadError(f"{path}: decord cannot read it: {reason}") from error
     start_s = float(spans[0, 0])
@@ -95,7 +94,7 @@ def _refuse_hazards(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(4 + 3 * 192)
     suffix = path.suffix.lower()
-    # MPEG-TS packets start with 0x47 and are 188 bytes long, or 192 with a 4-byte prefix.
+    # An MPEG-TS packet starts with 0x47 and takes 188 bytes, or 192 with a 4-byte prefix.
     is_transport = any(
         head[first : first + 3 * size : size] == b"GGG" for first, size in ((0, 188), (4, 192))
     )

@@ -1,8 +1,8 @@
-"""The true timestamps of a video, found without decoding it.
+"""The true timestamps of a video, found without decoding.
 
-Frame counts and durations in file headers are often missing or wrong. Demultiplexing alone
-takes milliseconds for a short video and tells when every frame is shown and where decoding can
-start.
+Frame counts and durations in file headers are often missing or wrong. Demultiplexing a short
+video takes milliseconds. It gives the display time of every frame and the points where decoding
+can start.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-# A declared rate this many times off the timestamps is a default of the writer (screen
-# recorders, browsers) and would sample the wrong seconds. Variable frame rates stay below.
+# A declared rate this many times off the timestamps is a default of the writer, as of screen
+# recorders and browsers. It would sample the wrong seconds. Variable frame rates stay below.
 _IMPLAUSIBLE_RATE_RATIO = 2.0
-# A file is called truncated when more than this is missing; encoders round by less.
+# A file that misses more than this counts as truncated; encoders round by less.
 _TRUNCATION_TOLERANCE_S = 1.0
 
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """What demultiplexing tells about a video stream. Timestamps are in its time base."""
+    """Facts about a video stream from demultiplexing. Timestamps are in its time base."""
 
     timestamps: NDArray[np.int64]
-    """Presentation timestamps of the packets to be shown, increasing."""
+    """Presentation timestamps of the packets that are shown, increasing."""
     keyframes: tuple[tuple[int, int], ...]
-    """(presentation, decoding) timestamp of every keyframe, increasing by the first."""
+    """(presentation, decoding) timestamp of every keyframe, sorted by presentation."""
     is_reliable: bool
     """Whether every shown packet has a presentation timestamp of its own."""
     time_base: float
-    """Seconds per unit of the timestamps. Kept here because PyAV reads freed memory when a
-    stream is asked for it after its container was closed."""
+    """Seconds per unit of the timestamps. It is kept here because PyAV reads freed memory if a
+    stream is asked for its time base after its container was closed."""
     packet_count: int
-    """Packets of the stream, those that are decoded but not shown included."""
+    """Number of packets, including those that are decoded but not shown."""
     start_s: float
     """Time of the first frame on the player's clock, seconds."""
     end_s: float
     """End of the last frame on the player's clock, seconds; 0 without timestamps."""
     frame_rate: float | None
-    """Frames per second, declared or measured; None where neither is known."""
+    """Frames per second, declared or measured; None if neither is known."""
     warnings: tuple[str, ...]
+    """Faults of the file, one line each."""
 
 
 def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
-    """Demultiplex a whole file without decoding; leaves the container at its end."""
+    """Demultiplex a whole file without decoding. The container ends up at its end."""
     import av
 
     time_base = float(stream.time_base) if stream.time_base else 0.0
@@ -63,8 +64,8 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
     latest_end_s = 0.0
     is_reordered = False
     warnings: list[str] = []
-    # Without a duration of the video stream itself, only all streams together can be held
-    # against the file's duration.
+    # If the video stream declares no duration, only all streams together can be compared with
+    # the duration of the file.
     is_whole_file = stream.duration is None
     if not is_whole_file:
         for other in container.streams:
@@ -93,7 +94,7 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
 
     timestamps = np.unique(np.array(shown, dtype=np.int64))
     is_reliable = 0 < len(timestamps) == shown_count and time_base > 0
-    # AVI stores decoding order only, which FFmpeg may pass off as presentation order.
+    # AVI stores decoding order only. FFmpeg may report it as presentation order.
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
         is_reliable = is_reliable and is_reordered
     start_s = end_s = 0.0
@@ -129,8 +130,8 @@ def _end_s(packet: Packet[Any]) -> float:
 
 
 def _is_never_shown(packet: Packet[Any], codec: str) -> bool:
-    # VP8 writes its alternative reference frames as packets of their own; bit 4 of the
-    # first byte is show_frame (RFC 6386, section 9.1).
+    # VP8 writes alternative reference frames as separate packets. Bit 4 of the first byte is
+    # show_frame (RFC 6386, section 9.1).
     return codec in {"vp8", "libvpx"} and not memoryview(packet)[0] & 0x10
 
 
@@ -138,7 +139,7 @@ def _start_s(container: InputContainer, first_s: float) -> float:
     if container.start_time is None:
         return 0.0
     lead_s = first_s - container.start_time / 1_000_000
-    # Less than a millisecond is the rounding of start_time to microseconds.
+    # A lead below a millisecond comes from rounding start_time to microseconds.
     return lead_s if lead_s >= 0.001 else 0.0
 
 
@@ -151,7 +152,7 @@ def _plausible_rate(
     if declared is None:
         return measured, []
     ratio = max(declared / measured, measured / declared)
-    # Two or three frames measure nothing: the last duration is missing from the span.
+    # A few frames measure nothing, because the span lacks the duration of the last one.
     if ratio <= _IMPLAUSIBLE_RATE_RATIO or frame_count < 5:
         return declared, []
     return measured, [

@@ -1,4 +1,4 @@
-"""Opening a file with PyAV and finding the video stream in it."""
+"""Open a file with PyAV and find its video stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TEXT_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})
 
 
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
-    """Open a file with one decoder thread; the caller closes the container.
+    """Open a file with one decoder thread. The caller closes the container.
 
     Raises:
         VideoReadError: not a video that this FFmpeg can decode, a playlist, or frames of more
@@ -57,24 +57,24 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 def read_packets(
     container: InputContainer, stream: VideoStream | None = None
 ) -> Iterator[Packet[Any]]:
-    """Demultiplex from where the container stands to its end.
+    """Demultiplex from the container's position to its end.
 
     Args:
-        stream: The stream whose packets are wanted; None for those of all streams.
+        stream: Stream whose packets are returned; None returns those of all streams.
 
     Yields:
-        Packets with content. Sent to a decoder, an empty one would mean the end of the video.
+        Packets with content. An empty packet would tell a decoder that the video ends.
 
     Raises:
-        av.FFmpegError: the file cannot be read any further.
+        av.FFmpegError: the rest of the file cannot be read.
     """
     try:
         for packet in container.demux() if stream is None else container.demux(stream):
             if packet.size:
                 yield packet
     except IndexError:
-        # PyAV fails so at the end of the file where streams turned up on the way, as damage
-        # to a transport stream makes them do. All packets have been read by then.
+        # PyAV fails like this at the end of a file in which streams appeared on the way, as
+        # they do in a damaged transport stream. By then all packets have been read.
         return
 
 
@@ -89,7 +89,7 @@ def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
         raise VideoReadError(
             f"{path}: has {what} (streams: {types}); expected a file with a video stream"
         )
-    # The first, as the authors' reader takes it, and not the one FFmpeg thinks best.
+    # The authors' reader takes the first stream, not the one that FFmpeg ranks best.
     stream = found[0]
     codec = stream.codec_context
     if codec is None:
@@ -133,7 +133,7 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error)
     if not isinstance(error, (av.error.InvalidDataError, av.error.EOFError)):
         return f"cannot be opened as video: {reason}"
-    # FFmpeg's reason is the same for every kind of damage, so look what there is.
+    # FFmpeg gives one reason for every kind of damage, so look at the file.
     with path.open("rb") as file:
         head = file.read(12)
     if head[4:8] == b"ftyp":

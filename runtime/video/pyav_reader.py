@@ -1,12 +1,12 @@
 """Reading frames with PyAV (FFmpeg): the default reader.
 
-The file is demultiplexed once without decoding, which gives the true timestamp of every
-frame; the targets are chosen from that list and recognised by timestamp when they come out
-of the decoder, so that an imprecise seek cannot give a wrong frame. Where a target does not
-come out, or anything looks damaged, the video is decoded from its start without any
-shortcut, and what comes out then is the truth.
+The reader demultiplexes the file once without decoding, which gives the true timestamp of
+every frame. It chooses target frames from that list and recognises them by timestamp when they
+leave the decoder, so an imprecise seek cannot give a wrong frame. If a target is missing or
+anything looks damaged, the reader decodes the video from its start without shortcuts and trusts
+the frames that come out.
 
-FFmpeg's own log stays off, as PyAV leaves it: hooking it is global to the process. Errors
+FFmpeg's log stays off, PyAV's default, because a log hook acts on the whole process. Errors
 carry FFmpeg's reason instead.
 """
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# Formats with an index that finds keyframes exactly. Others guess byte positions.
+# The index of these formats finds keyframes exactly. Others guess byte positions.
 _SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
-# Where a file tells neither a rate nor timestamps, as FFmpeg assumes for raw streams.
+# FFmpeg assumes this rate for raw streams, which have neither a rate nor timestamps.
 _FALLBACK_FRAME_RATE = 25.0
 
 
@@ -45,10 +45,10 @@ def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
         reading: Which frames to take, and their side S.
 
     Returns:
-        Frames uint8 ``[n, S, S, 3]`` and what is known about them.
+        Frames uint8 ``[n, S, S, 3]`` with their times and warnings.
 
     Raises:
-        VideoReadError: not a video, or no frame of it can be decoded.
+        VideoReadError: the file is no video, or no frame of it can be decoded.
     """
     frames = TakenFrames(path, reading.image_size)
     container, stream = open_video(path)
@@ -87,7 +87,7 @@ def _decode_by_seeking(
 ) -> None:
     import av
 
-    # MP4 and MOV are indexed by decoding time, Matroska by presentation time.
+    # MP4 and MOV index keyframes by decoding time, Matroska by presentation time.
     is_mov = "mov" in container.format.name.split(",")
     starts = [pts for pts, _ in index.keyframes]
     positions = np.searchsorted(starts, targets, side="right") - 1
@@ -103,13 +103,13 @@ def _decode_by_seeking(
             return
         _decode_run(container, stream, wanted, frames)
         if not frames.is_sound:
-            return  # all will be decoded without shortcuts
+            return  # the caller then decodes everything without shortcuts
 
 
 def _decode_run(
     container: InputContainer, stream: VideoStream, wanted: frozenset[int], frames: TakenFrames
 ) -> None:
-    """Take the frames with the wanted timestamps, from where the container stands."""
+    """Take the frames with the wanted timestamps, from the container's position on."""
     codec = stream.codec_context
     is_skipping = _can_skip_unreferenced(codec.name, codec.extradata)
     unsent = set(wanted)
@@ -123,17 +123,17 @@ def _decode_run(
             unsent.discard(packet.pts)
         if not unsent:
             break
-    for frame in _decode(stream, None, frames):  # those that the decoder holds back
+    for frame in _decode(stream, None, frames):  # frames that the decoder still holds
         if frame.pts is not None and frame.pts in wanted:
             frames.take(frame.pts, frame)
 
 
 def _can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
-    """Whether frames that no other frame refers to can be left undecoded.
+    """Return whether the decoder may skip frames that no other frame refers to.
 
-    Not in HEVC with temporal layers, where "not referenced" holds within a layer only. The
-    number of layers stands in byte 21 of the decoder configuration record (ISO/IEC
-    14496-15, section 8.3.3.1); a raw stream has no such record.
+    HEVC with temporal layers forbids it, because "not referenced" holds within a layer only.
+    Byte 21 of the decoder configuration record gives the number of layers (ISO/IEC 14496-15,
+    section 8.3.3.1). A raw stream has no such record.
     """
     if codec == "h264":
         return True
@@ -145,7 +145,7 @@ def _can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
 def _read_without_shortcuts(
     path: Path, index: PacketIndex, targets: frozenset[int], reading: VideoReading
 ) -> VideoFrames:
-    """Decode every frame from the start; frames are numbered as they come out."""
+    """Decode every frame from the start, and number frames in the order of output."""
     frames = TakenFrames(path, reading.image_size)
     shown: list[int | None] = []
     container, stream = open_video(path)
@@ -162,8 +162,8 @@ def _read_without_shortcuts(
         numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
         return _result(index, shown, numbers, frames)
 
-    # Which frames to take is known only now. Decoding again costs time; keeping every
-    # candidate of an hours-long video would cost memory without bound.
+    # The frames to take are known only now. Decoding again costs time, but keeping every
+    # candidate of an hours-long video would need unbounded memory.
     rate = index.frame_rate or _FALLBACK_FRAME_RATE
     positions = sample_frame_numbers(len(shown), rate, reading.sampling).tolist()
     chosen = frozenset(positions)
@@ -217,7 +217,7 @@ def _result(
     numbers: dict[int, int],
     frames: TakenFrames,
 ) -> VideoFrames:
-    """Put together what was taken.
+    """Assemble the result from the frames that were taken.
 
     Args:
         shown: Timestamps of all frames in display order.

@@ -1,4 +1,4 @@
-"""From PyAV's frames to pictures for the model."""
+"""Turn PyAV's frames into pictures for the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.video.colour import to_rgb
 from xclip_deploy.runtime.video.containers import check_pixels
+from xclip_deploy.runtime.video.orientation import orientation_of
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TakenFrames:
-    """The pictures taken from one video so far, with what went wrong on the way."""
+    """Pictures taken from one video so far, with counts of what went wrong."""
 
     def __init__(self, path: Path, image_size: int) -> None:
         self.path = path
@@ -28,36 +30,40 @@ class TakenFrames:
         self.corrupt_count = 0
         self.error_count = 0
         self.last_error = ""
+        self._notes: dict[str, None] = {}  # in order, without repetition
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing went wrong."""
+        """True while nothing has gone wrong."""
         return not (self.corrupt_count or self.error_count)
 
     def take(self, key: int, frame: VideoFrame) -> None:
         """Keep a frame, upright, resized and cropped.
 
         Args:
-            key: Timestamp or position, by which ``pictures`` will hold it.
-            frame: As it comes out of the decoder.
+            key: Timestamp or position under which ``pictures`` holds the frame.
+            frame: Output of the decoder.
 
         Raises:
-            VideoReadError: the frame is too large, or in a format without a way to RGB.
+            VideoReadError: the frame is too large, or its format cannot be converted to RGB.
         """
         import av
 
         check_pixels(self.path, frame.width, frame.height)
         try:
-            # threads=1: the pool over videos keeps the cores busy, not swscale.
-            rgb = frame.reformat(format="rgb24", interpolation="BICUBIC", threads=1)
-            pixels = rgb.to_ndarray()
+            rgb, colour_warning = to_rgb(frame)
+            pixels = rgb.to_ndarray().astype(np.uint8, copy=False)
         except (av.FFmpegError, ValueError) as error:
             raise VideoReadError(
                 f"{self.path}: cannot convert pixel format {frame.format.name} to RGB: {error}"
             ) from error
-        # PyAV tells by how much the frame is to be turned, and leaves it to us.
-        upright = np.rot90(pixels.astype(np.uint8, copy=False), round(frame.rotation / 90) % 4)
-        self.pictures[key] = resize_and_crop(upright, self.image_size)
+        orientation = orientation_of(frame)
+        self.pictures[key] = resize_and_crop(orientation.apply(pixels), self.image_size)
+        if colour_warning:
+            self._notes[colour_warning] = None
+        if orientation.is_odd:
+            note = f"the display matrix ({orientation}) is no quarter turn or mirror; it is rounded"
+            self._notes[note] = None
         self.sizes.add((frame.width, frame.height))
         self.corrupt_count += frame.is_corrupt
 
@@ -67,7 +73,7 @@ class TakenFrames:
         self.last_error = getattr(error, "strerror", None) or str(error)
 
     def warnings(self) -> Iterator[str]:
-        """Tell what went wrong, one line each."""
+        """Say what went wrong, one line each."""
         if self.error_count:
             yield f"packets that could not be decoded: {self.error_count} ({self.last_error})"
         if self.corrupt_count:
@@ -75,3 +81,4 @@ class TakenFrames:
         if len(self.sizes) > 1:
             sizes = ", ".join(f"{width}x{height}" for width, height in sorted(self.sizes))
             yield f"the resolution changes ({sizes})"
+        yield from self._notes

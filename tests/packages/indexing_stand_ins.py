@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,15 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.indexing import (
     IndexReport,
+    IndexRun,
     IndexSettings,
     Sources,
     Task,
     find_sources,
-    index_videos,
 )
+from xclip_deploy.runtime.manifest import Manifest
+from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.progress import ignore_progress
 from xclip_deploy.runtime.video import FrameSampling, VideoReading
 
 DIM, FRAMES, SIZE = 12, 3, 16
@@ -32,9 +34,10 @@ READING = VideoReading(SAMPLING, SIZE)
 
 
 def manifest() -> Any:
-    """What a gallery looks at in a bundle's manifest."""
-    return SimpleNamespace(
-        fingerprint="0" * 64, model=SimpleNamespace(max_frames=FRAMES, embed_dim=DIM)
+    """A manifest with what a gallery looks at, and nothing else."""
+    return Manifest.model_construct(
+        fingerprint="0" * 64,
+        model=ModelConfig.model_construct(max_frames=FRAMES, embed_dim=DIM),
     )
 
 
@@ -62,14 +65,15 @@ def index_files(
 ) -> IndexReport:
     """Index paths, or sources, with a pool of decoders. ``pool``: its options."""
     with DecoderPool[Task](READING, workers=workers, **(pool or {})) as decoders:
-        return index_videos(
+        run = IndexRun(
             sources or find_sources(paths),
             gallery,
             encode,
             decoders,
             settings=IndexSettings(**(settings or {})),
-            **options,
+            progress=options.pop("progress", ignore_progress),
         )
+        return run.run(**options)
 
 
 def contents(gallery: Gallery) -> dict[str, tuple[list[str], bytes]]:

@@ -286,11 +286,11 @@ def test_no_process_is_left(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> 
     [
         ({"sizes": {}}, "at least one graph"),
         ({"sizes": {Graph.SCORER: ()}}, "at least one graph with one size"),
-        ({"sizes": {Graph.SCORER: (1, 0)}}, "size 0 of scorer: expected at least 1"),
-        ({"seconds": 0}, "seconds 0: expected more than 0"),
-        ({"seconds": float("nan")}, "seconds nan: expected more than 0"),
-        ({"rounds": 0}, "rounds 0: expected at least 1"),
-        ({"warmup": -1}, "warmup -1: expected at least 0"),
+        ({"sizes": {Graph.SCORER: (1, 0)}}, "size of scorer is 0 .*at least 1"),
+        ({"seconds": 0}, "seconds is 0; expected more than 0"),
+        ({"seconds": float("nan")}, "seconds is nan .*finite number from 0"),
+        ({"rounds": 0}, "rounds is 0 .*at least 1"),
+        ({"warmup": -1}, "warmup is -1 .*at least 0"),
     ],
 )
 def test_wrong_plans(wrong: dict[str, Any], match: str) -> None:

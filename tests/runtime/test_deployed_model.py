@@ -363,9 +363,9 @@ def test_wrong_clips(model: DeployedModel) -> None:
 
 
 def test_what_is_no_text(model: DeployedModel) -> None:
-    with pytest.raises(InvalidArgumentError, match="single str"):
+    with pytest.raises(InvalidArgumentError, match=r"texts is 'a dog' \(str\); expected several"):
         model.encode_texts("a dog")
-    with pytest.raises(InvalidArgumentError, match="found int"):
+    with pytest.raises(InvalidArgumentError, match=r"texts is 3 \(int\); expected a text"):
         model.encode_texts(["a dog", 3])  # type: ignore[list-item]
 
 
@@ -381,7 +381,7 @@ def test_features_of_another_size(model: DeployedModel, texts: TextFeatures) -> 
         np.zeros((1, F, D + 1), np.float32),
         np.ones(1, np.int32),
     )
-    with pytest.raises(SessionError, match="scorer failed on") as caught:
+    with pytest.raises(InvalidArgumentError, match=rf"decimal.* \[videos, {D}\]") as caught:
         model.score(texts, odd)
     assert "\n" not in str(caught.value)
 
@@ -407,7 +407,9 @@ def test_closed_means_closed(bundle: Bundle, golden: Arrays) -> None:
         session.run({"token_ids": golden["input_ids"]})
     uses: list[Callable[[], object]] = [
         lambda: model.encode_token_ids(golden["input_ids"]),
+        lambda: model.encode_texts([]),
         lambda: model.encode_frames(golden["frames_uint8"], golden["num_frames"]),
+        lambda: model.encode_videos([]),
         lambda: model.score(texts, videos),
         lambda: model.score_gallery(texts, videos),
         model.load,
@@ -415,6 +417,9 @@ def test_closed_means_closed(bundle: Bundle, golden: Arrays) -> None:
     for use in uses:
         with pytest.raises(ClosedError, match=r"this model of .* is closed; open another"):
             use()
+    assert repr(model).endswith("closed)>")
+    with DeployedModel(bundle, CPU) as another:
+        assert_same_features(another.encode_token_ids(golden["input_ids"]), texts, 0)
 
 
 def test_several_threads(bundle: Bundle, golden: Arrays) -> None:

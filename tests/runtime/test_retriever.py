@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from xclip_deploy import (
     Bundle,
     DeployedModel,
+    Gallery,
     GalleryVideo,
     Retriever,
     SearchResult,
@@ -26,6 +31,7 @@ from xclip_deploy import (
 )
 from xclip_deploy.errors import (
     BundleNotFoundError,
+    ClosedError,
     DuplicateIdError,
     GalleryError,
     GalleryNotFoundError,
@@ -238,7 +244,7 @@ def test_duplicates(retriever: Retriever, clips: Path) -> None:
     # The second file is listed already, as the first video.
     assert report.skipped == ("x", "frog")
     assert path_of(retriever, "x") == str(clips / STREET)
-    with pytest.raises(InvalidArgumentError, match="on_duplicate 'ignore'"):
+    with pytest.raises(InvalidArgumentError, match="on_duplicate is 'ignore'"):
         retriever.add(files, on_duplicate="ignore")  # type: ignore[arg-type]
 
 
@@ -340,8 +346,9 @@ def test_scores_and_grains_are_those_of_the_scorer(filled: Retriever) -> None:
             n = column[result.id]
             assert result.score == scores.logits[row, n]
             assert result.grains is not None
-            assert vars(result.grains) == {k: v[row, n] for k, v in scores.grains.items()}
-            grains = [g for g in vars(result.grains).values() if g is not None]
+            assert result.grains == {k: v[row, n] for k, v in scores.grains.items()}
+            grains = list(result.grains.values())
+            assert len(grains) == 4
             assert result.score == pytest.approx(100.003 * sum(grains) / 4, abs=1e-3)
 
 
@@ -426,7 +433,7 @@ def test_what_is_no_text(filled: Retriever) -> None:
             filled.search(wrong)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgumentError, match="expected a text"):
             filled.search_batch(["a dog", wrong])  # type: ignore[list-item]
-    with pytest.raises(InvalidArgumentError, match="single str"):
+    with pytest.raises(InvalidArgumentError, match=r"texts is 'dog' \(str\); expected several"):
         filled.search_batch("dog")
 
 
@@ -473,7 +480,7 @@ def test_search_by_what_is_no_video(filled: Retriever, tmp_path: Path) -> None:
     with pytest.raises(VideoNotFoundError):
         filled.search_by_video(tmp_path / "none.mp4")
     small = VideoFrames(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2.0), np.arange(2), 2.0, 1.0)
-    with pytest.raises(InvalidArgumentError, match="a clip is uint8"):
+    with pytest.raises(InvalidArgumentError, match=r"expected uint8 \[1 to 12, 64, 64, 3\]"):
         filled.search_by_video(small)
 
 
@@ -548,12 +555,127 @@ def test_wrong_settings(bundle: Bundle) -> None:
             Retriever(bundle, **wrong)  # type: ignore[arg-type]
 
 
-def test_the_gallery_outlives_close(bundle: Bundle, clips: Path) -> None:
+def test_close_means_closed(bundle: Bundle, clips: Path, golden: Arrays) -> None:
     with Retriever(bundle, device="cpu") as retriever:
         retriever.add(clips / TURNED)
-    assert len(retriever) == 1
-    assert len(retriever.search(TEXTS[0])) == 1  # and sessions open anew
+        features = retriever.encode_texts(TEXTS)
+        held = features_of(retriever)
     retriever.close()
+    for use in (
+        lambda: len(retriever),
+        lambda: retriever.add([]),
+        lambda: retriever.remove("a"),
+        lambda: retriever.refresh(),
+        lambda: retriever.warm_up(),
+        lambda: retriever.save("gallery"),
+        lambda: retriever.search(TEXTS[0]),
+        lambda: retriever.search_batch([]),
+        lambda: retriever.search_by_video(clips / TURNED),
+        lambda: retriever.search_by_image(clips / TURNED),
+        lambda: retriever.query_bank(TEXTS),
+        lambda: retriever.explain(TEXTS[0], "a"),
+        lambda: retriever.read_video(clips / TURNED),
+        lambda: retriever.encode_texts([]),
+        lambda: retriever.encode_videos([]),
+        lambda: retriever.encode_frames(golden["frames_uint8"], golden["num_frames"]),
+        lambda: retriever.score(features, held),
+        lambda: retriever.gallery.count(),
+        retriever.__enter__,
+    ):
+        with pytest.raises(ClosedError, match="is closed; open"):
+            use()
+    assert repr(retriever) == f"<Retriever of {str(bundle.path)!r}, closed>"
+
+
+def test_a_gallery_that_was_given_outlives_close(bundle: Bundle, clips: Path) -> None:
+    gallery = Gallery(bundle.manifest)
+    with Retriever(bundle, gallery, device="cpu") as retriever:
+        retriever.add(clips / TURNED)
+    assert len(gallery) == 1
+    with Retriever(bundle, gallery, device="cpu") as another:
+        assert len(another.search(TEXTS[0])) == 1
+
+
+def test_what_a_retriever_says_of_itself(retriever: Retriever, bundle: Bundle) -> None:
+    assert repr(retriever) == (
+        f"<Retriever of {str(bundle.path)!r} (x-clip, fp32 by onnxruntime on cpu), "
+        "<Gallery in memory, 0 videos>>"
+    )
+
+
+def test_pickling_is_refused(retriever: Retriever, bundle: Bundle, tmp_path: Path) -> None:
+    for opened in (retriever, retriever.gallery, retriever.model):
+        for copy in (pickle.dumps, deepcopy):
+            with pytest.raises(InvalidArgumentError, match="open it in the worker") as caught:
+                copy(opened)
+            assert "\n" not in str(caught.value)
+    retriever.save(tmp_path / "gallery")
+    kept = Retriever(bundle, tmp_path / "gallery", device="cpu")
+    said = re.escape(f"Retriever('{bundle.path}', '{tmp_path / 'gallery'}')")
+    with kept, pytest.raises(InvalidArgumentError, match=said):
+        pickle.dumps(kept)
+
+
+# Frames in memory
+
+
+def test_frames_in_memory_are_added(retriever: Retriever, clips: Path) -> None:
+    read = retriever.read_video(clips / FROG)
+    grey = np.full((3, 90, 120, 3), 127, np.uint8)
+    report = retriever.add([read, grey], ids=["frog", "grey"], metadata={"source": "memory"})
+    assert report.indexed == ("frog", "grey")
+    frog = retriever.gallery.get("frog")
+    assert (frog.path, frog.files) == (None, ())
+    assert frog.metadata == {"source": "memory"}
+    assert frog.frame_times_s == tuple(read.times_s.tolist())
+    assert retriever.gallery.get("grey").frame_times_s == (0.0, 1.0, 2.0)
+    assert [hit.id for hit in retriever.search_by_video(read)] == ["frog", "grey"]
+    again = retriever.add([read, grey], ids=["frog", "new"], on_duplicate="skip")
+    assert (again.indexed, again.unchanged) == (("new",), ("frog",))
+    assert retriever.add(grey, ids="frog").changed == ("frog",)
+    assert len(retriever) == 3
+
+
+@pytest.mark.parametrize(
+    ("videos", "options", "said"),
+    [
+        (np.zeros((2, 8, 8, 3), np.uint8), {}, "give ids"),
+        (np.zeros((2, 8, 8, 3), np.uint8), {"ids": ["a", "b"]}, "2 ids for 1 videos"),
+        (np.zeros((2, 8, 8, 3), np.uint8), {"ids": ""}, "unique and not empty"),
+        (np.zeros((2, 8, 8, 3), np.float32), {"ids": "a"}, "expected uint8"),
+        (np.zeros((0, 8, 8, 3), np.uint8), {"ids": "a"}, "not empty"),
+        (np.zeros((2, 8, 8, 3), np.uint8), {"ids": "a", "prune": True}, "prune is for files"),
+        ([np.zeros((2, 8, 8, 3), np.uint8), "a.mp4"], {"ids": "a"}, "both files and frames"),
+    ],
+)
+def test_frames_in_memory_that_are_refused(
+    retriever: Retriever, videos: Any, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        retriever.add(videos, **options)
+    assert len(retriever) == 0
+
+
+def test_frames_in_memory_give_what_the_file_gives(filled: Retriever, clips: Path) -> None:
+    read = filled.read_video(clips / FROG)
+    frames = read.frames
+    expected = filled.encode_videos([clips / FROG])
+    for video in (read, frames, str(clips / FROG)):
+        found = filled.encode_videos([video])
+        np.testing.assert_array_equal(found.frame_features, expected.frame_features)
+    # In one batch, sums are added up in another order.
+    both = filled.encode_videos([clips / DOG, read])
+    np.testing.assert_allclose(both[1:].frame_features, expected.frame_features, atol=1e-6)
+    assert filled.search_by_video(frames).hits == filled.search_by_video(clips / FROG).hits
+
+
+def test_an_image_in_memory(filled: Retriever, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "image.png")
+    found = filled.search_by_image(tmp_path / "image.png").hits
+    assert filled.search_by_image(image).hits == found
+    assert filled.search_by_image(pixels).hits == found
 
 
 # Pipelines of one's own

@@ -1,4 +1,4 @@
-"""Caption-video pairs as the model takes them."""
+"""Caption-video pairs as tensors of the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xclip_deploy.training.datasets.frames import FrameSource
 
 
 class Pair(NamedTuple):
-    """A caption and its video, as the model takes them."""
+    """Caption and video as tensors of the model."""
 
     token_ids: Tensor
     """int32 [W]."""
@@ -23,16 +23,16 @@ class Pair(NamedTuple):
     """uint8 RGB [F, S, S, 3], zeros from ``num_frames`` on."""
     num_frames: int
     video_index: int
-    """Into ``Split.videos``."""
+    """Index into ``Split.videos``."""
 
 
 class PairDataset(Dataset[Pair]):
-    """One pair for every caption of a split. The same index gives the same pair at any time."""
+    """Pairs of a split, one a caption. The same index gives the same pair at any time."""
 
     def __init__(
         self, split: Split, tokenizer: Tokenizer, source: FrameSource, max_words: int
     ) -> None:
-        """W is ``max_words``; F and S are those of ``source``."""
+        """Prepare to read. W is ``max_words``; F and S are those of ``source``."""
         self.split = split
         self.tokenizer = tokenizer
         self.source = source

@@ -1,4 +1,4 @@
-"""``xclip-deploy explain``."""
+"""The command ``xclip-deploy explain``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json, warn_of_cuts
+from xclip_deploy.cli.display import print_json, say, warn_of_cuts
 from xclip_deploy.cli.gallery import find_video
 from xclip_deploy.cli.options import (
     PathArgument,
@@ -46,8 +46,8 @@ def command(
 ) -> None:
     """Explain in words and in a picture why a video has its score for QUERY.
 
-    VIDEOS names one video of the gallery, by its id or file. Name two to learn why one ranks
-    above the other, or none to explain the best hit.
+    VIDEOS are ids or files of the gallery. One video is explained by itself. Two are compared:
+    why does one rank above the other? Without VIDEOS, the best hit is explained.
     """
     import xclip_deploy
 
@@ -66,8 +66,8 @@ def command(
     if as_json:
         print_json(explanation.to_dict())
         return
-    click.echo(str(explanation))
-    click.echo(f"wrote {output}")
+    say(str(explanation))
+    say(f"wrote {output}")
 
 
 def _best(query: str, retriever: Retriever) -> list[str]:

@@ -1,4 +1,4 @@
-"""``xclip-deploy gallery``: what is in a gallery, without a model."""
+"""The commands ``xclip-deploy gallery …``, which need no model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import duration_text, name_of, print_json, print_table, shortened
+from xclip_deploy.cli.display import (
+    duration_text,
+    name_of,
+    print_fields,
+    print_json,
+    print_table,
+    printable,
+    say,
+    shortened,
+)
 from xclip_deploy.cli.options import gallery_option, json_option
 
 if TYPE_CHECKING:
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
 _LIMIT = 20
 _METADATA_WIDTH = 30
 _GAP = 3
-"""Space between two columns of a table, as ``print_table`` leaves it."""
+"""Spaces that ``print_table`` leaves between two columns."""
 _LEAST_NAME_WIDTH = 20
 
 where_option = click.option(
@@ -32,7 +41,7 @@ where_option = click.option(
 
 
 class _InOrder(click.Group):
-    """A group whose help lists the commands in the order in which they stand here."""
+    """A group whose help lists the commands in the order of this file."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -47,7 +56,7 @@ def command(ctx: click.Context) -> None:
     These commands need neither a bundle nor its model.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        say(*ctx.get_help().split("\n"))
 
 
 @command.command("list", short_help="List videos with their metadata.")
@@ -58,7 +67,7 @@ def command(ctx: click.Context) -> None:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Pass over this many videos.",
+    help="Skip this many videos.",
 )
 @click.option(
     "--limit",
@@ -80,7 +89,7 @@ def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_jso
     matching = "" if where is None else " that match"
     if not videos:
         beyond = f"; expected an offset below {total}" if total else ""
-        click.echo(f"{gallery} holds {_count(total)}{matching}{beyond}")
+        say(f"{gallery} holds {_count(total)}{matching}{beyond}")
         return
     _print_videos(videos)
     line = f"{offset + 1} to {offset + len(videos)} of {_count(total)}{matching}"
@@ -89,15 +98,15 @@ def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_jso
         words += [] if where is None else ["--where", where]
         words += [] if limit == _LIMIT else ["--limit", str(limit)]
         line += f"; see more: {shlex.join([*words, '--offset', str(offset + len(videos))])}"
-    click.echo(line)
+    say(line)
 
 
-@command.command("show", short_help="Show all that is known of a video.")
+@command.command("show", short_help="Show everything known about a video.")
 @click.argument("video")
 @gallery_option
 @json_option
 def show_video(video: str, gallery: str, as_json: bool) -> None:
-    """Show all that is known of VIDEO, given by its id or by one of its files."""
+    """Show everything known about VIDEO, which is an id or one of its files."""
     with _opened(gallery) as opened:
         found = find_video(opened, video)
     if as_json:
@@ -106,11 +115,11 @@ def show_video(video: str, gallery: str, as_json: bool) -> None:
         _print_video(found)
 
 
-@command.command("stats", short_help="Sum up what is in the gallery.")
+@command.command("stats", short_help="Sum up the contents of the gallery.")
 @gallery_option
 @json_option
 def show_stats(gallery: str, as_json: bool) -> None:
-    """Sum up a gallery: its videos, files, duration, metadata, size, model and index."""
+    """Sum up the videos, files, duration, metadata, size, model and index of a gallery."""
     with _opened(gallery) as opened:
         stats = opened.stats()
     if as_json:
@@ -134,12 +143,12 @@ def remove_videos(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Remove VIDEOS, given by id or file, or all videos that match a filter.
+    """Remove VIDEOS, which are ids or files, or all videos that match a filter.
 
     If one of VIDEOS is not in the gallery, none is removed. The video files themselves stay.
     """
     if bool(videos) == (where is not None):
-        raise click.UsageError("expected either VIDEOS or --where, to say what to remove")
+        raise click.UsageError("expected either VIDEOS or --where")
     with _opened(gallery) as opened:
         if where is None:
             chosen = [find_video(opened, video) for video in dict.fromkeys(videos)]
@@ -162,9 +171,9 @@ def remove_videos(
     if dry_run:
         if chosen:
             _print_videos(chosen)
-        click.echo(f"{_count(len(ids))} would be removed from {gallery}, which holds {left}")
+        say(f"{_count(len(ids))} would be removed from {gallery}, which holds {left}")
         return
-    click.echo(f"{_count(removed)} removed; {gallery} holds {left}")
+    say(f"{_count(removed)} removed; {gallery} holds {left}")
 
 
 @command.command("optimize", short_help="Compact the gallery and build its index.")
@@ -174,46 +183,46 @@ def remove_videos(
     type=click.FloatRange(min=0),
     default=60,
     show_default=True,
-    help="Keep replaced data for this many minutes, as running searches may still read it.",
+    help="Keep replaced data for this many minutes, because running searches may read it.",
 )
 @json_option
 def optimize(gallery: str, keep_minutes: float, as_json: bool) -> None:
     """Compact a gallery and, from 50,000 videos on, build its approximate index.
 
-    Run this after large changes. Searches continue meanwhile; other writers wait.
+    Run this after large changes. Searches continue meanwhile, and other writers wait.
     """
     import time
 
     started_s = time.monotonic()
     with _opened(gallery) as opened:
-        opened.optimize(
-            lambda progress: click.echo(progress.note, err=True), keep_s=60 * keep_minutes
-        )
+        opened.optimize(lambda progress: say(progress.note, err=True), keep_s=60 * keep_minutes)
         videos = len(opened)
     seconds = time.monotonic() - started_s
     if as_json:
         print_json({"gallery": gallery, "videos": videos, "seconds": round(seconds, 3)})
     else:
-        click.echo(f"{gallery}: {_count(videos)}, {seconds:.1f} s")
+        say(f"{gallery}: {_count(videos)}, {seconds:.1f} s")
 
 
 def find_video(gallery: Gallery, name: str) -> GalleryVideo:
     """Find a video by its id or by the path of one of its files.
 
-    Raises GalleryError where there is none, InvalidArgumentError for an empty name.
+    Raises:
+        GalleryError: The gallery has no such video.
+        InvalidArgumentError: The name is empty.
     """
     from xclip_deploy.errors import GalleryError, InvalidArgumentError
 
     if not name:
         raise InvalidArgumentError("a video is ''; expected an id of the gallery, or a file")
-    # The id of a video is the absolute path of its file, unless it was given another.
+    # A video's id is the absolute path of its file, unless the caller chose another.
     absolute = str(Path(name).absolute())
     names = list(dict.fromkeys((name, absolute, os.path.normpath(absolute))))
     found = gallery.snapshot().find(names)
     for each in names:
         if each in found:
             return gallery.get(each)
-    # Files of the same content share a video, whose id is the path of the first.
+    # Files with the same content share one video, whose id is the path of the first.
     for video in gallery.snapshot().listing():
         if any(file.path in names for file in video.files):
             return gallery.get(video.id)
@@ -235,15 +244,15 @@ def _opened(gallery: str) -> Iterator[Gallery]:
 
 
 def _is_confirmed(count: int, gallery: str) -> bool:
-    """Ask on the terminal. Raises InvalidArgumentError where there is none."""
+    """Ask on the terminal. Raises InvalidArgumentError without a terminal."""
     from xclip_deploy.errors import InvalidArgumentError
 
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise InvalidArgumentError(
             f"{_count(count)} of {gallery} match, and there is no terminal to ask on; to remove "
             "them add --yes, to list them add --dry-run"
         )
-    return click.confirm(f"Remove {_count(count)} from {gallery}?", err=True)
+    return click.confirm(printable(f"Remove {_count(count)} from {gallery}?"), err=True)
 
 
 def _count(videos: int) -> str:
@@ -251,7 +260,7 @@ def _count(videos: int) -> str:
 
 
 def _print_videos(videos: Sequence[GalleryVideo]) -> None:
-    """Print a table, as wide as the terminal; elsewhere nothing is cut."""
+    """Print a table. On a terminal, cut names and metadata to its width."""
     headers = ("video", "duration", "metadata")
     names = [name_of(video.id) for video in videos]
     durations = [duration_text(video.duration_s) for video in videos]
@@ -290,7 +299,7 @@ def _print_video(video: GalleryVideo) -> None:
     times = ", ".join(f"{time:.1f}" for time in video.frame_times_s)
     rows.append(("frames", f"{len(video.frame_times_s)}, at {times} s"))
     rows += [("metadata", f"{name} = {value}") for name, value in video.metadata.items()]
-    _print_rows(rows)
+    print_fields(rows, 14)
 
 
 def _print_stats(stats: GalleryStats) -> None:
@@ -305,9 +314,4 @@ def _print_stats(stats: GalleryStats) -> None:
     rows.append(("model", stats.fingerprint[:16]))
     rows.append(("index", "approximate" if stats.has_index else "none: every video is compared"))
     rows += [("metadata", f"{name} ({kind})") for name, kind in stats.metadata.items()]
-    _print_rows(rows)
-
-
-def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    for name, value in rows:
-        click.echo(f"{name + ':':<14}{value}")
+    print_fields(rows, 14)

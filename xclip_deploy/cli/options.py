@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -16,7 +17,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class PathArgument(click.Path):
-    """A path that is not empty: an empty one must not come to mean the current folder."""
+    """A path that can exist. An empty one is refused, as it would mean the current folder."""
 
     def __init__(self, *, exists: bool = False, dir_okay: bool = True) -> None:
         super().__init__(exists=exists, dir_okay=dir_okay, path_type=Path)
@@ -27,9 +28,14 @@ class PathArgument(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Any:  # noqa: ANN401 - click's
-        """Return the path. Raises BadParameter for an empty one."""
+        """Return the path. Raises BadParameter for an empty or too long one."""
         if not os.fspath(value):
             self.fail("found an empty path, expected the name of a file or folder", param, ctx)
+        try:
+            Path(value).lstat()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail(f"{value} is longer than a path can be", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -40,13 +46,13 @@ bundle_option: Decorator = click.option(
     show_default=True,
     help="Take the model from this bundle.",
 )
-# A text and no path: a path would make s3:/x of s3://x.
+# This is a string: a Path would turn s3://x into s3:/x.
 gallery_option: Decorator = click.option(
     "--gallery",
     metavar="PATH",
     default="xclip-gallery",
     show_default=True,
-    help="Use the gallery in this directory, or at this URI of LanceDB.",
+    help="Use the gallery in this directory, or at this LanceDB URI.",
 )
 reader_option: Decorator = click.option(
     "--reader",
@@ -71,7 +77,7 @@ threads_option: Decorator = click.option(
 
 
 def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how sessions are opened; the command gets them as ``session``."""
+    """Add the options of sessions to a command, which gets them as ``session``."""
 
     @wraps(command)
     def with_session(
@@ -102,7 +108,7 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
-            help="Run on this device; auto takes a GPU where one can be used.",
+            help="Run on this device; auto takes a GPU if one can be used.",
         ),
         click.option(
             "--device-id",
@@ -117,7 +123,7 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="auto",
             show_default=True,
             help=f"Run the model with this backend. {backends}; auto takes engines that fit this "
-            "machine, else ONNX Runtime.",
+            "machine, or else ONNX Runtime.",
         ),
         click.option(
             "--precision",

@@ -1,4 +1,4 @@
-"""``xclip-deploy verify``."""
+"""The command ``xclip-deploy verify``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xclip_deploy.cli.display import encoding_progress, print_json, print_table
+from xclip_deploy.cli.display import encoding_progress, print_json, print_table, say
 from xclip_deploy.cli.options import (
     PathArgument,
     json_option,
@@ -181,34 +181,34 @@ def _inputs(
 
 def _print(certificate: Certificate) -> None:
     for comparison in certificate.comparisons:
-        click.echo(f"{comparison.run.name} against {certificate.reference.name}")
+        say(f"{comparison.run.name} against {certificate.reference.name}")
         _print_tensors(comparison)
-        click.echo()
+        say()
     _print_rankings(certificate)
-    click.echo()
+    say()
     _print_costs(certificate)
     inputs = certificate.inputs
     videos = "drawn videos" if inputs.synthetic_videos else "videos"
     texts = "built-in texts" if inputs.built_in_texts else "texts"
-    click.echo(
+    say(
         f"{inputs.source}: {inputs.num_videos} {videos}, {inputs.num_texts} {texts}; left out: "
         f"{len(inputs.missing)} without a file, {len(inputs.unreadable)} unreadable"
     )
     for skipped in certificate.skipped:
-        click.echo(f"not run: {skipped.what}: {skipped.reason}")
+        say(f"not run: {skipped.what}: {skipped.reason}")
     for failure in certificate.failures:
-        click.echo(f"FAILED: {failure}")
+        say(f"FAILED: {failure}")
 
 
 def _print_written(folder: Path, report: bool | None) -> None:
     from xclip_deploy.export.verification.certificate import CERTIFICATE_NAME, REPORT_NAME
 
     if (folder / REPORT_NAME).is_file():
-        click.echo(f"wrote {folder / REPORT_NAME} and {CERTIFICATE_NAME}")
+        say(f"wrote {folder / REPORT_NAME} and {CERTIFICATE_NAME}")
         return
-    click.echo(f"wrote {folder / CERTIFICATE_NAME}")
+    say(f"wrote {folder / CERTIFICATE_NAME}")
     if report is None:
-        click.echo("no report: matplotlib is missing; run: pip install 'xclip-deploy[plot]'")
+        say("no report: matplotlib is missing; run: pip install 'xclip-deploy[plot]'")
 
 
 def _print_tensors(comparison: RunComparison) -> None:

@@ -1,4 +1,4 @@
-"""The backends on TensorRT engines: one for each flavour of the library."""
+"""The backends for TensorRT engines, one for each flavour of the library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ARITHMETICS = {
 
 
 class _Engines(Backend):
-    """Engines of one flavour, as ``xclip-deploy build-trt`` writes them."""
+    """Backend for engines of one flavour, as ``xclip-deploy build-trt`` writes them."""
 
     flavour: Flavour
     arithmetics: Mapping[Device, tuple[Arithmetic, ...]] = {"cuda": tuple(_ARITHMETICS.values())}
@@ -72,7 +72,7 @@ class _Engines(Backend):
         importlib.import_module(self.flavour.module_name)
 
     def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
-        """See :meth:`Backend.offers`: every engine set, not the one alone that fits best."""
+        """See :meth:`Backend.offers`. It lists every engine set, not only the best that fits."""
         missing = nvidia_driver.why_no_gpu()
         for folder, engine_set in engine_sets(bundle).items():
             if engine_set.flavour is self.flavour:
@@ -87,7 +87,7 @@ class TensorRTEngines(_Engines):
     name = "tensorrt"
     summary = "engines of build-trt for data-centre GPUs"
     flavour = Flavour.TENSORRT
-    # Where both fit, the one that was built on and for this very GPU.
+    # Where both flavours fit, this one comes first: it was built on and for this GPU.
     auto_rank: Mapping[Device, int] = {"cuda": 20}
 
 
@@ -101,7 +101,7 @@ class RtxEngines(_Engines):
 
 
 def options_of(engine_set: EngineSet) -> SessionOptions:
-    """Return the options that ask for the kind of an engine set."""
+    """Return options that ask for the flavour and precision of an engine set."""
     return SessionOptions(
         device="cuda", precision=engine_set.precision.value, backend=engine_set.flavour.value
     )
@@ -110,7 +110,7 @@ def options_of(engine_set: EngineSet) -> SessionOptions:
 class EngineLoader(GraphLoader):
     """A GPU, a TensorRT library and an engine set that fit together.
 
-    One for a model: its sessions share the bound on memory.
+    A model has one of them. Its sessions share the bound on memory.
     """
 
     keeps_gallery = True
@@ -118,10 +118,10 @@ class EngineLoader(GraphLoader):
     def __init__(
         self, bundle: Bundle, flavour: Flavour, options: SessionOptions | None = None
     ) -> None:
-        """Find GPU, library and engines, without loading any.
+        """Find GPU, library and engines, without loading any engine.
 
-        Raises MissingExtraError where a library is not installed, DriverError, or EngineError
-        where no engines fit.
+        Raises MissingExtraError where a library is not installed, DriverError without a usable
+        GPU, and EngineError where no engines fit.
         """
         self._options = options or SessionOptions()
         self.library: Library = load_library(flavour)

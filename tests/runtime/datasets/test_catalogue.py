@@ -38,12 +38,7 @@ def test_a_tenth_may_be_missing_unless_told_otherwise(some: Any) -> None:
     [
         ("msr-vtt", "train", 0.1, "dataset is 'msr-vtt'; expected one of msrvtt, .*, folder"),
         ("folder", "dev", 0.1, "split is 'dev'; expected one of train, val, test"),
-        (
-            "folder",
-            "val",
-            1.1,
-            r"max_missing_share is 1\.1 .*; expected .* from 0 to 1",
-        ),
+        ("folder", "val", 1.1, r"max_missing_share is 1\.1 .*; expected .* from 0 to 1"),
         ("folder", "val", -0.1, r"max_missing_share is -0\.1"),
         ("folder", "val", float("nan"), "max_missing_share is nan"),
     ],

@@ -264,6 +264,6 @@ def test_options_out_of_range(options: dict) -> None:
 
 
 def test_deduplicating_by_the_usual_cosine() -> None:
-    assert SearchOptions(deduplicate=True).deduplicate == NEAR_IDENTICAL
-    assert SearchOptions(deduplicate=False).deduplicate is None
-    assert SearchOptions(deduplicate=1).deduplicate == 1
+    assert SearchOptions(deduplicate=True).near_identical == NEAR_IDENTICAL
+    assert SearchOptions(deduplicate=False).near_identical is None
+    assert SearchOptions(deduplicate=1).near_identical == 1

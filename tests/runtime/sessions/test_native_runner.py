@@ -271,14 +271,17 @@ def test_closing(stand_in: Any, reference: DeployedModel) -> None:
         session.run({"token_ids": ids})
 
 
-def test_a_closed_model_stays_closed(stand_in: Any) -> None:
+def test_a_closed_model_leaves_nothing(stand_in: Any) -> None:
     model = stand_in.model()
-    model.encode_texts(TEXTS)
+    first = model.encode_texts(TEXTS)
     model.close()
     stand_in.device.check_nothing_left()
     with pytest.raises(ClosedError, match=r"this model of .* is closed; open another"):
         model.encode_texts(TEXTS)
     stand_in.device.check_nothing_left()
+    with stand_in.model() as another:
+        again = another.encode_texts(TEXTS)
+    np.testing.assert_array_equal(first.word_features, again.word_features)
 
 
 def test_closing_waits_for_runs(stand_in: Any, reference: DeployedModel) -> None:
