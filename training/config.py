@@ -69,6 +69,8 @@ class StartConfig(FrozenModel):
 
     checkpoint: Path | None = None
     """CLIP, CLIP4Clip or X-CLIP weights; None starts ``architecture`` from random weights."""
+    weights: str | None = None
+    """State dict to take of a checkpoint with several: ``raw``, ``ema``, or the name of one."""
     architecture: ModelConfig | None = None
     """Dimensions of a model with random weights; only without a checkpoint."""
     temporal_head: TemporalHead = TemporalHead.TRANSFORMER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from xclip_deploy.training.checkpoints import CheckpointOptions, load_checkpoint
 from xclip_deploy.training.datasets.frames import FrameSource
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.torch_matcher import TorchMatcher
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_checkpoint(
@@ -56,6 +59,8 @@ def evaluate_checkpoint(
     if chosen == "cuda" and not torch.cuda.is_available():
         raise SessionError("device cuda was asked for, but this PyTorch sees no GPU")
     checkpoint = load_checkpoint(path, checkpoint_options or CheckpointOptions())
+    for note in checkpoint.notes:
+        logger.warning("%s: %s", path, note)
     identity = ModelIdentity("checkpoint", str(path), checkpoint.source_sha256, "fp32", chosen)
     matcher = TorchMatcher(checkpoint.build().to(chosen), max_batch=options.get("max_batch", 16))
     before = torch.get_num_threads()

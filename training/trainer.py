@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from xclip_deploy.runtime.arguments import (
 )
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.tokenizer import Tokenizer
-from xclip_deploy.training.checkpoints import load_checkpoint
+from xclip_deploy.training.checkpoints import CheckpointOptions, load_checkpoint
 from xclip_deploy.training.config import StartConfig, TrainConfig
 from xclip_deploy.training.datasets.batches import Batch, BatchLoader
 from xclip_deploy.training.datasets.epoch_order import epoch_order
@@ -34,6 +35,8 @@ from xclip_deploy.training.optimizer import Recipe, make_optimizer
 from xclip_deploy.training.run_data import RunData
 from xclip_deploy.training.run_folder import Position, RunFolder, draw_curves
 from xclip_deploy.training.step import Pairs, StepResult, set_gradient_checkpointing, train_step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,10 @@ class _Run:
 def _start(start: StartConfig, seed: int) -> XClip:
     """Make the model at step 0."""
     if start.checkpoint is not None:
-        checkpoint = load_checkpoint(start.checkpoint)
+        checkpoint = load_checkpoint(start.checkpoint, CheckpointOptions(weights=start.weights))
+        for note in checkpoint.notes if rank() == 0 else ():
+            if note.startswith("took "):  # the others are about settings of ``start``
+                logger.warning("%s: %s", start.checkpoint, note)
         return initialize_from(checkpoint, start.model_config_for(checkpoint.config))
     if start.architecture is None:
         raise InvalidArgumentError(

@@ -94,6 +94,7 @@ def evaluate_matcher(
     max_batch: int = 16,
     reader: VideoReader = "pyav",
     num_threads: int | None = None,
+    square_pixels: bool = False,
     identity: ModelIdentity | None = None,
     progress: ProgressFunction | None = None,
 ) -> Evaluation:
@@ -114,6 +115,7 @@ def evaluate_matcher(
         max_batch: Most videos encoded at once.
         reader: Library that decodes.
         num_threads: Videos read at the same time; None reads one per core.
+        square_pixels: Whether anamorphic video is shown in its true proportions.
         identity: Description of the model in the result.
         progress: Function called after every video, and every few captions.
 
@@ -135,7 +137,7 @@ def evaluate_matcher(
     report = progress or ignore_progress
     sampling = FrameSampling(frames_per_second=frames_per_second, max_frames=config.max_frames)
     if frames is None:
-        reading = VideoReading(sampling, config.vision.image_size, reader)
+        reading = VideoReading(sampling, config.vision.image_size, reader, square_pixels)
         frames = read_split(split.videos, reading, threads=num_threads)
     videos = _VideoEncoding(matcher, split, max_unreadable_share, max_batch)
     features = videos.encode(frames, report)

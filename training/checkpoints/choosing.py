@@ -210,12 +210,11 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if short in stripped:
             raise UnknownLayoutError(f"{name} is there twice, with and without wrappers")
         stripped[short] = tensor
-    prefixes = True
-    while prefixes:
-        prefixes = [p for p in _WRAPPER_PREFIXES if all(n.startswith(p) for n in stripped)][:1]
-        for prefix in prefixes:
-            stripped = {name[len(prefix) :]: value for name, value in stripped.items()}
-    return stripped
+    while True:
+        shared = [p for p in _WRAPPER_PREFIXES if all(n.startswith(p) for n in stripped)]
+        if not stripped or not shared:
+            return stripped
+        stripped = {name[len(shared[0]) :]: value for name, value in stripped.items()}
 
 
 def choose_by_prefix(tensors: dict[str, Tensor], choice: Choice) -> dict[str, Tensor]:

@@ -218,7 +218,8 @@ def read_legacy(path: Path) -> object:
             raise CheckpointReadError(f"{path}: storage {identity.key} is declared in two ways")
         if identity.view is None:
             return found
-        _, offset, count = identity.view  # type: ignore[misc]  # else the file is damaged
+        view: Any = identity.view  # unpacking fails where the file is damaged
+        _, offset, count = view
         if not 0 <= offset <= offset + count <= len(found):
             raise EOFError("a view lies outside its storage")
         return found[offset : offset + count]
@@ -237,8 +238,9 @@ def read_legacy(path: Path) -> object:
                 f"{path}: written on a big-endian machine; save it on another"
             )
         file.seek(pickles.tell())
-        is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-        if not is_list or set(keys) != storages.keys():
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise EOFError("the list of tensors is missing")
+        if set(keys) != storages.keys():
             raise EOFError("the values of a tensor are missing")
         for key in keys:
             _fill(storages[key], file)

@@ -13,6 +13,7 @@ from xclip_deploy.cli.options import (
     json_option,
     reader_option,
     threads_option,
+    weights_option,
     workers_option,
 )
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     help="Compare with this checkpoint in PyTorch, from which the bundle was exported.  "
     "[default: compare with the FP32 graphs]",
 )
+@weights_option
 @click.option(
     "--videos",
     type=PathArgument(),
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     checkpoint: Path | None,
+    weights: str | None,
     videos: Path | None,
     captions: Path | None,
     dataset: str | None,
@@ -126,6 +129,7 @@ def command(
         certificate = xclip_deploy.verify_bundle(
             bundle,
             checkpoint=checkpoint,
+            weights=weights,
             **shown,
             output=output,
             report=report,

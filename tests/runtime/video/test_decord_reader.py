@@ -84,3 +84,24 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(VideoReadError, match="decord cannot read it") as caught:
         read_video(path, SAMPLING, 64, reader="decord")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("decord")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("burst.mp4", "variable frame rates"),
+        ("dog_pq.mp4", "HDR or wide gamuts"),
+        ("tail_trimmed_by_edit_list.mp4", "edit lists"),
+    ],
+)
+def test_what_decord_misreads_is_told(name: str, said: str, clips: Path) -> None:
+    path = clips / "conditions" / name
+    (warning,) = read_video(path, SAMPLING, 64, reader="decord").warnings
+    assert warning == f"decord does not know {said}; use reader='pyav'"
+
+
+@pytest.mark.usefixtures("decord")
+def test_what_decord_reads_rightly_is_not_warned_of(clips: Path) -> None:
+    for name in ("conditions/dog_square.mp4", "edge_cases/decord_video_90.mov", "mdn_frog.webm"):
+        assert read_video(clips / name, SAMPLING, 64, reader="decord").warnings == ()

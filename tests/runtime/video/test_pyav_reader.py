@@ -36,7 +36,7 @@ def shortcut_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the index look unusable, so that every frame is decoded from the start."""
-    monkeypatch.setattr(reader_module, "_targets", lambda *_: [])
+    monkeypatch.setattr(reader_module, "_targets", lambda *_: ([], "frame numbers"))
 
 
 # Real clips
@@ -86,7 +86,7 @@ def test_pixels_of_the_authors(name: str, clips: Path, golden: Path) -> None:
 def test_shortcuts_change_no_bit(name: str, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = FrameSampling(frames_per_second=3, max_frames=12)
     quick = read_video(clips / name, sampling, 96)
-    monkeypatch.setattr(reader_module, "_targets", lambda *_: [])
+    monkeypatch.setattr(reader_module, "_targets", lambda *_: ([], "frame numbers"))
     thorough = read_video(clips / name, sampling, 96)
     assert np.array_equal(quick.frames, thorough.frames)
     assert np.array_equal(quick.frame_numbers, thorough.frame_numbers)
@@ -185,10 +185,10 @@ def test_right_frames_without_shortcuts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = write_clip(tmp_path / "clip.mp4", 75, options=WITH_B_FRAMES)
-    resized: list[int] = []
+    resized: list[Any] = []
     resize = taken_frames_module.resize_and_crop
     monkeypatch.setattr(
-        taken_frames_module, "resize_and_crop", lambda f, s: resized.append(s) or resize(f, s)
+        taken_frames_module, "resize_and_crop", lambda f, *a: resized.append(f) or resize(f, *a)
     )
     video = read_video(path, FrameSampling(max_frames=3), side)
     assert read_numbers(video.frames) == [0, 30, 70] == video.frame_numbers.tolist()
