@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -239,9 +238,9 @@ class Retriever:
         chosen = SearchOptions.of(k, options)
         if video is None:
             return self._search_texts([text], chosen)[0]
-        query = Query(self._encode_words([text]), self.encode_videos([video]), weight)
-        found = self._searcher.search([query], self._snapshot(), chosen)
-        return self._with_cuts([text], found)[0]
+        cuts = self.model.count_cut([text])
+        query = Query(self._encode_words([text]), self.encode_videos([video]), weight, *cuts)
+        return self._searcher.search([query], self._snapshot(), chosen)[0]
 
     @spells_out(SearchKeywords)
     def search_batch(
@@ -389,16 +388,9 @@ class Retriever:
 
     def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
         features = self._encode_words(texts)
-        queries = [Query(features[n : n + 1]) for n in range(len(features))]
-        return self._with_cuts(texts, self._searcher.search(queries, self._snapshot(), options))
-
-    def _with_cuts(self, texts: Sequence[str], found: list[SearchResults]) -> list[SearchResults]:
-        """Note in the results of each text how much of it was not read."""
-        cuts = self.model.tokenizer.count_cut(texts, self.model.config.max_words)
-        return [
-            replace(results, truncated_tokens=cut) if cut else results
-            for results, cut in zip(found, cuts, strict=True)
-        ]
+        cuts = enumerate(self.model.count_cut(texts))
+        queries = [Query(features[n : n + 1], truncated_tokens=cut) for n, cut in cuts]
+        return self._searcher.search(queries, self._snapshot(), options)
 
     def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
         self._check_open()

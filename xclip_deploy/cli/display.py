@@ -83,11 +83,10 @@ def write_json(path: Path, content: object) -> None:
 def warn_of_cuts(retriever: Retriever, what: str, texts: Sequence[str]) -> None:
     """Say on standard error which texts are longer than the model reads. ``what``: names one."""
     max_words = retriever.model.config.max_words
-    cuts = retriever.model.tokenizer.count_cut(texts, max_words)
-    for text, cut in zip(texts, cuts, strict=True):
+    for text, cut in zip(texts, retriever.model.count_cut(texts), strict=True):
         if cut:
             # Without the start and end token, which nobody typed.
-            click.echo(
+            say(
                 f"warning: {what} {' '.join(text.split())[:40]!r}… is longer than the "
                 f"{max_words - 2} tokens that the model reads; its last {cut} were not read",
                 err=True,

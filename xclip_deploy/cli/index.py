@@ -122,8 +122,8 @@ def command(
 
 def _print(report: IndexReport, total: str) -> None:
     text = str(report)
-    for video in (*report.failed, *report.warnings):
+    names = [words for v in (*report.failed, *report.warnings) for words in (v.path, v.reason)]
+    for words in (*names, *report.passed_over):
         # A newline in a name must not end the line.
-        for words in (video.path, video.reason):
-            text = text.replace(words, printable(words))
+        text = text.replace(words, printable(words))
     say(*f"{text}; {total}".split("\n"))
