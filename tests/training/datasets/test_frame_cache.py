@@ -99,7 +99,7 @@ def test_a_longer_file_and_that_of_another_key_are_misses(cache: FrameCache) -> 
 
 def test_another_version_is_a_miss(cache: FrameCache, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write(key_of(1), frames_of(1))
-    monkeypatch.setattr(frame_cache, "_VERSION", 2)
+    monkeypatch.setattr(frame_cache, "_VERSION", frame_cache._VERSION + 1)
     assert cache.read(key_of(1)) is None
 
 
