@@ -25,7 +25,6 @@ from xclip_deploy.export.tensorrt.network import check_network, graph_sources, p
 from xclip_deploy.export.tensorrt.options import check_options
 from xclip_deploy.export.tensorrt.plan import build_plan
 from xclip_deploy.export.tensorrt.profiles import EngineShapes
-from xclip_deploy.export.tensorrt.progress import BuildProgress, BuildStep
 from xclip_deploy.export.tensorrt.timing_cache import TimingCacheFile
 from xclip_deploy.runtime.arguments import (
     as_callback,
@@ -53,6 +52,7 @@ from xclip_deploy.runtime.files import replaced_directory, sha256_of
 from xclip_deploy.runtime.manifest import FileRecord, Graph, GraphSpec, Precision
 from xclip_deploy.runtime.nvidia_driver import first_gpu
 from xclip_deploy.runtime.presentation import listed
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def build_engines(
     timing_cache: str | PathLike[str] | None = None,
     force: bool = False,
     self_test: SelfTest | None = verify_on_gpu,
-    progress: BuildProgress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> BuildResult:
     """Build the three engines of a bundle.
 
@@ -255,11 +255,13 @@ def _notes(engine_set: EngineSet) -> list[str]:
 
 
 def _reporter(
-    progress: BuildProgress | None, graph: Graph, number: int, total: int
+    progress: ProgressFunction | None, graph: Graph, number: int, total: int
 ) -> Callable[[float, str], None]:
     def report(fraction: float, phase: str) -> None:
         if progress:
-            progress(BuildStep(graph, number, total, fraction, phase))
+            progress(
+                Progress("building", number, total, step=graph.value, fraction=fraction, note=phase)
+            )
 
     return report
 

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from xclip_deploy.export.tensorrt import BuildStep
     from xclip_deploy.runtime.manifest import Manifest, ParityRecord
     from xclip_deploy.runtime.progress import Progress, ProgressFunction
     from xclip_deploy.runtime.retriever import Retriever
@@ -263,23 +262,24 @@ def encoding_progress() -> Iterator[ProgressFunction]:
 
 
 @contextmanager
-def engine_progress() -> Iterator[Callable[[BuildStep], None]]:
+def engine_progress() -> Iterator[ProgressFunction]:
     """Show a bar for each engine on a terminal, and a line for each finished one elsewhere."""
     started_s = time.monotonic()
     if not sys.stderr.isatty():
 
-        def write(step: BuildStep) -> None:
+        def write(step: Progress) -> None:
             nonlocal started_s
             if step.fraction == 1:
                 now_s = time.monotonic()
-                label = f"[{step.number + 1}/{step.total}] {step.graph.value}"
+                label = f"[{step.done + 1}/{step.total}] {step.step}"
                 say(f"{label}: {now_s - started_s:.1f} s", err=True)
                 started_s = now_s
 
         yield write
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bars
     from rich.progress import TimeElapsedColumn as Elapsed
 
     columns = (
@@ -289,13 +289,13 @@ def engine_progress() -> Iterator[Callable[[BuildStep], None]]:
         Elapsed(),
         TextColumn("{task.fields[phase]}", style="dim"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def draw(step: BuildStep) -> None:
-            name = step.graph.value
+        def draw(step: Progress) -> None:
+            name = step.step
             if name not in tasks:
                 tasks[name] = bars.add_task(f"{name:<13}", total=1.0, phase="")
-            bars.update(tasks[name], completed=step.fraction, phase=step.phase)
+            bars.update(tasks[name], completed=step.fraction, phase=step.note)
 
         yield draw
