@@ -105,11 +105,10 @@ def _look(path: Path, reading: VideoReading) -> tuple[Fraction, list[str]]:
     """Look with PyAV at what decord does not know.
 
     Returns the width of a shown pixel over its height, and warnings of what decord reads wrongly.
+    Raises VideoReadError for what PyAV refuses to open: decord keeps neither to the list of
+    formats nor to the limit of pixels.
     """
-    try:
-        container, stream = open_video(path)
-    except VideoReadError:
-        return Fraction(1), []
+    container, stream = open_video(path)
     with container:
         index = index_packets(container, stream)
         times_s = np.asarray(index.timestamps * index.time_base, np.float64)
