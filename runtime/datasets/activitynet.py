@@ -80,8 +80,7 @@ def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
 def _annotated_end_s(entry: object) -> float | None:
     """Return the duration of an entry, rounded up as the authors do; None where it has none."""
     duration = entry.get("duration") if isinstance(entry, dict) else None
-    is_number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
-    if not is_number or not 0 < duration < _MAX_DURATION_S:
+    if not isinstance(duration, (int, float)) or not 0 < duration < _MAX_DURATION_S:
         return None
     return float(math.ceil(duration))
 
