@@ -18,7 +18,7 @@ from xclip_deploy.runtime.evaluation import (
 )
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.training.checkpoints import CheckpointOptions, load_checkpoint
-from xclip_deploy.training.datasets.frames import FrameSource
+from xclip_deploy.training.datasets.frames import FrameSource, in_order
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.torch_matcher import TorchMatcher
 
@@ -72,11 +72,17 @@ def evaluate_checkpoint(
         torch.set_num_threads(before)
 
 
-def validate(model: XClip, split: Split, source: FrameSource) -> dict[str, Any]:
+def validate(
+    model: XClip, split: Split, source: FrameSource, *, frame_order: int = 0
+) -> dict[str, Any]:
     """Measure a model while it trains; return metrics of both directions as plain dictionaries.
 
     ``source`` reads the frames, from its cache where it has one. The model keeps its mode.
+    ``frame_order``: as in ``DataConfig``.
     Raises VideoError for a video that cannot be read any more.
     """
-    frames = (source.read(video) for video in split.videos)
+    frames = (
+        in_order(source.read(video), frame_order, (number,))
+        for number, video in enumerate(split.videos)
+    )
     return evaluate_matcher(TorchMatcher(model), split, frames=frames).metrics.to_dict()

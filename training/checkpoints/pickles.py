@@ -17,6 +17,22 @@ import torch
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointReadError
+from xclip_deploy.training.checkpoints.pickled_names import (
+    BYTEARRAY,
+    DICTS,
+    DTYPE_NAMES,
+    DTYPES,
+    INERT,
+    KNOWN_NAMES,
+    NOT_DENSE,
+    PARAMETERS,
+    SCRIPT_CLASSES,
+    SUBCLASS,
+    TENSORS,
+    TYPED_TENSOR,
+    TYPES,
+    WRAPPERS,
+)
 
 MAX_PICKLE_BYTES = 32 << 20
 """Longest pickle that is read. ViT-L/14 with its optimiser takes 1 MB."""
@@ -26,77 +42,6 @@ _MAX_RARE_KEYS = 10_000
 """Most keys that are neither text nor small integers: their hashes can be made to collide."""
 _MAX_KEY_PARTS = 16
 _MAX_DIMENSIONS = 64
-
-_DTYPES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-    "torch.ComplexFloatStorage": torch.complex64,
-    "torch.ComplexDoubleStorage": torch.complex128,
-    "torch.storage.UntypedStorage": torch.uint8,
-    # Quantised values are read as the integers that they are, and their tensors refused.
-    "torch.QInt8Storage": torch.int8,
-    "torch.QUInt8Storage": torch.uint8,
-    "torch.QInt32Storage": torch.int32,
-}
-_UTILS = "torch._utils."
-_TENSORS = {f"{_UTILS}_rebuild_tensor", f"{_UTILS}_rebuild_tensor_v2"}
-_TYPED_TENSOR = f"{_UTILS}_rebuild_tensor_v3"
-_SUBCLASS = "torch._tensor._rebuild_from_type_v2"
-# Each takes the tensor itself as first argument.
-_PARAMETERS = {f"{_UTILS}_rebuild_parameter", f"{_UTILS}_rebuild_parameter_with_state"}
-_NOT_DENSE = {
-    f"{_UTILS}_rebuild_{kind}"
-    for kind in (
-        "qtensor",
-        "sparse_tensor",
-        "meta_tensor_no_storage",
-        "nested_tensor",
-        "wrapper_subclass",
-        "device_tensor_from_cpu_tensor",
-    )
-}
-# Each takes the value itself as first argument: the first five tell TorchScript a static type.
-_WRAPPERS = {
-    "torch.jit._pickle.build_intlist",
-    "torch.jit._pickle.build_doublelist",
-    "torch.jit._pickle.build_boollist",
-    "torch.jit._pickle.build_tensorlist",
-    "torch.jit._pickle.restore_type_tag",
-    "torch.Size",
-}
-_DICTS = {"collections.OrderedDict"}
-_BYTEARRAY = "builtins.bytearray"
-_INERT = {
-    "builtins.complex",
-    "builtins.set",
-    "collections.Counter",
-    "torch.device",
-    "torch.serialization._get_layout",
-    "_codecs.encode",
-}
-_TYPES = {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
-_DTYPE_NAMES = {
-    f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)
-}
-_ENUMS = {
-    f"torch.{name}"
-    for name, value in vars(torch).items()
-    if isinstance(value, (torch.qscheme, torch.layout))
-}
-_KNOWN = frozenset().union(
-    *(_DTYPES, _TENSORS, _PARAMETERS, _NOT_DENSE, _WRAPPERS, _DICTS, _INERT, _TYPES),
-    *(_DTYPE_NAMES, _ENUMS, {_TYPED_TENSOR, _SUBCLASS, _BYTEARRAY}),
-)
-SCRIPT_CLASSES = "__torch__."
-"""Prefix of the classes that a TorchScript archive defines."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +227,7 @@ class PickleMachine:
         if name.startswith("__builtin__."):  # Python 2's
             name = name.replace("__builtin__", "builtins", 1)
         is_script = self._has_scripts and name.startswith(SCRIPT_CLASSES)
-        if name not in _KNOWN and not is_script:
+        if name not in KNOWN_NAMES and not is_script:
             raise self._unsafe(name)
         self._stack.append(_Global(name))
 
@@ -319,32 +264,32 @@ class PickleMachine:
     def _call(self, called: object, arguments: tuple[Any, ...]) -> object:
         """Return what torch's function of this name would make; refuse other names."""
         name = called.name if isinstance(called, _Global) else ""
-        if name in _TENSORS:
+        if name in TENSORS:
             return self._tensor(*arguments)
-        if name == _TYPED_TENSOR:
+        if name == TYPED_TENSOR:
             storage, offset, size, stride, _, _, dtype, *metadata = arguments
-            if not isinstance(dtype, _Global) or dtype.name not in _DTYPE_NAMES:
+            if not isinstance(dtype, _Global) or dtype.name not in DTYPE_NAMES:
                 raise TypeError("the pickle has a tensor without a dtype")
             typed = storage.view(getattr(torch, dtype.name.removeprefix("torch.")))
             return self._tensor(typed, offset, size, stride, None, None, *metadata)
-        if name in _PARAMETERS or name in _WRAPPERS:
+        if name in PARAMETERS or name in WRAPPERS:
             return arguments[0]
-        if name in _NOT_DENSE:
+        if name in NOT_DENSE:
             return NotDense()
-        if name == _SUBCLASS:
+        if name == SUBCLASS:
             function, kind, inner = arguments[:3]
-            is_plain = isinstance(kind, _Global) and kind.name in _TYPES
+            is_plain = isinstance(kind, _Global) and kind.name in TYPES
             if not is_plain or function == called or not isinstance(inner, tuple):
                 return NotDense()
             return self._call(function, inner)
-        if name in _DICTS:
+        if name in DICTS:
             return self._dict(arguments)
-        if name == _BYTEARRAY and arguments and isinstance(arguments[0], int):
+        if name == BYTEARRAY and arguments and isinstance(arguments[0], int):
             raise self._refused(
                 f"its pickle asks for a bytearray of {_number(arguments[0])} bytes; refused as "
                 "hostile"
             )
-        if name in _INERT or name == _BYTEARRAY:
+        if name in INERT or name == BYTEARRAY:
             return _INERT_VALUE
         raise self._unsafe(called)
 
@@ -364,7 +309,7 @@ class PickleMachine:
             raise TypeError("the pickle has a storage without an identity")
         # Everything is read to the CPU, whatever the device.
         what, kind, key, _device, count, *view = identity
-        dtype = _DTYPES.get(kind.name) if isinstance(kind, _Global) else None
+        dtype = DTYPES.get(kind.name) if isinstance(kind, _Global) else None
         if dtype is None:
             raise self._unsafe(kind)
         if what != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
