@@ -4,6 +4,7 @@
 
 The benchmark indexes the held-out videos and thousands of videos generated from another seed. It
 searches for the held-out captions with each number of candidates, and writes table and picture.
+``--toy`` adds a few generated videos only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
 CANDIDATES = (50, 100, 200, 300, 400, 500, 600, 800, 1600)
 DISTRACTOR_SEED = 1_000_003
+TOY_DISTRACTORS = 4
 
 
 def main() -> None:
@@ -31,7 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--videos", type=Path, required=True, help="with captions.csv")
-    parser.add_argument("--distractors", type=int, default=3000)
+    parser.add_argument("--distractors", type=int, default=3000, help="videos to generate")
+    parser.add_argument("--toy", action="store_true", help="generate a few videos only")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--work", type=Path, default=Path("candidates-work"))
     options = parser.parse_args()
@@ -40,7 +43,8 @@ def main() -> None:
     if not bundle.is_dir():
         export_bundle(options.checkpoint, bundle)
     others = options.work / "distractors"
-    sizes = SplitSizes(train=options.distractors, val=2, test=2)
+    distractors = TOY_DISTRACTORS if options.toy else options.distractors
+    sizes = SplitSizes(train=distractors, val=2, test=2)
     make_videos(others, sizes, seed=DISTRACTOR_SEED, num_workers=2)
     with (options.videos / "captions.csv").open(encoding="utf-8") as file:
         captions = [row["caption"] for row in csv.DictReader(file) if row["split"] == "test"]

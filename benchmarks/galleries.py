@@ -8,6 +8,7 @@ and its words. The exact result comes from scoring every video with the real sco
 encoding is not measured. The gallery's files are read once before, so that the system's cache
 holds them as on a running server, as far as memory allows. Each size is measured in its own
 process, which keeps its memory apart. A size that was measured before is not measured again.
+``--toy`` measures galleries of a few hundred videos.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
 
 SIZES = (10_000, 100_000, 1_000_000)
+TOY_SIZES = (100, 300)
 DIM, FRAMES, WORDS = 512, 12, 32
 VIDEOS_PER_TOPIC = 250
 BATCH = 10_000
@@ -52,8 +54,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--work", type=Path, default=Path("galleries-work"))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--toy", action="store_true", help="measure small galleries")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.toy:
+        options.sizes = list(TOY_SIZES)
     bundle = options.work / "bundle"
     if options.measure:
         print(json.dumps(measure(options.work, bundle, options.measure)))

@@ -22,6 +22,15 @@ _EXPONENTS = np.float32(2.0**112)
 """Factor between the exponents of FP16, biased by 15, and of FP32, biased by 127."""
 
 
+def first_best(values: FloatArray, tolerance: float = 1e-6) -> int:
+    """Return the first place of [n] whose value is within ``tolerance`` of the largest.
+
+    Equal frames have similarities that differ by rounding, in FP32 by about 1e-7. The first of
+    them is the best, however the similarities were computed.
+    """
+    return int(np.flatnonzero(values >= values.max() - tolerance)[0])
+
+
 def to_float32(array: FloatArray) -> Float32Array:
     """Return the same numbers in FP32. An FP32 array is returned itself.
 

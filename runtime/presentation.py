@@ -1,4 +1,4 @@
-"""Show results as one short line, and as a table in notebooks."""
+"""Show results as one short line, and as a table in notebooks; show times."""
 
 from __future__ import annotations
 
@@ -45,6 +45,22 @@ def listed(texts: Sequence[str], count: int = 3, limit: int = 250) -> str:
 def cut(text: str, limit: int = _MAX_VALUE) -> str:
     """Shorten a text to ``limit`` characters, an ellipsis in place of the rest."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def time_text(seconds: float | None, decimals: int = 0) -> str:
+    """Return a time as ``m:ss`` or ``h:mm:ss``, with decimals of the second; empty for None.
+
+    The time is rounded before it is split, so that 59.96 s with one decimal are ``1:00.0``.
+    """
+    if seconds is None:
+        return ""
+    scale = 10**decimals
+    whole, fraction = divmod(round(seconds * scale), scale)
+    minutes, whole = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    start = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    end = f".{fraction:0{decimals}}" if decimals else ""
+    return f"{start}:{whole:02}{end}"
 
 
 def html_table(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from xclip_deploy.runtime.presentation import time_text
+
 _RATE_OVER_S = 30.0
 _LINE_EVERY_S = 10.0
 
@@ -133,9 +135,7 @@ class Pace:
         text = f"{rate:.1f} videos/s"
         if not left:
             return text
-        seconds = round(left / rate)
-        hours, minutes = seconds // 3600, seconds // 60 % 60
-        return f"{text}, {hours}:{minutes:02d}:{seconds % 60:02d} left"
+        return f"{text}, {time_text(left / rate)} left"
 
 
 class ProgressLines:

@@ -7,13 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from command_line import Outcome, Run, runner
 
 from xclip_deploy import Bundle, Gallery, Retriever, __version__
+from xclip_deploy.cli.options import alternatives
+from xclip_deploy.cli.program import cli
 from xclip_deploy.runtime import progress as progress_module
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
@@ -50,6 +54,12 @@ def gallery_path(bundle: Bundle, clips: Path, tmp_path_factory: pytest.TempPathF
         retriever.add([clips / FROG, clips / TURNED])
         retriever.save(path)
     return path
+
+
+def command_named(name: str) -> click.Command:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found
 
 
 def script(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -354,6 +364,8 @@ def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Pat
         ("search", "a dog", "--bundle", ""),
         ("search", "--video", ""),
         ("train", "--checkpoint", ""),
+        ("search", "a dog", "--exact", "--two-stage"),
+        ("search", "--two-stage", "a dog", "--exact"),
         ("search", "a dog", "-k", "0"),
         ("search", "a dog", "--device", "tpu"),
         ("search", "a dog", "--threads", "none"),
@@ -368,6 +380,35 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
     outcome = run(*arguments)
     assert_one_line_error(outcome, 2, "see: xclip-deploy", "--help")
     assert outcome.out == ""
+
+
+def test_options_that_exclude_each_other(run: Run) -> None:
+    found = 0
+    for name in COMMANDS:
+        for flags in alternatives(command_named(name)).values():
+            for first, second in permutations(flags, 2):
+                outcome = run(name, first, second, "x")
+                assert_one_line_error(outcome, 2, f"{name} --help", " exclude each other; expected")
+                assert first in outcome.err
+                assert second in outcome.err
+                found += 1
+    assert found >= 10  # of search, verify and build-trt
+
+
+def test_a_text_that_looks_like_an_option(run: Run, bundle_path: Path, gallery_path: Path) -> None:
+    places = ("--bundle", bundle_path, "--gallery", gallery_path)
+    outcome = run("search", *places, "--exact", "--", "--two-stage")
+    assert outcome.status == 0
+    assert outcome.out.startswith("--two-stage\n")
+
+
+@pytest.mark.parametrize("score", ["nan", "x"])
+def test_a_least_score_that_is_no_number(
+    run: Run, bundle_path: Path, gallery_path: Path, score: str
+) -> None:
+    places = ("--bundle", bundle_path, "--gallery", gallery_path)
+    outcome = run("search", "a dog", *places, "--min-score", score)
+    assert_one_line_error(outcome, 2, score)
 
 
 def test_an_empty_text_is_wrong_usage(run: Run, bundle_path: Path, gallery_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.arrays import Float32Array, to_float32
+from xclip_deploy.runtime.arrays import Float32Array, first_best, to_float32
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
@@ -343,4 +343,4 @@ def _best_frame(query: Query, frames: npt.NDArray[Any], video: GalleryVideo) -> 
         assert query.video is not None
         others = query.video.frame_features[0, : query.video.num_frames[0]]
         similarity = (valid @ others.T).max(axis=1)
-    return video.frame_times_s[int(similarity.argmax())]
+    return video.frame_times_s[first_best(similarity)]

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xclip_deploy.cli.display import print_json, print_table, say, step_progress
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.options import (
+    Command,
+    PathArgument,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.benchmark import Benchmark
@@ -27,7 +31,7 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
     return sizes
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "--session",

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from xclip_deploy.cli.display import engine_progress, print_json, print_table, say
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.options import (
+    Command,
+    PathArgument,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from xclip_deploy.export.tensorrt import BatchRange, BuildResult, DryRun
@@ -40,7 +44,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
         raise click.BadParameter(str(error), ctx=ctx, param=param) from error
 
 
-@click.command("build-trt")
+@click.command("build-trt", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "--fp16", "precision", flag_value="fp16", default="fp16", help="Build FP16 engines.  [default]"

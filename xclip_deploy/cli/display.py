@@ -121,15 +121,6 @@ def name_of(video_id: str) -> str:
         return video_id
 
 
-def duration_text(seconds: float | None) -> str:
-    """Return a duration such as ``1:02:03``, rounded to seconds; empty for None."""
-    if seconds is None:
-        return ""
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
-
-
 def shortened(text: str, width: int) -> str:
     """Return a text in at most ``width`` columns of a terminal, cut in the middle."""
     if len(text) <= width // 2:  # no character takes more than two columns

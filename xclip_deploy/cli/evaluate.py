@@ -9,6 +9,7 @@ import click
 
 from xclip_deploy.cli.display import encoding_progress, print_json, print_table, say, write_json
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     json_option,
     reader_option,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from xclip_deploy.training.checkpoints import CheckpointOptions
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Command)
 @click.argument("model", type=PathArgument())
 @click.option(
     "--dataset",

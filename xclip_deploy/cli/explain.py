@@ -10,6 +10,7 @@ import click
 from xclip_deploy.cli.display import print_json, say, warn_of_cuts
 from xclip_deploy.cli.gallery import find_video
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     bundle_option,
     gallery_option,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.sessions import SessionOptions
 
 
-@click.command("explain")
+@click.command("explain", cls=Command)
 @click.argument("query")
 @click.argument("videos", nargs=-1)
 @bundle_option

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from xclip_deploy.cli.display import print_graph_sizes, print_json, print_parity, say, step_progress
-from xclip_deploy.cli.options import PathArgument, json_option, weights_option
+from xclip_deploy.cli.options import Command, PathArgument, json_option, weights_option
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("checkpoint", type=PathArgument())
 @click.option(
     "-o",

@@ -7,10 +7,14 @@ from pathlib import Path
 import click
 
 from xclip_deploy.cli.display import print_json, print_table, say
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.options import (
+    Command,
+    PathArgument,
+    json_option,
+)
 
 
-@click.command("export-triton")
+@click.command("export-triton", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "-o",

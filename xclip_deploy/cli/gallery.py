@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 from xclip_deploy.cli.display import (
-    duration_text,
     name_of,
     print_fields,
     print_json,
@@ -23,6 +22,7 @@ from xclip_deploy.cli.display import (
     shortened,
 )
 from xclip_deploy.cli.options import gallery_option, json_option
+from xclip_deploy.runtime.presentation import time_text
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery import Gallery, GalleryStats, GalleryVideo
@@ -346,7 +346,7 @@ def _print_videos(videos: Sequence[GalleryVideo]) -> None:
     """Print a table. On a terminal, cut names and metadata to its width."""
     headers = ("video", "duration", "metadata")
     names = [name_of(video.id) for video in videos]
-    durations = [duration_text(video.duration_s) for video in videos]
+    durations = [time_text(video.duration_s) for video in videos]
     metadata = [
         ", ".join(f"{name}={value}" for name, value in video.metadata.items()) for video in videos
     ]
@@ -377,7 +377,7 @@ def _print_video(video: GalleryVideo) -> None:
     if video.content_sha256 is not None:
         rows.append(("SHA-256", video.content_sha256))
     if video.duration_s is not None:
-        duration = f"{duration_text(video.duration_s)} ({video.duration_s:.3f} s)"
+        duration = f"{time_text(video.duration_s)} ({video.duration_s:.3f} s)"
         rows.append(("duration", duration))
     times = ", ".join(f"{time:.1f}" for time in video.frame_times_s)
     rows.append(("frames", f"{len(video.frame_times_s)}, at {times} s"))
@@ -390,7 +390,7 @@ def _print_stats(stats: GalleryStats) -> None:
         ("gallery", stats.uri or "in memory"),
         ("videos", f"{stats.num_videos:,}"),
         ("files", f"{stats.num_files:,}"),
-        ("duration", duration_text(stats.total_duration_s)),
+        ("duration", time_text(stats.total_duration_s)),
     ]
     if stats.size_bytes is not None:
         rows.append(("size on disk", f"{stats.size_bytes / 1e6:.1f} MB"))

@@ -9,6 +9,7 @@ import click
 
 from xclip_deploy.cli.display import print_json, printable, say, write_json
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     bundle_option,
     gallery_option,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.sessions import SessionOptions
 
 
-@click.command("index")
+@click.command("index", cls=Command)
 @click.argument("paths", nargs=-1, required=True, type=PathArgument())
 @bundle_option
 @gallery_option

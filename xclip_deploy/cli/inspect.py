@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from xclip_deploy.cli.display import print_fields, print_json, print_parity, print_table, say
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.options import (
+    Command,
+    PathArgument,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.bundle import Bundle
     from xclip_deploy.runtime.engine_set import EngineSet
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option("--verify", is_flag=True, help="Check every file against its SHA-256.")
 @json_option

@@ -39,6 +39,31 @@ class PathArgument(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Command(click.Command):
+    """A command that refuses options that exclude each other, such as --exact and --two-stage."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words of a command line. Raises UsageError for a contradiction."""
+        options = args[: args.index("--")] if "--" in args else args
+        for names in alternatives(self).values():
+            given = [name for name in names if name in options]
+            if len(given) > 1:
+                raise click.UsageError(
+                    f"{' and '.join(given)} exclude each other; expected one of them", ctx
+                )
+        return super().parse_args(ctx, args)
+
+
+def alternatives(command: click.Command) -> dict[str, list[str]]:
+    """Return the flags of each parameter that has several with different values."""
+    flags: dict[str, list[str]] = {}
+    for option in command.params:
+        if isinstance(option, click.Option) and option.is_flag and option.name:
+            names = [*option.opts[:1], *option.secondary_opts[:1]]
+            flags.setdefault(option.name, []).extend(names)
+    return {name: names for name, names in flags.items() if len(names) > 1}
+
+
 bundle_option: Decorator = click.option(
     "--bundle",
     type=PathArgument(),

@@ -10,6 +10,7 @@ import click
 
 from xclip_deploy.cli.display import name_of, print_json, print_table, say, warn_of_cuts
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     bundle_option,
     gallery_option,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.sessions import SessionOptions
 
 
-@click.command("search")
+@click.command("search", cls=Command)
 @click.argument("texts", nargs=-1)
 @click.option(
     "--video",
@@ -150,14 +151,14 @@ def command(
 
 def _print_results(results: Sequence[SearchResult]) -> None:
     from xclip_deploy.runtime.grains import Grain
+    from xclip_deploy.runtime.presentation import time_text
 
     found = dict.fromkeys(name for result in results for name in result.grains or ())
     shown = [Grain(name) for name in found]
     rows = []
     for result in results:
         grains = [f"{result.grains[grain.value]:.3f}" for grain in shown] if result.grains else []
-        minutes, seconds = divmod(result.best_frame_time_s, 60)
-        time = f"{int(minutes)}:{seconds:04.1f}"
+        time = time_text(result.best_frame_time_s, 1)
         rows.append((str(result.rank), f"{result.score:.3f}", *grains, time, name_of(result.id)))
     headers = ("#", "score", *(grain.spoken for grain in shown), "best frame", "video")
     print_table(headers, rows, right=range(len(headers) - 1))

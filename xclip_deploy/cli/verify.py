@@ -9,6 +9,7 @@ import click
 
 from xclip_deploy.cli.display import encoding_progress, print_json, print_table, say
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     json_option,
     reader_option,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from xclip_deploy.export.verification.certificate import RunComparison
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "--checkpoint",
