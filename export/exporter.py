@@ -58,6 +58,7 @@ def export_bundle(
     *,
     options: CheckpointOptions | None = None,
     frames_per_second: float = 1.0,
+    square_pixels: bool = False,
     bf16: bool = False,
     int8: bool = False,
     progress: ProgressFunction | None = None,
@@ -71,6 +72,8 @@ def export_bundle(
         output: Folder of the bundle.
         options: Facts that the weights do not tell.
         frames_per_second: Sampling rate of video; the published models use 1.
+        square_pixels: Whether anamorphic video is shown in its true proportions; the published
+            models were trained on stored pixels.
         bf16: Whether to add BF16 graphs, for TensorRT.
         int8: Whether to add INT8 encoders, for the CPU.
         progress: Called at the start of every step, which ``note`` names, and at the end.
@@ -84,6 +87,7 @@ def export_bundle(
     source, target = as_path("checkpoint", checkpoint), as_path("output", output)
     if as_number("frames_per_second", frames_per_second, 0, 1000) == 0:
         raise InvalidArgumentError("frames_per_second is 0; expected more, 1000 at most")
+    as_truth("square_pixels", square_pixels)
     as_truth("bf16", bf16)
     as_truth("int8", int8)
     as_callback("progress", progress)
@@ -100,7 +104,15 @@ def export_bundle(
     loaded = load_checkpoint(source, options or CheckpointOptions())
     try:
         with replaced_directory(target) as directory:
-            manifest = _write(loaded, source, directory, frames_per_second, precisions, steps)
+            preprocessing = Preprocessing(
+                image_size=loaded.config.vision.image_size,
+                mean=CLIP_MEAN,
+                std=CLIP_STD,
+                square_pixels=square_pixels,
+            )
+            manifest = _write(
+                loaded, source, directory, frames_per_second, preprocessing, precisions, steps
+            )
     except OSError as error:
         raise ExportError(
             f"bundle {target} cannot be written ({error.strerror}); what was there stands"
@@ -114,6 +126,7 @@ def _write(
     source: Path,
     directory: Path,
     frames_per_second: float,
+    preprocessing: Preprocessing,
     precisions: tuple[Precision, ...],
     steps: _Steps,
 ) -> Manifest:
@@ -126,7 +139,6 @@ def _write(
             f"{tokenizer.vocab_size} ids; a model with a tokenizer of its own cannot be exported"
         )
     tokenizer.save(directory / _TOKENIZER)
-    preprocessing = Preprocessing(image_size=config.vision.image_size, mean=CLIP_MEAN, std=CLIP_STD)
     fingerprint = model_fingerprint(loaded.state_dict, config, frames_per_second, preprocessing)
     steps.next("running PyTorch for reference")
     model = loaded.build()

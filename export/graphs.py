@@ -199,7 +199,8 @@ def save_graph(graph: Graph, model: onnx_ir.Model, path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the ONNX checker refuses {graph.value}: {error}") from error
+        reason = " ".join(str(error).split())[:600]
+        raise ExportError(f"the ONNX checker refuses {graph.value}: {reason}") from error
 
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,9 +59,12 @@ class Bundle:
         bundle = cls(path, manifest)
         for name, record in manifest.files.items():
             try:
-                size = (path / name).stat().st_size
+                status = (path / name).stat()
             except OSError as error:
                 raise bundle._damaged(f"{name} is missing ({error.strerror})") from error
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe or device could wait for ever
+                raise bundle._damaged(f"{name} is no regular file")
+            size = status.st_size
             if size != record.size_bytes:
                 raise bundle._damaged(
                     f"{name} has {size:,} bytes, the export wrote {record.size_bytes:,}"
@@ -130,6 +134,8 @@ class Bundle:
         with self._lock:
             try:
                 status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise self._damaged(f"{name} is no regular file")
                 # A later export may have replaced the file. That one is checked again.
                 identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
                 if self._verified.get(name) == identity:
@@ -159,7 +165,10 @@ def _damaged(path: Path, what: str) -> BundleIntegrityError:
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_NAME
     try:
-        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _damaged(path, f"it cannot be read: {MANIFEST_NAME} is no regular file")
+        if status.st_size > _MAX_MANIFEST_BYTES:
             raise _damaged(path, f"{MANIFEST_NAME} is over {_MAX_MANIFEST_BYTES >> 20} MiB")
         text = file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:

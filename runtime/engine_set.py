@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from xclip_deploy.errors import EngineError
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, Sha256, TensorSpec
 from xclip_deploy.runtime.model_config import FrozenModel
 
@@ -23,6 +24,13 @@ FORMAT = "xclip-engines"
 SIDECAR_NAME = "engines.json"
 ENGINES_DIRECTORY = "engines"
 """Folder within a bundle: ``engines/<flavour>-<version>-<precision>-<target>/``."""
+
+RTX_COMPUTE_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+"""Compute capabilities that TensorRT-RTX supports; 7.5 only where an engine is built for it alone.
+
+These are the members of ``ComputeCapability`` in tensorrt-rtx 1.7.1. NVIDIA's support matrix lists
+the same without 8.0 (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/).
+On an H100 (9.0), the library calls every engine ``EngineValidity.INVALID``."""
 
 
 class Flavour(str, Enum):
@@ -198,12 +206,26 @@ class EngineSet(FrozenModel):
         """
         first, _, compatibility = self.target.partition("-")
         if self.flavour is Flavour.RTX:
+            if (major, minor) not in RTX_COMPUTE_CAPABILITIES:
+                return False
             if self.target == "portable":
                 return (major, minor) >= (8, 0)
             return f"sm{major}{minor}" in self.target.split("-")
         if compatibility == HardwareCompatibility.AMPERE_PLUS.value:
             return (major, minor) >= (8, 0)
         return first == f"sm{major}{minor}"
+
+
+def why_not_rtx(major: int, minor: int) -> str | None:
+    """Say why TensorRT-RTX cannot run on GPUs of a compute capability; None where it can."""
+    if (major, minor) in RTX_COMPUTE_CAPABILITIES:
+        return None
+    names = [f"{first}.{second}" for first, second in RTX_COMPUTE_CAPABILITIES]
+    supported = f"{', '.join(names[:-1])} and {names[-1]}"
+    return (
+        f"TensorRT-RTX does not support compute capability {major}.{minor} (it supports "
+        f"{supported})"
+    )
 
 
 def directory_name(flavour: Flavour, version: str, precision: Precision, target: str) -> str:
@@ -233,6 +255,7 @@ def read_engine_set(folder: Path, bundle: Path) -> EngineSet:
     file = folder / SIDECAR_NAME
     mend = f"run: rm -r {folder} && xclip-deploy build-trt {bundle}"
     try:
+        require_regular_file(file, "a description of engines", EngineError)
         content = json.loads(file.read_bytes())
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")

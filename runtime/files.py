@@ -15,16 +15,50 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
 
+from xclip_deploy.errors import InvalidArgumentError, XclipDeployError
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _ASIDE = "-old"
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _HASHED_BYTES = 1 << 20
 """Number of bytes that are read and hashed at a time."""
+
+
+def require_regular_file(
+    path: Path, what: str, error: type[XclipDeployError] = InvalidArgumentError
+) -> None:
+    """Refuse a path that leads to anything but a regular file.
+
+    Reading a pipe or a device can wait for ever, or never end. Call this before opening a path
+    that comes from outside.
+
+    Args:
+        path: The path. Links are followed.
+        what: What the file should hold, such as ``a list of videos``. The message names it.
+        error: Class of the error.
+
+    Raises:
+        XclipDeployError: The path leads to a folder, pipe, socket or device. The class is
+            ``error``.
+        OSError: The file does not exist, or its folder may not be searched.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((f" but {name}" for is_kind, name in _KINDS if is_kind(mode)), "")
+        raise error(f"{path}: is no regular file{kind}; expected {what}")
 
 
 @contextmanager

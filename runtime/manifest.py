@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -90,6 +92,17 @@ class Preprocessing(FrozenModel):
     mean: tuple[float, float, float]
     """Subtracted in the graph, in units of the full range, RGB."""
     std: tuple[float, float, float]
+    square_pixels: bool = False
+    """Show anamorphic video in its true proportions. The published models were trained on
+    stored pixels, so it is off for them."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Off, it stands in no file: manifests, checksums and fingerprints stay as they were.
+        content: dict[str, Any] = serialize(self)
+        if not self.square_pixels:
+            del content["square_pixels"]
+        return content
 
 
 class Tolerance(FrozenModel):
@@ -228,7 +241,8 @@ class Manifest(FrozenModel):
         sampling = FrameSampling(
             frames_per_second=self.frames_per_second, max_frames=self.model.max_frames
         )
-        return VideoReading(sampling, self.preprocessing.image_size, reader)
+        preprocessing = self.preprocessing
+        return VideoReading(sampling, preprocessing.image_size, reader, preprocessing.square_pixels)
 
     def to_json(self) -> bytes:
         """Serialise, with a checksum over the content that reveals edits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import islice
@@ -13,6 +14,10 @@ MAX_CHARACTERS = 200
 MAX_ROWS = 100
 """Most rows of a table from :func:`html_table`."""
 _MAX_VALUE = 60
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters, marks that reorder text, line separators, and undecodable bytes of names."""
 
 
 def brief(value: object, **parts: object) -> str:
@@ -24,6 +29,17 @@ def brief(value: object, **parts: object) -> str:
     line = ", ".join(f"{name}={_shown(part)}" for name, part in parts.items())
     name = type(value).__name__
     return f"{name}({cut(line, MAX_CHARACTERS - len(name) - 2)})"
+
+
+def printable(text: str) -> str:
+    r"""Return a text with escapes such as ``\x1b`` for characters that act instead of showing."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def listed(texts: Sequence[str], count: int = 3, limit: int = 250) -> str:
+    """Join the first ``count`` texts, ``limit`` characters each, and count those left out."""
+    more = f"; and {len(texts) - count} more" if len(texts) > count else ""
+    return "; ".join(cut(text, limit) for text in texts[:count]) + more
 
 
 def cut(text: str, limit: int = _MAX_VALUE) -> str:
@@ -71,7 +87,7 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, (float, np.floating)):
         return f"{value:.4g}"
-    return escape(cut(str(value), MAX_CHARACTERS))
+    return escape(cut(printable(str(value)), MAX_CHARACTERS))
 
 
 def _shown(value: object) -> str:

@@ -26,6 +26,10 @@ class Progress:
     """Number of items in all, or None where it is not known."""
     failed: int = 0
     """Number of the done items that failed."""
+    step: str = ""
+    """Name of the step under way, such as a graph; empty if steps have no names."""
+    fraction: float = 0.0
+    """Fraction of that step, 0 to 1; 1 only once it is done."""
     note: str = ""
     """Item under way, for people."""
 

@@ -123,6 +123,13 @@ class SearchResults(Sequence[SearchResult]):
     """Number of videos in the gallery."""
     reason: str
     """Reason for the method."""
+    truncated_tokens: int = 0
+    """Number of the query's last tokens that the model did not read; 0 where it read the whole."""
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the query is longer than the model reads."""
+        return self.truncated_tokens > 0
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -147,6 +154,7 @@ class SearchResults(Sequence[SearchResult]):
             method=self.method,
             num_scored=self.num_scored,
             num_videos=self.num_videos,
+            **({"truncated_tokens": self.truncated_tokens} if self.is_truncated else {}),
         )
 
     def _repr_html_(self) -> str:
@@ -157,6 +165,8 @@ class SearchResults(Sequence[SearchResult]):
             for hit in self.hits
         )
         title = f"{len(self.hits)} of {self.num_videos} videos, {self.method}: {self.reason}"
+        if self.is_truncated:
+            title += f"; the query's last {self.truncated_tokens} tokens were not read"
         return html_table(title, [*fields, *names], rows, len(self.hits))
 
     def to_dict(self) -> dict[str, Any]:

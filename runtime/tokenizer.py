@@ -11,7 +11,7 @@ import functools
 import gzip
 import html
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,10 @@ class Tokenizer:
             tokens = [self.start_id, *tokens[: max_words - 2], self.end_id]
             row[: len(tokens)] = tokens
         return token_ids
+
+    def count_cut(self, texts: Iterable[str], max_words: int) -> list[int]:
+        """Count the tokens of each text that :meth:`encode` leaves out; 0 for a text read whole."""
+        return [max(0, len(self.tokenize(text)) - (max_words - 2)) for text in texts]
 
 
 def count_tokens(token_ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,61 @@ def test_index_and_search(run: Run, bundle_path: Path, clips: Path, tmp_path: Pa
     outcome = run("search", "--video", clips / FROG, *places)
     assert outcome.status == 0
     assert FROG in outcome.out
+
+
+def test_a_text_that_is_cut_is_said(
+    run: Run, bundle_path: Path, clips: Path, tmp_path: Path
+) -> None:
+    places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
+    assert run("index", clips / FROG, *places).status == 0
+    long = "cat " + " ".join(["dog"] * 99)
+    words = Bundle.open(bundle_path).manifest.model.max_words
+    said = f"longer than the {words - 2} tokens that the model reads; its last {102 - words} were"
+    outcome = run("search", "a man", long, *places, "--json")
+    assert outcome.status == 0
+    assert [entry["truncated_tokens"] for entry in outcome.json()] == [0, 102 - words]
+    assert outcome.err.count("warning: ") == 1
+    assert "warning: the text 'cat dog dog" in outcome.err
+    assert said in outcome.err
+    assert said in run("explain", long, *places, "--json").err
+    (tmp_path / "bank.txt").write_text(f"a man\n{long}\n")
+    outcome = run("search", "a man", *places, "--query-bank", tmp_path / "bank.txt")
+    assert "warning: a text of the query bank 'cat dog dog" in outcome.err
+
+
+def test_a_pipe_is_refused(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:
+    places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
+    assert run("index", clips / FROG, *places).status == 0
+    for name in ("a.png", "a.mp4", "a.txt"):
+        os.mkfifo(tmp_path / name)
+    assert_one_line_error(run("search", "--image", tmp_path / "a.png", *places), 8, "a pipe")
+    outcome = run("search", "--video", tmp_path / "a.mp4", *places)
+    assert_one_line_error(outcome, 8, "is no regular file")
+    outcome = run("search", "a", "--query-bank", tmp_path / "a.txt", *places)
+    assert_one_line_error(outcome, 2, "a pipe")
+    assert_one_line_error(run("index", tmp_path / "a.txt", *places), 2, "a pipe")
+
+
+def test_a_folder_without_a_video(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:
+    places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
+    folder, videos = tmp_path / "pictures", tmp_path / "videos"
+    folder.mkdir()
+    videos.mkdir()
+    assert run("index", folder, *places).status == 0  # empty
+    (folder / "a.jpg").touch()
+    outcome = run("index", folder, *places)
+    assert outcome.status == 8
+    assert f"failed: {folder}: holds 1 files and no video (1 .jpg); expected" in outcome.out
+    assert "passed over 1 files that are no videos: 1 .jpg" in outcome.out
+    shutil.copyfile(clips / FROG, videos / "frog")  # whose content tells
+    (videos / "notes.txt").touch()
+    outcome = run("index", videos, folder, *places, "--json")
+    assert outcome.status == 8
+    assert outcome.json()["indexed"] == [str(videos / "frog")]
+    assert outcome.json()["passed_over"] == [str(videos / "notes.txt"), str(folder / "a.jpg")]
+    outcome = run("index", videos, *places)
+    assert outcome.status == 0
+    assert "passed over 1 files that are no videos: 1 .txt" in outcome.out
 
 
 def test_index_duplicates(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:

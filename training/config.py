@@ -9,7 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import PathName, as_path, as_text, as_texts
@@ -56,6 +56,16 @@ class DataConfig(FrozenModel):
     max_unreadable_share: Share = 0.1
     """Share of the files that may not be readable."""
     frames_per_second: Annotated[float, Field(gt=0)] = 1.0
+    slice_position: Literal[0, 1, 2] = 2
+    """Frames of a video with more than ``max_frames``: 0 its first, 1 its last, 2 evenly spaced."""
+    frame_order: Literal[0, 1, 2] = 0
+    """Order of a video's frames in training: 0 in time, 1 backwards, 2 random in every epoch."""
+    validation_frame_order: Literal[0, 1, 2] = 0
+    """The same in validation, where the random order of a video stays."""
+    expand_sentences: bool = True
+    """Make every caption a pair. Else every video is one, with another random caption an epoch."""
+    cut_at_annotated_end: bool = False
+    """Read ActivityNet's videos up to their annotated duration, and not to the file's end."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode; 0 decodes in the training process."""
     frame_cache: Path | None = None
@@ -69,6 +79,8 @@ class StartConfig(FrozenModel):
 
     checkpoint: Path | None = None
     """CLIP, CLIP4Clip or X-CLIP weights; None starts ``architecture`` from random weights."""
+    weights: str | None = None
+    """State dict to take of a checkpoint with several: ``raw``, ``ema``, or the name of one."""
     architecture: ModelConfig | None = None
     """Dimensions of a model with random weights; only without a checkpoint."""
     temporal_head: TemporalHead = TemporalHead.TRANSFORMER
@@ -125,12 +137,33 @@ class OptimizationConfig(FrozenModel):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the encoders. The scorer and the weights stay in FP32. ``fp16`` scales the
     loss and skips steps whose gradients overflow; skipped steps count in the schedule."""
+    clip_in_fp16: bool = False
+    """Keep CLIP's weights and their moments in FP16, as the authors' ``convert_weights`` does.
+    Only with ``precision`` ``fp32``; nothing scales the loss."""
+    freeze_3d: bool = True
+    """Freeze layers of a model with 3d patches too. The authors' code freezes none there."""
+    average_encoder_gradients: bool = False
+    """Divide the encoders' gradients by the number of processes, as the authors' code does."""
+    accumulation_steps: Annotated[int, Field(gt=0)] = 1
+    """Parts of a batch whose gradients are added up. Each part has a loss of its own, and so fewer
+    negatives; ``chunk_size`` saves the same memory without that."""
     chunk_size: Annotated[int, Field(gt=0)] | None = None
     """Most pairs whose activations a process holds at once ("gradient caching"), for batches
     larger than memory. Pairs are encoded twice; the gradients are the same."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass, which takes time and saves memory."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizationConfig:
+        if self.clip_in_fp16 and self.precision != "fp32":
+            raise ValueError(f"clip_in_fp16 goes with precision fp32, not {self.precision}")
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of accumulation_steps "
+                f"{self.accumulation_steps}"
+            )
+        return self
 
 
 class TrainConfig(FrozenModel):
@@ -141,6 +174,8 @@ class TrainConfig(FrozenModel):
     optimization: OptimizationConfig = OptimizationConfig()
     validate_every_epochs: Annotated[int, Field(gt=0)] = 1
     """Epochs between validations. The last epoch is always validated."""
+    best_of_equals: Literal["first", "last"] = "first"
+    """Epoch that is the best of several with the same validation R@1."""
     save_every_steps: Annotated[int, Field(gt=0)] = 200
     """Steps between checkpoints that a killed run resumes from. Each epoch ends with one too."""
 
@@ -195,14 +230,33 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Published runs, as differences from the defaults, which are MSR-VTT's. ``demo`` is a small model
 that learns generated videos from random weights in minutes on a CPU."""
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {
+        "data": {"cut_at_annotated_end": True},
+        "optimization": {
+            "clip_in_fp16": True,
+            "freeze_3d": False,
+            "average_encoder_gradients": True,
+        },
+        "best_of_equals": "last",
+    }
+}
+"""Deviations from the defaults. ``published`` does what the authors' code does where the defaults
+do better; the README lists each."""
+
 
 def resolve_config(
-    preset: str | None = None, file: PathName | None = None, overrides: Sequence[str] = ()
+    preset: str | None = None,
+    file: PathName | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    recipe: str | None = None,
 ) -> TrainConfig:
-    """Merge a configuration: defaults, then preset, then file, then overrides.
+    """Merge a configuration: defaults, then preset, recipe, file and overrides.
 
-    ``file``: TOML or JSON of :class:`TrainConfig`'s structure. ``overrides``: settings such as
-    ``optimization.lr=1e-5``, whose values are JSON or else text. Raises InvalidArgumentError.
+    ``recipe``: a key of ``RECIPES``; None keeps the defaults. ``file``: TOML or JSON of
+    :class:`TrainConfig`'s structure. ``overrides``: settings such as ``optimization.lr=1e-5``,
+    whose values are JSON or else text. Raises InvalidArgumentError.
     """
     content: dict[str, Any] = {}
     if preset is not None:
@@ -211,6 +265,12 @@ def resolve_config(
                 f"preset {preset!r:.200}: expected one of {', '.join(PRESETS)}"
             )
         _merge(content, PRESETS[preset])
+    if recipe is not None:
+        if as_text("recipe", recipe) not in RECIPES:
+            raise InvalidArgumentError(
+                f"recipe {recipe!r:.200}: expected one of {', '.join(RECIPES)}"
+            )
+        _merge(content, RECIPES[recipe])
     if file is not None:
         _merge(content, _read(as_path("file", file)))
     for override in as_texts("overrides", overrides):

@@ -74,13 +74,16 @@ def _temporal_from_text(
     return start
 
 
-def freeze_layers(model: XClip, layers: int) -> None:
+def freeze_layers(model: XClip, layers: int, *, freeze_3d: bool = True) -> None:
     """Freeze the lowest ``layers`` blocks of both CLIP towers and the embeddings below them.
 
     0 freezes the embeddings alone, as CLIP4Clip's ``freeze_layer_num`` does. A negative number
-    freezes nothing. The head, the scorer and CLIP's projections always train.
+    freezes nothing. The head, the scorer and CLIP's projections always train. ``freeze_3d``
+    False freezes nothing in a model with 3d patches either, as CLIP4Clip's code does: its test
+    for the name of the patch convolution is true for every name.
     """
-    if layers < 0:
+    is_3d = model.config.patch_embedding is PatchEmbedding.CONV_3D
+    if layers < 0 or (is_3d and not freeze_3d):
         return
     deepest = max(model.config.vision.layers, model.config.text.layers)
     if layers > deepest:
@@ -93,7 +96,6 @@ def freeze_layers(model: XClip, layers: int) -> None:
         block = _BLOCK.match(name)
         if block is not None and int(block.group(1)) >= layers:
             continue
-        is_3d = model.config.patch_embedding is PatchEmbedding.CONV_3D
         if is_3d and name == "video_encoder.visual.conv1.weight":
             continue  # these weights are new, not CLIP's
         parameter.requires_grad_(False)

@@ -85,6 +85,9 @@ class RecipeAdam(torch.optim.Optimizer):
                     state["mean"] = torch.zeros_like(parameter)
                     state["square"] = torch.zeros_like(parameter)
                 mean, square = state["mean"], state["square"]
+                if parameter.dtype == torch.float16:
+                    self._step_in_fp16(parameter, mean, square, rate, group["weight_decay"])
+                    continue
                 mean.lerp_(parameter.grad, 1 - beta1)
                 square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
                 if group["weight_decay"] > 0:
@@ -92,6 +95,27 @@ class RecipeAdam(torch.optim.Optimizer):
                 root = square.sqrt().add_(self.recipe.eps)
                 parameter.addcdiv_(mean, root, value=-rate)
         self.advance_schedule()
+
+    def _step_in_fp16(
+        self,
+        parameter: nn.Parameter,
+        mean: Tensor,
+        square: Tensor,
+        rate: float,
+        weight_decay: float,
+    ) -> None:
+        """Update an FP16 parameter by BertAdam's operations, whose order decides the rounding.
+
+        The second moment of gradients below 1.2e-3 rounds to zero, as in the authors' training.
+        """
+        assert parameter.grad is not None
+        beta1, beta2 = self.recipe.betas
+        mean.mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
+        square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+        update = mean / (square.sqrt() + self.recipe.eps)
+        if weight_decay > 0:
+            update += weight_decay * parameter
+        parameter.add_(-(rate * update))
 
     def advance_schedule(self) -> None:
         """Advance the schedule by one step; a skipped step does this alone.

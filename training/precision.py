@@ -7,6 +7,8 @@ nothing in an FP32 or FP64 model, so one definition serves training and every ex
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +21,11 @@ as the published code's -1e6 does."""
 def at_least_float32(x: Tensor) -> Tensor:
     """Cast half-precision tensors to FP32 and leave wider ones alone."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast a tensor of another dtype; an exported graph gets no cast to its own."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def l2_normalize(x: Tensor) -> Tensor:
@@ -64,3 +71,22 @@ def narrow(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def halve(module: nn.Module) -> nn.Module:
     """Cast a module to FP16 by :func:`narrow`."""
     return narrow(module, torch.float16)
+
+
+_CLIP_IN_FP16 = re.compile(
+    r"(video_encoder\.visual|text_encoder)\."
+    r"(conv1\.weight|proj|text_projection|.*\.(attn|mlp)\..*)"
+)
+
+
+def halve_clip(model: nn.Module) -> nn.Module:
+    """Cast CLIP's weights to FP16 in place, as the authors' ``convert_weights`` does.
+
+    FP16 become the convolution, the linear layers, attention and the projections. Embeddings,
+    layer norms, logit_scale, the temporal head and the scorer stay in FP32. ``model``: an
+    ``XClip``. Returns it.
+    """
+    for name, parameter in model.named_parameters():
+        if _CLIP_IN_FP16.fullmatch(name):
+            parameter.data = parameter.data.half()
+    return model

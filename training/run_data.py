@@ -54,6 +54,7 @@ class RunData:
                 model.vision.image_size,
             ),
             None if cache is None else FrameCache(cache, int(config.frame_cache_gb * 1e9)),
+            config.slice_position,
         )
 
     def split(self, name: str) -> Split:
@@ -69,7 +70,12 @@ class RunData:
         if annotations is None or videos is None:
             raise InvalidArgumentError("data.annotations and data.videos must be given")
         split = open_dataset(
-            dataset, name, annotations, videos, max_missing_share=config.max_missing_share
+            dataset,
+            name,
+            annotations,
+            videos,
+            max_missing_share=config.max_missing_share,
+            cut_at_annotated_end=config.cut_at_annotated_end,
         )
 
         def check() -> ReadReport:

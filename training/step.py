@@ -88,6 +88,8 @@ def train_step(
     chunk_size: int | None = None,
     precision: EncoderPrecision = "fp32",
     scaler: LossScaler | None = None,
+    accumulation_steps: int = 1,
+    average_encoders: bool = False,
 ) -> StepResult | None:
     """Update the model once; return None, and update nothing, where the loss is not finite.
 
@@ -99,7 +101,13 @@ def train_step(
     started_s = time.monotonic()
     optimizer.zero_grad(set_to_none=True)
     loss = compute_gradients(
-        model, pairs, chunk_size=chunk_size, precision=precision, scaler=scaler
+        model,
+        pairs,
+        chunk_size=chunk_size,
+        precision=precision,
+        scaler=scaler,
+        accumulation_steps=accumulation_steps,
+        average_encoders=average_encoders,
     )
     if not torch.isfinite(loss):
         optimizer.zero_grad(set_to_none=True)
@@ -131,14 +139,45 @@ def compute_gradients(
     chunk_size: int | None = None,
     precision: EncoderPrecision = "fp32",
     scaler: LossScaler | None = None,
+    accumulation_steps: int = 1,
+    average_encoders: bool = False,
 ) -> Tensor:
     """Set the parameters' gradients of the loss over the pairs of all processes.
 
     ``chunk_size``: most pairs whose activations are in memory at once; None keeps all, and
     encodes once instead of twice. ``precision``: arithmetic of the encoders; the scorer, the
-    loss and the weights stay in FP32. ``scaler``: multiplies the gradients by its scale. Every
-    process must have the same number of pairs. Returns the loss, a scalar, not scaled.
+    loss and the weights stay in FP32. ``scaler``: multiplies the gradients by its scale.
+    ``accumulation_steps``: parts of the pairs, each with a loss of its own; it divides their
+    number. ``average_encoders``: divide the encoders' gradients by the number of processes.
+    Every process must have the same number of pairs. Returns the loss, a scalar, not scaled;
+    of several parts, the mean.
     """
+    size = len(pairs.token_ids) // accumulation_steps
+    losses = [
+        _add_gradients(
+            model,
+            Pairs(*(tensor[start : start + size] for tensor in pairs)),
+            1 / accumulation_steps,
+            chunk_size=chunk_size,
+            precision=precision,
+            scaler=scaler,
+        )
+        for start in range(0, size * accumulation_steps, size)
+    ]
+    _combine(model, average_encoders=average_encoders)
+    return losses[0] if accumulation_steps == 1 else torch.stack(losses).mean()
+
+
+def _add_gradients(
+    model: XClip,
+    pairs: Pairs,
+    factor: float,
+    *,
+    chunk_size: int | None,
+    precision: EncoderPrecision,
+    scaler: LossScaler | None,
+) -> Tensor:
+    """Add ``factor`` times the gradients of one loss to this process's; return the loss."""
     size = len(pairs.token_ids)
     chunks = [
         Pairs(*(tensor[start : start + (chunk_size or size)] for tensor in pairs))
@@ -154,16 +193,16 @@ def compute_gradients(
     with torch.enable_grad():
         loss = contrastive_loss(model.scorer(*features, num_words, num_frames).logits)
     # The scorer needs no scale and gets it too: one division then serves all gradients.
-    scaled = loss if scaler is None else scaler.scaled(loss)
+    part = loss if factor == 1 else loss * factor
+    scaled = part if scaler is None else scaler.scaled(part)
     scaled.backward()  # type: ignore[no-untyped-call]
     mine = slice(rank() * size, (rank() + 1) * size)
     gradients = [None if tensor.grad is None else tensor.grad[mine] for tensor in features]
     start = 0
-    for chunk, part in zip(chunks, encoded, strict=True):
+    for chunk, outputs in zip(chunks, encoded, strict=True):
         rows = slice(start, start + len(chunk.token_ids))
-        _backward(part if is_whole else _encode(model, chunk, precision), gradients, rows)
+        _backward(outputs if is_whole else _encode(model, chunk, precision), gradients, rows)
         start = rows.stop
-    _combine(model)
     return loss.detach()
 
 
@@ -196,11 +235,14 @@ def _backward(features: Sequence[Tensor], gradients: Sequence[Tensor | None], ro
         torch.autograd.backward(tensors, upstream)
 
 
-def _combine(model: XClip) -> None:
-    """Make every process's gradients those of the whole batch."""
+def _combine(model: XClip, *, average_encoders: bool) -> None:
+    """Make every process's gradients those of the whole batch.
+
+    An encoder's gradients are parts, one a process, and the scorer's are whole on each. The
+    authors' DistributedDataParallel takes the mean of both, hence ``average_encoders``.
+    """
     sum_gradients(model.parameters())
-    # An encoder's gradients are parts, one a process. The scorer's are whole on each.
-    for parameter in model.scorer.parameters():
+    for parameter in model.parameters() if average_encoders else model.scorer.parameters():
         if parameter.grad is not None:
             parameter.grad /= world_size()
 

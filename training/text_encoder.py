@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.training.precision import MASKED, LayerNorm, at_least_float32, l2_normalize
+from xclip_deploy.training.precision import (
+    MASKED,
+    LayerNorm,
+    at_least_float32,
+    in_dtype,
+    l2_normalize,
+)
 from xclip_deploy.training.transformer import Transformer
 
 
@@ -55,12 +61,14 @@ class TextEncoder(nn.Module):
     def encode_tokens(self, token_ids: Tensor) -> Tensor:
         """Return token embeddings before normalisation, [T, W, D]."""
         words = token_ids.shape[1]
-        x = self.token_embedding(token_ids) + self.positional_embedding[:words]
+        dtype = self.transformer.dtype
+        x = in_dtype(self.token_embedding(token_ids), dtype)
+        x = x + in_dtype(self.positional_embedding[:words], dtype)
         positions = torch.arange(words, device=token_ids.device)
         is_future = positions[None, :] > positions[:, None]
         mask = torch.where(is_future, MASKED, 0.0)  # [W, W]
         x = self.ln_final(self.transformer(x, mask))
-        return at_least_float32(x) @ self.text_projection
+        return at_least_float32(x) @ at_least_float32(self.text_projection)
 
     def initialize(self) -> None:
         """Draw random weights as OpenAI's CLIP does."""

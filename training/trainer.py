@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from xclip_deploy.runtime.arguments import (
     as_path,
     as_truth,
 )
+from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.tokenizer import Tokenizer
-from xclip_deploy.training.checkpoints import load_checkpoint
+from xclip_deploy.training.checkpoints import CheckpointOptions, load_checkpoint
 from xclip_deploy.training.config import StartConfig, TrainConfig
 from xclip_deploy.training.datasets.batches import Batch, BatchLoader
 from xclip_deploy.training.datasets.epoch_order import epoch_order
@@ -31,9 +33,12 @@ from xclip_deploy.training.initialization import freeze_layers, initialize_from
 from xclip_deploy.training.loss_scaling import LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import Recipe, make_optimizer
+from xclip_deploy.training.precision import halve_clip
 from xclip_deploy.training.run_data import RunData
 from xclip_deploy.training.run_folder import Position, RunFolder, draw_curves
 from xclip_deploy.training.step import Pairs, StepResult, set_gradient_checkpointing, train_step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,9 @@ class _Run:
         self.steps_per_epoch = len(order)
         self.total_steps = len(order) * optimization.epochs
         self.model.to(self.device)
-        freeze_layers(self.model, optimization.freeze_layers)
+        freeze_layers(self.model, optimization.freeze_layers, freeze_3d=optimization.freeze_3d)
+        if optimization.clip_in_fp16:
+            halve_clip(self.model)
         set_gradient_checkpointing(self.model, optimization.gradient_checkpointing)
         recipe = Recipe(
             lr=optimization.lr,
@@ -149,8 +156,15 @@ class _Run:
                 self.folder.rewind_log(self.position.step)
 
     def train(self) -> TrainResult:
+        data = self.config.data
         pairs = PairDataset(
-            self.split, Tokenizer.default(), self.source, self.model.config.max_words
+            self.split,
+            Tokenizer.default(),
+            self.source,
+            self.model.config.max_words,
+            expand_sentences=data.expand_sentences,
+            frame_order=data.frame_order,
+            seed=self.config.optimization.seed,
         )
         metrics: dict[str, Any] = {}
         pin_memory = self.device.type == "cuda"
@@ -160,7 +174,7 @@ class _Run:
                 metrics = self._epoch(loader)
         if not metrics and self.validation is not None and self.is_first:
             # The run was resumed at its end.
-            metrics = validate(self.model, self.validation, self.source)
+            metrics = self._measure(self.validation)
         if self.is_first:
             self.folder.write_json("metrics.json", metrics)
             draw_curves(self.folder.records(), self.folder.path / "curves.png")
@@ -174,7 +188,7 @@ class _Run:
         epoch, start = divmod(self.position.step, self.steps_per_epoch)
         self.model.train()
         waited_since_s = time.monotonic()
-        for batch in loader.batches(self._order(epoch), start):
+        for batch in loader.batches(self._order(epoch), start, epoch=epoch):
             rates = self._rates()
             result = self._step(batch)
             step = self.position.step + 1
@@ -205,6 +219,8 @@ class _Run:
             chunk_size=optimization.chunk_size,
             precision=optimization.precision,
             scaler=self.scaler,
+            accumulation_steps=optimization.accumulation_steps,
+            average_encoders=optimization.average_encoder_gradients,
         )
         if result is not None:
             return result
@@ -254,13 +270,20 @@ class _Run:
     def _validate(self) -> dict[str, Any]:
         if self.validation is None or not self.is_first:
             return {}
-        metrics = validate(self.model, self.validation, self.source)
+        metrics = self._measure(self.validation)
         self.folder.log({"step": self.position.step, "validation": metrics})
         recall = float(metrics["text_to_video"]["recall_at_1"])
-        if recall > self.position.best_recall:
+        is_equal_and_later = (
+            self.config.best_of_equals == "last" and recall == self.position.best_recall
+        )
+        if recall > self.position.best_recall or is_equal_and_later:
             self.position = Position(self.position.step, recall)
             self.folder.save_best(self.model)
         return metrics
+
+    def _measure(self, split: Split) -> dict[str, Any]:
+        order = self.config.data.validation_frame_order
+        return validate(self.model, split, self.source, frame_order=order)
 
     def _save(self) -> None:
         if self.is_first:
@@ -268,8 +291,16 @@ class _Run:
 
     def _order(self, epoch: int) -> Any:  # noqa: ANN401 - int64 [steps, pairs of this process]
         optimization = self.config.optimization
+        is_expanded = self.config.data.expand_sentences
+        # The processes share a batch evenly, and each its share among its parts.
+        parts = optimization.accumulation_steps * world_size()
+        if optimization.batch_size % parts:
+            raise InvalidArgumentError(
+                f"batch_size {optimization.batch_size} is no multiple of {parts}, the processes "
+                "times accumulation_steps"
+            )
         return epoch_order(
-            len(self.split.captions),
+            len(self.split.captions if is_expanded else self.split.videos),
             optimization.batch_size,
             seed=optimization.seed,
             epoch=epoch,
@@ -281,7 +312,10 @@ class _Run:
 def _start(start: StartConfig, seed: int) -> XClip:
     """Make the model at step 0."""
     if start.checkpoint is not None:
-        checkpoint = load_checkpoint(start.checkpoint)
+        checkpoint = load_checkpoint(start.checkpoint, CheckpointOptions(weights=start.weights))
+        for note in checkpoint.notes if rank() == 0 else ():
+            if note.startswith("took "):  # the others are about settings of ``start``
+                logger.warning("%s: %s", start.checkpoint, note)
         return initialize_from(checkpoint, start.model_config_for(checkpoint.config))
     if start.architecture is None:
         raise InvalidArgumentError(

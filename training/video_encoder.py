@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xclip_deploy.runtime.model_config import ModelConfig, PatchEmbedding
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
-from xclip_deploy.training.precision import LayerNorm, at_least_float32, l2_normalize
+from xclip_deploy.training.precision import LayerNorm, at_least_float32, in_dtype, l2_normalize
 from xclip_deploy.training.temporal import temporal_head
 from xclip_deploy.training.transformer import Transformer
 
@@ -63,10 +63,10 @@ class VisionTransformer(nn.Module):
         else:
             x = self.conv1(pixels.flatten(0, 1))  # [V F, width, g, g]
         x = x.flatten(2).transpose(1, 2)  # [V F, g g, width]
-        token = self.class_embedding.expand(x.shape[0], 1, -1)
-        x = torch.cat([token, x], dim=1) + self.positional_embedding
+        token = in_dtype(self.class_embedding, x.dtype).expand(x.shape[0], 1, -1)
+        x = torch.cat([token, x], dim=1) + in_dtype(self.positional_embedding, x.dtype)
         x = self.transformer(self.ln_pre(x))
-        x = at_least_float32(self.ln_post(x[:, 0])) @ self.proj  # [V F, D]
+        x = at_least_float32(self.ln_post(x[:, 0])) @ at_least_float32(self.proj)  # [V F, D]
         return x.reshape(videos, frames, -1)
 
     def initialize(self) -> None:

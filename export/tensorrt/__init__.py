@@ -18,12 +18,10 @@ from xclip_deploy.export.tensorrt.builder import BuildResult, SelfTest, build_en
 from xclip_deploy.export.tensorrt.flavours import TensorRT, load_tensorrt
 from xclip_deploy.export.tensorrt.parse_check import DryRun, dry_run
 from xclip_deploy.export.tensorrt.profiles import BatchRange, EngineShapes
-from xclip_deploy.export.tensorrt.progress import BuildStep
 
 __all__ = [
     "BatchRange",
     "BuildResult",
-    "BuildStep",
     "DryRun",
     "EngineShapes",
     "SelfTest",

@@ -8,6 +8,7 @@ then does the set take its place.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from xclip_deploy.export.tensorrt.network import check_network, graph_sources, p
 from xclip_deploy.export.tensorrt.options import check_options
 from xclip_deploy.export.tensorrt.plan import build_plan
 from xclip_deploy.export.tensorrt.profiles import EngineShapes
-from xclip_deploy.export.tensorrt.progress import BuildProgress, BuildStep
 from xclip_deploy.export.tensorrt.timing_cache import TimingCacheFile
 from xclip_deploy.runtime.arguments import (
     as_callback,
@@ -41,14 +41,20 @@ from xclip_deploy.runtime.engine_set import (
     BuildOptions,
     EngineRecord,
     EngineSet,
+    Flavour,
     ShapeRange,
     directory_name,
     engine_file,
     read_engine_set,
+    why_not_rtx,
 )
 from xclip_deploy.runtime.files import replaced_directory, sha256_of
 from xclip_deploy.runtime.manifest import FileRecord, Graph, GraphSpec, Precision
 from xclip_deploy.runtime.nvidia_driver import first_gpu
+from xclip_deploy.runtime.presentation import listed
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
+
+logger = logging.getLogger(__name__)
 
 _TEST_BATCH = 16
 
@@ -102,7 +108,7 @@ def build_engines(
     timing_cache: str | PathLike[str] | None = None,
     force: bool = False,
     self_test: SelfTest | None = verify_on_gpu,
-    progress: BuildProgress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> BuildResult:
     """Build the three engines of a bundle.
 
@@ -144,6 +150,8 @@ def build_engines(
     as_callback("progress", progress)
     library = load_tensorrt(flavour)
     check_options(library, options, timing_cache=timing_cache is not None)
+    if library.flavour is Flavour.RTX:
+        _warn_of_unsupported_gpu()
     sources = graph_sources(bundle, precision)
     asked: dict[str, Any] = {
         "flavour": library.flavour,
@@ -183,6 +191,19 @@ def build_engines(
     if cache is not None:
         cache.write()
     return BuildResult(path, engine_set, is_new=True, notes=tuple(_notes(engine_set)))
+
+
+def _warn_of_unsupported_gpu() -> None:
+    """Warn where this machine's GPU cannot run the engines. Building for others is legitimate."""
+    gpu = first_gpu()
+    reason = None if gpu is None else why_not_rtx(gpu.major, gpu.minor)
+    if gpu is not None and reason is not None:
+        logger.warning(
+            "%s: the engines run on other GPUs, not on this machine's %s, and are not tested here; "
+            "for this GPU use --flavor tensorrt",
+            reason,
+            gpu.name,
+        )
 
 
 def _now() -> str:
@@ -234,11 +255,13 @@ def _notes(engine_set: EngineSet) -> list[str]:
 
 
 def _reporter(
-    progress: BuildProgress | None, graph: Graph, number: int, total: int
+    progress: ProgressFunction | None, graph: Graph, number: int, total: int
 ) -> Callable[[float, str], None]:
     def report(fraction: float, phase: str) -> None:
         if progress:
-            progress(BuildStep(graph, number, total, fraction, phase))
+            progress(
+                Progress("building", number, total, step=graph.value, fraction=fraction, note=phase)
+            )
 
     return report
 
@@ -267,7 +290,7 @@ class _Job:
             audit = audit_graph(self.source, self.graph, self.bundle.manifest.model)
         parsed = parse_graph(self.library, self.graph, self.source)
         if isinstance(parsed, list):
-            reasons = "; ".join(str(operator) for operator in parsed)
+            reasons = listed([str(operator) for operator in parsed])
             raise EngineBuildError(
                 f"{self.library.name} could not parse {self.source}: {reasons}; for all of them "
                 f"run: xclip-deploy build-trt {self.bundle.path} --dry-run"

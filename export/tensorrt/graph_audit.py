@@ -18,6 +18,7 @@ from xclip_deploy.runtime.engine_set import Flavour, FusedAttention
 from xclip_deploy.runtime.grains import GRAINS
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead
+from xclip_deploy.runtime.presentation import cut, listed
 
 if TYPE_CHECKING:
     import onnx
@@ -95,7 +96,9 @@ def audit_graph(path: Path, graph: Graph, config: ModelConfig) -> GraphAudit:
     try:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise EngineBuildError(f"{path}: ONNX finds no types in it: {error}") from error
+        raise EngineBuildError(
+            f"{path}: ONNX finds no types in it: {cut(str(error), 600)}"
+        ) from error
     walk = _Walk(model.graph)
     faults: list[str] = []
     if graph is Graph.SCORER:
@@ -118,7 +121,7 @@ def audit_graph(path: Path, graph: Graph, config: ModelConfig) -> GraphAudit:
     ]
     if faults:
         raise EngineBuildError(
-            f"{path} does not compute in FP32 what it must: {'; '.join(faults)}; export again: "
+            f"{path} does not compute in FP32 what it must: {listed(faults)}; export again: "
             "xclip-deploy export CHECKPOINT"
         )
     # The scorer's softmaxes are FP32, so that they do not count as attention to fuse.

@@ -10,6 +10,7 @@ from typing import Any
 
 from xclip_deploy.errors import EngineBuildError
 from xclip_deploy.export.tensorrt.flavours import TensorRT
+from xclip_deploy.runtime.presentation import cut
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ def log_of(library: TensorRT) -> Any:  # noqa: ANN401 - a class of TensorRT's
 
 def failure(library: TensorRT, what: str, log: Any) -> EngineBuildError:  # noqa: ANN401
     """Return the error for a failed call of TensorRT, with the reasons that it logged."""
-    reasons = " | ".join(log.errors[-_MAX_REASONS:]) or "it gave no reason"
+    reasons = (
+        " | ".join(cut(each, 250) for each in log.errors[-_MAX_REASONS:]) or "it gave no reason"
+    )
     return EngineBuildError(f"{library.name} {what}: {reasons}")
 
 

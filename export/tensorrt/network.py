@@ -11,6 +11,7 @@ from xclip_deploy.export.tensorrt.flavours import TensorRT
 from xclip_deploy.export.tensorrt.log import failure, log_of
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, Precision, TensorSpec
+from xclip_deploy.runtime.presentation import listed
 
 _DTYPES = {
     "FLOAT": DType.FLOAT32,
@@ -114,8 +115,8 @@ def check_network(library: TensorRT, graph: Graph, network: Any, spec: GraphSpec
             odd = [text for text in found if text not in want]
             missing = [text for text in want if text not in found]
             raise EngineBuildError(
-                f"{library.name} reads {graph.value} with {side}s {', '.join(odd or found)}; the "
-                f"bundle says {', '.join(missing or want)}; export again: xclip-deploy export "
+                f"{library.name} reads {graph.value} with {side}s {listed(odd or found)}; the "
+                f"bundle says {listed(missing or want)}; export again: xclip-deploy export "
                 "CHECKPOINT"
             )
 

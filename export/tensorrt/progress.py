@@ -12,29 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from xclip_deploy.export.tensorrt.flavours import TensorRT
-from xclip_deploy.runtime.manifest import Graph
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class BuildStep:
-    """Progress of one engine."""
-
-    graph: Graph
-    number: int
-    """Number of the engine, from 0."""
-    total: int
-    """Number of engines in the set."""
-    fraction: float
-    """Fraction done, 0 to 1; 1 only once the engine is built and checked."""
-    phase: str
-    """Current phase, in TensorRT's words."""
-
-
-BuildProgress = Callable[[BuildStep], None]
-"""Function that a thread of the builder calls as an engine proceeds. What it raises stops the
-build."""
 
 
 @dataclass

@@ -12,8 +12,10 @@ from xclip_deploy.export.verification import plots
 from xclip_deploy.export.verification.certificate import Certificate, RunComparison
 from xclip_deploy.export.verification.measuring import MeasuredRun, MeasuredRuns
 from xclip_deploy.export.verification.rankings import Flip, RankComparison
+from xclip_deploy.runtime.presentation import cut, printable
 
 _SHOWN_FLIPS = 12
+_MAX_TEXT = 1000
 _CSS = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -81,7 +83,7 @@ def render_report(
     if any(comparison.durations for comparison in comparisons):
         parts += [
             "<h2>Size and speed</h2>",
-            f"<p>The reference, {escape(certificate.reference.name)}, and the runs took turns, "
+            f"<p>The reference, {_text(certificate.reference.name)}, and the runs took turns, "
             "batch by batch, while videos were being decoded, so that the ratios are approximate. "
             "<code>xclip-deploy bench</code> measures without other work.</p>",
             _costs(certificate),
@@ -103,11 +105,11 @@ def _heading(certificate: Certificate) -> str:
     left_out = len(inputs.unreadable) + len(inputs.missing)
     parts = [
         f"<h1>Parity certificate <span class='verdict {verdict}'>{verdict}</span></h1>",
-        f"<p>Reference: {escape(certificate.reference.name)}. "
+        f"<p>Reference: {_text(certificate.reference.name)}. "
         f"Shown: {inputs.num_videos} {videos} and {inputs.num_texts} {texts} "
-        f"({escape(inputs.source)}{f'; {left_out} videos left out' if left_out else ''}).<br>"
+        f"({_text(inputs.source)}{f'; {left_out} videos left out' if left_out else ''}).<br>"
         f"Bundle <code>{certificate.fingerprint[:16]}</code>, "
-        f"{escape(certificate.created_utc)}, {escape(certificate.machine.cpu)}.</p>",
+        f"{_text(certificate.created_utc)}, {_text(certificate.machine.cpu)}.</p>",
     ]
     if inputs.synthetic_videos:
         parts.append(
@@ -115,7 +117,7 @@ def _heading(certificate: Certificate) -> str:
             "effect on retrieval: give videos and captions of your own.</p>"
         )
     if certificate.failures:
-        lines = "".join(f"<li class=bad>{escape(line)}</li>" for line in certificate.failures)
+        lines = "".join(f"<li class=bad>{_text(line)}</li>" for line in certificate.failures)
         parts.append(f"<ul>{lines}</ul>")
     return "\n".join(parts)
 
@@ -126,11 +128,11 @@ def _summary(certificate: Certificate) -> str:
         ranking = comparison.ranking
         state: _Cell = "passed" if comparison.passed else ("FAILED", "bad")
         if ranking is None:
-            rows.append([escape(comparison.run.name), *[""] * 6, state])
+            rows.append([_text(comparison.run.name), *[""] * 6, state])
             continue
         rows.append(
             [
-                escape(comparison.run.name),
+                _text(comparison.run.name),
                 *(
                     (_percent(share), "number")
                     for share in (
@@ -159,7 +161,7 @@ def _costs(certificate: Certificate) -> str:
     rows: list[list[_Cell]] = []
     for comparison in certificate.comparisons:
         size = f"{comparison.run.size_bytes / 1e6:.1f}"
-        name = escape(comparison.run.name)
+        name = _text(comparison.run.name)
         rows += [
             [
                 name,
@@ -182,7 +184,7 @@ def _recalls(certificate: Certificate) -> str:
             records = [record for record in comparison.recalls if record.direction == direction]
             if not records:
                 continue
-            cells: list[_Cell] = [escape(comparison.run.name), direction.replace("_", " ")]
+            cells: list[_Cell] = [_text(comparison.run.name), direction.replace("_", " ")]
             for record in records:
                 change = record.found - record.reference
                 cells.append(
@@ -203,7 +205,7 @@ def _tensors(comparison: RunComparison) -> str:
     rows: list[list[_Cell]] = [
         [
             record.graph.value,
-            escape(record.tensor),
+            _text(record.tensor),
             (_number(record.min_cosine, ".7f"), "number"),
             (_number(record.mean_cosine, ".7f"), "number"),
             (_number(record.max_abs_error, ".1e"), "number"),
@@ -225,7 +227,7 @@ def _tensors(comparison: RunComparison) -> str:
         "allowed",
         "",
     )
-    return f"<h3>{escape(comparison.run.name)}</h3>{_table(headers, rows)}"
+    return f"<h3>{_text(comparison.run.name)}</h3>{_table(headers, rows)}"
 
 
 def _flips(
@@ -234,7 +236,7 @@ def _flips(
     comparison: RunComparison,
     ranks: RankComparison | None,
 ) -> str:
-    heading = f"<h3>{escape(comparison.run.name)}</h3>"
+    heading = f"<h3>{_text(comparison.run.name)}</h3>"
     if ranks is None:
         return heading + "<p class=bad>No ranking: the run broke off, or scores are not finite.</p>"
     if not ranks.worst:
@@ -256,13 +258,13 @@ def _flips(
 def _flip(
     measurement: MeasuredRuns, logits: npt.NDArray[np.float32], flip: Flip, tie_gap: float
 ) -> list[_Cell]:
-    cells: list[_Cell] = [escape(measurement.texts[flip.text] or "(empty)")]
+    cells: list[_Cell] = [_text(measurement.texts[flip.text] or "(empty)")]
     for column in (flip.upper, flip.lower):
         before = measurement.reference_logits[flip.text, column]
         after = logits[flip.text, column]
         cells.append(plots.thumbnail(measurement.thumbnails[column]))
         name = measurement.video_ids[column].rsplit("/", 1)[-1]
-        cells.append(f"{escape(name)}<br><span class=quiet>{before:.3f} → {after:.3f}</span>")
+        cells.append(f"{_text(name)}<br><span class=quiet>{before:.3f} → {after:.3f}</span>")
     cells.append((f"{flip.reference_gap:.2g} → {flip.found_gap:.2g}", "number"))
     cells.append("near tie" if flip.reference_gap <= tie_gap else ("flip", "bad"))
     return cells
@@ -277,7 +279,7 @@ def _provenance(certificate: Certificate) -> str:
         *(f"Not run: {skipped.what}: {skipped.reason}" for skipped in certificate.skipped),
         *(f"Unreadable: {reason}" for reason in certificate.inputs.unreadable),
     ]
-    return "<h2>Where it ran</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return "<h2>Where it ran</h2>" + "".join(f"<p>{_text(line)}</p>" for line in lines)
 
 
 def _sampled(measurement: MeasuredRuns) -> str:
@@ -291,7 +293,7 @@ def _sampled(measurement: MeasuredRuns) -> str:
 def _table(headers: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:
     numeric = [bool(rows) and isinstance(cell, tuple) and "number" in cell[1] for cell in rows[0]]
     head = "".join(
-        f"<th{' class=number' if is_number else ''}>{escape(header)}</th>"
+        f"<th{' class=number' if is_number else ''}>{_text(header)}</th>"
         for header, is_number in zip(headers, numeric, strict=True)
     )
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
@@ -302,6 +304,11 @@ def _cell(cell: _Cell) -> str:
     if isinstance(cell, str):
         return f"<td>{cell}</td>"
     return f'<td class="{cell[1]}">{cell[0]}</td>'
+
+
+def _text(value: str) -> str:
+    """Escape a text for the page: its markup, and characters that act instead of showing."""
+    return escape(cut(printable(value), _MAX_TEXT))
 
 
 def _verdict(passed: bool) -> str:

@@ -31,7 +31,11 @@ class Run:
 
 @contextmanager
 def open_reference(
-    bundle: Bundle, checkpoint: str | PathLike[str] | None, max_batch: int, threads: int | None
+    bundle: Bundle,
+    checkpoint: str | PathLike[str] | None,
+    max_batch: int,
+    threads: int | None,
+    weights: str | None = None,
 ) -> Iterator[Run]:
     """Open the reference: PyTorch where the checkpoint is given, else the FP32 graphs on the CPU.
 
@@ -39,7 +43,7 @@ def open_reference(
     the errors of loading a checkpoint or bundle.
     """
     if checkpoint is not None:
-        yield _pytorch(bundle, Path(checkpoint), max_batch)
+        yield _pytorch(bundle, Path(checkpoint), max_batch, weights)
         return
     if Precision.FP32 not in bundle.precisions:
         raise VerificationError(
@@ -97,7 +101,7 @@ def _fp32_on_cpu(threads: int | None) -> SessionOptions:
     return SessionOptions(device="cpu", precision="fp32", threads=threads, backend="onnxruntime")
 
 
-def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
+def _pytorch(bundle: Bundle, path: Path, max_batch: int, weights: str | None) -> Run:
     try:
         import torch  # noqa: F401 - to say what is missing
     except ModuleNotFoundError as error:
@@ -116,6 +120,7 @@ def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
         vision_heads=model.vision.heads,
         text_heads=model.text.heads,
         mask_padding=model.mask_padding,
+        weights=weights,
     )
     source = manifest.provenance
     expected = f"bundle {bundle.path} was exported from {source.checkpoint}"
@@ -133,6 +138,7 @@ def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
         raise VerificationError(
             f"{path} is another model: its fingerprint is {found[:12]}…, the bundle's is "
             f"{manifest.fingerprint[:12]}…; {expected} (SHA-256 {source.checkpoint_sha256[:12]}…)"
+            + "".join(f"; {note}" for note in checkpoint.notes if "--weights" in note)
         )
     identity = RunIdentity(
         backend="pytorch",

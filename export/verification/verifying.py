@@ -15,6 +15,7 @@ from xclip_deploy.errors import (
     BackendUnavailableError,
     BundleError,
     EngineError,
+    InvalidArgumentError,
     MissingExtraError,
     SessionError,
     VerificationError,
@@ -60,6 +61,7 @@ from xclip_deploy.runtime.deployed_model import MAX_BATCH
 from xclip_deploy.runtime.engine_set import read_engine_set
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Tolerance
+from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import options_of
@@ -70,6 +72,7 @@ def verify_bundle(
     bundle: str | PathLike[str] | Bundle = "xclip-bundle",
     *,
     checkpoint: str | PathLike[str] | None = None,
+    weights: str | None = None,
     split: Split | None = None,
     videos: str | PathLike[str] | None = None,
     texts: Sequence[str] | None = None,
@@ -92,6 +95,8 @@ def verify_bundle(
     Args:
         bundle: Path of a bundle, or an opened one.
         checkpoint: Checkpoint that the bundle was exported from, or any file of the same weights.
+        weights: State dict to take where the checkpoint holds several, as in
+            ``CheckpointOptions``.
         split: Videos and captions, from ``open_dataset``. Recalls are then compared too.
         videos: A folder of videos, or one video, in place of a split. None: small built-in
             videos, which are drawn; the certificate says so.
@@ -127,6 +132,11 @@ def verify_bundle(
     for name, path in (("checkpoint", checkpoint), ("videos", videos), ("output", output)):
         if path is not None:
             as_path(name, path)
+    if weights is not None and checkpoint is None:
+        raise InvalidArgumentError(
+            f"weights is {weights!r:.200} without a checkpoint; expected the checkpoint that holds "
+            "them, or no weights"
+        )
     if split is not None:
         as_instance("split", split, Split, "a Split, as open_dataset gives, or None")
     if texts is not None:
@@ -155,7 +165,9 @@ def verify_bundle(
         with TemporaryFile(dir=target):
             pass
     with ExitStack() as stack:
-        reference = stack.enter_context(open_reference(opened, checkpoint, max_batch, threads))
+        reference = stack.enter_context(
+            open_reference(opened, checkpoint, max_batch, threads, weights)
+        )
         opened_runs = [_try_open(stack, opened, options, max_batch) for options in sessions]
         runs = [run for run in opened_runs if isinstance(run, Run)]
         skipped += [run for run in opened_runs if isinstance(run, SkippedRun)]
@@ -252,7 +264,7 @@ def _try_open(
 
 
 def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> VerificationError:
-    reasons = "; ".join(f"{skip.what}: {skip.reason}" for skip in skipped)
+    reasons = listed([f"{skip.what}: {skip.reason}" for skip in skipped])
     return VerificationError(
         f"bundle {bundle.path}: nothing to compare with its FP32 graphs can run here ({reasons}); "
         "give the model as --checkpoint to verify the FP32 graphs themselves"

@@ -30,6 +30,7 @@ from xclip_deploy.runtime.benchmark.results import (
 )
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
 from xclip_deploy.runtime.sessions.registry import registrations
@@ -118,7 +119,7 @@ def benchmark_sessions(
             run.measure(graph, sorted(set(plan.sizes[graph])))
     run.finish()
     if not run.sessions:
-        reasons = "; ".join(skipped.reason for skipped in run.skipped.values())
+        reasons = listed([skipped.reason for skipped in run.skipped.values()])
         raise SessionError(f"no session could be opened: {reasons}")
     return Benchmark(
         bundle=str(bundle.path),

@@ -10,6 +10,7 @@ from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 from xclip_deploy.runtime.benchmark.results import ITEMS, Benchmark, Measurement, readable
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.presentation import cut, printable
 
 _SIZE_LABELS = {
     Graph.VIDEO_ENCODER: "videos in a run",
@@ -54,7 +55,8 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
             each.set_axisbelow(True)
     handles, labels = rows[0][1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-    figure.suptitle(_title(benchmark), fontsize=10)
+    # Names of folders are no formulas, whatever dollar signs they have.
+    figure.suptitle(_title(benchmark), fontsize=10, parse_math=False)
     try:
         with replaced_file(path) as partial:
             make_canvas(figure).print_png(str(partial))
@@ -124,7 +126,7 @@ def _title(benchmark: Benchmark) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in benchmark.versions.items())
     return "\n".join(
         (
-            f"{benchmark.bundle}: {benchmark.model}",
+            cut(printable(f"{benchmark.bundle}: {benchmark.model}"), 300),
             f"{machine.cpu}, {machine.cores} cores{memory}{gpus} ({load}), {machine.system}",
             f"{versions}; {benchmark.created_utc}",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
@@ -22,6 +23,7 @@ TRAIN = "train.json"
 VAL = "val_1.json"
 
 _PREFIX = "v_"
+_MAX_DURATION_S = 1e6
 _log = logging.getLogger(__name__)
 
 
@@ -65,9 +67,22 @@ def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     by_id = captions.by_id()
     names = check_unique(path, [(video_id, _without_prefix(video_id)) for video_id in wanted])
     return [
-        AnnotatedVideo(name, by_id[video_id], other_names=(_PREFIX + name,))
+        AnnotatedVideo(
+            name,
+            by_id[video_id],
+            other_names=(_PREFIX + name,),
+            annotated_end_s=_annotated_end_s(entries[video_id]),
+        )
         for name, video_id in zip(names, wanted, strict=True)
     ]
+
+
+def _annotated_end_s(entry: object) -> float | None:
+    """Return the duration of an entry, rounded up as the authors do; None where it has none."""
+    duration = entry.get("duration") if isinstance(entry, dict) else None
+    if not isinstance(duration, (int, float)) or not 0 < duration < _MAX_DURATION_S:
+        return None
+    return float(math.ceil(duration))
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
+from xclip_deploy.runtime.files import require_regular_file
 
 MAX_BYTES = 2 * 2**30
 """Largest annotation file that is read, in bytes. The largest published one has 30 MB."""
@@ -45,8 +46,7 @@ def read_bytes(path: Path) -> bytes:
         AnnotationError: The file is missing, not regular, unreadable, empty or too large.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe or device would block for ever
-            raise AnnotationError(f"{path}: is no regular file; expected annotations")
+        require_regular_file(path, "annotations", AnnotationError)
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise AnnotationError(

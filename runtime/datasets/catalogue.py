@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast, get_args
 
-from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.arguments import as_path, as_share, as_text
+from xclip_deploy.errors import AnnotationError, InvalidArgumentError
+from xclip_deploy.runtime.arguments import as_path, as_share, as_text, as_truth
 from xclip_deploy.runtime.datasets.activitynet import read_activitynet
+from xclip_deploy.runtime.datasets.captions import enumerate_ids
 from xclip_deploy.runtime.datasets.didemo import read_didemo
 from xclip_deploy.runtime.datasets.folder import read_folder
 from xclip_deploy.runtime.datasets.lsmdc import read_lsmdc
@@ -45,6 +47,7 @@ def open_dataset(
     videos: str | os.PathLike[str],
     *,
     max_missing_share: float = 0.1,
+    cut_at_annotated_end: bool = False,
 ) -> Split:
     """Read a split's annotations and find its videos.
 
@@ -60,6 +63,9 @@ def open_dataset(
         videos: Folder that holds the videos.
         max_missing_share: Largest share of annotated videos that may have no file, 0 to 1.
             ``Split.missing`` names those left out.
+        cut_at_annotated_end: Read videos up to the duration in the annotations, rounded up to
+            whole seconds, as the authors do with ActivityNet. Other datasets have none, and are
+            read as without.
 
     Raises:
         InvalidArgumentError: The name or split is unknown, or the share lies outside 0 to 1.
@@ -78,4 +84,12 @@ def open_dataset(
     share = as_share("max_missing_share", max_missing_share)
     annotation_path, folder = as_path("annotations", annotations), as_path("videos", videos)
     annotated = _READERS[name](annotation_path, cast("SplitName", split))
+    if as_truth("cut_at_annotated_end", cut_at_annotated_end) and name == "activitynet":
+        unknown = [video.id for video in annotated if video.annotated_end_s is None]
+        if unknown:
+            raise AnnotationError(
+                f"{annotation_path}: {len(unknown)} videos have no duration "
+                f"({enumerate_ids(unknown)}); expected one each, to cut at"
+            )
+        annotated = [replace(video, end_s=video.annotated_end_s) for video in annotated]
     return match_videos(f"{name}/{split}", annotated, folder, max_missing_share=share)

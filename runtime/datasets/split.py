@@ -24,6 +24,8 @@ class AnnotatedVideo:
     """Further names that the file may have."""
     end_s: float | None = None
     """End of the part that is read, in seconds. None takes the whole video."""
+    annotated_end_s: float | None = None
+    """Duration in the annotations, rounded up to whole seconds; None where they have none."""
 
 
 @dataclass(frozen=True)

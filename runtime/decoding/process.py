@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from xclip_deploy.runtime.decoding.channel import (
     ChannelTimeoutError,
     ProtocolError,
 )
-from xclip_deploy.runtime.video import VideoFrames, VideoReading
+from xclip_deploy.runtime.video import SampledBy, VideoFrames, VideoReading
 
 _START_S = 120.0
 """Time limit for loading the decoder's libraries, for a busy machine with a cold disk."""
@@ -179,12 +179,16 @@ class DecoderProcess:
         duration_s, frame_rate = float(answer["duration_s"]), float(answer["frame_rate"])
         if not np.isfinite([*times, duration_s, frame_rate]).all():
             raise ProtocolError("times that are no numbers")
+        sampled_by = answer["sampled_by"]
+        if sampled_by not in get_args(SampledBy):
+            raise ProtocolError("no known way of sampling")
         return VideoFrames(
             frames=self._channel.receive_frames((count, size, size, 3), timeout_s),
             times_s=np.array(times, np.float64),
             frame_numbers=np.array(numbers, np.int64),
             duration_s=duration_s,
             frame_rate=frame_rate,
+            sampled_by=sampled_by,
             warnings=tuple(map(str, answer["warnings"])),
         )
 

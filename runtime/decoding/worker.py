@@ -93,6 +93,7 @@ def _header(frames: VideoFrames) -> dict[str, Any]:
         "frame_numbers": frames.frame_numbers.tolist(),
         "duration_s": frames.duration_s,
         "frame_rate": frames.frame_rate,
+        "sampled_by": frames.sampled_by,
         "warnings": list(frames.warnings),
     }
 

@@ -48,4 +48,10 @@ def evaluate_deployed(model: DeployedModel, split: Split, options: EvaluationOpt
         device=model.placement.device,
     )
     own_rate: EvaluationOptions = {**options, "frames_per_second": manifest.frames_per_second}
-    return evaluate_matcher(model, split, identity=identity, **own_rate)
+    return evaluate_matcher(
+        model,
+        split,
+        identity=identity,
+        square_pixels=manifest.preprocessing.square_pixels,
+        **own_rate,
+    )

@@ -37,6 +37,7 @@ from xclip_deploy.runtime.features import (
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
+from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.runtime.video import (
     FrameSampling,
     VideoFrames,
@@ -53,6 +54,8 @@ class Matcher(Protocol):
     """Model that encodes and scores: ``DeployedModel`` (a bundle), ``TorchMatcher`` (PyTorch)."""
 
     config: ModelConfig
+    tokenizer: Tokenizer
+    """The tokenizer of :meth:`encode_texts`; it counts the captions that are cut."""
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embed texts, truncated to the model's length."""
@@ -91,6 +94,7 @@ def evaluate_matcher(
     max_batch: int = 16,
     reader: VideoReader = "pyav",
     num_threads: int | None = None,
+    square_pixels: bool = False,
     identity: ModelIdentity | None = None,
     progress: ProgressFunction | None = None,
 ) -> Evaluation:
@@ -111,6 +115,7 @@ def evaluate_matcher(
         max_batch: Most videos encoded at once.
         reader: Library that decodes.
         num_threads: Videos read at the same time; None reads one per core.
+        square_pixels: Whether anamorphic video is shown in its true proportions.
         identity: Description of the model in the result.
         progress: Function called after every video, and every few captions.
 
@@ -132,7 +137,7 @@ def evaluate_matcher(
     report = progress or ignore_progress
     sampling = FrameSampling(frames_per_second=frames_per_second, max_frames=config.max_frames)
     if frames is None:
-        reading = VideoReading(sampling, config.vision.image_size, reader)
+        reading = VideoReading(sampling, config.vision.image_size, reader, square_pixels)
         frames = read_split(split.videos, reading, threads=num_threads)
     videos = _VideoEncoding(matcher, split, max_unreadable_share, max_batch)
     features = videos.encode(frames, report)
@@ -163,6 +168,9 @@ def evaluate_matcher(
         missing=tuple(split.missing),
         unreadable=tuple(videos.unreadable),
         damaged=tuple(videos.damaged),
+        truncated_captions=sum(
+            cut > 0 for cut in matcher.tokenizer.count_cut(captions, config.max_words)
+        ),
     )
 
 

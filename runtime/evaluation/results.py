@@ -45,7 +45,7 @@ class Evaluation:
     model: ModelIdentity
     sampling: FrameSampling
     max_words: int
-    """Most tokens of a caption, start and end token included. Longer captions were truncated."""
+    """Most tokens of a caption, start and end token included. Longer captions were cut."""
     metrics: RetrievalResult
     dual_softmax: RetrievalResult | None
     """Metrics after re-scoring with the whole set of queries, or None. They are not comparable
@@ -63,6 +63,8 @@ class Evaluation:
     """Videos of which no frame could be read. They and their captions are left out."""
     damaged: tuple[VideoProblem, ...]
     """Videos that were evaluated although they are truncated or corrupt."""
+    truncated_captions: int = 0
+    """Number of the captions that are longer than ``max_words`` and were cut."""
 
     @property
     def num_videos(self) -> int:
@@ -109,6 +111,7 @@ class Evaluation:
             "max_words": self.max_words,
             "num_videos": self.num_videos,
             "num_captions": self.num_captions,
+            "truncated_captions": self.truncated_captions,
             **self.metrics.to_dict(),
             "dual_softmax": rescored,
             "missing": list(self.missing),

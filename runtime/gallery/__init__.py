@@ -6,8 +6,9 @@ videos in a :class:`GalleryStore`; another database implements that protocol.
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.gallery.gallery import Gallery, GalleryStats
+from xclip_deploy.runtime.gallery.gallery import Gallery
 from xclip_deploy.runtime.gallery.records import GalleryVideo, MetadataValue, VideoFile
+from xclip_deploy.runtime.gallery.reports import GalleryStats, Rescue, Verification
 from xclip_deploy.runtime.gallery.store import FeatureModel, GalleryStore, Nearest, Snapshot
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "GalleryVideo",
     "MetadataValue",
     "Nearest",
+    "Rescue",
     "Snapshot",
+    "Verification",
     "VideoFile",
 ]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -37,6 +36,7 @@ from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.gallery.checking import check_records, check_unique_ids, checked_features
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo
+from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     FeatureModel,
@@ -54,31 +54,6 @@ _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
 _MOST_VIDEOS = 1 << 40
 _REINDEX = "xclip-deploy index VIDEOS --gallery {path}"
-
-
-@dataclass(frozen=True)
-class GalleryStats:
-    """A summary of a gallery's content."""
-
-    uri: str | None
-    """Location; None in memory."""
-    fingerprint: str
-    """Fingerprint of the model that made the features."""
-    num_videos: int
-    num_files: int
-    """Number of files; several may hold the same video."""
-    total_duration_s: float
-    """Sum of all videos' durations, seconds."""
-    metadata: Mapping[str, str]
-    """Metadata field to the kind of its values."""
-    size_bytes: int | None
-    """Size on disk; None where it is not known."""
-    has_index: bool
-    """Whether there is an approximate index, which ``optimize`` builds for large galleries."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain dictionaries and numbers, for JSON."""
-        return asdict(self)
 
 
 class Gallery:
@@ -324,6 +299,15 @@ class Gallery:
         keep_s = as_number("keep_s", keep_s, 0, _MOST_S)
         self._store.optimize(progress or ignore_progress, timedelta(seconds=keep_s))
 
+    def verify(self, progress: ProgressFunction | None = None) -> Verification:
+        """Read the whole gallery and compare it with its checksums.
+
+        The result names damaged videos and files. ``progress``: called with the videos read so
+        far. Raises GalleryIntegrityError for damage that leaves nothing to read.
+        """
+        as_callback("progress", progress)
+        return self._store.verify(progress or ignore_progress)
+
     def save(self, path: PathName) -> None:
         """Write a copy to a directory in one step: an interrupted save leaves the old content.
 
@@ -332,7 +316,8 @@ class Gallery:
         written.
         """
         path = as_path("path", path)
-        from xclip_deploy.runtime.gallery.lance_store import kept_from_writers, open_store
+        from xclip_deploy.runtime.gallery.lance_files import kept_from_writers
+        from xclip_deploy.runtime.gallery.lance_store import open_store
 
         if self.uri is not None and Path(self.uri) == path.resolve():
             raise GalleryError(f"{path} is this gallery itself, where every change is kept at once")

@@ -10,9 +10,20 @@ from contextlib import contextmanager
 from xclip_deploy.errors import GalleryError, GalleryIntegrityError, XclipDeployError
 
 REINDEX = "xclip-deploy index VIDEOS --gallery {uri}"
+_WAY_OUT = (
+    "restore it from a copy or run: xclip-deploy gallery rescue --gallery {uri} "
+    "--output NEW_GALLERY"
+)
 _FULL = re.compile(r"no space left|disk quota|os error (28|122)\b", re.IGNORECASE)
 _REFUSED = re.compile(r"permission denied|too many open files|os error (13|24)\b", re.I)
 _READ_ONLY = re.compile(r"read-only file system|permission denied|os error (1|13|30)\b", re.I)
+
+
+def damaged(uri: str, what: str) -> GalleryIntegrityError:
+    """Make the error for a damaged gallery; it names the way out."""
+    return GalleryIntegrityError(
+        f"gallery {uri} cannot be read: {what}; {_WAY_OUT.format(uri=uri)}"
+    )
 
 
 @contextmanager
@@ -49,7 +60,4 @@ def _translated(uri: str, doing: str, error: BaseException) -> GalleryError:
         return GalleryError(f"gallery {uri} cannot be written ({found}); what was there stands")
     if _REFUSED.search(message):  # the files themselves may be whole
         return GalleryError(f"gallery {uri} cannot be {doing} ({found})")
-    return GalleryIntegrityError(
-        f"gallery {uri} cannot be {doing}: a file is damaged or missing ({found}); restore it "
-        f"from a copy or run: {REINDEX.format(uri='NEW_GALLERY')}"
-    )
+    return damaged(uri, f"a file is damaged or missing ({found})")

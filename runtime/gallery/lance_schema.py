@@ -12,10 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.checksums import COLUMNS, Part, Words, checksums
 from xclip_deploy.runtime.gallery.records import RESERVED, GalleryVideo, VideoFile
 
-SCHEMA_VERSION = 2
-"""Version 2 is a LanceDB table; version 1 was one file for all features."""
+SCHEMA_VERSION = 3
+"""Version 3 added checksums to the LanceDB table of 2; version 1 was one file for all features."""
+UNCHECKED_VERSION = 2
+"""Version without checksums, which ``gallery upgrade`` reads."""
 _KEY = b"xclip-deploy"
 ARROW_TYPES: dict[type, pa.DataType] = {
     bool: pa.bool_(),
@@ -26,8 +29,6 @@ ARROW_TYPES: dict[type, pa.DataType] = {
 SQL_TYPES: dict[type, str] = {bool: "boolean", int: "bigint", float: "double", str: "string"}
 CONTENT_SHA256 = "fingerprint"
 """Column of ``GalleryVideo.content_sha256``; the name is that of the first galleries."""
-LISTING = ("id", "paths", "file_sizes", "file_times", CONTENT_SHA256, "duration_s", "frame_times_s")
-FEATURES = ("num_frames", "video_features", "frame_features")
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,50 @@ class TableHeader:
 def make_schema(fingerprint: str, dim: int, max_frames: int) -> pa.Schema:
     """Return the columns of an empty gallery."""
     header = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("paths", pa.list_(pa.string())),
-            pa.field("file_sizes", pa.list_(pa.int64())),
-            pa.field("file_times", pa.list_(pa.int64())),
-            pa.field(CONTENT_SHA256, pa.string()),
-            pa.field("duration_s", pa.float64()),
-            pa.field("frame_times_s", pa.list_(pa.float64())),
-            pa.field("num_frames", pa.int32()),
-            pa.field("video_features", pa.list_(pa.float16(), dim)),
-            pa.field("frame_features", pa.list_(pa.float16(), max_frames * dim)),
-        ],
-        metadata={_KEY: json.dumps(header).encode()},
-    )
+    fields = [*_fields(dim, max_frames * dim), *(pa.field(p.value, pa.uint64()) for p in Part)]
+    return pa.schema(fields, metadata={_KEY: json.dumps(header).encode()})
+
+
+def _fields(dim: int, frame_values: int) -> list[pa.Field]:
+    return [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("paths", pa.list_(pa.string())),
+        pa.field("file_sizes", pa.list_(pa.int64())),
+        pa.field("file_times", pa.list_(pa.int64())),
+        pa.field(CONTENT_SHA256, pa.string()),
+        pa.field("duration_s", pa.float64()),
+        pa.field("frame_times_s", pa.list_(pa.float64())),
+        pa.field("num_frames", pa.int32()),
+        pa.field("video_features", pa.list_(pa.float16(), dim)),
+        pa.field("frame_features", pa.list_(pa.float16(), frame_values)),
+    ]
+
+
+def schema_fault(schema: pa.Schema, *, is_checked: bool = True) -> str | None:
+    """Say what is wrong with the columns of a table; None if they are a gallery's.
+
+    ``is_checked``: whether the checksums belong to them.
+    """
+    sizes = []
+    for name in ("video_features", "frame_features"):
+        kind = schema.field(name).type if name in schema.names else None
+        if kind is None or not pa.types.is_fixed_size_list(kind):
+            return f"its column {name!r} is {kind}, expected vectors"
+        sizes.append(kind.list_size)
+    dim, frame_values = sizes
+    if not dim or not frame_values or frame_values % dim:
+        return f"its vectors have {dim} and {frame_values} numbers, expected D and F * D"
+    expected = _fields(dim, frame_values)
+    if is_checked:
+        expected += [pa.field(part.value, pa.uint64()) for part in Part]
+    for field in expected:
+        if schema.names.count(field.name) != 1:
+            return f"it has {schema.names.count(field.name)} columns {field.name!r}, expected 1"
+        if (found := schema.field(field.name).type) != field.type:
+            return f"its column {field.name!r} is {found}, expected {field.type}"
+    others = {field.name for field in schema} - {field.name for field in expected}
+    unknown = sorted(others - metadata_types(schema).keys())
+    return f"its column {unknown[0]!r} is unknown" if unknown else None
 
 
 def read_header(schema: pa.Schema) -> TableHeader | None:
@@ -78,13 +108,22 @@ def metadata_types(schema: pa.Schema) -> dict[str, type]:
     }
 
 
-def to_table(
-    videos: Sequence[GalleryVideo], features: VideoFeatures | None, schema: pa.Schema
-) -> pa.Table:
-    """Return rows to write, with the columns of ``schema``.
+def columns_of(part: Part, schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns of a part; for metadata, the gallery's own fields."""
+    return COLUMNS[part] or tuple(sorted(metadata_types(schema)))
 
-    Without ``features``, the schema must not name their columns.
-    """
+
+def is_whole(table: pa.Table, part: Part, schema: pa.Schema) -> npt.NDArray[np.bool_]:
+    """Tell for each row whether a part that was read is as it was written: bool [N]."""
+    stored: Words = array_of(table, part.value)
+    whole: npt.NDArray[np.bool_] = checksums(table, columns_of(part, schema)) == stored
+    return whole
+
+
+def to_table(
+    videos: Sequence[GalleryVideo], features: VideoFeatures, schema: pa.Schema
+) -> pa.Table:
+    """Return rows to write, with all columns of ``schema``, checksums included."""
     columns: dict[str, Any] = {
         "id": [video.id for video in videos],
         "paths": [[file.path for file in video.files] for video in videos],
@@ -93,21 +132,24 @@ def to_table(
         CONTENT_SHA256: [video.content_sha256 for video in videos],
         "duration_s": [video.duration_s for video in videos],
         "frame_times_s": [list(video.frame_times_s) for video in videos],
+        "num_frames": features.num_frames,
     }
-    if features is not None:
-        columns["num_frames"] = features.num_frames
-        for name in ("video_features", "frame_features"):
-            field = schema.field(name).type
-            values = pa.array(np.ascontiguousarray(getattr(features, name)).reshape(-1))
-            columns[name] = pa.FixedSizeListArray.from_arrays(values, field.list_size)
+    for name in ("video_features", "frame_features"):
+        field = schema.field(name).type
+        values = pa.array(np.ascontiguousarray(getattr(features, name)).reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(values, field.list_size)
     for name in metadata_types(schema):
         columns[name] = [video.metadata.get(name) for video in videos]
-    arrays = []
+    arrays = {}
     for field in schema:
-        value = columns[field.name]
-        is_array = isinstance(value, pa.Array)
-        arrays.append(value if is_array else pa.array(value, field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+        if field.name in columns:
+            value = columns[field.name]
+            is_array = isinstance(value, pa.Array)
+            arrays[field.name] = value if is_array else pa.array(value, field.type)
+    unchecked = pa.table(arrays)
+    for part in Part:
+        arrays[part.value] = pa.array(checksums(unchecked, columns_of(part, schema)))
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
 
 
 def to_videos(table: pa.Table) -> list[GalleryVideo]:

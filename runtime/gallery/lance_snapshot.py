@@ -8,21 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from xclip_deploy.errors import GalleryIntegrityError
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.checksums import Part
+from xclip_deploy.runtime.gallery.commit_record import damaged_files
 from xclip_deploy.runtime.gallery.filter_sql import quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
-from xclip_deploy.runtime.gallery.lance_errors import lance_errors
+from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
+from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
+from xclip_deploy.runtime.gallery.lance_reader import Columns, RowReader, Trust, row_ids
 from xclip_deploy.runtime.gallery.lance_schema import (
     CONTENT_SHA256,
-    FEATURES,
-    LISTING,
-    array_of,
     matrix_of,
     metadata_types,
     to_features,
@@ -31,10 +30,10 @@ from xclip_deploy.runtime.gallery.lance_schema import (
 from xclip_deploy.runtime.gallery.records import GalleryVideo
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors, Rows
 
+ID_INDEX = "id_idx"
 VECTOR_INDEX = "video_features_ivf"
 """Prefix of the index's name. The number of partitions follows, which LanceDB does not report."""
 _IDS_PER_QUERY = 500
-_LISTING_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,33 @@ class SearchLimits:
 class LanceSnapshot:
     """A :class:`Snapshot` of a LanceDB table; rows are its row ids at this version."""
 
-    def __init__(self, uri: str, table: Any, limits: SearchLimits) -> None:
-        """Read ``table``, which is checked out at the wanted version."""
-        self._uri = uri
-        self._table = table
+    def __init__(
+        self, committed: CommittedTable, limits: SearchLimits, trust: Trust, whole_files: set[str]
+    ) -> None:
+        """Open the newest recorded version.
+
+        ``trust``: rows that were verified already; it learns of those that are verified here.
+        ``whole_files``: files that were, likewise. Raises GalleryIntegrityError.
+        """
+        self._uri = committed.uri
+        self._directory, self._record = committed.directory, committed.record
+        self._whole_files = whole_files
+        self._refuse_damage(self.damaged_files(indices=False, whole=whole_files))
+        self._table = committed.at_version()
+        self.reader = RowReader(self._uri, self._table, trust)
         self._limits = limits
         self._lock = threading.Lock()
-        with self._reading():
-            self._schema: pa.Schema = table.schema
-            self._count: int = table.count_rows()
+        self._schema, self._count = self.reader.schema, self.reader.count
+        with self.reader.reading():
             # A version never gains an index later.
-            self._partitions = _partitions_of(table)
+            names = [index.name for index in self._table.list_indices()]
+        self._partitions = _partitions_of(names)
+        indexed_below = 0 if self._record is None else self._record.indexed_below
+        self._ids_below = indexed_below if ID_INDEX in names else 0
+        self._vectors_below = 0 if self._partitions is None else indexed_below
         self._flat: FlatVectors | None = None
         self._held: tuple[Rows, VideoFeatures] | None = None
-        self._warm: _Columns | None = None
+        self._warm: Columns | None = None
         self._listing: tuple[Rows, pa.Table] | None = None
         dim = self._schema.field("video_features").type.list_size
         frame_values = self._schema.field("frame_features").type.list_size
@@ -106,8 +118,9 @@ class LanceSnapshot:
         if self._listing is not None:
             known, table = self._listing
             return to_videos(table.take(np.searchsorted(known, rows)))
-        with self._reading():
-            return to_videos(self._take(rows, self._listed()))
+        table = self.reader.take(rows, [Part.RECORD, Part.METADATA])
+        with self.reader.reading():
+            return to_videos(table)
 
     def features(self, rows: Rows) -> VideoFeatures:
         if self._held is not None:
@@ -120,12 +133,10 @@ class LanceSnapshot:
             )
         warm = self._warm
         if warm is None:
-            with self._reading():
-                return to_features(self._take(rows, FEATURES))
+            return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
         places = np.searchsorted(warm.rows, rows)
         vectors = warm.values["video_features"][places]
-        with self._reading():
-            frames = matrix_of(self._take(rows, ["frame_features"]), "frame_features")
+        frames = matrix_of(self.reader.take(rows, [Part.FRAMES]), "frame_features")
         shape = (len(rows), -1, vectors.shape[1]) if len(rows) else (0, *self._shape)
         return VideoFeatures(vectors, frames.reshape(shape), warm.values["num_frames"][places])
 
@@ -138,31 +149,33 @@ class LanceSnapshot:
         warm = self._warm
         if warm is not None:
             return warm.values["video_features"][np.searchsorted(warm.rows, rows)]
-        with self._reading():
-            vectors: FloatArray = matrix_of(self._take(rows, ["video_features"]), "video_features")
-            return vectors
+        vectors: FloatArray = matrix_of(self.reader.take(rows, [Part.VIDEO]), "video_features")
+        return vectors
 
     def rows(self) -> Rows:
-        return self._read_all(["num_frames"]).rows
+        return self.reader.read_all(None).rows
 
     def matching(self, where: str) -> Rows:
         condition = self._condition(where)
-        with self._reading():
+        with self.reader.reading():
             query = self._table.search().where(condition).select(["num_frames"]).with_row_id(True)
-            return np.sort(_row_ids(query.to_arrow()))
+            return np.sort(row_ids(query.to_arrow()))
 
     def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         if self._is_flat():
             allowed = None if where is None else self.matching(where)
             return self._vectors().nearest(queries, limit, allowed)
         condition = None if where is None else self._condition(where)
+        # LanceDB reads the vectors that no index holds.
+        self._check_indices()
+        self.reader.ensure(Part.VIDEO, self._vectors_below)
         method: NearestMethod = "flat" if self._partitions is None else "index"
         found = []
         for query in np.asarray(queries, np.float32):
             table = self._search(query, limit, condition)
             # LanceDB's distance of inner products is 1 - product.
             similarities = 1 - table["_distance"].to_numpy()
-            found.append(Nearest(_row_ids(table), similarities.astype(np.float32), method))
+            found.append(Nearest(row_ids(table), similarities.astype(np.float32), method))
         return found
 
     def held(self) -> tuple[Rows, VideoFeatures] | None:
@@ -170,7 +183,7 @@ class LanceSnapshot:
             return None
         with self._lock:
             if self._held is None:
-                read = self._read_all(FEATURES)
+                read = self.reader.read_all(Part.VIDEO, Part.FRAMES)
                 values = read.values
                 frames = values["frame_features"].reshape(-1, *self._shape)
                 features = VideoFeatures(values["video_features"], frames, values["num_frames"])
@@ -183,7 +196,7 @@ class LanceSnapshot:
         if self.held() is None and self._warm_bytes <= self._limits.warm_bytes:
             with self._lock:
                 if self._warm is None:
-                    self._warm = self._read_all(["num_frames", "video_features"])
+                    self._warm = self.reader.read_all(Part.VIDEO)
         with self._lock:
             if self._listing is None:
                 self._listing = self._read_listing()
@@ -191,69 +204,60 @@ class LanceSnapshot:
     def scan(
         self, num_videos: int, where: str | None = None
     ) -> Iterator[tuple[Rows, VideoFeatures]]:
-        query = self._all(FEATURES)
-        if where is not None:
-            query = query.where(self._condition(where))
-        with self._reading():
-            for batch in query.to_batches(batch_size=num_videos):
-                table = pa.Table.from_batches([batch])
-                if len(table):
-                    yield _row_ids(table), to_features(table)
+        condition = None if where is None else self._condition(where)
+        for table in self.reader.batches([Part.VIDEO, Part.FRAMES], condition, num_videos):
+            yield row_ids(table), to_features(table)
 
     def listing(self) -> Iterator[GalleryVideo]:
-        with self._reading():
-            for batch in self._all(LISTING).to_batches(batch_size=_LISTING_BATCH):
-                yield from to_videos(pa.Table.from_batches([batch]))
+        highest = -1
+        for table in self.reader.batches([Part.RECORD]):
+            highest = max(highest, int(row_ids(table).max()))
+            with self.reader.reading():
+                videos = to_videos(table)
+            yield from videos
+        self.reader.note_verified([Part.RECORD], highest)
+
+    def damaged_files(self, *, indices: bool = True, whole: set[str] | None = None) -> list[str]:
+        """Name the files beside the rows that changed since they were recorded."""
+        if self._record is None or self._directory is None:
+            return []
+        files = dict(self._record.deletions)
+        files |= self._record.indices if indices else {}
+        with lance_errors(self._uri, "read"):
+            return damaged_files(self._directory, files, verified=whole)
+
+    def _check_indices(self) -> None:
+        self._refuse_damage(self.damaged_files(whole=self._whole_files))
+
+    def _refuse_damage(self, files: Sequence[str]) -> None:
+        if files:
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            raise damaged(self._uri, f"its file {files[0]}{more} is not as it was written")
 
     def _vectors(self) -> FlatVectors:
         with self._lock:
             if self._flat is None:
-                read = self._read_all(["video_features"])
+                read = self.reader.read_all(Part.VIDEO)
                 self._flat = FlatVectors(read.rows, read.values["video_features"])
             return self._flat
 
-    def _read_all(self, columns: Sequence[str]) -> _Columns:
-        """Return columns of every video, in the order of their rows."""
-        rows = np.empty(self._count, np.int64)
-        values: dict[str, npt.NDArray[Any]] = {}
-        start = 0
-        with self._reading():
-            # Each batch is copied at once: joined at the end, all would be in memory twice.
-            for batch in self._all(columns).to_batches(batch_size=_LISTING_BATCH):
-                table = pa.Table.from_batches([batch])
-                part = slice(start, start + len(table))
-                rows[part] = _row_ids(table)
-                for name in columns:
-                    found = array_of(table, name)
-                    if name not in values:
-                        values[name] = np.empty((self._count, *found.shape[1:]), found.dtype)
-                    values[name][part] = found
-                start = part.stop
-        if start != self._count:
-            raise self._changed(start, self._count)
-        for name in set(columns) - set(values):  # the gallery is empty
-            values[name] = array_of(self._schema.empty_table(), name)
-        order = np.argsort(rows, kind="stable")
-        if not np.array_equal(order, np.arange(len(order))):
-            rows, values = rows[order], {name: array[order] for name, array in values.items()}
-        return _Columns(rows, values)
-
     def _read_listing(self) -> tuple[Rows, pa.Table] | None:
         """Return the records of all videos, ordered by row; None above ``listing_bytes``."""
-        batches, size_bytes = [], 0
-        with self._reading():
-            for batch in self._all(self._listed()).to_batches(batch_size=_LISTING_BATCH):
-                size_bytes += batch.nbytes
-                if size_bytes > self._limits.listing_bytes:
-                    return None
-                batches.append(batch)
-        if not batches:
+        tables, size_bytes = [], 0
+        parts = [Part.RECORD, Part.METADATA]
+        for table in self.reader.batches(parts):
+            size_bytes += table.nbytes
+            if size_bytes > self._limits.listing_bytes:
+                return None
+            tables.append(table.drop_columns([part.value for part in parts]))
+        if not tables:
             return None
-        table = pa.Table.from_batches(batches)
+        table = pa.concat_tables(tables)
         columns = dict(zip(table.column_names, table.columns, strict=True))
         del table
-        batches.clear()
+        tables.clear()
         rows = columns.pop("_rowid").to_numpy().astype(np.int64)
+        self.reader.note_verified(parts, int(rows.max()))
         order = np.argsort(rows, kind="stable")
         is_sorted = np.array_equal(order, np.arange(len(order)))
         for name in columns:  # one by one: all at once would be in memory twice
@@ -261,9 +265,6 @@ class LanceSnapshot:
             if not is_sorted:
                 columns[name] = columns[name].take(order)
         return rows[order], pa.table(columns)
-
-    def _listed(self) -> list[str]:
-        return [*LISTING, *metadata_types(self._schema)]
 
     def _is_flat(self) -> bool:
         """Tell whether searches compare vectors in memory, without LanceDB."""
@@ -273,7 +274,7 @@ class LanceSnapshot:
     def _search(self, vector: Any, limit: int, condition: str | None) -> pa.Table:
         if limit <= 0:
             limit, condition = 1, "false"  # LanceDB reads 0 as unlimited
-        with self._reading():
+        with self.reader.reading():
             query = (
                 self._table.search(vector, vector_column_name="video_features")
                 .distance_type("dot")
@@ -292,59 +293,29 @@ class LanceSnapshot:
         found: dict[str, int] = {}
         # A file name may not be UTF-8; no gallery holds such a text.
         texts = [value for value in values if value.encode(errors="replace").decode() == value]
+        if texts:
+            self._check_indices()
+            self.reader.ensure(Part.RECORD, self._ids_below if column == "id" else 0)
         for start in range(0, len(texts), _IDS_PER_QUERY):
             listed = ", ".join(map(quoted, texts[start : start + _IDS_PER_QUERY]))
-            with self._reading():
-                query = self._table.search().where(f"{column} in ({listed})")
-                table = query.select([column]).with_row_id(True).to_arrow()
-                names = table[column].to_pylist()
-                found.update(zip(names, map(int, _row_ids(table)), strict=True))
+            table = self.reader.matching(f"{column} in ({listed})")
+            names = table[column].to_pylist()
+            found.update(zip(names, map(int, row_ids(table)), strict=True))
         return found
 
-    def _take(self, rows: Rows, columns: Sequence[str]) -> pa.Table:
-        """Read columns of rows, in the order of ``rows``."""
-        if not len(rows):
-            return pa.schema([self._schema.field(name) for name in columns]).empty_table()
-        query = self._table.take_row_ids([int(row) for row in rows])
-        table = query.select(list(columns)).with_row_id().to_arrow()
-        found = _row_ids(table)
-        if np.array_equal(found, rows):
-            return table
-        places = {int(row): n for n, row in enumerate(found)}
-        if len(places) != len(found) or not all(int(row) in places for row in rows):
-            raise self._changed(len(found), len(rows))
-        return table.take([places[int(row)] for row in rows])
-
-    def _all(self, columns: Sequence[str]) -> Any:
-        return self._table.search().select(list(columns)).with_row_id(True)
-
-    def _changed(self, found: int, expected: int) -> GalleryIntegrityError:
-        return GalleryIntegrityError(
-            f"gallery {self._uri} gave {found} of {expected} videos; "
-            "its files were changed while it was open: open it again"
-        )
-
-    def _reading(self) -> Any:
-        return lance_errors(self._uri, "read")
-
     def _condition(self, where: str) -> str:
-        return to_sql(parse_filter(where, metadata_types(self._schema)))
+        """Translate a filter; verify all that LanceDB reads to evaluate it."""
+        condition = to_sql(parse_filter(where, metadata_types(self._schema)))
+        self._check_indices()
+        self.reader.ensure(Part.RECORD)
+        self.reader.ensure(Part.METADATA)
+        return condition
 
 
-@dataclass(frozen=True, eq=False)
-class _Columns:
-    """Columns of all videos in memory."""
-
-    rows: Rows
-    """Row ids [N], ascending."""
-    values: dict[str, npt.NDArray[Any]]
-    """Arrays [N, ...] by column name."""
-
-
-def _partitions_of(table: Any) -> int | None:
-    for index in table.list_indices():
-        partitions = index.name.removeprefix(VECTOR_INDEX)
-        if index.name.startswith(VECTOR_INDEX) and partitions.isdigit():
+def _partitions_of(names: Sequence[str]) -> int | None:
+    for name in names:
+        partitions = name.removeprefix(VECTOR_INDEX)
+        if name.startswith(VECTOR_INDEX) and partitions.isdigit():
             return int(partitions)
     return None
 
@@ -352,8 +323,3 @@ def _partitions_of(table: Any) -> int | None:
 def partitions_for(num_videos: int) -> int:
     """Return the number of partitions of an index, about a thousand videos in each."""
     return min(max(num_videos // 1000, 16), 4096)
-
-
-def _row_ids(table: pa.Table) -> Rows:
-    rows: Rows = table["_rowid"].to_numpy().astype(np.int64)
-    return rows

@@ -17,6 +17,7 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.records import GalleryVideo, coerced, merged_types
+from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     Nearest,
@@ -205,6 +206,11 @@ class MemoryStore:
     def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
         """Do nothing: the next snapshot merges all parts."""
         del progress, keep
+
+    def verify(self, progress: ProgressFunction) -> Verification:
+        """Report memory as whole: it is not checked."""
+        del progress
+        return Verification(len(self.snapshot()))
 
     def size_bytes(self) -> None:
         return None

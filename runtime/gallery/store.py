@@ -14,6 +14,7 @@ import numpy.typing as npt
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.progress import ProgressFunction
 
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -167,6 +168,13 @@ class GalleryStore(Protocol):
         """Merge small files and, for many videos, build the index.
 
         Files that only snapshots older than ``keep`` read are deleted.
+        """
+        ...
+
+    def verify(self, progress: ProgressFunction) -> Verification:
+        """Read everything and compare it with its checksums, in the version on disk.
+
+        Raises GalleryIntegrityError for damage that leaves nothing to read.
         """
         ...
 

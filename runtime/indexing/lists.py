@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xclip_deploy.errors import InvalidArgumentError, MetadataError
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.gallery.records import MetadataValue, check_metadata
 from xclip_deploy.runtime.indexing.records import SourceVideo
 
@@ -28,6 +29,7 @@ def read_list(path: Path) -> Iterator[tuple[int, SourceVideo]]:
     """
     readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_json_lines}
     with _reading(path):
+        require_regular_file(path, "a list of videos")
         yield from readers[path.suffix.lower()](path)
 
 

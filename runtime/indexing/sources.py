@@ -12,7 +12,7 @@ from xclip_deploy.runtime.gallery.records import MetadataValue, check_metadata
 from xclip_deploy.runtime.indexing.lists import read_list
 from xclip_deploy.runtime.indexing.records import SourceVideo
 from xclip_deploy.runtime.results import FailedVideo
-from xclip_deploy.runtime.video.finding import search_folder
+from xclip_deploy.runtime.video.finding import count_by_suffix, search_folder
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".jsonl"})
 """Endings, in lower case, of files that list videos."""
@@ -29,7 +29,9 @@ class Sources:
     empty_folders: frozenset[str] = frozenset()
     """Those of ``folders`` that hold no video, such as one on a disk that is not mounted."""
     failed: tuple[FailedVideo, ...] = field(default=())
-    """Files and folders that could not even be listed."""
+    """Files and folders that could not even be listed, and folders of files without a video."""
+    passed_over: tuple[str, ...] = ()
+    """Files below ``folders`` that are no videos, hidden ones apart."""
 
 
 def open_sources(
@@ -57,7 +59,8 @@ def open_sources(
 def find_sources(paths: Iterable[str | os.PathLike[str]]) -> Sources:
     """Find the videos that ``paths`` name.
 
-    A folder stands for the videos below it, as ``find_videos`` lists them. A ``.txt`` file
+    A folder stands for the videos below it, as ``find_videos`` lists them. A folder that holds
+    files, but no video, is among the failures. A ``.txt`` file
     lists files, one a line; ``#`` begins a comment line. A ``.csv`` file has a header with a
     column ``file`` or ``path`` and optionally ``id``. Its other columns are metadata. A
     ``.jsonl`` file has an object a line with the same names. Paths in a list are relative to
@@ -114,21 +117,29 @@ class _Collected:
         self._ids: set[str] = set()
         self._folders: dict[str, bool] = {}
         self._failed: list[FailedVideo] = []
+        self._passed_over: dict[str, None] = {}
 
     def add(self, source: SourceVideo) -> None:
         """Add a file without id or metadata."""
         if _is_utf8(source.path):
             self._videos.setdefault(source.path, source)
         else:
-            name = source.path.encode("utf-8", "backslashreplace").decode()
+            name = _printable(source.path)
             self._failed.append(FailedVideo(name, f"{name}: is no UTF-8 path; rename it"))
 
     def add_folder(self, folder: Path) -> None:
         found = False
-        for path in search_folder(folder, self._note):
+        others: list[str] = []
+        for path in search_folder(folder, self._note, lambda other: others.append(str(other))):
             found = True
             self.add(SourceVideo(str(path)))
         self._folders[str(folder)] = found
+        self._passed_over.update(dict.fromkeys(map(_printable, others)))
+        if others and not found:
+            name = _printable(str(folder))
+            reason = f"holds {len(others)} files and no video ({count_by_suffix(others)})"
+            expected = "expected at least one video, or the paths of files"
+            self._failed.append(FailedVideo(name, f"{name}: {reason}; {expected}"))
 
     def add_listed(self, source: SourceVideo, where: str) -> None:
         """Add a file that a list names. ``where`` is its place, for errors."""
@@ -167,13 +178,12 @@ class _Collected:
             tuple(self._folders),
             frozenset(name for name, found in self._folders.items() if not found),
             tuple(self._failed),
+            tuple(self._passed_over),
         )
 
     def _note(self, error: VideoError) -> None:
         path = str(error).split(": folder cannot")[0]
-        printable = path.encode("utf-8", "backslashreplace").decode()
-        said = str(error).encode("utf-8", "backslashreplace").decode()
-        self._failed.append(FailedVideo(printable, said))
+        self._failed.append(FailedVideo(_printable(path), _printable(str(error))))
 
 
 def folders_above(path: str, folders: Iterable[str]) -> Iterator[str]:
@@ -188,6 +198,11 @@ def _absolute(given: str | os.PathLike[str]) -> Path:
     path = Path(given).absolute()
     # Behind a link, ".." leads to the folder above the link's target.
     return path.resolve() if ".." in path.parts else path
+
+
+def _printable(name: str) -> str:
+    """Return a name as text that can be stored: bytes that are no UTF-8 are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_utf8(name: str) -> bool:

@@ -19,6 +19,7 @@ from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec, Tolerance
+from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.backend import (
     Backend,
     GraphLoader,
@@ -27,6 +28,7 @@ from xclip_deploy.runtime.sessions.backend import (
     Session,
 )
 from xclip_deploy.runtime.sessions.options import SessionOptions
+from xclip_deploy.runtime.sessions.provider_libraries import missing_library
 from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
 
 FP32 = Arithmetic("fp32", Precision.FP32)
@@ -46,6 +48,8 @@ _CPU, _CUDA, _TENSORRT = (
     "CUDAExecutionProvider",
     "TensorrtExecutionProvider",
 )
+_MAX_REASON = 350
+"""Most characters of a library's reason in a message."""
 _ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -76,7 +80,7 @@ def why_no_provider(provider: str, providers: Sequence[str] | None = None) -> st
             f"this onnxruntime has no {'CUDA' if provider == _CUDA else 'TensorRT'} provider; "
             "run: pip uninstall -y onnxruntime && pip install 'xclip-deploy[gpu]'"
         )
-    return nvidia_driver.why_no_gpu()
+    return nvidia_driver.why_no_gpu() or missing_library(provider)
 
 
 class OnnxRuntime(Backend):
@@ -102,7 +106,7 @@ class OnnxRuntime(Backend):
         missing = self.why_not(bundle, device)
         if missing is not None:
             asked = "device cuda" if device in self.auto_rank else f"backend {self.name}"
-            raise SessionError(f"{asked} was asked for, but {missing}")
+            raise BackendUnavailableError(f"{asked} was asked for, but {missing}")
         arithmetic = self.choose_arithmetic(bundle, options, device)
         device_id = 0 if device == "cpu" else options.device_id
         placement = Placement(self.name, device, arithmetic, device_id)
@@ -264,10 +268,11 @@ def _check_boundary(bundle: Bundle, found: list[Any], expected: tuple[TensorSpec
     want = [(spec.name, spec.dtype.value) for spec in expected]
     if have != want:
         raise BundleIntegrityError(
-            f"bundle {bundle.path}: a graph has tensors {have}, the manifest says {want}; "
+            f"bundle {bundle.path}: a graph has tensors {cut(str(have), _MAX_REASON)}, the "
+            f"manifest says {cut(str(want), _MAX_REASON)}; "
             f"run: xclip-deploy export CHECKPOINT -o {bundle.path}"
         )
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return cut(" ".join(str(error).split()), _MAX_REASON)

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import cast
 
 from xclip_deploy.errors import SessionError, XclipDeployError
+from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.sessions.backend import Backend, GraphLoader, Refusal
 from xclip_deploy.runtime.sessions.options import SessionOptions
 from xclip_deploy.runtime.sessions.registry import Device, backend_names, choices, load_backend
@@ -50,7 +52,7 @@ def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
     if last is not None and (len(candidates) == 1 or not asked):
         raise last
     what = " and ".join(asked) or "a session"
-    raise SessionError(f"{what} was asked for, but {'; '.join(reasons)}")
+    raise SessionError(f"{what} was asked for, but {listed(reasons)}")
 
 
 def offers(bundle: Bundle, threads: int | None = None) -> list[SessionOptions | Refusal]:
@@ -111,13 +113,19 @@ def _explained(loader: GraphLoader, options: SessionOptions, passed_over: list[s
     start = f"{asked[0].split()[1]} was asked for" if asked else "auto"
     parts = [loader.found] if loader.found else []
     parts += passed_over
-    unread = options.unread_by(loader.placement.backend)
+    placement = loader.placement
+    if passed_over and placement.device == "cpu" and nvidia_driver.why_no_gpu() is None:
+        logger.warning(
+            "the CPU runs the model although a GPU is there: %s; device='cpu' chooses it",
+            "; ".join(passed_over),
+        )
+    unread = options.unread_by(placement.backend)
     if unread:
-        note = f"{', '.join(unread)} not read by {loader.placement.backend}"
+        note = f"{', '.join(unread)} not read by {placement.backend}"
         logger.warning("%s", note)
         parts.append(note)
     reason = f"{start}: {'; '.join(parts)}" if parts else start
-    loader.placement = replace(loader.placement, reason=reason)
+    loader.placement = replace(placement, reason=reason)
     return loader
 
 

@@ -34,16 +34,7 @@ def to_rgb(frame: VideoFrame) -> tuple[VideoFrame, str | None]:
     Raises:
         av.FFmpegError, ValueError: the pixel format cannot be converted.
     """
-    kinds = [
-        names[code]
-        for names, code in (
-            (_HDR_TRANSFERS, frame.color_trc),
-            (_WIDE_PRIMARIES, frame.color_primaries),
-            (_UNKNOWN_MATRICES, frame.colorspace),
-        )
-        if code in names
-    ]
-    if not kinds:
+    if not (kinds := _kinds(frame)):
         # threads=1, because the pool over videos already keeps the cores busy.
         return frame.reformat(format="rgb24", interpolation="BICUBIC", threads=1), None
     import av
@@ -67,6 +58,20 @@ def to_rgb(frame: VideoFrame) -> tuple[VideoFrame, str | None]:
     )
     is_known = frame.colorspace not in _UNKNOWN_MATRICES
     return rgb, None if is_known else f"FFmpeg cannot convert {what}, so colours are wrong"
+
+
+def needs_conversion(frame: VideoFrame) -> bool:
+    """Return whether a frame is HDR or of a wide gamut."""
+    return bool(_kinds(frame))
+
+
+def _kinds(frame: VideoFrame) -> list[str]:
+    codes = (
+        (_HDR_TRANSFERS, frame.color_trc),
+        (_WIDE_PRIMARIES, frame.color_primaries),
+        (_UNKNOWN_MATRICES, frame.colorspace),
+    )
+    return [names[code] for names, code in codes if code in names]
 
 
 def _reformatter(frame: VideoFrame) -> VideoReformatter:

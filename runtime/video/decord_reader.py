@@ -10,7 +10,9 @@ decord has had no release since 2021. These facts were measured with version 0.6
 - It goes on decoding in the background: after one frame of 1080p, 118 MB grew to 5.2 GB
   within 12 idle seconds. Here a reader lives only while one video is read.
 - It fails on very small frames, such as 16x16.
-- It reports no damage, so ``VideoFrames.warnings`` stays empty.
+- It reports no damage, so ``VideoFrames.warnings`` tells of none.
+- It reads HDR, mirrors, crops and edit lists that end early wrongly, and takes a variable rate
+  for a constant one. PyAV looks at the file first, so ``VideoFrames.warnings`` tells of these.
 
 PyAV, the default, has none of these faults.
 """
@@ -18,15 +20,23 @@ PyAV, the default, has none of these faults.
 from __future__ import annotations
 
 import importlib
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xclip_deploy.errors import MissingExtraError, VideoReadError
+from xclip_deploy.runtime.video.colour import needs_conversion
+from xclip_deploy.runtime.video.containers import check_container
 from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
+from xclip_deploy.runtime.video.matroska import NO_CROP
+from xclip_deploy.runtime.video.orientation import UPRIGHT, orientation_of
+from xclip_deploy.runtime.video.packet_index import index_packets
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
-from xclip_deploy.runtime.video.sampling import sample_frame_numbers
+from xclip_deploy.runtime.video.pyav_container import open_video
+from xclip_deploy.runtime.video.sampling import has_constant_rate, sample_frame_numbers
+from xclip_deploy.runtime.video.taken_frames import TakenFrames
 
 _ASF_SIGNATURE = bytes.fromhex("3026b2758e66cf11")
 _TRANSPORT_SUFFIXES = frozenset({".ts", ".mts", ".m2ts", ".m2t"})
@@ -65,14 +75,16 @@ def read_with_decord(path: Path, reading: VideoReading) -> VideoFrames:
         MissingExtraError: decord is not installed.
     """
     _refuse_hazards(path)
+    check_container(path, must_be_known=True)
     decord = import_decord()
+    pixel_aspect, warnings = _look(path, reading)
     try:
         video = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
         frame_rate = float(video.get_avg_fps())
         numbers = sample_frame_numbers(len(video), frame_rate, reading.sampling)
         # One by one, because 64 frames of 1080p at full resolution take 400 MB.
         size = reading.image_size
-        frames = [resize_and_crop(video[int(n)].asnumpy(), size) for n in numbers]
+        frames = [resize_and_crop(video[int(n)].asnumpy(), size, pixel_aspect) for n in numbers]
         spans = video.get_frame_timestamp(np.append([0, len(video) - 1], numbers))  # [2 + n, 2]
     except (decord.DECORDError, RuntimeError, IndexError, ValueError) as error:
         # The first line alone; the others are addresses inside the library.
@@ -85,7 +97,46 @@ def read_with_decord(path: Path, reading: VideoReading) -> VideoFrames:
         frame_numbers=numbers,
         duration_s=float(spans[1, 1]) - start_s,
         frame_rate=frame_rate,
+        warnings=tuple(warnings),
     )
+
+
+def _look(path: Path, reading: VideoReading) -> tuple[Fraction, list[str]]:
+    """Look with PyAV at what decord does not know.
+
+    Returns the width of a shown pixel over its height, and warnings of what decord reads wrongly.
+    Raises VideoReadError for what PyAV refuses to open: decord keeps neither to the list of
+    formats nor to the limit of pixels.
+    """
+    container, stream = open_video(path)
+    with container:
+        index = index_packets(container, stream)
+        times_s = np.asarray(index.timestamps * index.time_base, np.float64)
+    frames = TakenFrames(path, reading, index)
+    container, stream = open_video(path)
+    is_hdr, orientation = False, UPRIGHT
+    with container:
+        try:
+            frame = next(container.decode(stream), None)
+        except OSError:  # av.FFmpegError; decord tells what is wrong
+            frame = None
+        if frame is not None:
+            is_hdr, orientation = needs_conversion(frame), orientation_of(frame)
+    is_variable = index.is_reliable and not has_constant_rate(times_s, index.frame_rate or 0.0)
+    found = {
+        "HDR or wide gamuts": is_hdr,
+        "mirrors and odd angles": orientation.is_mirror or orientation.is_odd,
+        "crops": index.crop != NO_CROP,
+        "edit lists": index.hidden_count > 0,
+        "variable frame rates": is_variable,
+        "packed B-frames": index.is_in_decoding_order,
+    }
+    wrong = [what for what, is_there in found.items() if is_there]
+    warnings = list(frames.warnings())
+    if wrong:
+        warnings.append(f"decord does not know {' and '.join(wrong)}; use reader='pyav'")
+    aspect = 1 / frames.pixel_aspect if orientation.is_transposed else frames.pixel_aspect
+    return aspect, warnings
 
 
 def _refuse_hazards(path: Path) -> None:

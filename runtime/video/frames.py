@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xclip_deploy.runtime.arguments import as_choice, as_whole_number
+from xclip_deploy.runtime.arguments import as_choice, as_truth, as_whole_number
 from xclip_deploy.runtime.presentation import brief
 from xclip_deploy.runtime.video.sampling import FrameSampling
 
@@ -18,6 +18,8 @@ VideoReader = Literal["pyav", "decord"]
 module lists."""
 
 
+SampledBy = Literal["frame numbers", "times"]
+"""How frames were chosen: by the authors' frame numbers, or by timestamps."""
 MAX_IMAGE_SIZE = 1 << 14
 """Largest side of the frames, pixels. Pillow refuses images that are much larger."""
 
@@ -35,11 +37,15 @@ class VideoReading:
     """Side S of the frames, pixels."""
     reader: VideoReader = "pyav"
     """Library that decodes."""
+    square_pixels: bool = False
+    """Show anamorphic video in its true proportions. Off, stored pixels count as square, as
+    for the authors' reader."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         as_whole_number("image_size", self.image_size, 1, MAX_IMAGE_SIZE)
         as_choice("reader", self.reader, VideoReader)
+        as_truth("square_pixels", self.square_pixels)
 
     def until(self, end_s: float | None) -> VideoReading:
         """Return a reading that ends at ``end_s``, or this one if ``end_s`` is None."""
@@ -53,13 +59,16 @@ class VideoReading:
             "sampling": self.sampling.model_dump(mode="json"),
             "image_size": self.image_size,
             "reader": self.reader,
+            "square_pixels": self.square_pixels,
         }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> VideoReading:
         """Restore a reading from the result of :meth:`to_dict`."""
         sampling = FrameSampling.model_validate(content["sampling"])
-        return cls(sampling, int(content["image_size"]), content["reader"])
+        return cls(
+            sampling, int(content["image_size"]), content["reader"], content["square_pixels"]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +85,9 @@ class VideoFrames:
     duration_s: float
     """Seconds from time 0 to the end of the last frame in the file. The header does not count."""
     frame_rate: float
-    """Frames per second that sampling assumed."""
+    """Frames per second that sampling assumed; the average if it went by times."""
+    sampled_by: SampledBy = "frame numbers"
+    """``"times"`` for a variable frame rate, whose frames were chosen by their timestamps."""
     warnings: tuple[str, ...] = ()
     """Faults of a file whose frames could be read: truncation, corrupt frames, packets that did
     not decode, a change of resolution. One line each; empty for an intact file."""

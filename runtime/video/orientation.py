@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,11 @@ class Orientation(NamedTuple):
         limit = math.tan(math.radians(_TOLERANCE_DEGREES)) * min(map(abs, kept))
         return 0 in kept or max(map(abs, lost)) > limit
 
+    @property
+    def is_mirror(self) -> bool:
+        """True if no turn alone gives the picture that is shown."""
+        return self.a * self.d - self.b * self.c < 0
+
     def __str__(self) -> str:
         return " ".join(f"{value / 65536:g}" for value in self)
 
@@ -64,7 +69,7 @@ UPRIGHT = Orientation(65536, 0, 0, 65536)
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """Return how a frame is to be shown; ``UPRIGHT`` without a display matrix."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return UPRIGHT
     matrix = np.frombuffer(memoryview(data), np.int32, count=9).tolist()

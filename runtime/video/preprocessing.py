@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ CLIP_STD: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of red, green and blue in 0..1, from the training of OpenAI's CLIP."""
 
 
-def resize_and_crop(frame: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+def resize_and_crop(
+    frame: NDArray[np.uint8], image_size: int, pixel_aspect: Fraction = Fraction(1)
+) -> NDArray[np.uint8]:
     """Resize the short side to ``image_size`` and crop the centre, as CLIP does.
 
     The filter is PIL's antialiased bicubic. The long side becomes
@@ -28,6 +31,8 @@ def resize_and_crop(frame: NDArray[np.uint8], image_size: int) -> NDArray[np.uin
     Args:
         frame: RGB, uint8 ``[H, W, 3]``.
         image_size: Side S of the result, pixels.
+        pixel_aspect: Width of a pixel of ``frame`` in units of its height. The sides compared
+            are those of the picture with square pixels.
 
     Returns:
         RGB, uint8 ``[S, S, 3]``, contiguous.
@@ -45,10 +50,12 @@ def resize_and_crop(frame: NDArray[np.uint8], image_size: int) -> NDArray[np.uin
     from PIL import Image  # imported here, so a server without video input does not load it
 
     height, width = frame.shape[:2]
-    if width <= height:
-        resized_width, resized_height = image_size, int(image_size * height / width)
+    # The sides of the picture with square pixels, in units that make both whole numbers.
+    wide, high = width * pixel_aspect.numerator, height * pixel_aspect.denominator
+    if wide <= high:
+        resized_width, resized_height = image_size, int(image_size * high / wide)
     else:
-        resized_width, resized_height = int(image_size * width / height), image_size
+        resized_width, resized_height = int(image_size * wide / high), image_size
     left = round((resized_width - image_size) / 2)
     top = round((resized_height - image_size) / 2)
     # The crop, in coordinates of the frame before resizing.

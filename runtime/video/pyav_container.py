@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.video.containers import (
+    check_container,
+    check_pixels,
+    max_pixels,
+    open_options,
+)
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-MAX_SIDE = 16384
-"""Largest width or height that is decoded, pixels. Larger frames mean damage or an attack."""
-
-# FFmpeg renders these text formats to pictures, but a text file is no video.
+# FFmpeg renders these character codes to pictures; a text file is no video.
 _TEXT_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})
 
 
@@ -24,21 +27,22 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     """Open a file with one decoder thread. The caller closes the container.
 
     Raises:
-        VideoReadError: this FFmpeg cannot decode the file as video, or its frames are larger
-            than ``MAX_SIDE``.
+        VideoReadError: not a video that this FFmpeg can decode, a playlist, or frames of more
+            than ``max_pixels()``.
     """
     import av
 
-    # Undecodable tags must not cost the video. PyAV 19 does not read tags on opening.
+    check_container(path)
+    # Tags that are no text must not cost the video. PyAV 19 does not read them on opening.
     is_before_19 = int(av.__version__.partition(".")[0]) < 19
     lenient: dict[str, Any] = {"metadata_errors": "replace"} if is_before_19 else {}
     try:
-        # The absolute path keeps FFmpeg from reading a file name as a URL. The whitelist keeps
-        # a playlist with a video's name from making a server fetch what it lists.
+        # Absolute, so that a file name cannot be taken for a URL; and a playlist that calls
+        # itself .mp4 must make nobody read what it names.
         container = av.open(
             str(path.absolute()),
             mode="r",
-            options={"protocol_whitelist": "file"},
+            options=open_options(),
             **lenient,
         )
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -74,18 +78,6 @@ def read_packets(
         return
 
 
-def check_size(path: Path, width: int, height: int) -> None:
-    """Refuse frames that are larger than ``MAX_SIDE``.
-
-    Raises:
-        VideoReadError: ``width`` or ``height``, pixels, exceeds it.
-    """
-    if max(width, height) > MAX_SIDE:
-        raise VideoReadError(
-            f"{path}: frames are {width}x{height} pixels; expected at most {MAX_SIDE} a side"
-        )
-
-
 def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
     import av.stream
 
@@ -104,14 +96,40 @@ def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
         raise VideoReadError(f"{path}: this FFmpeg has no decoder for the video stream's codec")
     if codec.name in _TEXT_CODECS:
         raise VideoReadError(f"{path}: is text ({codec.name}); expected video")
-    check_size(path, codec.width, codec.height)
+    if not codec.width:
+        _check_stated_size(path, container.format.name)
+    check_pixels(path, codec.width, codec.height)
+    codec.options = {**codec.options, "max_pixels": str(max_pixels())}
     codec.thread_count = 1
     return stream
+
+
+def _check_stated_size(path: Path, format_name: str) -> None:
+    """Refuse frames that no decoder was opened for because they exceed the limit of pixels.
+
+    The container, or a parser, may still state their size. FFmpeg keeps it where no decoder runs.
+
+    Raises:
+        VideoReadError: the stated size exceeds the limit, or a single picture has none.
+    """
+    import av
+
+    options = {**open_options(), "codec_whitelist": "none"}
+    with av.open(str(path.absolute()), options=options) as stated:
+        for stream in stated.streams.video:
+            check_pixels(path, stream.codec_context.width, stream.codec_context.height)
+    if format_name.endswith("_pipe"):
+        raise VideoReadError(
+            f"{path}: is a damaged picture, or one with too many pixels; expected at most "
+            f"{max_pixels():,}"
+        )
 
 
 def _why_not_opened(path: Path, error: Exception) -> str:
     import av
 
+    if isinstance(error, av.error.ArgumentError):
+        return "is in no format that is opened, as texts and playlists are; expected video"
     reason = getattr(error, "strerror", None) or str(error)
     if not isinstance(error, (av.error.InvalidDataError, av.error.EOFError)):
         return f"cannot be opened as video: {reason}"

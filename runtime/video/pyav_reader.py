@@ -17,12 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
-from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
+from xclip_deploy.runtime.video.frames import SampledBy, VideoFrames, VideoReading
 from xclip_deploy.runtime.video.packet_index import PacketIndex, index_packets
 from xclip_deploy.runtime.video.pyav_container import open_video, read_packets
-from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
+from xclip_deploy.runtime.video.sampling import (
+    FrameSampling,
+    has_constant_rate,
+    sample_frame_numbers,
+    sample_frame_times,
+)
 from xclip_deploy.runtime.video.taken_frames import TakenFrames
 
 if TYPE_CHECKING:
@@ -50,11 +56,11 @@ def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
     Raises:
         VideoReadError: the file is no video, or no frame of it can be decoded.
     """
-    frames = TakenFrames(path, reading.image_size)
     container, stream = open_video(path)
     with container:
         index = index_packets(container, stream)
-        targets = _targets(index, reading.sampling)
+        frames = TakenFrames(path, reading, index)
+        targets, sampled_by = _targets(index, reading.sampling)
         is_seekable = not _SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))
         if targets and is_seekable:
             _decode_by_seeking(container, stream, index, targets, frames)
@@ -65,17 +71,30 @@ def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
     if targets and frames.is_sound and frames.pictures.keys() == set(targets):
         shown: list[int | None] = index.timestamps.tolist()
         numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
-        return _result(index, shown, numbers, frames)
+        return _result(index, shown, numbers, frames, sampled_by)
     return _read_without_shortcuts(path, index, frozenset(targets), reading)
 
 
-def _targets(index: PacketIndex, sampling: FrameSampling) -> list[int]:
+def _targets(index: PacketIndex, sampling: FrameSampling) -> tuple[list[int], SampledBy]:
     if not index.is_reliable:
-        return []
-    frame_rate = index.frame_rate or _FALLBACK_FRAME_RATE
-    numbers = sample_frame_numbers(len(index.timestamps), frame_rate, sampling)
+        return [], "frame numbers"
+    times_s = np.asarray(index.timestamps * index.time_base, np.float64)
+    numbers, sampled_by = _choose(index, len(times_s), times_s, sampling)
     targets: list[int] = index.timestamps[numbers].tolist()
-    return targets
+    return targets, sampled_by
+
+
+def _choose(
+    index: PacketIndex,
+    frame_count: int,
+    times_s: NDArray[np.float64] | None,
+    sampling: FrameSampling,
+) -> tuple[NDArray[np.int64], SampledBy]:
+    """Choose frame numbers; by times where these are known and the rate is not constant."""
+    frame_rate = index.frame_rate or _FALLBACK_FRAME_RATE
+    if times_s is None or has_constant_rate(times_s, frame_rate):
+        return sample_frame_numbers(frame_count, frame_rate, sampling), "frame numbers"
+    return sample_frame_times(times_s, sampling), "times"
 
 
 def _decode_by_seeking(
@@ -113,11 +132,17 @@ def _decode_run(
     codec = stream.codec_context
     is_skipping = _can_skip_unreferenced(codec.name, codec.extradata)
     unsent = set(wanted)
+    last = -(2**63)
     for packet in _packets(container, stream, frames):
         if is_skipping:
             codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         for frame in _decode(stream, packet, frames):
-            if frame.pts is not None and frame.pts in wanted:
+            if frame.pts is None:
+                continue
+            # Frames come out in display order. If their timestamps do not, these are wrong.
+            frames.is_in_order = frames.is_in_order and frame.pts > last
+            last = frame.pts
+            if frame.pts in wanted:
                 frames.take(frame.pts, frame)
         if packet.pts is not None:
             unsent.discard(packet.pts)
@@ -146,7 +171,7 @@ def _read_without_shortcuts(
     path: Path, index: PacketIndex, targets: frozenset[int], reading: VideoReading
 ) -> VideoFrames:
     """Decode every frame from the start, and number frames in the order of output."""
-    frames = TakenFrames(path, reading.image_size)
+    frames = TakenFrames(path, reading, index)
     shown: list[int | None] = []
     container, stream = open_video(path)
     with container:
@@ -160,22 +185,22 @@ def _read_without_shortcuts(
     is_as_indexed = shown == index.timestamps.tolist() and frames.pictures.keys() == targets
     if targets and is_as_indexed:
         numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
-        return _result(index, shown, numbers, frames)
+        return _result(index, shown, numbers, frames, _targets(index, reading.sampling)[1])
 
     # The frames to take are known only now. Decoding again costs time, but keeping every
     # candidate of an hours-long video would need unbounded memory.
-    rate = index.frame_rate or _FALLBACK_FRAME_RATE
-    positions = sample_frame_numbers(len(shown), rate, reading.sampling).tolist()
-    chosen = frozenset(positions)
-    frames = TakenFrames(path, reading.image_size)
+    chosen, sampled_by = _choose(index, len(shown), _times_s(index, shown), reading.sampling)
+    positions: list[int] = chosen.tolist()
+    wanted = frozenset(positions)
+    frames = TakenFrames(path, reading, index)
     container, stream = open_video(path)
     with container:
         for position, frame in enumerate(_all_frames(container, stream, frames)):
-            if position in chosen:
+            if position in wanted:
                 frames.take(position, frame)
             if position == positions[-1]:
                 break
-    return _result(index, shown, {p: p for p in positions}, frames)
+    return _result(index, shown, {p: p for p in positions}, frames, sampled_by)
 
 
 def _all_frames(
@@ -216,6 +241,7 @@ def _result(
     shown: list[int | None],
     numbers: dict[int, int],
     frames: TakenFrames,
+    sampled_by: SampledBy,
 ) -> VideoFrames:
     """Assemble the result from the frames that were taken.
 
@@ -226,14 +252,11 @@ def _result(
     rate = index.frame_rate or _FALLBACK_FRAME_RATE
     keys = sorted(frames.pictures, key=numbers.__getitem__)
     frame_numbers = np.array([numbers[key] for key in keys], dtype=np.int64)
-    known = [timestamp for timestamp in shown if timestamp is not None]
-    is_timed = len(known) == len(shown) and bool((np.diff(known) > 0).all()) and index.time_base > 0
-    if is_timed:
-        first = int(index.timestamps[0]) if index.is_reliable else known[0]
-        ticks = np.array(known, dtype=np.int64) - first
-        times_s = index.start_s + ticks * index.time_base  # [frames of the video]
-    else:
+    times_s = _times_s(index, shown)
+    if times_s is None:
         times_s = index.start_s + np.arange(len(shown)) / rate
+    elif sampled_by == "times" and len(shown) > 1:
+        rate = (len(shown) - 1) / float(times_s[-1] - times_s[0])
     missing = len(index.timestamps) - len(shown) if index.is_reliable else 0
     warnings = [*index.warnings, *frames.warnings()]
     if missing > 0:
@@ -244,5 +267,20 @@ def _result(
         frame_numbers=frame_numbers,
         duration_s=index.end_s if index.is_reliable else float(times_s[-1]) + 1 / rate,
         frame_rate=rate,
+        sampled_by=sampled_by,
         warnings=tuple(warnings),
     )
+
+
+def _times_s(index: PacketIndex, shown: list[int | None]) -> NDArray[np.float64] | None:
+    """Return the display times of decoded frames ``[n]``, None where timestamps do not tell."""
+    if index.is_in_decoding_order:
+        known = index.timestamps.tolist()
+    else:
+        known = [timestamp for timestamp in shown if timestamp is not None]
+    is_complete = len(known) == len(shown) and bool((np.diff(known) > 0).all())
+    if not is_complete or index.time_base <= 0:
+        return None
+    first = int(index.timestamps[0]) if index.is_reliable else known[0]
+    ticks = np.array(known, dtype=np.int64) - first
+    return np.asarray(index.start_s + ticks * index.time_base, np.float64)

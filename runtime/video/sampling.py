@@ -12,6 +12,9 @@ from pydantic import Field
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.model_config import FrozenModel
 
+_MOST_DEVIATION_S = 0.1
+_MOST_RATE_ERROR = 0.05
+
 
 class FrameSampling(FrozenModel):
     """Number and spacing of the frames that are taken of a video."""
@@ -67,10 +70,69 @@ def sample_frame_numbers(
         # frames as a video that ends there.
         frame_count = min(frame_count, (int(sampling.end_s) + 1) * fps)
     candidates = _candidates(frame_count, fps, sampling.frames_per_second)
-    if len(candidates) > sampling.max_frames:
-        kept = np.linspace(0, len(candidates) - 1, num=sampling.max_frames, dtype=int)
-        candidates = candidates[kept]
-    return candidates
+    return _thin_out(candidates, sampling.max_frames)
+
+
+def has_constant_rate(times_s: NDArray[np.float64], frame_rate: float) -> bool:
+    """Return whether frame numbers tell time, so that the authors' choice is one by time.
+
+    With n frames, the average rate is r = (n - 1) / (last - first). The rate is constant if no
+    frame is more than 0.1 s, or one frame where that is longer, from first + number / r, and if
+    ``frame_rate`` is within 5 % of r. Rounded timestamps and a late first frame pass.
+
+    Args:
+        times_s: Display times of all frames, strictly increasing, seconds ``[n]``.
+        frame_rate: Frames per second that the file declares.
+    """
+    if len(times_s) < 2:
+        return True
+    span_s = float(times_s[-1] - times_s[0])
+    average = (len(times_s) - 1) / span_s
+    deviation_s = np.abs(times_s - times_s[0] - np.arange(len(times_s)) / average).max()
+    is_even = deviation_s <= max(_MOST_DEVIATION_S, 1.001 / average)
+    return bool(is_even) and abs(frame_rate / average - 1) <= _MOST_RATE_ERROR
+
+
+def sample_frame_times(times_s: NDArray[np.float64], sampling: FrameSampling) -> NDArray[np.int64]:
+    """Choose frames by their times, for videos of a variable rate.
+
+    Candidate ``k`` is the frame nearest to ``k / frames_per_second`` after the first frame, each
+    frame once. Where two neighbours are more than 1.5 intervals apart and frames lie between
+    them, the one nearest to the middle is a candidate too. So neighbours are further apart only
+    where the video has no frame. ``end_s`` and ``max_frames`` act as in
+    :func:`sample_frame_numbers`.
+
+    Args:
+        times_s: Display times of all frames, strictly increasing, seconds ``[n]``, n at least 1.
+        sampling: Rate, largest number of frames, and end.
+
+    Returns:
+        Frame numbers as :func:`sample_frame_numbers` returns them.
+    """
+    times = (times_s - times_s[0]) * sampling.frames_per_second  # in intervals
+    if sampling.end_s is not None:
+        end = (int(sampling.end_s) + 1) * sampling.frames_per_second
+        times = times[: np.searchsorted(times, end)]
+    # A frame is nearest to the numbers from the middle before it to the middle behind it. It is
+    # a candidate if a whole number is among them.
+    middles = (times[1:] + times[:-1]) / 2
+    begins = np.concatenate([[0.0], middles])
+    ends = np.concatenate([middles, [times[-1] + 1e-6]])
+    candidates = np.flatnonzero(np.ceil(begins) < ends)
+    gaps = np.diff(times[candidates])
+    between = []
+    for gap in np.flatnonzero((gaps > 1.5) & (np.diff(candidates) > 1)):
+        before, behind = int(candidates[gap]), int(candidates[gap + 1])
+        middle = (times[before] + times[behind]) / 2
+        between.append(before + 1 + int(np.abs(times[before + 1 : behind] - middle).argmin()))
+    candidates = np.sort(np.concatenate([candidates, np.array(between, np.int64)]))
+    return _thin_out(candidates.astype(np.int64), sampling.max_frames)
+
+
+def _thin_out(candidates: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    if len(candidates) <= most:
+        return candidates
+    return candidates[np.linspace(0, len(candidates) - 1, num=most, dtype=int)]
 
 
 def _candidates(frame_count: int, fps: int, rate: float) -> NDArray[np.int64]:

@@ -40,12 +40,20 @@ def sample(
 
 
 def sample_features(count: int, rng: np.random.Generator) -> VideoFeatures:
-    """Two frames each."""
+    """Two frames each, and one of padding."""
     return VideoFeatures(
-        rng.standard_normal((count, DIM)).astype(np.float16),
-        rng.standard_normal((count, FRAMES, DIM)).astype(np.float16),
+        unit(rng.standard_normal((count, DIM))).astype(np.float16),
+        unit(rng.standard_normal((count, FRAMES, DIM))).astype(np.float16),
         np.full(count, 2, np.int32),
     )
+
+
+def unit(vectors: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Vectors along the last axis, of unit length."""
+    scaled: np.ndarray[Any, np.dtype[Any]] = vectors / np.linalg.norm(
+        vectors, axis=-1, keepdims=True
+    )
+    return scaled
 
 
 def lance_store(

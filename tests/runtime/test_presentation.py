@@ -37,7 +37,15 @@ from xclip_deploy.runtime.features import Scores
 from xclip_deploy.runtime.indexing import IndexReport
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.metrics import RetrievalMetrics, RetrievalResult
-from xclip_deploy.runtime.presentation import MAX_ROWS, brief, cut, html_table, time_text
+from xclip_deploy.runtime.presentation import (
+    MAX_ROWS,
+    brief,
+    cut,
+    html_table,
+    listed,
+    printable,
+    time_text,
+)
 from xclip_deploy.runtime.results import FailedVideo, GrainScores
 
 EVIL = "<script>alert('&\"')</script>\n" * 100
@@ -232,6 +240,21 @@ def test_a_long_table_is_cut() -> None:
     assert page.count("<tr>") == MAX_ROWS + 1
     assert f"and {1000 - MAX_ROWS} more" in page
     assert "more" not in html_table("title", ["n"], [[1]], 1)
+
+
+def test_what_acts_instead_of_showing_is_escaped() -> None:
+    assert printable("a\x1b[31m\n\x85\u202e\ud800é 東🐕\\") == (
+        r"a\x1b[31m\n\x85\u202e\ud800" + "é 東🐕\\"
+    )
+    page = html_table("\x07", ["n"], [["\u2066<"]], 1)
+    assert r"<caption>\x07</caption>" in page
+    assert r"<td>\u2066&lt;</td>" in page
+
+
+def test_a_list_in_a_message_is_short() -> None:
+    assert listed(["one", "two"]) == "one; two"
+    assert listed([str(n) for n in range(10)]) == "0; 1; 2; and 7 more"
+    assert len(listed(["long" * 1000] * 1000)) < 800
 
 
 def test_brief() -> None:

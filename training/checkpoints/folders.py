@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from xclip_deploy.errors import CheckpointReadError
-from xclip_deploy.training.checkpoints.refusals import listing
+from xclip_deploy.errors import CheckpointReadError, UnknownLayoutError
+from xclip_deploy.training.checkpoints.refusals import LORA_ADVICE, listing
 
 # The order is that of preference. A safetensors file can hold nothing but weights.
 _HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
@@ -17,6 +17,7 @@ _OPEN_CLIP = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _MAX_JSON_BYTES = 64 << 20
 
 
@@ -49,6 +50,7 @@ def find_weights(folder: Path) -> FolderContents:
     Raises:
         CheckpointReadError: no weights, several epochs, or an index that names files outside
             the folder or files that are missing.
+        UnknownLayoutError: the folder holds adapters alone.
     """
     for name in _HUGGING_FACE:
         if (folder / name).is_file():
@@ -66,6 +68,13 @@ def find_weights(folder: Path) -> FolderContents:
         raise CheckpointReadError(
             f"{folder}: holds {len(epochs)} checkpoints "
             f"({listing(file.name for file in epochs)}); name one, such as {epochs[-1]}"
+        )
+    if any((folder / name).is_file() for name in _ADAPTERS):
+        raise UnknownLayoutError(f"{folder}: holds LoRA adapters and no model; {LORA_ADVICE}")
+    if (folder / ".metadata").is_file():
+        raise CheckpointReadError(
+            f"{folder}: a distributed checkpoint of PyTorch; make one file of it: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt"
         )
     found = listing(sorted(entry.name for entry in folder.iterdir()))
     raise CheckpointReadError(

@@ -26,6 +26,20 @@ _ACTIVATIONS = {
 # transformers leaves its own defaults out of config.json.
 _TEXT_DEFAULTS = {"hidden_act": "quick_gelu", "num_attention_heads": 8, "layer_norm_eps": 1e-5}
 _VISION_DEFAULTS = {"hidden_act": "quick_gelu", "num_attention_heads": 12, "layer_norm_eps": 1e-5}
+_DIMENSIONS = {
+    "": {"projection_dim": "embed_dim"},
+    "vision": {
+        "hidden_size": "vision.width",
+        "num_hidden_layers": "vision.layers",
+        "patch_size": "vision.patch_size",
+    },
+    "text": {
+        "hidden_size": "text.width",
+        "num_hidden_layers": "text.layers",
+        "max_position_embeddings": "text.context_length",
+        "vocab_size": "text.vocab_size",
+    },
+}
 _CLIP_END_TOKEN = 49407
 # config.json held this value before transformers 4.31, which did not use it.
 _LEGACY_END_TOKEN = 2
@@ -69,7 +83,19 @@ def stated_by_config(config: Mapping[str, Any]) -> Stated:
         vision_heads=_integer(vision, "num_attention_heads", 12),
         text_heads=_integer(text, "num_attention_heads", 8),
         image_size=_integer(vision, "image_size", 224),
+        dimensions=_dimensions(config),
     )
+
+
+def _dimensions(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes that the file says itself, by their path in ``ModelConfig``."""
+    found = {}
+    for tower, names in _DIMENSIONS.items():
+        section = config if not tower else _section(config, tower, {"hidden_act": ""})
+        for name, path in names.items():
+            if name in section:
+                found[path] = _integer(section, name, 1)
+    return found
 
 
 def _section(

@@ -17,6 +17,7 @@ from xclip_deploy.runtime.arguments import PathName, as_instance, as_path
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.model_config import Family, ModelConfig, PatchEmbedding
 from xclip_deploy.training.checkpoints import hugging_face, open_clip
+from xclip_deploy.training.checkpoints.choosing import SAVED_CONFIG_KEY
 from xclip_deploy.training.checkpoints.dimensions import (
     OPEN_CLIP_VISION_HEAD_WIDTHS,
     ConfigReader,
@@ -34,8 +35,8 @@ from xclip_deploy.training.checkpoints.layouts import (
 )
 from xclip_deploy.training.checkpoints.options import CheckpointOptions, Stated
 from xclip_deploy.training.checkpoints.parameters import check_parameters, parameter_shapes
-from xclip_deploy.training.checkpoints.reading import SAVED_CONFIG_KEY, RawWeights, read_weights
-from xclip_deploy.training.checkpoints.refusals import dtype_name
+from xclip_deploy.training.checkpoints.reading import RawWeights, read_weights
+from xclip_deploy.training.checkpoints.refusals import dtype_name, refuse_parts
 
 if TYPE_CHECKING:
     from xclip_deploy.training.model import XClip
@@ -82,7 +83,7 @@ def load_checkpoint(path: PathName, options: CheckpointOptions = _NO_OPTIONS) ->
     """
     path = as_path("path", path)
     as_instance("options", options, CheckpointOptions, "CheckpointOptions")
-    raw = read_weights(path)
+    raw = read_weights(path, options.weights)
     try:
         return _convert(raw, options)
     except (UnknownLayoutError, CheckpointMismatchError) as error:
@@ -90,6 +91,7 @@ def load_checkpoint(path: PathName, options: CheckpointOptions = _NO_OPTIONS) ->
 
 
 def _convert(raw: RawWeights, options: CheckpointOptions) -> Checkpoint:
+    refuse_parts(raw.tensors.keys())
     layout = detect_layout(raw.tensors.keys(), raw.hf_config)
     renamed = rename(raw.tensors, layout)
     stated = _stated(raw, layout)
@@ -112,7 +114,7 @@ def _convert(raw: RawWeights, options: CheckpointOptions) -> Checkpoint:
     check_parameters(
         tensors, config, unexpected=renamed.unexpected, name_in_file=layout.name_in_file
     )
-    notes = [*renamed.notes, *reader.notes]
+    notes = [*raw.notes, *renamed.notes, *reader.notes]
     # OpenAI's own files hold this buffer; their names are open_clip's too.
     is_openai = layout is OPENAI and "input_resolution" in raw.tensors
     is_told = is_openai or options.activation is not None or stated.activation is not None
@@ -163,6 +165,19 @@ def _stated(raw: RawWeights, layout: Layout) -> Stated:
             grains=config.grains,
             sentence_projection=config.sentence_projection,
             image_size=config.vision.image_size,
+            dimensions={
+                "embed_dim": config.embed_dim,
+                "temporal_layers": config.temporal_layers,
+                "temporal_positions": config.temporal_positions,
+                "temporal_head": config.temporal_head,
+                "patch_embedding": config.patch_embedding,
+                **{f"vision.{n}": getattr(config.vision, n) for n in ("width", "layers")},
+                "vision.patch_size": config.vision.patch_size,
+                **{
+                    f"text.{name}": getattr(config.text, name)
+                    for name in ("width", "layers", "context_length", "vocab_size")
+                },
+            },
         )
     if layout is HUGGING_FACE and raw.hf_config is not None:
         return hugging_face.stated_by_config(raw.hf_config)

@@ -30,6 +30,17 @@ _SUPPORTED: dict[str, dict[str, object]] = {
     },
 }
 
+_DIMENSIONS = (
+    {"embed_dim": "embed_dim"},
+    {"width": "vision.width", "layers": "vision.layers", "patch_size": "vision.patch_size"},
+    {
+        "width": "text.width",
+        "layers": "text.layers",
+        "context_length": "text.context_length",
+        "vocab_size": "text.vocab_size",
+    },
+)
+
 
 def stated_by_config(config: Mapping[str, Any]) -> Stated:
     """Read activation and heads from ``open_clip_config.json``.
@@ -64,4 +75,10 @@ def stated_by_config(config: Mapping[str, Any]) -> Stated:
         vision_heads=width // head_width,
         text_heads=heads[2],
         image_size=image_size if isinstance(image_size, int) else None,
+        dimensions={
+            path: section[name]
+            for section, names in zip((model, vision, text), _DIMENSIONS, strict=True)
+            for name, path in names.items()
+            if isinstance(section.get(name), int)
+        },
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
-from xclip_deploy.runtime.arguments import as_member, as_truth, as_whole_number
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arguments import as_member, as_text, as_truth, as_whole_number
 from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.model_config import Activation, TemporalHead
 
@@ -34,22 +36,32 @@ class CheckpointOptions:
     mask_padding: bool | None = None
     """True where the scorer ignores padding; the published models do not."""
 
+    weights: str | None = None
+    """State dict to take where a file holds several: ``raw``, ``ema`` (their moving average), or
+    the key or prefix of one, such as ``teacher``. None takes the raw ones and notes the others."""
+
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for entry in fields(self):
+            value = getattr(self, entry.name)
             if value is None:
                 continue
-            if field.name == "activation":
+            if entry.name == "activation":
                 value = as_member("activation", value, Activation)
-            elif field.name == "temporal_head":
+            elif entry.name == "temporal_head":
                 value = as_member("temporal_head", value, TemporalHead)
-            elif field.name == "mask_padding":
+            elif entry.name == "weights":
+                value = as_text("weights", value)
+                if not value:
+                    raise InvalidArgumentError(
+                        "weights is empty; expected raw, ema, or the key of a state dict"
+                    )
+            elif entry.name == "mask_padding":
                 value = as_truth("mask_padding", value)
             else:
                 # The shortest text is start, one word and end.
-                least = 3 if field.name == "max_words" else 1
-                value = as_whole_number(field.name, value, least, _MOST)
-            object.__setattr__(self, field.name, value)
+                least = 3 if entry.name == "max_words" else 1
+                value = as_whole_number(entry.name, value, least, _MOST)
+            object.__setattr__(self, entry.name, value)
 
 
 @dataclass(frozen=True)
@@ -69,3 +81,6 @@ class Stated:
     sentence_projection: bool | None = None
     image_size: int | None = None
     """Side of the input image, pixels. The weights must agree."""
+    dimensions: Mapping[str, object] = field(default_factory=dict)
+    """Values by their path in ``ModelConfig``, such as ``vision.layers``, which the weights tell
+    too. They must agree."""

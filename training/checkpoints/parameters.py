@@ -24,6 +24,8 @@ from xclip_deploy.training.checkpoints.refusals import dtype_name, listing
 
 Shape = tuple[int, ...]
 
+MAX_LOGIT_SCALE = 10.0
+"""Largest size of a logit_scale. CLIP's own bound is ln 100 = 4.6, which other code may lack."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -130,6 +132,18 @@ def check_parameters(
         raise CheckpointMismatchError("tensors of the wrong shape: " + listing(wrong, limit=3))
     for name in shapes:
         _check_values(tensors[name], name_in_file(name))
+    _check_scale(tensors["scorer.logit_scale"], name_in_file("scorer.logit_scale"))
+
+
+def _check_scale(logit_scale: Tensor, name: str) -> None:
+    """Refuse a logit_scale whose exponential is no factor of logits."""
+    value = float(logit_scale)
+    if abs(value) > MAX_LOGIT_SCALE:
+        raise CheckpointMismatchError(
+            f"{name} is {value:g}; logits are multiplied by its exponential, which CLIP keeps "
+            f"below 100, so expected at most {MAX_LOGIT_SCALE:g} in size; where the file holds "
+            "the factor itself, save its logarithm"
+        )
 
 
 def _check_values(tensor: Tensor, name: str) -> None:

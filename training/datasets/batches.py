@@ -22,6 +22,9 @@ from xclip_deploy.training.datasets.pairs import PairDataset
 
 logger = logging.getLogger(__name__)
 
+_PlannedBatch = tuple[list[int], int]
+"""Indices of a batch's pairs, and its epoch."""
+
 
 class Batch(NamedTuple):
     """Batch of B pairs. It is a tuple so that a DataLoader can pin its memory."""
@@ -103,12 +106,15 @@ class BatchLoader:
         for warning in caught:  # such as more workers than cores
             logger.warning("%s", warning.message)
 
-    def batches(self, order: npt.NDArray[np.int64], start: int = 0) -> Generator[Batch, None, None]:
+    def batches(
+        self, order: npt.NDArray[np.int64], start: int = 0, *, epoch: int = 0
+    ) -> Generator[Batch, None, None]:
         """Read the batches of an epoch.
 
         Args:
             order: Pair indices, int64 [batches, B], as ``epoch_order`` gives them.
             start: The first batch to read; those before it are not decoded.
+            epoch: Number of the epoch, from 0, for the dataset's random choices.
 
         Returns:
             An iterator over the batches from ``start`` on. It ends an earlier one of this
@@ -125,7 +131,8 @@ class BatchLoader:
         if self._loader is None:
             raise InvalidArgumentError("the batch loader is closed; open another")
         self._turn += 1
-        running = self._running = self._iterate(self._loader, order[start:].tolist(), self._turn)
+        plan = [(indices, epoch) for indices in order[start:].tolist()]
+        running = self._running = self._iterate(self._loader, plan, self._turn)
         return running
 
     def close(self) -> None:
@@ -142,7 +149,7 @@ class BatchLoader:
         self.close()
 
     def _iterate(
-        self, loader: DataLoader[Any], plan: list[list[int]], turn: int
+        self, loader: DataLoader[Any], plan: list[_PlannedBatch], turn: int
     ) -> Generator[Batch, None, None]:
         if not plan:
             return
@@ -174,9 +181,9 @@ class _Plan:
     """Sampler whose content is exchanged: a DataLoader keeps its first sampler."""
 
     def __init__(self) -> None:
-        self.batches: list[list[int]] = []
+        self.batches: list[_PlannedBatch] = []
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[_PlannedBatch]:
         return iter(self.batches)
 
     def __len__(self) -> int:
@@ -201,14 +208,15 @@ class _Batches(Dataset[Batch | _Failure]):
     def __init__(self, pairs: PairDataset) -> None:
         self.pairs = pairs
 
-    def __getitem__(self, indices: list[int]) -> Batch | _Failure:
+    def __getitem__(self, planned: _PlannedBatch) -> Batch | _Failure:
+        indices, epoch = planned
         try:
-            pairs = [self.pairs[index] for index in indices]
+            pairs = [self.pairs.read(index, epoch) for index in indices]
         except XclipDeployError as error:
             return _Failure(type(error), str(error))
         # In a worker this puts the result into shared memory at once.
-        token_ids, frames, num_frames, video_indices = default_collate(pairs)
-        return Batch(token_ids, frames, num_frames, torch.tensor(indices), video_indices)
+        token_ids, frames, num_frames, video_indices, caption_indices = default_collate(pairs)
+        return Batch(token_ids, frames, num_frames, caption_indices, video_indices)
 
 
 def _is_of_dead_worker(error: Exception, loader: DataLoader[Any]) -> bool:

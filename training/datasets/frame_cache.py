@@ -32,7 +32,7 @@ from xclip_deploy.runtime.video import VideoReading
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"XCLIPFRM"
-_VERSION = 1
+_VERSION = 2
 """Version of the files; it rises when a reading gives other frames, or the layout changes."""
 _HEADER = struct.Struct("<8sI32sII")
 """Magic, version, key, number of frames n, side S. The checksum and the frames follow."""
@@ -61,7 +61,8 @@ def frame_key(path: Path, reading: VideoReading) -> bytes:
     """Return the key, 32 bytes, of the frames of a video file as it is now.
 
     The key is the SHA-256 of the absolute path, size and modification time of the file, the
-    sampling, the side of the frames and the reader. Raises OSError where there is no file.
+    sampling, the side of the frames, the reader and
+    whether pixels are made square. Raises OSError where there is no file.
     """
     status = path.stat()
     identity = [
@@ -72,6 +73,7 @@ def frame_key(path: Path, reading: VideoReading) -> bytes:
         reading.sampling.model_dump(mode="json"),
         reading.image_size,
         reading.reader,
+        reading.square_pixels,
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import signal
@@ -21,6 +22,9 @@ from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.video import VideoReading, check_reader, read_frames
 from xclip_deploy.training.datasets.frame_cache import FrameCache, frame_key
 
+_ALL_FRAMES = 1_000_000
+"""Largest number of frames where all are read: 11 days at one a second."""
+
 
 @dataclass(frozen=True)
 class FrameSource:
@@ -28,6 +32,8 @@ class FrameSource:
 
     reading: VideoReading
     cache: FrameCache | None = None
+    slice_position: int = 2
+    """Frames of a video with more than ``max_frames``: 0 its first, 1 its last, 2 evenly spaced."""
 
     def __post_init__(self) -> None:
         """Check the reader: MissingExtraError is raised here, not in a worker process."""
@@ -39,21 +45,45 @@ class FrameSource:
         Raises VideoError, which names the file, where no frame can be read. Other errors are
         those of ``read_video``.
         """
-        reading = self.reading.until(video.end_s)
-        key = _key(video, reading)
+        key = self._key(video)
         if self.cache is None or key is None:
-            return read_frames(video.path, reading).frames
+            return self._decode(video)
         frames = self.cache.read(key)
         if frames is None:
-            frames = read_frames(video.path, reading).frames
+            frames = self._decode(video)
             # If the file changed meanwhile, the frames may be of neither state.
-            if _key(video, reading) == key:
+            if self._key(video) == key:
                 self.cache.write(key, frames)
         return frames
 
+    def _decode(self, video: SplitVideo) -> npt.NDArray[np.uint8]:
+        frames = read_frames(video.path, self._reading(video)).frames
+        most = self.reading.sampling.max_frames
+        if self.slice_position == 2 or len(frames) <= most:
+            return frames
+        return np.ascontiguousarray(frames[:most] if self.slice_position == 0 else frames[-most:])
+
+    def _reading(self, video: SplitVideo) -> VideoReading:
+        reading = self.reading.until(video.end_s)
+        if self.slice_position == 2:
+            return reading
+        # The others choose among all candidates, which are read first.
+        sampling = reading.sampling.model_copy(update={"max_frames": _ALL_FRAMES})
+        return replace(reading, sampling=sampling)
+
+    def _key(self, video: SplitVideo) -> bytes | None:
+        try:
+            key = frame_key(video.path, self._reading(video))
+        except OSError:
+            return None  # reading the video will raise the right error
+        if self.slice_position == 2:
+            return key
+        part = f" {self.slice_position} {self.reading.sampling.max_frames}"
+        return hashlib.sha256(key + part.encode()).digest()
+
     def why_unreadable(self, video: SplitVideo) -> str | None:
         """Say in one line why no frame can be read; None where one can. Fills the cache."""
-        key = _key(video, self.reading.until(video.end_s))
+        key = self._key(video)
         if self.cache is not None and key is not None and self.cache.holds(key):
             return None  # the file was decoded, and is unchanged
         try:
@@ -178,11 +208,24 @@ def without_unreadable(split: Split, report: ReadReport, max_unreadable_share: f
     )
 
 
-def _key(video: SplitVideo, reading: VideoReading) -> bytes | None:
-    try:
-        return frame_key(video.path, reading)
-    except OSError:
-        return None  # reading the video will raise the right error
+def draws(stream: tuple[int, ...], count: int) -> npt.NDArray[np.uint64]:
+    """Return ``count`` random numbers of 64 bits, a function of ``stream`` alone."""
+    # NumPy promises the same stream of a bit generator in all versions.
+    numbers: npt.NDArray[np.uint64] = np.random.PCG64(
+        np.random.SeedSequence(list(stream))
+    ).random_raw(count)
+    return numbers
+
+
+def in_order(
+    frames: npt.NDArray[np.uint8], frame_order: int, stream: tuple[int, ...]
+) -> npt.NDArray[np.uint8]:
+    """Return frames [n, S, S, 3] in time (0), backwards (1) or shuffled (2) by ``stream``."""
+    if frame_order == 0:
+        return frames
+    if frame_order == 1:
+        return np.ascontiguousarray(frames[::-1])
+    return frames[np.argsort(draws(stream, len(frames)), kind="stable")]
 
 
 def _refusal(report: ReadReport, max_share: float) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,23 +14,13 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from xclip_deploy.export.tensorrt import BuildStep
     from xclip_deploy.runtime.manifest import Manifest, ParityRecord
     from xclip_deploy.runtime.progress import Progress, ProgressFunction
+    from xclip_deploy.runtime.retriever import Retriever
 
 
 MAX_LINE = 1000
 """Longest line of a message, in characters."""
-
-# Control characters, marks that reorder text, line separators, and undecodable bytes of names.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def printable(text: str) -> str:
-    r"""Return a text with escapes such as ``\x1b`` for what a terminal would act on."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(*lines: str, err: bool = False) -> None:
@@ -40,11 +29,15 @@ def say(*lines: str, err: bool = False) -> None:
     Everything that the command line prints goes through this function, ``print_table``,
     ``print_fields`` or ``print_json``, which escape. ``err``: whether to take standard error.
     """
+    from xclip_deploy.runtime.presentation import printable
+
     _echo("\n".join(shortened(printable(line), MAX_LINE) for line in lines), err=err)
 
 
 def print_fields(rows: Iterable[tuple[str, str]], width: int) -> None:
     """Print a line for each name and value, escaped. ``width``: columns of the names."""
+    from xclip_deploy.runtime.presentation import printable
+
     for name, value in rows:
         _echo(f"{printable(name) + ':':<{width}}{printable(value)}")
 
@@ -61,10 +54,12 @@ def _echo(text: str, *, err: bool = False) -> None:
 
 
 def _json_text(content: object, *, ascii_only: bool = False) -> str:
+    from xclip_deploy.runtime.presentation import UNPRINTABLE
+
     text = json.dumps(content, indent=2, ensure_ascii=ascii_only)
     # The only newlines are those of the indentation.
     return "\n".join(
-        _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n")
+        UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n")
     )
 
 
@@ -79,6 +74,19 @@ def write_json(path: Path, content: object) -> None:
         raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
 
 
+def warn_of_cuts(retriever: Retriever, what: str, texts: Sequence[str]) -> None:
+    """Say on standard error which texts are longer than the model reads. ``what``: names one."""
+    max_words = retriever.model.config.max_words
+    for text, cut in zip(texts, retriever.model.count_cut(texts), strict=True):
+        if cut:
+            # Without the start and end token, which nobody typed.
+            say(
+                f"warning: {what} {' '.join(text.split())[:40]!r}… is longer than the "
+                f"{max_words - 2} tokens that the model reads; its last {cut} were not read",
+                err=True,
+            )
+
+
 def print_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
 ) -> None:
@@ -87,6 +95,8 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from xclip_deploy.runtime.presentation import printable
 
     # A file or pipe has no width to fit, so nothing is cut there.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
@@ -240,23 +250,24 @@ def encoding_progress() -> Iterator[ProgressFunction]:
 
 
 @contextmanager
-def engine_progress() -> Iterator[Callable[[BuildStep], None]]:
+def engine_progress() -> Iterator[ProgressFunction]:
     """Show a bar for each engine on a terminal, and a line for each finished one elsewhere."""
     started_s = time.monotonic()
     if not sys.stderr.isatty():
 
-        def write(step: BuildStep) -> None:
+        def write(step: Progress) -> None:
             nonlocal started_s
             if step.fraction == 1:
                 now_s = time.monotonic()
-                label = f"[{step.number + 1}/{step.total}] {step.graph.value}"
+                label = f"[{step.done + 1}/{step.total}] {step.step}"
                 say(f"{label}: {now_s - started_s:.1f} s", err=True)
                 started_s = now_s
 
         yield write
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bars
     from rich.progress import TimeElapsedColumn as Elapsed
 
     columns = (
@@ -266,13 +277,13 @@ def engine_progress() -> Iterator[Callable[[BuildStep], None]]:
         Elapsed(),
         TextColumn("{task.fields[phase]}", style="dim"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def draw(step: BuildStep) -> None:
-            name = step.graph.value
+        def draw(step: Progress) -> None:
+            name = step.step
             if name not in tasks:
                 tasks[name] = bars.add_task(f"{name:<13}", total=1.0, phase="")
-            bars.update(tasks[name], completed=step.fraction, phase=step.phase)
+            bars.update(tasks[name], completed=step.fraction, phase=step.note)
 
         yield draw

@@ -14,6 +14,7 @@ from xclip_deploy.cli.options import (
     json_option,
     reader_option,
     session_options,
+    weights_option,
     workers_option,
 )
 
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     type=click.Choice(["quick_gelu", "gelu"]),
     help="Set the activation of CLIP's MLPs; only for checkpoints.",
 )
+@weights_option
 @click.option("-o", "--output", type=PathArgument(), help="Write the result to this JSON file.")
 @json_option
 def command(
@@ -122,6 +124,7 @@ def command(
     max_words: int | None,
     max_frames: int | None,
     activation: str | None,
+    weights: str | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -148,7 +151,7 @@ def command(
             workers=workers,
             reader=reader,  # type: ignore[arg-type]
             max_batch=batch_size,
-            options=_options(max_words, max_frames, activation),
+            options=_options(max_words, max_frames, activation, weights),
             frames_per_second=frames_per_second,
             progress=progress,
         )
@@ -162,10 +165,10 @@ def command(
 
 
 def _options(
-    max_words: int | None, max_frames: int | None, activation: str | None
+    max_words: int | None, max_frames: int | None, activation: str | None, weights: str | None
 ) -> CheckpointOptions | None:
     """Return the options that were given, or None: a bundle takes none and needs no PyTorch."""
-    if max_words is None and max_frames is None and activation is None:
+    if (max_words, max_frames, activation, weights) == (None, None, None, None):
         return None
     import xclip_deploy
     from xclip_deploy.runtime.model_config import Activation
@@ -174,6 +177,7 @@ def _options(
         max_words=max_words,
         max_frames=max_frames,
         activation=None if activation is None else Activation(activation),
+        weights=weights,
     )
 
 
@@ -186,6 +190,11 @@ def _print(evaluation: Evaluation) -> None:
         names = ", ".join(evaluation.missing[:5])
         more = len(evaluation.missing) - 5
         say(f"missing: {names}{f' and {more} more' if more > 0 else ''}")
+    if evaluation.truncated_captions:
+        say(
+            f"cut: {evaluation.truncated_captions} of {evaluation.num_captions} captions, which "
+            f"are longer than the {evaluation.max_words} tokens that the model reads"
+        )
     rows = _rows("", evaluation.metrics)
     if evaluation.dual_softmax is not None:
         rows += _rows(" (dual softmax)", evaluation.dual_softmax)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json, say
+from xclip_deploy.cli.display import print_json, say, warn_of_cuts
 from xclip_deploy.cli.gallery import find_video
 from xclip_deploy.cli.options import (
     Command,
@@ -58,6 +58,7 @@ def command(
         ids = [find_video(retriever.gallery, video).id for video in videos] or _best(
             query, retriever
         )
+        warn_of_cuts(retriever, "the query", [query])
         explanation = retriever.explain(query, *ids)
         if output is None and not as_json:
             output = Path("explain.png")

@@ -7,11 +7,7 @@ from pathlib import Path
 import click
 
 from xclip_deploy.cli.display import print_graph_sizes, print_json, print_parity, say, step_progress
-from xclip_deploy.cli.options import (
-    Command,
-    PathArgument,
-    json_option,
-)
+from xclip_deploy.cli.options import Command, PathArgument, json_option, weights_option
 
 
 @click.command("export", cls=Command)
@@ -24,6 +20,7 @@ from xclip_deploy.cli.options import (
     show_default=True,
     help="Write the bundle to this directory, and replace an older one there.",
 )
+@weights_option
 @click.option(
     "--max-words",
     type=click.IntRange(min=3),
@@ -42,6 +39,11 @@ from xclip_deploy.cli.options import (
     default=1.0,
     show_default=True,
     help="Sample this many frames per second of video.",
+)
+@click.option(
+    "--square-pixels",
+    is_flag=True,
+    help="Show anamorphic video in its true proportions. Published models were trained without.",
 )
 @click.option(
     "--activation",
@@ -84,9 +86,11 @@ from xclip_deploy.cli.options import (
 def command(
     checkpoint: Path,
     output: Path,
+    weights: str | None,
     max_words: int | None,
     max_frames: int | None,
     frames_per_second: float,
+    square_pixels: bool,
     activation: str | None,
     temporal_head: str | None,
     vision_heads: int | None,
@@ -119,8 +123,10 @@ def command(
                     vision_heads=vision_heads,
                     text_heads=text_heads,
                     mask_padding=mask_padding,
+                    weights=weights,
                 ),
                 frames_per_second=frames_per_second,
+                square_pixels=square_pixels,
                 bf16=bf16,
                 int8=int8,
                 progress=progress,

@@ -17,12 +17,11 @@ from xclip_deploy.cli.display import (
     print_fields,
     print_json,
     print_table,
-    printable,
     say,
     shortened,
 )
 from xclip_deploy.cli.options import gallery_option, json_option
-from xclip_deploy.runtime.presentation import time_text
+from xclip_deploy.runtime.presentation import printable, time_text
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery import Gallery, GalleryStats, GalleryVideo
@@ -202,6 +201,89 @@ def optimize(gallery: str, keep_minutes: float, as_json: bool) -> None:
         print_json({"gallery": gallery, "videos": videos, "seconds": round(seconds, 3)})
     else:
         say(f"{gallery}: {_count(videos)}, {seconds:.1f} s")
+
+
+@command.command("verify", short_help="Check everything that is stored against its checksums.")
+@gallery_option
+@json_option
+def verify(gallery: str, as_json: bool) -> None:
+    """Read the whole gallery and compare it with its checksums.
+
+    Damage is listed, and makes the exit status 10. Searches check what they read by themselves.
+    """
+    from xclip_deploy.errors import GalleryIntegrityError
+
+    with _opened(gallery) as opened:
+        found = opened.verify()
+        place = str(opened.uri)
+    if as_json:
+        print_json({"gallery": gallery, "is_whole": found.is_whole, **found.to_dict()})
+    else:
+        for name in found.damaged_videos:
+            say(f"damaged: {name_of(name)}")
+        for name in found.damaged_files:
+            say(f"damaged: {name_of(name)}")
+    if not found.is_whole:
+        damaged = len(found.damaged_videos) + len(found.damaged_files)
+        raise GalleryIntegrityError(
+            f"gallery {gallery} is damaged in {damaged} places; restore it from a copy or run: "
+            f"xclip-deploy gallery rescue --gallery {shlex.quote(place)} --output NEW_GALLERY"
+        )
+    if not as_json:
+        say(f"{gallery}: {_count(found.num_videos)}, all whole")
+
+
+@command.command("rescue", short_help="Copy what is whole out of a damaged gallery.")
+@gallery_option
+@click.option(
+    "--output",
+    required=True,
+    metavar="GALLERY",
+    help="New directory for the copy.",
+)
+@json_option
+def rescue(gallery: str, output: str, as_json: bool) -> None:
+    """Copy every whole video of a damaged gallery to a new one, and list the others.
+
+    The damaged gallery stays as it is. Index the videos that are lost again, into the new one.
+    """
+    from xclip_deploy.runtime.arguments import as_path
+    from xclip_deploy.runtime.gallery.rewriting import rescue_gallery
+
+    found = rescue_gallery(as_path("gallery", gallery), as_path("output", output))
+    if as_json:
+        print_json({"gallery": gallery, **found.to_dict()})
+        return
+    for name in found.lost:
+        say(f"lost: {name_of(name)}")
+    if found.committed_version not in (None, found.version):
+        say(
+            f"version {found.committed_version} is lost; version {found.version} was read", err=True
+        )
+    if found.deletions_lost:
+        say("a list of removed videos is lost: removed ones may be back", err=True)
+    say(
+        f"{_count(found.num_videos)} copied to {output}, {len(found.lost)} lost; to index those "
+        f"again run: xclip-deploy index VIDEOS --gallery {shlex.quote(output)}"
+    )
+
+
+@command.command("upgrade", short_help="Add checksums to a gallery of an older release.")
+@gallery_option
+@json_option
+def upgrade(gallery: str, as_json: bool) -> None:
+    """Rewrite a gallery of schema version 2 in place, with checksums.
+
+    The disk needs room for a second copy meanwhile. An interrupted upgrade changes nothing.
+    """
+    from xclip_deploy.runtime.arguments import as_path
+    from xclip_deploy.runtime.gallery.rewriting import upgrade_gallery
+
+    count = upgrade_gallery(as_path("gallery", gallery))
+    if as_json:
+        print_json({"gallery": gallery, "videos": count})
+    else:
+        say(f"{gallery}: {_count(count)}, upgraded")
 
 
 def find_video(gallery: Gallery, name: str) -> GalleryVideo:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json, printable, say, write_json
+from xclip_deploy.cli.display import print_json, say, write_json
 from xclip_deploy.cli.options import (
     Command,
     PathArgument,
@@ -114,14 +114,19 @@ def command(
     else:
         _print(report, f"{gallery} holds {total} videos")
     done = report.added or report.skipped or report.duplicates
-    if report.failed and (strict or not done):
+    # A folder that was given and of which no file was taken is a mistake whatever else was.
+    given = {str(path.absolute()) for path in paths if path.is_dir()}
+    has_failed_folder = any(video.path in given for video in report.failed)
+    if report.failed and (strict or not done or has_failed_folder):
         raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")
 
 
 def _print(report: IndexReport, total: str) -> None:
+    from xclip_deploy.runtime.presentation import printable
+
     text = str(report)
-    for video in (*report.failed, *report.warnings):
+    names = [words for v in (*report.failed, *report.warnings) for words in (v.path, v.reason)]
+    for words in (*names, *report.passed_over):
         # A newline in a name must not end the line.
-        for words in (video.path, video.reason):
-            text = text.replace(words, printable(words))
+        text = text.replace(words, printable(words))
     say(*f"{text}; {total}".split("\n"))

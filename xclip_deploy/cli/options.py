@@ -94,6 +94,12 @@ workers_option: Decorator = click.option(
     type=click.IntRange(min=1),
     help="Decode this many videos at the same time.  [default: one per core]",
 )
+weights_option: Decorator = click.option(
+    "--weights",
+    metavar="NAME",
+    help="Take these weights of a checkpoint that holds several: raw; ema, their moving average; "
+    "or the name that they lie under, such as teacher.  [default: raw]",
+)
 threads_option: Decorator = click.option(
     "--threads",
     type=click.IntRange(min=1),

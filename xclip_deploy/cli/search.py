@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xclip_deploy.cli.display import name_of, print_json, print_table, say
+from xclip_deploy.cli.display import name_of, print_json, print_table, say, warn_of_cuts
 from xclip_deploy.cli.options import (
     Command,
     PathArgument,
@@ -86,6 +86,7 @@ def command(
 ) -> None:
     """Find videos that match each of TEXTS, or that resemble a video or an image."""
     import xclip_deploy
+    from xclip_deploy.runtime.files import require_regular_file
     from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 
     if not (texts or video or image) or (image and (texts or video)) or (video and len(texts) > 1):
@@ -103,8 +104,10 @@ def command(
     }
     with xclip_deploy.Retriever(bundle, gallery, session=session) as retriever:
         if texts and query_bank:
+            require_regular_file(query_bank, "texts, one a line")
             lines = query_bank.read_text(encoding="utf-8").splitlines()
             bank = [line.strip() for line in lines if line.strip()]
+            warn_of_cuts(retriever, "a text of the query bank", bank)
             options["query_bank"] = retriever.query_bank(bank)
         if image is not None:
             found = [(str(image), retriever.search_by_image(image, **options))]
@@ -115,6 +118,7 @@ def command(
             found = [(f"{texts[0]} + {video}", results)]
         else:
             found = list(zip(texts, retriever.search_batch(texts, **options), strict=True))
+        warn_of_cuts(retriever, "the text", texts)
         is_empty = len(retriever) == 0
     if is_empty:
         say(
@@ -129,6 +133,7 @@ def command(
                     "method": results.method,
                     "num_scored": results.num_scored,
                     "num_videos": results.num_videos,
+                    "truncated_tokens": results.truncated_tokens,
                     "results": [result.to_dict() for result in results],
                 }
                 for query, results in found

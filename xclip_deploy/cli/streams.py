@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 
 from xclip_deploy.errors import OutputError
 
@@ -140,13 +140,14 @@ class _Messages(_Channel):
 
 def _wrapped(stream: TextIO | None, channel: type[_Channel]) -> TextIO:
     if stream is None:
-        return io.TextIOWrapper(channel(None), encoding="utf-8", errors="backslashreplace")
+        nothing = cast("BinaryIO", channel(None))
+        return io.TextIOWrapper(nothing, encoding="utf-8", errors="backslashreplace")
     if not isinstance(stream, io.TextIOWrapper) or isinstance(stream.buffer, _Channel):
         return stream  # a caller's own stream, or a call within a call
     with suppress(OSError):
         stream.flush()
     return io.TextIOWrapper(
-        channel(stream.buffer),
+        cast("BinaryIO", channel(stream.buffer)),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,

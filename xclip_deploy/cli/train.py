@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     "or of demo, which trains a small model from random weights on videos made for it.",
 )
 @click.option(
+    "--recipe",
+    help="Change settings of the preset: published, for what the authors' code does where the "
+    "defaults do better.",
+)
+@click.option(
     "--config",
     "file",
     type=PathArgument(),
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def command(
     preset: str | None,
+    recipe: str | None,
     file: Path | None,
     overrides: tuple[str, ...],
     checkpoint: Path | None,
@@ -86,7 +92,7 @@ def command(
         "data.videos": videos,
     }
     given = [f"{name}={json.dumps(str(value))}" for name, value in shortcuts.items() if value]
-    config = xclip_deploy.resolve_config(preset, file, [*overrides, *given])
+    config = xclip_deploy.resolve_config(preset, file, [*overrides, *given], recipe=recipe)
     if show_config:
         print_json(config.model_dump(mode="json"))
         return

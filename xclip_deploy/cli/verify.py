@@ -14,6 +14,7 @@ from xclip_deploy.cli.options import (
     json_option,
     reader_option,
     threads_option,
+    weights_option,
     workers_option,
 )
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     help="Compare with this checkpoint in PyTorch, from which the bundle was exported.  "
     "[default: compare with the FP32 graphs]",
 )
+@weights_option
 @click.option(
     "--videos",
     type=PathArgument(),
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     checkpoint: Path | None,
+    weights: str | None,
     videos: Path | None,
     captions: Path | None,
     dataset: str | None,
@@ -127,6 +130,7 @@ def command(
         certificate = xclip_deploy.verify_bundle(
             bundle,
             checkpoint=checkpoint,
+            weights=weights,
             **shown,
             output=output,
             report=report,

@@ -9,7 +9,13 @@ from typing import cast
 from xclip_deploy.errors import DriverError, XclipDeployError
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.engine_set import EngineSet, Flavour, engine_file, engine_sets
+from xclip_deploy.runtime.engine_set import (
+    EngineSet,
+    Flavour,
+    engine_file,
+    engine_sets,
+    why_not_rtx,
+)
 from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, TensorSpec
 from xclip_deploy.runtime.sessions.backend import (
     Backend,
@@ -57,7 +63,9 @@ class _Engines(Backend):
             return f"its engines cannot be used: {error}"
         if not built:
             return "the bundle has no engines"
-        return None if self.flavour in built else f"the bundle has no {self.name} engines"
+        if self.flavour not in built:
+            return f"the bundle has no {self.name} engines"
+        return self._why_no_gpu_fits()
 
     def open(self, bundle: Bundle, options: SessionOptions, device: Device) -> GraphLoader:
         """See :meth:`Backend.open`."""
@@ -73,12 +81,16 @@ class _Engines(Backend):
 
     def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
         """See :meth:`Backend.offers`. It lists every engine set, not only the best that fits."""
-        missing = nvidia_driver.why_no_gpu()
+        missing = nvidia_driver.why_no_gpu() or self._why_no_gpu_fits()
         for folder, engine_set in engine_sets(bundle).items():
             if engine_set.flavour is self.flavour:
                 options = options_of(engine_set)
                 options = SessionOptions(**{**vars(options), "engines": folder})
                 yield options if missing is None else Refusal(options, missing)
+
+    def _why_no_gpu_fits(self) -> str | None:
+        """Say why the library supports no GPU of this machine; None where it should."""
+        return None
 
 
 class TensorRTEngines(_Engines):
@@ -98,6 +110,10 @@ class RtxEngines(_Engines):
     summary = "engines of build-trt for RTX GPUs"
     flavour = Flavour.RTX
     auto_rank: Mapping[Device, int] = {"cuda": 10}
+
+    def _why_no_gpu_fits(self) -> str | None:
+        reasons = [why_not_rtx(gpu.major, gpu.minor) for gpu in nvidia_driver.visible_gpus()]
+        return reasons[0] if reasons and all(reasons) else None
 
 
 def options_of(engine_set: EngineSet) -> SessionOptions:

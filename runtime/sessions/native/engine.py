@@ -12,6 +12,7 @@ from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.engine_set import EngineRecord, Flavour
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.manifest import DType, Graph, TensorSpec
+from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaDevice, Stream
 from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, read_plan
 from xclip_deploy.runtime.sessions.native.library import Library
@@ -197,7 +198,11 @@ class Engine:
         expected = {spec.name: ("input", *_boundary(spec)) for spec in self.record.inputs}
         expected |= {spec.name: ("output", *_boundary(spec)) for spec in self.record.outputs}
         if found != expected:
-            raise self._chosen.refusal(f"{self._file} has tensors {found}, expected {expected}")
+            odd = {name: each for name, each in found.items() if expected.get(name) != each}
+            lacks = {name: each for name, each in expected.items() if found.get(name) != each}
+            raise self._chosen.refusal(
+                f"{self._file} has tensors {cut(str(odd), 350)}, expected {cut(str(lacks), 350)}"
+            )
         profiles = int(engine.num_optimization_profiles)
         if profiles != len(self.record.profiles):
             raise self._chosen.refusal(

@@ -18,7 +18,9 @@ from xclip_deploy.runtime.engine_set import (
     engine_file,
     engine_sets,
     read_engine_set,
+    why_not_rtx,
 )
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions.native.cuda import CudaDevice
 
@@ -61,6 +63,14 @@ def choose_engines(
     newer set an older one. ``folder``: folder of the only set to consider, anywhere. Raises
     EngineError, which names both sides and the command that builds the missing set.
     """
+    unsupported = why_not_rtx(*gpu.compute_capability) if flavour is Flavour.RTX else None
+    if unsupported is not None:
+        # No set of this flavour can fit, so building another one would not help.
+        option = "" if precision == "auto" else f" --{precision}"
+        raise EngineError(
+            f"{unsupported}, and GPU {gpu.device_id} is {gpu}; "
+            f"run: xclip-deploy build-trt {bundle.path}{option} --flavor tensorrt"
+        )
     wanted: tuple[Precision, ...] = (
         (Precision(precision),) if precision != "auto" else _AUTO_PRECISIONS
     )
@@ -101,6 +111,7 @@ def read_plan(chosen: ChosenEngines, graph: Graph) -> bytes:
     file = chosen.folder / engine_file(graph)
     expected = chosen.record(graph).file
     try:
+        require_regular_file(file, "an engine", EngineError)
         content = file.read_bytes()
     except OSError as error:
         raise chosen.refusal(f"{file.name} cannot be read ({error.strerror})") from error
@@ -160,8 +171,11 @@ def _misfit(
             bundle,
         )
     if not engine_set.runs_on(*gpu.compute_capability):
-        # Leave out the targets, which would tie the set to other GPUs again.
-        free = engine_set.options.model_copy(update={"compute_capabilities": ()})
+        # Leave out the targets, which would tie the set to other GPUs again. Portable engines
+        # of TensorRT-RTX run from 8.0 on; an older GPU needs engines of its own.
+        is_old = engine_set.flavour is Flavour.RTX and gpu.compute_capability < (8, 0)
+        targets = (gpu.target,) if is_old else ()
+        free = engine_set.options.model_copy(update={"compute_capabilities": targets})
         return _refusal(
             folder,
             f"was built for {engine_set.target}, this machine has {gpu}",

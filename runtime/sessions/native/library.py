@@ -11,6 +11,7 @@ from typing import Any
 
 from xclip_deploy.errors import MissingExtraError
 from xclip_deploy.runtime.engine_set import Flavour
+from xclip_deploy.runtime.presentation import cut
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,10 @@ class Library:
 
     def reasons(self) -> str:
         """Return the last errors that TensorRT logged, in one line. Its calls give no reasons."""
-        return " | ".join(list(self.log.messages)[-3:]) or "it gave no reason"
+        return (
+            " | ".join(cut(each, 250) for each in list(self.log.messages)[-3:])
+            or "it gave no reason"
+        )
 
     def forget_reasons(self) -> None:
         """Forget logged errors. Called before an attempt, so that old reasons are not its own."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gallery_samples import content_of, rows_of
+from gallery_samples import content_of, rows_of, unit
 
 from xclip_deploy import Bundle
 from xclip_deploy.errors import (
@@ -41,8 +41,8 @@ def entries(
     rng = np.random.default_rng([seed, len(names)])
     frames, dim = manifest.model.max_frames, manifest.model.embed_dim
     features = VideoFeatures(
-        rng.standard_normal((len(names), dim)).astype(np.float32),
-        rng.standard_normal((len(names), frames, dim)).astype(np.float32),
+        unit(rng.standard_normal((len(names), dim))).astype(np.float32),
+        unit(rng.standard_normal((len(names), frames, dim))).astype(np.float32),
         np.full(len(names), 2, np.int32),
     )
     videos = [

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gallery_samples import DIM, SearchLimits, content_of, lance_store, sample
 
 from xclip_deploy.errors import GalleryError, GalleryIntegrityError
+from xclip_deploy.runtime.gallery.commit_record import RECORD_FILE, find_manifest
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
 
 QUERIES = np.eye(2, DIM, dtype=np.float16)
@@ -17,9 +19,12 @@ QUERIES = np.eye(2, DIM, dtype=np.float16)
 LIMITS = SearchLimits(flat_videos=0, flat_bytes=0, held_bytes=0, partitions=1.0, index_from=256)
 
 
-def answers(path: Path) -> list[object]:
+IN_MEMORY = SearchLimits(index_from=256)
+
+
+def answers(path: Path, limits: SearchLimits = LIMITS) -> list[object]:
     """What a fresh process would be told, every way of reading used."""
-    store = lance_store(path, LIMITS, create=False)
+    store = lance_store(path, limits, create=False)
     snapshot = store.snapshot()
     content = content_of(snapshot, 500)
     names = sorted(content)
@@ -28,6 +33,7 @@ def answers(path: Path) -> list[object]:
     contents = snapshot.find_content([video.content_sha256 or "" for video, _ in content.values()])
     nearest = snapshot.nearest(QUERIES, 5)
     (filtered,) = snapshot.nearest(QUERIES[:1], 5, "n < 3")
+    held = snapshot.held()
     return [
         len(snapshot),
         sorted(content.items()),
@@ -36,6 +42,9 @@ def answers(path: Path) -> list[object]:
         sorted(by_row[row] for row in snapshot.matching("n >= 2 and source = 'cam1'").tolist()),
         [[by_row[row] for row in near.rows.tolist()] for near in nearest],
         [video.id for video in snapshot.videos(filtered.rows)],
+        sorted(video.id for video in snapshot.listing()),
+        sorted(by_row[row] for row in snapshot.rows().tolist()),
+        None if held is None else held[1].frame_features.tobytes(),
     ]
 
 
@@ -87,6 +96,107 @@ def test_every_file_cut(tmp_path: Path, make: object) -> None:
     if make is indexed:
         assert "error" in outcomes["index"]
     assert answers(path) == expected
+
+
+def outcome(path: Path, expected: list[object], limits: SearchLimits) -> str:
+    """``same`` or ``error`` for a damaged gallery, never another answer."""
+    try:
+        found = answers(path, limits)
+    except GalleryIntegrityError as error:
+        message = str(error)
+        assert "restore it from a copy or run: xclip-deploy gallery rescue" in message
+        assert "\n" not in message
+        assert len(message) < 800
+        return "error"
+    assert found == expected
+    return "same"
+
+
+def files_of(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def flip(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << (bit % 8)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("limits", [LIMITS, IN_MEMORY], ids=["on-disk", "in-memory"])
+@pytest.mark.parametrize("make", [small, pytest.param(indexed, marks=pytest.mark.slow)])
+def test_single_bits_of_data_files(tmp_path: Path, make: Any, limits: SearchLimits) -> None:
+    path = tmp_path / "gallery"
+    make(path)
+    expected = answers(path, limits)
+    rng = np.random.default_rng(13)
+    outcomes = []
+    data = [file for file in files_of(path) if file.parent.name == "data"]
+    for file in data:
+        for bit in rng.choice(8 * file.stat().st_size, 60 // len(data) + 1, replace=False):
+            flip(file, int(bit))
+            outcomes.append(outcome(path, expected, limits))
+            flip(file, int(bit))
+    assert len(outcomes) >= 60
+    assert outcomes.count("error") > 10
+    assert answers(path, limits) == expected
+
+
+@pytest.mark.parametrize("make", [small, pytest.param(indexed, marks=pytest.mark.slow)])
+def test_single_bits_of_all_other_files(tmp_path: Path, make: Any) -> None:
+    path = tmp_path / "gallery"
+    store = make(path)
+    expected = answers(path)
+    newest = find_manifest(path, store.snapshot()._table.version)
+    assert newest is not None
+    rng = np.random.default_rng(14)
+    for file in files_of(path):
+        size = file.stat().st_size
+        if file.parent.name == "data" or not size:
+            continue
+        # One bit in each of many regions of the newest manifest, and some of any other file.
+        regions = np.array_split(np.arange(size), min(size, 40 if file == newest else 6))
+        for region in regions:
+            bit = 8 * int(rng.choice(region)) + int(rng.integers(8))
+            flip(file, bit)
+            found = outcome(path, expected, LIMITS)
+            assert found == "error" or file != newest, f"{file.name} bit {bit}"
+            flip(file, bit)
+    assert answers(path) == expected
+
+
+@pytest.mark.parametrize("make", [small, pytest.param(indexed, marks=pytest.mark.slow)])
+def test_files_deleted_truncated_and_emptied(tmp_path: Path, make: Any) -> None:
+    path = tmp_path / "gallery"
+    store = make(path)
+    expected = answers(path)
+    newest = find_manifest(path, store.snapshot()._table.version)
+    for file in files_of(path):
+        whole = file.read_bytes()
+        for content in (None, b"", whole[: len(whole) // 2]):
+            if content is None:
+                file.unlink()
+            else:
+                file.write_bytes(content)
+            found = outcome(path, expected, LIMITS)
+            assert found == "error" or file not in (newest, path / RECORD_FILE), file.name
+            file.write_bytes(whole)
+    assert answers(path) == expected
+
+
+def test_a_lost_newest_version_is_neither_an_older_gallery_nor_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "gallery"
+    store = small(path)
+    newest = find_manifest(path, store.snapshot()._table.version)
+    assert newest is not None
+    newest.unlink()
+    with pytest.raises(GalleryIntegrityError, match=r"version \d+ was committed, and its manifest"):
+        lance_store(path, LIMITS, create=False)
+    with pytest.raises(GalleryIntegrityError, match="gallery rescue"):
+        lance_store(path, LIMITS)
+    for manifest in newest.parent.iterdir():
+        manifest.unlink()
+    with pytest.raises(GalleryIntegrityError, match="the table has lost its versions"):
+        lance_store(path, LIMITS)
 
 
 @pytest.mark.parametrize("folder", ["data", "_versions", "_indices", "_deletions"])

@@ -21,9 +21,9 @@ from xclip_deploy.errors import (
     GalleryNotFoundError,
     GalleryVersionError,
 )
-from xclip_deploy.runtime.gallery import FeatureModel, lance_schema
-from xclip_deploy.runtime.gallery import lance_store as module
+from xclip_deploy.runtime.gallery import FeatureModel, lance_commits, lance_schema
 from xclip_deploy.runtime.gallery.lance_errors import lance_errors
+from xclip_deploy.runtime.gallery.lance_store import open_store
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def test_the_header_and_columns(tmp_path: Path) -> None:
     store = lance_store(tmp_path / "gallery")
     assert store.uri == str(tmp_path / "gallery")
     assert store.model == FeatureModel(MODEL, DIM, FRAMES)
-    assert (store.header.fingerprint, store.header.schema_version) == (MODEL, 2)
+    assert (store.header.fingerprint, store.header.schema_version) == (MODEL, 3)
     store.put(*sample(["a"], source="x"), replace=False)
     # As any reader of LanceDB sees it.
     table = lancedb.connect(tmp_path / "gallery").open_table("videos").to_arrow()
@@ -56,13 +56,14 @@ def test_the_header_and_columns(tmp_path: Path) -> None:
     assert set(table.column_names) == {
         *("id", "paths", "file_sizes", "file_times", "fingerprint", "duration_s"),
         *("frame_times_s", "num_frames", "video_features", "frame_features", "n", "source"),
+        *("_check_record", "_check_metadata", "_check_video", "_check_frames"),
     }
 
 
 def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(lance_schema, "SCHEMA_VERSION", 9)
-        patch.setattr(module, "SCHEMA_VERSION", 9)
+        for each in (lance_schema, lance_commits):
+            patch.setattr(each, "SCHEMA_VERSION", 9)
         lance_store(tmp_path / "newer")
     with pytest.raises(GalleryVersionError, match=r"version 9.*pip install --upgrade"):
         lance_store(tmp_path / "newer")
@@ -120,12 +121,12 @@ def test_a_path_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_uri(tmp_path: Path) -> None:
     uri = f"file://{tmp_path}/gallery"
-    store = module.open_store(uri, MODEL, DIM, FRAMES, create=True)
+    store = open_store(uri, MODEL, DIM, FRAMES, create=True)
     store.put(*sample(["a"]), replace=False)
     store.remove(["none"])
-    assert len(module.open_store(uri, MODEL, DIM, FRAMES, create=False).snapshot()) == 1
+    assert len(open_store(uri, MODEL, DIM, FRAMES, create=False).snapshot()) == 1
     with pytest.raises(GalleryNotFoundError, match="no gallery at file://"):
-        module.open_store(f"{uri}-2", MODEL, DIM, FRAMES, create=False)
+        open_store(f"{uri}-2", MODEL, DIM, FRAMES, create=False)
 
 
 def test_many_videos_at_once(tmp_path: Path) -> None:

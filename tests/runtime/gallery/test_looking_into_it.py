@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gallery_samples import unit
 
 from xclip_deploy import Bundle, Gallery, GalleryVideo, VideoFeatures
 from xclip_deploy.errors import ClosedError, GalleryError, InvalidArgumentError
@@ -31,7 +32,7 @@ def gallery(request: pytest.FixtureRequest, manifest: Manifest, tmp_path: Path) 
         made = Gallery.open(tmp_path / "gallery", manifest, create=True)
     config = manifest.model
     rng = np.random.default_rng(0)
-    frames = rng.standard_normal((len(NAMES), config.max_frames, config.embed_dim))
+    frames = unit(rng.standard_normal((len(NAMES), config.max_frames, config.embed_dim)))
     videos = [
         GalleryVideo(
             id=name,

@@ -77,7 +77,8 @@ def test_other_matrices_are_rounded_and_told(
     stored = read_video(path, SAMPLING, side)
     shown = read_video(with_matrix(path, matrix), SAMPLING, side)
     assert np.array_equal(shown.frames, stored.frames)
-    (warning,) = shown.warnings
+    # FFmpeg takes a matrix that slants for one of pixels that are not square.
+    (warning,) = (found for found in shown.warnings if not found.startswith("anamorphic"))
     assert warning.startswith("the display matrix (")
     assert warning.endswith(") is no quarter turn or mirror; it is rounded")
     found = [float(value) for value in warning.partition("(")[2].partition(")")[0].split()]

@@ -1,0 +1,141 @@
+"""A LanceDB table at its newest recorded commit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from xclip_deploy.runtime.gallery.commit_record import (
+    TABLE,
+    CommitRecord,
+    check_manifest,
+    find_manifest,
+    make_record,
+    read_record,
+    write_record,
+)
+from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
+from xclip_deploy.runtime.gallery.lance_files import connect, other_version, place_of, try_lock
+from xclip_deploy.runtime.gallery.lance_schema import (
+    SCHEMA_VERSION,
+    TableHeader,
+    read_header,
+    schema_fault,
+)
+
+_RECORD_READS = 20
+"""Times to read a record anew that a writer replaces meanwhile."""
+
+
+class CommittedTable:
+    """A table whose versions count once they are recorded.
+
+    In object storage there is no record: its writes are whole, and it keeps checksums itself.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Open the table of an existing gallery.
+
+        Raises GalleryVersionError, and GalleryIntegrityError for a table that is not a gallery's
+        or not the one that was committed.
+        """
+        self.uri = uri
+        self.place = place_of(uri)
+        self._directory = None if "://" in uri else Path(uri)
+        # A damaged manifest is found here, before LanceDB reads it.
+        self.record = self._sound_record()
+        with lance_errors(uri, "read"):
+            self.table: Any = connect(uri).open_table(TABLE)
+            header = read_header(self.table.schema)
+        if header is None:
+            raise damaged(uri, f"its table {TABLE!r} was not written by xclip-deploy")
+        if header.schema_version != SCHEMA_VERSION:
+            raise other_version(uri, header.schema_version)
+        if fault := schema_fault(self.table.schema):
+            raise damaged(uri, fault)
+        self.header: TableHeader = header
+        self.follow()
+
+    @property
+    def version(self) -> int:
+        """The version that snapshots read."""
+        version: int = self.table.version if self.record is None else self.record.version
+        return version
+
+    @property
+    def directory(self) -> Path | None:
+        """The gallery's directory; None in object storage."""
+        return self._directory
+
+    def at_version(self) -> Any:  # noqa: ANN401
+        """Open the table anew, checked out at the version that snapshots read."""
+        with lance_errors(self.uri, "read"):
+            table = connect(self.uri).open_table(TABLE)
+            table.checkout(self.version)
+            return table
+
+    def follow(self, *, is_locked: bool = False) -> None:
+        """Go to the newest commit; ``is_locked``: whether the caller holds the gallery's lock.
+
+        A version that is newer than its record belongs to a writer at work, or to one that was
+        killed. If the lock is free, it is the latter, and the version is recorded.
+        """
+        record = self._sound_record()
+        with lance_errors(self.uri, "read"):
+            self.table.checkout_latest()
+            latest = self.table.version
+        if self._directory is None or (record is not None and latest == record.version):
+            self.record = record
+            return
+        if record is None and latest > 1:
+            raise damaged(self.uri, "its record of commits is missing")
+        if record is not None and latest < record.version:
+            raise damaged(
+                self.uri, f"version {record.version} was committed, the newest there is {latest}"
+            )
+        self.record = record
+        descriptor = None if is_locked else try_lock(self.uri)
+        if is_locked or descriptor is not None:
+            try:
+                self._catch_up()
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
+        elif record is not None:
+            with lance_errors(self.uri, "read"):
+                self.table.checkout(record.version)
+
+    def note(self, indexed_below: int | None = None) -> None:
+        """Record what was just committed; the caller holds the gallery's lock.
+
+        ``indexed_below``: the row id below which the indices hold every row; None if that stays.
+        """
+        if self._directory is None:
+            return
+        with lance_errors(self.uri, "written"):
+            record = make_record(self._directory, self.table.version, self.record, indexed_below)
+            write_record(self._directory, record)
+        self.record = record
+
+    def _catch_up(self) -> None:
+        """Record the newest version, unless another process has done so."""
+        self.record = self._sound_record()
+        with lance_errors(self.uri, "read"):
+            self.table.checkout_latest()
+        if self.record is None or self.table.version > self.record.version:
+            self.note()
+
+    def _sound_record(self) -> CommitRecord | None:
+        """Read the record and check its manifest."""
+        if self._directory is None:
+            return None
+        record = read_record(self._directory)
+        for _ in range(_RECORD_READS):
+            if record is None or find_manifest(self._directory, record.version) is not None:
+                break
+            # A writer may have recorded a newer version since, and deleted this one.
+            record = read_record(self._directory)
+        if record is not None:
+            check_manifest(self._directory, record)
+        return record

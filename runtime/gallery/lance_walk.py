@@ -1,0 +1,86 @@
+"""Reading of every row of a gallery that may be damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from xclip_deploy.errors import GalleryIntegrityError
+from xclip_deploy.runtime.arrays import BoolArray, slices
+from xclip_deploy.runtime.gallery.checksums import Part
+from xclip_deploy.runtime.gallery.lance_reader import BATCH_ROWS, RowReader, row_ids
+from xclip_deploy.runtime.gallery.lance_schema import is_whole
+from xclip_deploy.runtime.gallery.reports import Verification
+from xclip_deploy.runtime.gallery.store import Rows
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
+
+
+def verify_rows(
+    reader: RowReader, files: Sequence[str], progress: ProgressFunction
+) -> Verification:
+    """Read all rows and name the damaged ones. ``files``: damaged files beside them."""
+    lost: list[str] = []
+    done = 0
+    for rows, table in walk(reader):
+        done += len(rows)
+        if table is None:
+            lost += [f"row {row}" for row in rows]
+        else:
+            lost += damaged_names(reader, table)
+        progress(Progress("verifying", done, reader.count, failed=len(lost)))
+    return Verification(done, tuple(lost), tuple(files))
+
+
+def walk(reader: RowReader) -> Iterator[tuple[Rows, pa.Table | None]]:
+    """Read all rows with all columns, without verifying them; None for a row that is not there.
+
+    LanceDB reads pages of many rows. Where it fails, halves are read, down to single rows. Raises
+    GalleryIntegrityError if not even the row ids can be read.
+    """
+    rows = reader.ids_unverified()
+    for part in slices(len(rows), BATCH_ROWS):
+        yield from _read(reader, rows[part])
+
+
+def whole_rows(reader: RowReader, table: pa.Table) -> BoolArray:
+    """Tell for each row of a table with all columns whether all its parts are whole."""
+    whole = np.ones(len(table), np.bool_)
+    for part in Part:
+        whole &= _part_is_whole(reader, table, part)
+    return whole
+
+
+def damaged_names(reader: RowReader, table: pa.Table) -> list[str]:
+    """Name the damaged rows of a table by id, or by row if the id may be damaged."""
+    lost = np.flatnonzero(~whole_rows(reader, table))
+    if not len(lost):
+        return []
+    is_named = _part_is_whole(reader, table, Part.RECORD)
+    rows = row_ids(table)
+    return [table["id"][n].as_py() if is_named[n] else f"row {rows[n]}" for n in map(int, lost)]
+
+
+def _read(reader: RowReader, rows: Rows) -> Iterator[tuple[Rows, pa.Table | None]]:
+    try:
+        yield rows, reader.read_unverified(int(rows[0]), int(rows[-1]), len(rows))
+    except GalleryIntegrityError:
+        if len(rows) == 1:
+            yield rows, None
+            return
+        middle = len(rows) // 2
+        yield from _read(reader, rows[:middle])
+        yield from _read(reader, rows[middle:])
+
+
+def _part_is_whole(reader: RowReader, table: pa.Table, part: Part) -> BoolArray:
+    """Tell for each row whether a part is whole; a column that defies hashing is not."""
+    try:
+        with reader.reading():
+            return is_whole(table, part, reader.schema)
+    except GalleryIntegrityError:
+        if len(table) > 1:
+            parts = [_part_is_whole(reader, table.slice(n, 1), part) for n in range(len(table))]
+            return np.concatenate(parts)
+        return np.zeros(len(table), np.bool_)

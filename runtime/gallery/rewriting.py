@@ -1,0 +1,256 @@
+"""Copies of a gallery's rows into a new one: upgrade of an old gallery, rescue of a damaged one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from xclip_deploy.errors import GalleryError, GalleryIntegrityError, InvalidArgumentError
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.files import replaced_directory
+from xclip_deploy.runtime.gallery.checking import check_unit_length
+from xclip_deploy.runtime.gallery.commit_record import (
+    TABLE,
+    CommitRecord,
+    check_manifest,
+    damaged_files,
+    find_manifest,
+    read_record,
+    versions_of,
+)
+from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
+from xclip_deploy.runtime.gallery.lance_files import (
+    connect,
+    kept_from_writers,
+    other_version,
+    require_table,
+)
+from xclip_deploy.runtime.gallery.lance_reader import RowReader, Trust, row_ids
+from xclip_deploy.runtime.gallery.lance_schema import (
+    SCHEMA_VERSION,
+    UNCHECKED_VERSION,
+    TableHeader,
+    read_header,
+    schema_fault,
+    to_features,
+    to_videos,
+)
+from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
+from xclip_deploy.runtime.gallery.lance_walk import walk, whole_rows
+from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.gallery.reports import Rescue
+from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
+
+_NO_DELETIONS = pa.schema([pa.field("row_id", pa.uint32(), nullable=False)])
+
+
+def rescue_gallery(
+    path: Path, output: Path, progress: ProgressFunction = ignore_progress
+) -> Rescue:
+    """Copy every whole video of a damaged gallery to a new one; the old one stays as it is.
+
+    Raises GalleryError if ``output`` is there already, GalleryIntegrityError if nothing can be
+    read.
+    """
+    if output.exists():
+        raise GalleryError(f"{output} is there already; choose another path for what is rescued")
+    if not (path / f"{TABLE}.lance").is_dir():
+        require_table(str(path), is_local=True)
+    try:
+        record = read_record(path)
+    except GalleryIntegrityError:
+        record = None
+    lost: list[str] = []
+    with (
+        _readable(path, record) as (table, version, bad_deletions),
+        replaced_directory(output) as directory,
+    ):
+        reader, store = _copy_into(str(path), table, directory)
+        done = 0
+        for rows, part in walk(reader):
+            done += len(rows)
+            if part is None:
+                lost += [f"row {row}" for row in rows]
+                continue
+            videos, features, names = _whole_videos(reader, part)
+            lost += names
+            # Without its deletions, a fragment holds rows that later ones replace.
+            keep = list({video.id: n for n, video in enumerate(videos)}.values())
+            store.put([videos[n] for n in keep], _taken(features, keep), replace=True)
+            progress(Progress("rescuing", done, reader.count, failed=len(lost)))
+        count = len(store.snapshot())
+        present = store.snapshot().find([name for name in lost if not name.startswith("row ")])
+        store.close()
+    return Rescue(
+        output=str(output),
+        num_videos=count,
+        lost=tuple(name for name in lost if name not in present),
+        version=version,
+        committed_version=None if record is None else record.version,
+        deletions_lost=bad_deletions,
+    )
+
+
+def upgrade_gallery(path: Path, progress: ProgressFunction = ignore_progress) -> int:
+    """Rewrite a gallery without checksums in place, in one step; returns its number of videos.
+
+    An interrupted upgrade leaves the old gallery. Raises GalleryError, GalleryIntegrityError.
+    """
+    require_table(str(path), is_local=True)
+    with kept_from_writers(path):
+        with lance_errors(str(path), "read"):
+            table = connect(str(path)).open_table(TABLE)
+            header = _header(str(path), table)
+        if header.schema_version == SCHEMA_VERSION:
+            raise GalleryError(f"gallery {path} has schema version {SCHEMA_VERSION} already")
+        try:
+            with replaced_directory(path) as directory:
+                reader, store = _copy_into(str(path), table, directory)
+                done = 0
+                for rows, part in walk(reader):
+                    if part is None:
+                        raise damaged(str(path), f"row {rows[0]} cannot be read")
+                    videos, features, names = _whole_videos(reader, part)
+                    if names:
+                        what = f"video {names[0]} has no valid record or vectors of other length"
+                        raise damaged(str(path), f"{what} than 1")
+                    store.put(videos, features, replace=False)
+                    done += len(rows)
+                    progress(Progress("upgrading", done, reader.count))
+                count = len(store.snapshot())
+                store.close()
+        except OSError as error:
+            raise GalleryError(
+                f"gallery {path} cannot be written ({error.strerror}); what was there stands"
+            ) from error
+    return count
+
+
+def _copy_into(
+    uri: str,
+    table: Any,  # noqa: ANN401
+    directory: Path,
+) -> tuple[RowReader, LanceStore]:
+    """Open a reader of a table, and an empty gallery of the same model in ``directory``."""
+    header = _header(uri, table)
+    dim = table.schema.field("video_features").type.list_size
+    frames = table.schema.field("frame_features").type.list_size // dim
+    store = open_store(directory, header.fingerprint, dim, frames, create=True)
+    return RowReader(uri, table, Trust()), store
+
+
+def _header(uri: str, table: Any) -> TableHeader:  # noqa: ANN401
+    header = read_header(table.schema)
+    if header is None:
+        raise damaged(uri, f"its table {TABLE!r} was not written by xclip-deploy")
+    if header.schema_version not in (SCHEMA_VERSION, UNCHECKED_VERSION):
+        raise other_version(uri, header.schema_version)
+    is_checked = header.schema_version == SCHEMA_VERSION
+    if fault := schema_fault(table.schema, is_checked=is_checked):
+        raise damaged(uri, fault)
+    return header
+
+
+def _whole_videos(
+    reader: RowReader, table: pa.Table
+) -> tuple[list[GalleryVideo], VideoFeatures, list[str]]:
+    """Return the whole videos of a table with all columns, and the names of the others."""
+    rows = row_ids(table)
+    is_checked = "_check_record" in table.schema.names
+    whole = whole_rows(reader, table) if is_checked else np.ones(len(table), np.bool_)
+    videos, kept, lost = [], [], []
+    for n in range(len(table)):
+        row = table.slice(n, 1)
+        try:
+            with reader.reading():
+                (video,) = to_videos(row)
+                features = to_features(row)
+                is_fit = len(video.frame_times_s) == int(features.num_frames[0])
+                check_unit_length([video], features)
+        except (GalleryIntegrityError, InvalidArgumentError):
+            lost.append(f"row {rows[n]}")
+            continue
+        if whole[n] and is_fit:
+            videos.append(video)
+            kept.append(n)
+        else:
+            lost.append(video.id if is_checked else f"row {rows[n]}")
+    return videos, to_features(table.take(kept)), lost
+
+
+def _taken(features: VideoFeatures, places: list[int]) -> VideoFeatures:
+    return VideoFeatures(
+        features.video_features[places],
+        features.frame_features[places],
+        features.num_frames[places],
+    )
+
+
+@contextmanager
+def _readable(path: Path, record: CommitRecord | None) -> Iterator[tuple[Any, int, bool]]:
+    """Open the newest version that can be opened, and tell whether deletions were lost.
+
+    LanceDB reads the newest manifest, whatever version is wanted. So it is shown a directory of
+    links that lacks the damaged ones.
+    """
+    source = path / f"{TABLE}.lance"
+    bad = [] if record is None else damaged_files(path, record.deletions)
+    if record is not None:
+        bad += [name for name in record.deletions if not (source / name).is_file()]
+    with tempfile.TemporaryDirectory() as folder, lance_errors(str(path), "read"):
+        shown = Path(folder, f"{TABLE}.lance")
+        shown.mkdir()
+        for name in ("data", "_transactions", "_indices"):
+            if (source / name).is_dir():
+                (shown / name).symlink_to(os.path.realpath(source / name))
+        deletions = shown / "_deletions"
+        deletions.mkdir()
+        for file in (source / "_deletions").glob("*"):
+            (deletions / file.name).symlink_to(os.path.realpath(file))
+        for name in bad:
+            _write_no_deletions(shown / name)
+        for version, manifest in _manifests(path, record):
+            (shown / "_versions").mkdir()
+            shutil.copyfile(manifest, shown / "_versions" / manifest.name)
+            try:
+                with lance_errors(str(path), "read"):
+                    table = connect(folder).open_table(TABLE)
+                    _header(str(path), table)
+                    table.search().select(["_rowid"]).with_row_id(True).to_arrow()
+            except GalleryIntegrityError:
+                shutil.rmtree(shown / "_versions")
+                continue
+            yield table, version, bool(bad)
+            return
+    raise damaged(str(path), "none of its versions can be read")
+
+
+def _manifests(path: Path, record: CommitRecord | None) -> Iterator[tuple[int, Path]]:
+    """Yield the versions with their manifests, newest first, without one known as damaged."""
+    for version in versions_of(path):
+        manifest = find_manifest(path, version)
+        if record is not None and version == record.version:
+            try:
+                check_manifest(path, record)
+            except GalleryIntegrityError:
+                continue
+        if manifest is not None:
+            yield version, manifest
+
+
+def _write_no_deletions(file: Path) -> None:
+    """Write a deletion vector of nothing, in either of LanceDB's formats."""
+    file.unlink(missing_ok=True)
+    if file.suffix == ".arrow":
+        with pa.ipc.new_file(str(file), _NO_DELETIONS) as writer:
+            writer.write_batch(pa.record_batch([pa.array([], pa.uint32())], schema=_NO_DELETIONS))
+    else:  # a roaring bitmap of no container
+        file.write_bytes((12346).to_bytes(4, "little") + bytes(4))
