@@ -14,10 +14,10 @@ MAX_CHARACTERS = 200
 MAX_ROWS = 100
 """Most rows of a table from :func:`html_table`."""
 _MAX_VALUE = 60
-# Control characters, marks that reorder text, line separators, and undecodable bytes of names.
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+"""Control characters, marks that reorder text, line separators, and undecodable bytes of names."""
 
 
 def brief(value: object, **parts: object) -> str:
@@ -33,7 +33,7 @@ def brief(value: object, **parts: object) -> str:
 
 def printable(text: str) -> str:
     r"""Return a text with escapes such as ``\x1b`` for characters that act instead of showing."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def listed(texts: Sequence[str], count: int = 3, limit: int = 250) -> str:

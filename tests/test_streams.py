@@ -19,8 +19,8 @@ from gallery_samples import lance_store, sample
 
 from xclip_deploy import Bundle, Retriever
 from xclip_deploy.cli import display
-from xclip_deploy.cli.display import printable
 from xclip_deploy.runtime.gallery import Gallery
+from xclip_deploy.runtime.presentation import printable
 
 SCRIPT = str(Path(sys.executable).with_name("xclip-deploy"))
 ALARMING = "a\x1b[31m\x07\r\n\x9b2J\u202egpj.\u2028\x7f"

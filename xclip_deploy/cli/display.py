@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
 MAX_LINE = 1000
 """Longest line of a message, in characters."""
 
-# Control characters, marks that reorder text, line separators, and undecodable bytes of names.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def printable(text: str) -> str:
-    r"""Return a text with escapes such as ``\x1b`` for what a terminal would act on."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
 
 def say(*lines: str, err: bool = False) -> None:
     """Print lines for people, escaped, each of 1,000 characters at most.
@@ -40,11 +29,15 @@ def say(*lines: str, err: bool = False) -> None:
     Everything that the command line prints goes through this function, ``print_table``,
     ``print_fields`` or ``print_json``, which escape. ``err``: whether to take standard error.
     """
+    from xclip_deploy.runtime.presentation import printable
+
     _echo("\n".join(shortened(printable(line), MAX_LINE) for line in lines), err=err)
 
 
 def print_fields(rows: Iterable[tuple[str, str]], width: int) -> None:
     """Print a line for each name and value, escaped. ``width``: columns of the names."""
+    from xclip_deploy.runtime.presentation import printable
+
     for name, value in rows:
         _echo(f"{printable(name) + ':':<{width}}{printable(value)}")
 
@@ -61,10 +54,12 @@ def _echo(text: str, *, err: bool = False) -> None:
 
 
 def _json_text(content: object, *, ascii_only: bool = False) -> str:
+    from xclip_deploy.runtime.presentation import UNPRINTABLE
+
     text = json.dumps(content, indent=2, ensure_ascii=ascii_only)
     # The only newlines are those of the indentation.
     return "\n".join(
-        _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n")
+        UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n")
     )
 
 
@@ -100,6 +95,8 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from xclip_deploy.runtime.presentation import printable
 
     # A file or pipe has no width to fit, so nothing is cut there.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)

@@ -17,12 +17,11 @@ from xclip_deploy.cli.display import (
     print_fields,
     print_json,
     print_table,
-    printable,
     say,
     shortened,
 )
 from xclip_deploy.cli.options import gallery_option, json_option
-from xclip_deploy.runtime.presentation import time_text
+from xclip_deploy.runtime.presentation import printable, time_text
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery import Gallery, GalleryStats, GalleryVideo
@@ -221,9 +220,9 @@ def verify(gallery: str, as_json: bool) -> None:
         print_json({"gallery": gallery, "is_whole": found.is_whole, **found.to_dict()})
     else:
         for name in found.damaged_videos:
-            click.echo(f"damaged: {name_of(name)}")
+            say(f"damaged: {name_of(name)}")
         for name in found.damaged_files:
-            click.echo(f"damaged: {name_of(name)}")
+            say(f"damaged: {name_of(name)}")
     if not found.is_whole:
         damaged = len(found.damaged_videos) + len(found.damaged_files)
         raise GalleryIntegrityError(
@@ -231,7 +230,7 @@ def verify(gallery: str, as_json: bool) -> None:
             f"xclip-deploy gallery rescue --gallery {shlex.quote(place)} --output NEW_GALLERY"
         )
     if not as_json:
-        click.echo(f"{gallery}: {_count(found.num_videos)}, all whole")
+        say(f"{gallery}: {_count(found.num_videos)}, all whole")
 
 
 @command.command("rescue", short_help="Copy what is whole out of a damaged gallery.")
@@ -256,14 +255,14 @@ def rescue(gallery: str, output: str, as_json: bool) -> None:
         print_json({"gallery": gallery, **found.to_dict()})
         return
     for name in found.lost:
-        click.echo(f"lost: {name_of(name)}")
+        say(f"lost: {name_of(name)}")
     if found.committed_version not in (None, found.version):
-        click.echo(
+        say(
             f"version {found.committed_version} is lost; version {found.version} was read", err=True
         )
     if found.deletions_lost:
-        click.echo("a list of removed videos is lost: removed ones may be back", err=True)
-    click.echo(
+        say("a list of removed videos is lost: removed ones may be back", err=True)
+    say(
         f"{_count(found.num_videos)} copied to {output}, {len(found.lost)} lost; to index those "
         f"again run: xclip-deploy index VIDEOS --gallery {shlex.quote(output)}"
     )
@@ -284,7 +283,7 @@ def upgrade(gallery: str, as_json: bool) -> None:
     if as_json:
         print_json({"gallery": gallery, "videos": count})
     else:
-        click.echo(f"{gallery}: {_count(count)}, upgraded")
+        say(f"{gallery}: {_count(count)}, upgraded")
 
 
 def find_video(gallery: Gallery, name: str) -> GalleryVideo:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json, printable, say, write_json
+from xclip_deploy.cli.display import print_json, say, write_json
 from xclip_deploy.cli.options import (
     Command,
     PathArgument,
@@ -122,6 +122,8 @@ def command(
 
 
 def _print(report: IndexReport, total: str) -> None:
+    from xclip_deploy.runtime.presentation import printable
+
     text = str(report)
     names = [words for v in (*report.failed, *report.warnings) for words in (v.path, v.reason)]
     for words in (*names, *report.passed_over):
