@@ -50,6 +50,7 @@ from xclip_deploy.runtime.arguments import (
     as_instance,
     as_path,
     as_share,
+    as_text,
     as_texts,
     as_truth,
     as_whole_number,
@@ -132,6 +133,8 @@ def verify_bundle(
     for name, path in (("checkpoint", checkpoint), ("videos", videos), ("output", output)):
         if path is not None:
             as_path(name, path)
+    if weights is not None:
+        as_text("weights", weights)
     if weights is not None and checkpoint is None:
         raise InvalidArgumentError(
             f"weights is {weights!r:.200} without a checkpoint; expected the checkpoint that holds "
