@@ -8,7 +8,7 @@ import numpy as np
 
 from xclip_deploy.errors import DuplicateIdError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import as_instance, shown
-from xclip_deploy.runtime.arrays import check_finite, slices
+from xclip_deploy.runtime.arrays import Float32Array, FloatArray, check_finite, slices
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo, check_metadata, check_texts
 
@@ -61,23 +61,33 @@ def checked_features(
 
 
 def check_unit_length(videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
-    """Raise InvalidArgumentError for a vector that is not of unit length, padded frames included.
+    """Raise InvalidArgumentError for a vector that is not of unit length.
 
-    A scorer multiplies vectors and takes the products for cosines.
+    A scorer takes products of vectors for cosines. A padded frame may be zero instead.
     """
-    for name in ("video_features", "frame_features"):
-        vectors = getattr(features, name)
-        for part in slices(len(vectors), _VIDEOS_AT_ONCE):
-            wide = vectors[part].astype(np.float32)
-            lengths = np.sqrt(np.einsum("...d,...d->...", wide, wide))
-            is_off = ~(abs(lengths - 1) <= UNIT_TOLERANCE).reshape(len(wide), -1)
+    places = np.arange(features.frame_features.shape[1])
+    for part in slices(len(videos), _VIDEOS_AT_ONCE):
+        counts = features.num_frames[part]
+        frames = _lengths(features.frame_features[part])  # [V, F]
+        frames[(places >= counts[:, np.newaxis]) & (frames == 0)] = 1
+        lengths = {
+            "video_features": _lengths(features.video_features[part])[:, np.newaxis],
+            "frame_features": frames,
+        }
+        for name, found in lengths.items():
+            is_off = ~(abs(found - 1) <= UNIT_TOLERANCE)
             if is_off.any():
-                n = int(is_off.any(axis=1).argmax())
-                length = lengths.reshape(len(wide), -1)[n][is_off[n]][0]
+                n, place = np.argwhere(is_off)[0]
                 raise InvalidArgumentError(
                     f"{name} of video {videos[part][n].id!r:.200} has a vector of length "
-                    f"{length:.4g}, expected 1; divide each vector by its length"
+                    f"{found[n, place]:.4g}, expected 1; divide each vector by its length"
                 )
+
+
+def _lengths(vectors: FloatArray) -> Float32Array:
+    wide = vectors.astype(np.float32)
+    lengths: Float32Array = np.sqrt(np.einsum("...d,...d->...", wide, wide))
+    return lengths
 
 
 def check_unique_ids(ids: Sequence[str]) -> None:

@@ -144,8 +144,7 @@ def _hash_texts(array: pa.Array) -> Words:
             first_long = start + int(is_long[start:stop].argmax())
             stop = max(first_long, start + 1)
         if is_long[start]:
-            text = raw[offsets[start] : offsets[start + 1]].tobytes()
-            hashed[start] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+            hashed[start] = _number(raw[offsets[start] : offsets[start + 1]].tobytes())
         else:
             here = offsets[start : stop + 1]
             values = raw[here[0] : here[-1]].astype(np.uint64) + np.uint64(1)
@@ -200,7 +199,8 @@ def _mix(values: Words) -> Words:
 @cache
 def _multipliers(count: int) -> Words:
     """Return fixed odd numbers that look random."""
-    return _mix(np.arange(1, count + 1, dtype=np.uint64) * _RATIO) | np.uint64(1)
+    numbers: Words = _mix(np.arange(1, count + 1, dtype=np.uint64) * _RATIO) | np.uint64(1)
+    return numbers
 
 
 @cache
@@ -223,5 +223,9 @@ def _room(count: int) -> int:
 
 @cache
 def _seed(name: str) -> np.uint64:
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "little"))
+    seed: np.uint64 = np.uint64(_number(name.encode()))
+    return seed
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

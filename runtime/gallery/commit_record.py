@@ -92,8 +92,10 @@ def make_record(
         version=version,
         manifest=manifest.name,
         manifest_sha256=sha256_of(manifest),
-        deletions=_hashes(directory, _newest_deletions(directory), before and before.deletions),
-        indices=_hashes(directory, _files(directory, _INDICES), before and before.indices),
+        deletions=_hashes(
+            directory, _newest_deletions(directory), before.deletions if before else {}
+        ),
+        indices=_hashes(directory, _files(directory, _INDICES), before.indices if before else {}),
         indexed_below=indexed_below,
     )
 
@@ -172,8 +174,7 @@ def _files(directory: Path, folder: str) -> list[str]:
     return sorted(str(file.relative_to(table)) for file in files if file.is_file())
 
 
-def _hashes(directory: Path, names: Iterable[str], known: dict[str, str] | None) -> dict[str, str]:
-    known = known or {}
+def _hashes(directory: Path, names: Iterable[str], known: dict[str, str]) -> dict[str, str]:
     table = _table(directory)
     return {name: known.get(name) or sha256_of(table / name) for name in names}
 

@@ -196,6 +196,7 @@ OF_GALLERY: dict[str, Callable[[World], dict[str, Any]]] = {
     "get": lambda w: {"video_id": "v0"},
     "check_new": lambda w: {"ids": ["a"]},
     "optimize": lambda w: {},
+    "verify": lambda w: {},
     "save": lambda w: {"path": w.folder / "saved"},
 }
 

@@ -26,7 +26,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02"
 """Pickle protocol 2, which ``torch.save`` wrote before PyTorch 1.6."""
 MAX_RECORDS = 20_000
-"""Most records of a zip archive. ViT-L/14 with its optimiser has some 2,000."""
+"""Most records of a zip archive. ViT-L/14 with its optimiser has some 1,500."""
 
 _MAX_DIRECTORY_BYTES = 8 << 20
 # Weights barely compress, and PyTorch stores them uncompressed.
