@@ -497,6 +497,19 @@ def test_an_unexpected_error_is_one_line(
     )
 
 
+def test_a_broken_pipe_within_is_no_reader_that_goes_away(
+    run: Run, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> Bundle:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(Bundle, "open", fail)
+    outcome = run("inspect", bundle_path)
+    assert (outcome.status, outcome.err.count("\n")) == (1, 1)
+    assert "unexpected error" in outcome.err
+    assert "Broken pipe" in outcome.err
+
+
 # The installed command
 
 
