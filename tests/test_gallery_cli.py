@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Outcome, Run, on_a_terminal, runner
 from gallery_samples import MODEL, lance_store, sample
@@ -16,8 +18,10 @@ from rich.cells import cell_len
 from xclip_deploy.cli.display import shortened
 from xclip_deploy.errors import GalleryVersionError
 from xclip_deploy.runtime.gallery import Gallery, VideoFile, lance_schema
+from xclip_deploy.runtime.gallery.commit_record import read_record
 from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 
+COMMANDS = ["list", "show", "stats", "remove", "optimize", "verify", "rescue", "upgrade"]
 IDS = [f"v{n:02}.mp4" for n in range(25)]
 
 
@@ -57,10 +61,10 @@ def test_the_group_shows_its_help(run: Run) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     assert run("--help").out == outcome.out
     lines = outcome.out[outcome.out.index("Commands:") :].splitlines()[1:]
-    assert [line.split()[0] for line in lines] == ["list", "show", "stats", "remove", "optimize"]
+    assert [line.split()[0] for line in lines] == COMMANDS
 
 
-@pytest.mark.parametrize("command", ["list", "show", "stats", "remove", "optimize"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(run: Run, command: str) -> None:
     outcome = run(command, "-h")
     assert (outcome.status, outcome.err) == (0, "")
@@ -105,7 +109,16 @@ def test_wrong_usage(run: Run, gallery: Path, arguments: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize(
     "arguments",
-    [("list",), ("show", "x"), ("stats",), ("remove", "x"), ("optimize",)],
+    [
+        ("list",),
+        ("show", "x"),
+        ("stats",),
+        ("remove", "x"),
+        ("optimize",),
+        ("verify",),
+        ("rescue", "--output", "not-there"),
+        ("upgrade",),
+    ],
     ids=lambda arguments: arguments[0],
 )
 def test_galleries_that_cannot_be_opened(
@@ -121,7 +134,7 @@ def test_galleries_that_cannot_be_opened(
     with pytest.raises(GalleryVersionError):  # it is made, and cannot be opened
         lance_store(tmp_path / "older")
     found = run(*arguments, "--gallery", tmp_path / "older")
-    assert_refused(found, 10, "has schema version 1, this release reads 2")
+    assert_refused(found, 10, "has schema version 1, this release reads 3")
 
 
 # list
@@ -379,3 +392,76 @@ def test_optimize(run: Run, gallery: Path) -> None:
     assert content.pop("seconds") > 0
     assert content == {"gallery": str(gallery), "videos": 24}
     assert len(ids_of(gallery)) == 24
+
+
+# verify, rescue and upgrade
+
+
+def damage(path: Path, video_id: str) -> None:
+    """Change one bit of the embeddings of a video."""
+    snapshot = lance_store(path, create=False).snapshot()
+    features = snapshot.features(np.array([snapshot.find([video_id])[video_id]]))
+    (file,) = (path / "videos.lance" / "data").iterdir()
+    content = bytearray(file.read_bytes())
+    content[content.index(features.video_features.tobytes())] ^= 1
+    file.write_bytes(content)
+
+
+def test_verify(run: Run, gallery: Path) -> None:
+    outcome = run("verify", "--gallery", gallery)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out == f"{gallery}: 25 videos, all whole\n"
+    found = json.loads(run("verify", "--gallery", gallery, "--json").out)
+    assert found == {
+        "gallery": str(gallery),
+        "is_whole": True,
+        "num_videos": 25,
+        "damaged_videos": [],
+        "damaged_files": [],
+    }
+
+
+def test_verify_names_damage_and_rescue_saves_the_rest(
+    run: Run, gallery: Path, tmp_path: Path
+) -> None:
+    damage(gallery, "v07.mp4")
+    outcome = run("verify", "--gallery", gallery)
+    assert (outcome.status, outcome.out) == (10, "damaged: v07.mp4\n")
+    new = tmp_path / "new"
+    command = f"xclip-deploy gallery rescue --gallery {gallery} --output NEW_GALLERY"
+    assert f"run: {command}" in outcome.err
+    as_json = run("verify", "--gallery", gallery, "--json")
+    assert as_json.status == 10
+    assert json.loads(as_json.out)["damaged_videos"] == ["v07.mp4"]
+    outcome = run("rescue", "--gallery", gallery, "--output", new)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out == (
+        f"lost: v07.mp4\n24 videos copied to {new}, 1 lost; to index those again run: "
+        f"xclip-deploy index VIDEOS --gallery {new}\n"
+    )
+    assert ids_of(new) == [name for name in IDS if name != "v07.mp4"]
+    assert run("verify", "--gallery", new).status == 0
+    found = run("rescue", "--gallery", gallery, "--output", new)
+    assert_refused(found, 10, "is there already; choose another path")
+    found = json.loads(run("rescue", "--gallery", gallery, "--output", f"{new}-2", "--json").out)
+    assert (found["num_videos"], found["lost"]) == (24, ["v07.mp4"])
+
+
+def test_rescue_tells_that_the_newest_version_is_lost(
+    run: Run, gallery: Path, tmp_path: Path
+) -> None:
+    run("remove", "v03.mp4", "--gallery", gallery)
+    record = read_record(gallery)
+    assert record is not None
+    (gallery / "videos.lance" / "_versions" / record.manifest).unlink()
+    found = run("list", "--gallery", gallery)
+    assert_refused(found, 10, f"version {record.version} was committed", "gallery rescue")
+    outcome = run("rescue", "--gallery", gallery, "--output", tmp_path / "new")
+    assert outcome.status == 0
+    assert f"version {record.version} is lost; version {record.version - 1} was read" in outcome.err
+    assert ids_of(tmp_path / "new") == IDS
+
+
+def test_upgrade(run: Run, gallery: Path) -> None:
+    found = run("upgrade", "--gallery", gallery)
+    assert_refused(found, 10, "has schema version 3 already")

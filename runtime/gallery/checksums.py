@@ -35,6 +35,7 @@ _RATIO = np.uint64(0x9E3779B97F4A7C15)
 _BASE = 0xD1342543DE82EF95
 """The polynomials' r; r mod 8 = 5, so that its powers repeat after 2^62."""
 _NULL = np.uint64(0x5851F42D4C957F2D)
+_LENGTH = np.uint64(0xA0761D6478BD642F)
 _MASK = (1 << 64) - 1
 
 
@@ -74,7 +75,7 @@ def checksums(table: pa.Table, columns: Sequence[str]) -> Words:
     total = np.zeros(len(table), np.uint64)
     for name in columns:
         array = _in_one_piece(table[name])
-        hashed = _mix(_hash(array) + _seed(name))
+        hashed = _mix(_hash(array) ^ _seed(name))
         if array.null_count and name not in _OWN:
             hashed[_is_null(array)] = 0
         total += hashed
@@ -121,13 +122,13 @@ def _hash_vectors(vectors: npt.NDArray[np.generic]) -> Words:
 def _hash_lists(array: pa.Array) -> Words:
     """Hash lists of numbers or texts, by the hashes of their elements."""
     flat = _hash(_in_one_piece(array.flatten()))
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    lengths = _filled(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     return _hash_runs(flat, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
 
 def _hash_texts(array: pa.Array) -> Words:
     """Hash texts by their UTF-8 bytes."""
-    filled = pc.fill_null(array, "").cast(pa.large_binary())
+    filled = _filled(array, "").cast(pa.large_binary())
     offsets = np.frombuffer(filled.buffers()[1], np.int64)
     offsets = offsets[filled.offset : filled.offset + len(filled) + 1]
     data = filled.buffers()[2]
@@ -160,17 +161,21 @@ def _hash_runs(values: Words, offsets: npt.NDArray[np.int64]) -> Words:
     np.cumsum(values * powers[: len(values)], out=sums[1:])
     starts, stops = offsets[:-1], offsets[1:]
     runs = (sums[stops] - sums[starts]) * inverses[starts]
-    return _mix(runs + _mix((stops - starts).astype(np.uint64)))
+    return _mix(runs + (stops - starts).astype(np.uint64) * _LENGTH)
 
 
 def _bits(array: pa.Array) -> Words:
     """Return the bits of numbers and truth values, 0 for null."""
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
-    values = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
+    values = _filled(array, 0).to_numpy(zero_copy_only=False)
     unsigned = values.view(f"u{values.itemsize}")
     bits: Words = unsigned.astype(np.uint64)
     return bits
+
+
+def _filled(array: pa.Array, value: object) -> pa.Array:
+    return pc.fill_null(array, value) if array.null_count else array
 
 
 def _is_null(array: pa.Array) -> npt.NDArray[np.bool_]:

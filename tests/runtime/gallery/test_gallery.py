@@ -361,3 +361,30 @@ def test_a_save_that_fails_leaves_the_old_one(
     assert content_of(Gallery.open(tmp_path / "copy", manifest).snapshot()) == before
     names = {file.name for file in tmp_path.iterdir()}
     assert names <= {"copy", "gallery", ".copy.lock"}, names
+
+
+@pytest.mark.parametrize("scale", [0.9, 1.1, 0.0, 29_220.0])
+@pytest.mark.parametrize("name", ["video_features", "frame_features"])
+def test_features_that_are_not_of_unit_length(
+    manifest: Manifest, gallery: Gallery, name: str, scale: float
+) -> None:
+    videos, features = entries(manifest, ["new", "off"])
+    getattr(features, name)[1] *= scale
+    with pytest.raises(InvalidArgumentError, match=rf"{name} of video 'off' has a vector of leng"):
+        gallery.add(videos, features)
+    assert "new" not in gallery
+
+
+def test_what_rounding_takes_from_a_unit_vector(manifest: Manifest, gallery: Gallery) -> None:
+    videos, features = entries(manifest, ["a2", "b2"])
+    features.video_features[0] *= 1.005
+    # Padding that was never encoded has no direction.
+    features.frame_features[1, features.num_frames[1] :] = 0
+    gallery.add(videos, features)
+    assert "a2" in gallery
+
+
+def test_verifying(manifest: Manifest, gallery: Gallery) -> None:
+    found = gallery.verify()
+    assert found.is_whole
+    assert found.num_videos == len(gallery)
