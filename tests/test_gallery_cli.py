@@ -57,7 +57,10 @@ def test_the_group_shows_its_help(run: Run) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     assert run("--help").out == outcome.out
     lines = outcome.out[outcome.out.index("Commands:") :].splitlines()[1:]
-    assert [line.split()[0] for line in lines] == ["list", "show", "stats", "remove", "optimize"]
+    assert [line.split()[0] for line in lines] == [
+        *("list", "show", "stats", "remove", "optimize"),
+        *("verify", "rescue", "upgrade"),
+    ]
 
 
 @pytest.mark.parametrize("command", ["list", "show", "stats", "remove", "optimize"])
@@ -121,7 +124,7 @@ def test_galleries_that_cannot_be_opened(
     with pytest.raises(GalleryVersionError):  # it is made, and cannot be opened
         lance_store(tmp_path / "older")
     found = run(*arguments, "--gallery", tmp_path / "older")
-    assert_refused(found, 10, "has schema version 1, this release reads 2")
+    assert_refused(found, 10, "has schema version 1, this release reads 3")
 
 
 # list
