@@ -539,8 +539,12 @@ def test_verbose_shows_what_the_libraries_report(bundle_path: Path, gallery_path
     arguments = ("search", "word " * 100, "--bundle", bundle_path, "--gallery", gallery_path)
     quiet = script(*arguments, capture_output=True)
     loud = script("-v", *arguments, capture_output=True)
-    assert (quiet.returncode, quiet.stderr) == (0, "")
-    assert loud.returncode == 0
+    assert quiet.returncode == loud.returncode == 0
+    assert quiet.stderr.startswith("warning: the text 'word word")
+    assert quiet.stderr.endswith(
+        " is longer than the 30 tokens that the model reads; its last 70 were not read\n"
+    )
+    assert quiet.stderr.count("\n") == 1
     assert "tokens is cut to the 30" in loud.stderr
     assert loud.stdout == quiet.stdout
 

@@ -18,6 +18,7 @@ def still_videos(bundle: Bundle, count: int) -> tuple[list[GalleryVideo], VideoF
     features = rng.standard_normal((count, model.embed_dim)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     frames = np.zeros((count, model.max_frames, model.embed_dim), np.float32)
+    frames[..., 0] = 1  # padding is a frame of its own, of unit length
     numbers = rng.integers(1, model.max_frames + 1, count).astype(np.int32)
     for n, number in enumerate(numbers):
         frames[n, :number] = features[n]
