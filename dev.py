@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Everything that a clone of the repository is for, with nothing but Python installed.
+"""Tasks of a clone of the repository, which need nothing but Python.
 
     python3 dev.py demo    train, export, build engines, index and search, in demo-output/
     python3 dev.py test    the tests (further arguments go to pytest: -m slow, -k text)
     python3 dev.py lint    ruff and mypy
 
-The first call makes a virtual environment in .venv and installs the project there; later calls
-use it again, until pyproject.toml or constraints.txt changes.
+The first call makes a virtual environment in .venv and installs the project there. Later calls
+use it again until pyproject.toml or constraints.txt changes.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def main() -> None:
 
 
 def demo(arguments: list[str]) -> None:
-    """Run the demo; files go to demo-output/ below the current directory."""
+    """Run the demo, which writes to demo-output/ below the current directory."""
     run(PYTHON, "-m", "demo", *arguments, environment={"PYTHONPATH": str(ROOT)})
 
 
 def test(arguments: list[str]) -> None:
-    """Run the tests, all but the slow ones unless told otherwise."""
+    """Run the tests, without the slow ones unless ``-m`` is given."""
     marks = [] if "-m" in arguments else ["-m", "not slow"]
     words = ["-m", "pytest", "-n", "2", "--dist", "worksteal", *marks, *arguments]
-    # PyTorch's threads wait for each other by spinning: where two workers have two each on two
-    # cores, steps on the tests' tiny tensors take ten times as long.
+    # PyTorch's threads wait by spinning. With two workers of two threads each on two cores,
+    # steps on the tests' tiny tensors take ten times as long.
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     run(PYTHON, *words, cwd=ROOT, environment={"OMP_NUM_THREADS": threads})
 
@@ -61,7 +61,7 @@ def lint(arguments: list[str]) -> None:
 
 
 def install() -> None:
-    """Make the environment and install the project, unless that was done."""
+    """Make the environment and install the project, unless both are up to date."""
     wanted = hashlib.sha256(sys.version.encode() + str(ROOT).encode())
     for name in ("pyproject.toml", "constraints.txt"):
         wanted.update((ROOT / name).read_bytes())
@@ -76,7 +76,7 @@ def install() -> None:
 
 
 def make_environment() -> None:
-    """Make .venv. Debian and Ubuntu ship Python without venv: install that where we may."""
+    """Make .venv. Debian and Ubuntu ship Python without venv; install it if permitted."""
     command = [sys.executable, "-m", "venv", str(VENV)]
     if subprocess.run(command, check=False, capture_output=True).returncode == 0:
         return
@@ -97,7 +97,7 @@ def run(
     cwd: str | Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> None:
-    """Run a command; where it fails, exit with its status."""
+    """Run a command. If it fails, exit with its status."""
     variables = {**os.environ, **(environment or {})}
     words = [str(word) for word in command]
     result = subprocess.run(words, check=False, cwd=cwd, env=variables)

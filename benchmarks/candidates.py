@@ -1,9 +1,10 @@
-"""How many candidates the second stage needs: recall against scoring every video.
+"""Recall of two-stage search, against scoring every video, by the number of candidates.
 
     python -m benchmarks.candidates --checkpoint run/last.pt --videos run/videos
 
-Searches for the captions of the held-out videos among them and thousands of videos that were
-generated from another seed, with every number of candidates, and writes table and picture.
+The benchmark indexes the held-out videos and thousands of videos generated from another seed. It
+searches for the held-out captions with each number of candidates, and writes table and picture.
+``--toy`` adds a few generated videos only.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
 CANDIDATES = (50, 100, 200, 300, 400, 500, 600, 800, 1600)
 DISTRACTOR_SEED = 1_000_003
+TOY_DISTRACTORS = 4
 
 
 def main() -> None:
-    """Export, index, search, report."""
+    """Export, index and search, then write table and picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--videos", type=Path, required=True, help="with captions.csv")
-    parser.add_argument("--distractors", type=int, default=3000)
+    parser.add_argument("--distractors", type=int, default=3000, help="videos to generate")
+    parser.add_argument("--toy", action="store_true", help="generate a few videos only")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--work", type=Path, default=Path("candidates-work"))
     options = parser.parse_args()
@@ -40,7 +43,8 @@ def main() -> None:
     if not bundle.is_dir():
         export_bundle(options.checkpoint, bundle)
     others = options.work / "distractors"
-    sizes = SplitSizes(train=options.distractors, val=2, test=2)
+    distractors = TOY_DISTRACTORS if options.toy else options.distractors
+    sizes = SplitSizes(train=distractors, val=2, test=2)
     make_videos(others, sizes, seed=DISTRACTOR_SEED, num_workers=2)
     with (options.videos / "captions.csv").open(encoding="utf-8") as file:
         captions = [row["caption"] for row in csv.DictReader(file) if row["split"] == "test"]
@@ -55,7 +59,7 @@ def main() -> None:
 
 
 def measure(retriever: Retriever, captions: list[str]) -> dict[str, Any]:
-    """Agreement with exact search, for each number of candidates."""
+    """Measure the agreement with exact search for each number of candidates."""
     exact = [[hit.id for hit in hits] for hits in retriever.search_batch(captions, exact=True)]
     points = []
     for candidates in CANDIDATES:
@@ -78,7 +82,7 @@ def measure(retriever: Retriever, captions: list[str]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown, a row for each number of candidates."""
+    """Return a Markdown table with a row for each number of candidates."""
     lines = [
         f"Two-stage against exact search, {result['queries']} captions among {result['videos']:,} "
         f"videos; the default is {DEFAULT_CANDIDATES} candidates. "
@@ -95,7 +99,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw_candidates(result: dict[str, Any], path: Path) -> None:
-    """Recall by candidates."""
+    """Draw recall against the number of candidates, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter

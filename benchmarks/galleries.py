@@ -1,13 +1,14 @@
-"""How galleries grow: time, disk, memory, latency and recall from 10,000 to a million videos.
+"""Time, disk, memory, latency and recall of galleries from 10,000 to a million videos.
 
     python -m benchmarks.galleries --output benchmarks/results
 
-Features are synthetic, D = 512 and F = 12 as of ViT-B/32: videos of a topic resemble each other,
-frames scatter around their video, and a query is a noisy copy of one video, sentence and words.
-What is exact is decided by scoring every video with the real scorer graph. Text encoding is left
-out. The gallery's files are read through once before, so that the system's cache has them as on a
-server that is up, as far as its memory goes. Each size is measured in a process of its own, so
-that its memory is its own; a size that was measured before is not measured again.
+Features are synthetic, with D = 512 and F = 12 as in ViT-B/32. Videos of a topic resemble each
+other, and frames scatter around their video. A query is a noisy copy of one video: its sentence
+and its words. The exact result comes from scoring every video with the real scorer graph. Text
+encoding is not measured. The gallery's files are read once before, so that the system's cache
+holds them as on a running server, as far as memory allows. Each size is measured in its own
+process, which keeps its memory apart. A size that was measured before is not measured again.
+``--toy`` measures galleries of a few hundred videos.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
 
 SIZES = (10_000, 100_000, 1_000_000)
+TOY_SIZES = (100, 300)
 DIM, FRAMES, WORDS = 512, 12, 32
 VIDEOS_PER_TOPIC = 250
 BATCH = 10_000
@@ -52,8 +54,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--work", type=Path, default=Path("galleries-work"))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--toy", action="store_true", help="measure small galleries")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.toy:
+        options.sizes = list(TOY_SIZES)
     bundle = options.work / "bundle"
     if options.measure:
         print(json.dumps(measure(options.work, bundle, options.measure)))
@@ -83,7 +88,7 @@ def main() -> None:
 
 
 def make_bundle(path: Path, checkpoint: Path) -> None:
-    """A bundle whose scorer is of the published size; its encoders are not used here."""
+    """Export a bundle whose scorer has the published size; its encoders are not used."""
     import torch
 
     from xclip_deploy import export_bundle
@@ -103,7 +108,7 @@ def make_bundle(path: Path, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.scorer.named_parameters():
             if parameter.ndim == 2:
-                # As training starts and ends: near the identity.
+                # The matrices start training as the identity, and stay near it.
                 noise = torch.randn_like(parameter) * 0.1 / len(parameter) ** 0.5
                 parameter.copy_(torch.eye(len(parameter)) + noise)
             del name
@@ -112,16 +117,16 @@ def make_bundle(path: Path, checkpoint: Path) -> None:
 
 
 class World:
-    """Where the planted features come from; the same for every process."""
+    """Source of the synthetic features, the same in every process."""
 
     def __init__(self, size: int) -> None:
         rng = np.random.default_rng(7)
         self.topics = unit(rng.standard_normal((max(size // VIDEOS_PER_TOPIC, 1), DIM)))
-        # Drawn once: a million videos would need six billion random numbers.
+        # The noise is drawn once: a million videos would need six billion random numbers.
         self.noise = unit(rng.standard_normal((8192, DIM)))
 
     def videos(self, start: int, count: int) -> VideoFeatures:
-        """Features of videos ``start`` and following, FP16."""
+        """Return the FP16 features of ``count`` videos from number ``start`` on."""
         rng = np.random.default_rng([11, start])
         topics = self.topics[rng.integers(0, len(self.topics), count)]
         own = unit(rng.standard_normal((count, DIM), dtype=np.float32))
@@ -136,7 +141,7 @@ class World:
 
     @staticmethod
     def queries(videos: Floats) -> tuple[Floats, Floats]:
-        """Sentences [Q, D] and words [Q, W, D] that are noisy copies of videos [Q, D]."""
+        """Return sentences [Q, D] and words [Q, W, D] as noisy copies of videos [Q, D]."""
         rng = np.random.default_rng(13)
         sentences = unit(videos + unit(rng.standard_normal(videos.shape)))
         noise = unit(rng.standard_normal((len(videos), WORDS, DIM)))
@@ -144,7 +149,7 @@ class World:
 
 
 def read_queries(sentences: Floats, words: Floats) -> list[Query]:
-    """One query for each text."""
+    """Return one query for each text."""
     count = np.array([WORDS], np.int32)
     return [
         Query(TextFeatures(sentences[n : n + 1], words[n : n + 1], count))
@@ -153,7 +158,7 @@ def read_queries(sentences: Floats, words: Floats) -> list[Query]:
 
 
 def build(work: Path, bundle: Path, size: int) -> dict[str, Any]:
-    """Write and optimise the gallery of a size; seconds without making the features."""
+    """Write and optimise the gallery of a size. Making the features does not count."""
     path = work / f"gallery-{size}"
     shutil.rmtree(path, ignore_errors=True)
     Path(work, f"exact-{size}.json").unlink(missing_ok=True)
@@ -198,14 +203,14 @@ def build(work: Path, bundle: Path, size: int) -> dict[str, Any]:
 
 
 def measure(work: Path, bundle: Path, size: int) -> dict[str, Any]:
-    """Open, search and compare, in this process."""
+    """Open a gallery, search it and compare the results, in this process."""
     path = work / f"gallery-{size}"
     opened = Bundle.open(bundle)
     model = DeployedModel(opened)
     weights = opened.scorer_weights()
     with np.load(work / f"queries-{size}.npz") as arrays:
         queries = read_queries(arrays["sentences"], arrays["words"])
-    import lancedb  # noqa: F401  # its import is not the gallery's opening
+    import lancedb  # noqa: F401  # keeps its import out of the opening time
 
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         with file.open("rb") as stream:
@@ -241,14 +246,14 @@ def measure(work: Path, bundle: Path, size: int) -> dict[str, Any]:
     for candidates in (25, 50, 100, 200, 300, 400, 800):
         options = SearchOptions(exact=False, candidates=candidates)
         curve[candidates] = timed(search(gallery, options), few)
-    gallery.close()  # else its embeddings would be there twice
+    gallery.close()  # so that its embeddings are not in memory twice
     flat_gallery = Gallery.open(path, opened.manifest, limits=UNLIMITED)
     found["flat"] = timed(search(flat_gallery, two_stage), queries)
     result["flat_resident_bytes"] = resident_bytes()
     exact_options = SearchOptions(exact=True)
     exact_one = timed(search(flat_gallery, exact_options), few[: 8 if size <= 100_000 else 2])
     truth = work / f"exact-{size}.json"
-    if not truth.is_file():  # minutes for a million videos
+    if not truth.is_file():  # this takes minutes for a million videos
         hits = searcher.search(few, flat_gallery.snapshot(), exact_options)
         replace_text(truth, json.dumps([[hit.id for hit in found] for found in hits]))
     exact = json.loads(truth.read_text())
@@ -267,7 +272,7 @@ def measure(work: Path, bundle: Path, size: int) -> dict[str, Any]:
 def timed(
     run: Callable[[Query], list[str]], queries: list[Query]
 ) -> tuple[list[float], list[list[str]]]:
-    """Milliseconds and ids of each query, after one that does not count."""
+    """Return milliseconds and ids of each query, after one untimed run."""
     run(queries[0])
     times_ms, ids = [], []
     for query in queries:
@@ -278,18 +283,21 @@ def timed(
 
 
 def recall(found: list[list[str]], exact: list[list[str]]) -> float:
-    """Share of the exact first ten that was found, mean over the queries that have both."""
+    """Return the mean share of the exact first ten that was found.
+
+    Queries without an exact result do not count.
+    """
     pairs = zip(found, exact, strict=False)
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in pairs]))
 
 
 def resident_bytes() -> int:
-    """Most memory that this process has had."""
+    """Return the peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def unit(vectors: npt.NDArray[Any]) -> Floats:
-    """Scaled to unit length along the last axis, FP32."""
+    """Scale vectors to unit length along the last axis, in FP32."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / lengths, np.float32)
 

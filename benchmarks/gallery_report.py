@@ -20,7 +20,7 @@ METHODS = {
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: a row for each size."""
+    """Return a Markdown table with a row for each size."""
     lines = [
         "Galleries of synthetic features, D = 512, F = 12; "
         f"{results[0]['candidates']} candidates in two stages; text encoding excluded; "
@@ -61,13 +61,13 @@ def table(results: Sequence[Result]) -> str:
 
 
 def quantiles(times_ms: Sequence[float]) -> str:
-    """Median and 99th percentile, as text."""
+    """Return median and 99th percentile as text."""
     middle, high = np.percentile(times_ms, [50, 99])
     return f"{middle:.1f} / {high:.1f}"
 
 
 def draw_galleries(results: Sequence[Result], path: Path) -> None:
-    """Latency and memory by size, recall by candidates."""
+    """Draw latency and memory by size, and recall by candidates, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter

@@ -1,1 +1,1 @@
-"""The whole path on a small scale, from training to search. Run by ``python3 dev.py demo``."""
+"""The demo, from training to search on a small scale. ``python3 dev.py demo`` runs it."""

@@ -1,6 +1,6 @@
 """Train a small model on generated videos, export, build engines, verify, index, search.
 
-Everything goes through the ``xclip-deploy`` commands that a user would type.
+The demo runs the ``xclip-deploy`` commands that a user would type.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from demo.picture import draw_results
 
 OUTPUT = Path("demo-output")
-# Fewer videos than the preset has, and fewer steps, so that the demo takes a few minutes. Nothing
-# is chosen by validation.
+# The demo trains on fewer videos and for fewer steps than the preset, so that it takes a few
+# minutes. Validation chooses nothing.
 BUDGET = {
     "data.generated.train": 1920,
     "data.generated.val": 2,
@@ -39,32 +39,32 @@ def main() -> None:
     started_s = time.monotonic()
     training, bundle, gallery = OUTPUT / "run", OUTPUT / "xclip-bundle", OUTPUT / "xclip-gallery"
     if training.exists():
-        sys.exit(f"{training} is there, of an earlier demo; run: rm -r {OUTPUT}")
+        sys.exit(f"{training} is left from an earlier demo; run: rm -r {OUTPUT}")
     OUTPUT.mkdir(exist_ok=True)
     videos, test_videos = training / "videos", training / "videos" / "test"
 
-    heading("Training a small X-CLIP from random weights, on videos that are drawn for it")
+    heading("Training a small X-CLIP from random weights, on generated videos")
     settings = [word for name, value in BUDGET.items() for word in ("--set", f"{name}={value}")]
     run("train", "--preset", "demo", *settings, "-o", training)
 
-    heading("From checkpoint to bundle")
+    heading("Exporting the checkpoint to a bundle")
     run("export", training / "last.pt", "-o", bundle)
 
-    heading("FP16 TensorRT engines")
+    heading("Building FP16 TensorRT engines")
     if importlib.util.find_spec("tensorrt_rtx") is None:
         print("skipped: tensorrt-rtx is not installed here (it has no wheels for this platform)")
     else:
         run("build-trt", "--fp16", bundle)
 
-    heading("Verifying: every precision against PyTorch, on 200 videos that it has not seen")
+    heading("Comparing every precision with PyTorch, on 200 videos that the model has not seen")
     captions = ("--videos", videos, "--captions", videos / "captions.csv")
     run("verify", bundle, "--checkpoint", training / "last.pt", *captions)
 
-    heading("How often a caption of those finds its own video")
+    heading("Measuring how often a caption finds its own video among them")
     dataset = ("--dataset", "folder", "--annotations", videos, "--videos", videos)
     run("evaluate", bundle, *dataset)
 
-    heading("Indexing them (and a file that is broken on purpose)")
+    heading("Indexing these videos, and a file that is broken on purpose")
     broken = OUTPUT / "broken.mp4"
     broken.write_bytes(next(test_videos.glob("*.mp4")).read_bytes()[:500])
     run("index", test_videos, broken, "--bundle", bundle, "--gallery", gallery)
@@ -76,12 +76,12 @@ def main() -> None:
 
 
 def heading(text: str) -> None:
-    """Print what comes next."""
+    """Print the heading of the next part."""
     print(f"\n== {text}", flush=True)
 
 
 def run(*arguments: object) -> None:
-    """Show and run an xclip-deploy command."""
+    """Print and run an xclip-deploy command."""
     words = [str(argument) for argument in arguments]
     print(f"$ xclip-deploy {shlex.join(words)}", flush=True)
     status = subprocess.run([program(), *words], check=False).returncode
@@ -90,7 +90,7 @@ def run(*arguments: object) -> None:
 
 
 def search(queries: Sequence[str], bundle: Path, gallery: Path) -> dict[str, list[Path]]:
-    """The three best videos of every query."""
+    """Return the three best videos of each query."""
     command = [program(), "search", *queries, "-k", "3", "--json"]
     command += ["--bundle", str(bundle), "--gallery", str(gallery)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -98,11 +98,11 @@ def search(queries: Sequence[str], bundle: Path, gallery: Path) -> dict[str, lis
 
 
 def show(found: dict[str, list[Path]], videos: Path) -> None:
-    """Print what is seen in the videos found, and draw it."""
+    """Print the captions of the videos found, and draw their frames."""
     with (videos / "captions.csv").open(encoding="utf-8") as file:
         test = [row for row in csv.DictReader(file) if row["split"] == "test"]
     captions = {Path(row["file"]).stem: row["caption"] for row in test}
-    print("\nWhat is really seen in them:")
+    print("\nThe videos really show:")
     for query, paths in found.items():
         print(f"  {query}")
         for rank, path in enumerate(paths, 1):
@@ -117,7 +117,7 @@ def show(found: dict[str, list[Path]], videos: Path) -> None:
 
 
 def program() -> str:
-    """The xclip-deploy of this environment."""
+    """Return the path of this environment's xclip-deploy."""
     return str(Path(sys.executable).parent / "xclip-deploy")
 
 

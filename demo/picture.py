@@ -15,7 +15,7 @@ _LINE = 26
 
 
 def draw_results(results: Mapping[str, Sequence[tuple[Path, str]]], path: Path) -> None:
-    """Write a PNG: under every query, one row of frames for each (video, caption) found."""
+    """Write a PNG with, under each query, one row of frames for each (video, caption)."""
     rows = sum(len(found) for found in results.values())
     height = rows * (_SIDE + 4) + len(results) * _LINE
     image = Image.new("RGB", (_FRAMES * (_SIDE + 2) + 440, height + 8), "white")

@@ -1,1 +1,1 @@
-"""checkpoint → bundle: ONNX graphs in two precisions, parity with PyTorch, TensorRT engines."""
+"""From a checkpoint to a bundle: ONNX graphs, parity with PyTorch, TensorRT engines."""

@@ -1,11 +1,12 @@
-"""Running BF16 graphs where nothing has BF16 kernels: FP32 operations, rounded in between.
+"""Run BF16 graphs without BF16 kernels: as FP32 operators whose results are rounded to BF16.
 
-ONNX Runtime's CPU provider runs FP16 graphs that way by itself, and BF16 ones not at all. So
-each BF16 graph is rewritten for the comparison with PyTorch: every BF16 value becomes FP32 that
-is rounded to BF16 as soon as it is computed, with the same weights and the same nodes otherwise.
-That shows what BF16's short mantissa costs and that the graph is right. As with FP16, it cannot
-vouch for a GPU's arithmetic; nor does it round within an operator (an LSTM's state, the sum of a
-product), where hardware keeps FP32 as well.
+ONNX Runtime's CPU provider runs FP16 graphs that way by itself. It does not run BF16 graphs at
+all. This module rewrites each BF16 graph for the comparison with PyTorch. Every BF16 value becomes
+FP32 and is rounded to BF16 as soon as it is computed. Weights and other nodes stay the same.
+
+The comparison shows that the graph is right and what BF16's short mantissa costs. As with FP16, it
+says nothing about a GPU's arithmetic. It does not round within an operator (the state of an LSTM,
+the sum of a product). Hardware keeps FP32 there too.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Graph, Prec
 
 
 def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
-    """Every output of a bundle's BF16 graphs, end to end, as :func:`run_bundle` gives them.
+    """Run a bundle's BF16 graphs end to end, and return every output as :func:`run_bundle` does.
 
-    The rewritten graphs lie in the bundle's folder meanwhile, twice as large as the BF16 ones.
+    The rewritten graphs lie in the bundle's folder meanwhile. They are twice as large as the
+    BF16 graphs.
     """
     with TemporaryDirectory(prefix=".rounded-", dir=bundle.path) as folder:
         path = Path(folder)
         specs = bundle.manifest.graphs[Precision.BF16]
         for graph, spec in specs.items():
             round_to_bfloat16(graph, bundle.graph_path(graph, Precision.BF16), path / spec.file)
-        # All the rest is what it was.
+        # The other files stay as they are.
         for name in (bundle.manifest.tokenizer, bundle.manifest.scorer_weights):
             shutil.copyfile(bundle.path / name, path / name)
         files = {
@@ -45,7 +47,7 @@ def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
             for file in sorted(path.rglob("*"))
             if file.is_file()
         }
-        # What they are by now: graphs of FP32 operators.
+        # The rewritten graphs have FP32 operators alone, so the manifest calls them FP32.
         manifest = bundle.manifest.model_copy(
             update={"graphs": {Precision.FP32: specs}, "files": files}
         )
@@ -54,10 +56,10 @@ def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
 
 
 def round_to_bfloat16(graph: Graph, source: Path, target: Path) -> None:
-    """Write a graph of FP32 operators that computes as ``source``'s BF16 ones would.
+    """Write a graph of FP32 operators that computes as the BF16 operators of ``source`` would.
 
-    A graph without BF16 is written as it is. Raises ExportError for BF16 in places where our
-    graphs have none.
+    A graph without BF16 is written unchanged. Raises ExportError for BF16 in an input, an output
+    or a constant, where our graphs have none.
     """
     import onnx_ir
     from onnx_ir import DataType

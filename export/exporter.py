@@ -1,4 +1,4 @@
-"""checkpoint → bundle: load, export every precision, compare with PyTorch, put in place."""
+"""Export a checkpoint: load it, export every precision, compare with PyTorch, put in place."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _ALWAYS = (Precision.FP32, Precision.FP16)
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export wrote."""
+    """Result of an export."""
 
     bundle: Bundle
     parity: tuple[ParityRecord, ...]
     notes: tuple[str, ...]
-    """What was assumed where the weights did not tell."""
+    """Assumptions about what the weights do not tell."""
 
 
 def export_bundle(
@@ -58,24 +58,36 @@ def export_bundle(
     *,
     options: CheckpointOptions | None = None,
     frames_per_second: float = 1.0,
+    square_pixels: bool = False,
     bf16: bool = False,
     int8: bool = False,
     progress: ProgressFunction | None = None,
 ) -> ExportResult:
     """Export a checkpoint to a bundle with FP32 and FP16 graphs.
 
-    ``options``: what the weights do not tell. ``frames_per_second``: how densely video is
-    sampled; the published models use 1. ``bf16``: BF16 graphs as well, for TensorRT. ``int8``:
-    INT8 encoders as well, for the CPU. An existing bundle at ``output`` is replaced, and only
-    once the new one is whole and agrees with PyTorch. ``progress``: called at the start of every
-    step, which ``note`` names, and once more at the end.
+    An existing bundle at ``output`` is replaced once the new one is whole and agrees with PyTorch.
 
-    Raises CheckpointError, ExportError (ParityError where a graph does not reproduce
-    PyTorch) or InvalidArgumentError.
+    Args:
+        checkpoint: File of weights.
+        output: Folder of the bundle.
+        options: Facts that the weights do not tell.
+        frames_per_second: Sampling rate of video; the published models use 1.
+        square_pixels: Whether anamorphic video is shown in its true proportions; the published
+            models were trained on stored pixels.
+        bf16: Whether to add BF16 graphs, for TensorRT.
+        int8: Whether to add INT8 encoders, for the CPU.
+        progress: Called at the start of every step, which ``note`` names, and at the end.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ExportError: a graph cannot be exported or written. ParityError: a graph does not
+            reproduce PyTorch.
+        InvalidArgumentError: an argument is out of range.
     """
     source, target = as_path("checkpoint", checkpoint), as_path("output", output)
     if as_number("frames_per_second", frames_per_second, 0, 1000) == 0:
         raise InvalidArgumentError("frames_per_second is 0; expected more, 1000 at most")
+    as_truth("square_pixels", square_pixels)
     as_truth("bf16", bf16)
     as_truth("int8", int8)
     as_callback("progress", progress)
@@ -92,7 +104,15 @@ def export_bundle(
     loaded = load_checkpoint(source, options or CheckpointOptions())
     try:
         with replaced_directory(target) as directory:
-            manifest = _write(loaded, source, directory, frames_per_second, precisions, steps)
+            preprocessing = Preprocessing(
+                image_size=loaded.config.vision.image_size,
+                mean=CLIP_MEAN,
+                std=CLIP_STD,
+                square_pixels=square_pixels,
+            )
+            manifest = _write(
+                loaded, source, directory, frames_per_second, preprocessing, precisions, steps
+            )
     except OSError as error:
         raise ExportError(
             f"bundle {target} cannot be written ({error.strerror}); what was there stands"
@@ -106,6 +126,7 @@ def _write(
     source: Path,
     directory: Path,
     frames_per_second: float,
+    preprocessing: Preprocessing,
     precisions: tuple[Precision, ...],
     steps: _Steps,
 ) -> Manifest:
@@ -118,7 +139,6 @@ def _write(
             f"{tokenizer.vocab_size} ids; a model with a tokenizer of its own cannot be exported"
         )
     tokenizer.save(directory / _TOKENIZER)
-    preprocessing = Preprocessing(image_size=config.vision.image_size, mean=CLIP_MEAN, std=CLIP_STD)
     fingerprint = model_fingerprint(loaded.state_dict, config, frames_per_second, preprocessing)
     steps.next("running PyTorch for reference")
     model = loaded.build()
@@ -132,12 +152,12 @@ def _write(
         if precision is Precision.FP16:
             halve(model)
         elif precision is Precision.BF16:
-            # From the checkpoint anew: FP16 has rounded the weights already.
+            # Build the model anew: FP16 has already rounded these weights.
             model = loaded.build()
             narrow(model, torch.bfloat16)
         for graph, spec in graphs[precision].items():
             if (directory / spec.file).exists():
-                continue  # a scorer that two precisions share
+                continue  # two precisions share a scorer
             steps.next(f"exporting {precision.value}/{graph.value}")
             if precision is Precision.INT8:
                 whole = directory / graphs[Precision.FP32][graph].file
@@ -154,7 +174,7 @@ def _write(
         scorer_weights=SCORER_WEIGHTS_NAME,
         graphs=graphs,
         files=file_records(directory),
-        # Of all: engines can be built in precisions that the bundle has no graphs in.
+        # Record all tolerances: engines may come in precisions without graphs in the bundle.
         tolerances=TOLERANCES,
         parity=(),
         provenance=Provenance(
@@ -180,7 +200,7 @@ def _check_parity(
     score_scale: float,
     steps: _Steps,
 ) -> list[ParityRecord]:
-    """Run the unfinished bundle as production will, and hold it against PyTorch."""
+    """Run the unfinished bundle as production does, and compare it with PyTorch."""
     (directory / MANIFEST_NAME).write_bytes(manifest.to_json())
     bundle = Bundle.open(directory)
     records: list[ParityRecord] = []
@@ -198,13 +218,13 @@ def _check_parity(
 
 
 def _explain(failed: list[ParityRecord], total: int) -> str:
-    """One line for people on outputs that are out of tolerance."""
+    """Describe the outputs that are out of tolerance in one line."""
     first = failed[0]
     found = f"error {first.max_abs_error:.2g}, allowed {first.tolerance:.2g}"
     if first.rms_error is not None and not first.rms_error <= first.tolerance:
         found = f"RMS error {first.rms_error:.2g}, allowed {first.tolerance:.2g}"
     elif first.min_cosine is not None and first.max_abs_error <= first.tolerance:
-        # A vector can be turned too far though no element is far off.
+        # A vector's direction can be too far off although no element is.
         cosine = TOLERANCES[first.precision].cosine
         found = f"cosine {first.min_cosine:.6f}, at least {cosine} is expected"
     at_fault = list(dict.fromkeys(record.precision for record in failed))
@@ -220,13 +240,13 @@ def _explain(failed: list[ParityRecord], total: int) -> str:
 
 
 class _Steps:
-    """Counts the steps of an export for whoever shows the progress."""
+    """Counter of an export's steps, which reports the progress."""
 
     def __init__(
         self, progress: ProgressFunction | None, precisions: tuple[Precision, ...]
     ) -> None:
-        # The checkpoint and PyTorch; a comparison of each precision; its graphs, of which the
-        # extra precisions share the scorer of another.
+        # Steps: the checkpoint, PyTorch, one comparison a precision, and its graphs.
+        # FP32 and FP16 have three graphs. The extra precisions have two and share a scorer.
         extra = len(precisions) - len(_ALWAYS)
         self._total = 2 + len(precisions) + 3 * len(_ALWAYS) + 2 * extra
         self._progress = progress

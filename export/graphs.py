@@ -1,4 +1,4 @@
-"""From the three PyTorch modules to three ONNX graphs, in the precision of their weights."""
+"""Export the three PyTorch modules as ONNX graphs, in the precision of their weights."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     import onnx_ir
 
 OPSET = 18
-"""TensorRT fuses attention written in the primitive operators of opsets 18 to 20; opset 23's
-``Attention`` operator fails in several forms."""
+"""ONNX opset of all graphs but BF16. TensorRT fuses attention in the primitive operators of opsets
+18 to 20. The ``Attention`` operator of opset 23 fails in several forms."""
 
 BF16_OPSET = 22
-"""The first whose convolution and LSTM take BF16; its attention fuses as well."""
+"""First opset whose convolution and LSTM take BF16. Its attention fuses as well."""
 
 _EXTERNAL_DATA_BYTES = 1_900_000_000
-"""A protobuf file ends at 2 GiB; bigger weights go beside the graph."""
+"""Largest size of weights within a graph's file. Protobuf ends at 2 GiB; larger weights go into a
+file beside it."""
 
 _TORCH_DTYPES = {
     DType.FLOAT32: torch.float32,
@@ -39,17 +40,16 @@ _TORCH_DTYPES = {
 }
 
 
-# A scorer computes in FP32 whatever the precision of the encoders: these use one that is there.
+# The scorer computes in FP32 in every precision, so these precisions share that of another.
 _SCORER_OF = {Precision.BF16: Precision.FP16, Precision.INT8: Precision.FP32}
 
 
 def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphSpec]:
-    """Files, inputs and outputs of the three graphs.
+    """Return the file, inputs and outputs of each of the three graphs.
 
-    Embeddings and scores leave every graph as FP32. The scorer of FP16 and of BF16 takes a
-    gallery's features as FP16, in which a gallery keeps them, and computes in FP32; no graph
-    has BF16 at its boundary, as NumPy does not know it. BF16 shares the scorer of FP16, INT8
-    that of FP32.
+    Embeddings and scores leave every graph as FP32. The scorer of FP16 and BF16 reads a gallery's
+    features as FP16, as the gallery stores them, and computes in FP32. No graph has BF16 inputs or
+    outputs, since NumPy has no BF16. BF16 shares the scorer of FP16, and INT8 that of FP32.
     """
     size, words, frames = config.vision.image_size, config.max_words, config.max_frames
     dim = config.embed_dim
@@ -102,7 +102,7 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphS
 
 
 def _folder(graph: Graph, precision: Precision) -> str:
-    """Within the bundle, named after the precision that the graph was written for."""
+    """Return the graph's folder in the bundle, named after the precision it was written for."""
     written = _SCORER_OF.get(precision, precision) if graph is Graph.SCORER else precision
     return written.value
 
@@ -115,18 +115,18 @@ def _scorer_input_names(config: ModelConfig) -> set[str]:
     return {*names, *lengths} if config.mask_padding else {*names}
 
 
-# Two or more: the tracer takes an axis of size one for a constant.
+# Sizes are at least two: the tracer takes an axis of size one for a constant.
 _TRACED_SIZES = {"batch": 2, "texts": 2, "videos": 3}
 
 
 def _example(spec: TensorSpec) -> Tensor:
-    """An input to trace with; its values do not matter."""
+    """Return an input to trace with. Its values do not matter."""
     shape = [_TRACED_SIZES[size] if isinstance(size, str) else size for size in spec.shape]
     return torch.ones(shape, dtype=_TORCH_DTYPES[spec.dtype])
 
 
 class _GraphModule(nn.Module):
-    """One module with the flat, positional inputs and outputs of its graph."""
+    """Module with the flat, positional inputs and outputs of its graph."""
 
     def __init__(self, module: nn.Module, spec: GraphSpec) -> None:
         super().__init__()
@@ -149,8 +149,8 @@ def _flatten(outputs: Any) -> Iterator[Tensor]:  # noqa: ANN401 - nested named t
 def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -> None:
     """Write one ONNX graph below ``directory`` and check it.
 
-    The model's weights decide the precision: FP16 ones make the FP16 graph. Raises ExportError
-    where PyTorch or the ONNX checker refuses.
+    The dtype of the model's weights decides the graph's precision. Raises ExportError where PyTorch
+    or the ONNX checker refuses.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -162,7 +162,7 @@ def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -
                 module,
                 tuple(_example(tensor) for tensor in spec.inputs),
                 dynamo=True,
-                # *inputs is one argument to torch.export: its shapes come in one tuple.
+                # torch.export takes *inputs for one argument, so its shapes form one tuple.
                 dynamic_shapes=(tuple(_dynamic_axes(tensor) for tensor in spec.inputs),),
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
@@ -175,7 +175,7 @@ def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -
             f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
         ) from error
     assert program is not None
-    # The exporter notes source paths of this machine on every node.
+    # The exporter writes source paths of this machine into every node; remove them.
     intermediate = ClearMetadataAndDocStringPass()(program.model).model
     intermediate.producer_version = torch.__version__
     save_graph(graph, intermediate, directory / spec.file)
@@ -183,9 +183,10 @@ def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -
 
 
 def save_graph(graph: Graph, model: onnx_ir.Model, path: Path) -> None:
-    """Write ``model``, weights too big for one file beside it, and have ONNX check it.
+    """Write ``model`` and have ONNX check it.
 
-    Raises ExportError where the checker refuses.
+    Weights that are too large for one file go into a second file beside it. Raises ExportError
+    where the checker refuses the graph.
     """
     import onnx
     import onnx_ir
@@ -198,7 +199,8 @@ def save_graph(graph: Graph, model: onnx_ir.Model, path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the ONNX checker refuses {graph.value}: {error}") from error
+        reason = " ".join(str(error).split())[:600]
+        raise ExportError(f"the ONNX checker refuses {graph.value}: {reason}") from error
 
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, Any]:
@@ -207,7 +209,7 @@ def _dynamic_axes(tensor: TensorSpec) -> dict[int, Any]:
 
 
 def check_boundary(path: Path, graph: Graph, spec: GraphSpec) -> None:
-    """Hold the written graph against what the manifest will say of it. Raises ExportError."""
+    """Compare the written graph's inputs and outputs with ``spec``. Raises ExportError."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
@@ -231,7 +233,7 @@ def _read_spec(value: Any) -> TensorSpec:  # noqa: ANN401 - onnx ships without f
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notices (missing torchvision, deprecations) off the terminal."""
+    """Silence the exporter's notices (missing torchvision, deprecations)."""
     names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript")
     levels = {name: logging.getLogger(name).level for name in names}
     try:

@@ -1,4 +1,4 @@
-"""Comparing the exported graphs with the PyTorch model, number by number."""
+"""Compare the exported graphs with the PyTorch model, number by number."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Tensors = dict[tuple[Graph, str], npt.NDArray[np.float32]]
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    # FP32 differs by the order of summation alone. In the scores the temperature of 0.01
-    # turns differences of 1e-6 in a similarity into 1e-4 of its weight.
+    # FP32 differs in the order of summation alone. The temperature of 0.01 turns a difference
+    # of 1e-6 in a similarity into 1e-4 of its weight.
     Precision.FP32: Tolerance(feature=2e-5, cosine=0.999999, score=1e-4),
-    # Several times the largest errors measured (3e-4, 0.9999995 and 7e-4, over a trained small
-    # model, the golden one and a random ViT-B/32); what FP16 ruins is further off by far.
+    # Several times the largest errors measured: 3e-4, 0.9999995 and 7e-4, over a small trained
+    # model, the golden one and a random ViT-B/32. A model that FP16 ruins is far further off.
     Precision.FP16: Tolerance(feature=5e-3, cosine=0.9999, score=5e-3),
     Precision.BF16: Tolerance(feature=2e-2, cosine=0.999, score=3e-2),
     Precision.INT8: Tolerance(
@@ -40,7 +40,7 @@ TOLERANCES: dict[Precision, Tolerance] = {
 
 
 def run_pytorch(model: XClip, inputs: ReferenceInputs) -> Tensors:
-    """Every graph output of the PyTorch model in its own precision, FP32 for a reference."""
+    """Run the PyTorch model in its own precision and return every output of the graphs."""
     token_ids = torch.from_numpy(inputs.token_ids)
     frames = torch.from_numpy(inputs.frames)
     num_frames = torch.from_numpy(inputs.num_frames)
@@ -52,12 +52,13 @@ def run_pytorch(model: XClip, inputs: ReferenceInputs) -> Tensors:
 
 
 def run_bundle(bundle: Bundle, precision: Precision, inputs: ReferenceInputs) -> Tensors:
-    """Every graph output of a bundle, end to end: the scorer reads what the encoders wrote.
+    """Run a bundle end to end on the CPU and return every output of its graphs.
 
-    It goes through the product's own runtime on the CPU, in batches of two and an odd rest.
+    The scorer reads the outputs of the bundle's own encoders. The product's runtime does the work,
+    in batches of two and an odd rest.
     """
     options = SessionOptions(device="cpu", precision=precision.value)
-    # What is not finite is for the comparison to report, with all else that is wrong.
+    # The comparison reports NaN and infinity, together with every other fault.
     with DeployedModel(bundle, options, max_batch=2, check_finite=False) as model:
         text = model.encode_token_ids(inputs.token_ids)
         video = model.encode_frames(inputs.frames, inputs.num_frames)
@@ -66,7 +67,7 @@ def run_bundle(bundle: Bundle, precision: Precision, inputs: ReferenceInputs) ->
 
 
 def _by_output(text: Any, video: Any, scores: Any) -> Tensors:  # noqa: ANN401
-    """Collect outputs by graph and name; PyTorch's and the runtime's have the same fields."""
+    """Collect outputs by graph and name. PyTorch's outputs and the runtime's share field names."""
     tensors = {
         (Graph.TEXT_ENCODER, "sentence_features"): text.sentence_features,
         (Graph.TEXT_ENCODER, "word_features"): text.word_features,
@@ -85,14 +86,17 @@ def compare(
     score_scale: float,
     method: ParityMethod = ParityMethod.ONNX_RUNTIME,
 ) -> list[ParityRecord]:
-    """One record for each output. ``score_scale``: the factor from similarities to logits."""
+    """Compare every output with its reference, one record each.
+
+    ``score_scale``: factor from similarities to logits.
+    """
     tolerance = TOLERANCES[precision]
     records = []
     for (graph, name), expected in reference.items():
         actual = found[graph, name].astype(np.float64)
         error = float(np.abs(actual - expected).max())
         rms = cosine = None
-        # NaN compares false: it fails.
+        # Comparisons with NaN are false, so that NaN fails.
         if graph is Graph.SCORER:
             most = tolerance.score * (score_scale if name == "logits" else 1.0)
             rms = float(np.sqrt(np.square(actual - expected).mean()))

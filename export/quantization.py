@@ -1,13 +1,14 @@
-"""INT8 graphs of the encoders, for the CPU: dynamic quantisation of the FP32 ones.
+"""Make INT8 graphs of the encoders for the CPU, by dynamic quantisation of the FP32 graphs.
 
-The weights of matrix products become INT8, with a scale for each output channel that no CPU's
-arithmetic saturates with; what they multiply becomes UINT8 at run time, with one scale for the
-whole tensor. Token embeddings, two fifths of CLIP's text encoder, are kept as INT8 with a scale
-for each token. All else stays in FP32: the projections into the embedding space, layer norms,
-softmaxes, the products within attention (both of whose sides are activations), the patch
-convolution and an LSTM.
+Weights of matrix products become INT8, with one scale for each output channel. The scales are
+chosen so that no CPU's arithmetic saturates. Activations become UINT8 at run time, with one scale
+for the whole tensor. Token embeddings, two fifths of CLIP's text encoder, become INT8 with one
+scale for each token.
 
-As one scale serves a whole batch, an embedding depends a little on what it is encoded with.
+Everything else stays in FP32: the projections into the embedding space, layer norms, softmaxes, the
+products within attention (both factors are activations), the patch convolution and an LSTM.
+
+One activation scale serves a whole batch. An embedding therefore depends a little on its batch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from xclip_deploy.training.video_encoder import VisionTransformer
 if TYPE_CHECKING:
     import onnx_ir
 
-# The same parameters that FP16 leaves alone; one in each encoder.
+# FP16 leaves the same parameters in FP32. Each encoder has one.
 _PROJECTIONS = VisionTransformer.float32_parameters | TextEncoder.float32_parameters
 _TOKEN_EMBEDDING = "token_embedding.weight"  # noqa: S105 - the name of a parameter
 
@@ -35,8 +36,8 @@ _TOKEN_EMBEDDING = "token_embedding.weight"  # noqa: S105 - the name of a parame
 def quantize_graph(source: Path, graph: Graph, spec: GraphSpec, directory: Path) -> None:
     """Write the INT8 graph of an encoder below ``directory``, made from its FP32 graph.
 
-    The operators are ONNX's own: ``DynamicQuantizeLinear`` and ``MatMulInteger``. Raises
-    ExportError where the graph is not as expected.
+    It uses ONNX's own operators ``DynamicQuantizeLinear`` and ``MatMulInteger``. Raises ExportError
+    where the graph is not as expected.
     """
     import onnx_ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -64,7 +65,7 @@ def quantize_graph(source: Path, graph: Graph, spec: GraphSpec, directory: Path)
 
 
 def _weight(node: onnx_ir.Node) -> onnx_ir.Value | None:
-    """The weight that a matrix product or a lookup is made with; None for other nodes."""
+    """Return the weight of a matrix product or a lookup; None for other nodes."""
     index = {"MatMul": 1, "Gather": 0}.get(node.op_type)
     value = None if index is None else node.inputs[index]
     return value if value is not None and value.is_initializer() else None
@@ -73,10 +74,10 @@ def _weight(node: onnx_ir.Node) -> onnx_ir.Value | None:
 def quantize_symmetrically(
     weight: npt.NDArray[np.float32], axis: int
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """``weight`` as INT8 and its scales, which reach over ``axis``; their product is near it.
+    """Quantise ``weight`` to INT8 and return it with its scales: weight ≈ INT8 · scale.
 
-    The scales keep ``axis`` with size one. 0 is exact; the error of an element is at most half
-    a scale.
+    One scale covers a whole row along ``axis``; the scales keep that axis with size one. Zero is
+    exact. The error of an element is at most half a scale.
     """
     return _quantize(weight, np.abs(weight).max(axis=axis, keepdims=True))
 
@@ -84,32 +85,33 @@ def quantize_symmetrically(
 def quantize_for_products(
     weight: npt.NDArray[np.float32],
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """``weight`` [K, N] as INT8 that ``UINT8 @ INT8`` is exact with on every CPU; scales [1, N].
+    """Quantise ``weight`` [K, N] to INT8 [K, N] with scales [1, N], exact on every CPU.
 
-    Without VNNI, x86 multiplies two neighbours along K at once (VPMADDUBSW) and holds their sum
-    in 16 bits: at 255 * 127 + 255 * 127 it saturates, silently. VNNI, AMX and Arm do not. A
-    bundle is quantised on one machine and run on another, so the weights must suit them all:
-    where the halves of a pair have one sign, they add up to 128 at most, and 255 * 128 fits.
+    The product ``UINT8 @ INT8`` of these weights never saturates. Without VNNI, x86 multiplies two
+    neighbours along K at once (VPMADDUBSW) and keeps their sum in 16 bits. At
+    255 * 127 + 255 * 127 the sum saturates silently. VNNI, AMX and Arm do not saturate. A bundle is
+    quantised on one machine and runs on others, so the weights must suit all of them. Here two
+    neighbours of one sign add up to 128 at most, and 255 * 128 fits.
 
-    The other remedies cost more. Weights of 7 bits (``reduce_range``) halve the resolution of every
-    channel, whose largest pair is rarely twice its largest weight: on the same inputs they made the
-    features' error 24 to 40 % larger than 8 bits do, this 10 to 13 %. UINT8 weights lose nothing,
-    but most CPUs with VNNI or AMX have no such kernel for them in ONNX Runtime, and where there is
-    no VNNI either, their product takes a third longer. The session option that turns INT8 weights
-    into UINT8 where VNNI lacks (our runtime sets it) does not travel with a graph.
+    Other remedies cost more. Weights of 7 bits (``reduce_range``) halve the resolution of every
+    channel, whose largest pair is rarely twice its largest weight. On the same inputs, 7 bits raise
+    the features' error by 24 to 40 % over 8 bits; these scales raise it by 10 to 13 %. UINT8
+    weights lose nothing, but ONNX Runtime has no such kernel for most CPUs with VNNI or AMX.
+    Without VNNI, their product takes a third longer. A session option turns INT8 weights into
+    UINT8 where VNNI is missing. Our runtime sets it, but it does not travel with a graph.
     """
-    # What K lacks to be even is zero, as ONNX Runtime pads it.
+    # An odd K is padded with a row of zeros, as ONNX Runtime does.
     pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
     sums = [np.maximum(part, 0).sum(axis=1).max(axis=0) for part in (pairs, -pairs)]
-    # 127 and not 128: rounding both may add one.
+    # The limit is 127 rather than 128: rounding both neighbours may add one.
     return _quantize(weight, np.maximum(*sums)[np.newaxis])
 
 
 def _quantize(
     weight: npt.NDArray[np.float32], largest: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """``weight`` as INT8 with the scales that make ``largest`` 127, and these scales."""
-    # What is zero throughout has no scale; any will do.
+    """Quantise ``weight`` to INT8 with scales that map ``largest`` to 127; return both."""
+    # Any scale fits a channel of zeros.
     scales = (np.maximum(largest, np.float32(1e-30)) / 127).astype(np.float32)
     return np.rint(weight / scales).astype(np.int8), scales
 
@@ -117,7 +119,7 @@ def _quantize(
 def _quantized_product(
     graph: onnx_ir.Graph, node: onnx_ir.Node, weight: onnx_ir.Value
 ) -> list[onnx_ir.Node]:
-    """``x @ weight`` with both in 8 bits: the form that ONNX Runtime fuses to one kernel."""
+    """Make the nodes of ``x @ weight`` in 8 bits, in the form that ONNX Runtime fuses."""
     import onnx_ir
 
     values, scales = quantize_for_products(_array(weight))  # [K, N], [1, N]
@@ -145,7 +147,7 @@ def _quantized_product(
 def _quantized_lookup(
     graph: onnx_ir.Graph, node: onnx_ir.Node, table: onnx_ir.Value
 ) -> list[onnx_ir.Node]:
-    """Rows of ``table`` [V, N] by their ids, kept in INT8."""
+    """Make the nodes that look up rows of ``table`` [V, N], stored in INT8, by their ids."""
     import onnx_ir
 
     values, scales = quantize_symmetrically(_array(table), axis=1)  # [V, N], [V, 1]
@@ -163,7 +165,7 @@ def _array(value: onnx_ir.Value) -> npt.NDArray[np.float32]:
 
 
 def _initializer(graph: onnx_ir.Graph, name: str, array: npt.NDArray[Any]) -> onnx_ir.Value:
-    """A weight of the graph; the one that is there already where two nodes share it."""
+    """Add a weight to the graph and return it. Nodes that share a name share the weight."""
     import onnx_ir
 
     if name not in graph.initializers:
@@ -179,7 +181,7 @@ def _initializer(graph: onnx_ir.Graph, name: str, array: npt.NDArray[Any]) -> on
 
 
 def _replace(graph: onnx_ir.Graph, node: onnx_ir.Node, nodes: list[onnx_ir.Node]) -> None:
-    """Put ``nodes`` in the place of one; the last's only output stands for its only output."""
+    """Replace ``node`` by ``nodes``. The output of the last one takes the place of its output."""
     import onnx_ir
 
     onnx_ir.convenience.replace_nodes_and_values(

@@ -1,7 +1,7 @@
-"""Inputs that look like real ones, for comparing graphs with PyTorch.
+"""Make inputs that look like real ones, for comparing graphs with PyTorch.
 
 Uniform noise would be a poor test: every frame of it embeds to nearly the same vector. These
-have the smooth, moving, coloured structure of video and the lengths of real captions.
+videos are smooth, moving and coloured. These texts have the lengths of real captions.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class ReferenceInputs:
     """Texts and videos as the encoders take them."""
 
     token_ids: npt.NDArray[np.int32]
-    """[T, W]: captions of many lengths, one cut at W, one empty."""
+    """Token ids [T, W]: captions of many lengths, one cut at W, one empty."""
     frames: npt.NDArray[np.uint8]
-    """[V, F, S, S, 3]: a full video, one with padding, one of a single frame."""
+    """Frames [V, F, S, S, 3]: a full video, one with padding, one of a single frame."""
     num_frames: npt.NDArray[np.int32]
-    """[V]."""
+    """Numbers of valid frames [V]."""
 
 
 def reference_inputs(config: ModelConfig, tokenizer: Tokenizer) -> ReferenceInputs:
-    """Make the inputs: the same on every call for a configuration."""
+    """Make the inputs of a configuration. They are the same on every call."""
     random = np.random.default_rng(20220710)
     counts = sorted({config.max_frames, max(1, config.max_frames * 2 // 3), 1}, reverse=True)
     num_frames = np.array(counts, dtype=np.int32)
@@ -46,21 +46,21 @@ def reference_inputs(config: ModelConfig, tokenizer: Tokenizer) -> ReferenceInpu
     frames = np.zeros((len(counts), config.max_frames, size, size, 3), dtype=np.uint8)
     for video, count in zip(frames, counts, strict=True):
         video[:count] = _moving_scene(random, count, size)
-        # What stands in padded frames must not matter.
+        # The content of padded frames must not matter.
         video[count:] = random.integers(0, 256, video[count:].shape, dtype=np.uint8)
     token_ids = tokenizer.encode(_CAPTIONS, config.max_words)
     return ReferenceInputs(token_ids, frames, num_frames)
 
 
 def drawn_videos(count: int, max_frames: int, size: int) -> list[npt.NDArray[np.uint8]]:
-    """Videos of 1 to ``max_frames`` valid frames, [n, S, S, 3] each; the same on every call."""
+    """Draw videos of 1 to ``max_frames`` frames, [n, S, S, 3] each; the same on every call."""
     random = np.random.default_rng(20220711)
     lengths = np.linspace(max_frames, 1, count).round().astype(int)
     return [_moving_scene(random, int(length), size) for length in lengths]
 
 
 def _moving_scene(random: np.random.Generator, count: int, size: int) -> npt.NDArray[np.uint8]:
-    """[count, S, S, 3]: a textured background that drifts and a bright disc that crosses it."""
+    """Draw frames [count, S, S, 3]: a disc that crosses a textured, drifting background."""
     rows, columns = np.mgrid[0:size, 0:size] / size
     start, speed = random.uniform(0.1, 0.9, 2), random.uniform(-0.5, 0.5, 2)
     waves = random.normal(size=(12, 3))

@@ -1,6 +1,7 @@
-"""Checks of what callers pass in: every public function refuses nonsense in one line.
+"""Check arguments: every public function refuses a wrong one in one line.
 
-Each returns the value in the type that the code works with, and raises InvalidArgumentError.
+Each check returns the value in the type that the code works with, or raises
+InvalidArgumentError.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ Choice = TypeVar("Choice", bound=Enum)
 
 _MAX_NAME_BYTES = 255
 MAX_THREADS = 4096
-"""Most threads or processes that may be asked for; more would only take memory."""
+"""Largest number of threads or processes. More would only take memory."""
 
 
 def as_path(name: str, value: object) -> Path:
-    """Take a path: a text or ``os.PathLike``, not empty."""
+    """Accept a path: a text or ``os.PathLike``, not empty."""
     if not isinstance(value, (str, PathLike)):
         raise _wrong(name, value, "a path (str or os.PathLike)")
     text = fspath(value)
     if not isinstance(text, str):
         raise _wrong(name, value, "a path as text, not bytes")
     if not text or "\0" in text:
-        # An empty text must not come to mean the current folder.
+        # Path("") is the current folder. An empty text must not come to mean that.
         raise _wrong(name, value, "a path that is not empty and holds no zero byte")
     try:
         longest = max(len(part) for part in fsencode(text).split(b"/"))
@@ -44,37 +45,37 @@ def as_path(name: str, value: object) -> Path:
 
 
 def as_paths(name: str, value: object) -> list[Path]:
-    """Take one path, or several in any iterable."""
+    """Accept one path, or several in any iterable."""
     if isinstance(value, (str, PathLike)):
         return [as_path(name, value)]
     return [as_path(name, each) for each in _members(name, value, "a path or several")]
 
 
 def as_text(name: str, value: object) -> str:
-    """Take a text."""
+    """Accept a text."""
     if not isinstance(value, str):
         raise _wrong(name, value, "a text (str)")
     return value
 
 
 def as_texts(name: str, value: object) -> list[str]:
-    """Take several texts: any iterable but a text itself."""
+    """Accept several texts: any iterable except a text itself."""
     expected = "several texts, such as a list of str"
     return [as_text(name, each) for each in _members(name, value, expected)]
 
 
 def as_sequence(name: str, value: object, what: str) -> Sequence[Any]:
-    """Take several of something: any iterable but a text. ``what``: named in the message."""
+    """Accept any iterable except a text, as a list. The message names its items ``what``."""
     return list(as_iterable(name, value, what))
 
 
 def as_iterable(name: str, value: object, what: str) -> Iterable[Any]:
-    """Take several of something without going through them, which may be too many to keep."""
+    """Accept any iterable except a text, without reading it. It may be too long to keep."""
     return _members(name, value, f"several {what}, such as a list")
 
 
 def as_whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Take a whole number, NumPy's too, within bounds."""
+    """Accept a whole number, NumPy's too, within bounds."""
     is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         expected = f"a whole number of at least {least}"
@@ -83,7 +84,7 @@ def as_whole_number(name: str, value: object, least: int, most: int | None = Non
 
 
 def as_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
-    """Take a finite number, NumPy's too, within bounds."""
+    """Accept a finite number, NumPy's too, within bounds."""
     is_number = isinstance(value, (int, float, np.integer, np.floating))
     number = math.nan
     if is_number and not isinstance(value, bool):
@@ -98,14 +99,14 @@ def as_number(name: str, value: object, least: float = -math.inf, most: float = 
 
 
 def as_truth(name: str, value: object) -> bool:
-    """Take True or False, NumPy's too."""
+    """Accept True or False, NumPy's too."""
     if not isinstance(value, (bool, np.bool_)):
         raise _wrong(name, value, "True or False")
     return bool(value)
 
 
 def as_choice(name: str, value: object, literal: Any) -> Any:  # noqa: ANN401 - a Literal
-    """Take one of the names of a ``Literal``."""
+    """Accept one of the names of a ``Literal``."""
     names = get_args(literal)
     if not isinstance(value, str) or value not in names:
         raise _wrong(name, value, f"one of {', '.join(map(repr, names))}")
@@ -113,14 +114,14 @@ def as_choice(name: str, value: object, literal: Any) -> Any:  # noqa: ANN401 - 
 
 
 def as_instance(name: str, value: object, kind: type | tuple[type, ...], what: str) -> Any:  # noqa: ANN401
-    """Take an object of a class. ``what``: named in the message."""
+    """Accept an object of a class, which the message names ``what``."""
     if not isinstance(value, kind):
         raise _wrong(name, value, what)
     return value
 
 
 def as_member(name: str, value: object, choices: type[Choice]) -> Choice:
-    """Take a member of an enumeration of texts, or the text that it stands for."""
+    """Accept a member of an enumeration of texts, or its text."""
     if isinstance(value, str):
         for member in choices:
             if member.value == value:
@@ -129,7 +130,7 @@ def as_member(name: str, value: object, choices: type[Choice]) -> Choice:
 
 
 def as_share(name: str, value: object) -> float:
-    """Take a number from 0 to 1."""
+    """Accept a number from 0 to 1."""
     return as_number(name, value, 0, 1)
 
 
@@ -140,7 +141,7 @@ def as_array(
     shape: tuple[int | None, ...],
     expected: str,
 ) -> None:
-    """Check an array's kind and shape. ``shape``: None for any length; ``expected``: for people."""
+    """Check an array's type and shape. A None in ``shape`` allows any length."""
     is_fit = (
         isinstance(value, np.ndarray)
         and np.issubdtype(value.dtype, dtype)
@@ -152,14 +153,14 @@ def as_array(
 
 
 def as_callback(name: str, value: object) -> None:
-    """Check what is called now and then: a function or None."""
+    """Check a callback: a function or None."""
     if value is not None and not callable(value):
         raise _wrong(name, value, "a function or None")
 
 
 def _members(name: str, value: object, expected: str) -> Iterable[Any]:
-    """Take an iterable that is no text, no bytes and no mapping."""
-    is_array = isinstance(value, np.ndarray) and not value.ndim  # it can be iterated by name alone
+    """Accept an iterable that is no text, no bytes and no mapping."""
+    is_array = isinstance(value, np.ndarray) and not value.ndim  # it has __iter__, which raises
     is_fit = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
     if is_array or not is_fit:
         raise _wrong(name, value, expected)

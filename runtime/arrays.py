@@ -1,4 +1,4 @@
-"""Kinds of NumPy arrays, and what every layer does with them: cast, check and slice them."""
+"""Types of NumPy arrays, and functions to cast, check and slice them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,25 @@ Float64Array: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 _SIGN_AND_REST = np.int32(-0x70002000)
-"""0x8FFFE000: of an FP16 shifted into an FP32 its sign, exponent and mantissa."""
+"""Mask 0x8FFFE000: sign, exponent and mantissa of an FP16 that is shifted into an FP32."""
 _EXPONENTS = np.float32(2.0**112)
-"""Between the exponents of FP16, biased by 15, and of FP32, biased by 127."""
+"""Factor between the exponents of FP16, biased by 15, and of FP32, biased by 127."""
+
+
+def first_best(values: FloatArray, tolerance: float = 1e-6) -> int:
+    """Return the first place of [n] whose value is within ``tolerance`` of the largest.
+
+    Equal frames have similarities that differ by rounding, in FP32 by about 1e-7. The first of
+    them is the best, however the similarities were computed.
+    """
+    return int(np.flatnonzero(values >= values.max() - tolerance)[0])
 
 
 def to_float32(array: FloatArray) -> Float32Array:
-    """Return the same numbers in FP32; FP16 must be finite, FP32 is returned as it is.
+    """Return the same numbers in FP32. An FP32 array is returned itself.
 
-    For FP16 this is faster than NumPy's own cast, which takes 3 ns a number.
+    FP16 numbers must be finite. For them this is faster than NumPy's cast, which takes 3 ns a
+    number.
     """
     if array.dtype != np.float16:
         return array.astype(np.float32, copy=False)
@@ -33,7 +43,7 @@ def to_float32(array: FloatArray) -> Float32Array:
     bits <<= 13
     bits &= _SIGN_AND_REST
     wide = bits.view(np.float32)
-    wide *= _EXPONENTS  # subnormal numbers come right too
+    wide *= _EXPONENTS  # right for subnormal numbers too
     return wide
 
 
@@ -44,7 +54,7 @@ def check_finite(name: str, array: FloatArray) -> None:
 
 
 def slices(total: int, step: int) -> Iterator[slice]:
-    """Cut ``range(total)`` into slices of ``step``, at least 1; the last may be shorter."""
+    """Cut ``range(total)`` into slices of ``step``, at least 1. The last may be shorter."""
     step = max(1, step)
     for start in range(0, total, step):
         yield slice(start, min(start + step, total))

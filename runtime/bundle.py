@@ -1,8 +1,9 @@
-"""Opening a bundle, and refusing one that is not what was exported."""
+"""Open a bundle, and refuse one that differs from what was exported."""
 
 from __future__ import annotations
 
 import json
+import stat
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ _EXPORT = "xclip-deploy export CHECKPOINT -o {path}"
 
 @dataclass(frozen=True)
 class Bundle:
-    """An exported model in a directory. Make one with :meth:`open`."""
+    """An exported model in a directory. :meth:`open` makes one."""
 
     path: Path
     manifest: Manifest
@@ -46,10 +47,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: PathName) -> Bundle:
-        """Open a bundle, checking its manifest and that every file is there in full size.
+        """Open a bundle. Check its manifest, and that every file has its full size.
 
-        The content of a file is checked against its SHA-256 when it is first used, or all at
-        once by :meth:`verify`.
+        The SHA-256 of a file is checked when the file is first used. :meth:`verify` checks all
+        files at once.
 
         Raises BundleNotFoundError, BundleVersionError or BundleIntegrityError.
         """
@@ -58,9 +59,12 @@ class Bundle:
         bundle = cls(path, manifest)
         for name, record in manifest.files.items():
             try:
-                size = (path / name).stat().st_size
+                status = (path / name).stat()
             except OSError as error:
                 raise bundle._damaged(f"{name} is missing ({error.strerror})") from error
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe or device could wait for ever
+                raise bundle._damaged(f"{name} is no regular file")
+            size = status.st_size
             if size != record.size_bytes:
                 raise bundle._damaged(
                     f"{name} has {size:,} bytes, the export wrote {record.size_bytes:,}"
@@ -69,7 +73,7 @@ class Bundle:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Precisions that the bundle has graphs in."""
+        """Precisions of the bundle's graphs."""
         return tuple(self.manifest.graphs)
 
     def verify(self) -> None:
@@ -78,7 +82,7 @@ class Bundle:
             self._checked(name)
 
     def graph_path(self, graph: Graph, precision: Precision) -> Path:
-        """Path of an ONNX graph whose content has been checked.
+        """Return the path of an ONNX graph, after a check of its content.
 
         Raises InvalidArgumentError for a precision that the bundle lacks and
         BundleIntegrityError for an altered file.
@@ -104,7 +108,7 @@ class Bundle:
         return self.manifest.files[self.manifest.graphs[precision][graph].file].sha256
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises BundleIntegrityError."""
+        """Open the model's tokenizer. Raises BundleIntegrityError."""
         tokenizer = Tokenizer.open(self._checked(self.manifest.tokenizer))
         vocab_size = self.manifest.model.text.vocab_size
         if tokenizer.vocab_size > vocab_size:
@@ -125,12 +129,14 @@ class Bundle:
             )
 
     def _checked(self, name: str) -> Path:
-        """Path of a file whose hash has been compared, once."""
+        """Return the path of a file. Check its hash the first time."""
         path = self.path / name
         with self._lock:
             try:
                 status = path.stat()
-                # Another file in its place, of a later export, must be looked at again.
+                if not stat.S_ISREG(status.st_mode):
+                    raise self._damaged(f"{name} is no regular file")
+                # A later export may have replaced the file. That one is checked again.
                 identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
                 if self._verified.get(name) == identity:
                     return path
@@ -159,7 +165,10 @@ def _damaged(path: Path, what: str) -> BundleIntegrityError:
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_NAME
     try:
-        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _damaged(path, f"it cannot be read: {MANIFEST_NAME} is no regular file")
+        if status.st_size > _MAX_MANIFEST_BYTES:
             raise _damaged(path, f"{MANIFEST_NAME} is over {_MAX_MANIFEST_BYTES >> 20} MiB")
         text = file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -172,7 +181,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"bundle {path}: cannot be read ({error.strerror})") from error
     try:
         content: Any = json.loads(text)
-        # In here too: what is nested too deep, or holds half a character, fails in this one.
+        # Too deep nesting and lone surrogates only fail in the checksum.
         found = checksum(content) if isinstance(content, dict) else None
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"{MANIFEST_NAME} is not JSON ({error})") from error

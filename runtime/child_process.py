@@ -1,20 +1,63 @@
-"""Start Python processes of our own, and say how one ended."""
+"""Python child processes: start them, and say how one ended."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO, Any
 
+from xclip_deploy.errors import InvalidArgumentError
+
+PYTHON_VARIABLE = "XCLIP_DEPLOY_PYTHON"
+"""Environment variable with the path of the interpreter for child processes."""
 _LOG_BYTES = 1 << 16
+_PYTHON_NAME = re.compile(r"\.?(python|pypy)[\d.]*[a-z]*(-wrapped|-dbg)?(\.exe)?", re.IGNORECASE)
 
 
 def python_command(module: str) -> tuple[str, ...]:
-    """Return the command that runs a module with this Python."""
-    return (sys.executable, "-m", module)
+    """Return the command that runs a module with this Python. Raises as :func:`find_python`."""
+    return (find_python(), "-m", module)
+
+
+def find_python() -> str:
+    """Return the path of the interpreter that runs child processes.
+
+    The first of these counts: ``XCLIP_DEPLOY_PYTHON``; ``sys.executable``, if it is a Python; a
+    Python of this version in ``sys.prefix`` or ``sys.base_prefix``. ``sys.executable`` is empty
+    or another program where a program embeds Python, as uWSGI does.
+
+    Raises InvalidArgumentError if the variable names no program, or no interpreter is found.
+    """
+    chosen = os.environ.get(PYTHON_VARIABLE)
+    if chosen:
+        if not _is_program(chosen):
+            raise InvalidArgumentError(
+                f"{PYTHON_VARIABLE} is {chosen}; expected the path of a Python interpreter"
+            )
+        return str(Path(chosen).absolute())  # children run in another directory
+    running = sys.executable or ""
+    if _PYTHON_NAME.fullmatch(Path(running).name) and _is_program(running):
+        return running
+    major, minor = sys.version_info[:2]
+    names = (f"python{major}.{minor}{sys.abiflags}", f"python{major}.{minor}", f"python{major}")
+    folders = dict.fromkeys((sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix))
+    for folder in folders:
+        for name in (*names, "python"):
+            program = str(Path(folder, "bin", name))
+            if _is_program(program):
+                return program
+    raise InvalidArgumentError(
+        f"no Python interpreter is in {Path(sys.prefix, 'bin')} and sys.executable is "
+        f"{sys.executable!r}; set {PYTHON_VARIABLE} to the path of Python {major}.{minor}"
+    )
+
+
+def _is_program(path: str) -> bool:
+    return Path(path).is_file() and os.access(path, os.X_OK)
 
 
 def start_child(
@@ -24,12 +67,13 @@ def start_child(
 ) -> subprocess.Popen[Any]:
     """Start a process with pipes for its standard input and output.
 
-    The child finds the modules that this process finds, wherever that was started: it searches
-    the same ``sys.path``. It gets a session of its own, so that Ctrl-C reaches this process
-    alone. ``log``: where its standard error goes. ``options``: for ``subprocess.Popen``. Raises
-    OSError.
+    The child searches the same ``sys.path`` as this process, whatever directory this process
+    was started in. It runs in a session of its own, so Ctrl-C reaches this process alone.
+
+    ``log`` receives the child's standard error. ``options`` are passed to
+    ``subprocess.Popen``. Raises OSError.
     """
-    # An empty entry stands for the current directory, which is another one in the child.
+    # An empty entry means the current directory; the child runs in another one.
     places = [place or str(Path.cwd()) for place in sys.path]
     return subprocess.Popen(  # noqa: S603 - this Python, and a module of ours
         command,
@@ -37,7 +81,7 @@ def start_child(
         stdout=subprocess.PIPE,
         stderr=log,
         start_new_session=True,
-        # Python puts the current directory before all others: it must hold no modules.
+        # Python searches the current directory first, so it must hold no modules.
         cwd="/",
         env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
         **options,
@@ -45,7 +89,7 @@ def start_child(
 
 
 def describe_end(status: int | None, log: IO[bytes]) -> str:
-    """Say in one line how a process ended. ``log``: what it wrote to its standard error."""
+    """Say in one line how a process ended. ``log`` holds its standard error."""
     how = "it closed its pipes" if status is None else f"exit status {status}"
     if status is not None and status < 0:
         how = signal.Signals(-status).name

@@ -96,6 +96,10 @@ class DeployedModel:
         given = as_texts("texts", texts)
         return self.encode_token_ids(self.tokenizer.encode(given, self.config.max_words))
 
+    def count_cut(self, texts: Sequence[str]) -> list[int]:
+        """Count the last tokens of each text that the model does not read; 0 for most texts."""
+        return self.tokenizer.count_cut(as_texts("texts", texts), self.config.max_words)
+
     def encode_token_ids(self, token_ids: npt.NDArray[np.integer[Any]]) -> TextFeatures:
         """Embed tokenised texts: integer [T, W], as :meth:`Tokenizer.encode` makes them."""
         self._check_open()

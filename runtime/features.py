@@ -1,8 +1,8 @@
 """Embeddings and scores, as they pass between encoders, gallery and scorer.
 
-The scorer compares every word of a text with every frame of a video. With T texts, V videos,
-W words and F frames it holds several arrays of T x V x W x F numbers. So this module also says
-how many texts and videos are scored at once.
+The scorer compares every word of a text with every frame of a video. It holds several arrays
+of T x V x W x F numbers, for T texts, V videos, W words and F frames. This module therefore
+also bounds how many texts and videos are scored at once.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class TextFeatures:
     """Embeddings of T texts."""
 
     sentence_features: FloatArray
-    """[T, D], unit length."""
+    """Embedding of each text, [T, D], of unit length."""
     word_features: FloatArray
-    """[T, W, D], unit length, padding too."""
+    """Embedding of each token, [T, W, D], of unit length, padding too."""
     num_words: npt.NDArray[np.int32]
-    """[T]: tokens that are not padding, start and end token included."""
+    """Tokens of each text without padding, [T]; start and end token count."""
 
     def __len__(self) -> int:
         return len(self.sentence_features)
@@ -51,11 +51,11 @@ class VideoFeatures:
     """Embeddings of V videos."""
 
     video_features: FloatArray
-    """[V, D], unit length."""
+    """Embedding of each video, [V, D], of unit length."""
     frame_features: FloatArray
-    """[V, F, D], unit length, padding too."""
+    """Embedding of each frame, [V, F, D], of unit length, padding too."""
     num_frames: npt.NDArray[np.int32]
-    """[V]: frames that are not padding."""
+    """Frames of each video without padding, [V]."""
 
     def __len__(self) -> int:
         return len(self.video_features)
@@ -70,7 +70,7 @@ class VideoFeatures:
 
     @classmethod
     def concatenate(cls, parts: Sequence[VideoFeatures]) -> VideoFeatures:
-        """Join along V; at least one part."""
+        """Join at least one part along V."""
         return cls(
             np.concatenate([part.video_features for part in parts]),
             np.concatenate([part.frame_features for part in parts]),
@@ -83,9 +83,9 @@ class Scores:
     """Similarities of T texts to V videos."""
 
     logits: npt.NDArray[np.float32]
-    """[T, V]: exp(logit_scale) times the mean of the grains."""
+    """Scores [T, V]: exp(logit_scale) times the mean of the grains."""
     grains: dict[str, npt.NDArray[np.float32]]
-    """Grain name to its similarity [T, V], for the grains that the model has."""
+    """Similarities [T, V] of each grain that the model has, by its name."""
 
     def __repr__(self) -> str:
         return brief(self, logits=self.logits, grains=list(self.grains))

@@ -1,9 +1,9 @@
 """Put files and directories in place whole or not at all, and hash files.
 
-Everything is first written beside its target, on the same file system, and takes its place in
-one rename. A reader never sees half of it, and an interrupted writer leaves what was there.
-What a killed writer was at stays beside the target, as ``.NAME.partial-…``, until the next
-writer of the same target removes it: it can tell by the lock that a living writer holds.
+A writer writes beside the target, on the same file system, and renames the result into its
+place. A reader never sees half of it, and an interrupted writer leaves the old content. A killed
+writer leaves ``.NAME.partial-…`` beside the target. The next writer of that target removes it,
+unless a lock shows that its writer still lives.
 """
 
 from __future__ import annotations
@@ -15,24 +15,58 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
 
+from xclip_deploy.errors import InvalidArgumentError, XclipDeployError
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _ASIDE = "-old"
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _HASHED_BYTES = 1 << 20
-"""Bytes that are read and hashed at a time."""
+"""Number of bytes that are read and hashed at a time."""
+
+
+def require_regular_file(
+    path: Path, what: str, error: type[XclipDeployError] = InvalidArgumentError
+) -> None:
+    """Refuse a path that leads to anything but a regular file.
+
+    Reading a pipe or a device can wait for ever, or never end. Call this before opening a path
+    that comes from outside.
+
+    Args:
+        path: The path. Links are followed.
+        what: What the file should hold, such as ``a list of videos``. The message names it.
+        error: Class of the error.
+
+    Raises:
+        XclipDeployError: The path leads to a folder, pipe, socket or device. The class is
+            ``error``.
+        OSError: The file does not exist, or its folder may not be searched.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((f" but {name}" for is_kind, name in _KINDS if is_kind(mode)), "")
+        raise error(f"{path}: is no regular file{kind}; expected {what}")
 
 
 @contextmanager
 def replaced_file(target: Path) -> Iterator[Path]:
-    """Give the path of an empty file to write; it takes the place of ``target`` at the end.
+    """Yield the path of an empty file to write, which takes the place of ``target`` at the end.
 
-    On any exception, Ctrl-C included, ``target`` stays as it was. Raises OSError as the file
-    system does (full, read-only, not permitted).
+    On any exception, Ctrl-C included, ``target`` stays as it was. Raises OSError where the file
+    system is full, read-only or forbids it.
     """
     with _partial(target, _make_file) as (partial, target):
         yield partial
@@ -42,17 +76,17 @@ def replaced_file(target: Path) -> Iterator[Path]:
 
 
 def replace_text(target: Path, text: str) -> None:
-    """Write a UTF-8 text file whole, or not at all. Raises OSError as the file system does."""
+    """Write a UTF-8 text file whole or not at all. Raises OSError where it cannot be written."""
     with replaced_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replaced_directory(target: Path) -> Iterator[Path]:
-    """Give an empty directory to fill; it takes the place of ``target`` when all went well.
+    """Yield an empty directory to fill, which takes the place of ``target`` at the end.
 
     Folders above ``target`` are made. On any exception, Ctrl-C included, ``target`` stays as
-    it was. Raises OSError as the file system does.
+    it was. Raises OSError where the file system is full, read-only or forbids it.
     """
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with _partial(target, Path.mkdir) as (partial, target):
@@ -86,12 +120,12 @@ def sha256_of_stream(file: RawIOBase) -> str:
 
 @contextmanager
 def _partial(target: Path, make: Callable[[Path], None]) -> Iterator[tuple[Path, Path]]:
-    """A locked file or directory beside ``target``, which comes with its links resolved.
+    """Yield a locked file or directory beside ``target``, and ``target`` with links resolved.
 
-    Whatever is there under the partial name at the end is removed: what was not finished, or
-    the old directory after an exchange.
+    At the end, whatever has the partial name is removed: unfinished content, or the old
+    directory after an exchange.
     """
-    # What a link names is replaced, not the link.
+    # The target of a link is replaced, not the link.
     target = Path(os.path.realpath(target))
     _remove_abandoned(target)
     partial, lock = _make_locked(target, make)
@@ -107,7 +141,7 @@ def _make_file(path: Path) -> None:
 
 
 def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
-    """Make a partial file or directory; returns its path and the descriptor that locks it."""
+    """Make a partial file or directory. Return its path and the descriptor that locks it."""
     while True:
         partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(8)}")
         make(partial)
@@ -122,7 +156,7 @@ def _make_locked(target: Path, make: Callable[[Path], None]) -> tuple[Path, int]
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what killed writers left; put back what one was about to replace."""
+    """Remove what killed writers left. Put back the directory that one had moved aside."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.partial-[0-9a-f]{{16}}({_ASIDE})?")
     with suppress(OSError):
         for candidate in sorted(target.parent.iterdir()):
@@ -138,12 +172,12 @@ def _remove_abandoned(target: Path) -> None:
 
 @contextmanager
 def _no_living_writer(candidate: Path) -> Iterator[bool]:
-    """Whether the writer is gone; if so, none can begin on the same path in the block."""
+    """Yield whether the writer is gone. If so, no other can begin on its path in the block."""
     partial = candidate.with_name(candidate.name.removesuffix(_ASIDE))
     try:
         descriptor = os.open(partial, os.O_RDONLY)
     except FileNotFoundError:
-        # Of a directory that was moved aside, the lock has moved to its target.
+        # The lock of a directory that was moved aside has moved to its target.
         yield candidate != partial
         return
     try:
@@ -166,7 +200,7 @@ def _remove(path: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two directories: atomically where Linux can, else with two renames."""
+    """Swap two directories, atomically where Linux can, else with two renames."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
         names = (os.fsencode(new), os.fsencode(old))

@@ -1,9 +1,9 @@
 """The table of grains: the comparisons of a text and a video whose mean is a score.
 
-:data:`GRAINS` holds all that the code must know of a grain apart from its formula. The formulas
-read it: ``training/scorer.py`` in PyTorch, ``runtime/evidence/decomposition.py`` in NumPy, and
-``runtime/search/video_grains.py`` for the grains that need no frames. CONTRIBUTING.md says how
-to add a grain.
+:data:`GRAINS` holds everything about a grain except its formula. ``training/scorer.py`` has the
+formulas in PyTorch, and ``runtime/evidence/decomposition.py`` in NumPy.
+``runtime/search/video_grains.py`` has those of the grains that need no frames. CONTRIBUTING.md
+says how to add a grain.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VideoFeature = Literal["video_features", "frame_features"]
 Axis = Literal["embed", "words", "frames"]
 
 LENGTHS: Mapping[str, str] = {"word_features": "num_words", "frame_features": "num_frames"}
-"""Feature with a row for each position -> the input that counts the rows that are no padding."""
+"""Feature with a row for each position -> input that counts its rows without padding."""
 
 _EMBED: tuple[Axis, Axis] = ("embed", "embed")
 _WORDS: tuple[Axis, Axis] = ("words", "words")
@@ -44,7 +44,7 @@ class Grain(str, Enum):
 
 @dataclass(frozen=True)
 class GrainEntry:
-    """All that the code must know of a grain, apart from its formula."""
+    """Everything about a grain except its formula."""
 
     text: TextFeature
     """Feature of the text that it compares."""
@@ -55,10 +55,10 @@ class GrainEntry:
     matrices: Mapping[str, tuple[Axis, Axis]] = field(default_factory=dict)
     """Name of each learned matrix in the authors' checkpoints -> its axes."""
     projections: frozenset[str] = frozenset()
-    """Matrices that are left out where ``ModelConfig.sentence_projection`` is False."""
+    """Matrices that a model without ``ModelConfig.sentence_projection`` lacks."""
     softmaxes: int = 0
-    """Softmaxes of its graph, one for each aggregation; the audit of a graph counts them. A
-    softmax that the scorer writes out counts once, by its exponential."""
+    """Number of softmaxes in its graph, one for each aggregation. The audit of a graph counts
+    them. A softmax that the scorer writes out counts once, by its exponential."""
 
     @property
     def reads_words(self) -> bool:
@@ -128,7 +128,7 @@ CLIP_GRAINS = (Grain.VIDEO_SENTENCE,)
 
 
 class ScorerDimensions(Protocol):
-    """Part of a model's configuration that fixes the scorer's parameters."""
+    """Dimensions in a model's configuration that fix the scorer's parameters."""
 
     @property
     def embed_dim(self) -> int:
@@ -137,12 +137,12 @@ class ScorerDimensions(Protocol):
 
     @property
     def max_words(self) -> int:
-        """Token positions of a text."""
+        """Number of token positions of a text."""
         ...
 
     @property
     def max_frames(self) -> int:
-        """Frames of a video."""
+        """Number of frames of a video."""
         ...
 
     @property
@@ -157,9 +157,9 @@ class ScorerDimensions(Protocol):
 
 
 def matrix_shapes(config: ScorerDimensions) -> dict[str, tuple[int, int]]:
-    """Give name and shape of every learned matrix of a model's scorer.
+    """Return the shape of every learned matrix of a model's scorer, by name.
 
-    The order is that of the table, whatever the order of ``config.grains``: optimizer states
+    The order is that of the table, whatever the order of ``config.grains``. Optimizer states
     and files depend on it.
     """
     sizes: dict[Axis, int] = {
@@ -177,7 +177,7 @@ def matrix_shapes(config: ScorerDimensions) -> dict[str, tuple[int, int]]:
 
 
 def matrices_over(axis: Axis) -> tuple[str, ...]:
-    """Name the matrices of all grains that have ``axis`` among their axes."""
+    """Return the names of all matrices that have ``axis`` among their axes."""
     return tuple(
         name for entry in GRAINS.values() for name, axes in entry.matrices.items() if axis in axes
     )

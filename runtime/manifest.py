@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -27,7 +29,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Graph(str, Enum):
-    """The three networks. One name everywhere: module, ONNX file, engine, manifest."""
+    """The three networks, named alike as module, ONNX file, engine and in the manifest."""
 
     VIDEO_ENCODER = "video_encoder"
     TEXT_ENCODER = "text_encoder"
@@ -35,14 +37,14 @@ class Graph(str, Enum):
 
 
 class Precision(str, Enum):
-    """Of a graph's weights and arithmetic, apart from what must stay in FP32."""
+    """Precision of a graph's weights and arithmetic. Some parts stay in FP32."""
 
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
-    """For TensorRT alone: ONNX Runtime has no such kernels."""
+    """BF16, for TensorRT alone. ONNX Runtime has no such kernels."""
     INT8 = "int8"
-    """Weights and activations of the encoders' matrix products, for the CPU alone."""
+    """INT8 weights and activations of the encoders' matrix products, for the CPU alone."""
 
 
 class DType(str, Enum):
@@ -60,7 +62,7 @@ class TensorSpec(FrozenModel):
     name: str
     dtype: DType
     shape: tuple[int | str, ...]
-    """Sizes; a name stands for a dynamic axis."""
+    """Size of each axis. A name stands for a dynamic axis."""
 
 
 class GraphSpec(FrozenModel):
@@ -73,7 +75,7 @@ class GraphSpec(FrozenModel):
 
 
 class FileRecord(FrozenModel):
-    """What a file of the bundle must be."""
+    """Hash and size that a file of the bundle must have."""
 
     sha256: Sha256
     size_bytes: Annotated[int, Field(ge=0)]
@@ -90,74 +92,85 @@ class Preprocessing(FrozenModel):
     mean: tuple[float, float, float]
     """Subtracted in the graph, in units of the full range, RGB."""
     std: tuple[float, float, float]
+    square_pixels: bool = False
+    """Show anamorphic video in its true proportions. The published models were trained on
+    stored pixels, so it is off for them."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Off, it stands in no file: manifests, checksums and fingerprints stay as they were.
+        content: dict[str, Any] = serialize(self)
+        if not self.square_pixels:
+            del content["square_pixels"]
+        return content
 
 
 class Tolerance(FrozenModel):
     """Largest differences from the FP32 model that pass in one precision.
 
-    The first three bind a tensor wherever it is compared; the last two bind retrieval, where
-    texts are compared that belong to videos.
+    The first four bind a tensor wherever it is compared. The last two bind retrieval, which
+    needs texts that belong to videos.
     """
 
     feature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Of one element of a unit vector."""
+    """Largest difference of one element of a unit vector."""
     cosine: Annotated[float, Field(le=1)]
     """Least cosine between an embedding and its reference."""
     score: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Of a grain, a similarity; of the logits, times their scale. Most that the root mean square
-    over all pairs of texts and videos may be."""
+    """Largest root mean square difference of a grain, over all pairs of texts and videos. That
+    of the logits may be this times the score scale."""
     outlier_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 50.0
-    """How many times ``score`` a single pair may be off. The scorer's softmaxes have a
-    temperature of 0.01: where two words or frames nearly tie, rounding shifts much of their
-    weight. Of 40,000 pairs of a trained model, the worst in FP16 was off by 43 times the root
-    mean square, 15 times ``score``."""
+    """Largest difference of a single pair, in multiples of ``score``. The scorer's softmaxes
+    have a temperature of 0.01. Where two words or frames nearly tie, rounding shifts much of
+    their weight. Of 40,000 pairs of a trained model, the worst in FP16 was off by 43 times the
+    root mean square, 15 times ``score``."""
     recall_points: Annotated[float, Field(ge=0, le=100)] = 0.5
-    """Of a recall, percentage points. One query's worth always passes: fewer than 200 queries
-    cannot resolve half a point."""
+    """Largest difference of a recall, in percentage points. One query's worth always passes,
+    since fewer than 200 queries cannot resolve half a point."""
     top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.99
     """Least share of texts with the same video first, and of texts without a rank flip beyond
     near ties. One text that differs always passes."""
 
 
 class ParityMethod(str, Enum):
-    """How the graphs ran when they were compared with PyTorch at export."""
+    """Way in which the graphs ran when the export compared them with PyTorch."""
 
     ONNX_RUNTIME = "onnxruntime"
-    """As they are, in ONNX Runtime on the CPU."""
+    """ONNX Runtime ran the graphs unchanged on the CPU."""
     ROUNDED = "rounded"
-    """In ONNX Runtime on the CPU as FP32 operations, each result rounded to the precision."""
+    """ONNX Runtime ran FP32 operations on the CPU, each result rounded to the precision."""
 
 
 class ParityRecord(FrozenModel):
-    """How far one output of one graph is from the PyTorch model in FP32."""
+    """Difference of one output of one graph from the PyTorch model in FP32."""
 
     precision: Precision
     graph: Graph
     tensor: str
     min_cosine: float | None
-    """Least cosine over the vectors of the last axis; None for scores."""
+    """Least cosine over the vectors of the last axis. None for scores."""
     max_abs_error: float
     rms_error: float | None
-    """Root mean square, of scores; None for embeddings, whose elements are bound one by one."""
+    """Root mean square error of scores. None for embeddings, which are bound by element."""
     tolerance: float
-    """Most ``max_abs_error`` of an embedding, most ``rms_error`` of scores that passes."""
+    """Largest ``max_abs_error`` of an embedding, or ``rms_error`` of scores, that passes."""
     passed: bool
     method: ParityMethod = ParityMethod.ONNX_RUNTIME
 
 
 class Provenance(FrozenModel):
-    """Where the bundle comes from."""
+    """Origin of the bundle."""
 
     checkpoint: str
     """File name of the source checkpoint."""
     checkpoint_sha256: Sha256
     layout: str
-    """Which family of names its weights were in."""
+    """Name of the checkpoint's layout."""
     notes: tuple[str, ...] = ()
-    """What was assumed where the weights did not tell."""
+    """Assumptions that the weights did not settle."""
     created_utc: str
     versions: dict[str, str]
-    """Of the tools that wrote the bundle."""
+    """Versions of the tools that wrote the bundle."""
 
 
 class Manifest(FrozenModel):
@@ -166,8 +179,8 @@ class Manifest(FrozenModel):
     format: Literal["xclip-bundle"] = "xclip-bundle"
     schema_version: Literal[2] = 2
     fingerprint: Sha256
-    """Of the model's weights, configuration, sampling and preprocessing. Features made under
-    two fingerprints must not be compared."""
+    """Hash of the model's weights, configuration, sampling and preprocessing. Features of two
+    fingerprints are not comparable."""
     model: ModelConfig
     frames_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Frames sampled per second of video, before at most ``model.max_frames`` are kept."""
@@ -180,7 +193,7 @@ class Manifest(FrozenModel):
     files: dict[str, FileRecord]
     """Every file that the export wrote, apart from the manifest itself."""
     tolerances: dict[Precision, Tolerance]
-    """What each precision was held to at export, and is held to by ``xclip-deploy verify``."""
+    """Tolerances of each precision, for the export and for ``xclip-deploy verify``."""
     parity: tuple[ParityRecord, ...]
     provenance: Provenance
 
@@ -224,21 +237,22 @@ class Manifest(FrozenModel):
         return self
 
     def video_reading(self, reader: VideoReader = "pyav") -> VideoReading:
-        """Return how videos must be read for this model. Raises InvalidArgumentError."""
+        """Return how to read videos for this model. Raises InvalidArgumentError."""
         sampling = FrameSampling(
             frames_per_second=self.frames_per_second, max_frames=self.model.max_frames
         )
-        return VideoReading(sampling, self.preprocessing.image_size, reader)
+        preprocessing = self.preprocessing
+        return VideoReading(sampling, preprocessing.image_size, reader, preprocessing.square_pixels)
 
     def to_json(self) -> bytes:
-        """Serialise, with a checksum over the content, so that an edit is noticed."""
+        """Serialise, with a checksum over the content that reveals edits."""
         content = self.model_dump(mode="json")
         content["checksum"] = checksum(content)
         return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content in canonical JSON, without its own checksum."""
+    """Return the SHA-256 of a manifest's content in canonical JSON, without its checksum."""
     rest = {key: value for key, value in content.items() if key != "checksum"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

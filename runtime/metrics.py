@@ -1,24 +1,24 @@
 """Retrieval metrics: recall at 1, 5 and 10, median and mean rank, in both directions.
 
-They are those of X-CLIP and CLIP4Clip (``metrics.py`` and ``eval_epoch`` of their code, which
-take them from earlier work), to the last bit, where these are defined, so that numbers can be
-held against published ones. Their two ways of counting, by whether videos have one caption:
+They equal those of X-CLIP and CLIP4Clip to the last bit (``metrics.py`` and ``eval_epoch`` of
+their code), so that numbers compare with published ones. The authors count in two ways:
 
-one caption each (``compute_metrics``)
-    The row of a query is sorted, and every position that holds the score of the right answer
-    is a rank. An answer that n - 1 others equal thus has n consecutive ranks, the query counts
-    n times, and a model that gives every pair the same score gets the recall of chance.
-    Recalls in double precision; the median of an even number is the mean of the middle two.
+Videos with one caption each (``compute_metrics``).
+    The scores of a query are sorted. Every position that holds the score of the right answer
+    is a rank. An answer that ties with n - 1 others has n consecutive ranks, and its query
+    counts n times. A model with equal scores for all pairs thus gets the recall of chance.
+    Recalls are in double precision. The median of an even number is the mean of the middle
+    two.
 
-several captions (``tensor_text_to_video_metrics``, ``tensor_video_to_text_sim``)
-    Text to video, every caption is a query with one right video and one rank. Recalls are
-    rounded to single precision, and the median of an even number is the lower of the middle
-    two. Which rank a tie gets is left open there (an unstable sort); here the video that comes
-    first goes first. Video to text, a video's score against another's captions is the highest
-    among them: as many candidates as videos, counted as with one caption each.
+Videos with several captions (``tensor_text_to_video_metrics``, ``tensor_video_to_text_sim``).
+    In text to video, every caption is a query with one right video and one rank. Recalls are
+    rounded to single precision. The median of an even number is the lower of the middle two.
+    The authors' sort is unstable and leaves ties open; here the earlier video goes first. In
+    video to text, a video's score against another video is the highest among its captions.
+    There are as many candidates as videos, counted as with one caption each.
 
-A rank is counted, not sorted for: one more than the scores above the right answer's. So no
-sorted copy is made, and the memory beyond the similarity matrix is a few blocks of it.
+rank = 1 + the number of scores above the right answer's. Nothing is sorted or copied. The
+memory beyond the similarity matrix is a few blocks of it.
 """
 
 from __future__ import annotations
@@ -34,48 +34,48 @@ from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arrays import FloatArray, check_finite, slices
 
 Queries = Literal["texts", "videos"]
-"""Who asks: ``texts`` for text to video, ``videos`` for video to text."""
+"""Side of the queries: ``texts`` for text to video, ``videos`` for video to text."""
 
 _BLOCK_ELEMENTS = 1 << 22
-"""Similarities looked at once: 32 MiB per intermediate in double precision."""
+"""Similarities ranked at once: 32 MiB per intermediate in double precision."""
 
 _Part = Callable[[slice, slice], FloatArray]
-"""Some rows (texts) and columns (videos) of the scores to rank."""
+"""Function that returns some rows (texts) and columns (videos) of the scores to rank."""
 _DoublePart = Callable[[slice, slice], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """How well queries of one direction find their answers."""
+    """Retrieval metrics of one direction."""
 
     recall_at_1: float
-    """Percent of queries with the right answer first."""
+    """Percentage of queries with the right answer first."""
     recall_at_5: float
-    """Percent, among the first five."""
+    """Percentage of queries with the right answer among the first five."""
     recall_at_10: float
-    """Percent, among the first ten."""
+    """Percentage of queries with the right answer among the first ten."""
     median_rank: float
-    """1 is best."""
+    """Median rank of the right answers; 1 is best."""
     mean_rank: float
-    """1 is best."""
+    """Mean rank of the right answers; 1 is best."""
     num_queries: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain numbers, for JSON."""
+        """Convert to plain numbers for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """The metrics of both directions."""
+    """Retrieval metrics of both directions."""
 
     text_to_video: RetrievalMetrics
-    """Every caption is a query, every video a candidate."""
+    """Metrics with captions as queries and videos as candidates."""
     video_to_text: RetrievalMetrics
-    """Every video is a query, every video's best caption a candidate."""
+    """Metrics with videos as queries and each video's best caption as a candidate."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries and numbers, for JSON."""
+        """Convert to plain dictionaries and numbers for JSON."""
         return asdict(self)
 
 
@@ -85,18 +85,18 @@ def retrieval_metrics(
     *,
     block_elements: int = _BLOCK_ELEMENTS,
 ) -> RetrievalResult:
-    """Rank videos by text and texts by video; the module says how, and whose formulas.
+    """Rank videos by text and texts by video. The module's docstring gives the formulas.
 
     Args:
-        similarity: Floating [T, V]: the score of every caption and video, higher is closer.
-        video_of_caption: Integer [T]: column of each caption's video; every video has at
-            least one caption. Several captions are counted as such once any video has two.
-        block_elements: Similarities looked at once, at least a row or column of them; bounds
+        similarity: Floats [T, V]: score of every caption and video. Higher is closer.
+        video_of_caption: Integers [T]: column of each caption's video. Every video has at
+            least one caption. Once a video has two, all count as videos with several.
+        block_elements: Similarities ranked at once, at least a row or column of them. It bounds
             the memory and does not change the result.
 
     Raises:
-        InvalidArgumentError: wrong shapes, a similarity that is NaN or infinite, or a video
-            without a caption.
+        InvalidArgumentError: A shape is wrong, a similarity is NaN or infinite, or a video has
+            no caption.
     """
     _check(similarity, video_of_caption, block_elements)
 
@@ -114,29 +114,30 @@ def dual_softmax(
 ) -> npt.NDArray[np.float64]:
     """Re-score by the inverted (dual) softmax, for one direction.
 
-    ``s' = s · softmax(s / temperature)``, the softmax over the **queries**: over the texts (axis
-    0) for text to video, over the videos (axis 1) for video to text. A candidate that is close
-    to every query ("hub") is thereby held back. Cheng et al., "Improving Video-Text Retrieval
-    by Multi-Stream Corpus Alignment and Dual Softmax Loss" (CAMoE, 2021), section 3.3; there a
-    constant factor, the number of queries, which changes no rank. Inverted softmax: Smith et
-    al., "Offline bilingual word vectors, orthogonal transformations and the inverted softmax",
-    ICLR 2017.
+    ``s' = s · softmax(s / temperature)``, with the softmax over the **queries**: over the texts
+    (axis 0) for text to video, over the videos (axis 1) for video to text. It holds back a
+    candidate that is close to every query (a "hub"). Cheng et al., "Improving Video-Text
+    Retrieval by Multi-Stream Corpus Alignment and Dual Softmax Loss" (CAMoE, 2021), section 3.3,
+    have a further constant factor, the number of queries. It changes no rank. The inverted
+    softmax is due to Smith et al., "Offline bilingual word vectors, orthogonal transformations
+    and the inverted softmax", ICLR 2017.
 
-    The score of a pair depends on all queries of the set. It is no score that a single query
-    could have in production, and results with and without it are not to be compared. It
-    supposes positive similarities of right pairs, as it multiplies by them.
+    The score of a pair depends on all queries of the set. A single query in production cannot
+    have it, so that results with and without it are not comparable. It multiplies by the
+    similarities, and so supposes that those of right pairs are positive.
 
     Args:
-        similarity: Floating [T, V].
+        similarity: Floats [T, V].
         queries: ``texts`` or ``videos``.
-        temperature: In units of ``similarity``; the model's logits hold their own scale, so
-            that 1 is the softmax that the model was trained with.
+        temperature: Temperature in units of ``similarity``. Logits include their scale, so that
+            1 is the softmax that the model was trained with.
 
     Returns:
-        Float64 [T, V].
+        Re-scored similarities, float64 [T, V].
 
     Raises:
-        InvalidArgumentError: NaN or infinity, another ``queries``, a temperature not above 0.
+        InvalidArgumentError: A similarity is NaN or infinite, ``queries`` is unknown, or the
+            temperature is not above 0.
     """
     everything = slice(None)
     _check_matrix(similarity, _BLOCK_ELEMENTS)
@@ -150,10 +151,10 @@ def dual_softmax_metrics(
     temperature: float = 1.0,
     block_elements: int = _BLOCK_ELEMENTS,
 ) -> RetrievalResult:
-    """:func:`retrieval_metrics` of :func:`dual_softmax`, each direction with its own.
+    """Compute :func:`retrieval_metrics` after :func:`dual_softmax`, direction by direction.
 
-    The re-scored matrices are never whole in memory. To be reported apart from the metrics of
-    the similarities themselves. Raises InvalidArgumentError as those two do.
+    The re-scored matrices are never whole in memory. Report these metrics apart from those of
+    the similarities themselves. Raises InvalidArgumentError as the two functions do.
     """
     _check(similarity, video_of_caption, block_elements)
     shape = similarity.shape
@@ -166,18 +167,18 @@ def dual_softmax_metrics(
 
 
 class _RankCounts:
-    """How many queries have which rank: O(candidates) memory, however many ties there are."""
+    """Counts of queries by rank, in O(candidates) memory however many ties there are."""
 
     def __init__(self, num_candidates: int) -> None:
         self._steps = np.zeros(num_candidates + 1, dtype=np.int64)
 
     def add(self, first: npt.NDArray[np.int64], count: npt.NDArray[np.int64] | int) -> None:
-        """Give every query the ranks ``first``, ``first + 1``, ...; [queries], counted from 0."""
+        """Count ``count`` ranks for every query, from ``first`` on; [queries], ranks from 0."""
         np.add.at(self._steps, first, 1)
         np.add.at(self._steps, first + count, -1)
 
     def metrics(self, num_queries: int, *, is_single_precision: bool) -> RetrievalMetrics:
-        """Sum up, as the authors' one way of counting or the other does."""
+        """Sum up in one of the authors' two ways of counting."""
         counts = np.cumsum(self._steps[:-1])  # [candidates]: ranks from 0
         below = np.cumsum(counts)
         total = int(below[-1])
@@ -190,7 +191,7 @@ class _RankCounts:
             median, mean = float(lower + 1), (rank_sum + total) / total
         else:
             recalls = [hit * 100 / total for hit in hits]
-            # Not the same in the last bit as the mean of ranks from 1.
+            # The mean of ranks from 1 differs from this in the last bit.
             median, mean = (lower + upper) / 2 + 1, rank_sum / total + 1
         at_1, at_5, at_10 = recalls
         return RetrievalMetrics(at_1, at_5, at_10, median, mean, num_queries)
@@ -242,13 +243,13 @@ def _video_to_text(
 def _rescored(
     similarity: FloatArray, queries: Queries, temperature: float, block_elements: int
 ) -> _DoublePart:
-    """The dual softmax of any part; its sums over all queries are taken here, in blocks."""
+    """Take the sums over all queries in blocks. Return a function that re-scores any part."""
     if queries not in get_args(Queries):
         raise InvalidArgumentError(f"queries {queries!r}: expected texts or videos")
     if not (np.isfinite(temperature) and temperature > 0):
         raise InvalidArgumentError(f"temperature {temperature}: expected a number above 0")
     axis = 0 if queries == "texts" else 1
-    # In double precision a weight of exp(-700) is not yet zero: those that are would tie.
+    # Double precision holds weights down to exp(-700). Weights of zero would tie.
     log_sums = np.empty(similarity.shape[1 - axis])
     for candidates in slices(len(log_sums), block_elements // similarity.shape[axis]):
         block = similarity[:, candidates] if axis == 0 else similarity[candidates]

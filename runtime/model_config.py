@@ -1,7 +1,6 @@
-"""What a model is, apart from its weights: shared by training, export and serving.
+"""Configuration of a model, shared by training, export and serving.
 
-It lives here, in the part without PyTorch, because the bundle's manifest carries
-it and the runtime reads it.
+It lives in the part without PyTorch: the bundle's manifest carries it, and the runtime reads it.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS, Grain
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-"""Part of a whole, 0 to 1."""
+"""Fraction of a whole, 0 to 1."""
 
 
 class Activation(str, Enum):
     """Activation of CLIP's MLPs."""
 
     QUICK_GELU = "quick_gelu"
-    """``x * sigmoid(1.702 x)``: OpenAI's CLIP and everything trained from it."""
+    """``x * sigmoid(1.702 x)``, of OpenAI's CLIP and all models trained from it."""
     GELU = "gelu"
-    """The exact GELU: most open_clip weights that are not OpenAI's."""
+    """The exact GELU, of most open_clip weights that are not OpenAI's."""
 
 
 class TemporalHead(str, Enum):
-    """What turns per-frame embeddings into one video embedding (CLIP4Clip's ``sim_header``)."""
+    """Head that turns frame embeddings into one video embedding (CLIP4Clip's ``sim_header``)."""
 
     MEAN_POOLING = "meanP"
     TRANSFORMER = "seqTransf"
@@ -38,7 +37,7 @@ class TemporalHead(str, Enum):
 
 
 class PatchEmbedding(str, Enum):
-    """How pixels become patch embeddings (CLIP4Clip's ``linear_patch``)."""
+    """Convolution that turns pixels into patch embeddings (CLIP4Clip's ``linear_patch``)."""
 
     CONV_2D = "2d"
     """One convolution per frame, ``p x p``."""
@@ -47,7 +46,7 @@ class PatchEmbedding(str, Enum):
 
 
 class Family(str, Enum):
-    """The published model that a configuration amounts to."""
+    """Published model that a configuration amounts to."""
 
     XCLIP = "x-clip"
     CLIP4CLIP = "clip4clip"
@@ -55,10 +54,10 @@ class Family(str, Enum):
 
 
 class FrozenModel(BaseModel):
-    """Base class of records: immutable, checked, and without unknown fields.
+    """Base class of immutable, checked records without unknown fields.
 
     The constructor raises InvalidArgumentError. ``model_validate``, which reads files, raises
-    pydantic's ValidationError for the caller to name the file in.
+    pydantic's ValidationError, so that the caller can name the file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,8 +69,8 @@ class FrozenModel(BaseModel):
         except ValidationError as error:
             raise InvalidArgumentError(first_fault(error)) from error
 
-    # Pydantic then builds the parts of a record without this constructor, so that a fault in a
-    # part counts as one of the whole record.
+    # With this, pydantic builds the parts of a record without this constructor. A fault in a
+    # part thus counts as a fault of the whole record.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
@@ -129,7 +128,7 @@ class TextConfig(FrozenModel):
 
 
 class ModelConfig(FrozenModel):
-    """X-CLIP, CLIP4Clip and CLIP are configurations of the same three modules."""
+    """Configuration of X-CLIP, CLIP4Clip or CLIP, which consist of the same three modules."""
 
     # pydantic keeps the prefix "model_" for itself; none of our fields uses it.
     embed_dim: PositiveInt
@@ -139,22 +138,22 @@ class ModelConfig(FrozenModel):
     activation: Activation = Activation.QUICK_GELU
     temporal_head: TemporalHead = TemporalHead.MEAN_POOLING
     temporal_layers: Annotated[int, Field(ge=0)] = 0
-    """Transformer blocks of the temporal head; 0 unless the head is ``seqTransf``."""
+    """Number of the temporal head's transformer blocks; 0 unless the head is ``seqTransf``."""
     temporal_heads: Annotated[int, Field(ge=0)] = 0
-    """Attention heads of those blocks; 0 unless the head is ``seqTransf``."""
+    """Number of attention heads of those blocks; 0 unless the head is ``seqTransf``."""
     temporal_positions: Annotated[int, Field(ge=0)] = 0
-    """Rows of the frame position table, at least ``max_frames``; 0 unless ``seqTransf``."""
+    """Number of frame position embeddings, at least ``max_frames``; 0 unless ``seqTransf``."""
     patch_embedding: PatchEmbedding = PatchEmbedding.CONV_2D
     max_words: PositiveInt = 32
-    """Token positions W of a text, start and end token included."""
+    """Number W of token positions of a text, start and end token included."""
     max_frames: PositiveInt = 12
-    """Frames F of a video; shorter videos are padded."""
+    """Number F of frames of a video. Shorter videos are padded."""
     grains: tuple[Grain, ...] = PUBLISHED_GRAINS
-    """Comparisons whose mean is the similarity."""
+    """Grains of the model. Their mean is the similarity."""
     sentence_projection: bool = True
-    """Whether video-sentence has X-CLIP's learned matrix G (CLIP4Clip: the plain product)."""
+    """Whether video-sentence has X-CLIP's learned matrix G. CLIP4Clip has the plain product."""
     mask_padding: bool = False
-    """Whether the scorer ignores padded words and frames. The published models do not."""
+    """Whether the scorer ignores padded words and frames. Published models do not."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

@@ -1,11 +1,11 @@
-"""The NVIDIA driver, asked through its own library: is there a GPU, which, and how full is it.
+"""Ask the NVIDIA driver's own library for this process's GPUs and their free memory.
 
-This module calls ``libcuda`` by ctypes, and is the only one that does. NVML (``pynvml``) answers
-other questions. It lists the machine's GPUs rather than those that CUDA gives this process: it
-ignores ``CUDA_VISIBLE_DEVICES``, counts in another order, and answers where CUDA itself cannot
-start. ``cuInit`` is the honest test, and ``libcuda`` comes with every driver, so that the base
-install needs no package for it. ``cuda-bindings`` would do as well, but only the extras
-``tensorrt`` and ``rtx`` install it.
+This module alone calls ``libcuda``, by ctypes. NVML (``pynvml``) answers other questions: it lists
+the machine's GPUs rather than those that CUDA gives this process. It ignores
+``CUDA_VISIBLE_DEVICES``, numbers GPUs in another order, and answers where CUDA itself cannot
+start. ``cuInit`` is the real test. ``libcuda`` comes with every driver, so that the base install
+needs no package for it. ``cuda-bindings`` would do too, but only the extras ``tensorrt`` and
+``rtx`` install it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 _LIBRARY = "libcuda.so.1"
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
-"""Attributes of a device, in ``cuda.h``."""
+"""Numbers of these device attributes in ``cuda.h``."""
 _MAX_NAME_BYTES = 256
 
 
@@ -27,7 +27,7 @@ class VisibleGpu:
     name: str
     major: int
     minor: int
-    """Compute capability."""
+    """Minor number of the compute capability."""
 
 
 def why_no_gpu() -> str | None:
@@ -68,11 +68,11 @@ def driver_cuda_version() -> str | None:
 
 
 class GpuMemoryGauge:
-    """A gauge of how much of a GPU's memory is taken from now on.
+    """Gauge of the GPU memory that is taken from now on.
 
     It reads the driver's count of free memory on the whole device, which is exact while nothing
-    else uses the GPU. The gauge makes the CUDA context that any use of a GPU needs before it
-    begins, so that the context's memory is not counted.
+    else uses the GPU. It first makes the CUDA context that any use of a GPU needs, so that the
+    context's memory is not counted.
     """
 
     def __init__(self, device_id: int) -> None:
@@ -99,7 +99,7 @@ class GpuMemoryGauge:
 
 
 class _Driver:
-    """The driver's library, initialised. Every failure is an OSError with a message in one line."""
+    """The driver's library, initialised. Every failure is an OSError with a one-line message."""
 
     def __init__(self) -> None:
         try:

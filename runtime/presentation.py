@@ -1,7 +1,8 @@
-"""How results show themselves: one short line, and a table in notebooks."""
+"""Show results as one short line, and as a table in notebooks; show times."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import islice
@@ -9,26 +10,57 @@ from itertools import islice
 import numpy as np
 
 MAX_CHARACTERS = 200
-"""Length of the longest line that :func:`brief` gives."""
+"""Most characters of a line from :func:`brief`."""
 MAX_ROWS = 100
-"""Rows of the longest table that :func:`html_table` gives."""
+"""Most rows of a table from :func:`html_table`."""
 _MAX_VALUE = 60
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters, marks that reorder text, line separators, and undecodable bytes of names."""
 
 
 def brief(value: object, **parts: object) -> str:
     """Describe a value in one line: the name of its class, and ``name=value`` for every part.
 
-    Arrays are shown as dtype and shape, long values cut, so that the line has 200 characters at
-    most whatever the parts hold.
+    Arrays are shown as dtype and shape, and long values are shortened. The line has at most 200
+    characters.
     """
     line = ", ".join(f"{name}={_shown(part)}" for name, part in parts.items())
     name = type(value).__name__
     return f"{name}({cut(line, MAX_CHARACTERS - len(name) - 2)})"
 
 
+def printable(text: str) -> str:
+    r"""Return a text with escapes such as ``\x1b`` for characters that act instead of showing."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def listed(texts: Sequence[str], count: int = 3, limit: int = 250) -> str:
+    """Join the first ``count`` texts, ``limit`` characters each, and count those left out."""
+    more = f"; and {len(texts) - count} more" if len(texts) > count else ""
+    return "; ".join(cut(text, limit) for text in texts[:count]) + more
+
+
 def cut(text: str, limit: int = _MAX_VALUE) -> str:
-    """Shorten a text to ``limit`` characters, the last an ellipsis where some are left out."""
+    """Shorten a text to ``limit`` characters, an ellipsis in place of the rest."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def time_text(seconds: float | None, decimals: int = 0) -> str:
+    """Return a time as ``m:ss`` or ``h:mm:ss``, with decimals of the second; empty for None.
+
+    The time is rounded before it is split, so that 59.96 s with one decimal are ``1:00.0``.
+    """
+    if seconds is None:
+        return ""
+    scale = 10**decimals
+    whole, fraction = divmod(round(seconds * scale), scale)
+    minutes, whole = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    start = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    end = f".{fraction:0{decimals}}" if decimals else ""
+    return f"{start}:{whole:02}{end}"
 
 
 def html_table(
@@ -36,7 +68,7 @@ def html_table(
 ) -> str:
     """Render a table for a notebook, every value escaped.
 
-    ``rows``: at most 100 of them are shown. ``count``: how many there are in all.
+    ``rows`` are shown up to 100 of them. ``count`` is the number of all rows.
     """
     head = "".join(f"<th>{_cell(name)}</th>" for name in columns)
     body = "".join(
@@ -55,7 +87,7 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, (float, np.floating)):
         return f"{value:.4g}"
-    return escape(cut(str(value), MAX_CHARACTERS))
+    return escape(cut(printable(str(value)), MAX_CHARACTERS))
 
 
 def _shown(value: object) -> str:

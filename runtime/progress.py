@@ -1,4 +1,4 @@
-"""How long work tells how far it is, and bars that show it on standard error."""
+"""Report the progress of long work, and show it on standard error."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from xclip_deploy.runtime.presentation import time_text
+
 _RATE_OVER_S = 30.0
 _LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a piece of long work is."""
+    """State of a piece of long work."""
 
     stage: str
-    """What is being done or counted: ``videos``, ``captions``, ``exporting`` and the like."""
+    """Name of the work or of what is counted, such as ``videos``, ``captions``, ``exporting``."""
     done: int
     total: int | None
-    """None where it is not known."""
+    """Number of items in all, or None where it is not known."""
     failed: int = 0
-    """How many of the done ones failed."""
+    """Number of the done items that failed."""
+    step: str = ""
+    """Name of the step under way, such as a graph; empty if steps have no names."""
+    fraction: float = 0.0
+    """Fraction of that step, 0 to 1; 1 only once it is done."""
     note: str = ""
-    """What is under way just now, for people."""
+    """Item under way, for people."""
 
 
 ProgressFunction = Callable[[Progress], None]
-"""Called now and then by long work, in the thread that does it."""
+"""Function that long work calls now and then, in its own thread."""
 
 
 def ignore_progress(progress: Progress) -> None:
@@ -39,7 +45,7 @@ def ignore_progress(progress: Progress) -> None:
 
 @contextmanager
 def progress_function(wanted: bool | ProgressFunction) -> Iterator[ProgressFunction]:
-    """Yield the function to call: the one given, one that draws for True, none for False."""
+    """Yield the function to call: the given one, one that draws for True, an idle one for False."""
     if callable(wanted):
         yield wanted
     elif wanted:
@@ -53,8 +59,8 @@ def progress_function(wanted: bool | ProgressFunction) -> Iterator[ProgressFunct
 def video_progress() -> Iterator[ProgressFunction]:
     """Show videos done, failures, videos a second and time left.
 
-    On a terminal as a bar, else as a line every ten seconds at most. Yields the function to
-    call after every video.
+    A terminal gets a bar, any other output a line every ten seconds at most. Yields the
+    function to call after every video.
     """
     if sys.stderr.isatty():
         with _bar() as report:
@@ -104,16 +110,16 @@ def _bar() -> Iterator[ProgressFunction]:
 
 
 class Pace:
-    """How fast it went lately."""
+    """Speed of the last 30 seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._noted: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def note(self, done: int) -> None:
-        """Note how many are done now."""
+        """Note the number of items done now."""
         now = self._clock()
-        # A hundred notes a second would say no more than ten.
+        # Ten notes a second suffice.
         if len(self._noted) > 1 and now - self._noted[-2][0] < 0.1:
             self._noted.pop()
         self._noted.append((now, done))
@@ -121,7 +127,7 @@ class Pace:
             self._noted.popleft()
 
     def describe(self, left: int) -> str:
-        """Say how many videos a second and, where some are left, how long those will take."""
+        """Describe the videos a second and, where some are left, the time for those."""
         (start, before), (end, after) = self._noted[0], self._noted[-1]
         if end <= start or after <= before:
             return ""
@@ -129,13 +135,11 @@ class Pace:
         text = f"{rate:.1f} videos/s"
         if not left:
             return text
-        seconds = round(left / rate)
-        hours, minutes = seconds // 3600, seconds // 60 % 60
-        return f"{text}, {hours}:{minutes:02d}:{seconds % 60:02d} left"
+        return f"{text}, {time_text(left / rate)} left"
 
 
 class ProgressLines:
-    """Progress for log files."""
+    """Progress as lines, for log files."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -144,7 +148,7 @@ class ProgressLines:
         self._line = ""
 
     def report(self, progress: Progress) -> None:
-        """Print how far it is, unless a line was printed a moment ago."""
+        """Print the progress, unless a line was printed in the last ten seconds."""
         self._pace.note(progress.done)
         pace = self._pace.describe(_left(progress))
         of_all = "" if progress.total is None else f"/{progress.total}"

@@ -1,7 +1,8 @@
-"""Processor cores and host memory: what this process may use, and what it holds.
+"""Processor cores and host memory that this process may use, and the memory that it holds.
 
 psutil reads the memory of the machine and of the process. It knows neither the limits of a
-container nor, on Linux, the peak of a process. Those two are read from the kernel's files here.
+container nor, on Linux, the peak of a process. This module reads those two from the kernel's
+files.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
-"""Limits of this process's container, where the system is Linux with control groups v2."""
+"""Folder of the container's limits, on Linux with control groups v2."""
 _PROCESS = Path("/proc/self")
 
 
 def usable_cores() -> int:
     """Count the cores that this process may use, at least 1.
 
-    That is the smaller of its affinity (``taskset``, a container's cores) and its container's
-    quota of processor time, rounded.
+    The count is the smaller of two: the process's affinity (``taskset``, a container's cores),
+    and the container's quota of processor time, rounded.
     """
     # psutil's cpu_affinity() is missing on the same systems as this.
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -32,7 +33,7 @@ def usable_cores() -> int:
 
 
 def usable_memory_bytes() -> int:
-    """Return the memory that this process may use: the machine's, or its container's limit."""
+    """Return the memory that this process may use, in bytes: the machine's or its container's."""
     import psutil  # Here: it takes 20 ms, and few programs ask.
 
     total = int(psutil.virtual_memory().total)
@@ -42,17 +43,17 @@ def usable_memory_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Return the memory of this process that is resident now."""
+    """Return the resident memory of this process, in bytes."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident_bytes() -> int | None:
-    """Return the most resident memory since the start, or since :func:`forget_peak`.
+    """Return the peak of resident memory in bytes, since the start or :func:`forget_peak`.
 
-    None where the system does not tell (it is not Linux). By hand: psutil gives no peak on
-    Linux, and ``ru_maxrss`` begins with the peak of the process that started this one.
+    None on systems other than Linux. psutil gives no peak on Linux, and ``ru_maxrss`` begins
+    with the peak of the process that started this one.
     """
     with suppress(OSError):
         status = (_PROCESS / "status").read_text(encoding="utf-8")
@@ -63,6 +64,6 @@ def peak_resident_bytes() -> int | None:
 
 
 def forget_peak() -> None:
-    """Let the peak begin anew, from what is resident now. A container may not allow it."""
+    """Restart the peak from what is resident now. A container may not allow it."""
     with suppress(OSError):
         (_PROCESS / "clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""What searching returns."""
+"""Results of a search."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _KNOWN = tuple(grain.value for grain in Grain)
 
 
 class GrainScores(Mapping[str, float]):
-    """Similarities whose mean, times exp(logit_scale), is the score of a text query.
+    """Immutable mapping of grain name to similarity, in the model's order.
 
-    An immutable mapping of grain name to score, in the model's order. Every known grain is an
+    score = exp(logit_scale) · mean of the grains, for a text query. Every known grain is an
     attribute too: ``grains.video_sentence`` is None where the model lacks it. CLIP4Clip and CLIP
     have ``video_sentence`` alone.
     """
@@ -30,7 +30,7 @@ class GrainScores(Mapping[str, float]):
     _scores: dict[str, float]
 
     def __init__(self, scores: Mapping[str, float]) -> None:
-        """Take scores by grain name. Raises InvalidArgumentError for a name that is no grain."""
+        """Take similarities by grain name. Raises InvalidArgumentError for an unknown name."""
         unknown = [str(name) for name in scores if name not in _KNOWN]
         if unknown:
             raise InvalidArgumentError(
@@ -72,7 +72,7 @@ class GrainScores(Mapping[str, float]):
         return f"GrainScores({scores})"
 
     def to_dict(self) -> dict[str, float | None]:
-        """Give every known grain, None for those that the model lacks, for JSON."""
+        """Convert to a dictionary for JSON: every known grain, None where the model lacks it."""
         return {name: self._scores.get(name) for name in _KNOWN}
 
 
@@ -81,48 +81,55 @@ class SearchResult:
     """One video that was found."""
 
     rank: int
-    """1 for the best."""
+    """Position among the hits; 1 is best."""
     id: str
     path: str | None
     score: float
-    """Text query: the model's logit. Video query: cosine of the two video embeddings. Calibrated
-    searches: see :class:`QueryBank`."""
+    """Logit of a text query, or cosine of the two video embeddings for a video query.
+    :class:`QueryBank` says what a calibrated score is."""
     grains: GrainScores | None
-    """None for a video query, which has no words."""
+    """Similarity of each grain. None for a video query, which has no words."""
     best_frame_time_s: float
-    """Time of the frame most similar to the query, seconds from the video's start. It is one
-    of the sampled frames: with one frame per second, exact to about a second."""
+    """Time of the sampled frame most similar to the query, in seconds from the video's start.
+    With one frame per second, it is exact to about a second."""
     duration_s: float | None = None
     metadata: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     paths: tuple[str, ...] = ()
-    """Every file with this content, that at ``path`` first."""
+    """Every file with this content, the one at ``path`` first."""
     near_identical: tuple[str, ...] = ()
-    """Ids of hits that were left out for being nearly the same, with ``deduplicate``."""
+    """Ids of hits that ``deduplicate`` left out as nearly the same."""
 
     def __repr__(self) -> str:
         time_s = self.best_frame_time_s
         return brief(self, rank=self.rank, id=self.id, score=self.score, best_frame_time_s=time_s)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries and numbers, for JSON."""
+        """Convert to plain dictionaries and numbers for JSON."""
         grains = None if self.grains is None else self.grains.to_dict()
         return asdict(self) | {"grains": grains}
 
 
 @dataclass(frozen=True)
 class SearchResults(Sequence[SearchResult]):
-    """The videos found for one query, best first, and how they were searched for."""
+    """Videos found for one query, best first, and how they were searched for."""
 
     hits: tuple[SearchResult, ...]
     method: SearchMethod
-    """``exact``: every video was scored; ``two-stage``: the best candidates by the
-    video-sentence term were."""
+    """``exact`` scored every video. ``two-stage`` scored the best candidates by the
+    video-sentence grain."""
     num_scored: int
-    """Videos that the full score was computed for."""
+    """Number of videos whose full score was computed."""
     num_videos: int
-    """Videos in the gallery."""
+    """Number of videos in the gallery."""
     reason: str
-    """Why that method."""
+    """Reason for the method."""
+    truncated_tokens: int = 0
+    """Number of the query's last tokens that the model did not read; 0 where it read the whole."""
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the query is longer than the model reads."""
+        return self.truncated_tokens > 0
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -147,6 +154,7 @@ class SearchResults(Sequence[SearchResult]):
             method=self.method,
             num_scored=self.num_scored,
             num_videos=self.num_videos,
+            **({"truncated_tokens": self.truncated_tokens} if self.is_truncated else {}),
         )
 
     def _repr_html_(self) -> str:
@@ -157,16 +165,19 @@ class SearchResults(Sequence[SearchResult]):
             for hit in self.hits
         )
         title = f"{len(self.hits)} of {self.num_videos} videos, {self.method}: {self.reason}"
+        if self.is_truncated:
+            title += f"; the query's last {self.truncated_tokens} tokens were not read"
         return html_table(title, [*fields, *names], rows, len(self.hits))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dictionaries, lists and numbers, for JSON."""
+        """Convert to plain dictionaries, lists and numbers for JSON."""
         return asdict(self) | {"hits": [hit.to_dict() for hit in self.hits]}
 
     def to_arrow(self) -> pa.Table:
-        """One row a hit: fields and grains, always of the same types, then the metadata.
+        """Convert to a table with one row a hit.
 
-        Metadata of the name of a field or grain is left out.
+        Its columns are the fields and the grains, always of the same types, then the metadata.
+        Metadata with the name of a field or grain is left out.
         """
         import pyarrow as pa
 
@@ -197,7 +208,7 @@ class SearchResults(Sequence[SearchResult]):
         return pa.table(columns)
 
     def to_pandas(self) -> pd.DataFrame:
-        """As :meth:`to_arrow`. Raises MissingExtraError without pandas."""
+        """Convert as :meth:`to_arrow` does. Raises MissingExtraError without pandas."""
         try:
             import pandas  # noqa: F401
         except ModuleNotFoundError as error:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     PathName,
-    as_instance,
     as_number,
     as_path,
     as_text,
@@ -240,7 +239,8 @@ class Retriever:
         chosen = SearchOptions.of(k, options)
         if video is None:
             return self._search_texts([text], chosen)[0]
-        query = Query(self._encode_words([text]), self.encode_videos([video]), weight)
+        cuts = self.model.count_cut([text])
+        query = Query(self._encode_words([text]), self.encode_videos([video]), weight, *cuts)
         return self._searcher.search([query], self._snapshot(), chosen)[0]
 
     @spells_out(SearchKeywords)
@@ -308,9 +308,6 @@ class Retriever:
         if ``path`` cannot be written.
         """
         self._check_open()
-        as_instance(
-            "explanation", explanation, (Explanation, Contrast), "what retriever.explain gives"
-        )
         plot_explanation(explanation, as_path("path", path), self.read_video)
 
     # -- for pipelines of one's own --------------------------------------------------------
@@ -391,7 +388,8 @@ class Retriever:
 
     def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
         features = self._encode_words(texts)
-        queries = [Query(features[n : n + 1]) for n in range(len(features))]
+        cuts = enumerate(self.model.count_cut(texts))
+        queries = [Query(features[n : n + 1], truncated_tokens=cut) for n, cut in cuts]
         return self._searcher.search(queries, self._snapshot(), options)
 
     def _encode_words(self, texts: Sequence[str]) -> TextFeatures:

@@ -1,9 +1,9 @@
 """The scorer's learned matrices, and its attention over similarities (AOSM) in NumPy.
 
-``scorer.onnx`` computes scores; what has to look inside a score, or to fold a matrix into a
-query, needs the matrices themselves. They are those of the checkpoint in FP32, which every
-precision of the scorer computes with. The attention is that of ``training/scorer.py`` (Ma et
-al., "X-CLIP", ACM MM 2022, section 3.3).
+``scorer.onnx`` computes scores. To explain a score, or to fold a matrix into a query, the
+runtime needs the matrices themselves. They are the checkpoint's, in FP32; every precision of the
+scorer computes with them. The attention is that of ``training/scorer.py`` (Ma et al., "X-CLIP",
+ACM MM 2022, section 3.3).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class ScorerWeights:
     """Parameters of the scorer."""
 
     logit_scale: float
-    """Logarithm of the factor from the mean of the grains to the score, as it is learned."""
+    """Learned parameter: the logarithm of the factor from the mean of the grains to the score."""
     matrices: Mapping[str, Float32Array]
-    """Learned matrices that the model has, by their names in the authors' checkpoints. The table
-    of grains (``runtime/grains.py``) says which grain has which, and what their axes are."""
+    """Learned matrices of the model, by their names in the authors' checkpoints. The table of
+    grains (``runtime/grains.py``) gives the grain and the axes of each."""
 
     @property
     def score_scale(self) -> float:
@@ -43,7 +43,7 @@ class ScorerWeights:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, AnyArray], config: ModelConfig) -> ScorerWeights:
-        """Take the parameters by name. Raises ValueError where they are not those of ``config``."""
+        """Take the parameters by name. Raises ValueError where they do not fit ``config``."""
         shapes: dict[str, tuple[int, ...]] = {"logit_scale": (), **matrix_shapes(config)}
         if set(arrays) != set(shapes):
             raise ValueError(
@@ -64,9 +64,9 @@ class ScorerWeights:
 
     @classmethod
     def open(cls, path: Path, config: ModelConfig) -> ScorerWeights:
-        """Read a ``scorer.npz``. Raises BundleIntegrityError where it is not that of ``config``."""
+        """Read a ``scorer.npz``. Raises BundleIntegrityError where it does not fit ``config``."""
         try:
-            # NumPy leaves a file open that it opened itself and found to be damaged.
+            # NumPy does not close a damaged file that it opened itself.
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 return cls.from_arrays(dict(arrays), config)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -75,7 +75,7 @@ class ScorerWeights:
             ) from error
 
     def save(self, path: Path) -> None:
-        """Write ``scorer.npz``. Raises OSError as the file system does."""
+        """Write ``scorer.npz``. Raises OSError where it cannot be written."""
         arrays: dict[str, Any] = {"logit_scale": np.float32(self.logit_scale), **self.matrices}
         with path.open("wb") as stream:
             np.savez(stream, **arrays)
@@ -84,18 +84,18 @@ class ScorerWeights:
 def attend(x: AnyFloats, matrix: FloatArray, is_valid: BoolArray | None = None) -> AnyFloats:
     """Compute AOSM's weights over the last axis: softmax(x / 0.01) M, 0 where not ``is_valid``.
 
-    ``x``: [..., n]; ``matrix``: M [n, n]; ``is_valid``: bool [n]. Returns [..., n],
-    in the precision of ``x``.
+    ``x`` is [..., n], ``matrix`` is M [n, n], and ``is_valid`` is bool [n]. Returns [..., n] in
+    the precision of ``x``.
     """
     scaled = x / TEMPERATURE
     if is_valid is not None:
         scaled = np.where(is_valid, scaled, -np.inf)
-    # The largest becomes 0, so that nothing overflows.
+    # With a largest value of 0, no power overflows.
     powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     mixed: AnyFloats = powers / powers.sum(axis=-1, keepdims=True) @ matrix.astype(x.dtype)
     return mixed if is_valid is None else mixed * is_valid
 
 
 def project(features: Float64Array, matrix: FloatArray | None) -> Float64Array:
-    """Multiply ``features`` [..., D] with a matrix [D, D]; None leaves them as they are."""
+    """Multiply ``features`` [..., D] with a matrix [D, D]. None leaves them unchanged."""
     return features if matrix is None else features @ matrix.astype(np.float64)

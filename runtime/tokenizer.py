@@ -1,8 +1,8 @@
 """CLIP's tokenizer: text repair in Python, byte-pair encoding in the `tokenizers` library.
 
-Training and serving share this one, so that they cannot drift. The encoding follows OpenAI's
-``simple_tokenizer.py``; the frame around it (start token, at most W - 2 tokens, end token,
-zeros) is that of the X-CLIP authors.
+Training and serving share this module, so that they cannot drift apart. The encoding follows
+OpenAI's ``simple_tokenizer.py``. The layout of a row is that of the X-CLIP authors: start
+token, at most W - 2 tokens, end token, zeros.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import gzip
 import html
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 START_TOKEN = "<|startoftext|>"  # noqa: S105 - no password
 END_TOKEN = "<|endoftext|>"  # noqa: S105
 MAX_CHARACTERS = 1_000_000
-"""A longer text is refused: only its first few dozen tokens would count."""
+"""Most characters of a text. A longer text is refused, since only its beginning would count."""
 
 _MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _NUM_MERGES = 49152 - 256 - 2
-"""CLIP uses this many lines of the merge table, after its header."""
+"""Lines of the merge table that CLIP uses, after its header."""
 _WORD_END = "</w>"
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-"""Bytes that print as themselves."""
+"""Values of the bytes that print as themselves."""
 _PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -52,7 +52,7 @@ def clean_text(text: str) -> str:
 
 
 class Tokenizer:
-    """Texts to token ids."""
+    """Converter of texts to token ids."""
 
     def __init__(self, encoder: tokenizers.Tokenizer) -> None:
         self._encoder = encoder
@@ -67,15 +67,12 @@ class Tokenizer:
 
     @classmethod
     def default(cls) -> Tokenizer:
-        """OpenAI CLIP's own tokenizer, from the merge table that ships with the package."""
+        """Build OpenAI CLIP's tokenizer from the merge table that ships with the package."""
         return cls(_build_encoder())
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
-        """Open a ``tokenizer.json`` as a bundle holds it.
-
-        Raises BundleIntegrityError where the file is not one.
-        """
+        """Open the ``tokenizer.json`` of a bundle. Raises BundleIntegrityError for another file."""
         import tokenizers
 
         try:
@@ -94,10 +91,10 @@ class Tokenizer:
         return int(self._encoder.get_vocab_size())
 
     def piece(self, token_id: int) -> tuple[bytes, bool]:
-        """The UTF-8 bytes that a token stands for, and whether it ends a word.
+        """Return the UTF-8 bytes that a token stands for, and whether it ends a word.
 
-        A character of several bytes can be spread over several tokens. Raises
-        InvalidArgumentError for an id that the vocabulary has not.
+        Several tokens can share a character of several bytes. Raises InvalidArgumentError for
+        an id outside the vocabulary.
         """
         name: str | None = self._encoder.id_to_token(token_id)
         if name is None:
@@ -110,7 +107,7 @@ class Tokenizer:
         return bytes(_byte_of_symbol()[symbol] for symbol in symbols), symbols != name
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of one text, without start and end token and of any length.
+        """Return the token ids of one text, of any length, without start and end token.
 
         Raises InvalidArgumentError for a text over a million characters.
         """
@@ -118,15 +115,16 @@ class Tokenizer:
             raise InvalidArgumentError(
                 f"text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
             )
-        # A lone surrogate is no character, and no UTF-8; it comes from undecodable input.
+        # A lone surrogate comes from undecodable input. UTF-8 cannot encode it.
         text = text.encode("utf-8", "replace").decode("utf-8")
         ids: list[int] = self._encoder.encode(clean_text(text), add_special_tokens=False).ids
         return ids
 
     def encode(self, texts: Sequence[str], max_words: int) -> npt.NDArray[np.int32]:
-        """Token ids [T, max_words], int32: start, at most max_words - 2 tokens, end, zeros.
+        """Return token ids, int32 [T, max_words].
 
-        Raises InvalidArgumentError for something that is not a text.
+        A row holds the start token, at most max_words - 2 tokens, the end token, and zeros.
+        Raises InvalidArgumentError for a value that is no text.
         """
         if isinstance(texts, str):
             raise InvalidArgumentError("expected a sequence of texts, found a single str")
@@ -145,6 +143,10 @@ class Tokenizer:
             row[: len(tokens)] = tokens
         return token_ids
 
+    def count_cut(self, texts: Iterable[str], max_words: int) -> list[int]:
+        """Count the tokens of each text that :meth:`encode` leaves out; 0 for a text read whole."""
+        return [max(0, len(self.tokenize(text)) - (max_words - 2)) for text in texts]
+
 
 def count_tokens(token_ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
     """Count each text's tokens, start and end token included, without the padding.
@@ -157,17 +159,17 @@ def count_tokens(token_ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int3
 
 
 def read_merges() -> list[tuple[str, str]]:
-    """CLIP's merges, most frequent first."""
+    """Read CLIP's merges, most frequent first."""
     packed = resources.files("xclip_deploy.runtime.data").joinpath(_MERGES_FILE).read_bytes()
     lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : _NUM_MERGES + 1]
     return [(left, right) for left, right in (line.split() for line in lines)]
 
 
 def _byte_symbols() -> list[str]:
-    """The printable stand-ins of the 256 bytes, in the order of their token ids.
+    """List the printable symbols of the 256 bytes, in the order of their token ids.
 
-    Bytes that print as themselves come first, then the others as characters from 256 up:
-    the byte alphabet of GPT-2, which the library's ByteLevel step writes in.
+    Bytes that print as themselves come first. The others follow as characters from 256 up.
+    This is GPT-2's byte alphabet, which the library's ByteLevel step writes in.
     """
     others = 256 - len(_PRINTABLE)
     return [chr(byte) for byte in _PRINTABLE] + [chr(256 + n) for n in range(others)]

@@ -7,13 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from command_line import Outcome, Run, runner
 
 from xclip_deploy import Bundle, Gallery, Retriever, __version__
+from xclip_deploy.cli.options import alternatives
+from xclip_deploy.cli.program import cli
 from xclip_deploy.runtime import progress as progress_module
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
@@ -50,6 +54,12 @@ def gallery_path(bundle: Bundle, clips: Path, tmp_path_factory: pytest.TempPathF
         retriever.add([clips / FROG, clips / TURNED])
         retriever.save(path)
     return path
+
+
+def command_named(name: str) -> click.Command:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found
 
 
 def script(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -193,6 +203,61 @@ def test_index_and_search(run: Run, bundle_path: Path, clips: Path, tmp_path: Pa
     assert FROG in outcome.out
 
 
+def test_a_text_that_is_cut_is_said(
+    run: Run, bundle_path: Path, clips: Path, tmp_path: Path
+) -> None:
+    places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
+    assert run("index", clips / FROG, *places).status == 0
+    long = "cat " + " ".join(["dog"] * 99)
+    words = Bundle.open(bundle_path).manifest.model.max_words
+    said = f"longer than the {words - 2} tokens that the model reads; its last {102 - words} were"
+    outcome = run("search", "a man", long, *places, "--json")
+    assert outcome.status == 0
+    assert [entry["truncated_tokens"] for entry in outcome.json()] == [0, 102 - words]
+    assert outcome.err.count("warning: ") == 1
+    assert "warning: the text 'cat dog dog" in outcome.err
+    assert said in outcome.err
+    assert said in run("explain", long, *places, "--json").err
+    (tmp_path / "bank.txt").write_text(f"a man\n{long}\n")
+    outcome = run("search", "a man", *places, "--query-bank", tmp_path / "bank.txt")
+    assert "warning: a text of the query bank 'cat dog dog" in outcome.err
+
+
+def test_a_pipe_is_refused(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:
+    places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
+    assert run("index", clips / FROG, *places).status == 0
+    for name in ("a.png", "a.mp4", "a.txt"):
+        os.mkfifo(tmp_path / name)
+    assert_one_line_error(run("search", "--image", tmp_path / "a.png", *places), 8, "a pipe")
+    outcome = run("search", "--video", tmp_path / "a.mp4", *places)
+    assert_one_line_error(outcome, 8, "is no regular file")
+    outcome = run("search", "a", "--query-bank", tmp_path / "a.txt", *places)
+    assert_one_line_error(outcome, 2, "a pipe")
+    assert_one_line_error(run("index", tmp_path / "a.txt", *places), 2, "a pipe")
+
+
+def test_a_folder_without_a_video(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:
+    places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
+    folder, videos = tmp_path / "pictures", tmp_path / "videos"
+    folder.mkdir()
+    videos.mkdir()
+    assert run("index", folder, *places).status == 0  # empty
+    (folder / "a.jpg").touch()
+    outcome = run("index", folder, *places)
+    assert outcome.status == 8
+    assert f"failed: {folder}: holds 1 files and no video (1 .jpg); expected" in outcome.out
+    assert "passed over 1 files that are no videos: 1 .jpg" in outcome.out
+    shutil.copyfile(clips / FROG, videos / "frog")  # whose content tells
+    (videos / "notes.txt").touch()
+    outcome = run("index", videos, folder, *places, "--json")
+    assert outcome.status == 8
+    assert outcome.json()["indexed"] == [str(videos / "frog")]
+    assert outcome.json()["passed_over"] == [str(videos / "notes.txt"), str(folder / "a.jpg")]
+    outcome = run("index", videos, *places)
+    assert outcome.status == 0
+    assert "passed over 1 files that are no videos: 1 .txt" in outcome.out
+
+
 def test_index_duplicates(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:
     places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
     assert run("index", clips / TURNED, *places).status == 0
@@ -299,6 +364,8 @@ def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Pat
         ("search", "a dog", "--bundle", ""),
         ("search", "--video", ""),
         ("train", "--checkpoint", ""),
+        ("search", "a dog", "--exact", "--two-stage"),
+        ("search", "--two-stage", "a dog", "--exact"),
         ("search", "a dog", "-k", "0"),
         ("search", "a dog", "--device", "tpu"),
         ("search", "a dog", "--threads", "none"),
@@ -313,6 +380,35 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
     outcome = run(*arguments)
     assert_one_line_error(outcome, 2, "see: xclip-deploy", "--help")
     assert outcome.out == ""
+
+
+def test_options_that_exclude_each_other(run: Run) -> None:
+    found = 0
+    for name in COMMANDS:
+        for flags in alternatives(command_named(name)).values():
+            for first, second in permutations(flags, 2):
+                outcome = run(name, first, second, "x")
+                assert_one_line_error(outcome, 2, f"{name} --help", " exclude each other; expected")
+                assert first in outcome.err
+                assert second in outcome.err
+                found += 1
+    assert found >= 10  # of search, verify and build-trt
+
+
+def test_a_text_that_looks_like_an_option(run: Run, bundle_path: Path, gallery_path: Path) -> None:
+    places = ("--bundle", bundle_path, "--gallery", gallery_path)
+    outcome = run("search", *places, "--exact", "--", "--two-stage")
+    assert outcome.status == 0
+    assert outcome.out.startswith("--two-stage\n")
+
+
+@pytest.mark.parametrize("score", ["nan", "x"])
+def test_a_least_score_that_is_no_number(
+    run: Run, bundle_path: Path, gallery_path: Path, score: str
+) -> None:
+    places = ("--bundle", bundle_path, "--gallery", gallery_path)
+    outcome = run("search", "a dog", *places, "--min-score", score)
+    assert_one_line_error(outcome, 2, score)
 
 
 def test_an_empty_text_is_wrong_usage(run: Run, bundle_path: Path, gallery_path: Path) -> None:
@@ -401,6 +497,19 @@ def test_an_unexpected_error_is_one_line(
     )
 
 
+def test_a_broken_pipe_within_is_no_reader_that_goes_away(
+    run: Run, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> Bundle:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(Bundle, "open", fail)
+    outcome = run("inspect", bundle_path)
+    assert (outcome.status, outcome.err.count("\n")) == (1, 1)
+    assert "unexpected error" in outcome.err
+    assert "Broken pipe" in outcome.err
+
+
 # The installed command
 
 
@@ -426,26 +535,16 @@ def test_the_installed_command_without_arguments(tmp_path: Path) -> None:
     assert "no bundle at xclip-bundle" in done.stderr
 
 
-@pytest.mark.parametrize("extra", [(), ("--json",)])
-def test_a_reader_that_goes_away(bundle_path: Path, extra: tuple[str, ...]) -> None:
-    """As `| head` does: nothing is wrong, so nothing is said."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        done = script("inspect", bundle_path, *extra, stdout=writing, stderr=subprocess.PIPE)
-    finally:
-        os.close(writing)
-    assert done.stderr == ""
-    # click and rich end the process with 1 of their own accord.
-    assert done.returncode in (0, 1)
-
-
 def test_verbose_shows_what_the_libraries_report(bundle_path: Path, gallery_path: Path) -> None:
     arguments = ("search", "word " * 100, "--bundle", bundle_path, "--gallery", gallery_path)
     quiet = script(*arguments, capture_output=True)
     loud = script("-v", *arguments, capture_output=True)
-    assert (quiet.returncode, quiet.stderr) == (0, "")
-    assert loud.returncode == 0
+    assert quiet.returncode == loud.returncode == 0
+    assert quiet.stderr.startswith("warning: the text 'word word")
+    assert quiet.stderr.endswith(
+        " is longer than the 30 tokens that the model reads; its last 70 were not read\n"
+    )
+    assert quiet.stderr.count("\n") == 1
     assert "tokens is cut to the 30" in loud.stderr
     assert loud.stdout == quiet.stdout
 

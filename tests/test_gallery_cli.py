@@ -15,7 +15,7 @@ from command_line import Outcome, Run, on_a_terminal, runner
 from gallery_samples import MODEL, lance_store, sample
 from rich.cells import cell_len
 
-from xclip_deploy.cli.display import duration_text, shortened
+from xclip_deploy.cli.display import shortened
 from xclip_deploy.errors import GalleryVersionError
 from xclip_deploy.runtime.gallery import Gallery, VideoFile, lance_schema
 from xclip_deploy.runtime.gallery.commit_record import read_record
@@ -226,21 +226,6 @@ def test_shortened(text: str, width: int) -> None:
     assert width - 2 < cell_len(cut) <= width
     assert text.startswith(start)
     assert text.endswith(end)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, ""),
-        (0.0, "0:00"),
-        (7.3, "0:07"),
-        (59.6, "1:00"),
-        (3599.7, "1:00:00"),
-        (90061.0, "25:01:01"),
-    ],
-)
-def test_durations(seconds: float | None, text: str) -> None:
-    assert duration_text(seconds) == text
 
 
 # show

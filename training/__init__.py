@@ -1,1 +1,1 @@
-"""The PyTorch side: the model and its checkpoints."""
+"""Model, checkpoints and training in PyTorch."""

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 
 SLOPE = 1.702
-"""Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415: the sigmoid
-approximation, x * sigmoid(1.702 x)."""
+"""Slope of the sigmoid approximation of GELU, x * sigmoid(1.702 x).
+
+Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415."""
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """Compute x * sigmoid(1.702 x) elementwise, for any shape."""
-    # Not in half precision, where the other order of roundings moves gradients.
+    # Half precision keeps PyTorch's order of roundings: another order moves gradients.
     is_wide = x.dtype in (torch.float32, torch.float64)
     if torch.is_grad_enabled() and x.requires_grad and is_wide:
         result: Tensor = _QuickGELU.apply(x)  # type: ignore[no-untyped-call]
@@ -24,9 +25,9 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class _QuickGELU(torch.autograd.Function):
-    """The same, with a gradient in one pass over memory instead of five.
+    """QuickGELU whose gradient takes one pass over memory instead of five.
 
-    With z = 1.702 x it is SiLU(z) / 1.702, and its derivative by x is SiLU's by z.
+    With z = 1.702 x, the value is SiLU(z) / 1.702. The derivative by x is SiLU's by z.
     """
 
     @staticmethod

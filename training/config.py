@@ -1,4 +1,4 @@
-"""The configuration of a training run: a typed structure, presets, files and overrides."""
+"""Configuration of a training run: a typed structure, presets, files and overrides."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import PathName, as_path, as_text, as_texts
@@ -24,12 +24,12 @@ from xclip_deploy.runtime.model_config import (
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:  # the same parser, for the oldest Python
+else:  # tomli is the same parser, for Python 3.10
     import tomli as tomllib
 
 
 class GeneratedConfig(FrozenModel):
-    """The dataset that is made on the spot: videos of each split, and the seed."""
+    """Settings of the generated dataset: videos of each split, and the seed."""
 
     train: Annotated[int, Field(gt=0)] = 4800
     val: Annotated[int, Field(ge=2)] = 200
@@ -38,38 +38,51 @@ class GeneratedConfig(FrozenModel):
 
 
 class DataConfig(FrozenModel):
-    """What is trained and validated on."""
+    """Data that a run trains and validates on."""
 
     dataset: str = "folder"
     """``msrvtt``, ``msvd``, ``lsmdc``, ``didemo``, ``activitynet``, ``folder`` or
     ``generated``."""
     annotations: Path | None = None
-    """File or folder of the annotations; what is generated brings its own."""
+    """File or folder of the annotations. The generated dataset brings its own."""
     videos: Path | None = None
-    """Folder of the videos. Generated ones are made here; None: ``videos`` in the run folder."""
+    """Folder of the videos, where the generated dataset is made; its None is ``videos`` in the run
+    folder."""
     generated: GeneratedConfig = GeneratedConfig()
     validation_split: Literal["val", "test"] | None = "val"
-    """What the best checkpoint is chosen on; None: no validation."""
+    """Split that the best checkpoint is chosen on; None: no validation."""
     max_missing_share: Share = 0.1
     """Share of annotated videos that may lack a file."""
     max_unreadable_share: Share = 0.1
     """Share of the files that may not be readable."""
     frames_per_second: Annotated[float, Field(gt=0)] = 1.0
+    slice_position: Literal[0, 1, 2] = 2
+    """Frames of a video with more than ``max_frames``: 0 its first, 1 its last, 2 evenly spaced."""
+    frame_order: Literal[0, 1, 2] = 0
+    """Order of a video's frames in training: 0 in time, 1 backwards, 2 random in every epoch."""
+    validation_frame_order: Literal[0, 1, 2] = 0
+    """The same in validation, where the random order of a video stays."""
+    expand_sentences: bool = True
+    """Make every caption a pair. Else every video is one, with another random caption an epoch."""
+    cut_at_annotated_end: bool = False
+    """Read ActivityNet's videos up to their annotated duration, and not to the file's end."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode; 0 decodes in the training process."""
     frame_cache: Path | None = None
-    """Folder for decoded frames; None decodes anew every epoch, or, of generated videos, takes
+    """Folder for decoded frames. None decodes anew in every epoch; the generated dataset then uses
     ``frame-cache`` in the run folder."""
     frame_cache_gb: Annotated[float, Field(gt=0)] = 50.0
 
 
 class StartConfig(FrozenModel):
-    """The model that training starts from."""
+    """Model that training starts from."""
 
     checkpoint: Path | None = None
     """CLIP, CLIP4Clip or X-CLIP weights; None starts ``architecture`` from random weights."""
+    weights: str | None = None
+    """State dict to take of a checkpoint with several: ``raw``, ``ema``, or the name of one."""
     architecture: ModelConfig | None = None
-    """Only without a checkpoint."""
+    """Dimensions of a model with random weights; only without a checkpoint."""
     temporal_head: TemporalHead = TemporalHead.TRANSFORMER
     temporal_layers: Annotated[int, Field(gt=0)] = 4
     patch_embedding: PatchEmbedding = PatchEmbedding.CONV_2D
@@ -80,9 +93,9 @@ class StartConfig(FrozenModel):
     mask_padding: bool = False
 
     def model_config_for(self, clip: ModelConfig) -> ModelConfig:
-        """The model to train on top of a checkpoint's dimensions.
+        """Return the model to train, on top of a checkpoint's dimensions.
 
-        Raises InvalidArgumentError where they allow no such model.
+        Raises InvalidArgumentError where the dimensions allow no such model.
         """
         is_transformer = self.temporal_head is TemporalHead.TRANSFORMER
         changes: dict[str, Any] = {
@@ -108,7 +121,7 @@ class StartConfig(FrozenModel):
 
 
 class OptimizationConfig(FrozenModel):
-    """The published recipe, and what may be changed of it."""
+    """Settings of the optimisation; the defaults are the published recipe's."""
 
     epochs: Annotated[int, Field(gt=0)] = 5
     batch_size: Annotated[int, Field(gt=1)] = 300
@@ -119,28 +132,52 @@ class OptimizationConfig(FrozenModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     freeze_layers: int = 0
-    """Lowest CLIP blocks that are not trained, and the embeddings below; -1 trains all."""
+    """Number of the lowest CLIP blocks that stay as they are, with the embeddings below; -1 trains
+    all."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the encoders' arithmetic; the scorer and the weights stay in FP32. ``fp16`` scales the
-    loss, and skips the steps whose gradients overflow; they count in the schedule."""
+    """Arithmetic of the encoders. The scorer and the weights stay in FP32. ``fp16`` scales the
+    loss and skips steps whose gradients overflow; skipped steps count in the schedule."""
+    clip_in_fp16: bool = False
+    """Keep CLIP's weights and their moments in FP16, as the authors' ``convert_weights`` does.
+    Only with ``precision`` ``fp32``; nothing scales the loss."""
+    freeze_3d: bool = True
+    """Freeze layers of a model with 3d patches too. The authors' code freezes none there."""
+    average_encoder_gradients: bool = False
+    """Divide the encoders' gradients by the number of processes, as the authors' code does."""
+    accumulation_steps: Annotated[int, Field(gt=0)] = 1
+    """Parts of a batch whose gradients are added up. Each part has a loss of its own, and so fewer
+    negatives; ``chunk_size`` saves the same memory without that."""
     chunk_size: Annotated[int, Field(gt=0)] | None = None
-    """Most pairs of a process whose activations are in memory at once ("gradient caching"): for
-    batches larger than memory. They are encoded twice; the gradients are the same."""
+    """Most pairs whose activations a process holds at once ("gradient caching"), for batches
+    larger than memory. Pairs are encoded twice; the gradients are the same."""
     gradient_checkpointing: bool = False
-    """Trade time for memory: activations are computed again in the backward pass."""
+    """Compute activations again in the backward pass, which takes time and saves memory."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizationConfig:
+        if self.clip_in_fp16 and self.precision != "fp32":
+            raise ValueError(f"clip_in_fp16 goes with precision fp32, not {self.precision}")
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of accumulation_steps "
+                f"{self.accumulation_steps}"
+            )
+        return self
 
 
 class TrainConfig(FrozenModel):
-    """Everything that decides a training run."""
+    """All settings of a training run."""
 
     data: DataConfig = DataConfig()
     start: StartConfig = StartConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     validate_every_epochs: Annotated[int, Field(gt=0)] = 1
-    """Epochs between validations; also after the last."""
+    """Epochs between validations. The last epoch is always validated."""
+    best_of_equals: Literal["first", "last"] = "first"
+    """Epoch that is the best of several with the same validation R@1."""
     save_every_steps: Annotated[int, Field(gt=0)] = 200
-    """Steps between checkpoints that a killed run resumes from; also after every epoch."""
+    """Steps between checkpoints that a killed run resumes from. Each epoch ends with one too."""
 
 
 _SHORT = {"start": {"max_words": 32, "max_frames": 12}}
@@ -190,18 +227,36 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validate_every_epochs": 2,
     },
 }
-"""The published runs, as differences from the defaults, which are MSR-VTT's; and ``demo``, a
-small model that learns generated videos from random weights in minutes on a CPU."""
+"""Published runs, as differences from the defaults, which are MSR-VTT's. ``demo`` is a small model
+that learns generated videos from random weights in minutes on a CPU."""
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {
+        "data": {"cut_at_annotated_end": True},
+        "optimization": {
+            "clip_in_fp16": True,
+            "freeze_3d": False,
+            "average_encoder_gradients": True,
+        },
+        "best_of_equals": "last",
+    }
+}
+"""Deviations from the defaults. ``published`` does what the authors' code does where the defaults
+do better; the README lists each."""
 
 
 def resolve_config(
-    preset: str | None = None, file: PathName | None = None, overrides: Sequence[str] = ()
+    preset: str | None = None,
+    file: PathName | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    recipe: str | None = None,
 ) -> TrainConfig:
-    """Put a configuration together: defaults, then preset, then file, then overrides.
+    """Merge a configuration: defaults, then preset, recipe, file and overrides.
 
-    ``file``: TOML or JSON of :class:`TrainConfig`'s structure. ``overrides``:
-    ``optimization.lr=1e-5`` and the like; values are JSON, or else text. Raises
-    InvalidArgumentError.
+    ``recipe``: a key of ``RECIPES``; None keeps the defaults. ``file``: TOML or JSON of
+    :class:`TrainConfig`'s structure. ``overrides``: settings such as ``optimization.lr=1e-5``,
+    whose values are JSON or else text. Raises InvalidArgumentError.
     """
     content: dict[str, Any] = {}
     if preset is not None:
@@ -210,12 +265,18 @@ def resolve_config(
                 f"preset {preset!r:.200}: expected one of {', '.join(PRESETS)}"
             )
         _merge(content, PRESETS[preset])
+    if recipe is not None:
+        if as_text("recipe", recipe) not in RECIPES:
+            raise InvalidArgumentError(
+                f"recipe {recipe!r:.200}: expected one of {', '.join(RECIPES)}"
+            )
+        _merge(content, RECIPES[recipe])
     if file is not None:
         _merge(content, _read(as_path("file", file)))
     for override in as_texts("overrides", overrides):
         _merge(content, _parse(override))
     try:
-        # Through JSON, whose lists and texts pydantic turns into tuples, paths and choices.
+        # pydantic turns JSON's lists and texts into tuples, paths and choices.
         return TrainConfig.model_validate_json(json.dumps(content))
     except (ValidationError, TypeError) as error:
         if isinstance(error, TypeError):
@@ -230,7 +291,7 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
-            # A copy of all that is in it: what is merged on top must not reach the preset.
+            # Copy deeply: what is merged on top must not reach the preset.
             into[key] = deepcopy(value)
 
 

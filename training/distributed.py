@@ -1,6 +1,6 @@
 """Several training processes that act as one, each on its share of every batch.
 
-Started by ``torchrun``; NCCL between GPUs, gloo between CPU processes.
+``torchrun`` starts them. GPUs communicate by NCCL, CPU processes by gloo.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from xclip_deploy.errors import TrainingError, XclipDeployError
 T = TypeVar("T")
 
 _BUCKET_ELEMENTS = 1 << 24
-"""Gradients are summed in buckets of at most this many elements: 64 MiB in FP32."""
+"""Most elements in a bucket of gradients that is summed at once: 64 MiB in FP32."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that ``torchrun`` started; alone, do nothing."""
+    """Join the processes that ``torchrun`` started; do nothing without it."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield
         return
@@ -41,19 +41,19 @@ def process_group() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Let the first process make something, and give it to all.
+    """Call ``make`` in the first process, and return its result in all.
 
-    Where it fails, it raises there, and a TrainingError with the same message elsewhere.
+    An error raises there as it is, and elsewhere as a TrainingError with the same message.
     """
     if world_size() == 1:
         return make()
@@ -76,7 +76,7 @@ def from_first(make: Callable[[], T]) -> T:
 def gather(tensor: Tensor) -> Tensor:
     """Join the tensors of all processes along the first axis, in the order of their ranks.
 
-    All must have the same shape. No gradient flows through.
+    All must have the same shape. No gradient flows through the result.
     """
     if world_size() == 1:
         return tensor

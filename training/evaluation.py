@@ -1,7 +1,8 @@
-"""Evaluate a model in PyTorch: a checkpoint, or a model while it trains."""
+"""Evaluate a checkpoint in PyTorch, or a model while it trains."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from xclip_deploy.runtime.evaluation import (
 )
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.training.checkpoints import CheckpointOptions, load_checkpoint
-from xclip_deploy.training.datasets.frames import FrameSource
+from xclip_deploy.training.datasets.frames import FrameSource, in_order
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.torch_matcher import TorchMatcher
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_checkpoint(
@@ -56,6 +59,8 @@ def evaluate_checkpoint(
     if chosen == "cuda" and not torch.cuda.is_available():
         raise SessionError("device cuda was asked for, but this PyTorch sees no GPU")
     checkpoint = load_checkpoint(path, checkpoint_options or CheckpointOptions())
+    for note in checkpoint.notes:
+        logger.warning("%s: %s", path, note)
     identity = ModelIdentity("checkpoint", str(path), checkpoint.source_sha256, "fp32", chosen)
     matcher = TorchMatcher(checkpoint.build().to(chosen), max_batch=options.get("max_batch", 16))
     before = torch.get_num_threads()
@@ -67,11 +72,17 @@ def evaluate_checkpoint(
         torch.set_num_threads(before)
 
 
-def validate(model: XClip, split: Split, source: FrameSource) -> dict[str, Any]:
-    """Measure a model while it trains: metrics of both directions, as plain dictionaries.
+def validate(
+    model: XClip, split: Split, source: FrameSource, *, frame_order: int = 0
+) -> dict[str, Any]:
+    """Measure a model while it trains; return metrics of both directions as plain dictionaries.
 
-    Frames come from ``source`` and so, where it has one, from its cache. The model keeps its
-    mode. Raises VideoError for a video that cannot be read any more.
+    ``source`` reads the frames, from its cache where it has one. The model keeps its mode.
+    ``frame_order``: as in ``DataConfig``.
+    Raises VideoError for a video that cannot be read any more.
     """
-    frames = (source.read(video) for video in split.videos)
+    frames = (
+        in_order(source.read(video), frame_order, (number,))
+        for number, video in enumerate(split.videos)
+    )
     return evaluate_matcher(TorchMatcher(model), split, frames=frames).metrics.to_dict()

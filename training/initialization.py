@@ -1,4 +1,4 @@
-"""Starting a retrieval model from CLIP's weights, as the authors do."""
+"""Start a retrieval model from CLIP's weights, as the authors do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xclip_deploy.training.checkpoints import Checkpoint
 from xclip_deploy.training.model import XClip
 
 _BLOCK = re.compile(r"(?:video_encoder\.visual|text_encoder)\.transformer\.resblocks\.(\d+)\.")
-# Trained whatever is frozen, as in CLIP4Clip's main_task_retrieval.py.
+# CLIP4Clip's main_task_retrieval.py never freezes these.
 _ALWAYS_TRAINED = (
     "text_encoder.ln_final.",
     "text_encoder.text_projection",
@@ -23,13 +23,13 @@ _ALWAYS_TRAINED = (
 
 
 def initialize_from(checkpoint: Checkpoint, config: ModelConfig) -> XClip:
-    """Make the model of ``config``, its weights taken from a checkpoint where it has them.
+    """Make the model of ``config`` with the weights that a checkpoint has.
 
-    From CLIP alone, the temporal transformer starts as the first blocks of CLIP's text
-    transformer with CLIP's text positions as frame positions, a 3d patch convolution as the
-    2d one on the middle frame, and X-CLIP's matrices as identity.
+    CLIP alone lacks some weights. The temporal transformer then starts as the first blocks of
+    CLIP's text transformer, and frame positions as its text positions. A 3d patch convolution
+    starts as the 2d one on the middle frame, and X-CLIP's matrices as identity.
 
-    Raises CheckpointMismatchError for a checkpoint of other dimensions, naming both.
+    Raises CheckpointMismatchError for a checkpoint of other dimensions; the message says both.
     """
     model = XClip(config)
     expected = model.state_dict()
@@ -44,7 +44,7 @@ def initialize_from(checkpoint: Checkpoint, config: ModelConfig) -> XClip:
     for name, tensor in expected.items():
         found = weights.get(name)
         if found is None:
-            continue  # a head or matrices that the checkpoint does not have: as XClip starts
+            continue  # XClip's own start: the checkpoint lacks this head or matrix
         if found.shape != tensor.shape:
             raise CheckpointMismatchError(
                 f"{name} is {list(found.shape)} in the checkpoint, {list(tensor.shape)} in the "
@@ -58,7 +58,7 @@ def initialize_from(checkpoint: Checkpoint, config: ModelConfig) -> XClip:
 def _temporal_from_text(
     weights: dict[str, torch.Tensor], config: ModelConfig
 ) -> dict[str, torch.Tensor]:
-    """The temporal transformer's start, where its width is the text transformer's."""
+    """Return the temporal transformer's start; empty where the text transformer's width differs."""
     if config.text.width != config.embed_dim:
         return {}
     prefix, target = "text_encoder.transformer.", "video_encoder.temporal.transformer."
@@ -74,13 +74,16 @@ def _temporal_from_text(
     return start
 
 
-def freeze_layers(model: XClip, layers: int) -> None:
-    """Stop training the lowest ``layers`` blocks of both CLIP towers and what is below them.
+def freeze_layers(model: XClip, layers: int, *, freeze_3d: bool = True) -> None:
+    """Freeze the lowest ``layers`` blocks of both CLIP towers and the embeddings below them.
 
-    0 freezes the embeddings alone, as CLIP4Clip's ``freeze_layer_num`` does; a negative number
-    freezes nothing. The head, the scorer and CLIP's projections are always trained.
+    0 freezes the embeddings alone, as CLIP4Clip's ``freeze_layer_num`` does. A negative number
+    freezes nothing. The head, the scorer and CLIP's projections always train. ``freeze_3d``
+    False freezes nothing in a model with 3d patches either, as CLIP4Clip's code does: its test
+    for the name of the patch convolution is true for every name.
     """
-    if layers < 0:
+    is_3d = model.config.patch_embedding is PatchEmbedding.CONV_3D
+    if layers < 0 or (is_3d and not freeze_3d):
         return
     deepest = max(model.config.vision.layers, model.config.text.layers)
     if layers > deepest:
@@ -93,7 +96,6 @@ def freeze_layers(model: XClip, layers: int) -> None:
         block = _BLOCK.match(name)
         if block is not None and int(block.group(1)) >= layers:
             continue
-        is_3d = model.config.patch_embedding is PatchEmbedding.CONV_3D
         if is_3d and name == "video_encoder.visual.conv1.weight":
-            continue  # new weights, not CLIP's
+            continue  # these weights are new, not CLIP's
         parameter.requires_grad_(False)

@@ -1,8 +1,8 @@
-"""Loss scaling: small gradients survive where the encoders compute in FP16.
+"""Loss scaling, which keeps small gradients where the encoders compute in FP16.
 
-FP16 has nothing below 6e-8, and gradients of a contrastive loss lie there. The loss is
-multiplied by a large scale before the backward pass, and the gradients are divided by it before
-anything else reads them. A step whose gradients overflow is skipped and halves the scale; a long
+FP16 has no number below 6e-8, and a contrastive loss has such gradients. The loss is multiplied
+by a large scale before the backward pass. The gradients are divided by it before anything else
+reads them. A step whose gradients overflow is skipped and halves the scale; a long
 run of good steps doubles it (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
 
 :class:`torch.amp.GradScaler` does all of this, on the CPU too. :class:`LossScaler` adds what it
@@ -23,34 +23,34 @@ from xclip_deploy.training.optimizer import RecipeAdam
 
 INITIAL_SCALE = 2.0**16
 MAX_SCALE = 2.0**24
-"""Every doubling costs a skipped step on the way back, and at this scale FP16 holds gradients of
-4e-15 already."""
+"""Upper bound of the scale. FP16 then holds gradients of 4e-15, and every further doubling costs
+a skipped step on the way back."""
 MIN_SCALE = 1.0
-"""At this scale an overflow is the model's own: its gradients exceed 65504."""
+"""Lower bound of the scale. Where this overflows, the gradients themselves exceed 65504."""
 GROWTH_INTERVAL = 2000
 """Good steps in a row that double the scale."""
 
 
 class LossScaler:
-    """The dynamic loss scale of a run: PyTorch's, with bounds.
+    """Dynamic loss scale of a run: PyTorch's, with bounds.
 
-    :meth:`unscale` must see the gradients summed over all processes. An infinity or NaN survives
-    the sum, so that all processes decide alike without asking each other.
+    Call :meth:`unscale` after the gradients of all processes are summed. An infinity or NaN
+    survives the sum, so that all processes decide alike without asking each other.
     """
 
     def __init__(self, device_type: str, *, growth_interval: int = GROWTH_INTERVAL) -> None:
-        """``device_type``: ``cpu`` or ``cuda``, where the model is."""
+        """Start at ``INITIAL_SCALE``. ``device_type``: ``cpu`` or ``cuda``, where the model is."""
         self._scaler = torch.amp.GradScaler(
             device_type, init_scale=INITIAL_SCALE, growth_interval=growth_interval
         )
 
     @property
     def scale(self) -> float:
-        """What the next loss is multiplied by."""
+        """Factor of the next loss."""
         return self._scaler.get_scale()
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss to differentiate; same shape and dtype."""
+        """Return the loss times the scale; same shape and dtype."""
         return self._scaler.scale(loss)
 
     def unscale(self, optimizer: RecipeAdam) -> None:
@@ -58,11 +58,11 @@ class LossScaler:
         self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: RecipeAdam) -> bool:
-        """Let the optimiser step, or skip this step; False where it was skipped.
+        """Step the optimiser, or skip the step where a gradient is not finite; False if skipped.
 
-        Comes after :meth:`unscale`. A skipped step moves neither parameters nor moments, and
-        counts in the learning-rate schedule. Raises TrainingError where even the smallest
-        scale overflows in two steps running.
+        Call it after :meth:`unscale`. A skipped step moves neither parameters nor moments, and
+        counts in the learning-rate schedule. Raises TrainingError where the smallest scale
+        overflows in two steps running.
         """
         used = self.scale
         follows_good_step = self._scaler.state_dict()["_growth_tracker"] > 0
@@ -85,9 +85,9 @@ class LossScaler:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers alone: the scale, the good steps since its last change, the constants."""
+        """Return plain numbers: the scale, the good steps since its last change, the constants."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another stood. Raises KeyError for a state that is none."""
+        """Continue from a :meth:`state_dict`. Raises KeyError for anything else."""
         self._scaler.load_state_dict(state)

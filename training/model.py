@@ -1,4 +1,4 @@
-"""X-CLIP, CLIP4Clip and CLIP: three modules that training and export share."""
+"""X-CLIP, CLIP4Clip and CLIP, as three modules that training and export share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from xclip_deploy.training.video_encoder import VideoEncoder
 
 
 class XClip(nn.Module):
-    """The whole model: ``scorer(text_encoder(ids), video_encoder(frames))``.
+    """Complete model: ``scorer(text_encoder(ids), video_encoder(frames))``.
 
-    Made with random weights (CLIP's initialisation); checkpoints are loaded with
-    :func:`xclip_deploy.training.checkpoints.load_checkpoint`.
+    It starts with random weights (CLIP's initialisation).
+    :func:`xclip_deploy.training.checkpoints.load_checkpoint` loads checkpoints.
     """
 
     def __init__(self, config: ModelConfig) -> None:

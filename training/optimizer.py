@@ -1,4 +1,4 @@
-"""The optimiser and learning-rate schedule of the published recipe.
+"""Optimiser and learning-rate schedule of the published recipe.
 
 X-CLIP and CLIP4Clip train with "BertAdam" (from pytorch-pretrained-bert): Adam without bias
 correction, decoupled weight decay, and a schedule that is a function of progress alone.
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from xclip_deploy.training.model import XClip
 
 MAX_LOGIT_SCALE = math.log(100)
-"""CLIP's bound on ``logit_scale``, put on it after each step: exp(logit_scale) is at most 100."""
+"""CLIP's bound on ``logit_scale`` after each step: exp(logit_scale) is at most 100."""
 
 
 def warmup_cosine(progress: float, warmup: float) -> float:
-    """Share of the full learning rate at ``progress`` in [0, 1] of the run.
+    """Return the share of the full learning rate at ``progress``, 0 to 1, of the run.
 
-    Linear from 0 during the first ``warmup`` share, then half a cosine *of the whole run*:
-    it does not start at the end of the warm-up, so that there is a small drop there.
+    It rises linearly from 0 during the first ``warmup`` share. Then it follows half a cosine *of
+    the whole run*, which began at progress 0: hence a small drop at the end of the warm-up.
     """
     if progress < warmup:
         return progress / warmup
@@ -36,26 +36,26 @@ class Recipe:
     """Settings of the optimiser."""
 
     lr: float
-    """Full learning rate of what is not CLIP's."""
+    """Full learning rate of parameters that are not CLIP's."""
     coef_lr: float
-    """Factor on it for CLIP's parameters."""
+    """Factor on the learning rate for CLIP's parameters."""
     total_steps: int
     """Steps of the whole run, which the schedule spans."""
     warmup: float = 0.1
-    """Share of the run with rising rate."""
+    """Share of the run in which the rate rises."""
     weight_decay: float = 0.2
-    """On everything but biases."""
+    """Decoupled weight decay of all parameters but biases."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     max_grad_norm: float = 1.0
-    """Of all gradients together, and then of each parameter's."""
+    """Largest norm of all gradients together, and then of each parameter's."""
 
 
 class RecipeAdam(torch.optim.Optimizer):
     """Adam without bias correction, with decoupled weight decay and the recipe's schedule.
 
-    Step k, counted from 0, has the learning rate of progress k / total_steps: the first moves
-    nothing. Each parameter's gradient is clipped before it is used.
+    Step k, counted from 0, has the learning rate of progress k / total_steps: the first step
+    moves nothing. Each parameter's gradient is clipped before use.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], recipe: Recipe) -> None:
@@ -63,7 +63,7 @@ class RecipeAdam(torch.optim.Optimizer):
         self.recipe = recipe
 
     def rate(self, group: dict[str, Any]) -> float:
-        """Learning rate of a group's next step."""
+        """Return the learning rate of a group's next step."""
         progress = group["step"] / self.recipe.total_steps
         rate: float = group["lr"] * warmup_cosine(progress, self.recipe.warmup)
         return rate
@@ -85,6 +85,9 @@ class RecipeAdam(torch.optim.Optimizer):
                     state["mean"] = torch.zeros_like(parameter)
                     state["square"] = torch.zeros_like(parameter)
                 mean, square = state["mean"], state["square"]
+                if parameter.dtype == torch.float16:
+                    self._step_in_fp16(parameter, mean, square, rate, group["weight_decay"])
+                    continue
                 mean.lerp_(parameter.grad, 1 - beta1)
                 square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
                 if group["weight_decay"] > 0:
@@ -93,10 +96,31 @@ class RecipeAdam(torch.optim.Optimizer):
                 parameter.addcdiv_(mean, root, value=-rate)
         self.advance_schedule()
 
-    def advance_schedule(self) -> None:
-        """Go on by a step in the schedule; alone, that is what a skipped step does.
+    def _step_in_fp16(
+        self,
+        parameter: nn.Parameter,
+        mean: Tensor,
+        square: Tensor,
+        rate: float,
+        weight_decay: float,
+    ) -> None:
+        """Update an FP16 parameter by BertAdam's operations, whose order decides the rounding.
 
-        The schedule spans the run's batches, used or not, so that it ends where the run does.
+        The second moment of gradients below 1.2e-3 rounds to zero, as in the authors' training.
+        """
+        assert parameter.grad is not None
+        beta1, beta2 = self.recipe.betas
+        mean.mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
+        square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+        update = mean / (square.sqrt() + self.recipe.eps)
+        if weight_decay > 0:
+            update += weight_decay * parameter
+        parameter.add_(-(rate * update))
+
+    def advance_schedule(self) -> None:
+        """Advance the schedule by one step; a skipped step does this alone.
+
+        The schedule counts all batches of the run, used or not, so that it ends with the run.
         """
         for group in self.param_groups:
             group["step"] += 1
@@ -105,7 +129,7 @@ class RecipeAdam(torch.optim.Optimizer):
 def make_optimizer(model: XClip, recipe: Recipe) -> RecipeAdam:
     """Group the model's trainable parameters as the recipe does.
 
-    CLIP's own have ``coef_lr`` times the learning rate; biases have no weight decay.
+    CLIP's own parameters have ``coef_lr`` times the learning rate. Biases have no weight decay.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -126,14 +150,14 @@ def make_optimizer(model: XClip, recipe: Recipe) -> RecipeAdam:
 
 
 def is_clips(name: str) -> bool:
-    """Whether a parameter of :class:`XClip` comes with CLIP, by its name."""
+    """Tell by its name whether a parameter of :class:`XClip` comes with CLIP."""
     return (
         name.startswith(("video_encoder.visual.", "text_encoder.")) or name == "scorer.logit_scale"
     )
 
 
 def clip_gradients(model: nn.Module, recipe: Recipe) -> Tensor:
-    """Clip the norm of all gradients together; returns the norm before."""
+    """Clip the norm of all gradients together; return the norm before."""
     return nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
 
 

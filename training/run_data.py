@@ -1,4 +1,4 @@
-"""What a run trains and validates on: splits whose videos have all been read once."""
+"""Data of a run: splits whose videos have all been read once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 from xclip_deploy.training.distributed import from_first
 
 GENERATED = "generated"
-"""Name of the dataset that is made rather than found."""
+"""Name of the dataset that a run makes for itself."""
 
 
 class RunData:
-    """Opens the splits of a run. Every process must call the same methods in the same order."""
+    """Splits of a run. Every process must call the same methods in the same order."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class RunData:
     ) -> None:
         """Open nothing yet.
 
-        ``folder``: the run's, where reports go and, unless told, what is generated.
-        ``on_preparation``: called while videos are made or read.
+        ``folder``: the run's; reports go there, and generated videos unless ``config`` says
+        otherwise. ``on_preparation``: called while videos are made or read.
         """
         self.config = config
         self.folder = folder
@@ -54,10 +54,11 @@ class RunData:
                 model.vision.image_size,
             ),
             None if cache is None else FrameCache(cache, int(config.frame_cache_gb * 1e9)),
+            config.slice_position,
         )
 
     def split(self, name: str) -> Split:
-        """The readable part of a split; all of it is decoded once, which fills the cache.
+        """Return the readable part of a split; decode all of it once, which fills the cache.
 
         Raises DatasetError, InvalidArgumentError.
         """
@@ -69,7 +70,12 @@ class RunData:
         if annotations is None or videos is None:
             raise InvalidArgumentError("data.annotations and data.videos must be given")
         split = open_dataset(
-            dataset, name, annotations, videos, max_missing_share=config.max_missing_share
+            dataset,
+            name,
+            annotations,
+            videos,
+            max_missing_share=config.max_missing_share,
+            cut_at_annotated_end=config.cut_at_annotated_end,
         )
 
         def check() -> ReadReport:

@@ -1,4 +1,4 @@
-"""The folder of a training run: configuration, log, checkpoints, metrics, curves."""
+"""Folder of a training run: configuration, log, checkpoints, metrics, curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# Here and not in the function: what is missing must not be found out after days of training.
+# Imported here, not in the function: a missing package must show before days of training.
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -35,22 +35,22 @@ _BEST = "best.pt"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands."""
+    """Progress of a run."""
 
     step: int
-    """Optimiser steps done."""
+    """Number of optimiser steps done."""
     best_recall: float
     """Best validation text-to-video R@1 so far, percent; -1 before the first validation."""
 
 
 class RunFolder:
-    """Reads and writes one run's folder. What is replaced is replaced in one step."""
+    """Files of one run. Each is replaced in one step."""
 
     def __init__(self, path: Path, config: TrainConfig, *, resume: bool) -> None:
-        """Open a run, a new one or, with ``resume``, the one that is there.
+        """Open a new run, or with ``resume`` the one that is there.
 
-        Raises InvalidArgumentError where a new run would overwrite something, or where the
-        run to resume has another configuration; TrainingError where nothing can be written.
+        Raises InvalidArgumentError where a new run would overwrite something, or the run to
+        resume has another configuration. Raises TrainingError where nothing can be written.
         """
         self.path = path
         stored = path / _CONFIG
@@ -77,7 +77,7 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """All lines of the log; what a kill cut short is left out."""
+        """Return all lines of the log, without one that a kill cut short."""
         try:
             lines = (self.path / _LOG).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -85,12 +85,12 @@ class RunFolder:
         return [record for record in map(_parsed, lines) if record is not None]
 
     def rewind_log(self, step: int) -> None:
-        """Drop what was logged after ``step`` steps: it will be done again."""
+        """Drop the lines after ``step`` steps, which will be done again."""
         kept = [record for record in self.records() if record["step"] <= step]
         replace_text(self.path / _LOG, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write_json(self, name: str, content: object) -> None:
-        """Write a JSON file, in one step."""
+        """Write a JSON file in one step."""
         replace_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def save_last(
@@ -100,9 +100,9 @@ class RunFolder:
         position: Position,
         scaler: LossScaler | None = None,
     ) -> None:
-        """Save all that resuming needs. An interrupted save leaves the one before.
+        """Save all that resuming needs; an interrupted save leaves the last one.
 
-        The file is a checkpoint like any other too. Raises TrainingError where it cannot be
+        The file also is a checkpoint like any other. Raises TrainingError where it cannot be
         written.
         """
         content = {
@@ -127,7 +127,7 @@ class RunFolder:
     def load_last(
         self, model: XClip, optimizer: RecipeAdam, scaler: LossScaler | None = None
     ) -> Position | None:
-        """Put a saved run back into what is given; None where none was saved.
+        """Restore a saved run into the arguments; return None where none was saved.
 
         Raises CheckpointReadError for a damaged file.
         """
@@ -197,12 +197,12 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _has_nothing_to_lose(path: Path) -> bool:
-    """Whether a folder is empty, or of a run that stopped before its first step."""
+    """Tell whether a folder is empty, or holds a run that stopped before its first step."""
     if not path.is_dir():
         return False
     names = {file.name for file in path.iterdir()}
     reports = {name for name in names if name.endswith("_videos.json")}
-    # What is generated there is made again, or found as it should be.
+    # Generated data is made again, or found complete.
     made = {"videos", "frame-cache", *reports}
     return not names or (_CONFIG in names and names <= {_CONFIG, *made})
 

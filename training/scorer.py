@@ -1,8 +1,8 @@
 """scorer: the multi-grained similarity of X-CLIP.
 
 Formulas: Ma et al., "X-CLIP: End-to-End Multi-grained Contrastive Learning for Video-Text
-Retrieval", ACM MM 2022, sections 3.2 and 3.3. Everything here is computed in FP32 or wider:
-with the temperature of 0.01, an FP16 similarity of 0.3 is off by 2-4 % in its weight.
+Retrieval", ACM MM 2022, sections 3.2 and 3.3. The scorer computes in FP32 or wider.
+At the temperature of 0.01, an FP16 similarity of 0.3 would be off by 2-4 % in its weight.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.training.precision import at_least_float32
 
 INITIAL_LOGIT_SCALE = 2.6593
-"""ln(1 / 0.07), where CLIP starts from."""
+"""Start of CLIP's logit_scale, ln(1 / 0.07)."""
 
 
 class ScorerOutput(NamedTuple):
     """Similarities of T texts to V videos."""
 
     logits: Tensor
-    """[T, V]: exp(logit_scale) times the mean of the grains."""
+    """exp(logit_scale) times the mean of the grains, [T, V]."""
     grains: dict[str, Tensor]
-    """Grain name to its similarity [T, V], for the grains that the model has, in order."""
+    """Similarity [T, V] by name of the grain, in the model's order."""
 
 
 def attend(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
@@ -42,7 +42,7 @@ def attend(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
     """
     if is_valid is None:
         return ((x.softmax(dim=-1) @ weight) * x).sum(dim=-1)
-    # -inf cannot meet a row without a valid entry: texts and videos have at least one.
+    # Every row has a valid entry, so that softmax never sees -inf alone.
     attention = x.masked_fill(~is_valid, float("-inf")).softmax(dim=-1)
     return ((attention @ weight) * x * is_valid).sum(dim=-1)
 
@@ -50,14 +50,14 @@ def attend(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
 def attend_across(x: Tensor, weight: Tensor, is_valid: Tensor | None) -> Tensor:
     """Aggregate as :func:`attend` does, over the last axis but one: [..., n, m] to [..., m].
 
-    Σ_i p_i Σ_j M_ij x_j = p (M x): M multiplies the similarities here, not the weights. To
-    transpose ``x`` instead would cost an exported graph more than all the rest.
+    Σ_i p_i Σ_j M_ij x_j = p (M x): M multiplies the similarities here, not the weights. A
+    transposed ``x`` would cost an exported graph more than all the rest.
     """
     logits = x
     if is_valid is not None:
         logits = x.masked_fill(~is_valid, float("-inf"))
         x = x * is_valid
-    # The largest becomes 0, so that nothing overflows; it cancels out, in the gradient too.
+    # Subtracting the largest prevents overflow. It cancels out, in the gradient too.
     powers = (logits - logits.detach().amax(dim=-2, keepdim=True)).exp()
     return (powers * (weight @ x)).sum(dim=-2) / powers.sum(dim=-2)
 
@@ -69,7 +69,7 @@ def _wide(name: str, features: Tensor | None) -> Tensor:
 
 
 class Scorer(nn.Module):
-    """Similarity of every text to every video, at the grains of the configuration."""
+    """Similarity of every text to every video, in the grains of the configuration."""
 
     keep_float32 = True
 
@@ -156,8 +156,8 @@ class Scorer(nn.Module):
     ) -> Tensor:
         videos, frames, dim = frame.shape
         similarity = sentence @ frame.reshape(-1, dim).T
-        # Not before it has this shape: ONNX Runtime would make the factor part of the product,
-        # which takes twice as long for one text.
+        # Divide after the reshape: ONNX Runtime would fuse the factor into the product, which
+        # then takes twice as long for one text.
         similarity = similarity.reshape(-1, videos, frames) / TEMPERATURE  # [T, V, F]
         return attend(similarity, self.get_parameter("frame_logit_weight"), is_frame) * TEMPERATURE
 
@@ -168,10 +168,10 @@ class Scorer(nn.Module):
         videos, frames, _ = frame.shape
         matrix = self.get_parameter
         projected = (word @ matrix("local_mat_weight")).reshape(-1, dim) / TEMPERATURE
-        # The gallery's features from the left: a runtime packs the right factor, which is small.
+        # The gallery's features are the left factor: a runtime packs the right one, the small one.
         similarity = frame.reshape(-1, dim) @ projected.T
         similarity = similarity.reshape(videos, frames, texts * words)
-        # Here [V, F, T W], below [V, F, T, W]: the same memory, of which nothing is moved.
+        # [V, F, T W] here and [V, F, T, W] below are the same memory; nothing is moved.
         wide_mask = None if is_frame is None else is_frame[..., None]  # [V, F, 1]
         frames_first = attend_across(similarity, matrix("frame_mat_weight"), wide_mask)
         frames_first = frames_first.reshape(videos, texts, words)

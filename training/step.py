@@ -1,14 +1,15 @@
 """One training step: the gradients of a batch, and the update.
 
-The loss compares every text of the batch with every video, so it needs the features of all at
-once, but not their encoders' activations. Each step therefore goes through the features: encode,
-compute the loss and its gradient at the features, carry that gradient back through the
-encoders. One way serves three needs: a plain step; several processes, which exchange features
-and not activations; and batches larger than memory, encoded in chunks twice ("gradient
-caching", Gao et al. 2021, arXiv:2101.06983). All three give the same gradients.
+The loss compares every text of the batch with every video. It needs the features of all at once,
+and not the encoders' activations. A step therefore encodes, computes the loss and its gradient at
+the features, and carries that gradient back through the encoders.
 
-In half precision the encoders alone compute in it. FP16 needs its loss scaled on top (see
-:mod:`xclip_deploy.training.loss_scaling`); BF16 has FP32's range and does not.
+The same code serves a plain step, several processes, which exchange features alone, and batches
+larger than memory. The last are encoded in chunks, twice ("gradient caching", Gao et al. 2021,
+arXiv:2101.06983). All three give the same gradients.
+
+Only the encoders compute in half precision. FP16 needs a scaled loss (see
+:mod:`xclip_deploy.training.loss_scaling`). BF16 has FP32's range and needs none.
 """
 
 from __future__ import annotations
@@ -35,43 +36,42 @@ EncoderPrecision = Literal["fp32", "bf16", "fp16"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of ``mallopt(3)``, in glibc's ``malloc.h``."""
 _LARGEST_KEPT = (1 << 30, 32 << 20)
-"""Bytes of one block; larger ones still come from the system and go back to it. Older versions
-refuse the first."""
+"""Largest block, bytes, that the process keeps. Older versions of glibc refuse the first value."""
 _MOST_KEPT = (1 << 31) - 1
-"""Bytes that stay with the process at its heap's end; ``mallopt`` takes no more."""
+"""Bytes that the process keeps at its heap's end; ``mallopt`` takes no more."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Pairs(NamedTuple):
-    """B pairs of text and video: this process's share of a batch."""
+    """Pairs of text and video, B of them: one process's share of a batch."""
 
     token_ids: Tensor
-    """Integer [B, W]."""
+    """Integers [B, W]."""
     frames: Tensor
     """uint8 [B, F, S, S, 3]."""
     num_frames: Tensor
-    """Integer [B]."""
+    """Integers [B]."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did."""
+    """Result of a step."""
 
     loss: float
-    """Of the whole batch, all processes together."""
+    """Loss of the whole batch, all processes together."""
     grad_norm: float | None
-    """Of all gradients together, before clipping; None in a skipped step."""
+    """Norm of all gradients together, before clipping; None in a skipped step."""
     seconds: float
     skipped: bool = False
-    """Whether the gradients overflowed FP16, and nothing was updated."""
+    """True where the gradients overflowed FP16, so that nothing was updated."""
     loss_scale: float | None = None
-    """What the loss was multiplied by; None without loss scaling."""
+    """Factor of the loss; None without loss scaling."""
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:
-    """Symmetric cross-entropy over a batch's similarities.
+    """Return the symmetric cross-entropy over a batch's similarities.
 
-    ``logits``: [B, B], text i and video i belonging together. Returns the mean of both
+    ``logits``: [B, B]; text i and video i belong together. The loss is the mean of both
     directions (X-CLIP, section 3.4).
     """
     target = torch.arange(len(logits), device=logits.device)
@@ -88,18 +88,26 @@ def train_step(
     chunk_size: int | None = None,
     precision: EncoderPrecision = "fp32",
     scaler: LossScaler | None = None,
+    accumulation_steps: int = 1,
+    average_encoders: bool = False,
 ) -> StepResult | None:
-    """Update the model once; None, with nothing updated, where the loss is not finite.
+    """Update the model once; return None, and update nothing, where the loss is not finite.
 
-    See :func:`compute_gradients` for the options. ``scaler``: given in FP16 and in nothing else.
-    A finite loss whose scaled gradients are not finite is no failure: the step is skipped, by
-    all processes alike. Raises TrainingError where no scale helps.
+    See :func:`compute_gradients` for the options. ``scaler``: required in FP16, else None. All
+    processes skip a step whose loss is finite and whose scaled gradients are not. Raises
+    TrainingError where no scale helps.
     """
     assert (scaler is not None) == (precision == "fp16")
     started_s = time.monotonic()
     optimizer.zero_grad(set_to_none=True)
     loss = compute_gradients(
-        model, pairs, chunk_size=chunk_size, precision=precision, scaler=scaler
+        model,
+        pairs,
+        chunk_size=chunk_size,
+        precision=precision,
+        scaler=scaler,
+        accumulation_steps=accumulation_steps,
+        average_encoders=average_encoders,
     )
     if not torch.isfinite(loss):
         optimizer.zero_grad(set_to_none=True)
@@ -131,15 +139,45 @@ def compute_gradients(
     chunk_size: int | None = None,
     precision: EncoderPrecision = "fp32",
     scaler: LossScaler | None = None,
+    accumulation_steps: int = 1,
+    average_encoders: bool = False,
 ) -> Tensor:
     """Set the parameters' gradients of the loss over the pairs of all processes.
 
     ``chunk_size``: most pairs whose activations are in memory at once; None keeps all, and
-    encodes once instead of twice. In BF16 and FP16 the encoders compute in it; the scorer, the
-    loss and the weights stay in FP32. With a ``scaler`` the gradients are its scale times
-    those of the loss. Every process must have as many pairs. Returns the loss, a scalar, not
-    scaled.
+    encodes once instead of twice. ``precision``: arithmetic of the encoders; the scorer, the
+    loss and the weights stay in FP32. ``scaler``: multiplies the gradients by its scale.
+    ``accumulation_steps``: parts of the pairs, each with a loss of its own; it divides their
+    number. ``average_encoders``: divide the encoders' gradients by the number of processes.
+    Every process must have the same number of pairs. Returns the loss, a scalar, not scaled;
+    of several parts, the mean.
     """
+    size = len(pairs.token_ids) // accumulation_steps
+    losses = [
+        _add_gradients(
+            model,
+            Pairs(*(tensor[start : start + size] for tensor in pairs)),
+            1 / accumulation_steps,
+            chunk_size=chunk_size,
+            precision=precision,
+            scaler=scaler,
+        )
+        for start in range(0, size * accumulation_steps, size)
+    ]
+    _combine(model, average_encoders=average_encoders)
+    return losses[0] if accumulation_steps == 1 else torch.stack(losses).mean()
+
+
+def _add_gradients(
+    model: XClip,
+    pairs: Pairs,
+    factor: float,
+    *,
+    chunk_size: int | None,
+    precision: EncoderPrecision,
+    scaler: LossScaler | None,
+) -> Tensor:
+    """Add ``factor`` times the gradients of one loss to this process's; return the loss."""
     size = len(pairs.token_ids)
     chunks = [
         Pairs(*(tensor[start : start + (chunk_size or size)] for tensor in pairs))
@@ -154,29 +192,29 @@ def compute_gradients(
     num_frames = gather(pairs.num_frames)
     with torch.enable_grad():
         loss = contrastive_loss(model.scorer(*features, num_words, num_frames).logits)
-    # The scorer needs no scale and has it all the same: one division then serves all gradients.
-    scaled = loss if scaler is None else scaler.scaled(loss)
+    # The scorer needs no scale and gets it too: one division then serves all gradients.
+    part = loss if factor == 1 else loss * factor
+    scaled = part if scaler is None else scaler.scaled(part)
     scaled.backward()  # type: ignore[no-untyped-call]
     mine = slice(rank() * size, (rank() + 1) * size)
     gradients = [None if tensor.grad is None else tensor.grad[mine] for tensor in features]
     start = 0
-    for chunk, part in zip(chunks, encoded, strict=True):
+    for chunk, outputs in zip(chunks, encoded, strict=True):
         rows = slice(start, start + len(chunk.token_ids))
-        _backward(part if is_whole else _encode(model, chunk, precision), gradients, rows)
+        _backward(outputs if is_whole else _encode(model, chunk, precision), gradients, rows)
         start = rows.stop
-    _combine(model)
     return loss.detach()
 
 
 def set_gradient_checkpointing(model: XClip, enabled: bool) -> None:
-    """Switch it in all transformers of the model."""
+    """Switch gradient checkpointing on or off in all transformers of the model."""
     for module in model.modules():
         if isinstance(module, Transformer):
             module.gradient_checkpointing = enabled
 
 
 def _encode(model: XClip, pairs: Pairs, precision: EncoderPrecision) -> tuple[Tensor, ...]:
-    """Sentence, word, video and frame features."""
+    """Return sentence, word, video and frame features."""
     device = pairs.frames.device.type
     with torch.autocast(device, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST):
         text = model.text_encoder(pairs.token_ids)
@@ -189,7 +227,7 @@ def _backward(features: Sequence[Tensor], gradients: Sequence[Tensor | None], ro
     used = [
         (feature, gradient[rows])
         for feature, gradient in zip(features, gradients, strict=True)
-        # A scorer without fine grains reads no words and no frames; frozen encoders take none.
+        # A scorer without fine grains reads no words and frames. Frozen encoders need no gradient.
         if gradient is not None and feature.requires_grad
     ]
     if used:
@@ -197,23 +235,26 @@ def _backward(features: Sequence[Tensor], gradients: Sequence[Tensor | None], ro
         torch.autograd.backward(tensors, upstream)
 
 
-def _combine(model: XClip) -> None:
-    """Make every process's gradients those of the whole batch."""
+def _combine(model: XClip, *, average_encoders: bool) -> None:
+    """Make every process's gradients those of the whole batch.
+
+    An encoder's gradients are parts, one a process, and the scorer's are whole on each. The
+    authors' DistributedDataParallel takes the mean of both, hence ``average_encoders``.
+    """
     sum_gradients(model.parameters())
-    # The encoders' were each process's own part; the scorer's were the whole on each.
-    for parameter in model.scorer.parameters():
+    for parameter in model.parameters() if average_encoders else model.scorer.parameters():
         if parameter.grad is not None:
             parameter.grad /= world_size()
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library of this process to keep large blocks that are freed.
+    """Make the C library of this process keep large blocks that are freed.
 
-    glibc returns large blocks to the system at once. A step on the CPU frees and asks for hundreds
-    of megabytes of activations, and the system clears every page of them anew. That takes a
-    twentieth of the time of the demo preset's steps. Meant for a process whose work is training: it
-    holds its peak of memory from then on. Returns whether there was anything to tell; elsewhere
-    than in glibc nothing changes.
+    glibc returns large blocks to the system at once. A step on the CPU frees and requests hundreds
+    of megabytes of activations, and the system clears all their pages anew. That takes a twentieth
+    of the time of the demo preset's steps. The process holds its peak of memory from then on, so
+    call this only where training is its work. Returns whether glibc took the setting; other C
+    libraries stay as they are.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""text_encoder: token ids to one sentence embedding and one embedding per token."""
+"""Text encoder: encode token ids to one sentence embedding and one embedding per token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.training.precision import MASKED, LayerNorm, at_least_float32, l2_normalize
+from xclip_deploy.training.precision import (
+    MASKED,
+    LayerNorm,
+    at_least_float32,
+    in_dtype,
+    l2_normalize,
+)
 from xclip_deploy.training.transformer import Transformer
 
 
@@ -22,18 +28,18 @@ def count_tokens(token_ids: Tensor) -> Tensor:
 
 
 class TextEncoderOutput(NamedTuple):
-    """What the text encoder makes of T texts."""
+    """Features of T texts."""
 
     sentence_features: Tensor
-    """[T, D], unit length: the end-of-text position."""
+    """Embeddings of the end-of-text position, [T, D], unit length."""
     word_features: Tensor
-    """[T, W, D], unit length: every position, padding too."""
+    """Embeddings of every position, padding too, [T, W, D], unit length."""
 
 
 class TextEncoder(nn.Module):
     """CLIP's text tower with the projection applied at every position."""
 
-    # The projection is small, and what leaves it are the embeddings themselves.
+    # The projection is small, and its results are the embeddings themselves.
     float32_parameters = frozenset({"text_projection"})
 
     def __init__(self, config: ModelConfig) -> None:
@@ -53,17 +59,19 @@ class TextEncoder(nn.Module):
         return TextEncoderOutput(word_features.gather(1, index).squeeze(1), word_features)
 
     def encode_tokens(self, token_ids: Tensor) -> Tensor:
-        """Token embeddings before normalisation, [T, W, D]."""
+        """Return token embeddings before normalisation, [T, W, D]."""
         words = token_ids.shape[1]
-        x = self.token_embedding(token_ids) + self.positional_embedding[:words]
+        dtype = self.transformer.dtype
+        x = in_dtype(self.token_embedding(token_ids), dtype)
+        x = x + in_dtype(self.positional_embedding[:words], dtype)
         positions = torch.arange(words, device=token_ids.device)
         is_future = positions[None, :] > positions[:, None]
         mask = torch.where(is_future, MASKED, 0.0)  # [W, W]
         x = self.ln_final(self.transformer(x, mask))
-        return at_least_float32(x) @ self.text_projection
+        return at_least_float32(x) @ at_least_float32(self.text_projection)
 
     def initialize(self) -> None:
-        """Random weights as OpenAI's CLIP starts from."""
+        """Draw random weights as OpenAI's CLIP does."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=self.transformer.width**-0.5)

@@ -1,4 +1,4 @@
-"""The PyTorch model behind the interface of the runtime: texts and frames in, arrays out."""
+"""PyTorch model behind the runtime's interface: it takes texts and frames and returns arrays."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from xclip_deploy.training.model import XClip
 
 
 class TorchMatcher:
-    """Encodes and scores with a model in PyTorch, where and as it is: the weights are not copied.
+    """Encoder and scorer that run a PyTorch model where it is, without a copy of its weights.
 
-    Every call runs in evaluation mode and without gradients, and leaves the model in the mode
-    that it was in, so that a model can be evaluated while it trains.
+    Every call runs in evaluation mode and without gradients. The model keeps its mode, so that
+    it can be evaluated while it trains.
     """
 
     def __init__(self, model: XClip, *, max_batch: int = 16) -> None:
@@ -43,7 +43,7 @@ class TorchMatcher:
             )
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Embed texts, cut to the model's length: FP32. Raises InvalidArgumentError."""
+        """Embed texts, cut to the model's length, in FP32. Raises InvalidArgumentError."""
         token_ids = self.tokenizer.encode(texts, self.config.max_words)  # [T, W]
         dim = self.config.embed_dim
         sentences = np.empty((len(texts), dim), dtype=np.float32)
@@ -86,8 +86,8 @@ class TorchMatcher:
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score every text against every video, all at once.
 
-        Texts times videos times words times frames numbers are in memory, several times:
-        ``similarity_matrix`` asks for a block after the other.
+        Memory holds texts times videos times words times frames numbers, several times.
+        ``similarity_matrix`` therefore asks for one block after the other.
         """
         with self._inference():
             scores = self.model.scorer(
@@ -110,7 +110,7 @@ class TorchMatcher:
         was_training = self.model.training
         self.model.eval()
         try:
-            # Not inference_mode: what the model caches here must be usable in training.
+            # inference_mode would make tensors that the model caches here unusable in training.
             with torch.no_grad():
                 yield
         finally:

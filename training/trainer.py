@@ -1,7 +1,8 @@
-"""The training loop: data, model, steps, validation, checkpoints; resumable at any step."""
+"""Training loop: data, model, steps, validation and checkpoints; resumable at any step."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from xclip_deploy.runtime.arguments import (
     as_path,
     as_truth,
 )
+from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.tokenizer import Tokenizer
-from xclip_deploy.training.checkpoints import load_checkpoint
+from xclip_deploy.training.checkpoints import CheckpointOptions, load_checkpoint
 from xclip_deploy.training.config import StartConfig, TrainConfig
 from xclip_deploy.training.datasets.batches import Batch, BatchLoader
 from xclip_deploy.training.datasets.epoch_order import epoch_order
@@ -31,47 +33,50 @@ from xclip_deploy.training.initialization import freeze_layers, initialize_from
 from xclip_deploy.training.loss_scaling import LossScaler
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import Recipe, make_optimizer
+from xclip_deploy.training.precision import halve_clip
 from xclip_deploy.training.run_data import RunData
 from xclip_deploy.training.run_folder import Position, RunFolder, draw_curves
 from xclip_deploy.training.step import Pairs, StepResult, set_gradient_checkpointing, train_step
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where a run stands after a step, for whoever shows the progress."""
+    """Progress of a run after a step."""
 
     step: int
-    """Steps done, of ``total_steps``."""
+    """Number of steps done, of ``total_steps``."""
     total_steps: int
     epoch: int
-    """Counted from 1, of ``epochs``."""
+    """Number of the epoch, from 1 to ``epochs``."""
     epochs: int
     loss: float
     grad_norm: float | None
-    """Before clipping; None in a skipped step."""
+    """Norm of all gradients before clipping; None in a skipped step."""
     lr: float
-    """Learning rate of this step for what is not CLIP's."""
+    """Learning rate of this step for parameters that are not CLIP's."""
     clip_lr: float
-    """For CLIP's parameters."""
+    """Learning rate of this step for CLIP's parameters."""
     seconds: float
-    """Of this step, waiting for its batch included."""
+    """Duration of this step, with the wait for its batch."""
     skipped: bool
-    """Whether the gradients overflowed FP16, and nothing was updated."""
+    """True where the gradients overflowed FP16, so that nothing was updated."""
     loss_scale: float | None
-    """Of this step; None without loss scaling, which FP16 alone has."""
+    """Loss scale of this step; None without loss scaling, which FP16 alone has."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run."""
+    """Result of a finished run."""
 
     path: Path
-    """Its folder; ``best.pt`` and ``last.pt`` in it are checkpoints like any others."""
+    """Folder of the run; ``best.pt`` and ``last.pt`` in it are checkpoints like any others."""
     steps: int
     best_recall: float | None
     """Best validation text-to-video R@1, percent; None without validation."""
     metrics: dict[str, Any]
-    """Validation after the last epoch; empty without."""
+    """Metrics of the validation after the last epoch; empty without validation."""
 
 
 def train(
@@ -82,15 +87,15 @@ def train(
     on_step: Callable[[StepReport], None] | None = None,
     on_preparation: ProgressFunction | None = None,
 ) -> TrainResult:
-    """Train a model, or go on with a run that was interrupted.
+    """Train a model, or continue a run that was interrupted.
 
-    A resumed run continues exactly: batches are a function of seed, epoch and step alone, and
+    A resumed run continues exactly. Batches are a function of seed, epoch and step alone, and
     ``last.pt`` holds the weights, the optimiser's state and the loss scale. Under ``torchrun``
     each process takes its share of every batch, and the first writes the folder.
 
-    Raises InvalidArgumentError, CheckpointError, DatasetError, or TrainingError: a loss that
-    is not finite (the batch is then listed in ``failed_batch.json``), gradients that overflow
-    FP16 at any loss scale, or a folder that cannot be written.
+    Raises InvalidArgumentError, CheckpointError and DatasetError. Raises TrainingError for a
+    loss that is not finite (``failed_batch.json`` then lists the batch), for gradients that
+    overflow FP16 at any loss scale, and for a folder that cannot be written.
     """
     as_instance("config", config, TrainConfig, "a TrainConfig, as resolve_config gives")
     folder = as_path("output", output)
@@ -127,7 +132,9 @@ class _Run:
         self.steps_per_epoch = len(order)
         self.total_steps = len(order) * optimization.epochs
         self.model.to(self.device)
-        freeze_layers(self.model, optimization.freeze_layers)
+        freeze_layers(self.model, optimization.freeze_layers, freeze_3d=optimization.freeze_3d)
+        if optimization.clip_in_fp16:
+            halve_clip(self.model)
         set_gradient_checkpointing(self.model, optimization.gradient_checkpointing)
         recipe = Recipe(
             lr=optimization.lr,
@@ -149,8 +156,15 @@ class _Run:
                 self.folder.rewind_log(self.position.step)
 
     def train(self) -> TrainResult:
+        data = self.config.data
         pairs = PairDataset(
-            self.split, Tokenizer.default(), self.source, self.model.config.max_words
+            self.split,
+            Tokenizer.default(),
+            self.source,
+            self.model.config.max_words,
+            expand_sentences=data.expand_sentences,
+            frame_order=data.frame_order,
+            seed=self.config.optimization.seed,
         )
         metrics: dict[str, Any] = {}
         pin_memory = self.device.type == "cuda"
@@ -159,8 +173,8 @@ class _Run:
             while self.position.step < self.total_steps:
                 metrics = self._epoch(loader)
         if not metrics and self.validation is not None and self.is_first:
-            # A run that was resumed at its end.
-            metrics = validate(self.model, self.validation, self.source)
+            # The run was resumed at its end.
+            metrics = self._measure(self.validation)
         if self.is_first:
             self.folder.write_json("metrics.json", metrics)
             draw_curves(self.folder.records(), self.folder.path / "curves.png")
@@ -170,11 +184,11 @@ class _Run:
         )
 
     def _epoch(self, loader: BatchLoader) -> dict[str, Any]:
-        """Train to the end of the epoch that the run is in; returns its validation."""
+        """Train to the end of the current epoch; return its validation."""
         epoch, start = divmod(self.position.step, self.steps_per_epoch)
         self.model.train()
         waited_since_s = time.monotonic()
-        for batch in loader.batches(self._order(epoch), start):
+        for batch in loader.batches(self._order(epoch), start, epoch=epoch):
             rates = self._rates()
             result = self._step(batch)
             step = self.position.step + 1
@@ -205,6 +219,8 @@ class _Run:
             chunk_size=optimization.chunk_size,
             precision=optimization.precision,
             scaler=self.scaler,
+            accumulation_steps=optimization.accumulation_steps,
+            average_encoders=optimization.average_encoder_gradients,
         )
         if result is not None:
             return result
@@ -225,7 +241,7 @@ class _Run:
         )
 
     def _rates(self) -> tuple[float, float]:
-        """Next learning rates: of what is not CLIP's, and of CLIP's."""
+        """Return the next learning rates, of other parameters and of CLIP's."""
         rates = [self.optimizer.rate(group) for group in self.optimizer.param_groups]
         return max(rates), min(rates)
 
@@ -254,13 +270,20 @@ class _Run:
     def _validate(self) -> dict[str, Any]:
         if self.validation is None or not self.is_first:
             return {}
-        metrics = validate(self.model, self.validation, self.source)
+        metrics = self._measure(self.validation)
         self.folder.log({"step": self.position.step, "validation": metrics})
         recall = float(metrics["text_to_video"]["recall_at_1"])
-        if recall > self.position.best_recall:
+        is_equal_and_later = (
+            self.config.best_of_equals == "last" and recall == self.position.best_recall
+        )
+        if recall > self.position.best_recall or is_equal_and_later:
             self.position = Position(self.position.step, recall)
             self.folder.save_best(self.model)
         return metrics
+
+    def _measure(self, split: Split) -> dict[str, Any]:
+        order = self.config.data.validation_frame_order
+        return validate(self.model, split, self.source, frame_order=order)
 
     def _save(self) -> None:
         if self.is_first:
@@ -268,8 +291,16 @@ class _Run:
 
     def _order(self, epoch: int) -> Any:  # noqa: ANN401 - int64 [steps, pairs of this process]
         optimization = self.config.optimization
+        is_expanded = self.config.data.expand_sentences
+        # The processes share a batch evenly, and each its share among its parts.
+        parts = optimization.accumulation_steps * world_size()
+        if optimization.batch_size % parts:
+            raise InvalidArgumentError(
+                f"batch_size {optimization.batch_size} is no multiple of {parts}, the processes "
+                "times accumulation_steps"
+            )
         return epoch_order(
-            len(self.split.captions),
+            len(self.split.captions if is_expanded else self.split.videos),
             optimization.batch_size,
             seed=optimization.seed,
             epoch=epoch,
@@ -279,9 +310,12 @@ class _Run:
 
 
 def _start(start: StartConfig, seed: int) -> XClip:
-    """The model at step 0."""
+    """Make the model at step 0."""
     if start.checkpoint is not None:
-        checkpoint = load_checkpoint(start.checkpoint)
+        checkpoint = load_checkpoint(start.checkpoint, CheckpointOptions(weights=start.weights))
+        for note in checkpoint.notes if rank() == 0 else ():
+            if note.startswith("took "):  # the others are about settings of ``start``
+                logger.warning("%s: %s", start.checkpoint, note)
         return initialize_from(checkpoint, start.model_config_for(checkpoint.config))
     if start.architecture is None:
         raise InvalidArgumentError(

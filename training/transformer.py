@@ -1,4 +1,4 @@
-"""The transformer that CLIP uses for images and text, and X-CLIP for frames."""
+"""Transformer that CLIP uses for images and text, and X-CLIP for frames."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from xclip_deploy.training.precision import LayerNorm
 class Attention(nn.Module):
     """Multi-head self-attention with the parameter names of OpenAI's CLIP.
 
-    The product is written out as MatMul, Softmax, MatMul: TensorRT fuses that form, and
-    ONNX's own ``Attention`` operator (opset 23) it does not.
+    The product is written as MatMul, Softmax, MatMul: TensorRT fuses that form. It does not
+    fuse ONNX's own ``Attention`` operator (opset 23).
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -55,7 +55,7 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] to [..., width]."""
+        """Transform [..., width] to [..., width]."""
         x = self.c_fc(x)
         x = quick_gelu(x) if self.activation is Activation.QUICK_GELU else functional.gelu(x)
         projected: Tensor = self.c_proj(x)
@@ -73,7 +73,7 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, L, width] to [B, L, width]."""
+        """Transform [B, L, width] to [B, L, width]; ``mask`` as in :class:`Attention`."""
         x = x + self.attn(self.ln_1(x), mask)
         mixed: Tensor = x + self.mlp(self.ln_2(x))
         return mixed
@@ -89,17 +89,17 @@ class Transformer(nn.Module):
             ResidualAttentionBlock(width, heads, activation) for _ in range(layers)
         )
         self.gradient_checkpointing = False
-        """Whether training computes activations again in the backward pass, to save memory."""
+        """True to compute activations again in the backward pass, which saves memory."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the blocks compute in."""
+        """Dtype that the blocks compute in."""
         first = self.resblocks[0]
         assert isinstance(first, ResidualAttentionBlock)
         return first.mlp.c_fc.weight.dtype
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, L, width] to [B, L, width]; ``mask`` as in :class:`Attention`."""
+        """Run all blocks, [B, L, width] to [B, L, width]; ``mask`` as in :class:`Attention`."""
         for block in self.resblocks:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, mask, use_reentrant=False)
@@ -108,7 +108,7 @@ class Transformer(nn.Module):
         return x
 
     def initialize(self) -> None:
-        """Random weights as OpenAI's CLIP starts from (its ``initialize_parameters``)."""
+        """Draw random weights as OpenAI's CLIP does in ``initialize_parameters``."""
         projection_std = self.width**-0.5 * (2 * len(self.resblocks)) ** -0.5
         for block in self.resblocks:
             assert isinstance(block, ResidualAttentionBlock)

@@ -1,4 +1,4 @@
-"""video_encoder: frames to one video embedding and one embedding per frame."""
+"""Video encoder: encode frames to one video embedding and one embedding per frame."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 from xclip_deploy.runtime.model_config import ModelConfig, PatchEmbedding
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
-from xclip_deploy.training.precision import LayerNorm, at_least_float32, l2_normalize
+from xclip_deploy.training.precision import LayerNorm, at_least_float32, in_dtype, l2_normalize
 from xclip_deploy.training.temporal import temporal_head
 from xclip_deploy.training.transformer import Transformer
 
 
 class VideoEncoderOutput(NamedTuple):
-    """What the video encoder makes of V videos."""
+    """Features of V videos."""
 
     video_features: Tensor
-    """[V, D], unit length, after the temporal head."""
+    """Embeddings of the videos after the temporal head, [V, D], unit length."""
     frame_features: Tensor
-    """[V, F, D], unit length, before the temporal head."""
+    """Embeddings of the frames before the temporal head, [V, F, D], unit length."""
 
 
 class VisionTransformer(nn.Module):
     """CLIP's image tower, over frames."""
 
-    # The projection is small, and what leaves it are the embeddings themselves.
+    # The projection is small, and its results are the embeddings themselves.
     float32_parameters = frozenset({"proj"})
 
     def __init__(self, config: ModelConfig) -> None:
@@ -54,7 +54,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, config.embed_dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised ``pixels`` [V, F, 3, H, W] to frame embeddings [V, F, D], not normalised."""
+        """Encode normalised ``pixels`` [V, F, 3, H, W] to frame embeddings [V, F, D]."""
         videos, frames = pixels.shape[:2]
         pixels = pixels.to(self.conv1.weight.dtype)
         if isinstance(self.conv1, nn.Conv3d):
@@ -63,14 +63,14 @@ class VisionTransformer(nn.Module):
         else:
             x = self.conv1(pixels.flatten(0, 1))  # [V F, width, g, g]
         x = x.flatten(2).transpose(1, 2)  # [V F, g g, width]
-        token = self.class_embedding.expand(x.shape[0], 1, -1)
-        x = torch.cat([token, x], dim=1) + self.positional_embedding
+        token = in_dtype(self.class_embedding, x.dtype).expand(x.shape[0], 1, -1)
+        x = torch.cat([token, x], dim=1) + in_dtype(self.positional_embedding, x.dtype)
         x = self.transformer(self.ln_pre(x))
-        x = at_least_float32(self.ln_post(x[:, 0])) @ self.proj  # [V F, D]
+        x = at_least_float32(self.ln_post(x[:, 0])) @ at_least_float32(self.proj)  # [V F, D]
         return x.reshape(videos, frames, -1)
 
     def initialize(self) -> None:
-        """Random weights as OpenAI's CLIP starts from."""
+        """Draw random weights as OpenAI's CLIP does."""
         scale = self.transformer.width**-0.5
         nn.init.normal_(self.class_embedding, std=scale)
         nn.init.normal_(self.positional_embedding, std=scale)
@@ -80,7 +80,7 @@ class VisionTransformer(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """Frames of V videos to video and frame embeddings."""
+    """Image tower and temporal head: frames of V videos to video and frame embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -90,42 +90,42 @@ class VideoEncoder(nn.Module):
     def forward(self, frames: Tensor, num_frames: Tensor) -> VideoEncoderOutput:
         """Encode videos.
 
-        ``frames``: uint8 RGB [V, F, H, W, 3], padded at the end with anything.
-        ``num_frames``: integer [V], the valid ones, at least 1.
+        ``frames``: uint8 RGB [V, F, H, W, 3]; padding at the end may hold anything.
+        ``num_frames``: integer [V], number of valid frames, at least 1.
         """
         is_valid = self.is_valid(frames, num_frames)
         frame_raw = self.encode_frames(frames, is_valid)
         x = frame_raw if self.temporal is None else self.temporal(frame_raw, is_valid)
-        # CLIP4Clip section 3.3: unit frames, mean over the valid ones, unit video.
+        # CLIP4Clip, section 3.3: normalise frames, average the valid ones, normalise the video.
         x = l2_normalize(x) * is_valid[..., None]
         pooled = x.sum(dim=1) / is_valid.sum(dim=1, keepdim=True).clamp_min(1)
         return VideoEncoderOutput(l2_normalize(pooled), l2_normalize(frame_raw))
 
     def encode_frames(self, frames: Tensor, is_valid: Tensor) -> Tensor:
-        """Frame embeddings before normalisation and temporal head, [V, F, D].
+        """Return frame embeddings before normalisation and temporal head, [V, F, D].
 
         ``frames``: uint8 [V, F, H, W, 3]. ``is_valid``: bool [V, F].
         """
         # TensorRT cannot transpose uint8: the cast comes first.
-        assert frames.dtype == torch.uint8  # else this is no copy
+        assert frames.dtype == torch.uint8  # another dtype might not be copied by the cast
         pixels = frames.to(self.visual.ln_pre.weight.dtype)
         mean = torch.tensor(CLIP_MEAN, dtype=pixels.dtype, device=pixels.device)
         std = torch.tensor(CLIP_STD, dtype=pixels.dtype, device=pixels.device)
-        # In place: in training, three more copies of a batch's pixels took a twentieth of a step.
+        # Compute in place: three more copies of the pixels took a twentieth of a training step.
         pixels.div_(255.0).sub_(mean).div_(std)
-        # A padded frame is zero after normalisation: the mean colour, not black.
+        # Padded frames are zero after normalisation, which is the mean colour and not black.
         pixels = torch.where(is_valid[..., None, None, None], pixels, 0.0)
         frame_raw: Tensor = self.visual(pixels.permute(0, 1, 4, 2, 3))
         return frame_raw
 
     @staticmethod
     def is_valid(frames: Tensor, num_frames: Tensor) -> Tensor:
-        """Which frames are not padding, bool [V, F]."""
+        """Mark the frames that are not padding, bool [V, F]."""
         positions = torch.arange(frames.shape[1], device=frames.device, dtype=num_frames.dtype)
         return positions[None, :] < num_frames[:, None]
 
     def initialize(self) -> None:
-        """Random weights."""
+        """Draw random weights."""
         self.visual.initialize()
         if self.temporal is not None:
             self.temporal.initialize()

@@ -5,9 +5,9 @@
 >>> retriever.add(["videos/"])                       # doctest: +SKIP
 >>> retriever.search("a dog on a leash", k=5)        # doctest: +SKIP
 
-What most programs need is named in ``__all__``. Names are loaded when they are first used:
-importing the package is fast, and the runtime needs no PyTorch. The rest of the public interface
-is imported from its submodule::
+``__all__`` lists what most programs need. A name is loaded at its first use, so importing the
+package is fast, and the runtime needs no PyTorch. The rest of the public interface is imported
+from submodules::
 
     xclip_deploy.errors                 every error; their tree and exit statuses
     xclip_deploy.runtime.arguments      PathName
@@ -159,7 +159,7 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package in _EXTRA_OF_PACKAGE:
-            # PyTorch is of two extras; the one that this name needs in full.
+            # Two extras install PyTorch. Name the one with everything that this name needs.
             is_training = _MODULE_OF[name] in ("training.config", "training.trainer")
             extra = "train" if is_training else _EXTRA_OF_PACKAGE[package]
             raise MissingExtraError(package, extra, name) from error

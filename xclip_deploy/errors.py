@@ -7,7 +7,7 @@ The whole tree, with the exit status that the command line gives each branch::
     ├── MissingExtraError                 3   (also an ImportError)
     ├── CheckpointError                   4
     │   ├── CheckpointReadError               missing, empty, truncated, unsafe to open
-    │   ├── UnknownLayoutError                weights of no model family that we know
+    │   ├── UnknownLayoutError                weights of no known model family
     │   └── CheckpointMismatchError           known family, inconsistent weights
     ├── ExportError                       5
     │   └── ParityError                       a graph does not reproduce PyTorch
@@ -37,10 +37,11 @@ The whole tree, with the exit status that the command line gives each branch::
     │   ├── AmbiguousVideoError               several files for one id, or one for several
     │   └── MissingVideosError                more annotated videos without a file than allowed
     ├── TrainingError                    12   (a run that cannot go on)
-    └── VerificationError                13   (a graph or engine is not what its model computes)
+    ├── VerificationError                13   (a graph or engine differs from its model)
+    └── OutputError                      14   (standard output cannot be written)
 
-A message says what was found, what was expected and, where there is one, the
-command that mends it, in one line.
+A message is one line. It says what was found, what was expected and, where one exists, the
+command that mends it.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ class XclipDeployError(Exception):
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the message and the attributes, whatever arguments a subclass is made with."""
+        """Pickle the message and the attributes, whatever the constructor of a subclass takes."""
         return _restore, (type(self), self.args, self.__dict__)
 
 
 def _restore(
     kind: type[XclipDeployError], args: tuple[object, ...], attributes: dict[str, Any]
 ) -> XclipDeployError:
-    """Make an error anew from its message and attributes, past the constructor of its class."""
+    """Rebuild an error from its message and attributes, without its class's constructor."""
     error = kind.__new__(kind, *args)
     super(XclipDeployError, error).__init__(*args)  # ImportError keeps its message there
     error.__dict__.update(attributes)
@@ -119,7 +120,7 @@ class ParityError(ExportError):
     def __init__(self, message: str, records: Sequence[object] = ()) -> None:
         super().__init__(message)
         self.records: tuple[Any, ...] = tuple(records)
-        """A ``ParityRecord`` of every tensor that was compared, passed or not."""
+        """A ``ParityRecord`` for each compared tensor, passed or not."""
 
 
 class BundleError(XclipDeployError):
@@ -175,7 +176,7 @@ class DriverError(SessionError):
 
 
 class BackendUnavailableError(SessionError):
-    """A backend is installed, and libraries that it needs do not load here."""
+    """A backend is installed, but libraries that it needs do not load here."""
 
 
 class ClosedError(SessionError):
@@ -183,7 +184,7 @@ class ClosedError(SessionError):
 
 
 class DeviceMemoryError(SessionError):
-    """Something does not fit into the GPU's memory, or into the bound that was set."""
+    """Data does not fit into the GPU's memory, or into the limit that was set."""
 
 
 class GalleryError(XclipDeployError):
@@ -236,11 +237,11 @@ class MissingVideosError(DatasetError):
     def __init__(self, message: str, missing: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.missing = tuple(missing)
-        """Ids of all videos without a file, in the order of the annotations."""
+        """Ids of all videos that have no file, in the order of the annotations."""
 
 
 class TrainingError(XclipDeployError):
-    """A run cannot go on: its loss or gradients are not finite, or its folder not writable."""
+    """A run cannot continue: loss or gradients are not finite, or its folder is not writable."""
 
     exit_code = 12
 
@@ -253,4 +254,10 @@ class VerificationError(XclipDeployError):
     def __init__(self, message: str, certificate: object = None) -> None:
         super().__init__(message)
         self.certificate: Any = certificate
-        """``Certificate`` of the whole comparison; None where it was never finished."""
+        """``Certificate`` of the whole comparison; None if the comparison did not finish."""
+
+
+class OutputError(XclipDeployError):
+    """Results cannot be written to standard output: it is closed, or its disk is full."""
+
+    exit_code = 14

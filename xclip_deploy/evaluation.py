@@ -1,7 +1,7 @@
-"""``evaluate``: any kind of model by one function.
+"""``evaluate``, one function for models of every kind.
 
-A bundle is evaluated by ``runtime`` alone. ``training``, and PyTorch with it, is imported
-where a checkpoint is given.
+Evaluating a bundle needs ``runtime`` alone. A checkpoint imports ``training``, and with it
+PyTorch.
 """
 
 from __future__ import annotations
@@ -62,40 +62,40 @@ def evaluate(
     progress: ProgressFunction | None = None,
     session: SessionOptions | None = None,
 ) -> Evaluation:
-    """Measure how well a model finds the videos of a split by their captions, and the reverse.
+    """Measure retrieval of videos by caption, and of captions by video, on a split.
 
-    The metrics are those of :func:`~xclip_deploy.runtime.metrics.retrieval_metrics`. See
-    :func:`~xclip_deploy.runtime.evaluation.evaluate_matcher` for the memory that it takes.
+    :func:`~xclip_deploy.runtime.metrics.retrieval_metrics` defines the metrics.
+    :func:`~xclip_deploy.runtime.evaluation.evaluate_matcher` says how much memory this takes.
 
     Args:
-        model: A bundle (a directory with ``manifest.json``), or a checkpoint of any kind that
+        model: Path of a bundle (a directory with ``manifest.json``) or of a checkpoint that
             ``load_checkpoint`` reads; or an opened ``Bundle``, ``DeployedModel`` (any session)
             or ``TorchMatcher`` (a model in PyTorch).
         split: Videos and captions, from ``open_dataset``.
-        dual_softmax: Also report the metrics after re-scoring with the whole set of queries.
+        dual_softmax: Also report the metrics after a dual softmax over all queries.
         dual_softmax_temperature: Temperature of the dual softmax, in logits.
-        max_unreadable_share: Share of the videos with a file, 0 to 1, that may be unreadable.
+        max_unreadable_share: Largest share of unreadable videos, 0 to 1, among those with a file.
         device: ``auto``, ``cpu`` or ``cuda``. Only for paths and bundles.
         precision: ``auto``, or a precision of ``SessionOptions``; a checkpoint runs in FP32.
             Only for paths and bundles.
-        threads: CPU threads for inference; None: one per core. Only for paths and bundles.
-        workers: Videos decoded at the same time; None: one per core.
+        threads: CPU threads for inference; None means one per core. Only for paths and bundles.
+        workers: Videos decoded at the same time; None means one per core.
         reader: Library that decodes video.
-        max_batch: Most texts or videos in one run of an encoder.
-        options: Settings that the weights of a checkpoint do not tell. Only for paths of
+        max_batch: Largest number of texts or videos in one run of an encoder.
+        options: Settings that cannot be read from a checkpoint's weights. Only for paths of
             checkpoints.
-        frames_per_second: Frames sampled per second of video; None: a bundle's own, else 1. A
-            bundle takes no other.
-        frames: Frames in place of those of the files: see ``evaluate_matcher``.
-        progress: Called after every video, and every few captions.
-        session: All options of inference, in place of device, precision and threads. Only for
-            paths and bundles; a checkpoint takes no more of it than these three.
+        frames_per_second: Frames sampled per second of video. None means the bundle's rate, or
+            1 for a checkpoint. A bundle accepts no other rate than its own.
+        frames: Frames to use instead of the files', as ``evaluate_matcher`` takes them.
+        progress: Callback, called after each video and every few captions.
+        session: All options of inference, instead of device, precision and threads. Only for
+            paths and bundles; a checkpoint accepts these three options alone.
 
     Raises:
-        BundleError, CheckpointError, SessionError, EngineError: the model cannot be used.
-        DatasetError: more videos than allowed are unreadable, or all.
-        InvalidArgumentError: an argument is out of range or not for this kind of model.
-        MissingExtraError: the package that the model or reader needs is not installed.
+        BundleError, CheckpointError, SessionError, EngineError: The model cannot be used.
+        DatasetError: Too many videos are unreadable, or all of them.
+        InvalidArgumentError: An argument is out of range, or not for this kind of model.
+        MissingExtraError: A package that the model or reader needs is not installed.
     """
     as_instance("split", split, Split, "a Split, as open_dataset gives")
     as_truth("dual_softmax", dual_softmax)
@@ -141,8 +141,8 @@ def evaluate(
         model = Bundle.open(path)
     if options is not None:
         raise InvalidArgumentError(
-            "options say what a checkpoint's weights do not tell; expected none for a bundle or "
-            "a model in memory"
+            "options complete a checkpoint's weights; expected none for a bundle or a model in "
+            "memory"
         )
     if isinstance(model, Bundle):
         return evaluate_bundle(model, split, wanted, common)

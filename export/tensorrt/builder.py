@@ -1,13 +1,14 @@
-"""Building a set of engines, strongly typed, from a bundle's graphs.
+"""Build a set of strongly typed engines from a bundle's graphs.
 
-Everything that can be proved of an engine without running it is proved before it is written:
-it parses, its boundary is the manifest's, its FP32 islands are in FP32. On a GPU it is run
-too. Only then does the set take its place.
+Each engine is checked before it is written: its graph parses, its inputs and outputs are those of
+the manifest, and its FP32 islands compute in FP32. Where a GPU is there, the set runs too. Only
+then does the set take its place.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from xclip_deploy.export.tensorrt.network import check_network, graph_sources, p
 from xclip_deploy.export.tensorrt.options import check_options
 from xclip_deploy.export.tensorrt.plan import build_plan
 from xclip_deploy.export.tensorrt.profiles import EngineShapes
-from xclip_deploy.export.tensorrt.progress import BuildProgress, BuildStep
 from xclip_deploy.export.tensorrt.timing_cache import TimingCacheFile
 from xclip_deploy.runtime.arguments import (
     as_callback,
@@ -41,40 +41,46 @@ from xclip_deploy.runtime.engine_set import (
     BuildOptions,
     EngineRecord,
     EngineSet,
+    Flavour,
     ShapeRange,
     directory_name,
     engine_file,
     read_engine_set,
+    why_not_rtx,
 )
 from xclip_deploy.runtime.files import replaced_directory, sha256_of
 from xclip_deploy.runtime.manifest import FileRecord, Graph, GraphSpec, Precision
 from xclip_deploy.runtime.nvidia_driver import first_gpu
+from xclip_deploy.runtime.presentation import listed
+from xclip_deploy.runtime.progress import Progress, ProgressFunction
+
+logger = logging.getLogger(__name__)
 
 _TEST_BATCH = 16
 
 SelfTest = Callable[[Bundle, Path, EngineSet], bool]
 """Function that runs a finished set, given its bundle, folder and description. It returns whether
-the engines could be run here, and raises where they do not compute what their model does."""
+the engines can run here. It raises where their results differ from the model's."""
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build came to."""
+    """Result of a build."""
 
     path: Path
     """Folder of the engine set."""
     engine_set: EngineSet
     is_new: bool
-    """False where the set that was there is what would have been built."""
+    """Whether the set was built. False where the existing set already is what was asked for."""
     notes: tuple[str, ...] = ()
-    """What is worth knowing of the engines, such as attention that was not fused."""
+    """Remarks on the engines, such as attention that was not fused."""
 
 
 def verify_on_gpu(bundle: Bundle, folder: Path, engine_set: EngineSet) -> bool:
     """Compare the engines in ``folder`` with the bundle's FP32 graphs, on this machine's GPU.
 
-    Returns False where there is no GPU, or none that these engines are for. Raises
-    VerificationError, SessionError or EngineError. Never run so far: no GPU was at hand.
+    Returns False where no GPU can run these engines. Raises VerificationError, SessionError or
+    EngineError. This function has not run on a GPU yet.
     """
     gpu = first_gpu()
     if gpu is None or not engine_set.runs_on(gpu.major, gpu.minor):
@@ -86,7 +92,7 @@ def verify_on_gpu(bundle: Bundle, folder: Path, engine_set: EngineSet) -> bool:
 
 
 def _largest_batch(engine_set: EngineSet) -> int:
-    """Return the largest batch that both encoders take, at most 16: no test must fill a GPU."""
+    """Return the largest batch that both encoders take, at most 16 so that it fits every GPU."""
     video = engine_set.engines[Graph.VIDEO_ENCODER].profiles[-1]["num_frames"]
     text = engine_set.engines[Graph.TEXT_ENCODER].profiles[-1]["token_ids"]
     return min(_TEST_BATCH, video.max[0], text.max[0])
@@ -102,33 +108,33 @@ def build_engines(
     timing_cache: str | PathLike[str] | None = None,
     force: bool = False,
     self_test: SelfTest | None = verify_on_gpu,
-    progress: BuildProgress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> BuildResult:
     """Build the three engines of a bundle.
 
-    The set takes its place in the bundle when all three are built and tested; an older set of
-    the same flavour, version, precision and target stands until then, and for good where it is
-    what would be built.
+    The set takes its place in the bundle once all three are built and tested. Until then an older
+    set of the same flavour, version, precision and target stays. It stays for good where it
+    already is what the call asks for.
 
     Args:
         bundle: Path of a bundle, or an opened one.
-        precision: Of the graphs to build from; FP32, FP16 or BF16.
+        precision: Precision of the graphs to build from; FP32, FP16 or BF16.
         flavour: ``auto``, ``tensorrt`` or ``rtx``.
         shapes: Batch ranges, which make the optimisation profiles.
-        options: What the flavour is asked for; one that it does not have is refused.
-        timing_cache: File that ``tensorrt`` keeps its measurements in, made where it is missing.
+        options: Build options; one that the flavour does not have is refused.
+        timing_cache: File for the measurements of ``tensorrt``, created where it is missing.
         force: Whether to build even where nothing that matters has changed.
-        self_test: Runs the finished set before it takes its place; what it raises leaves the
-            old engines. The default does so where there is a GPU for them; None: no test.
-        progress: Called as each engine gets on, from a thread of the builder's.
+        self_test: Function that runs the finished set before it takes its place. If it raises,
+            the old engines stay. The default runs where a GPU can run the set; None: no test.
+        progress: Called from a thread of the builder as each engine proceeds.
 
     Raises:
         BundleError: the bundle cannot be used.
-        EngineBuildError: TensorRT did not build, with its own reason, or the result is not what
-            it must be, or it cannot be written.
-        InvalidArgumentError: the flavour does not have an option, or the bundle no such graphs.
+        EngineBuildError: TensorRT built no engine, an engine is not as expected, or the set
+            cannot be written.
+        InvalidArgumentError: the flavour has no such option, or the bundle no such graphs.
         MissingExtraError: TensorRT is not installed.
-        KeyboardInterrupt: on Ctrl-C, when TensorRT has stopped.
+        KeyboardInterrupt: on Ctrl-C, once TensorRT has stopped.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     precision = as_member("precision", precision, Precision)
@@ -144,6 +150,8 @@ def build_engines(
     as_callback("progress", progress)
     library = load_tensorrt(flavour)
     check_options(library, options, timing_cache=timing_cache is not None)
+    if library.flavour is Flavour.RTX:
+        _warn_of_unsupported_gpu()
     sources = graph_sources(bundle, precision)
     asked: dict[str, Any] = {
         "flavour": library.flavour,
@@ -185,6 +193,19 @@ def build_engines(
     return BuildResult(path, engine_set, is_new=True, notes=tuple(_notes(engine_set)))
 
 
+def _warn_of_unsupported_gpu() -> None:
+    """Warn where this machine's GPU cannot run the engines. Building for others is legitimate."""
+    gpu = first_gpu()
+    reason = None if gpu is None else why_not_rtx(gpu.major, gpu.minor)
+    if gpu is not None and reason is not None:
+        logger.warning(
+            "%s: the engines run on other GPUs, not on this machine's %s, and are not tested here; "
+            "for this GPU use --flavor tensorrt",
+            reason,
+            gpu.name,
+        )
+
+
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -199,7 +220,7 @@ def _present(
     asked: dict[str, Any],
     profiles: dict[Graph, tuple[dict[str, ShapeRange], ...]],
 ) -> EngineSet | None:
-    """The set at ``path``, if it is whole and what a build as ``asked`` would come to."""
+    """Return the set at ``path`` if it is whole and matches what was asked for, else None."""
     try:
         present = read_engine_set(path, bundle.path)
     except EngineError:
@@ -227,25 +248,27 @@ def _notes(engine_set: EngineSet) -> list[str]:
         if attention.fused is not None and attention.fused < attention.expected:
             notes.append(
                 f"{graph.value}: {attention.fused} of {attention.blocks} attention blocks have "
-                f"fused kernels, {attention.expected} were expected; the engine is right, and "
+                f"fused kernels, {attention.expected} were expected; the engine is correct, but "
                 "slower than it could be"
             )
     return notes
 
 
 def _reporter(
-    progress: BuildProgress | None, graph: Graph, number: int, total: int
+    progress: ProgressFunction | None, graph: Graph, number: int, total: int
 ) -> Callable[[float, str], None]:
     def report(fraction: float, phase: str) -> None:
         if progress:
-            progress(BuildStep(graph, number, total, fraction, phase))
+            progress(
+                Progress("building", number, total, step=graph.value, fraction=fraction, note=phase)
+            )
 
     return report
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One engine to build."""
+    """An engine to build."""
 
     library: TensorRT
     bundle: Bundle
@@ -259,7 +282,7 @@ class _Job:
     def run(
         self, cache: TimingCacheFile | None, report: Callable[[float, str], None]
     ) -> tuple[EngineRecord, bytes]:
-        """The engine's record and its plan."""
+        """Build the engine and return its record and its plan."""
         start_s = time.monotonic()
         report(0.0, "Checking and parsing the graph")
         audit = GraphAudit({}, ())
@@ -267,7 +290,7 @@ class _Job:
             audit = audit_graph(self.source, self.graph, self.bundle.manifest.model)
         parsed = parse_graph(self.library, self.graph, self.source)
         if isinstance(parsed, list):
-            reasons = "; ".join(str(operator) for operator in parsed)
+            reasons = listed([str(operator) for operator in parsed])
             raise EngineBuildError(
                 f"{self.library.name} could not parse {self.source}: {reasons}; for all of them "
                 f"run: xclip-deploy build-trt {self.bundle.path} --dry-run"

@@ -1,4 +1,4 @@
-"""Finding TensorRT: which flavour is there, which version, and what it builds for."""
+"""Find TensorRT: the installed flavour, its version and the GPUs that it builds for."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class TensorRT:
     module: Any
     version: str
     gpu: VisibleGpu | None
-    """The GPU that it builds on; None for ``rtx``, which builds on the CPU."""
+    """GPU that it builds on; None for ``rtx``, which builds on the CPU."""
 
     @property
     def name(self) -> str:
-        """For messages: module and version."""
+        """Module and version, for messages."""
         return f"{self.flavour.module_name} {self.version}"
 
     def target(self, options: BuildOptions) -> str:
-        """What engines built with ``options`` run on; see :attr:`EngineSet.target`."""
+        """Name the GPUs that engines built with ``options`` run on; see `EngineSet.target`."""
         if self.gpu is None:
             return "-".join(options.compute_capabilities) or "portable"
         capability = f"sm{self.gpu.major}{self.gpu.minor}"
@@ -40,11 +40,11 @@ class TensorRT:
 def load_tensorrt(flavour: str = "auto") -> TensorRT:
     """Load ``tensorrt`` or ``rtx`` (the module ``tensorrt_rtx``).
 
-    ``auto`` takes ``tensorrt`` where it is installed and a GPU is there, as it builds for that
-    GPU alone; else ``rtx``, which needs no GPU to build.
+    ``auto`` takes ``tensorrt`` where it is installed and a GPU is there, since it builds for that
+    GPU alone. Otherwise it takes ``rtx``, which needs no GPU to build.
 
-    Raises MissingExtraError where the library is not installed, EngineBuildError where it
-    cannot build here, InvalidArgumentError for an unknown flavour.
+    Raises MissingExtraError where the library is not installed, EngineBuildError where it cannot
+    build here, and InvalidArgumentError for an unknown flavour.
     """
     if flavour != "auto":
         try:
@@ -59,7 +59,7 @@ def load_tensorrt(flavour: str = "auto") -> TensorRT:
     if _import(Flavour.RTX) is not None:
         return _load(Flavour.RTX)
     if _import(Flavour.TENSORRT) is not None:
-        return _load(Flavour.TENSORRT)  # raises, saying that there is no GPU
+        return _load(Flavour.TENSORRT)  # raises: there is no GPU
     raise MissingExtraError("tensorrt_rtx", "rtx", "Building TensorRT engines")
 
 

@@ -1,8 +1,8 @@
-"""What an ONNX graph in half precision computes in FP32, read off the graph itself.
+"""Find what an ONNX graph in half precision computes in FP32.
 
-TensorRT builds strongly typed networks: it computes in the types that the graph has. So what
-must be in FP32 (layer norms, L2 norms, the scorer, what leaves a graph) can be proved on the
-graph, without a GPU. The types come from ONNX's own shape inference.
+Strongly typed TensorRT networks compute in the types of the graph. The graph alone therefore
+proves, without a GPU, what is computed in FP32. Layer norms, L2 norms, the scorer and all outputs
+must be. ONNX's own shape inference gives the types.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from xclip_deploy.runtime.engine_set import Flavour, FusedAttention
 from xclip_deploy.runtime.grains import GRAINS
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead
+from xclip_deploy.runtime.presentation import cut, listed
 
 if TYPE_CHECKING:
     import onnx
 
 _BIG_TENSOR_BYTES = 4096
 FUSED_KERNEL = b"_gemm_mha_v2_0x"
-"""Begins the name of TensorRT-RTX's fused multi-head attention kernel. A plan in half precision
-holds it three times for every fused block and every profile; one in FP32 never holds it."""
+"""Part of the name of TensorRT-RTX's fused multi-head attention kernel. A plan in half precision
+holds it three times for every fused block and profile. A plan in FP32 never holds it."""
 _KERNELS_A_BLOCK = 3
 
-# Operators that move elements and compute nothing.
+# These operators move elements and compute nothing.
 _MOVEMENT = frozenset(
     {
         "Concat",
@@ -51,37 +52,36 @@ _MOVEMENT = frozenset(
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """A softmax between two matrix products, in half precision."""
+    """Attention in half precision: a softmax between two matrix products."""
 
     node: str
     """Name of the softmax."""
     heads: int | None
-    """None where the graph does not tell."""
+    """Number of heads; None where the graph does not tell."""
     has_mask: bool
-    """Whether something is added to the scores."""
+    """Whether a mask is added to the scores."""
 
     @property
     def fuses(self) -> bool:
-        """Whether TensorRT-RTX has been seen to fuse its like; see ``FusedAttention``."""
+        """Whether TensorRT-RTX is known to fuse such a block; see ``FusedAttention``."""
         return self.heads != 1 or not self.has_mask
 
 
 @dataclass(frozen=True)
 class GraphAudit:
-    """What was found in a graph of half precision."""
+    """Findings in a graph of half precision."""
 
     float32_islands: dict[str, int]
-    """Sites that compute in FP32, by kind."""
+    """Number of sites that compute in FP32, by kind."""
     attention: tuple[AttentionBlock, ...]
 
 
 def audit_graph(path: Path, graph: Graph, config: ModelConfig) -> GraphAudit:
     """Prove that a graph in FP16 or BF16 has its FP32 islands.
 
-    Every layer norm (as many as the model has), every L2 norm and what it is taken of, every
-    output, and in the scorer every operator computes in FP32.
-
-    Raises EngineBuildError that names the nodes which do not.
+    These compute in FP32: every layer norm, as many as the model has; every L2 norm and its input;
+    every output; every operator of the scorer. Raises EngineBuildError, which names the nodes that
+    do not.
     """
     try:
         import onnx
@@ -90,13 +90,15 @@ def audit_graph(path: Path, graph: Graph, config: ModelConfig) -> GraphAudit:
 
     model = onnx.load(str(path), load_external_data=False)
     for tensor in model.graph.initializer:
-        # Weights have types and shapes without their content, which may be gigabytes.
+        # Types and shapes suffice. The content of weights may be gigabytes.
         if len(tensor.raw_data) > _BIG_TENSOR_BYTES:
             tensor.ClearField("raw_data")
     try:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise EngineBuildError(f"{path}: ONNX finds no types in it: {error}") from error
+        raise EngineBuildError(
+            f"{path}: ONNX finds no types in it: {cut(str(error), 600)}"
+        ) from error
     walk = _Walk(model.graph)
     faults: list[str] = []
     if graph is Graph.SCORER:
@@ -119,15 +121,15 @@ def audit_graph(path: Path, graph: Graph, config: ModelConfig) -> GraphAudit:
     ]
     if faults:
         raise EngineBuildError(
-            f"{path} does not compute in FP32 what it must: {'; '.join(faults)}; export again: "
+            f"{path} does not compute in FP32 what it must: {listed(faults)}; export again: "
             "xclip-deploy export CHECKPOINT"
         )
-    # The scorer's softmaxes are FP32 and no attention in the sense of a fused kernel.
+    # The scorer's softmaxes are FP32, so that they do not count as attention to fuse.
     return GraphAudit(islands, tuple(walk.attention_blocks()))
 
 
 def _layer_norms(graph: Graph, config: ModelConfig) -> int:
-    """Two in a block; one after the text tower; one before and one after the image tower."""
+    """Count the layer norms: two a block, one after the text tower, two around the image tower."""
     if graph is Graph.TEXT_ENCODER:
         return 2 * config.text.layers + 1
     layers = config.vision.layers
@@ -137,7 +139,7 @@ def _layer_norms(graph: Graph, config: ModelConfig) -> int:
 
 
 class _Walk:
-    """A graph with the types of its values, and which node makes and reads each."""
+    """A graph with the type, the producer and the readers of each value."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         from onnx import TensorProto
@@ -156,16 +158,16 @@ class _Walk:
         self._shapes: dict[str, list[int]] = {}
         for value in (*graph.value_info, *graph.input, *graph.output):
             self._types[value.name] = value.type.tensor_type.elem_type
-            # 0 for what is not a number.
+            # A dynamic size counts as 0.
             sizes = [size.dim_value for size in value.type.tensor_type.shape.dim]
             self._shapes[value.name] = sizes
 
     def operators(self, op_types: Collection[str], faults: list[str]) -> int:
-        """How many of these types compute in FP32; a fault for each that does not."""
+        """Count the operators of these types in FP32. Add a fault for each that is not."""
         return sum(self._is_wide(node, faults) for node in self._nodes if node.op_type in op_types)
 
     def scorer_operators(self, faults: list[str]) -> int:
-        """All that compute: what only moves or casts features is no arithmetic."""
+        """Count the scorer's operators in FP32, without those that only move or cast."""
         return sum(
             self._is_wide(node, faults)
             for node in self._nodes
@@ -175,7 +177,7 @@ class _Walk:
         )
 
     def l2_norms(self, faults: list[str]) -> int:
-        """Norms in FP32, of what arithmetic in FP32 made, by which something is divided in FP32."""
+        """Count the L2 norms whose input, norm and division are computed in FP32."""
         count = 0
         for node in self._nodes:
             if node.op_type != "ReduceL2":
@@ -188,11 +190,11 @@ class _Walk:
         return count
 
     def outputs(self, faults: list[str]) -> int:
-        """Outputs that are FP32 and come out of arithmetic in FP32."""
+        """Count the outputs that are FP32 and computed in FP32."""
         return sum(self._is_made_wide(name, faults) for name in self._outputs)
 
     def attention_blocks(self) -> Iterator[AttentionBlock]:
-        """Softmaxes between matrix products, in half precision."""
+        """Find the softmaxes between matrix products in half precision."""
         for node in self._nodes:
             if node.op_type != "Softmax" or self._types.get(node.input[0]) not in self._halves:
                 continue
@@ -210,7 +212,7 @@ class _Walk:
                 yield AttentionBlock(_name(node), heads, has_mask)
 
     def _is_wide(self, node: onnx.NodeProto, faults: list[str]) -> bool:
-        """Whether all floating-point values at a node are FP32; else a fault."""
+        """Return whether a node's floating-point values are all FP32. Add a fault if not."""
         types = [self._types.get(name) for name in (*node.input, *node.output) if name]
         if None in types or 0 in types:
             faults.append(f"{_name(node)} has a type that ONNX cannot infer")
@@ -225,26 +227,26 @@ class _Walk:
         return True
 
     def _is_made_wide(self, name: str, faults: list[str]) -> bool:
-        """Whether a value comes out of arithmetic in FP32, not out of a cast from half."""
+        """Return whether a value is computed in FP32 rather than cast from half precision."""
         if self._types.get(name) != self._float32:
             faults.append(f"{name} is not in FP32")
             return False
         producer = self._producer.get(name)
         if producer is None:
-            return True  # an input or a weight, in FP32 by its type
+            return True  # an input or a weight of type FP32
         if producer.op_type == "Cast":
             if self._types.get(producer.input[0]) in self._halves:
                 faults.append(f"{name} is in half precision up to {_name(producer)}")
                 return False
             return True
         if producer.op_type in _MOVEMENT:
-            # Of several inputs the rest are shapes and indices, or are joined to the first.
+            # The other inputs are shapes and indices.
             moved = [one for one in producer.input if self._types.get(one) == self._float32]
             return all(self._is_made_wide(one, faults) for one in moved)
         return self._is_wide(producer, faults)
 
     def _forward(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-        """Arithmetic that reads a node's result, through movement and lower bounds."""
+        """Find the arithmetic that reads a node's result, through moves, casts and bounds."""
         for reader in self._readers.get(node.output[0], []):
             if reader.op_type in _MOVEMENT or reader.op_type in ("Clip", "Max", "Cast"):
                 yield from self._forward(reader)
@@ -263,7 +265,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> Any:  # noqa: A
 def count_fused_attention(
     library: TensorRT, plan: bytes, profiles: int, audit: GraphAudit
 ) -> FusedAttention:
-    """Count the fused blocks of an engine that was built with ``profiles`` profiles."""
+    """Count the fused attention blocks of an engine with ``profiles`` profiles."""
     fused = None
     if library.flavour is Flavour.RTX:
         fused = plan.count(FUSED_KERNEL) // (_KERNELS_A_BLOCK * profiles)

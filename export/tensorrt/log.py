@@ -1,7 +1,6 @@
-"""What TensorRT says while it works: kept for error messages and for its memory figures.
+"""Keep TensorRT's messages, for the reasons of errors and for its memory figures.
 
-TensorRT reports failure by returning None, False or -1, and tells the reason to its logger
-alone.
+TensorRT reports failure by returning None, False or -1. It tells the reason to its logger alone.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Any
 
 from xclip_deploy.errors import EngineBuildError
 from xclip_deploy.export.tensorrt.flavours import TensorRT
+from xclip_deploy.runtime.presentation import cut
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +21,9 @@ _logs: dict[str, Any] = {}
 
 
 def log_of(library: TensorRT) -> Any:  # noqa: ANN401 - a class of TensorRT's
-    """The process's one logger for a flavour: TensorRT keeps the first that it is given.
+    """Return the process's logger for a flavour. TensorRT keeps the first that it is given.
 
-    It has ``errors`` and ``memory``, lists of messages since ``clear()``.
+    ``errors`` and ``memory`` of the logger list the messages since ``clear()``.
     """
     if library.flavour.value not in _logs:
         _logs[library.flavour.value] = _make_log(library.module)
@@ -31,8 +31,10 @@ def log_of(library: TensorRT) -> Any:  # noqa: ANN401 - a class of TensorRT's
 
 
 def failure(library: TensorRT, what: str, log: Any) -> EngineBuildError:  # noqa: ANN401
-    """The error for something that TensorRT did not do, with the reason that it logged."""
-    reasons = " | ".join(log.errors[-_MAX_REASONS:]) or "it gave no reason"
+    """Return the error for a failed call of TensorRT, with the reasons that it logged."""
+    reasons = (
+        " | ".join(cut(each, 250) for each in log.errors[-_MAX_REASONS:]) or "it gave no reason"
+    )
     return EngineBuildError(f"{library.name} {what}: {reasons}")
 
 
@@ -48,7 +50,7 @@ def _make_log(trt: Any) -> Any:  # noqa: ANN401 - a module without type hints
             self.memory.clear()
 
         def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
-            # Called from TensorRT's own threads too: nothing but appending here.
+            # TensorRT's own threads call this too, so it only appends.
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(" ".join(message.split()))
             elif severity == trt.ILogger.WARNING:

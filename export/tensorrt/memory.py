@@ -1,4 +1,4 @@
-"""Device memory that an engine needs, in the library's own figures where it gives them."""
+"""Find the device memory that an engine needs, by the library's own figures where possible."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 def engine_memory(
     library: TensorRT, plan: bytes, spec: GraphSpec, profiles: Sequence[dict[str, ShapeRange]]
 ) -> EngineMemory:
-    """What the engine that was just built needs.
+    """Return the memory that the engine built last needs.
 
-    ``tensorrt``, which builds on its GPU, is asked for it through the engine. An RTX engine
-    cannot be opened without a GPU, and on one it would first be compiled; there the builder's
-    own report is read, which is no interface: where it is not understood, the plan's size
-    stands for the weights.
+    ``tensorrt`` builds on its GPU, so the engine itself tells. An RTX engine cannot be opened
+    without a GPU, and would first be compiled on one. There the builder's log tells. The log is no
+    stable interface: where it cannot be parsed, the plan's size stands for the weights.
     """
     tensors = tuple(_tensor_bytes(spec, profile) for profile in profiles)
     source: Literal["engine", "builder log", "plan size"]
@@ -49,7 +48,7 @@ def _from_engine(
 ) -> tuple[int, tuple[int, ...]] | None:
     trt = library.module
     runtime = trt.Runtime(log_of(library))
-    runtime.engine_host_code_allowed = True  # our own plan; version-compatible ones need it
+    runtime.engine_host_code_allowed = True  # version-compatible plans need it; this one is ours
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None
@@ -61,14 +60,14 @@ def _from_engine(
 def _from_log(messages: Sequence[str], profiles: int) -> tuple[int, tuple[int, ...]] | None:
     activations = [int(found[1]) for line in messages if (found := _ACTIVATIONS.match(line))]
     weights = [int(found[1]) for line in messages if (found := _WEIGHTS.match(line))]
-    # One figure for each profile, in their order, and one for the weights that they share.
+    # The log has one figure for each profile, in order, and one for the shared weights.
     if len(activations) != profiles or len(weights) != 1:
         return None
     return weights[0], tuple(activations)
 
 
 def _tensor_bytes(spec: GraphSpec, profile: dict[str, ShapeRange]) -> int:
-    """Inputs and outputs at the largest shapes of a profile."""
+    """Return the bytes of inputs and outputs at the largest shapes of a profile."""
     sizes = {
         axis: size
         for tensor in spec.inputs

@@ -1,4 +1,4 @@
-"""Read a bundle's graphs into TensorRT networks, and check these against the manifest."""
+"""Parse a bundle's graphs into TensorRT networks, and check them against the manifest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from xclip_deploy.export.tensorrt.flavours import TensorRT
 from xclip_deploy.export.tensorrt.log import failure, log_of
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, Precision, TensorSpec
+from xclip_deploy.runtime.presentation import listed
 
 _DTYPES = {
     "FLOAT": DType.FLOAT32,
@@ -21,10 +22,10 @@ _DTYPES = {
 
 
 def graph_sources(bundle: Bundle, precision: Precision) -> dict[Graph, tuple[Path, GraphSpec]]:
-    """Return the path, its content checked, and the specification of each graph.
+    """Return the path of each graph, its content checked, and its specification.
 
-    Raises InvalidArgumentError for a precision that TensorRT does not build from or that the
-    bundle lacks, BundleIntegrityError for an altered file.
+    Raises InvalidArgumentError for a precision that TensorRT does not build from or the bundle
+    lacks, and BundleIntegrityError for an altered file.
     """
     if precision is Precision.INT8:
         raise InvalidArgumentError(
@@ -51,7 +52,7 @@ class UnsupportedOperator:
     operator: str
     """ONNX operator type."""
     reason: str
-    """In the parser's words, with its error code."""
+    """Reason in the parser's words, with its error code."""
 
     def __str__(self) -> str:
         return f"{self.operator or 'the graph'} ({self.node or 'no name'}): {self.reason}"
@@ -59,7 +60,7 @@ class UnsupportedOperator:
 
 @dataclass(frozen=True)
 class ParsedNetwork:
-    """A network, with what must live as long as it does."""
+    """A network, with the builder and the parser that must live as long as it does."""
 
     builder: Any
     network: Any
@@ -69,7 +70,7 @@ class ParsedNetwork:
 def parse_graph(
     library: TensorRT, graph: Graph, path: Path
 ) -> ParsedNetwork | list[UnsupportedOperator]:
-    """Parse the ONNX file at ``path``; the operators that TensorRT refuses, if there are any.
+    """Parse the ONNX file at ``path``. Return the network, or the operators that were refused.
 
     Raises EngineBuildError where TensorRT fails in another way.
     """
@@ -77,7 +78,7 @@ def parse_graph(
     log = log_of(library)
     log.clear()
     builder = trt.Builder(log)
-    # TensorRT 11 and RTX know no other networks; 10 needs to be told.
+    # Networks are always strongly typed in TensorRT 11 and RTX. Version 10 needs the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     if network is None:
         raise failure(library, f"made no network for {graph.value}", log)
@@ -96,14 +97,12 @@ def parse_graph(
 
 
 def check_network(library: TensorRT, graph: Graph, network: Any, spec: GraphSpec) -> None:  # noqa: ANN401
-    """Catch a network whose inputs or outputs are not those of the manifest.
+    """Compare a network's inputs and outputs with the manifest. Raises EngineBuildError.
 
-    A strongly typed build can succeed and yield half-precision outputs where the ONNX graph
-    declares FP32: the parser believes the nodes, not the declaration. Whoever reads the
-    buffers would then read garbage. Dynamic axes are compared by name where the network keeps
-    the names, on inputs: axes of one name are built to be of one size.
-
-    Raises EngineBuildError.
+    A strongly typed build can yield half-precision outputs where the ONNX graph declares FP32: the
+    parser follows the nodes, not the declaration. Readers of the buffers would then read garbage.
+    Inputs keep the names of their dynamic axes, which are compared too. Axes of one name share
+    their size in the engine.
     """
     pairs = (
         ("input", network.num_inputs, network.get_input, spec.inputs),
@@ -116,8 +115,8 @@ def check_network(library: TensorRT, graph: Graph, network: Any, spec: GraphSpec
             odd = [text for text in found if text not in want]
             missing = [text for text in want if text not in found]
             raise EngineBuildError(
-                f"{library.name} reads {graph.value} with {side}s {', '.join(odd or found)}; the "
-                f"bundle says {', '.join(missing or want)}; export again: xclip-deploy export "
+                f"{library.name} reads {graph.value} with {side}s {listed(odd or found)}; the "
+                f"bundle says {listed(missing or want)}; export again: xclip-deploy export "
                 "CHECKPOINT"
             )
 

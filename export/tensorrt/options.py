@@ -1,7 +1,7 @@
-"""Build options: which a flavour has, and how TensorRT is told.
+"""Check build options against the library's flavour, and set them.
 
-An option that the library at hand would ignore is refused: TensorRT-RTX takes most of them
-without a word and builds what it would have built anyway.
+An option that the library would ignore is refused. TensorRT-RTX accepts most of them silently and
+builds the same engine.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _NOT_TARGETS = ("NONE", "CURRENT")
 
 
 def parse_compute_capabilities(names: Iterable[str]) -> tuple[str, ...]:
-    """Read ``sm86``, ``86`` or ``8.6`` each; ascending, each once.
+    """Read compute capabilities, each as ``sm86``, ``86`` or ``8.6``; return them ascending.
 
-    Raises InvalidArgumentError for anything else.
+    Duplicates are dropped. Raises InvalidArgumentError for other names.
     """
     found: set[int] = set()
     for name in names:
@@ -38,7 +38,7 @@ def parse_compute_capabilities(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_options(library: TensorRT, options: BuildOptions, *, timing_cache: bool) -> None:
-    """Refuse what ``library`` does not have.
+    """Refuse options that ``library`` does not have.
 
     ``timing_cache``: whether one was asked for. Raises InvalidArgumentError with the reason.
     """
@@ -97,7 +97,7 @@ def _check_tensorrt(library: TensorRT, options: BuildOptions) -> None:
 
 
 def compute_capability_targets(library: TensorRT) -> tuple[str, ...]:
-    """What ``compute_capabilities`` may name, ascending; empty for a library without them."""
+    """List the targets that ``compute_capabilities`` may name, ascending; empty without any."""
     trt = library.module
     if not hasattr(trt, "ComputeCapability"):
         return ()
@@ -107,13 +107,13 @@ def compute_capability_targets(library: TensorRT) -> tuple[str, ...]:
 
 
 def configure(library: TensorRT, config: Any, options: BuildOptions) -> None:  # noqa: ANN401
-    """Set a builder configuration's options, which :func:`check_options` has passed.
+    """Set the options of a builder configuration, once :func:`check_options` has passed.
 
     Raises EngineBuildError where TensorRT does not take one.
     """
     trt = library.module
-    # On by default, it would round the factors of every FP32 product to 11 bits, FP16's
-    # precision, and the scorer and the projections are in FP32 because that is not enough.
+    # TF32 is on by default. It rounds the factors of FP32 products to 11 bits, as FP16 has.
+    # The scorer and the projections are in FP32 because they need more.
     config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
         pool = trt.MemoryPoolType.WORKSPACE

@@ -1,4 +1,4 @@
-"""Parsing all graphs without building, to see what TensorRT would not take."""
+"""Parse all graphs without building, to find what TensorRT refuses."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from xclip_deploy.runtime.manifest import Graph, Precision
 
 @dataclass(frozen=True)
 class GraphParse:
-    """How one graph parsed."""
+    """Result of parsing one graph."""
 
     layers: int | None
-    """Of the network; None where it did not parse."""
+    """Number of the network's layers; None where the graph did not parse."""
     unsupported: tuple[UnsupportedOperator, ...]
     """All operators that TensorRT refuses, in the graph's order."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a build would meet."""
+    """Result of a dry run."""
 
     library: str
-    """Module and version."""
+    """Module and version of TensorRT."""
     precision: Precision
     graphs: dict[Graph, GraphParse]
 
     @property
     def is_supported(self) -> bool:
-        """Whether every operator of every graph is."""
+        """Whether TensorRT takes every operator of every graph."""
         return not any(parse.unsupported for parse in self.graphs.values())
 
 
@@ -48,10 +48,10 @@ def dry_run(
     precision: Precision = Precision.FP16,
     flavour: str = "auto",
 ) -> DryRun:
-    """Parse the three graphs of a bundle with TensorRT, build nothing, write nothing.
+    """Parse the three graphs of a bundle with TensorRT, without building or writing anything.
 
-    Raises BundleError, InvalidArgumentError, MissingExtraError as :func:`build_engines` does,
-    and EngineBuildError where a graph that parses is not the one of the manifest.
+    Raises BundleError, InvalidArgumentError and MissingExtraError as :func:`build_engines` does.
+    Raises EngineBuildError where a parsed graph is not the one of the manifest.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     library = load_tensorrt(flavour)

@@ -1,4 +1,4 @@
-"""From a parsed network to a plan: the one step that takes long."""
+"""Build a plan from a parsed network, the one step that takes long."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ def build_plan(
 ) -> bytes:
     """Build an engine and serialise it.
 
-    ``options`` have passed ``check_options``. ``report`` is called with the fraction done, 0 to
-    0.99, and the phase; an exception that it raises ends the build, as Ctrl-C does.
-
-    Raises EngineBuildError with TensorRT's reason.
+    ``options``: those that passed ``check_options``. ``report``: called with the fraction done, 0
+    to 0.99, and the phase. An exception that it raises ends the build, as Ctrl-C does. Raises
+    EngineBuildError with TensorRT's reason.
     """
     builder, network, log = parsed.builder, parsed.network, log_of(library)
     config = builder.create_builder_config()
@@ -53,7 +52,7 @@ def build_plan(
     plan = build_monitored(
         library,
         config,
-        # Built is not done: it is looked into yet.
+        # The checks that follow take the last hundredth.
         report and (lambda fraction, phase: report(min(fraction, _NEARLY), phase)),
         lambda: builder.build_serialized_network(network, config),
     )
@@ -77,7 +76,7 @@ def _set_shape(
     name: str,
     shape: ShapeRange,
 ) -> None:
-    # Some versions return a bool, others None for success and raise for failure.
+    # Some versions return a bool. Others return None for success and raise for failure.
     where = f"{library.name} refuses {name} {shape} of {graph.value}"
     try:
         accepted = profile.set_shape(name, shape.min, shape.opt, shape.max)

@@ -1,4 +1,4 @@
-"""Optimisation profiles: the ranges of the dynamic axes that an engine is built for."""
+"""Make optimisation profiles: the ranges of the dynamic axes that an engine is built for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from xclip_deploy.runtime.manifest import Graph, GraphSpec
 class BatchRange:
     """Smallest, best and largest size of one dynamic axis.
 
-    Raises InvalidArgumentError unless 1 <= min <= opt <= max: TensorRT takes a disordered
-    range without a word.
+    Raises InvalidArgumentError unless 1 <= min <= opt <= max. TensorRT itself accepts a disordered
+    range silently.
     """
 
     min: int
@@ -47,8 +47,8 @@ _ONE = BatchRange(1, 1, 1)
 class EngineShapes:
     """Ranges of the dynamic axes of the three graphs.
 
-    The defaults suit a GPU of 8 GB: at ViT-L/14 the FP16 video encoder needs 1.7 GB for its
-    largest batch, by TensorRT-RTX's own report. An engine set's sidecar tells for itself.
+    The defaults suit a GPU of 8 GB. By TensorRT-RTX's report, the FP16 video encoder of ViT-L/14
+    needs 1.7 GB for its largest batch. The sidecar of an engine set records what it needs.
     """
 
     videos: BatchRange = field(default_factory=lambda: BatchRange(1, 8, 32))
@@ -60,11 +60,11 @@ class EngineShapes:
     scored_videos: BatchRange = field(default_factory=lambda: BatchRange(1, 256, 1024))
     """Videos in one run of the scorer: a chunk of the gallery."""
     query_profile: bool = True
-    """Whether text encoder and scorer also get a profile for exactly one text, before the one
-    for the whole range: a search is one text, and kernels chosen for it are faster."""
+    """Whether text encoder and scorer also get a profile for exactly one text. It precedes the
+    profile of the whole range. A search has one text, and kernels chosen for that are faster."""
 
     def profiles(self, graph: Graph, spec: GraphSpec) -> tuple[dict[str, ShapeRange], ...]:
-        """Profiles of a graph, in the engine's order: the range of every input, by name."""
+        """Return a graph's profiles in the engine's order: the range of every input, by name."""
         if graph is Graph.VIDEO_ENCODER:
             return (_profile(spec, {"batch": self.videos}),)
         if graph is Graph.TEXT_ENCODER:
@@ -77,10 +77,7 @@ class EngineShapes:
         return tuple(_profile(spec, {axis: texts, **rest}) for texts in ranges)
 
     def options(self) -> dict[str, str]:
-        """What differs from the defaults, as options of ``build-trt``.
-
-        Name to value, which is empty for a flag.
-        """
+        """Return changed fields as options of ``build-trt``: name to value, empty for a flag."""
         names = {
             "videos": "video-batch",
             "texts": "text-batch",

@@ -1,7 +1,7 @@
-"""How far a build is, as TensorRT's own progress monitor tells it, and stopping it.
+"""Follow a build by TensorRT's own progress monitor, and stop it.
 
-TensorRT reports phases within phases, each of a known number of steps. It knows no seconds:
-the fraction made of them never falls and ends at one, and promises nothing more.
+TensorRT reports phases within phases, each with a known number of steps. It reports no times. The
+fraction computed from the steps never falls and ends at one; it does not tell the time left.
 """
 
 from __future__ import annotations
@@ -12,28 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from xclip_deploy.export.tensorrt.flavours import TensorRT
-from xclip_deploy.runtime.manifest import Graph
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class BuildStep:
-    """How far one engine is."""
-
-    graph: Graph
-    number: int
-    """Of the engine, from 0."""
-    total: int
-    """Engines of the set."""
-    fraction: float
-    """0 to 1; 1 only when the engine is built and checked."""
-    phase: str
-    """What is being done, in TensorRT's words."""
-
-
-BuildProgress = Callable[[BuildStep], None]
-"""Called from a thread of the builder's as an engine gets on. What it raises stops the build."""
 
 
 @dataclass
@@ -42,11 +22,11 @@ class _Phase:
     steps: int
     done: int = 0
     remaining: float = 1.0
-    """Share of the current step that no finished phase within it has taken."""
+    """Share of the current step that its finished inner phases have not taken."""
 
 
 class PhaseTree:
-    """Phases within phases as one fraction. Safe to use from several threads."""
+    """Nested phases, summed up as one fraction. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,18 +35,18 @@ class PhaseTree:
         self._fraction = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase of ``steps`` steps begins within ``parent``."""
+        """Begin a phase of ``steps`` steps within ``parent``."""
         with self._lock:
             if self._root is None:
                 self._root = name
-            # Names come again, and which come within which is TensorRT's business: no circles.
+            # TensorRT chooses names and nesting, and uses names again: keep the tree acyclic.
             above = parent
             while above is not None and above != name:
                 above = self._phases[above].parent if above in self._phases else None
             self._phases[name] = _Phase(None if above == name else parent, max(steps, 1))
 
     def step(self, name: str, step: int) -> None:
-        """Step number ``step``, from 0, of a phase is done."""
+        """Mark step number ``step`` of a phase, from 0, as done."""
         with self._lock:
             phase = self._phases.get(name)
             if phase is not None:
@@ -74,19 +54,19 @@ class PhaseTree:
                 phase.remaining = 1.0
 
     def finish(self, name: str) -> None:
-        """A phase is over, whether or not all of its steps were reported."""
+        """End a phase, whether or not all of its steps were reported."""
         with self._lock:
             phase = self._phases.pop(name, None)
             parent = self._phases.get(phase.parent or "") if phase else None
             if parent is not None:
-                # How many phases a step holds is not told: each takes half of what is left.
+                # The number of phases in a step is unknown: each takes half of what is left.
                 parent.remaining /= 2
             if name == self._root:
                 self._fraction = 1.0
 
     @property
     def fraction(self) -> float:
-        """0 to 1, never less than before."""
+        """Fraction done, 0 to 1, never less than before."""
         with self._lock:
             if self._root in self._phases:
                 self._fraction = max(self._fraction, self._fraction_of(self._root))
@@ -106,14 +86,14 @@ class PhaseTree:
 
 
 class _Monitored:
-    """What TensorRT's monitor does, apart from being of TensorRT's class."""
+    """Logic of the monitor, apart from TensorRT's class."""
 
     def __init__(self, report: Callable[[float, str], None] | None) -> None:
         self._report = report
         self._tree = PhaseTree()
         self._is_cancelled = threading.Event()
         self.error: BaseException | None = None
-        """What ``report`` raised: it must not cross TensorRT's C++."""
+        """Exception that ``report`` raised. It must not pass through TensorRT's C++."""
 
     def cancel(self) -> None:
         self._is_cancelled.set()
@@ -146,14 +126,14 @@ def build_monitored(
     report: Callable[[float, str], None] | None,
     build: Callable[[], T],
 ) -> T:
-    """Run ``build``, which builds with ``config``, so that it can be watched and stopped.
+    """Run ``build``, which builds with ``config``, report its progress and let it be stopped.
 
-    ``report`` is called with the fraction done and the phase. An exception that it raises, and
-    Ctrl-C (KeyboardInterrupt in the calling thread), end the build at its next step and are
-    raised when TensorRT has returned.
+    ``report``: called with the fraction done and the phase. An exception that it raises ends the
+    build at its next step. So does Ctrl-C (KeyboardInterrupt in the calling thread). Both are
+    raised once TensorRT has returned.
     """
     monitored = _Monitored(report)
-    # The configuration does not keep it alive.
+    # The configuration does not keep the monitor alive; this variable does.
     monitor = _make_monitor(library.module, monitored)
     config.progress_monitor = monitor
     result: list[T] = []
@@ -168,8 +148,8 @@ def build_monitored(
         finally:
             is_done.set()
 
-    # In a thread of its own, as a signal is not handled while its thread is in TensorRT. Not a
-    # daemon: TensorRT would call into an interpreter that is shutting down, and abort.
+    # TensorRT gets a thread of its own: no signal is handled while the main thread is in it.
+    # The thread is no daemon: TensorRT would call into an interpreter that shuts down, and abort.
     thread = threading.Thread(target=run, name="tensorrt-build")
     thread.start()
     try:
@@ -178,8 +158,8 @@ def build_monitored(
         monitored.cancel()
         raise
     finally:
-        # TensorRT must not lose what it works with. A second Ctrl-C ends this wait,
-        # and Python's own at its end remains.
+        # TensorRT must keep what it works with. A second Ctrl-C ends this wait;
+        # Python still waits for the thread when it exits.
         is_done.wait()
         config.progress_monitor = None
     for error in (monitored.error, *raised):
@@ -190,7 +170,7 @@ def build_monitored(
 
 def _make_monitor(trt: Any, monitored: _Monitored) -> Any:  # noqa: ANN401 - TensorRT's
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base is not typed
-        # TensorRT calls by name in some versions, by position in others.
+        # Some versions of TensorRT pass arguments by name, others by position.
         def __init__(self) -> None:
             super().__init__()
 

@@ -1,4 +1,4 @@
-"""A timing cache kept in a file: what ``tensorrt`` measured once need not be measured again."""
+"""Keep the timing cache of ``tensorrt`` in a file, so that builds do not measure again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 class TimingCacheFile:
-    """The cache of one build, read from and written back to ``path``.
+    """Timing cache of one build, read from ``path`` and written back to it.
 
-    A cache that TensorRT refuses (of another GPU, another version, or damaged) is not an
-    error: it says so in the log, and the build starts with an empty one.
+    TensorRT refuses a cache of another GPU or version, and a damaged one. That is a warning in the
+    log, not an error: the build starts with an empty cache.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +30,7 @@ class TimingCacheFile:
             ) from error
 
     def attach(self, library: TensorRT, config: Any) -> None:  # noqa: ANN401 - TensorRT's
-        """Have a build use it. The configuration keeps the cache."""
+        """Let a build use the cache. The configuration keeps it alive."""
         cache = config.create_timing_cache(self._content)
         if cache is not None and config.set_timing_cache(cache, False):
             return
@@ -42,7 +42,7 @@ class TimingCacheFile:
             )
 
     def keep(self, config: Any) -> None:  # noqa: ANN401 - TensorRT's
-        """Keep what a build added, for the next one."""
+        """Take over the measurements that a build added."""
         cache = config.get_timing_cache()
         content = None if cache is None else cache.serialize()
         if content is not None:

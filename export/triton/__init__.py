@@ -1,14 +1,14 @@
-"""A model repository for NVIDIA Triton Inference Server.
+"""Write a model repository for NVIDIA Triton Inference Server.
 
-Five models: the three networks under their own names, ``text_tokenizer`` in Triton's Python
-backend, and the ensemble ``text_query``, which takes raw texts and gives their embeddings.
+A repository has five models: the three networks under their own names, ``text_tokenizer`` in
+Triton's Python backend, and the ensemble ``text_query``, which turns raw texts into embeddings.
 
-What was run. A real server (Triton 2.51, the one of the ``nvidia-pytriton`` wheel, on a CPU)
-serves a repository of backend ``python`` whole: all five models, batching across requests, the
-ensemble; its answers are the :class:`DeployedModel`'s. That server has no other backend: of
-``onnxruntime`` and ``tensorrt`` it took the configurations, up to where it missed the backend,
-and they are held against Triton's protobuf schema. Serving with those two, and anything on a
-GPU, was never run.
+Tested: a real server (Triton 2.51 of the ``nvidia-pytriton`` wheel, on a CPU) serves a whole
+repository of backend ``python``. All five models, batching across requests and the ensemble work,
+and the answers equal those of :class:`DeployedModel`. That server lacks the backends
+``onnxruntime`` and ``tensorrt``. It read their configurations, which a test checks against
+Triton's protobuf schema, until it missed the backend. Not tested: serving with those two, and
+anything on a GPU.
 """
 
 from xclip_deploy.export.triton.description import TritonBackend, TritonRepository

@@ -1,4 +1,4 @@
-"""What a model repository was made from: ``xclip-triton.json`` beside its models."""
+"""Describe a model repository and its origin in ``xclip-triton.json``, beside its models."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from xclip_deploy.runtime.sessions.registry import Device
 
 FORMAT = "xclip-triton"
 DESCRIPTION_NAME = "xclip-triton.json"
-"""Triton reads folders alone; a file beside them does not disturb it."""
+"""Name of the description. Triton reads folders alone and ignores a file beside them."""
 
 
 class TritonBackend(str, Enum):
-    """What runs the three networks in the server."""
+    """Triton backend that runs the three networks."""
 
     ONNXRUNTIME = "onnxruntime"
     """Triton's ONNX Runtime backend, on CPU or GPU."""
     TENSORRT = "tensorrt"
     """Triton's TensorRT backend, with engines of the ``tensorrt`` flavour."""
     PYTHON = "python"
-    """ONNX Runtime within Triton's Python backend, on the CPU: for servers without the first."""
+    """ONNX Runtime in Triton's Python backend, on the CPU, for servers without ``onnxruntime``."""
 
 
 class TritonRepository(FrozenModel):
@@ -37,27 +37,27 @@ class TritonRepository(FrozenModel):
     device: Device
     precision: Precision
     tensorrt_version: str | None
-    """Version that the server's TensorRT must have, or a later one where ``server_arguments``
-    says so; None for the other backends."""
+    """TensorRT version that the server must have; a later one where ``server_arguments`` allows it.
+    None for other backends."""
     target: str | None
     """GPU that the engines were built for: ``sm80`` and the like."""
     server_arguments: tuple[str, ...]
-    """That the server must be started with, beside the repository's path."""
+    """Arguments that the server needs beside the repository's path."""
     fingerprint: Sha256
-    """Of the bundle's model."""
+    """Fingerprint of the bundle's model."""
     model_version: int
     models: tuple[str, ...]
     files: dict[str, FileRecord]
     """Every file that the export wrote, apart from this one."""
     created_utc: str
     versions: dict[str, str]
-    """Of the tools that wrote the repository."""
+    """Versions of the tools that wrote the repository."""
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """What in ``folder`` is not as an export wrote it, so must not be replaced; paths within it.
+    """List files of ``folder`` that an export must not replace, as paths within it.
 
-    Files that were added, and configurations that were changed by hand. Everything, where
+    These are added files and configurations that were edited by hand. They are all files where
     ``xclip-triton.json`` is missing or cannot be read.
     """
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

@@ -1,7 +1,7 @@
-"""``config.pbtxt`` of each model, in protobuf's text format.
+"""Write ``config.pbtxt`` of each model, in protobuf's text format.
 
-Fields and enumerators are those of Triton's ``model_config.proto``; a test parses what comes out
-with that schema. Written as text, so that an export needs no protobuf library.
+Fields and enumerators are those of Triton's ``model_config.proto``; a test parses the output with
+that schema. The module writes text itself, so that an export needs no protobuf library.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MODEL_FILES = {
 
 
 class Enumerator(str):
-    """A protobuf enumerator: written without quotes."""
+    """A protobuf enumerator, which is written without quotes."""
 
     __slots__ = ()
 
 
 Message = Mapping[str, Any]
-"""Field name to a string, int, :class:`Enumerator` or message, or a list of one of them."""
+"""Mapping of field names to a string, int, :class:`Enumerator`, message, or a list of them."""
 
 
 def graph_config(
@@ -51,11 +51,11 @@ def graph_config(
     instance_group: Message,
     threads: int | None,
 ) -> str:
-    """The configuration of one network.
+    """Return the configuration of one network.
 
-    ``max_batch``: 0 where the first axes are not one batch (the scorer's texts and videos);
-    dynamic batching is for the others. ``queue_delay_us``: longest that a request waits for
-    others to share its run.
+    ``max_batch``: largest batch; 0 where the first axes are no batch (the scorer's texts and
+    videos), which turns dynamic batching off. ``queue_delay_us``: longest time that a request waits
+    for others to share its run.
     """
     is_batched = max_batch > 0
     content: dict[str, Any] = {"name": graph.value}
@@ -76,7 +76,7 @@ def graph_config(
 
 
 def tokenizer_config(model: ModelConfig, max_batch: int) -> str:
-    """The configuration of ``text_tokenizer``."""
+    """Return the configuration of ``text_tokenizer``."""
     return to_text(
         {
             "name": TEXT_TOKENIZER,
@@ -88,7 +88,7 @@ def tokenizer_config(model: ModelConfig, max_batch: int) -> str:
                 _field("num_words", "TYPE_INT32", [1]),
             ],
             "instance_group": [{"kind": Enumerator("KIND_CPU"), "count": 1}],
-            # What is queued is taken together; nothing waits for more, as text_encoder does.
+            # Queued requests are batched without waiting for more: text_encoder waits later.
             "dynamic_batching": {},
             "parameters": [_parameter("max_words", str(model.max_words))],
         }
@@ -96,7 +96,7 @@ def tokenizer_config(model: ModelConfig, max_batch: int) -> str:
 
 
 def query_config(text_outputs: Sequence[TensorSpec], max_batch: int) -> str:
-    """The configuration of the ensemble ``text_query``: raw texts to embeddings."""
+    """Return the configuration of the ensemble ``text_query``: raw texts to embeddings."""
     names = [spec.name for spec in text_outputs]
     return to_text(
         {
@@ -119,7 +119,7 @@ def query_config(text_outputs: Sequence[TensorSpec], max_batch: int) -> str:
 
 
 def to_text(message: Message) -> str:
-    """Protobuf's text format of a message."""
+    """Write a message in protobuf's text format."""
     return "".join(_lines(message, ""))
 
 
@@ -144,12 +144,12 @@ def _scalar(value: object) -> str:
 
 
 def _tensor(spec: TensorSpec, is_batched: bool) -> Message:
-    """A tensor of a graph; -1 stands for a dynamic axis that is not the batch."""
+    """Describe a tensor of a graph; -1 stands for a dynamic axis that is not the batch."""
     shape = spec.shape[1:] if is_batched else spec.shape
     field = _field(
         spec.name, _DTYPES[spec.dtype], [size if isinstance(size, int) else -1 for size in shape]
     )
-    # Triton knows no empty shape: to its clients a [batch] is [batch, 1].
+    # Triton has no empty shape: its clients see [batch] as [batch, 1].
     return field if shape else {**field, "dims": [1], "reshape": {}}
 
 
@@ -162,7 +162,7 @@ def _parameter(key: str, value: str) -> Message:
 
 
 def _step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> Message:
-    """A step whose tensors have the same names within the ensemble."""
+    """Describe a step whose tensors keep their names within the ensemble."""
     return {
         "model_name": model,
         "model_version": -1,  # the latest

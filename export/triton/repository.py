@@ -1,4 +1,4 @@
-"""bundle → Triton model repository: choose graphs or engines, write all models, put in place."""
+"""Export a bundle as a Triton repository: choose graphs or engines, write models, put in place."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.manifest import Graph, Precision, file_records
 from xclip_deploy.runtime.sessions.registry import Device
 
-_MOST = (1 << 31) - 1  # of a number in Triton's configuration
+_MOST = (1 << 31) - 1  # largest number in Triton's configuration
 _MAX_BATCH = {Graph.VIDEO_ENCODER: 16, Graph.TEXT_ENCODER: 64}
 _SERVER_SIDE = "xclip_deploy.export.triton.server_side"
 
 
 @dataclass(frozen=True)
 class TritonExport:
-    """What an export to Triton wrote."""
+    """Result of an export to Triton."""
 
     path: Path
     description: TritonRepository
@@ -64,16 +64,28 @@ def export_triton(
 ) -> TritonExport:
     """Write a model repository for Triton Inference Server.
 
-    ``device``: where the server runs the networks; None: ``cuda`` for ``tensorrt``, else
-    ``cpu``. ``precision``: None: that of the engines, else FP16 on ``cuda`` and FP32 on
-    ``cpu``. ``engines``: folder of an engine set, or its name within the bundle; needed where
-    the bundle has several that fit. ``max_videos``, ``max_texts``: most of them in one run of
-    an encoder; None: the engines' largest, else 16 and 64. ``queue_delay_us``: longest that a
-    request waits for others to be batched with, microseconds. ``instances``: of each network.
-    ``threads``: CPU threads of an instance; None: one per core.
+    A repository that an earlier export wrote is replaced in one step.
 
-    A repository that an earlier export wrote is replaced, in one step. Raises BundleError,
-    EngineError, InvalidArgumentError, or ExportError where the folder cannot be written.
+    Args:
+        bundle: Path of a bundle, or an opened one.
+        output: Folder of the repository.
+        backend: Triton backend of the three networks.
+        device: Device of the networks; None: ``cuda`` for ``tensorrt``, else ``cpu``.
+        precision: Precision of the networks; None: that of the engines, else FP16 on ``cuda`` and
+            FP32 on ``cpu``.
+        engines: Folder of an engine set, or its name within the bundle. Needed where several fit.
+        max_videos: Most videos in one run; None: the engine's largest, else 16.
+        max_texts: Most texts in one run; None: the engine's largest, else 64.
+        queue_delay_us: Longest time that a request waits for others to batch with, microseconds.
+        instances: Instances of each network.
+        threads: CPU threads of an instance; None: one per core.
+        model_version: Version of the models, 1 or more.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        EngineError: no engines fit.
+        InvalidArgumentError: an argument is out of range.
+        ExportError: the folder cannot be written.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     backend = as_member("backend", backend, TritonBackend)
@@ -104,7 +116,7 @@ def export_triton(
     batches = {
         Graph.VIDEO_ENCODER: _max_batch(source, Graph.VIDEO_ENCODER, "max_videos", max_videos),
         Graph.TEXT_ENCODER: _max_batch(source, Graph.TEXT_ENCODER, "max_texts", max_texts),
-        Graph.SCORER: 0,  # texts and videos: two axes, neither of them a batch of the others'
+        Graph.SCORER: 0,  # texts and videos are two axes; neither is a batch
     }
     try:
         with replaced_directory(target) as folder:
@@ -121,7 +133,7 @@ def export_triton(
                 )
                 place = _model_folder(folder, graph.value, config, model_version)
                 for number, path in enumerate(source.files[graph]):
-                    # Weights beside a graph are found by the name that it has for them.
+                    # The graph refers to the weights beside it by name.
                     name = MODEL_FILES[backend] if number == 0 else path.name
                     shutil.copyfile(path, place / name)
                 if backend is TritonBackend.PYTHON:
@@ -159,7 +171,7 @@ def _write_text_models(
     bundle.tokenizer().save(place / "tokenizer.json")
     config = query_config(source.outputs[Graph.TEXT_ENCODER], most_texts)
     place = _model_folder(folder, TEXT_QUERY, config, version)
-    # Object stores keep no empty folders, and Triton wants one of every version.
+    # Triton needs a folder for every version, and object stores keep no empty folders.
     (place / ".keep").touch()
 
 
@@ -183,7 +195,7 @@ def _check_options(
 
 
 def _check_target(target: Path) -> None:
-    """Refuse to replace what is not, or not only, a repository of ours."""
+    """Refuse to replace a folder that holds more than a repository of ours."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -212,13 +224,13 @@ def _instance_group(device: str, instances: int, profiles: int) -> dict[str, Any
     kind = "KIND_GPU" if device == "cuda" else "KIND_CPU"
     group: dict[str, Any] = {"kind": Enumerator(kind), "count": instances}
     if profiles > 1:
-        # Triton uses the first alone unless told; of those named it takes the one that fits.
+        # By default Triton uses the first profile alone. Of the named ones it takes one that fits.
         group["profile"] = [str(number) for number in range(profiles)]
     return group
 
 
 def _model_folder(folder: Path, name: str, config: str, version: int) -> Path:
-    """Write a model's configuration; returns the folder of its version."""
+    """Write a model's configuration and return the folder of its version."""
     place = folder / name / str(version)
     place.mkdir(parents=True)
     (place.parent / "config.pbtxt").write_text(config)

@@ -1,4 +1,4 @@
-"""What the networks of a model repository are copied from: ONNX graphs or TensorRT engines."""
+"""Find the files that a model repository copies: ONNX graphs or TensorRT engines."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, re
 
 @dataclass(frozen=True)
 class Source:
-    """Files of the three networks, and what they are."""
+    """Files of the three networks, with their inputs, outputs and limits."""
 
     precision: Precision
     files: Mapping[Graph, tuple[Path, ...]]
-    """The graph or engine first, then files that it names itself."""
+    """Files of each network: the graph or engine first, then the files that it refers to."""
     inputs: Mapping[Graph, tuple[TensorSpec, ...]]
     outputs: Mapping[Graph, tuple[TensorSpec, ...]]
     profiles: Mapping[Graph, int]
     """Number of optimisation profiles; 0 for an ONNX graph."""
     max_batch: Mapping[Graph, int]
-    """Largest batch of an encoder's engine; without a graph that has no limit."""
+    """Largest batch of each encoder's engine; graphs without a limit are not in it."""
     server_arguments: tuple[str, ...] = ()
-    """That the server must be started with."""
+    """Arguments that the server needs."""
     tensorrt_version: str | None = None
     target: str | None = None
 
 
 def onnx_sources(bundle: Bundle, precision: Precision | None, device: str) -> Source:
-    """The ONNX graphs in a precision; None: FP16 on ``cuda`` and FP32 on ``cpu``.
+    """Find the ONNX graphs in a precision; None: FP16 on ``cuda`` and FP32 on ``cpu``.
 
     Raises InvalidArgumentError or BundleIntegrityError.
     """
@@ -52,7 +52,7 @@ def onnx_sources(bundle: Bundle, precision: Precision | None, device: str) -> So
         raise InvalidArgumentError("precision int8: for the CPU alone, device is cuda")
     files = {}
     for graph in Graph:
-        path = bundle.graph_path(graph, precision)  # raises where the bundle lacks the precision
+        path = bundle.graph_path(graph, precision)  # raises if the bundle lacks the precision
         beside = sorted(
             name
             for name in bundle.manifest.files
@@ -73,10 +73,10 @@ def onnx_sources(bundle: Bundle, precision: Precision | None, device: str) -> So
 def engine_sources(
     bundle: Bundle, precision: Precision | None, engines: str | PathLike[str] | None
 ) -> Source:
-    """The engines of a set of the ``tensorrt`` flavour.
+    """Find the engines of a set of the ``tensorrt`` flavour.
 
-    ``engines``: its folder, or its name within the bundle; None: the only one that there is,
-    of ``precision`` where that is given. Raises EngineError or InvalidArgumentError.
+    ``engines``: the set's folder, or its name within the bundle; None: the only set of
+    ``precision``, or of any where that is None. Raises EngineError or InvalidArgumentError.
     """
     if engines is None:
         folder, engine_set = _only_set(bundle, precision)
@@ -113,7 +113,7 @@ def engine_sources(
                 f"{engine_file(graph)} was built from graph {built_from[:12]}…, the bundle has "
                 f"{expected[:12]}…"
             )
-        read_plan(chosen, graph)  # which checks its content
+        read_plan(chosen, graph)  # checks its content
         files[graph] = (folder / engine_file(graph),)
     records = engine_set.engines
     return Source(

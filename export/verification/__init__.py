@@ -1,13 +1,14 @@
-"""Holding every artefact of a bundle against the model, on videos and texts.
+"""Compare every graph and engine of a bundle with the model, on videos and texts.
 
-inputs        what they are shown: somebody's videos and captions, or a small built-in set
-runs          the reference, and what can run on this machine
-differences   of tensors, gathered batch by batch
-rankings      of score matrices: agreement and flips, near ties apart
-judging       differences and tolerances to records
-certificate   what is written: ``verification/certificate.json`` of a bundle
-report, plots the same for people: ``verification/report.html``
-verifying     all of it: ``verify_bundle``, ``verify_engines``
+inputs         videos and texts: the user's, or a small built-in set
+runs           the reference, and the sessions that can run on this machine
+measuring      the same inputs for all of them, batch by batch
+differences    differences of tensors, gathered batch by batch
+rankings       agreement and flips of rankings, with near ties counted apart
+judging        records from differences and tolerances
+certificate    ``verification/certificate.json`` of a bundle
+report, plots  ``verification/report.html``, the certificate for people
+verifying      the whole: ``verify_bundle``, ``verify_engines``
 """
 
 from xclip_deploy.export.verification.certificate import Certificate, read_certificate

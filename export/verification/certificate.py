@@ -1,4 +1,4 @@
-"""The parity certificate: what was compared with what, on which machine, and how it came out."""
+"""The parity certificate: the runs that were compared, the machine and the verdicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xclip_deploy.runtime.model_config import FrozenModel, Share
 from xclip_deploy.runtime.presentation import brief
 
 CERTIFICATE_DIRECTORY = "verification"
-"""Within a bundle."""
+"""Folder of the certificate within a bundle."""
 CERTIFICATE_NAME = "certificate.json"
 REPORT_NAME = "report.html"
 
@@ -23,157 +23,157 @@ class RunIdentity(FrozenModel):
     """One way of computing the model."""
 
     backend: str
-    """``pytorch``, or that of a session: ``onnxruntime``, ``tensorrt-provider``, ``tensorrt`` or
+    """``pytorch``, or a session's backend: ``onnxruntime``, ``tensorrt-provider``, ``tensorrt`` or
     ``rtx``."""
     precision: Precision
-    """Of the graphs or engines."""
+    """Precision of the graphs or engines."""
     arithmetic: str | None = None
-    """What it computes in, where that is not the graphs' precision."""
+    """Arithmetic of the run, where it is not the graphs' precision."""
     device: str
-    """``cpu``, ``cuda:0``."""
+    """Device: ``cpu``, ``cuda:0``."""
     artefacts: dict[str, Sha256]
-    """What ran: graphs by their path within the bundle, engines by folder and file, of PyTorch the
-    checkpoint by its name."""
+    """SHA-256 of each file that ran: graphs by path within the bundle, engines by folder and file,
+    PyTorch's checkpoint by name."""
     size_bytes: int
-    """Of the artefacts together."""
+    """Size of all artefacts together."""
 
     @property
     def name(self) -> str:
-        """For people: ``fp16 onnxruntime cpu``."""
+        """Name for people: ``fp16 onnxruntime cpu``."""
         return f"{self.arithmetic or self.precision.value} {self.backend} {self.device}"
 
 
 class TensorRecord(FrozenModel):
-    """How far one output of one graph is from the reference, over all inputs."""
+    """Distance of one output of one graph from the reference, over all inputs."""
 
     graph: Graph
     tensor: str
     min_cosine: float | None
-    """Least cosine over the vectors of the last axis; None for scores, and where none was
+    """Least cosine over the vectors of the last axis; None for scores, and where no vector is
     finite."""
     mean_cosine: float | None
     least_cosine: float | None
     """Least ``min_cosine`` that passes; None for scores."""
     max_abs_error: float | None
-    """None where no element was finite."""
+    """Largest absolute error; None where no element is finite."""
     allowed_error: float
     """Most ``max_abs_error`` that passes."""
     rms_error: float | None
-    """Root mean square."""
+    """Root mean square of the errors."""
     allowed_rms: float | None
-    """Most ``rms_error`` that passes; None for features, whose elements are bound one by one."""
+    """Most ``rms_error`` that passes; None for features, whose elements are bounded one by one."""
     num_not_finite: int
-    """Elements that are NaN or infinite; none passes."""
+    """Number of NaN or infinite elements. The tensor passes only at 0."""
     passed: bool
 
 
 class RankingRecord(FrozenModel):
-    """How the videos of each text are ranked, against the reference."""
+    """Ranking of the videos for each text, compared with the reference."""
 
     top1_agreement: Share
-    """Of the texts, those with the same video first."""
+    """Share of the texts with the same video first."""
     top5_agreement: Share | None
-    """Mean over the texts of the share of the reference's first five that are among the first
-    five here, in any order; None with five videos or fewer, of which it would say nothing."""
+    """Share of the reference's first five that are among the first five here, in any order, as the
+    mean over the texts. None with five videos or fewer, where it would always be 1."""
     top10_agreement: Share | None
-    """The same of the first ten."""
+    """The same for the first ten."""
     flips: int
-    """Pairs of videos, both among the first ten of the reference or of this run, in another
-    order than the reference's, which are further apart there than ``tie_gap``."""
+    """Number of pairs of videos that change their order and are further apart than ``tie_gap`` in
+    the reference. Both videos are among the first ten of the reference or of this run."""
     near_tie_flips: int
-    """The same for pairs that are closer than ``tie_gap`` in the reference: not held against
-    the run."""
+    """The same for pairs no further apart than ``tie_gap`` in the reference. They do not count
+    against the run."""
     texts_flipped: int
-    """Texts with a flip that is no near tie."""
+    """Number of texts with a flip that is no near tie."""
     texts_changed: int
-    """Texts with a flip of either kind."""
+    """Number of texts with a flip of either kind."""
     allowed_flipped: int
     """Most ``texts_flipped`` that pass."""
     largest_flipped_gap: float
-    """Logits: the furthest apart, in the reference, that a flipped pair is; 0 without flips."""
+    """Largest distance of a flipped pair in the reference, logits; 0 without flips."""
     tie_gap: float
-    """Logits: twice the tolerance of a score, as each score of a pair may be off by it."""
+    """Twice the tolerance of a score, logits: each of a pair's scores may be off by it."""
     required_top1: Share | None
-    """Least ``top1_agreement`` that passes; None where the texts belong to no videos."""
+    """Least ``top1_agreement`` that passes; None without ground truth."""
     passed: bool
 
 
 class RecallRecord(FrozenModel):
-    """Recall at K in one direction, against the reference."""
+    """Recall at K in one direction, compared with the reference."""
 
     direction: Literal["text_to_video", "video_to_text"]
     k: Literal[1, 5, 10]
     reference: float
-    """Percent."""
+    """Recall of the reference, percent."""
     found: float
-    """Percent."""
+    """Recall of the run, percent."""
     allowed_points: float
-    """Most difference that passes, percentage points."""
+    """Largest difference that passes, percentage points."""
     num_queries: int
     passed: bool
 
 
 class Duration(FrozenModel):
-    """How long a run and the reference took for the same batches of one graph.
+    """Time of a run and of the reference for the same batches of one graph.
 
-    They took turns, batch by batch, while videos were decoded beside them: a ratio to go by.
-    ``xclip-deploy bench`` measures in quiet.
+    They took turns, batch by batch, while videos were being decoded. The ratio is approximate:
+    ``xclip-deploy bench`` measures without other work.
     """
 
     graph: Graph
     median_s: float
-    """Of a batch, without the first, in which sessions are opened."""
+    """Median time of a batch, without the first, in which sessions are opened."""
     reference_s: float
-    """The same of the reference."""
+    """The same for the reference."""
     num_batches: int
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the reference."""
+        """Speed relative to the reference: 2 is twice as fast."""
         return self.reference_s / self.median_s
 
 
 class RunComparison(FrozenModel):
-    """One run against the reference."""
+    """One run compared with the reference."""
 
     run: RunIdentity
     tolerance: Tolerance
     tensors: tuple[TensorRecord, ...]
     ranking: RankingRecord | None
-    """None where the run broke off or a score is NaN or infinite."""
+    """Ranking; None where the run broke off or a score is NaN or infinite."""
     recalls: tuple[RecallRecord, ...]
-    """Empty where the texts belong to no videos, or there is no ranking."""
+    """Recalls; empty without ground truth and without a ranking."""
     durations: tuple[Duration, ...]
-    """Of the graphs that ran more than one batch."""
+    """Durations of the graphs that ran more than one batch."""
     failures: tuple[str, ...]
-    """What is out of tolerance, one line each; empty where everything passed."""
+    """Failures, one line each; empty where everything is within tolerance."""
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is out of tolerance."""
+        """Whether everything is within tolerance."""
         return not self.failures
 
 
 class InputsRecord(FrozenModel):
-    """What the runs were shown."""
+    """Videos and texts that the runs encoded."""
 
     source: str
     """Dataset and split, or folder; ``built-in``."""
     synthetic_videos: bool
-    """Whether the videos are the built-in drawn ones."""
+    """Whether the videos are the built-in, drawn ones."""
     built_in_texts: bool
     has_ground_truth: bool
     """Whether each text belongs to a video, so that recalls can be computed."""
     num_videos: int
     num_texts: int
     unreadable: tuple[str, ...] = ()
-    """Why videos were left out, one line each, path first."""
+    """Videos that were left out, one line each: path and reason."""
     missing: tuple[str, ...] = ()
     """Ids of annotated videos without a file."""
 
 
 class SkippedRun(FrozenModel):
-    """What the bundle holds and this machine cannot run."""
+    """A run that this machine cannot do, although the bundle has its graphs or engines."""
 
     what: str
     reason: str
@@ -186,13 +186,13 @@ class Certificate(FrozenModel):
     schema_version: Literal[2] = 2
     passed: bool
     fingerprint: Sha256
-    """Of the bundle."""
+    """Fingerprint of the bundle's model."""
     graphs: dict[Precision, dict[Graph, Sha256]]
-    """All graphs of the bundle, compared or not: another export voids the certificate."""
+    """SHA-256 of all the bundle's graphs, compared or not. Another export voids the certificate."""
     reference: RunIdentity
     inputs: InputsRecord
     score_scale: float
-    """Factor from the mean of the grains to the score: exp(logit_scale)."""
+    """exp(logit_scale), the factor from the mean of the grains to the score."""
     comparisons: tuple[RunComparison, ...]
     skipped: tuple[SkippedRun, ...]
     machine: Machine
@@ -201,7 +201,7 @@ class Certificate(FrozenModel):
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What is out of tolerance, one line each, with the run's name first."""
+        """Failures of all runs, one line each, with the run's name first."""
         return tuple(
             f"{comparison.run.name}: {failure}"
             for comparison in self.comparisons
@@ -218,7 +218,7 @@ class Certificate(FrozenModel):
         )
 
     def require_passed(self) -> None:
-        """Raise VerificationError, which names the first failure, unless everything passed."""
+        """Raise VerificationError with the first failure unless everything passed."""
         if self.passed:
             return
         failures = self.failures
@@ -230,16 +230,16 @@ class Certificate(FrozenModel):
         )
 
     def fits(self, bundle: Bundle) -> bool:
-        """Whether it is of this very bundle and not of an earlier export."""
+        """Return whether the certificate is of this bundle rather than of an earlier export."""
         return self.fingerprint == bundle.manifest.fingerprint and self.graphs == hashes(bundle)
 
     def to_json(self) -> str:
-        """Serialise."""
+        """Serialise the certificate."""
         return self.model_dump_json(indent=1) + "\n"
 
 
 def hashes(bundle: Bundle) -> dict[Precision, dict[Graph, str]]:
-    """SHA-256 of every graph, as the manifest records them."""
+    """Return the SHA-256 of every graph, as the manifest records it."""
     return {
         precision: {graph: bundle.graph_sha256(graph, precision) for graph in graphs}
         for precision, graphs in bundle.manifest.graphs.items()
@@ -247,7 +247,7 @@ def hashes(bundle: Bundle) -> dict[Precision, dict[Graph, str]]:
 
 
 def read_certificate(bundle: Bundle) -> Certificate | None:
-    """The certificate that lies in a bundle, or None; see :meth:`Certificate.fits`.
+    """Read the certificate in a bundle; None without one. See also :meth:`Certificate.fits`.
 
     Raises BundleError for a file that is no certificate of this release.
     """

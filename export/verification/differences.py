@@ -1,4 +1,4 @@
-"""Differences between a tensor and its reference, gathered batch by batch."""
+"""Gather the differences between a tensor and its reference, batch by batch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _LOWEST, _HIGHEST, _BINS_PER_DECADE = -10, 2, 8
 ERROR_EDGES: npt.NDArray[np.float64] = np.logspace(
     _LOWEST, _HIGHEST, (_HIGHEST - _LOWEST) * _BINS_PER_DECADE + 1
 )
-"""Edges of the histogram of absolute errors; what lies outside counts at the ends."""
+"""Edges of the histogram of absolute errors. Errors outside count in the first or last bin."""
 
 
 class Differences:
-    """Of one tensor in one run; holds a histogram and sums, whatever has passed through."""
+    """Differences of one tensor in one run, kept as a histogram and sums of constant size."""
 
     def __init__(self, *, are_vectors: bool) -> None:
-        """``are_vectors``: whether the last axis is one, and cosines mean something."""
+        """Begin empty. ``are_vectors``: whether the last axis holds vectors that have cosines."""
         self.are_vectors = are_vectors
         self.max_abs_error: float | None = None
         self.min_cosine: float | None = None
         self.num_not_finite = 0
         self.histogram = np.zeros(len(ERROR_EDGES) - 1, dtype=np.int64)
-        """Finite elements by their absolute error, in bins between ``ERROR_EDGES``."""
+        """Number of finite elements by absolute error, in the bins of ``ERROR_EDGES``."""
         self.num_exact = 0
-        """Elements without any error; they are in no bin."""
+        """Number of elements without any error; they are in no bin."""
         self._square_sum = 0.0
         self._num_errors = 0
         self._cosine_sum = 0.0
@@ -35,16 +35,16 @@ class Differences:
 
     @property
     def rms_error(self) -> float | None:
-        """Root mean square over all finite elements."""
+        """Root mean square of the errors of all finite elements; None without any."""
         return math.sqrt(self._square_sum / self._num_errors) if self._num_errors else None
 
     @property
     def mean_cosine(self) -> float | None:
-        """Over all finite vectors."""
+        """Mean cosine of all finite vectors; None without any."""
         return self._cosine_sum / self._num_cosines if self._num_cosines else None
 
     def add(self, reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> None:
-        """Take in a batch: two arrays of one shape, the reference finite."""
+        """Add a batch: two arrays of one shape, of which the reference is finite."""
         if not found.size:
             return
         expected, actual = reference.astype(np.float64), found.astype(np.float64)
@@ -70,7 +70,7 @@ class Differences:
             return
         lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(actual, axis=-1)
         dots = (expected * actual).sum(axis=-1)
-        # A vector of length zero points nowhere: as far off as can be.
+        # A vector of length zero has no direction: its cosine counts as 0.
         cosines = np.divide(dots, lengths, where=lengths > 0, out=np.zeros_like(dots))
         self.min_cosine = min(
             math.inf if self.min_cosine is None else self.min_cosine, float(cosines.min())

@@ -1,4 +1,4 @@
-"""What the runs are shown: somebody's videos and texts, or a small set made here."""
+"""Open the videos and texts of a verification: the user's, or a small built-in set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BUILT_IN_TEXTS = (
     "!",
     "",
 )
-"""From none to more words than a model takes."""
+"""Texts from no words to more than a model takes."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Inputs:
     """Videos and texts, before any is read."""
 
     source: str
-    """For people."""
+    """Name for people."""
     texts: Sequence[str]
     video_ids: Sequence[str]
     frames: Iterable[FramesOrError] = field(repr=False)
-    """In the order of ``video_ids``; may be gone through once."""
+    """Frames or errors in the order of ``video_ids``; iterable once."""
     video_of_text: npt.NDArray[np.int64] | None = None
-    """[texts]: index into ``video_ids``; None where texts belong to no video."""
+    """Index into ``video_ids`` for each text [texts]; None where texts belong to no video."""
     synthetic_videos: bool = False
     built_in_texts: bool = False
     missing: Sequence[str] = ()
@@ -62,10 +62,10 @@ def open_inputs(
     reader: VideoReader,
     workers: int | None,
 ) -> Inputs:
-    """Decide what to show, and begin to read it, ``workers`` videos at the same time.
+    """Choose videos and texts, and begin to read them, ``workers`` videos at the same time.
 
-    Raises InvalidArgumentError, VideoNotFoundError where a folder holds no video, and what
-    ``find_videos`` does.
+    Raises InvalidArgumentError, VideoNotFoundError where a folder holds no video, and the errors of
+    ``find_videos``.
     """
     manifest = bundle.manifest
     reading = manifest.video_reading(reader)
@@ -111,9 +111,9 @@ def open_inputs(
 
 
 def read_texts(path: str | PathLike[str]) -> list[str]:
-    """Texts of a file, one a line, UTF-8; empty lines are passed over.
+    """Read texts from a UTF-8 file, one a line. Empty lines are skipped.
 
-    Raises InvalidArgumentError where there are none, or the file cannot be read.
+    Raises InvalidArgumentError where there are none or the file cannot be read.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()

@@ -1,4 +1,4 @@
-"""From differences and tolerances to the records of a certificate."""
+"""Judge differences by tolerances, and make the records of a certificate."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _RECALLS: tuple[Literal[1, 5, 10], ...] = (1, 5, 10)
 def judge(
     measurement: MeasuredRuns, measured: MeasuredRun, tolerance: Tolerance
 ) -> tuple[RunComparison, RankComparison | None]:
-    """One run's records, and its ranking in full for a report.
+    """Return one run's records, and its ranking in full for a report.
 
-    No ranking where the run broke off, or a score is NaN or infinite.
+    The ranking is None where the run broke off or a score is NaN or infinite.
     """
     scale = measurement.score_scale
     tensors = tuple(
@@ -123,7 +123,7 @@ def _ranking(
     top1 = ranks.top_agreement[1]
     assert top1 is not None
     num_texts = len(measurement.texts)
-    # Ten texts cannot resolve a hundredth: one may always differ.
+    # With few texts, one is more than the allowed share: one may always differ.
     may_differ = max(1, math.floor((1 - tolerance.top1_agreement) * num_texts + 1e-9))
     required = None
     passed = ranks.texts_flipped <= may_differ
@@ -192,7 +192,7 @@ def _recall(
         found=values[1],
         allowed_points=allowed,
         num_queries=before.num_queries,
-        # Recalls come in single precision for some splits.
+        # Some splits give recalls in single precision.
         passed=abs(values[1] - values[0]) <= allowed + 1e-4,
     )
 

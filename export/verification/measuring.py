@@ -1,4 +1,4 @@
-"""Showing the same inputs to the reference and the runs, batch by batch."""
+"""Run the reference and the runs on the same inputs, batch by batch."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ _Output = TypeVar("_Output", TextFeatures, VideoFeatures, Scores)
 
 @dataclass(eq=False)
 class MeasuredRun:
-    """One run's differences from the reference, as they are gathered."""
+    """A run's differences from the reference, as they are gathered."""
 
     run: Run
     differences: dict[OutputKey, Differences] = field(default_factory=dict)
-    """Of what came before it broke off, where it did."""
+    """Differences by output; up to the failure where the run broke off."""
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
-    """[T, V]; None where the run broke off."""
+    """Logits [T, V]; None where the run broke off."""
     error: str | None = None
-    """Why it broke off."""
+    """Reason why the run broke off."""
     seconds: dict[Graph, list[float]] = field(default_factory=dict)
-    """Of every call."""
+    """Time of every call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +63,19 @@ class MeasuredRuns:
 
     reference: Run
     reference_seconds: dict[Graph, list[float]]
-    """Of every call."""
+    """Time of every call."""
     reference_logits: npt.NDArray[np.float32] = field(repr=False)
-    """[T, V]."""
+    """Logits [T, V]."""
     score_scale: float
-    """Between the reference's mean grain and its logits."""
+    """Factor from the reference's mean grain to its logits."""
     measured: tuple[MeasuredRun, ...]
     texts: tuple[str, ...]
     video_ids: tuple[str, ...]
-    """Of those that were read."""
+    """Ids of the videos that were read."""
     video_of_text: npt.NDArray[np.int64] | None
-    """[T]: columns."""
+    """Column of each text's video [T]; None where texts belong to no video."""
     thumbnails: tuple[npt.NDArray[np.uint8], ...] = field(repr=False)
-    """A frame of each video, [s, s, 3]."""
+    """One frame of each video, [s, s, 3]."""
     unreadable: tuple[str, ...]
 
 
@@ -88,15 +88,13 @@ def measure(
     max_unreadable_share: float,
     progress: ProgressFunction,
 ) -> MeasuredRuns:
-    """Run everything on the inputs. Every video is decoded once, every text encoded once a run.
+    """Run everything on the inputs. Every video is decoded once; each run encodes each text once.
 
-    A run that fails or yields NaN breaks off, which its result says; the others go on.
+    A run that fails or yields NaN breaks off, and its result says so; the others go on. All runs
+    are open at the same time. Memory holds all videos' embeddings and the logits, once a run.
 
-    In memory: the embeddings of all videos and the logits, once a run; all runs are open at the
-    same time.
-
-    Raises DatasetError where more videos than allowed are unreadable, VerificationError where
-    the reference itself fails, or yields NaN or infinity.
+    Raises DatasetError where more videos than allowed are unreadable, and VerificationError where
+    the reference itself fails or yields NaN or infinity.
     """
     every = _Runs(reference, runs)
     kept, unreadable, thumbnails, features = _encode_videos(
@@ -135,9 +133,10 @@ class _Runs:
     def call(
         self, graph: Graph, function: Callable[[Matcher, int], _Output], names: Sequence[str]
     ) -> list[_Output | None]:
-        """Call all on the same inputs, and compare; None for those that broke off.
+        """Call the reference and the runs on the same inputs, and compare their outputs.
 
-        ``function``: takes a matcher and its number, 0 for the reference. ``names``: outputs.
+        ``function``: takes a matcher and its number, 0 for the reference. ``names``: outputs to
+        compare. Returns the outputs, the reference's first; None for runs that broke off.
         """
         try:
             with _timed(self.reference_seconds, graph):
@@ -199,14 +198,14 @@ def _encode_videos(
     max_unreadable_share: float,
     progress: ProgressFunction,
 ) -> tuple[list[int], list[str], list[npt.NDArray[np.uint8]], list[VideoFeatures | None]]:
-    """Indices kept, reasons for the others, thumbnails, and each run's features."""
+    """Encode all videos. Return the indices kept, the others' errors, thumbnails and features."""
     total = len(inputs.video_ids)
     kept: list[int] = []
     unreadable: list[str] = []
     thumbnails: list[npt.NDArray[np.uint8]] = []
     parts: list[list[VideoFeatures | None]] = []
     batch: list[npt.NDArray[np.uint8]] = []
-    # A generator is closed whatever happens: threads are reading for it.
+    # Close the generator whatever happens: threads read for it.
     with closing(_generator(inputs.frames)) as outcomes:
         for n, outcome in enumerate(outcomes):
             if isinstance(outcome, VideoError):
@@ -246,7 +245,7 @@ def _score(
     videos: Sequence[VideoFeatures | None],
     progress: ProgressFunction,
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """The reference's logits [T, V] and its score scale; the runs keep their own logits."""
+    """Score all pairs. Return the reference's logits [T, V] and score scale; runs keep theirs."""
     config = runs.reference.matcher.config
     assert videos[0] is not None
     num_videos = len(videos[0])
@@ -289,7 +288,7 @@ def _score_block(
     names: Sequence[str],
 ) -> list[Scores | None]:
     def score(matcher: Matcher, number: int) -> Scores:
-        # End to end: each scorer reads what its own encoders wrote.
+        # Each scorer reads the outputs of its own encoders.
         text, video = texts[number], videos[number]
         assert text is not None, "a run that broke off is not called"
         assert video is not None, "a run that broke off is not called"
@@ -299,7 +298,7 @@ def _score_block(
 
 
 def _thumbnail(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The middle frame, every so many pixels: for a report, not for a model."""
+    """Return the middle frame, subsampled for a report."""
     frame = frames[len(frames) // 2]
     step = max(1, frame.shape[0] // 96)
     return np.ascontiguousarray(frame[::step, ::step])

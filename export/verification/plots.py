@@ -1,4 +1,4 @@
-"""Figures of a verification report. matplotlib is imported on first use."""
+"""Draw the figures of a verification report. The first use imports matplotlib."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which most colour-blind people tell apart.
+# These are Okabe and Ito's colours. Most colour-blind people tell them apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#888888"
 MOST_POINTS = 20_000
@@ -37,7 +37,7 @@ _STYLE = {
 
 
 def require_matplotlib() -> Any:  # noqa: ANN401 - the module itself
-    """The ``matplotlib`` module. Raises MissingExtraError."""
+    """Return the ``matplotlib`` module. Raises MissingExtraError."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -46,12 +46,12 @@ def require_matplotlib() -> Any:  # noqa: ANN401 - the module itself
 
 
 def colour(run: int) -> str:
-    """Of the n-th run, in every figure."""
+    """Return the colour of the n-th run, the same in every figure."""
     return _COLOURS[run % len(_COLOURS)]
 
 
 def error_distributions(measurement: MeasuredRuns, comparisons: Sequence[RunComparison]) -> Figure:
-    """A histogram of absolute errors for every output, all runs in it."""
+    """Draw a histogram of absolute errors for every output, with all runs."""
     require_matplotlib()
     from matplotlib.ticker import NullLocator
 
@@ -63,7 +63,7 @@ def error_distributions(measurement: MeasuredRuns, comparisons: Sequence[RunComp
         limits = []
         for run, measured in enumerate(measurement.measured):
             if key not in measured.differences:
-                continue  # it broke off before
+                continue  # the run broke off before
             (record,) = (r for r in comparisons[run].tensors if (r.graph, r.tensor) == key)
             _histogram(axes, measured.differences[key], colour(run))
             axes.axvline(record.allowed_error, color=colour(run), linestyle="--", linewidth=1)
@@ -83,7 +83,7 @@ def error_distributions(measurement: MeasuredRuns, comparisons: Sequence[RunComp
 
 
 def score_scatter(measurement: MeasuredRuns, comparisons: Sequence[RunComparison]) -> Figure | None:
-    """Every logit of every run against the reference's, and its error; None without any."""
+    """Draw every run's logits and their errors over the reference's; None without logits."""
     shown = [
         (number, measured.logits.reshape(-1))
         for number, measured in enumerate(measurement.measured)
@@ -123,7 +123,7 @@ def score_scatter(measurement: MeasuredRuns, comparisons: Sequence[RunComparison
 def rank_moves(
     comparisons: Sequence[RunComparison], ranks: Sequence[RankComparison | None]
 ) -> Figure | None:
-    """Where the first ten of the reference stand in each run; None where no scores are finite."""
+    """Draw the ranks in each run of the reference's first ten; None without finite scores."""
     shown = [
         (comparison, rank)
         for comparison, rank in zip(comparisons, ranks, strict=True)
@@ -143,10 +143,10 @@ def rank_moves(
 
 
 def as_image(figure: Figure, description: str) -> str:
-    """An ``img`` element that holds the figure as SVG."""
+    """Return an ``img`` element that holds the figure as SVG."""
     buffer = io.BytesIO()
     mpl = require_matplotlib()
-    # The same figure in the same bytes every time.
+    # A fixed salt gives the same figure the same bytes every time.
     with mpl.rc_context({"svg.hashsalt": "xclip-deploy"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     content = base64.b64encode(buffer.getvalue()).decode()
@@ -154,7 +154,7 @@ def as_image(figure: Figure, description: str) -> str:
 
 
 def thumbnail(frame: npt.NDArray[np.uint8]) -> str:
-    """An ``img`` element that holds a small picture, uint8 RGB [s, s, 3]."""
+    """Return an ``img`` element that holds a small picture, uint8 RGB [s, s, 3]."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -164,7 +164,7 @@ def thumbnail(frame: npt.NDArray[np.uint8]) -> str:
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of its own, without the global state of pyplot, and its axes row by row."""
+    """Make a figure without pyplot's global state, and return it with its axes, row by row."""
     mpl = require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -180,7 +180,7 @@ def _dots(
     axes: Axes, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], dot_colour: str
 ) -> None:
     size = 20 if x.size < 500 else 7
-    # As pixels: thousands of shapes make a page slow.
+    # Rasterise the dots: thousands of shapes make a page slow.
     axes.scatter(x, y, s=size, alpha=0.5, linewidths=0, color=dot_colour, rasterized=True)
 
 
@@ -198,7 +198,7 @@ def _histogram(axes: Axes, differences: Differences, line_colour: str) -> None:
 
 
 def _error_limits(differences: Differences, allowed: float) -> tuple[float, float]:
-    """The decades that hold nearly all errors, and what is allowed."""
+    """Return the limits of an axis that holds nearly all errors and the allowed one."""
     low, high = allowed / 10, allowed
     filled = differences.histogram
     if filled.any():
@@ -213,7 +213,7 @@ def _heat_map(axes: Axes, moves: npt.NDArray[np.int64]) -> None:
     shares = 100 * moves / max(1, moves[0].sum())
     ranks = [str(rank) for rank in range(1, depth + 1)]
     columns = [*ranks, "later"]
-    if depth < DEPTH:  # all videos there are: none is further down
+    if depth < DEPTH:  # the rows are all videos, so none is further down
         shares, columns = shares[:, :depth], ranks
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row in range(depth):
@@ -248,7 +248,7 @@ def _legend(figure: Figure, comparisons: Sequence[RunComparison]) -> None:
 
 
 def _sample(total: int) -> npt.NDArray[np.int64]:
-    """At most so many points that a page can show, the same on every call."""
+    """Choose at most ``MOST_POINTS`` points, the same on every call."""
     if total <= MOST_POINTS:
         return np.arange(total)
     return np.sort(np.random.default_rng(0).choice(total, MOST_POINTS, replace=False))

@@ -1,4 +1,4 @@
-"""How two score matrices rank the same videos: agreement at the top, and order flips."""
+"""Compare how two score matrices rank the same videos: agreement at the top, and flips."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from xclip_deploy.runtime.arrays import FloatArray
 
 TOPS = (1, 5, 10)
 DEPTH = 10
-"""Videos of a ranking that count: what a search shows."""
+"""Number of videos of a ranking that count, as many as a search shows."""
 _KEPT = 24
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Two videos that a text ranks in another order than the reference."""
+    """Two videos that one text ranks in another order than the reference does."""
 
     text: int
-    """Row."""
+    """Row of the text."""
     upper: int
-    """Column of the video that the reference puts first of the two."""
+    """Column of the video that the reference ranks first."""
     lower: int
     """Column of the other one."""
     reference_gap: float
-    """Logits between them in the reference, above 0."""
+    """Score of ``upper`` less that of ``lower`` in the reference, above 0; logits."""
     found_gap: float
-    """Logits between them here, below 0."""
+    """The same in the run, below 0; logits."""
 
 
 @dataclass(frozen=True)
 class RankComparison:
-    """See ``RankingRecord`` of the certificate, whose fields these become."""
+    """Agreement and flips of two rankings; ``RankingRecord`` of the certificate explains fields."""
 
     top_agreement: dict[int, float | None]
     flips: int
@@ -41,14 +41,14 @@ class RankComparison:
     texts_flipped: int
     texts_changed: int
     moves: npt.NDArray[np.int64]
-    """[depth, depth + 1]: how many texts have the video of the reference's rank (row) at which
-    rank (column); the last column counts those further down. ``depth``: 10, or all videos."""
+    """Number of texts by the video's rank in the reference (row) and in the run (column), [depth,
+    depth + 1]. The last column counts ranks further down. ``depth``: 10, or all videos."""
     worst: tuple[Flip, ...]
-    """The flips furthest apart in the reference, those first."""
+    """Flips with the largest gaps in the reference, descending."""
 
     @property
     def largest_flipped_gap(self) -> float:
-        """Logits, in the reference; 0 without flips."""
+        """Largest gap of a flip in the reference, logits; 0 without flips."""
         return self.worst[0].reference_gap if self.worst else 0.0
 
 
@@ -57,16 +57,16 @@ def compare_rankings(
 ) -> RankComparison:
     """Compare how the rows (texts) of two score matrices rank the columns (videos).
 
-    A *flip* is a pair of columns, both among the first ten of either matrix, which the reference
-    puts strictly in one order and ``found`` strictly in the other. Where the reference has them
-    no more than ``tie_gap`` apart, it is a near tie and counted apart. If no score is off by
-    more than ``tie_gap / 2``, all flips are near ties. Columns with equal scores rank in their
-    order.
+    A *flip* is a pair of columns that the reference puts strictly in one order and ``found``
+    strictly in the other. Both columns are among the first ten of either matrix. A flip whose
+    columns are at most ``tie_gap`` apart in the reference is a near tie and counted apart. If no
+    score is off by more than ``tie_gap / 2``, all flips are near ties. Columns with equal scores
+    rank in column order.
 
     Args:
         reference: Finite [T, V].
         found: Finite [T, V].
-        tie_gap: In units of the scores, at least 0.
+        tie_gap: Largest gap of a near tie, in units of the scores; at least 0.
         kept: Most flips to return one by one.
     """
     reference, found = np.asarray(reference, np.float64), np.asarray(found, np.float64)
@@ -116,7 +116,7 @@ def _widest(flips: list[Flip], count: int) -> list[Flip]:
 def _agreement(
     expected: npt.NDArray[np.int64], found: npt.NDArray[np.int64], k: int, num_videos: int
 ) -> float | None:
-    """Mean share of the first k that both have; None where any ranking would have them all."""
+    """Return the mean share of the first k in common; None where any ranking shares all."""
     if k > 1 and num_videos <= k:
         return None
     is_common = expected[:, :k, None] == found[:, None, :k]  # [T, k, k]

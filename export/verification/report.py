@@ -1,4 +1,4 @@
-"""The certificate for people: one HTML file that needs nothing else."""
+"""Render the certificate for people, as one HTML file that needs no other files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from xclip_deploy.export.verification import plots
 from xclip_deploy.export.verification.certificate import Certificate, RunComparison
 from xclip_deploy.export.verification.measuring import MeasuredRun, MeasuredRuns
 from xclip_deploy.export.verification.rankings import Flip, RankComparison
+from xclip_deploy.runtime.presentation import cut, printable
 
 _SHOWN_FLIPS = 12
+_MAX_TEXT = 1000
 _CSS = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -33,13 +35,13 @@ img { max-width: 100%; height: auto; } img.frame { width: 72px; height: 72px; di
 code { font-size: .9em; }
 """
 _Cell = str | tuple[str, str]
-"""Text, or text and a class; escaped already."""
+"""Escaped text, or escaped text and a CSS class."""
 
 
 def render_report(
     certificate: Certificate, measurement: MeasuredRuns, ranks: Sequence[RankComparison | None]
 ) -> str:
-    """The page as HTML. Raises MissingExtraError where matplotlib is not installed."""
+    """Render the page as HTML. Raises MissingExtraError where matplotlib is not installed."""
     comparisons = certificate.comparisons
     scatter = plots.score_scatter(measurement, comparisons)
     moves = plots.rank_moves(comparisons, ranks)
@@ -47,16 +49,17 @@ def render_report(
         _heading(certificate),
         "<h2>Rankings and recall</h2>",
         _summary(certificate),
-        "<p class=quiet>Top-K: share of the reference's first K videos that are among the first "
-        "K here, mean over the texts. Flip: two videos of the first ten that a text ranks in "
-        "another order than the reference. Near tie: a flip of videos that the reference has no "
-        "further apart than twice the tolerance; it is not held against a run.</p>",
+        "<p class=quiet>Top-K is the share of the reference's first K videos that are among the "
+        "run's first K, as the mean over the texts. A flip is a pair of videos among the first ten "
+        "that a text ranks in another order than the reference. A near tie is a flip of videos "
+        "whose scores in the reference differ by at most twice the tolerance; it does not count "
+        "against a run.</p>",
         _recalls(certificate),
         "<h2>Errors</h2>",
-        "<p>Share of elements by absolute error; dashed: the most that one may have. Features are "
-        "elements of unit vectors, grains are similarities, logits are scores. Scores are bound by "
-        "their root mean square (RMS) as well: the scorer's sharp softmaxes make a few pairs far "
-        "worse than the rest.</p>",
+        "<p>The curves show the share of elements by absolute error, the dashed line the largest "
+        "error allowed. Features are elements of unit vectors, grains are similarities, logits are "
+        "scores. Scores are also bounded by their root mean square (RMS), since the scorer's sharp "
+        "softmaxes make the errors of a few pairs much larger than the rest.</p>",
         plots.as_image(
             plots.error_distributions(measurement, comparisons), "distribution of errors"
         ),
@@ -71,8 +74,8 @@ def render_report(
     parts.append("<h2>Where ranks moved</h2>")
     if moves is not None:
         parts += [
-            "<p>Rows: rank in the reference. Columns: rank of the same video here. A run that "
-            "ranks as the reference does has the diagonal alone.</p>",
+            "<p>Rows are ranks in the reference, columns are ranks of the same videos in the run. "
+            "A run that ranks as the reference does fills the diagonal alone.</p>",
             plots.as_image(moves, "ranks in the reference and here"),
         ]
     for measured, comparison, rank in zip(measurement.measured, comparisons, ranks, strict=True):
@@ -80,9 +83,9 @@ def render_report(
     if any(comparison.durations for comparison in comparisons):
         parts += [
             "<h2>Size and speed</h2>",
-            f"<p>The reference, {escape(certificate.reference.name)}, and the runs took turns, "
-            "batch by batch, while videos were decoded beside them: ratios to go by. "
-            "<code>xclip-deploy bench</code> measures in quiet.</p>",
+            f"<p>The reference, {_text(certificate.reference.name)}, and the runs took turns, "
+            "batch by batch, while videos were being decoded, so that the ratios are approximate. "
+            "<code>xclip-deploy bench</code> measures without other work.</p>",
             _costs(certificate),
         ]
     parts.append(_provenance(certificate))
@@ -102,19 +105,19 @@ def _heading(certificate: Certificate) -> str:
     left_out = len(inputs.unreadable) + len(inputs.missing)
     parts = [
         f"<h1>Parity certificate <span class='verdict {verdict}'>{verdict}</span></h1>",
-        f"<p>Reference: {escape(certificate.reference.name)}. "
+        f"<p>Reference: {_text(certificate.reference.name)}. "
         f"Shown: {inputs.num_videos} {videos} and {inputs.num_texts} {texts} "
-        f"({escape(inputs.source)}{f'; {left_out} videos left out' if left_out else ''}).<br>"
+        f"({_text(inputs.source)}{f'; {left_out} videos left out' if left_out else ''}).<br>"
         f"Bundle <code>{certificate.fingerprint[:16]}</code>, "
-        f"{escape(certificate.created_utc)}, {escape(certificate.machine.cpu)}.</p>",
+        f"{_text(certificate.created_utc)}, {_text(certificate.machine.cpu)}.</p>",
     ]
     if inputs.synthetic_videos:
         parts.append(
-            "<p class=quiet>Synthetic videos show whether the numbers agree, and little of what "
-            "a difference means for retrieval: give videos and captions of your own.</p>"
+            "<p class=quiet>Synthetic videos show whether the numbers agree, but little about the "
+            "effect on retrieval: give videos and captions of your own.</p>"
         )
     if certificate.failures:
-        lines = "".join(f"<li class=bad>{escape(line)}</li>" for line in certificate.failures)
+        lines = "".join(f"<li class=bad>{_text(line)}</li>" for line in certificate.failures)
         parts.append(f"<ul>{lines}</ul>")
     return "\n".join(parts)
 
@@ -125,11 +128,11 @@ def _summary(certificate: Certificate) -> str:
         ranking = comparison.ranking
         state: _Cell = "passed" if comparison.passed else ("FAILED", "bad")
         if ranking is None:
-            rows.append([escape(comparison.run.name), *[""] * 6, state])
+            rows.append([_text(comparison.run.name), *[""] * 6, state])
             continue
         rows.append(
             [
-                escape(comparison.run.name),
+                _text(comparison.run.name),
                 *(
                     (_percent(share), "number")
                     for share in (
@@ -154,11 +157,11 @@ def _summary(certificate: Certificate) -> str:
 
 
 def _costs(certificate: Certificate) -> str:
-    """Sizes, and times of a batch beside the reference's."""
+    """Render sizes, and times of a batch beside the reference's."""
     rows: list[list[_Cell]] = []
     for comparison in certificate.comparisons:
         size = f"{comparison.run.size_bytes / 1e6:.1f}"
-        name = escape(comparison.run.name)
+        name = _text(comparison.run.name)
         rows += [
             [
                 name,
@@ -181,7 +184,7 @@ def _recalls(certificate: Certificate) -> str:
             records = [record for record in comparison.recalls if record.direction == direction]
             if not records:
                 continue
-            cells: list[_Cell] = [escape(comparison.run.name), direction.replace("_", " ")]
+            cells: list[_Cell] = [_text(comparison.run.name), direction.replace("_", " ")]
             for record in records:
                 change = record.found - record.reference
                 cells.append(
@@ -193,7 +196,7 @@ def _recalls(certificate: Certificate) -> str:
             cells.append((f"±{records[0].allowed_points:.2g}", "number"))
             rows.append(cells)
     if not rows:
-        return "<p class=quiet>The texts belong to no videos: no recalls.</p>"
+        return "<p class=quiet>The texts belong to no videos, so there are no recalls.</p>"
     headers = ("run", "direction", "R@1, %", "R@5, %", "R@10, %", "allowed, points")
     return _table(headers, rows)
 
@@ -202,7 +205,7 @@ def _tensors(comparison: RunComparison) -> str:
     rows: list[list[_Cell]] = [
         [
             record.graph.value,
-            escape(record.tensor),
+            _text(record.tensor),
             (_number(record.min_cosine, ".7f"), "number"),
             (_number(record.mean_cosine, ".7f"), "number"),
             (_number(record.max_abs_error, ".1e"), "number"),
@@ -224,7 +227,7 @@ def _tensors(comparison: RunComparison) -> str:
         "allowed",
         "",
     )
-    return f"<h3>{escape(comparison.run.name)}</h3>{_table(headers, rows)}"
+    return f"<h3>{_text(comparison.run.name)}</h3>{_table(headers, rows)}"
 
 
 def _flips(
@@ -233,16 +236,16 @@ def _flips(
     comparison: RunComparison,
     ranks: RankComparison | None,
 ) -> str:
-    heading = f"<h3>{escape(comparison.run.name)}</h3>"
+    heading = f"<h3>{_text(comparison.run.name)}</h3>"
     if ranks is None:
-        return heading + "<p class=bad>It broke off, or scores are NaN or infinite: no ranking.</p>"
+        return heading + "<p class=bad>No ranking: the run broke off, or scores are not finite.</p>"
     if not ranks.worst:
         return heading + "<p>No text ranks two videos in another order than the reference.</p>"
     total = ranks.flips + ranks.near_tie_flips
     shown = ranks.worst[:_SHOWN_FLIPS]
     text = (
         f"<p>{total} flips in {ranks.texts_changed} of {len(measurement.texts)} texts; "
-        f"the {len(shown)} of videos that the reference has furthest apart:</p>"
+        f"the {len(shown)} with the largest gaps in the reference:</p>"
     )
     assert comparison.ranking is not None
     assert measured.logits is not None
@@ -255,13 +258,13 @@ def _flips(
 def _flip(
     measurement: MeasuredRuns, logits: npt.NDArray[np.float32], flip: Flip, tie_gap: float
 ) -> list[_Cell]:
-    cells: list[_Cell] = [escape(measurement.texts[flip.text] or "(empty)")]
+    cells: list[_Cell] = [_text(measurement.texts[flip.text] or "(empty)")]
     for column in (flip.upper, flip.lower):
         before = measurement.reference_logits[flip.text, column]
         after = logits[flip.text, column]
         cells.append(plots.thumbnail(measurement.thumbnails[column]))
         name = measurement.video_ids[column].rsplit("/", 1)[-1]
-        cells.append(f"{escape(name)}<br><span class=quiet>{before:.3f} → {after:.3f}</span>")
+        cells.append(f"{_text(name)}<br><span class=quiet>{before:.3f} → {after:.3f}</span>")
     cells.append((f"{flip.reference_gap:.2g} → {flip.found_gap:.2g}", "number"))
     cells.append("near tie" if flip.reference_gap <= tie_gap else ("flip", "bad"))
     return cells
@@ -276,7 +279,7 @@ def _provenance(certificate: Certificate) -> str:
         *(f"Not run: {skipped.what}: {skipped.reason}" for skipped in certificate.skipped),
         *(f"Unreadable: {reason}" for reason in certificate.inputs.unreadable),
     ]
-    return "<h2>Where it ran</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return "<h2>Where it ran</h2>" + "".join(f"<p>{_text(line)}</p>" for line in lines)
 
 
 def _sampled(measurement: MeasuredRuns) -> str:
@@ -290,7 +293,7 @@ def _sampled(measurement: MeasuredRuns) -> str:
 def _table(headers: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:
     numeric = [bool(rows) and isinstance(cell, tuple) and "number" in cell[1] for cell in rows[0]]
     head = "".join(
-        f"<th{' class=number' if is_number else ''}>{escape(header)}</th>"
+        f"<th{' class=number' if is_number else ''}>{_text(header)}</th>"
         for header, is_number in zip(headers, numeric, strict=True)
     )
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
@@ -301,6 +304,11 @@ def _cell(cell: _Cell) -> str:
     if isinstance(cell, str):
         return f"<td>{cell}</td>"
     return f'<td class="{cell[1]}">{cell[0]}</td>'
+
+
+def _text(value: str) -> str:
+    """Escape a text for the page: its markup, and characters that act instead of showing."""
+    return escape(cut(printable(value), _MAX_TEXT))
 
 
 def _verdict(passed: bool) -> str:

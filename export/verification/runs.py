@@ -1,4 +1,4 @@
-"""The reference and the runs: every way of computing a bundle's model on this machine."""
+"""Open the reference and the runs: every way of computing a bundle's model on this machine."""
 
 from __future__ import annotations
 
@@ -24,22 +24,26 @@ class Run:
     identity: RunIdentity
     matcher: Matcher = field(repr=False)
     load: Callable[[], None] = field(repr=False, default=lambda: None)
-    """Opens all that runs, before the first call would."""
+    """Function that opens every graph before the first call does."""
     tolerance: Tolerance | None = None
-    """What it is held to; None: what the bundle's manifest says of its graphs."""
+    """Tolerance of the run; None: that of the bundle's manifest for its graphs."""
 
 
 @contextmanager
 def open_reference(
-    bundle: Bundle, checkpoint: str | PathLike[str] | None, max_batch: int, threads: int | None
+    bundle: Bundle,
+    checkpoint: str | PathLike[str] | None,
+    max_batch: int,
+    threads: int | None,
+    weights: str | None = None,
 ) -> Iterator[Run]:
-    """PyTorch where the checkpoint is given, else the FP32 graphs on the CPU.
+    """Open the reference: PyTorch where the checkpoint is given, else the FP32 graphs on the CPU.
 
-    Raises VerificationError for a bundle without FP32 graphs or a checkpoint of another model,
-    and what loading a checkpoint or bundle raises.
+    Raises VerificationError for a bundle without FP32 graphs or a checkpoint of another model, and
+    the errors of loading a checkpoint or bundle.
     """
     if checkpoint is not None:
-        yield _pytorch(bundle, Path(checkpoint), max_batch)
+        yield _pytorch(bundle, Path(checkpoint), max_batch, weights)
         return
     if Precision.FP32 not in bundle.precisions:
         raise VerificationError(
@@ -53,13 +57,13 @@ def open_reference(
 
 @contextmanager
 def open_run(bundle: Bundle, options: SessionOptions, max_batch: int) -> Iterator[Run]:
-    """A session of a bundle. Raises SessionError, EngineError or MissingExtraError."""
+    """Open a bundle with given options. Raises SessionError, EngineError or MissingExtraError."""
     with DeployedModel(bundle, options, max_batch) as model:
         yield as_run(model)
 
 
 def as_run(model: DeployedModel) -> Run:
-    """An opened model, and what it runs."""
+    """Describe an opened model as a run."""
     placement, records = model.placement, model.artefacts()
     name = placement.arithmetic.name
     identity = RunIdentity(
@@ -76,7 +80,7 @@ def as_run(model: DeployedModel) -> Run:
 def find_sessions(
     bundle: Bundle, *, is_fp32_the_reference: bool, threads: int | None
 ) -> tuple[list[SessionOptions], list[SkippedRun]]:
-    """What there is to compare on this machine, and what there is not, with the reason."""
+    """Find the sessions to compare on this machine, and those it cannot run, with the reason."""
     found, skipped = [], []
     for offer in offers(bundle, threads):
         if isinstance(offer, Refusal):
@@ -97,7 +101,7 @@ def _fp32_on_cpu(threads: int | None) -> SessionOptions:
     return SessionOptions(device="cpu", precision="fp32", threads=threads, backend="onnxruntime")
 
 
-def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
+def _pytorch(bundle: Bundle, path: Path, max_batch: int, weights: str | None) -> Run:
     try:
         import torch  # noqa: F401 - to say what is missing
     except ModuleNotFoundError as error:
@@ -108,7 +112,7 @@ def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
 
     manifest = bundle.manifest
     model = manifest.model
-    # What the weights do not tell was said at export, and stands in the manifest.
+    # The manifest records the options of the export, which the weights do not tell.
     options = CheckpointOptions(
         max_words=model.max_words,
         max_frames=model.max_frames,
@@ -116,6 +120,7 @@ def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
         vision_heads=model.vision.heads,
         text_heads=model.text.heads,
         mask_padding=model.mask_padding,
+        weights=weights,
     )
     source = manifest.provenance
     expected = f"bundle {bundle.path} was exported from {source.checkpoint}"
@@ -133,6 +138,7 @@ def _pytorch(bundle: Bundle, path: Path, max_batch: int) -> Run:
         raise VerificationError(
             f"{path} is another model: its fingerprint is {found[:12]}…, the bundle's is "
             f"{manifest.fingerprint[:12]}…; {expected} (SHA-256 {source.checkpoint_sha256[:12]}…)"
+            + "".join(f"; {note}" for note in checkpoint.notes if "--weights" in note)
         )
     identity = RunIdentity(
         backend="pytorch",

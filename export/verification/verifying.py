@@ -1,4 +1,4 @@
-"""``verify_bundle``: from a bundle to its certificate."""
+"""Verify a bundle and write its certificate: ``verify_bundle``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from xclip_deploy.errors import (
     BackendUnavailableError,
     BundleError,
     EngineError,
+    InvalidArgumentError,
     MissingExtraError,
     SessionError,
     VerificationError,
@@ -49,6 +50,7 @@ from xclip_deploy.runtime.arguments import (
     as_instance,
     as_path,
     as_share,
+    as_text,
     as_texts,
     as_truth,
     as_whole_number,
@@ -60,6 +62,7 @@ from xclip_deploy.runtime.deployed_model import MAX_BATCH
 from xclip_deploy.runtime.engine_set import read_engine_set
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Tolerance
+from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import options_of
@@ -70,6 +73,7 @@ def verify_bundle(
     bundle: str | PathLike[str] | Bundle = "xclip-bundle",
     *,
     checkpoint: str | PathLike[str] | None = None,
+    weights: str | None = None,
     split: Split | None = None,
     videos: str | PathLike[str] | None = None,
     texts: Sequence[str] | None = None,
@@ -82,24 +86,26 @@ def verify_bundle(
     reader: VideoReader = "pyav",
     progress: ProgressFunction | None = None,
 ) -> Certificate:
-    """Compare every graph and engine of a bundle that can run here with its model.
+    """Compare every graph and engine of a bundle that can run here with the model.
 
     The reference is the checkpoint in PyTorch where it is given, else the FP32 graphs. All runs
-    see the same videos and texts, each from end to end: its scorer reads what its encoders
-    wrote. The tolerances are those of the manifest. The certificate is written in either
-    outcome, passed or not; ``Certificate.require_passed`` raises.
+    encode the same videos and texts. Each scorer reads the outputs of its own encoders. The
+    manifest gives the tolerances. The certificate is written whether or not everything passes;
+    ``Certificate.require_passed`` raises where something failed.
 
     Args:
         bundle: Path of a bundle, or an opened one.
-        checkpoint: What the bundle was exported from, in any file with the same weights.
-        split: Videos and captions, from ``open_dataset``: recalls are compared too.
-        videos: In place of a split, a folder of videos, or one video.
-        texts: In place of a split's captions. Without these three, or some, a small built-in
-            set is used, and the certificate says so: its videos are drawn.
+        checkpoint: Checkpoint that the bundle was exported from, or any file of the same weights.
+        weights: State dict to take where the checkpoint holds several, as in
+            ``CheckpointOptions``.
+        split: Videos and captions, from ``open_dataset``. Recalls are then compared too.
+        videos: A folder of videos, or one video, in place of a split. None: small built-in
+            videos, which are drawn; the certificate says so.
+        texts: Texts in place of a split's captions. None: a small built-in set.
         output: Folder for ``certificate.json`` and ``report.html``; None: ``verification`` in
             the bundle.
-        report: Whether to write the HTML report, which needs matplotlib; None: where that is
-            installed.
+        report: Whether to write the HTML report, which needs matplotlib; None: write it where
+            matplotlib is installed.
         max_unreadable_share: Share of the videos, 0 to 1, that may be unreadable.
         max_batch: Most texts or videos in one run of an encoder.
         threads: CPU threads for inference; None: one per core.
@@ -108,13 +114,16 @@ def verify_bundle(
         progress: Called after every video, and every few captions.
 
     Raises:
-        VerificationError: there is nothing to compare, or nothing to compare with; the
-            checkpoint is of another model; the reference yields NaN.
+        VerificationError: there is nothing to compare, or no reference; the checkpoint is of
+            another model; the reference yields NaN.
         BundleError: the bundle cannot be used, or the result cannot be written.
-        CheckpointError, DatasetError, SessionError, VideoError: as those who raise them say.
+        CheckpointError: the checkpoint cannot be read.
+        DatasetError: too many videos are unreadable.
+        SessionError: a session of the reference cannot be opened.
+        VideoError: no video can be found.
         InvalidArgumentError: an argument is out of range.
-        MissingExtraError: matplotlib for a report that was asked for, PyTorch for a checkpoint,
-            or ONNX Runtime is not installed.
+        MissingExtraError: ONNX Runtime is not installed; nor is matplotlib, for a report, or
+            PyTorch, for a checkpoint.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     as_share("max_unreadable_share", max_unreadable_share)
@@ -124,6 +133,13 @@ def verify_bundle(
     for name, path in (("checkpoint", checkpoint), ("videos", videos), ("output", output)):
         if path is not None:
             as_path(name, path)
+    if weights is not None:
+        as_text("weights", weights)
+    if weights is not None and checkpoint is None:
+        raise InvalidArgumentError(
+            f"weights is {weights!r:.200} without a checkpoint; expected the checkpoint that holds "
+            "them, or no weights"
+        )
     if split is not None:
         as_instance("split", split, Split, "a Split, as open_dataset gives, or None")
     if texts is not None:
@@ -148,11 +164,13 @@ def verify_bundle(
     target = opened.path / CERTIFICATE_DIRECTORY if output is None else Path(output)
     with _writable(target, opened):
         target.mkdir(parents=True, exist_ok=True)
-        # Now rather than after hours of encoding.
+        # Find out now that the folder is read-only, not after hours of encoding.
         with TemporaryFile(dir=target):
             pass
     with ExitStack() as stack:
-        reference = stack.enter_context(open_reference(opened, checkpoint, max_batch, threads))
+        reference = stack.enter_context(
+            open_reference(opened, checkpoint, max_batch, threads, weights)
+        )
         opened_runs = [_try_open(stack, opened, options, max_batch) for options in sessions]
         runs = [run for run in opened_runs if isinstance(run, Run)]
         skipped += [run for run in opened_runs if isinstance(run, SkippedRun)]
@@ -169,7 +187,7 @@ def verify_bundle(
     certificate, ranks = _certificate(opened, inputs, measurement, skipped)
     page = render_report(certificate, measurement, ranks) if report else None
     with _writable(target, opened):
-        # First, so that no report ever lies beside the certificate of another run.
+        # Remove the old report first: none may lie beside the certificate of another run.
         (target / REPORT_NAME).unlink(missing_ok=True)
         replace_text(target / CERTIFICATE_NAME, certificate.to_json())
         if page is not None:
@@ -184,14 +202,13 @@ def verify_engines(
     max_batch: int = 16,
     progress: ProgressFunction | None = None,
 ) -> RunComparison:
-    """Hold the engines in a folder against the bundle's FP32 graphs, on this machine's GPU.
+    """Compare the engines in a folder with the bundle's FP32 graphs, on this machine's GPU.
 
-    The self-test of new engines, which need not be in their place yet; it runs on the built-in
-    inputs and writes nothing. Returns the comparison, everything within tolerance.
+    This is the self-test of new engines, which need not be in their place yet. It uses the built-in
+    inputs and writes nothing. It returns the comparison, in which everything passed.
 
-    Raises VerificationError where anything is out of tolerance or a run breaks off,
-    EngineError, SessionError or MissingExtraError where the engines or the FP32 graphs cannot
-    be run here.
+    Raises VerificationError where anything is out of tolerance or a run breaks off. Raises
+    EngineError, SessionError or MissingExtraError where the engines or the FP32 graphs cannot run.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     folder = Path(folder)
@@ -238,7 +255,7 @@ def _try_open(
 ) -> Run | SkippedRun:
     try:
         run = stack.enter_context(open_run(bundle, options, max_batch))
-        # Any other error of a graph or engine is the run's: it breaks off, and has failed.
+        # Any other error of a graph or engine comes again in the run, which then fails.
         with suppress(SessionError, EngineError):
             try:
                 run.load()
@@ -250,7 +267,7 @@ def _try_open(
 
 
 def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> VerificationError:
-    reasons = "; ".join(f"{skip.what}: {skip.reason}" for skip in skipped)
+    reasons = listed([f"{skip.what}: {skip.reason}" for skip in skipped])
     return VerificationError(
         f"bundle {bundle.path}: nothing to compare with its FP32 graphs can run here ({reasons}); "
         "give the model as --checkpoint to verify the FP32 graphs themselves"

@@ -1,4 +1,4 @@
-"""How fast a bundle runs on this machine: sessions side by side, with their memory."""
+"""Measure how fast a bundle runs on this machine: sessions side by side, with their memory."""
 
 from xclip_deploy.runtime.benchmark.measuring import BenchmarkPlan, benchmark_sessions
 from xclip_deploy.runtime.benchmark.picture import draw_benchmark

@@ -1,4 +1,4 @@
-"""The benchmark's end of a worker process."""
+"""Start and ask a worker process: the benchmark's side of ``worker.py``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Child:
     """A worker process with one graph open in one session."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
-        """Start the process and have it open the session; see ``worker.py``.
+        """Start the process and let it open the session; see ``worker.py``.
 
-        Raises what opening the session raised there, or SessionError where the process died.
+        Raises the error of opening the session there, or SessionError where the process died.
         """
         self._what = f"{request['graph']} with {request['options'] or 'default options'}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
@@ -35,7 +35,7 @@ class Child:
             raise
 
     def run(self, size: int, *, seconds: float, warmup: int) -> dict[str, Any]:
-        """Run the graph; see ``worker.py``. Raises SessionError; the process is gone then."""
+        """Run the graph; see ``worker.py``. Raises SessionError where the process ended."""
         return self._ask({"size": size, "seconds": seconds, "warmup": warmup})
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Child:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             kind = getattr(errors, answer["kind"], errors.SessionError)
-            if kind is errors.MissingExtraError:  # which takes other arguments
+            if kind is errors.MissingExtraError:  # it takes other arguments
                 kind = errors.SessionError
             raise kind(answer["error"])
         return answer

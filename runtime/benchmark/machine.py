@@ -1,4 +1,4 @@
-"""Describing the machine that a benchmark runs on, and what is installed on it."""
+"""Describe the machine that a benchmark runs on, and the software installed on it."""
 
 from __future__ import annotations
 

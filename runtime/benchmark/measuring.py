@@ -1,4 +1,4 @@
-"""Measuring sessions side by side: a process for each, taking turns in rounds."""
+"""Measure sessions side by side. Each has a process of its own; they take turns in rounds."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from xclip_deploy.runtime.benchmark.results import (
 )
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
 from xclip_deploy.runtime.sessions.registry import registrations
@@ -40,7 +41,7 @@ _MOST = 1 << 31
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What is measured, and for how long. Raises InvalidArgumentError for what cannot be."""
+    """Sizes and times of a benchmark. Raises InvalidArgumentError for values out of range."""
 
     sizes: Mapping[Graph, Sequence[int]] = field(
         default_factory=lambda: {
@@ -49,16 +50,16 @@ class BenchmarkPlan:
             Graph.SCORER: (100, 1000),
         }
     )
-    """For every graph that is measured: videos or texts in one run, of the scorer videos
+    """Sizes at which each graph is measured: videos or texts in one run; for the scorer, videos
     scored for one text."""
     seconds: float = 3.0
-    """Least time to run every session at every size, over all rounds."""
+    """Least time to run each session at each size, over all rounds."""
     rounds: int = 5
-    """Turns that every session takes at a size. What else the machine does for a while then
-    slows all sessions alike, rather than one."""
+    """Turns of each session at a size. With several turns, other load on the machine slows all
+    sessions alike."""
     warmup: int = 2
-    """Runs at every size before any is timed. One more precedes every turn, as caches hold
-    another session's weights by then, unless runs are so long that it does not show."""
+    """Untimed runs at each size. One more precedes each turn, since caches hold another session's
+    weights by then. Runs longer than 0.1 s skip it."""
 
     def __post_init__(self) -> None:
         as_instance("sizes", self.sizes, Mapping, "a mapping of graphs to sizes")
@@ -83,18 +84,19 @@ def benchmark_sessions(
 ) -> Benchmark:
     """Measure latency, throughput and memory of a bundle's graphs.
 
-    ``sessions``: how to run them; None: every way that this machine offers, of which those
-    that cannot be opened are reported and left out. Each graph runs in a process of its own
-    for each session. The sessions take turns, one running at a time, with random inputs of
-    full length. ``progress``: called at the start of every step, which ``note`` names, and once
-    more at the end. Raises BundleError, InvalidArgumentError, or SessionError (and others of
-    opening a session) for a session that was asked for.
+    Each graph runs in a process of its own for each session. The sessions take turns, one at a
+    time, with random inputs of full length.
+
+    ``sessions``: options of the sessions; None: every session that this machine offers. Those that
+    cannot be opened are then left out and reported. ``progress``: called at the start of every
+    step, which ``note`` names, and at the end. Raises BundleError or InvalidArgumentError, and
+    SessionError (or another error of opening) for a session that was asked for.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     plan = BenchmarkPlan() if plan is None else plan
     as_instance("plan", plan, BenchmarkPlan, "a BenchmarkPlan or None")
     as_callback("progress", progress)
-    machine = this_machine()  # before our own load is on it
+    machine = this_machine()  # before the benchmark loads it
     is_asked = sessions is not None
     offered: Sequence[SessionOptions | Refusal]
     if sessions is None:
@@ -117,7 +119,7 @@ def benchmark_sessions(
             run.measure(graph, sorted(set(plan.sizes[graph])))
     run.finish()
     if not run.sessions:
-        reasons = "; ".join(skipped.reason for skipped in run.skipped.values())
+        reasons = listed([skipped.reason for skipped in run.skipped.values()])
         raise SessionError(f"no session could be opened: {reasons}")
     return Benchmark(
         bundle=str(bundle.path),
@@ -137,7 +139,7 @@ def benchmark_sessions(
 
 
 class _Run:
-    """One benchmark under way; sessions are known by their number in the list of all."""
+    """A benchmark under way. A session's number is its place in the list of all."""
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class _Run:
         self.measurements: list[Measurement] = []
 
     def measure(self, graph: Graph, sizes: Sequence[int]) -> None:
-        """Measure one graph in all sessions."""
+        """Measure one graph in all sessions, at all sizes."""
         with ExitStack() as stack:
             children: dict[int, Child] = {}
             for number, options in enumerate(self._wanted):
@@ -184,14 +186,14 @@ class _Run:
                 self._measure_size(graph, size, children)
 
     def _measure_size(self, graph: Graph, size: int, children: dict[int, Child]) -> None:
-        """Let all children take turns; one that fails is out from this size on."""
+        """Let all children take turns. One that fails is left out from this size on."""
         plan = self._plan
         latencies_s: dict[int, list[float]] = {number: [] for number in children}
         last: dict[int, dict[str, Any]] = {}
         failed: dict[int, str] = {}
         for turn in range(plan.rounds + 1):
             numbers = [number for number in children if number not in failed]
-            # Another goes first in each round, so that none always follows the same one.
+            # Each round begins with another session, so that none always follows the same one.
             shift = turn % max(1, len(numbers))
             for number in numbers[shift:] + numbers[:shift]:
                 is_long = number in last and last[number]["last_run_s"] > _LONG_RUN_S
@@ -229,7 +231,7 @@ class _Run:
         if number not in self.sessions:
             name = f"{opened['backend']} {opened['device']} {opened['precision']}"
             rest = {
-                # Of engines the name alone: their folder lies in the bundle.
+                # The name of an engine set suffices: its folder lies in the bundle.
                 key: Path(value).name if key == "engines" else value
                 for key, value in changed.items()
                 if key not in ("backend", "device", "device_id", "precision")
@@ -268,7 +270,7 @@ class _Run:
 
 
 def _plain(options: SessionOptions) -> dict[str, Any]:
-    """Options that are not at their default, as JSON takes them."""
+    """Return the changed options in a form that JSON takes."""
     changed = options.changed()
     return {name: str(v) if isinstance(v, Path) else v for name, v in changed.items()}
 

@@ -1,4 +1,4 @@
-"""Draw a benchmark."""
+"""Draw a benchmark as a PNG file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 from xclip_deploy.runtime.benchmark.results import ITEMS, Benchmark, Measurement, readable
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.presentation import cut, printable
 
 _SIZE_LABELS = {
     Graph.VIDEO_ENCODER: "videos in a run",
@@ -19,7 +20,7 @@ _SIZE_LABELS = {
 
 
 def import_matplotlib() -> tuple[Any, Any]:
-    """Matplotlib's figure and PNG canvas. Raises MissingExtraError where it is not installed."""
+    """Import matplotlib's figure and PNG canvas. Raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -31,8 +32,8 @@ def import_matplotlib() -> tuple[Any, Any]:
 def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
     """Draw latency, throughput and memory into a PNG file.
 
-    Raises MissingExtraError without matplotlib, InvalidArgumentError where the file cannot
-    be written.
+    Raises MissingExtraError without matplotlib, and InvalidArgumentError where the file cannot be
+    written.
     """
     make_figure, make_canvas = import_matplotlib()
     graphs = [
@@ -54,7 +55,8 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
             each.set_axisbelow(True)
     handles, labels = rows[0][1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-    figure.suptitle(_title(benchmark), fontsize=10)
+    # Names of folders are no formulas, whatever dollar signs they have.
+    figure.suptitle(_title(benchmark), fontsize=10, parse_math=False)
     try:
         with replaced_file(path) as partial:
             make_canvas(figure).print_png(str(partial))
@@ -63,8 +65,8 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
 
 
 def _draw_latency(benchmark: Benchmark, found: list[Measurement], axes: Any) -> None:  # noqa: ANN401
-    """A dot for p50, a thick line on to p90 and a thin one to p99."""
-    axes.set_yscale("log")  # which brings locators of its own
+    """Draw p50 as a dot, a thick line up to p90 and a thin one up to p99."""
+    axes.set_yscale("log")  # replaces the locators
     ticker = importlib.import_module("matplotlib.ticker")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: readable(value))
@@ -99,7 +101,7 @@ def _placed(
     found: list[Measurement],
     axes: Any,  # noqa: ANN401
 ) -> list[tuple[float, Measurement, str]]:
-    """Each measurement with its place on the x axis, beside those of its size, and a colour."""
+    """Give each measurement a place on the x axis, beside those of its size, and a colour."""
     sizes = sorted({each.size for each in found})
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_xlim(-0.6, len(sizes) - 0.4)
@@ -124,7 +126,7 @@ def _title(benchmark: Benchmark) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in benchmark.versions.items())
     return "\n".join(
         (
-            f"{benchmark.bundle}: {benchmark.model}",
+            cut(printable(f"{benchmark.bundle}: {benchmark.model}"), 300),
             f"{machine.cpu}, {machine.cores} cores{memory}{gpus} ({load}), {machine.system}",
             f"{versions}; {benchmark.created_utc}",
         )

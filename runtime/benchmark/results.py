@@ -1,4 +1,4 @@
-"""What a benchmark found."""
+"""The results of a benchmark."""
 
 from __future__ import annotations
 
@@ -15,94 +15,95 @@ ITEMS = {
     Graph.TEXT_ENCODER: "texts",
     Graph.SCORER: "pairs",
 }
-"""What throughput counts: videos or texts encoded, pairs of a text and a video scored."""
+"""Items that throughput counts: videos or texts encoded, or scored pairs of text and video."""
 
 
 def readable(number: float) -> str:
-    """A number for people, in three digits and more: ``0.174``, ``54.5``, ``132,000``."""
+    """Format a number with three significant digits: ``0.174``, ``54.5``, ``132,000``."""
     if number < 100:
         return f"{number:.3g}"
     return f"{round(number, 2 - int(np.log10(number))):,.0f}"
 
 
 class Machine(FrozenModel):
-    """Where a benchmark ran."""
+    """Machine that a benchmark ran on."""
 
     cpu: str
     cores: int
-    """That this process may use: of its affinity and its container's quota, the smaller."""
+    """CPU cores that this process may use: its affinity or its container's quota, if smaller."""
     memory_bytes: int | None
-    """That this process may use, its container's limit included."""
+    """Memory that this process may use, within its container's limit."""
     gpus: tuple[str, ...]
     """Names of the GPUs that the NVIDIA driver lists."""
     system: str
     load_average: float
-    """Processes that wanted a core in the minute before the run: above ``cores``, others took
-    part of the machine."""
+    """Mean number of processes that wanted a core in the minute before the run. Above ``cores``,
+    other work slowed the machine."""
 
 
 class BenchmarkedSession(FrozenModel):
-    """One way of running the graphs, as it was opened."""
+    """A session as it was opened."""
 
     name: str
-    """For people, and unique within the benchmark."""
+    """Name for people, unique within the benchmark."""
     backend: str
     device: str
     precision: str
-    """What it computes in, by the name that ``SessionOptions.precision`` takes."""
+    """Arithmetic of the session, by the name that ``SessionOptions.precision`` takes."""
     options: dict[str, Any]
-    """As asked for, without what was left at its default."""
+    """Options that were asked for, without those at their default."""
 
 
 class SkippedSession(FrozenModel):
-    """A session that this machine should have offered and that could not be opened."""
+    """A session that could not be opened on this machine."""
 
     options: dict[str, Any]
     reason: str
 
 
 class Loading(FrozenModel):
-    """Opening one graph in one session."""
+    """Cost of opening one graph in one session."""
 
     session: str
     graph: Graph
     seconds: float
-    """From the file on disk to a session that is ready, without the first run. The file's hash
-    is checked in it."""
+    """Time from the file on disk to a session that is ready. It includes the check of the file's
+    hash, not the first run."""
     memory_bytes: int | None
-    """Resident memory that it took, in a process of its own; libraries are not counted."""
+    """Resident memory that it took, in a process of its own, without libraries."""
     device_memory_bytes: int | None
-    """GPU memory that it took, by the driver's count of what is free; None on a CPU."""
+    """GPU memory that it took, by the driver's count of free memory; None on a CPU."""
 
 
 class Measurement(FrozenModel):
-    """One graph at one size in one session."""
+    """Speed and memory of one graph at one size in one session."""
 
     session: str
     graph: Graph
     size: int
-    """Videos or texts in one run; of the scorer, videos scored for one text."""
+    """Videos or texts in one run; for the scorer, videos scored for one text."""
     latencies_s: tuple[float, ...]
-    """Seconds of every timed run, in the order they were made. Arrays go in and come out as
-    NumPy's: on a GPU, copying is part of a run."""
+    """Seconds of each timed run, in order. Inputs and outputs are NumPy arrays, so that a run on a
+    GPU includes the copies."""
     peak_memory_bytes: int | None
-    """Most resident memory beyond what the process had before it opened the graph: weights,
-    activations and outputs, at this size and the smaller ones before it."""
+    """Peak of resident memory beyond that before the graph was opened: weights, activations and
+    outputs, at this size and the smaller ones before it."""
     device_memory_bytes: int | None
-    """GPU memory taken after runs at this size; None on a CPU."""
+    """GPU memory in use after the runs at this size; None on a CPU."""
     error: str | None = None
-    """Why it could not run at this size; then there are no latencies."""
+    """Reason why it could not run at this size; then there are no latencies."""
 
     def percentile_s(self, percent: float) -> float:
-        """Latency that this share of the runs did not exceed, seconds.
+        """Return the latency that this share of the runs did not exceed, seconds.
 
-        Interpolated linearly between runs: of fewer than 100, p99 lies just below the slowest.
+        It is interpolated linearly between runs. With fewer than 100 runs, p99 lies just below the
+        slowest one.
         """
         return float(np.percentile(self.latencies_s, percent))
 
     @property
     def items_per_s(self) -> float:
-        """Throughput of one caller: items a second over all timed runs."""
+        """Throughput of one caller, in items a second over all timed runs."""
         return self.size * len(self.latencies_s) / sum(self.latencies_s)
 
 
@@ -113,24 +114,24 @@ class Benchmark(FrozenModel):
     schema_version: Literal[1] = 1
     bundle: str
     fingerprint: Sha256
-    """Of the bundle's model."""
+    """Fingerprint of the bundle's model."""
     model: str
-    """For people: what the graphs compute."""
+    """Description of the model for people."""
     machine: Machine
     versions: dict[str, str]
     created_utc: str
     rounds: int
     seconds: float
-    """Least time that every session was timed for at every size, over all rounds."""
+    """Least time that each session was timed at each size, over all rounds."""
     warmup: int
-    """Runs at every size before any was timed."""
+    """Untimed runs at each size."""
     sessions: tuple[BenchmarkedSession, ...]
     skipped: tuple[SkippedSession, ...]
     loadings: tuple[Loading, ...]
     measurements: tuple[Measurement, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, with the percentiles (milliseconds) and throughput of every measurement."""
+        """Return a dict for JSON, with percentiles (milliseconds) and throughput added."""
         content = self.model_dump(mode="json")
         for entry, found in zip(content["measurements"], self.measurements, strict=True):
             entry["runs"] = len(found.latencies_s)

@@ -1,7 +1,7 @@
-"""The process that a session is measured in: one graph, run as the benchmark asks.
+"""Measure one graph in one session, in a process of its own.
 
-It reads one JSON request a line on standard input and answers each with one line. A process for
-each session and graph keeps their memory apart, and one that dies takes no other along.
+The process reads JSON requests from standard input, one a line, and answers each with one line.
+Separate processes keep the memory of sessions apart, and one that dies leaves the others running.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from xclip_deploy.runtime.sessions.registry import load_backend
 
 def main() -> None:
     """Serve requests until standard input ends."""
-    # Native libraries print what they like: our answers get a descriptor of their own.
+    # Native libraries print to standard output, so answers get a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for answer in _serve(sys.stdin):
@@ -52,10 +52,10 @@ class _Worker:
             register(name, target)
         bundle = Bundle.open(request["bundle"])
         graph, options = Graph(request["graph"]), SessionOptions(**request["options"])
-        # Before memory is counted: inputs are the caller's, and libraries come once.
+        # Import libraries and make inputs before memory is counted: a session does not own them.
         _import_backend(options)
         loader = place(options, bundle)
-        # In the graph's own types, as a gallery keeps features: a cast would be timed as well.
+        # Inputs have the graph's own dtypes, as a gallery's features have: no cast is timed.
         self._specs = loader.inputs(graph)
         self._inputs = _inputs(self._specs, max(request["sizes"]), bundle)
         self._gauge = _memory_gauge(options)
@@ -73,9 +73,9 @@ class _Worker:
         }
 
     def run(self, size: int, seconds: float, warmup: int) -> dict[str, Any]:
-        """Run at a size: ``warmup`` times, then at least once and for as long as asked.
+        """Run at a size: ``warmup`` times untimed, then at least once and for ``seconds``.
 
-        ``seconds`` 0: only warm up.
+        With ``seconds`` 0, it only warms up.
         """
         inputs = {
             tensor.name: self._inputs[tensor.name][: _length(tensor, size)]
@@ -109,7 +109,7 @@ class _Worker:
 
 def _import_backend(options: SessionOptions) -> None:
     name = "onnxruntime" if options.backend == "auto" else options.backend
-    with suppress(ImportError):  # then opening the session says what is missing
+    with suppress(ImportError):  # opening the session then says what is missing
         cast("Backend", load_backend(name)).import_library()
 
 
@@ -122,12 +122,12 @@ def _memory_gauge(options: SessionOptions) -> GpuMemoryGauge | None:
 
 
 def _length(tensor: TensorSpec, size: int) -> int:
-    """Length of a tensor's first axis: one text for the scorer, else the size of the run."""
+    """Return the length of a tensor's first axis: 1 for the scorer's texts, else ``size``."""
     return 1 if tensor.shape[0] == "texts" else size
 
 
 def _inputs(specs: Sequence[TensorSpec], size: int, bundle: Bundle) -> dict[str, AnyArray]:
-    """Random inputs of a graph at its largest size; speed depends on shapes alone."""
+    """Draw random inputs of a graph at its largest size. Speed depends on shapes alone."""
     rng = np.random.default_rng(0)
     model = bundle.manifest.model
     inputs: dict[str, AnyArray] = {}

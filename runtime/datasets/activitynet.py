@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
@@ -22,26 +23,27 @@ TRAIN = "train.json"
 VAL = "val_1.json"
 
 _PREFIX = "v_"
+_MAX_DURATION_S = 1e6
 _log = logging.getLogger(__name__)
 
 
 def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     """Read a split of ActivityNet Captions.
 
-    ``train.json`` and ``val_1.json`` hold ``{v_id: {duration, timestamps, sentences}}``, of
-    which the sentences are joined to one caption of the whole video. Training takes the videos
-    of ``train_ids.json``, a list of ids; those without sentences are left out, as not all that
-    the lists name were described. Evaluation, ``val`` and ``test`` alike, is over all videos
-    of ``val_1.json``: ``val_ids.json`` is not needed for it. Ids lose their ``v_``; files may
-    be called with or without.
+    ``train.json`` and ``val_1.json`` hold ``{v_id: {duration, timestamps, sentences}}``. The
+    sentences of a video are joined to one caption of the whole video. Training takes the
+    videos of ``train_ids.json``, a list of ids. It leaves out videos without sentences, since
+    the lists name videos that were never described. Evaluation (``val`` and ``test``) takes
+    all videos of ``val_1.json`` and does not read ``val_ids.json``. Ids lose their ``v_``.
+    File names may have it or not.
 
     Args:
-        folder: Holds the files.
-        split: Which part.
+        folder: Folder that holds the annotation files.
+        split: Name of the split.
 
     Raises:
-        AnnotationError: a file is missing or not as described, an id occurs twice, or all
-            sentences of a video are empty.
+        AnnotationError: A file is missing or malformed, an id occurs twice, or all sentences
+            of a video are empty.
     """
     path = find_annotation(folder, TRAIN if split == "train" else VAL)
     entries = expect_object(read_json(path), str(path))
@@ -65,9 +67,22 @@ def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     by_id = captions.by_id()
     names = check_unique(path, [(video_id, _without_prefix(video_id)) for video_id in wanted])
     return [
-        AnnotatedVideo(name, by_id[video_id], other_names=(_PREFIX + name,))
+        AnnotatedVideo(
+            name,
+            by_id[video_id],
+            other_names=(_PREFIX + name,),
+            annotated_end_s=_annotated_end_s(entries[video_id]),
+        )
         for name, video_id in zip(names, wanted, strict=True)
     ]
+
+
+def _annotated_end_s(entry: object) -> float | None:
+    """Return the duration of an entry, rounded up as the authors do; None where it has none."""
+    duration = entry.get("duration") if isinstance(entry, dict) else None
+    if not isinstance(duration, (int, float)) or not 0 < duration < _MAX_DURATION_S:
+        return None
+    return float(math.ceil(duration))
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Finding annotation files by their published names and reading them as text."""
+"""Find annotation files by their published names and read them as text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xclip_deploy.errors import AnnotationError
+from xclip_deploy.runtime.files import require_regular_file
 
 MAX_BYTES = 2 * 2**30
-"""The largest published file has 30 MB: more than this is something else."""
+"""Largest annotation file that is read, in bytes. The largest published one has 30 MB."""
 
 _NAMES_SHOWN = 10
 
@@ -17,11 +18,11 @@ def find_annotation(folder: Path, *names: str) -> Path:
     """Find the first of several files that a folder holds.
 
     Args:
-        folder: Where the annotations lie, not in subfolders.
+        folder: Folder of the annotations. Its subfolders are not searched.
         names: Published file names, the preferred one first.
 
     Raises:
-        AnnotationError: no such folder, or none of the files is in it.
+        AnnotationError: The folder does not exist, or holds none of the files.
     """
     expected = " or ".join(names)
     try:
@@ -42,11 +43,10 @@ def read_bytes(path: Path) -> bytes:
     """Read a whole annotation file.
 
     Raises:
-        AnnotationError: it is missing, no regular file, unreadable, empty or too large.
+        AnnotationError: The file is missing, not regular, unreadable, empty or too large.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe or device would block for ever
-            raise AnnotationError(f"{path}: is no regular file; expected annotations")
+        require_regular_file(path, "annotations", AnnotationError)
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise AnnotationError(
@@ -66,7 +66,7 @@ def read_text(path: Path) -> str:
     """Read a whole annotation file as UTF-8, without a byte order mark.
 
     Raises:
-        AnnotationError: as ``read_bytes``, or it is not UTF-8.
+        AnnotationError: ``read_bytes`` refuses the file, or it is not UTF-8.
     """
     content = read_bytes(path)
     try:
@@ -80,10 +80,10 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Read lines that hold something, with their numbers, counted from 1.
+    """Read the lines that are not blank, with their numbers, counted from 1.
 
     Raises:
-        AnnotationError: as ``read_text``.
+        AnnotationError: ``read_text`` refuses the file.
     """
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     # Not splitlines(), which also cuts at characters such as U+2028 inside a sentence.
@@ -94,7 +94,7 @@ def read_ids(path: Path) -> list[str]:
     """Read a list of video ids, one a line.
 
     Raises:
-        AnnotationError: as ``read_text``, or an id occurs twice, or there is none.
+        AnnotationError: ``read_text`` refuses the file, an id occurs twice, or none is there.
     """
     return check_unique(
         path, [(f"line {number}", line.strip()) for number, line in read_lines(path)]
@@ -102,14 +102,14 @@ def read_ids(path: Path) -> list[str]:
 
 
 def check_unique(path: Path, placed_ids: Sequence[tuple[str, str]]) -> list[str]:
-    """Take ids in their order, refusing repetitions.
+    """Return the ids in their order. Refuse repetitions.
 
     Args:
-        path: Where they come from, for messages.
-        placed_ids: Where in the file each stands, for messages, and the id.
+        path: File of the ids. Messages name it.
+        placed_ids: Place in the file and id. Messages name the place.
 
     Raises:
-        AnnotationError: an id is empty or occurs twice, or there is none.
+        AnnotationError: An id is empty or occurs twice, or there is no id.
     """
     first_seen: dict[str, str] = {}
     for place, video_id in placed_ids:

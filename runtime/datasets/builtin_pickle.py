@@ -1,4 +1,4 @@
-"""Reading pickles of built-in containers without running anything in them."""
+"""Read pickles of built-in containers without running anything in them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from xclip_deploy.runtime.datasets.annotation_files import read_bytes
 
 
 class _GlobalRefusedError(pickle.UnpicklingError):
-    """The pickle names a class or function."""
+    """Error of a pickle that names a class or function."""
 
 
 class _ContainersOnly(pickle.Unpickler):
-    """Dicts, lists, tuples, sets, texts, bytes, numbers, truth values and None.
+    """Unpickler of dicts, lists, tuples, sets, texts, bytes, numbers, truth values and None.
 
-    Those have opcodes of their own. Everything else, and all that runs code, needs a class or
-    function by name, which comes through ``find_class``.
+    These have opcodes of their own. Everything else, and all that runs code, needs a class or
+    function by name. ``find_class`` looks that name up, and refuses it.
     """
 
     def find_class(self, module_name: str, global_name: str, /) -> object:
@@ -28,18 +28,18 @@ class _ContainersOnly(pickle.Unpickler):
 def read_builtin_pickle(path: Path) -> object:
     """Read a pickle that holds nothing but built-in containers and values.
 
-    Texts written by Python 2 come back as bytes; see ``text_of_pickle``.
+    Texts that Python 2 wrote come back as bytes; ``text_of_pickle`` decodes them.
 
     Args:
         path: A pickle of any protocol.
 
     Raises:
-        AnnotationError: the file is unreadable or no pickle, or it names a class or function,
-            of which none is looked up or called.
+        AnnotationError: The file is unreadable or no pickle, or it names a class or function.
+            None of them is looked up or called.
     """
     content = read_bytes(path)
     try:
-        # "bytes": what Python 2 wrote may be UTF-8 or Latin-1, which is told text by text.
+        # Python 2 wrote UTF-8 or Latin-1. Only text_of_pickle can tell, for each text.
         value: object = _ContainersOnly(io.BytesIO(content), encoding="bytes").load()
     except _GlobalRefusedError as error:
         raise AnnotationError(
@@ -55,16 +55,16 @@ def read_builtin_pickle(path: Path) -> object:
 
 
 def text_of_pickle(value: object, place: str) -> str:
-    """Take a value of a pickle for a text.
+    """Return a value of a pickle as text.
 
-    Bytes are what Python 2 wrote for its ``str``: UTF-8, or else Latin-1.
+    Bytes come from a ``str`` of Python 2. They are decoded as UTF-8, or else as Latin-1.
 
     Args:
-        value: What the pickle holds.
-        place: Where it stands, for messages.
+        value: Value from the pickle.
+        place: Its place in the file. Messages name it.
 
     Raises:
-        AnnotationError: it is something else.
+        AnnotationError: The value is neither text nor bytes.
     """
     if isinstance(value, str):
         return value

@@ -1,4 +1,4 @@
-"""Captions gathered from an annotation file, by video."""
+"""Captions of an annotation file, by video."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from xclip_deploy.runtime.datasets.split import AnnotatedVideo
 
 
 def collapse(text: str) -> str:
-    """Make every run of whitespace one space, and none at the ends."""
+    """Collapse every run of whitespace to one space, and strip both ends."""
     return " ".join(text.split())
 
 
 class CaptionCollector:
-    """Gathers captions as a file is read, then gives them out video by video."""
+    """Captions gathered while a file is read, then given out by video."""
 
     def __init__(self, path: Path) -> None:
         self._path = path  # for messages
@@ -23,15 +23,15 @@ class CaptionCollector:
         self._empty_places: list[str] = []
 
     def add(self, video_id: str, text: str, place: str) -> None:
-        """Note a caption; whitespace is collapsed.
+        """Note a caption, with its whitespace collapsed.
 
         Args:
-            video_id: As the dataset names the video.
+            video_id: Name that the dataset gives the video.
             text: The caption as written.
-            place: Where it stands in the file, for messages.
+            place: Its place in the file. Messages name it.
 
         Raises:
-            AnnotationError: the text holds half a surrogate pair, which is no character.
+            AnnotationError: The text holds half a surrogate pair, which is no character.
         """
         caption = collapse(text)
         try:
@@ -49,10 +49,10 @@ class CaptionCollector:
         return video_id in self._captions
 
     def by_id(self) -> dict[str, tuple[str, ...]]:
-        """Captions by video, both in the order in which they came.
+        """Return the captions by video, both in the order in which they came.
 
         Raises:
-            AnnotationError: some of the captions are empty.
+            AnnotationError: Some captions are empty.
         """
         if self._empty_places:
             count = len(self._empty_places)
@@ -66,15 +66,15 @@ class CaptionCollector:
     def of(
         self, video_ids: Sequence[str], listed_in: Path, *, end_s: float | None = None
     ) -> list[AnnotatedVideo]:
-        """Captions of listed videos, in the order of the list.
+        """Return the listed videos with their captions, in the order of the list.
 
         Args:
-            video_ids: Each once.
-            listed_in: The list's file, for messages.
-            end_s: Where all of these videos end, seconds.
+            video_ids: Ids of the videos, without repetition.
+            listed_in: File of the list. Messages name it.
+            end_s: End of all of these videos, in seconds. None takes them whole.
 
         Raises:
-            AnnotationError: some of the captions are empty, or a video has none.
+            AnnotationError: Some captions are empty, or a video has none.
         """
         captions = self.by_id()
         bare = [video_id for video_id in video_ids if video_id not in captions]

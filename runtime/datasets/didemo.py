@@ -1,6 +1,6 @@
 """DiDeMo: personal videos of 25 to 30 s with descriptions of moments.
 
-Hendricks et al., ICCV 2017; as video–paragraph retrieval in CLIP4Clip and X-CLIP.
+Hendricks et al., ICCV 2017. CLIP4Clip and X-CLIP retrieve its videos by paragraphs.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from xclip_deploy.runtime.datasets.json_annotations import (
 from xclip_deploy.runtime.datasets.split import AnnotatedVideo, SplitName
 
 END_S = 31.0
-"""Longer videos were cut to 30 s for annotation; the authors of CLIP4Clip take 31."""
+"""End of the part that is read, in seconds. Videos were cut to 30 s for annotation; the authors
+of CLIP4Clip take 31 s."""
 
 
 def read_didemo(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     """Read a split of DiDeMo.
 
     ``train_list.txt``, ``val_list.txt`` and ``test_list.txt`` hold a video a line, with the
-    ending of its original file (``….mov``). ``train_data.json`` and its like hold a list of
-    objects with ``video`` and ``description``, whose ``times`` are not looked at. The
-    descriptions of a video are joined in the order of the file to one caption, of the first
-    31 s.
+    ending of its original file (``….mov``). ``train_data.json``, ``val_data.json`` and
+    ``test_data.json`` hold a list of objects with ``video`` and ``description``; their
+    ``times`` are not read. The descriptions of a video are joined, in the order of the file,
+    to one caption of its first 31 s.
 
     Args:
-        folder: Holds the files.
-        split: Which part.
+        folder: Folder that holds the annotation files.
+        split: Name of the split.
 
     Raises:
-        AnnotationError: a file is missing or not as described, a video is listed twice or has
-            no description, or all of its descriptions are empty.
+        AnnotationError: A file is missing or malformed, a video is listed twice or has no
+            description, or all of its descriptions are empty.
     """
     listing = find_annotation(folder, f"{split}_list.txt")
     video_ids = read_ids(listing)

@@ -1,4 +1,4 @@
-"""Any folder of videos with a CSV or JSONL file of captions."""
+"""Captions of one's own: a folder of videos with a CSV or JSONL file."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _Row = tuple[int, dict[str, str]]  # line number and fields
 
 
 def read_folder(annotations: Path, split: SplitName) -> list[AnnotatedVideo]:
-    """Read a split of somebody's own captions.
+    """Read a split of a CSV or JSONL file of captions.
 
     A CSV file has the columns ``file`` and ``caption``, a JSONL file an object a line with
     these fields. ``file`` is a path below the folder of videos, or a file's name, with or
-    without its ending; a file with several captions has several rows. Where there is a column
-    or field ``split`` (``train``, ``val`` or ``test``), other rows than those of ``split`` are
-    left out; without it, all rows belong to every split.
+    without its ending. A file with several captions has several rows. A column or field
+    ``split`` (``train``, ``val`` or ``test``) assigns each row to a split. Without it, all rows
+    belong to every split.
 
     Args:
         annotations: The file, or a folder that holds either ``captions.csv`` or
             ``captions.jsonl``.
-        split: Which rows.
+        split: Name of the split.
 
     Raises:
-        AnnotationError: the file is missing or not as described, a caption is empty, or no row
-            is of this split.
+        AnnotationError: The file is missing or malformed, a caption is empty, or the split has
+            no row.
     """
     path = _find_file(annotations)
     rows = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json_lines(path)
@@ -86,7 +86,7 @@ def _of_split(path: Path, rows: list[_Row], split: SplitName) -> list[_Row]:
         return rows
     counts: Counter[str] = Counter()
     for line, row in rows:
-        # Rows that would silently belong nowhere are more likely typing errors.
+        # A row of no known split is more likely a typing error than meant.
         if row.get("split", "").strip() not in _SPLITS:
             raise AnnotationError(
                 f"{path}:{line}: split is {row.get('split')!r}; expected {', '.join(_SPLITS)} "

@@ -1,4 +1,4 @@
-"""Reading JSON annotations, refusing what is not as it should be."""
+"""Read JSON annotations and refuse malformed ones."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from xclip_deploy.runtime.datasets.annotation_files import read_lines, read_text
 
 
 class _DuplicateKeyError(ValueError):
-    """An object has a key twice, of which json would keep the last."""
+    """Error of an object that has a key twice; json alone would keep the last one."""
 
 
 def read_json(path: Path) -> object:
     """Read one JSON value.
 
     Raises:
-        AnnotationError: unreadable, not UTF-8, not JSON, or an object has a key twice.
+        AnnotationError: The file is unreadable, no UTF-8 or no JSON, or an object has a key
+            twice.
     """
     return _parse(read_text(path), str(path))
 
 
 def read_json_lines(path: Path) -> list[tuple[int, dict[str, object]]]:
-    """Read one JSON object a line, with the numbers of the lines; blank ones are passed over.
+    """Read one JSON object a line, with its line number. Blank lines are passed over.
 
     Raises:
-        AnnotationError: as ``read_json``, or a line is no object, or there is none.
+        AnnotationError: ``read_json`` refuses the file, a line is no object, or all are blank.
     """
     objects = []
     for number, line in read_lines(path):
@@ -38,14 +39,14 @@ def read_json_lines(path: Path) -> list[tuple[int, dict[str, object]]]:
 
 
 def expect_object(value: object, place: str) -> dict[str, object]:
-    """Take a value for an object.
+    """Return a value that must be an object.
 
     Args:
         value: Parsed JSON.
-        place: Where it stands, for messages.
+        place: Its place in the file. Messages name it.
 
     Raises:
-        AnnotationError: it is something else.
+        AnnotationError: The value is no object.
     """
     if not isinstance(value, dict):
         raise AnnotationError(f"{place}: {_kind(value)}; expected an object")
@@ -53,24 +54,24 @@ def expect_object(value: object, place: str) -> dict[str, object]:
 
 
 def expect_list(value: object, place: str) -> list[object]:
-    """Take a value for a list; as ``expect_object``."""
+    """Return a value that must be a list. Arguments and errors as ``expect_object``."""
     if not isinstance(value, list):
         raise AnnotationError(f"{place}: {_kind(value)}; expected a list")
     return value
 
 
 def expect_text(value: object, place: str) -> str:
-    """Take a value for a text; as ``expect_object``."""
+    """Return a value that must be text. Arguments and errors as ``expect_object``."""
     if not isinstance(value, str):
         raise AnnotationError(f"{place}: {_kind(value)}; expected text")
     return value
 
 
 def field(entry: dict[str, object], name: str, place: str) -> object:
-    """Take a field of an object.
+    """Return a field of an object.
 
     Raises:
-        AnnotationError: there is none of this name.
+        AnnotationError: The object has no field of this name.
     """
     if name not in entry:
         found = ", ".join(list(entry)[:10]) or "nothing"

@@ -31,18 +31,18 @@ _FIELDS = (
 def read_lsmdc(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     """Read a split of LSMDC.
 
-    The files have no header and six fields a line, separated by tabs and never quoted: clip
-    id, four times, and the sentence; the times may be empty. Several lines may describe one
-    clip, but for the test set, which promises 1000 different ones. Clip ids hold dots
+    The files have no header. A line has six fields, separated by tabs and never quoted: clip
+    id, four times, and the sentence. The times may be empty. Several lines may describe one
+    clip, except in the test set, which promises 1000 different ones. Clip ids hold dots
     (``0001_American_Beauty_00.00.51.926-00.00.54.129``).
 
     Args:
-        folder: Holds the files.
-        split: Which part.
+        folder: Folder that holds the annotation files.
+        split: Name of the split.
 
     Raises:
-        AnnotationError: the file is missing or not as described, a sentence is empty, or a
-            clip occurs twice in the test set.
+        AnnotationError: The file is missing or malformed, a sentence is empty, or a clip
+            occurs twice in the test set.
     """
     path = find_annotation(folder, FILES[split])
     captions = CaptionCollector(path)
@@ -50,7 +50,7 @@ def read_lsmdc(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     for number, line in read_lines(path):
         fields = line.split("\t")
         while len(fields) > len(_FIELDS) and not fields[-1].strip():
-            fields.pop()  # tabs after the sentence say nothing
+            fields.pop()  # tabs after the sentence hold nothing
         if len(fields) != len(_FIELDS):
             raise AnnotationError(
                 f"{path}:{number}: {len(fields)} fields separated by tabs; expected "

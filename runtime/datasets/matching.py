@@ -1,4 +1,4 @@
-"""From annotated videos and a folder of files to a split."""
+"""Match annotated videos with the files of a folder."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from xclip_deploy.runtime.datasets.video_files import VideoFiles, without_video_
 def match_videos(
     name: str, annotated: Sequence[AnnotatedVideo], folder: Path, *, max_missing_share: float
 ) -> Split:
-    """Find the file of each annotated video and leave out those without.
+    """Find the file of each annotated video and leave out videos without one.
 
     Args:
-        name: Of the split, for people.
-        annotated: What the annotations say, each id once.
-        folder: Where the videos are, at any depth.
+        name: Name of the split, for people.
+        annotated: Videos as the annotations describe them, each id once.
+        folder: Folder of the videos, searched at any depth.
         max_missing_share: Largest share of videos that may be left out, 0 to 1.
 
     Raises:
-        VideoNotFoundError: there is no such folder.
-        VideoReadError: it, or a folder in it, cannot be listed.
-        AmbiguousVideoError: several files match one video, or one file matches several.
-        MissingVideosError: more videos than allowed, or all, have no file.
+        VideoNotFoundError: The folder does not exist.
+        VideoReadError: It, or a folder in it, cannot be listed.
+        AmbiguousVideoError: Several files match one video, or one file matches several.
+        MissingVideosError: More videos than allowed, or all, have no file.
     """
     files = VideoFiles(folder)
     paths = _match(annotated, files)
@@ -53,7 +53,7 @@ def match_videos(
 
 
 def _match(annotated: Sequence[AnnotatedVideo], files: VideoFiles) -> dict[str, Path]:
-    """File by id, of those videos that have one."""
+    """Return the file of each video that has one, by id."""
     named = {video.id: files.named((video.id, *video.other_names)) for video in annotated}
     owner = {path: video_id for video_id, path in named.items() if path}
     paths: dict[str, Path] = {}

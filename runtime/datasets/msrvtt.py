@@ -1,7 +1,7 @@
 """MSR-VTT: 10 000 web videos with 20 sentences each.
 
-Xu et al., CVPR 2016; test set of Yu et al., ECCV 2018 (JSFusion): 1000 videos with one
-sentence each, trained on the other 9000, or on the 7000 of the original training set.
+Xu et al., CVPR 2016. The test set is that of Yu et al., ECCV 2018 (JSFusion): 1000 videos with
+one sentence each. Models train on the other 9000, or on the 7000 of the original training set.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def read_msrvtt(
     Training takes every sentence of ``MSRVTT_data.json`` (``sentences``: objects with
     ``video_id`` and ``caption``) about a video of ``MSRVTT_train.9k.csv`` or
     ``MSRVTT_train.7k.csv`` (column ``video_id``). The JSFusion protocol has no validation set
-    of its own: ``val`` is ``test``, from ``MSRVTT_JSFUSION_test.csv`` (columns ``video_id`` and
-    ``sentence`` among others).
+    of its own, so that ``val`` is ``test``. It stands in ``MSRVTT_JSFUSION_test.csv``, in the
+    columns ``video_id`` and ``sentence``.
 
     Args:
-        folder: Holds the files.
-        split: Which part.
-        train_lists: Names of the list of training videos; the first that exists is read.
+        folder: Folder that holds the annotation files.
+        split: Name of the split.
+        train_lists: Names of the list of training videos. The first that exists is read.
 
     Raises:
-        AnnotationError: a file is missing or not as described, a video is listed twice or has
-            no captions, or a caption is empty.
+        AnnotationError: A file is missing or malformed, a video is listed twice or has no
+            captions, or a caption is empty.
     """
     if split != "train":
         return _read_test(find_annotation(folder, TEST))

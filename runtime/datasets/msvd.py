@@ -15,21 +15,21 @@ CAPTION_FILES = ("raw-captions.pkl", "raw-captions.json", "captions.json")
 
 
 def read_msvd(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
-    """Read a split of MSVD; in evaluation too, a video has several captions.
+    """Read a split of MSVD. A video has several captions, in evaluation too.
 
     ``train_list.txt``, ``val_list.txt`` and ``test_list.txt`` hold a video id a line. The
-    captions come from ``raw-captions.pkl``, ``{video_id: [[token, …], …]}``, of which nothing
-    is executed, or from ``raw-captions.json`` or ``captions.json``,
-    ``{video_id: [sentence, …]}``, where a sentence may be a list of tokens as well. Tokens are
+    captions come from ``raw-captions.pkl``, ``{video_id: [[token, …], …]}``; nothing in it is
+    executed. Otherwise they come from ``raw-captions.json`` or ``captions.json``,
+    ``{video_id: [sentence, …]}``. A sentence may be a list of tokens there too. Tokens are
     joined with spaces.
 
     Args:
-        folder: Holds the files.
-        split: Which part.
+        folder: Folder that holds the annotation files.
+        split: Name of the split.
 
     Raises:
-        AnnotationError: a file is missing or not as described, a video is listed twice or has
-            no captions, or a caption is empty.
+        AnnotationError: A file is missing or malformed, a video is listed twice or has no
+            captions, or a caption is empty.
     """
     listing = find_annotation(folder, f"{split}_list.txt")
     video_ids = read_ids(listing)

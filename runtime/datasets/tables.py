@@ -1,4 +1,4 @@
-"""Reading comma-separated annotations with a header."""
+"""Read comma-separated annotations with a header."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from xclip_deploy.runtime.datasets.annotation_files import read_text
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """Read the rows of a CSV file whose first row names the columns.
 
-    Fields may be quoted with ``"``; blank rows are passed over.
+    Fields may be quoted with ``"``. Blank rows are passed over.
 
     Args:
-        path: The file, UTF-8.
-        columns: Those that must be there; others may be.
+        path: The file, in UTF-8.
+        columns: Columns that must exist. The file may have others.
 
     Returns:
-        The number of the line that ends each row, and its fields by column.
+        For each row, the number of the line that ends it and its fields by column.
 
     Raises:
-        AnnotationError: the file is unreadable, columns are missing or named twice, a row has
+        AnnotationError: The file is unreadable, columns are missing or named twice, a row has
             more or fewer fields than the header, or quotes do not match.
     """
     # newline="" leaves line ends inside quoted fields to the parser.
@@ -59,7 +59,7 @@ def _check_header(path: Path, header: list[str], columns: tuple[str, ...]) -> No
             f"{path}: the columns are {', '.join(header)}; expected {expected} "
             "in the first row, separated by commas"
         )
-    # Columns without a name are indexes that somebody's program wrote.
+    # Columns without a name are row indexes, as pandas writes them.
     repeated = [name for name in header if name and header.count(name) > 1]
     if repeated:
         raise AnnotationError(f"{path}: column {repeated[0]} occurs twice; expected it once")

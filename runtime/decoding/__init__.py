@@ -1,7 +1,7 @@
-"""Decode videos in processes of their own, which may crash or hang.
+"""Video decoding in child processes, which may crash or hang.
 
-``pool`` hands videos to decoders, ``process`` is one decoder as its parent sees it, ``channel``
-the messages between the two, ``worker`` what runs in the decoder.
+``pool`` hands videos to decoders. ``process`` is the parent's side of one decoder, ``worker``
+the program that the decoder runs. ``channel`` carries the messages between the two.
 """
 
 from __future__ import annotations

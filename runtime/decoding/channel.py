@@ -1,7 +1,7 @@
-"""How a decoder process is spoken to: messages over pipes.
+"""Messages between a decoder process and its parent, over pipes.
 
-A message is its length in four bytes, little-endian, then that many bytes of JSON. The one that
-announces frames is followed by their bytes. Nothing that arrives is executed.
+A message is its length in four bytes, little-endian, then that many bytes of JSON. The bytes of
+frames follow the message that announces them. The receiver never executes what arrives.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ import numpy.typing as npt
 
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE_BYTES = 1 << 22
-"""Far above the longest path, error or list of frame times."""
+"""Upper bound of a message, far above the longest path, error or list of frame times."""
 
 
 class ChannelClosedError(Exception):
-    """The other end is gone."""
+    """The other end closed its pipe."""
 
 
 class ChannelTimeoutError(Exception):
-    """Nothing arrived in time."""
+    """No message arrived in time."""
 
 
 class ProtocolError(Exception):
-    """What arrived is no message of ours."""
+    """The bytes that arrived are not a valid message."""
 
 
 class Channel:
-    """Two file descriptors of pipes, one to read from and one to write to."""
+    """A pair of pipe descriptors, one to read from and one to write to."""
 
     def __init__(self, read_from: int, write_to: int) -> None:
         self._read_from = read_from
         self._write_to = write_to
 
     def send(self, message: dict[str, Any], frames: npt.NDArray[np.uint8] | None = None) -> None:
-        """Write a message, and frames behind it. Raises ChannelClosedError."""
+        """Write a message, then the frames if there are any. Raises ChannelClosedError."""
         content = json.dumps(message).encode()
         self._write(memoryview(_LENGTH.pack(len(content)) + content))
         if frames is not None:
             self._write(np.ascontiguousarray(frames).data.cast("B"))
 
     def receive(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """Read a message; None: wait for as long as it takes.
+        """Read a message. Without ``timeout_s``, wait without a limit.
 
         Raises ChannelClosedError, ChannelTimeoutError, ProtocolError.
         """
@@ -57,7 +57,9 @@ class Channel:
         self._fill(memoryview(head), deadline)
         (length,) = _LENGTH.unpack(head)
         if length > _MAX_MESSAGE_BYTES:
-            raise ProtocolError(f"a message of {length} bytes, expected {_MAX_MESSAGE_BYTES}")
+            raise ProtocolError(
+                f"a message of {length} bytes, expected at most {_MAX_MESSAGE_BYTES}"
+            )
         content = bytearray(length)
         self._fill(memoryview(content), deadline)
         try:
@@ -71,13 +73,13 @@ class Channel:
     def receive_frames(
         self, shape: tuple[int, int, int, int], timeout_s: float
     ) -> npt.NDArray[np.uint8]:
-        """Read frames, uint8 of ``shape``. Raises as :meth:`receive`."""
+        """Read frames, uint8 of ``shape``. Raises the same errors as :meth:`receive`."""
         frames = np.empty(shape, np.uint8)
         self._fill(frames.data.cast("B"), time.monotonic() + timeout_s)
         return frames
 
     def _fill(self, buffer: memoryview, deadline: float | None) -> None:
-        poll = select.poll()  # unlike select, for any number of open files
+        poll = select.poll()  # unlike select, poll takes any descriptor number
         poll.register(self._read_from, select.POLLIN)
         while buffer:
             if deadline is not None:

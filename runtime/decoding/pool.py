@@ -1,4 +1,4 @@
-"""A pool of decoder processes, of which a video can take one down but no more."""
+"""A pool of decoder processes; one bad video costs at most one of them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from xclip_deploy.errors import InvalidArgumentError, VideoError
+from xclip_deploy.errors import InvalidArgumentError, VideoError, VideoReadError
 from xclip_deploy.runtime.decoding.process import (
-    WORKER_COMMAND,
     DecoderProcess,
     DecoderStartError,
     FileContent,
     WentAwayError,
     shelf,
+    worker_command,
 )
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.video import VideoReading, check_reader
 
 Key = TypeVar("Key")
+STARTS = 4
+"""Number of failed starts in a row after which the pool gives up."""
+_PAUSE_S = 0.25
+"""Pause after the first failed start, seconds. It doubles with each further one."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,12 @@ class _Task(Generic[Key]):
 
 
 class DecoderPool(Generic[Key]):
-    """Reads videos in processes of its own, results in the order in which they are ready.
+    """A pool that reads videos in child processes and returns results as they become ready.
 
-    A video with which a decoder crashes, or which it does not read in time, is a
-    ``VideoReadError`` in place of its frames; the decoder is replaced. Submitted and taken from
-    by one thread; at most ``window`` videos should be between the two, which bounds memory:
-    see :meth:`has_room`. A context manager.
+    If a decoder crashes on a video or exceeds its time, the result is a ``VideoReadError`` in
+    place of the frames, and the pool replaces the decoder. One thread calls :meth:`submit` and
+    :meth:`take`. To bound memory, that thread keeps at most ``window`` videos in flight:
+    :meth:`has_room` tells. The pool is a context manager.
     """
 
     def __init__(
@@ -48,20 +52,21 @@ class DecoderPool(Generic[Key]):
         workers: int | None = None,
         timeout_s: float = 120.0,
         window: int | None = None,
-        command: Sequence[str] = WORKER_COMMAND,
+        command: Sequence[str] | None = None,
     ) -> None:
-        """Start nothing yet: decoders start when there is work for them.
+        """Check the arguments. Decoders start with the first videos.
 
         Args:
             reading: How the videos are read.
-            workers: Processes; by default one for each core of this process.
-            timeout_s: Longest time for decoding one video, and longest without a sign of life
-                while its file is hashed, seconds.
-            window: Most videos in work or waiting to be taken; by default, twice ``workers``.
-            command: What starts a decoder; its parent's process number is added.
+            workers: Number of processes; by default one for each core of this process.
+            timeout_s: Time limit for decoding one video, and for silence while its file is
+                hashed, seconds.
+            window: Most videos in work or waiting to be taken; by default twice ``workers``.
+            command: Command that starts a decoder, for tests. The pool appends the parent's
+                process id.
 
         Raises:
-            InvalidArgumentError: a number that is too small.
+            InvalidArgumentError: a number is too small, or no Python interpreter is found.
             MissingExtraError: the reader's package is not installed.
         """
         check_reader(reading)
@@ -74,8 +79,8 @@ class DecoderPool(Generic[Key]):
             )
         self._reading = reading
         self._timeout_s = timeout_s
-        self._command = tuple(command)
-        self._is_default = self._command == WORKER_COMMAND
+        self._is_default = command is None
+        self._command = worker_command() if command is None else tuple(command)
         self._tasks: queue.SimpleQueue[_Task[Key] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[Key, FileContent | BaseException]] = (
             queue.SimpleQueue()
@@ -83,14 +88,16 @@ class DecoderPool(Generic[Key]):
         self._threads: list[threading.Thread] = []
         self._running: set[DecoderProcess] = set()
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._closed = threading.Event()
+        self._successes = 0
+        """Number of starts and readings that succeeded."""
         self.in_flight = 0
-        """Videos submitted and not taken."""
+        """Number of videos submitted and not yet taken."""
 
     def has_room(self, beside: int = 0) -> bool:
-        """Whether another video can be submitted without more than ``window`` being open.
+        """Return whether one more video still fits into the window.
 
-        ``beside``: videos that the caller can hold beyond the window.
+        ``beside`` counts videos that the caller can hold beyond the window.
         """
         return self.in_flight < self.window + beside
 
@@ -100,12 +107,12 @@ class DecoderPool(Generic[Key]):
         path: str | os.PathLike[str],
         wants_frames: Callable[[str], bool] = lambda _content_sha256: True,
     ) -> None:
-        """Read a video as soon as a decoder is free.
+        """Queue a video; the next free decoder reads it.
 
-        ``path``: absolute. ``wants_frames``: called with the file's SHA-256 from another thread;
-        whether to decode the video.
+        ``path`` is absolute. Another thread calls ``wants_frames`` with the file's SHA-256; the
+        decoder decodes the video only if it returns True.
         """
-        if self._is_closed:
+        if self._closed.is_set():
             raise InvalidArgumentError("the pool of decoders is closed")
         self.in_flight += 1
         self._tasks.put(_Task(key, str(path), wants_frames))
@@ -117,9 +124,9 @@ class DecoderPool(Generic[Key]):
             thread.start()
 
     def take(self, timeout_s: float | None = None) -> tuple[Key, FileContent | VideoError] | None:
-        """The next video that is done; None where none is after ``timeout_s``.
+        """Return the next finished video, or None if none finishes within ``timeout_s``.
 
-        Raises DecoderStartError where decoders cannot be started at all.
+        Raises DecoderStartError after ``STARTS`` failed starts in a row.
         """
         try:
             key, outcome = self._results.get(timeout=timeout_s)
@@ -133,9 +140,9 @@ class DecoderPool(Generic[Key]):
         raise outcome
 
     def close(self) -> None:
-        """Stop: what is being read is dropped, decoders without work are kept for others."""
+        """Drop the videos in work and keep idle decoders for the next pool."""
         with self._lock:
-            self._is_closed = True
+            self._closed.set()
             for process in self._running:
                 process.interrupt()
         for _ in self._threads:
@@ -151,7 +158,7 @@ class DecoderPool(Generic[Key]):
 
     def _serve(self) -> None:
         process: DecoderProcess | None = None
-        while (task := self._tasks.get()) is not None and not self._is_closed:
+        while (task := self._tasks.get()) is not None and not self._closed.is_set():
             process, outcome = self._read(process, task)
             self._results.put((task.key, outcome))
         if process is not None:
@@ -163,31 +170,66 @@ class DecoderPool(Generic[Key]):
     def _read(
         self, process: DecoderProcess | None, task: _Task[Key]
     ) -> tuple[DecoderProcess | None, FileContent | BaseException]:
-        """Read one video; also returns the decoder for the next one, None where it is gone."""
+        """Read one video. Return the decoder, None if it ended, and the outcome."""
+        lost = 0
         try:
             while True:
                 if process is None:
-                    process = shelf.take() if self._is_default else DecoderProcess(self._command)
+                    process = self._start()
                 try:
                     with self._interruptible(process):
                         content = process.read(
                             task.path, self._reading, self._timeout_s, task.wants_frames
                         )
+                        self._successes += 1
                         return process, content
-                except WentAwayError:
+                except WentAwayError as error:
                     process = None
+                    lost += error.was_new
+                    if lost == STARTS or self._closed.is_set():
+                        raise VideoReadError(
+                            f"{task.path}: {lost} new decoders in a row ended before they read it "
+                            f"({error})"
+                        ) from None
         except BaseException as error:  # noqa: BLE001 - raised by take()
             if process is not None and not process.is_alive():
                 process.end()
                 process = None
             return process, error
 
+    def _start(self) -> DecoderProcess:
+        """Return a ready decoder, trying again where one is killed while it starts.
+
+        Raises DecoderStartError after ``STARTS`` failures in a row. A success of another thread
+        in between starts the count anew.
+        """
+        failures, seen = 0, self._successes
+        while True:
+            process = shelf.take() if self._is_default else None
+            if process is not None:
+                return process
+            try:
+                process = DecoderProcess(self._command)
+            except DecoderStartError as error:
+                if self._successes != seen:
+                    failures, seen = 0, self._successes
+                failures += 1
+                if failures == STARTS:
+                    raise DecoderStartError(
+                        f"{STARTS} starts of a decoder in a row failed; the last: {error}"
+                    ) from error
+                if self._closed.wait(_PAUSE_S * 2 ** (failures - 1)):
+                    raise
+            else:
+                self._successes += 1
+                return process
+
     @contextmanager
     def _interruptible(self, process: DecoderProcess) -> Iterator[None]:
-        """Let :meth:`close` interrupt a decoder while it reads."""
+        """Allow :meth:`close` to interrupt a decoder while it reads."""
         with self._lock:
             self._running.add(process)
-            if self._is_closed:
+            if self._closed.is_set():
                 process.interrupt()
         try:
             yield

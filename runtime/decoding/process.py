@@ -1,4 +1,4 @@
-"""Decoder processes: started, asked, replaced, and kept for the next who needs one."""
+"""Decoder processes: how they start, read a video, end, and wait for the next pool."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,43 +23,55 @@ from xclip_deploy.runtime.decoding.channel import (
     ChannelTimeoutError,
     ProtocolError,
 )
-from xclip_deploy.runtime.video import VideoFrames, VideoReading
+from xclip_deploy.runtime.video import SampledBy, VideoFrames, VideoReading
 
-WORKER_COMMAND = python_command("xclip_deploy.runtime.decoding.worker")
 _START_S = 120.0
-"""For how long a decoder may load its libraries, on a busy machine with a cold disk."""
+"""Time limit for loading the decoder's libraries, for a busy machine with a cold disk."""
 
 
 class FileChangedError(VideoReadError):
-    """The file was written to while it was read, so that what was read is of no version."""
+    """The file changed while it was read, so the result belongs to no version of it."""
 
 
 class DecoderStartError(VideoReadError):
-    """Decoder processes cannot be started, whatever the video."""
+    """Decoder processes do not start, whatever the video."""
 
 
 class WentAwayError(Exception):
-    """A decoder has ended before it came to the video, as those do after a while without work."""
+    """The decoder ended before it answered, so the video is not to blame.
+
+    An idle decoder ends after a while. A new one can be killed, as when memory runs out.
+    """
+
+    def __init__(self, how: str, *, was_new: bool) -> None:
+        super().__init__(how)
+        self.was_new = was_new
+        """True if the decoder had read no video before."""
+
+
+def worker_command() -> tuple[str, ...]:
+    """Return the command that starts a decoder. Raises InvalidArgumentError without a Python."""
+    return python_command("xclip_deploy.runtime.decoding.worker")
 
 
 @dataclass(frozen=True, eq=False)
 class FileContent:
-    """What a file held when it was read."""
+    """Content of a file at the time of reading."""
 
     path: str
     size_bytes: int
     modified_ns: int
     content_sha256: str
-    """Hexadecimal."""
+    """SHA-256 of the file, hexadecimal."""
     frames: VideoFrames | None
-    """None where only the hash was wanted."""
+    """Frames of the video; None if the caller wanted only the hash."""
 
 
 class DecoderProcess:
-    """One process that reads videos, one at a time."""
+    """A child process that reads videos, one at a time."""
 
-    def __init__(self, command: Sequence[str] = WORKER_COMMAND) -> None:
-        """Start it. Raises DecoderStartError."""
+    def __init__(self, command: Sequence[str]) -> None:
+        """Start the process and wait until it is ready. Raises DecoderStartError."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
         self.was_used = False
         self._was_interrupted = False
@@ -67,7 +79,7 @@ class DecoderProcess:
             self._process = _starter.submit(self._start, command).result()
         except OSError as error:
             self._log.close()
-            raise DecoderStartError(f"no decoder process can be started: {error}") from error
+            raise DecoderStartError(f"a decoder cannot be started: {error}") from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
@@ -75,7 +87,7 @@ class DecoderProcess:
             self._channel.receive(_START_S)
         except (ChannelClosedError, ChannelTimeoutError, ProtocolError) as error:
             how = self._end_and_say_how()
-            raise DecoderStartError(f"decoder processes end while they start ({how})") from error
+            raise DecoderStartError(f"a decoder ended while it started ({how})") from error
         except BaseException:
             self.end()
             raise
@@ -85,11 +97,11 @@ class DecoderProcess:
 
     @property
     def pid(self) -> int:
-        """Number of the process."""
+        """Process id."""
         return self._process.pid
 
     def is_alive(self) -> bool:
-        """Whether the process still runs and is to go on."""
+        """Return whether the process still runs and was not interrupted."""
         return not self._was_interrupted and self._process.poll() is None
 
     def read(
@@ -99,14 +111,14 @@ class DecoderProcess:
         timeout_s: float,
         wants_frames: Callable[[str], bool],
     ) -> FileContent:
-        """Read one video; ``wants_frames`` is asked with the file's SHA-256, before decoding.
+        """Read one video. Before decoding, ask ``wants_frames`` with the file's SHA-256.
 
-        ``timeout_s``: longest time for decoding it, and longest without a sign of life while
-        the file is hashed, seconds.
+        ``timeout_s`` limits the time for decoding, and for silence while the file is hashed,
+        seconds.
 
-        Raises VideoError for a video that cannot be read, as where the process crashed or
-        hung with it; :meth:`is_alive` tells whether it can be asked again. WentAwayError says
-        that another decoder is to be asked.
+        Raises VideoError for a video that cannot be read; the process may have crashed or hung
+        on it. Afterwards, :meth:`is_alive` tells whether the process can read another video.
+        Raises WentAwayError if another decoder must read this video.
         """
         try:
             content = self._read(path, reading, timeout_s, wants_frames)
@@ -124,8 +136,8 @@ class DecoderProcess:
             how = self._end_and_say_how()
             raise VideoReadError(f"{path}: the decoder ended while it read it ({how})") from error
         except BaseException as error:
-            # After an answer of its own the decoder is ready for the next video.
-            if not isinstance(error, VideoReadError):
+            # A decoder that reported the error itself is ready for the next video.
+            if not isinstance(error, (VideoReadError, WentAwayError)):
                 self.end()
             raise
         finally:
@@ -143,10 +155,8 @@ class DecoderProcess:
             self._channel.send({"path": path, "reading": reading.to_dict()})
             answer = self._channel.receive(timeout_s)
         except ChannelClosedError:
-            if self.was_used:
-                self.end()
-                raise WentAwayError from None
-            raise
+            # The decoder has not opened the file yet: a crash here is not the video's doing.
+            raise WentAwayError(self._end_and_say_how(), was_new=not self.was_used) from None
         self.was_used = True
         while "hashing" in answer:
             answer = self._channel.receive(timeout_s)
@@ -169,17 +179,21 @@ class DecoderProcess:
         duration_s, frame_rate = float(answer["duration_s"]), float(answer["frame_rate"])
         if not np.isfinite([*times, duration_s, frame_rate]).all():
             raise ProtocolError("times that are no numbers")
+        sampled_by = answer["sampled_by"]
+        if sampled_by not in get_args(SampledBy):
+            raise ProtocolError("no known way of sampling")
         return VideoFrames(
             frames=self._channel.receive_frames((count, size, size, 3), timeout_s),
             times_s=np.array(times, np.float64),
             frame_numbers=np.array(numbers, np.int64),
             duration_s=duration_s,
             frame_rate=frame_rate,
+            sampled_by=sampled_by,
             warnings=tuple(map(str, answer["warnings"])),
         )
 
     def end(self) -> None:
-        """End the process, whatever it is at."""
+        """Kill the process and release its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -188,12 +202,12 @@ class DecoderProcess:
         self._log.close()
 
     def interrupt(self) -> None:
-        """Kill the process under the thread that waits for it, which then ends it properly."""
+        """Kill the process. The thread that waits for its answer then calls :meth:`end`."""
         self._was_interrupted = True
         self._process.kill()
 
     def forget(self) -> None:
-        """Let go of a process that belongs to the process that this one was forked from."""
+        """Release the pipes after a fork, and leave the process to the parent."""
         self._process.returncode = 0
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -202,7 +216,7 @@ class DecoderProcess:
 
     def _end_and_say_how(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)  # it closed its pipes: its status is about to come
+            self._process.wait(10)  # it closed its pipes, so it ends soon
         status = self._process.poll()
         how = describe_end(status, self._log)
         self.end()
@@ -211,7 +225,7 @@ class DecoderProcess:
     def _forget_log(self) -> None:
         if self._log.closed:
             return
-        # The offset is the decoder's too: it goes on writing at the start.
+        # Parent and decoder share the file offset, so the decoder writes at the start again.
         descriptor = self._log.fileno()
         if os.fstat(descriptor).st_size:
             os.ftruncate(descriptor, 0)
@@ -219,35 +233,35 @@ class DecoderProcess:
 
 
 class DecoderShelf:
-    """Decoders without work: starting one takes half a second, and they can be used again."""
+    """Idle decoders, kept because starting one takes half a second."""
 
     def __init__(self) -> None:
         self._idle: list[DecoderProcess] = []
         self._lock = threading.Lock()
 
-    def take(self) -> DecoderProcess:
-        """A decoder that is ready. Raises DecoderStartError."""
+    def take(self) -> DecoderProcess | None:
+        """Return an idle decoder, None if there is none."""
         with self._lock:
             while self._idle:
                 process = self._idle.pop()
                 if process.is_alive():
                     return process
                 process.end()
-        return DecoderProcess()
+        return None
 
     def put_back(self, process: DecoderProcess) -> None:
-        """Keep a decoder that has answered."""
+        """Keep a decoder that has answered its last request."""
         with self._lock:
             self._idle.append(process)
 
     def close(self) -> None:
-        """End those that are here."""
+        """End all idle decoders."""
         with self._lock:
             while self._idle:
                 self._idle.pop().end()
 
     def after_fork(self) -> None:
-        """In a forked process: the decoders are the other's."""
+        """Forget the decoders in a forked process; they belong to its parent."""
         for process in self._idle:
             process.forget()
         self._idle = []
@@ -265,9 +279,9 @@ def _new_starter() -> ThreadPoolExecutor:
 
 
 _starter = _new_starter()
-"""The thread that starts decoders: they end with the thread that started them."""
+"""Thread that starts decoders. A decoder ends when the thread that started it ends."""
 shelf = DecoderShelf()
-"""Of this process, for all who read."""
+"""Idle decoders of this process, shared by all pools."""
 
 
 def _after_fork() -> None:

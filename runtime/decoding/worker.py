@@ -1,12 +1,12 @@
-"""Reads videos in a process of its own, which may crash or hang: the decoder's other end.
+"""The program of a decoder process. It may crash or hang without harm to its parent.
 
-``python -m xclip_deploy.runtime.decoding.worker PARENT`` with requests on standard input and
-answers on standard output. For each request ``{path, reading}`` it answers
+``python -m xclip_deploy.runtime.decoding.worker PARENT`` reads requests from standard input and
+writes answers to standard output. For each request ``{path, reading}`` it sends
 
-- ``{hashing}`` now and then while it reads a long file;
-- ``{content_sha256, size_bytes, modified_ns}``, to which ``{decode}`` replies;
-- where that is true, ``{count, …}`` and the frames behind it;
-- or, at any point, ``{error, changed}``: what was wrong with the video.
+- ``{hashing}`` about once a second while it hashes a long file;
+- ``{content_sha256, size_bytes, modified_ns}``, to which the parent replies ``{decode}``;
+- if ``decode`` is true, ``{count, …}``, followed by the frames;
+- or, at any point, ``{error, changed}``, which says what was wrong with the video.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from xclip_deploy.runtime.decoding.channel import (
 from xclip_deploy.runtime.video import VideoFrames, VideoReading, read_frames
 
 IDLE_S = 60.0
-"""How long a decoder without work stays."""
+"""Seconds without work after which a decoder ends."""
 _CHUNK_BYTES = 1 << 20
 _SIGN_OF_LIFE_S = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -67,7 +67,7 @@ def _answer(channel: Channel, request: dict[str, Any]) -> None:
 
 def _read(channel: Channel, path: Path, reading: VideoReading) -> None:
     if not path.is_file() or path.stat().st_size == 0:
-        read_frames(path, reading)  # which says what is wrong
+        read_frames(path, reading)  # raises the error that says what is wrong
     before = path.stat()
     content_sha256 = _hash(channel, path)
     if _has_changed(channel, path, before):
@@ -93,6 +93,7 @@ def _header(frames: VideoFrames) -> dict[str, Any]:
         "frame_numbers": frames.frame_numbers.tolist(),
         "duration_s": frames.duration_s,
         "frame_rate": frames.frame_rate,
+        "sampled_by": frames.sampled_by,
         "warnings": list(frames.warnings),
     }
 
@@ -121,22 +122,22 @@ def _has_changed(channel: Channel, path: Path, before: os.stat_result) -> bool:
 
 
 def _die_with(parent: int) -> None:
-    """End this process when the one that started it ends, in the middle of a video too."""
+    """End this process when its parent ends, even in the middle of a video."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # which ended before it was asked for
+    if os.getppid() != parent:  # the parent had ended before prctl was called
         sys.exit(0)
 
 
 def _take_over_standard_streams() -> Channel:
-    """Keep the pipes for messages; what libraries print goes to standard error."""
+    """Reserve the pipes for messages, and send what libraries print to standard error."""
     requests, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.close(nothing)
     if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with contextlib.suppress(OSError):  # a user's share of pipe memory can be used up
+        with contextlib.suppress(OSError):  # the user's quota of pipe memory can be exhausted
             fcntl.fcntl(answers, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return Channel(requests, answers)
 

@@ -1,8 +1,8 @@
-"""How well a model retrieves: from a model and a split to ranks; needs no PyTorch.
+"""Retrieval metrics of a model on a split; needs no PyTorch.
 
-evaluating   anything that encodes and scores: ``evaluate_matcher``
-bundles      a bundle in any session: ``evaluate_bundle``, ``evaluate_deployed``
-results      what was found: ``Evaluation``
+evaluating   evaluate anything that encodes and scores: ``evaluate_matcher``
+bundles      evaluate a bundle in any session: ``evaluate_bundle``, ``evaluate_deployed``
+results      the result: ``Evaluation``
 """
 
 from __future__ import annotations

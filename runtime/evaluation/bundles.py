@@ -19,20 +19,20 @@ def evaluate_bundle(
     Args:
         bundle: An opened bundle.
         split: Videos and captions.
-        session: Where the bundle runs and with what.
-        options: Options of :func:`evaluate_matcher`. A ``frames_per_second`` must be the
+        session: Backend, device and precision.
+        options: Options of :func:`evaluate_matcher`. A ``frames_per_second`` must equal the
             bundle's own, which is also the default.
 
     Raises:
-        SessionError, EngineError: the bundle cannot run as asked.
-        DatasetError, InvalidArgumentError, MissingExtraError: see :func:`evaluate_matcher`.
+        SessionError, EngineError: The bundle cannot run as asked.
+        DatasetError, InvalidArgumentError, MissingExtraError: As :func:`evaluate_matcher`.
     """
     with DeployedModel(bundle, session, options.get("max_batch", 16)) as model:
         return evaluate_deployed(model, split, options)
 
 
 def evaluate_deployed(model: DeployedModel, split: Split, options: EvaluationOptions) -> Evaluation:
-    """Evaluate the opened model of a bundle; arguments and errors as :func:`evaluate_bundle`."""
+    """Evaluate the opened model of a bundle. Arguments and errors as :func:`evaluate_bundle`."""
     manifest = model.bundle.manifest
     asked = options.get("frames_per_second")
     if asked not in (None, manifest.frames_per_second):
@@ -48,4 +48,10 @@ def evaluate_deployed(model: DeployedModel, split: Split, options: EvaluationOpt
         device=model.placement.device,
     )
     own_rate: EvaluationOptions = {**options, "frames_per_second": manifest.frames_per_second}
-    return evaluate_matcher(model, split, identity=identity, **own_rate)
+    return evaluate_matcher(
+        model,
+        split,
+        identity=identity,
+        square_pixels=manifest.preprocessing.square_pixels,
+        **own_rate,
+    )

@@ -1,6 +1,6 @@
-"""Evaluate whatever encodes and scores: encode a split once, score it whole, rank.
+"""Evaluate a model that encodes and scores: encode a split once, score all pairs, rank.
 
-A checkpoint in PyTorch and a bundle in any session are measured by the same code: both are a
+The same code measures a checkpoint in PyTorch and a bundle in any session. Both are a
 :class:`Matcher`.
 """
 
@@ -37,6 +37,7 @@ from xclip_deploy.runtime.features import (
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
+from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.runtime.video import (
     FrameSampling,
     VideoFrames,
@@ -46,20 +47,22 @@ from xclip_deploy.runtime.video import (
 )
 
 FramesOrError = VideoFrames | npt.NDArray[np.uint8] | VideoError
-"""Frames of a video, uint8 RGB [n, S, S, 3] bare or as read; or why there are none."""
+"""Frames of a video, uint8 RGB [n, S, S, 3], bare or as read; or the error that prevented it."""
 
 
 class Matcher(Protocol):
-    """What encodes and scores: ``DeployedModel`` (a bundle), ``TorchMatcher`` (PyTorch)."""
+    """Model that encodes and scores: ``DeployedModel`` (a bundle), ``TorchMatcher`` (PyTorch)."""
 
     config: ModelConfig
+    tokenizer: Tokenizer
+    """The tokenizer of :meth:`encode_texts`; it counts the captions that are cut."""
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Embed texts, cut to the model's length."""
+        """Embed texts, truncated to the model's length."""
         ...
 
     def encode_videos(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
-        """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each."""
+        """Embed videos, each given by its valid frames: uint8 RGB [n, S, S, 3]."""
         ...
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
@@ -68,7 +71,7 @@ class Matcher(Protocol):
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """Options of :func:`evaluate_matcher` that every kind of model takes alike."""
+    """Options of :func:`evaluate_matcher` that every kind of model takes."""
 
     frames_per_second: float
     frames: Iterable[FramesOrError] | None
@@ -91,32 +94,35 @@ def evaluate_matcher(
     max_batch: int = 16,
     reader: VideoReader = "pyav",
     num_threads: int | None = None,
+    square_pixels: bool = False,
     identity: ModelIdentity | None = None,
     progress: ProgressFunction | None = None,
 ) -> Evaluation:
     """Encode every caption and every readable video of a split once, score, and rank.
 
-    In memory at once: the similarities (4 bytes times captions times videos), the embeddings
-    of all videos (4 bytes times D times the frames and one more, each), and batches.
+    Memory holds T x V similarities, the embeddings of V videos and batches, for T captions.
+    A similarity takes 4 bytes, a video's embeddings 4 D (F + 1) bytes.
 
     Args:
-        matcher: Encodes and scores.
+        matcher: Model that encodes and scores.
         split: Videos and captions.
-        frames_per_second: Frames sampled per second of video; the number is the model's.
-        frames: Frames of every video in the order of the split, where they come from elsewhere,
-            such as a cache; by default the files are read.
-        dual_softmax_temperature: Report the metrics after :func:`dual_softmax` too.
+        frames_per_second: Frames sampled per second of video. The model fixes their number.
+        frames: Frames of every video in the order of the split, such as those of a cache. None
+            reads the files.
+        dual_softmax_temperature: Temperature of :func:`dual_softmax`, in logits. The metrics
+            after it are reported too. None leaves them out.
         max_unreadable_share: Share of the videos with a file, 0 to 1, that may be unreadable.
         max_batch: Most videos encoded at once.
         reader: Library that decodes.
-        num_threads: Videos read at the same time; None: one per core.
-        identity: What the result says of the model.
-        progress: Called after every video, and every few captions.
+        num_threads: Videos read at the same time; None reads one per core.
+        square_pixels: Whether anamorphic video is shown in its true proportions.
+        identity: Description of the model in the result.
+        progress: Function called after every video, and every few captions.
 
     Raises:
-        DatasetError: more videos than allowed are unreadable, or all.
-        InvalidArgumentError: an argument out of range, a similarity that is NaN or infinite.
-        MissingExtraError: the reader's package is not installed.
+        DatasetError: More videos than allowed, or all, are unreadable.
+        InvalidArgumentError: An argument is out of range, or a similarity is NaN or infinite.
+        MissingExtraError: The reader's package is not installed.
     """
     config = matcher.config
     as_share("max_unreadable_share", max_unreadable_share)
@@ -131,7 +137,7 @@ def evaluate_matcher(
     report = progress or ignore_progress
     sampling = FrameSampling(frames_per_second=frames_per_second, max_frames=config.max_frames)
     if frames is None:
-        reading = VideoReading(sampling, config.vision.image_size, reader)
+        reading = VideoReading(sampling, config.vision.image_size, reader, square_pixels)
         frames = read_split(split.videos, reading, threads=num_threads)
     videos = _VideoEncoding(matcher, split, max_unreadable_share, max_batch)
     features = videos.encode(frames, report)
@@ -162,14 +168,17 @@ def evaluate_matcher(
         missing=tuple(split.missing),
         unreadable=tuple(videos.unreadable),
         damaged=tuple(videos.damaged),
+        truncated_captions=sum(
+            cut > 0 for cut in matcher.tokenizer.count_cut(captions, config.max_words)
+        ),
     )
 
 
 def read_split(
     videos: Sequence[SplitVideo], reading: VideoReading, *, threads: int | None = None
 ) -> Iterator[VideoFrames | VideoError]:
-    """Read videos in their order, each up to its own end; see :func:`read_videos`."""
-    # Datasets cut all of their videos at one time or none, so that there is one group.
+    """Read videos in their order with :func:`read_videos`, each up to its own end."""
+    # A dataset cuts all of its videos at one time or none, so that this is one group.
     for end_s, group in groupby(videos, key=lambda video: video.end_s):
         paths = [video.path for video in group]
         for _, outcome in read_videos(paths, reading.until(end_s), num_threads=threads):
@@ -184,12 +193,12 @@ def similarity_matrix(
     scorer_elements: int = SCORER_ELEMENTS,
     progress: ProgressFunction | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Logits of T captions and V videos, [T, V], every caption encoded once.
+    """Score T captions against V videos, and return their logits [T, V] in FP32.
 
-    Captions are encoded and scored a few at a time, and their embeddings dropped, so that the
-    memory beside the result does not grow with T. ``scorer_elements``: captions times videos
-    times words times frames scored at once. Raises InvalidArgumentError where a score is NaN
-    or infinite.
+    Every caption is encoded once. Captions are encoded and scored a few at a time, so that the
+    memory beside the result does not grow with T. ``scorer_elements`` bounds captions times
+    videos times words times frames scored at once. Raises InvalidArgumentError where a score
+    is NaN or infinite.
     """
     config = matcher.config
     report = progress or ignore_progress
@@ -206,7 +215,7 @@ def similarity_matrix(
 
 
 class _VideoEncoding:
-    """The videos of one evaluation: what was read and what was not."""
+    """Videos of one evaluation: which were read, and which could not be."""
 
     def __init__(
         self,
@@ -225,11 +234,11 @@ class _VideoEncoding:
         self.damaged: list[VideoProblem] = []
 
     def encode(self, frames: Iterable[FramesOrError], progress: ProgressFunction) -> VideoFeatures:
-        """Encode those that can be read. Raises DatasetError where too many cannot."""
+        """Encode the readable videos. Raises DatasetError where too many are unreadable."""
         total = len(self._split.videos)
         parts: list[VideoFeatures] = []
         batch: list[npt.NDArray[np.uint8]] = []
-        # A generator is closed whatever happens: threads are reading for it.
+        # The generator is always closed: threads read for it.
         with closing(_generator(frames)) as outcomes:
             for n, outcome in enumerate(outcomes):
                 array = self._frames(n, outcome)

@@ -1,4 +1,4 @@
-"""Results of an evaluation, and the model that they are of."""
+"""The result of an evaluation, and the model that was evaluated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xclip_deploy.runtime.video import FrameSampling
 
 @dataclass(frozen=True)
 class VideoProblem:
-    """A video of a split that cannot be read, or not whole."""
+    """A video of a split that cannot be read, or only in part."""
 
     id: str
     path: str
@@ -25,7 +25,7 @@ class VideoProblem:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model was evaluated, and how it ran."""
+    """The model that was evaluated, and how it ran."""
 
     kind: str
     """``bundle``, ``checkpoint``, or ``model`` for one in memory."""
@@ -45,11 +45,11 @@ class Evaluation:
     model: ModelIdentity
     sampling: FrameSampling
     max_words: int
-    """Most tokens of a caption, start and end included; longer ones were cut."""
+    """Most tokens of a caption, start and end token included. Longer captions were cut."""
     metrics: RetrievalResult
     dual_softmax: RetrievalResult | None
-    """Metrics after re-scoring with the whole set of queries; None unless asked for. They do
-    not compare with ``metrics``: a single query cannot be re-scored."""
+    """Metrics after re-scoring with the whole set of queries, or None. They are not comparable
+    with ``metrics``, since a single query cannot be re-scored."""
     dual_softmax_temperature: float | None
     video_ids: tuple[str, ...]
     """Ids of the videos that were read, [V]: the columns of ``similarity``."""
@@ -58,11 +58,13 @@ class Evaluation:
     similarity: npt.NDArray[np.float32] = field(repr=False)
     """Logits of every caption with every video, [T, V]; 4 bytes each."""
     missing: tuple[str, ...]
-    """Ids of annotated videos without a file; they are left out with their captions."""
+    """Ids of annotated videos without a file. They and their captions are left out."""
     unreadable: tuple[VideoProblem, ...]
-    """Videos of which no frame could be read; they are left out with their captions."""
+    """Videos of which no frame could be read. They and their captions are left out."""
     damaged: tuple[VideoProblem, ...]
-    """Videos that were evaluated though they are truncated or corrupt."""
+    """Videos that were evaluated although they are truncated or corrupt."""
+    truncated_captions: int = 0
+    """Number of the captions that are longer than ``max_words`` and were cut."""
 
     @property
     def num_videos(self) -> int:
@@ -109,6 +111,7 @@ class Evaluation:
             "max_words": self.max_words,
             "num_videos": self.num_videos,
             "num_captions": self.num_captions,
+            "truncated_captions": self.truncated_captions,
             **self.metrics.to_dict(),
             "dual_softmax": rescored,
             "missing": list(self.missing),

@@ -7,10 +7,9 @@ from pathlib import PurePath
 from typing import Any
 
 from xclip_deploy.runtime.evidence.explanation import Explanation, plain_part
-from xclip_deploy.runtime.evidence.moments import clock
 from xclip_deploy.runtime.evidence.words import TokenKind
 from xclip_deploy.runtime.grains import Grain
-from xclip_deploy.runtime.presentation import brief
+from xclip_deploy.runtime.presentation import brief, time_text
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ class Contrast:
         if missing:
             listed = ", ".join(f"“{text}”" for text in missing)
             line += f"; {names[1]} has nothing for {listed}"
-        return f"{line}; see {names[0]} at {clock(upper.best_moment.best_frame_time_s)}"
+        return f"{line}; see {names[0]} at {time_text(upper.best_moment.best_frame_time_s, 1)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists and numbers, for JSON."""

@@ -8,7 +8,7 @@ from os import PathLike
 import numpy as np
 
 from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError
-from xclip_deploy.runtime.arguments import as_text, shown
+from xclip_deploy.runtime.arguments import as_instance, as_text, shown
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation, explain_video
@@ -60,6 +60,8 @@ def plot_explanation(
     ``read``: returns a file's frames as they were encoded. A file that is gone or has changed
     leaves grey boxes and a note. Raises as :func:`draw_explanation` does.
     """
+    kinds = (Explanation, Contrast)
+    as_instance("explanation", explanation, kinds, "what retriever.explain gives")
     parts = explanation.explanations if isinstance(explanation, Contrast) else (explanation,)
     frames, notes = zip(*(_thumbnails(part, read) for part in parts), strict=True)
     draw_explanation(explanation, path, frames, notes)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xclip_deploy.runtime.arrays import Float64Array
+from xclip_deploy.runtime.arrays import Float64Array, first_best
 from xclip_deploy.runtime.evidence.decomposition import Decomposition, decompose
 from xclip_deploy.runtime.evidence.moments import Moment, find_moment
 from xclip_deploy.runtime.evidence.words import (
@@ -194,7 +194,7 @@ def explain_video(
             word.kind,
             word.positions,
             similarity=float(seen[n].max()),
-            best_frame=int(seen[n].argmax()),
+            best_frame=first_best(seen[n]),
             score_without=without[n],
             points=_points_at(n, by_word, (g for g in Grain if GRAINS[g].reads_words)),
         )

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from xclip_deploy.runtime.arrays import first_best
 from xclip_deploy.runtime.grains import TEMPERATURE
+from xclip_deploy.runtime.presentation import time_text
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Moment:
 
     def __str__(self) -> str:
         return (
-            f"{clock(self.start_s)} to {clock(self.end_s)} "
+            f"{time_text(self.start_s, 1)} to {time_text(self.end_s, 1)} "
             f"(sampled frames are {self.resolution_s:.2g} s apart)"
         )
 
@@ -41,7 +43,7 @@ def find_moment(
     each has at least 1/e of its attention. If the duration is unknown, the last frame covers as
     much time after it as before it.
     """
-    best = int(np.argmax(similarity))
+    best = first_best(similarity)
     first = last = best
     while first > 0 and similarity[best] - similarity[first - 1] <= TEMPERATURE:
         first -= 1
@@ -59,10 +61,3 @@ def find_moment(
         best_frame_time_s=times_s[best],
         resolution_s=float(around.max()) if len(around) else end_s,
     )
-
-
-def clock(seconds: float) -> str:
-    """Format a time of a video as minutes, seconds and tenths."""
-    tenths = round(seconds * 10)
-    minutes, tenths = divmod(tenths, 600)
-    return f"{minutes}:{tenths // 10:02d}.{tenths % 10}"

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation
-from xclip_deploy.runtime.evidence.moments import clock
 from xclip_deploy.runtime.evidence.words import TokenKind
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.grains import GRAINS, Grain
+from xclip_deploy.runtime.presentation import time_text
 from xclip_deploy.runtime.video import VideoFrames
 
 _COLOURS = {grain.value: entry.colour for grain, entry in GRAINS.items()}
@@ -114,7 +114,7 @@ class _Panel:
         valid = sum(frame.time_s is not None for frame in explanation.frames)
         similarity = explanation.word_frame_similarity
         self.parts = [tuple(frame.points.values()) for frame in explanation.frames[:valid]]
-        self.labels = [clock(frame.time_s or 0.0) for frame in explanation.frames[:valid]]
+        self.labels = [time_text(frame.time_s or 0.0, 1) for frame in explanation.frames[:valid]]
         self.padded = len(explanation.frames) - valid
         columns = [similarity[:, :valid]]
         if self.padded:  # all together, as their times are none

@@ -215,7 +215,7 @@ class _Parser:
             if column.kind is not str or not isinstance(pattern, str):
                 raise filter_error(self._where, f"{word} compares a column of texts with a text")
             if _ESCAPED.sub("", pattern):
-                reason = "in a pattern, \\ stands before %, _ or \\ that are meant as they are"
+                reason = "in a pattern, \\ escapes %, _ or \\ and nothing else"
                 raise filter_error(self._where, reason)
             return Like(column, pattern, word == "ilike")
         return None
@@ -236,7 +236,7 @@ class _Parser:
         if kind is not column.kind and not {kind, column.kind} <= {int, float}:
             shown = other.name if isinstance(other, Column) else repr(other)
             raise filter_error(
-                self._where, f"{column.name} holds {TYPE_NAMES[column.kind]}, {shown:.60} is none"
+                self._where, f"{column.name} holds {TYPE_NAMES[column.kind]}, not {shown:.60}"
             )
 
     def _operand(self) -> Operand:

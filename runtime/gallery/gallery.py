@@ -363,7 +363,7 @@ class Gallery:
 
 
 def _check_manifest(manifest: object) -> None:
-    as_instance("manifest", manifest, Manifest, "the Manifest of a bundle")
+    as_instance("manifest", manifest, (Manifest, FeatureModel), "the Manifest of a bundle")
 
 
 def _check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ it to the gallery. ``indexer`` drives the stages; ``records`` defines the record
 from __future__ import annotations
 
 from xclip_deploy.runtime.indexing.adding import add_videos
-from xclip_deploy.runtime.indexing.indexer import IndexSettings, index_videos
+from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
 from xclip_deploy.runtime.indexing.records import OnDuplicate, SourceVideo, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.sources import (
@@ -20,6 +20,7 @@ from xclip_deploy.runtime.indexing.sources import (
 
 __all__ = [
     "IndexReport",
+    "IndexRun",
     "IndexSettings",
     "OnDuplicate",
     "SourceVideo",
@@ -27,7 +28,6 @@ __all__ = [
     "Task",
     "add_videos",
     "find_sources",
-    "index_videos",
     "name_sources",
     "open_sources",
 ]

@@ -19,7 +19,7 @@ from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.gallery import Gallery, MetadataValue
 from xclip_deploy.runtime.indexing.in_memory import index_frames
-from xclip_deploy.runtime.indexing.indexer import IndexSettings, index_videos
+from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
 from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.sources import open_sources
@@ -66,13 +66,8 @@ def add_videos(
         DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s) as pool,
         progress_function(progress) as report,
     ):
-        return index_videos(
-            sources,
-            gallery,
-            model.encode_videos,
-            pool,
-            on_duplicate=on_duplicate,
-            prune=prune,
-            settings=IndexSettings(max_batch=model.max_batch),
-            progress=report,
+        settings = IndexSettings(max_batch=model.max_batch)
+        run = IndexRun(
+            sources, gallery, model.encode_videos, pool, settings=settings, progress=report
         )
+        return run.run(on_duplicate, prune=prune)

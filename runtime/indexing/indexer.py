@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError, XclipDeployError
+from xclip_deploy.errors import GalleryError, VideoError, XclipDeployError
+from xclip_deploy.runtime.arguments import as_choice
+from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, VideoFile
@@ -39,7 +41,6 @@ Result = TypeVar("Result")
 
 _LOG = logging.getLogger(__name__)
 _TOUCHES_PER_COMMIT = 1024
-_PROGRESS_EVERY = 1000
 
 
 @dataclass(frozen=True)
@@ -56,65 +57,39 @@ class IndexSettings:
     """Function that gets the committed paths after each commit."""
 
 
-def index_videos(
-    sources: Sources,
-    gallery: Gallery,
-    encode: Encode,
-    pool: DecoderPool[Task],
-    *,
-    on_duplicate: OnDuplicate = "update",
-    prune: bool = False,
-    settings: IndexSettings | None = None,
-    progress: ProgressFunction = ignore_progress,
-) -> IndexReport:
-    """Index ``sources`` into a gallery. Commits made before an exception stay.
-
-    Args:
-        sources: The files.
-        gallery: The gallery to write to.
-        encode: Called in this thread, with at most ``settings.max_batch`` videos.
-        pool: An empty pool of decoders, which reads the files. The caller closes it.
-        on_duplicate: Treatment of videos that the gallery has, by id or by file: ``update``
-            encodes those whose content changed, ``skip`` leaves them, ``replace`` encodes all
-            again, ``error`` raises DuplicateIdError before anything is read.
-        prune: Whether to remove files that disappeared from the folders of ``sources``.
-        settings: Sizes of batches and commits.
-        progress: Called after every video.
+class IndexRun:
+    """One run that brings a gallery up to date with files. Commits made before an exception stay.
 
     After Ctrl-C, and after an encoder's error, encoded videos are committed.
-
-    Raises:
-        GalleryError: The gallery cannot be written.
-        DuplicateIdError, MetadataError, InvalidArgumentError.
     """
-    if on_duplicate not in get_args(OnDuplicate):
-        raise InvalidArgumentError(
-            f"on_duplicate {on_duplicate!r}: expected one of {', '.join(get_args(OnDuplicate))}"
-        )
-    if on_duplicate == "error":
-        gallery.check_new([source.wanted_id for source in sources.videos])
-    run = _Run(sources, gallery, encode, pool, settings or IndexSettings(), progress)
-    return run.run(on_duplicate, prune)
 
-
-class _Run:
     def __init__(
         self,
         sources: Sources,
         gallery: Gallery,
         encode: Encode,
         pool: DecoderPool[Task],
-        settings: IndexSettings,
-        progress: ProgressFunction,
+        *,
+        settings: IndexSettings | None = None,
+        progress: ProgressFunction = ignore_progress,
     ) -> None:
+        """Prepare a run.
+
+        Args:
+            sources: The files.
+            gallery: The gallery to write to.
+            encode: Called in this thread, with at most ``settings.max_batch`` videos.
+            pool: An empty pool of decoders, which reads the files. The caller closes it.
+            settings: Sizes of batches and commits.
+            progress: Called after every video.
+        """
         self._sources = sources
         self._gallery = gallery
         self._encode_videos = encode
         self._pool = pool
-        self._settings = settings
+        self._settings = settings or IndexSettings()
         self._tally = Tally(sources, progress)
         self._todo: deque[Task] = deque()
-        self._touched: list[ReadyFile] = []
         self._batch: list[tuple[Task, FileContent]] = []
         self._ready: list[ReadyFile] = []
         self._fresh = 0  # files received since the last commit, without retries
@@ -122,14 +97,30 @@ class _Run:
         # Ctrl-C interrupts the main thread alone; commits run in another.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
-    def run(self, on_duplicate: OnDuplicate, prune: bool) -> IndexReport:
+    def run(self, on_duplicate: OnDuplicate = "update", *, prune: bool = False) -> IndexReport:
+        """Read, encode and commit the files.
+
+        ``on_duplicate``: treatment of videos that the gallery has, by id or by file: ``update``
+        encodes those whose content changed, ``skip`` leaves them, ``replace`` encodes all again,
+        ``error`` raises DuplicateIdError before anything is read. ``prune``: whether to remove
+        files that disappeared from the folders of the sources.
+
+        Raises GalleryError if the gallery cannot be written, DuplicateIdError, MetadataError.
+        """
+        as_choice("on_duplicate", on_duplicate, OnDuplicate)
+        if on_duplicate == "error":
+            self._gallery.check_new([source.wanted_id for source in self._sources.videos])
         self._gallery.refresh()
         known = KnownFiles(self._gallery.snapshot().listing(), self._sources, prune)
         self._claims = Claims(known.contents)
         try:
-            self._plan(known, on_duplicate)
+            plan = plan_files(self._sources, known, on_duplicate)
+            self._todo += plan.read
+            self._tally.place(*plan.unchanged)
             try:
-                self._commit_touched()
+                for part in slices(len(plan.touched), _TOUCHES_PER_COMMIT):
+                    self._ready += plan.touched[part]
+                    self._commit()
                 self._read_all()
             except GalleryError:
                 raise
@@ -141,24 +132,6 @@ class _Run:
         finally:
             self._writer.shutdown()
         return self._tally.report()
-
-    def _plan(self, known: KnownFiles, on_duplicate: OnDuplicate) -> None:
-        for n, planned in enumerate(plan_files(self._sources, known, on_duplicate)):
-            if isinstance(planned, Task):
-                self._todo.append(planned)
-            elif isinstance(planned, ReadyFile):
-                self._touched.append(planned)
-            else:
-                self._tally.place(planned)
-            if n % _PROGRESS_EVERY == 0:
-                self._tally.show()
-        self._tally.show()
-
-    def _commit_touched(self) -> None:
-        for start in range(0, len(self._touched), _TOUCHES_PER_COMMIT):
-            self._ready += self._touched[start : start + _TOUCHES_PER_COMMIT]
-            self._commit()
-        self._touched = []
 
     def _read_all(self) -> None:
         pool, claims = self._pool, self._claims
@@ -228,8 +201,8 @@ class _Run:
         if not ready:
             return
         result = self._undisturbed(partial(commit_files, self._gallery, ready))
+        self._tally.place(*result.placed)
         for placed in result.placed:
-            self._tally.place(placed)
             if placed.task.content_sha256 is not None:
                 self._claims.store(placed.task)
         for item in result.missing:
@@ -267,9 +240,9 @@ class _Run:
                 self._tally.kept[empty] += 1
             elif _has_disappeared(path):
                 gone.append((path, video_id))
-        for start in range(0, len(gone), _TOUCHES_PER_COMMIT):
-            part = gone[start : start + _TOUCHES_PER_COMMIT]
-            self._tally.pruned += self._undisturbed(partial(detach_files, self._gallery, part))
+        for part in slices(len(gone), _TOUCHES_PER_COMMIT):
+            detach = partial(detach_files, self._gallery, gone[part])
+            self._tally.pruned += self._undisturbed(detach)
 
     def _undisturbed(self, work: Callable[[], Result]) -> Result:
         future = self._writer.submit(work)

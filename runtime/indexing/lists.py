@@ -1,4 +1,4 @@
-"""Lists of videos: text, CSV and JSON Lines."""
+"""Read lists of videos: text, CSV and JSON Lines."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xclip_deploy.errors import InvalidArgumentError, MetadataError
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.gallery.records import MetadataValue, check_metadata
 from xclip_deploy.runtime.indexing.records import SourceVideo
 
 _FILE_COLUMNS = ("file", "path")
-# No leading zeros and no plus sign: those are codes, such as 007, and stay text.
+# Leading zeros and plus signs belong to codes, such as 007, which stay text.
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _TRUTH = {"true": True, "false": False}
 
 
 def read_list(path: Path) -> Iterator[tuple[int, SourceVideo]]:
-    """The videos that a list names, each with the line it stands on, counted from 1.
+    """Yield the videos that a list names, each with its line, counted from 1.
 
-    Raises InvalidArgumentError, with file and line, for a list that cannot be understood.
+    Raises InvalidArgumentError, with file and line, for a malformed list.
     """
     readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_json_lines}
     with _reading(path):
+        require_regular_file(path, "a list of videos")
         yield from readers[path.suffix.lower()](path)
 
 
 def _read_text(path: Path) -> Iterator[tuple[int, SourceVideo]]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for line, text in enumerate(file, start=1):
-            # Only what ends a line: a name can begin or end with a space.
+            # Only line ends are stripped: a name can begin or end with a space.
             name = text.rstrip("\r\n")
             if name.strip() and not name.startswith("#"):
                 yield line, SourceVideo(_located(path, line, name))
@@ -125,7 +127,7 @@ def _located(path: Path, line: int, name: str) -> str:
 
 
 def _kind_of(cells: list[str]) -> type:
-    """The type that all cells of a column have, apart from empty ones."""
+    """Return the type that all cells of a column have, apart from empty ones."""
     given = [cell for cell in cells if cell != ""]
     if all(cell.lower() in _TRUTH for cell in given):
         return bool

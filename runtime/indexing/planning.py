@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from xclip_deploy.runtime.gallery import GalleryVideo, VideoFile
@@ -53,25 +54,37 @@ class KnownFiles:
             self._more[path] = (*self._more.get(path, ()), known)
 
 
-def plan_files(
-    sources: Sources, known: KnownFiles, on_duplicate: OnDuplicate
-) -> Iterator[Task | ReadyFile | Placed]:
-    """Yield the next step of each source, in their order.
+@dataclass
+class Plan:
+    """Next steps of all sources, in their order."""
 
-    A ``Task`` must be read. A ``ReadyFile`` is committed unread, as only its record changes. A
-    ``Placed`` is done.
-    """
+    read: list[Task] = field(default_factory=list)
+    """Files that must be read."""
+    touched: list[ReadyFile] = field(default_factory=list)
+    """Files that are committed unread, as only their records change."""
+    unchanged: list[Placed] = field(default_factory=list)
+    """Files that are done."""
+
+
+def plan_files(sources: Sources, known: KnownFiles, on_duplicate: OnDuplicate) -> Plan:
+    """Decide the next step of every source."""
+    plan = Plan()
     for order, source in enumerate(sources.videos):
         files = known.of(source.path)
         is_there = bool(files) or known.has_id(source.wanted_id)
         task = Task(order, source, files, replace=on_duplicate == "replace" and is_there)
         if on_duplicate == "skip" and is_there:
             name = files[0].video_id if files else source.wanted_id
-            yield Placed(task, "unchanged", name)
-        elif on_duplicate == "replace":
-            yield task
+            plan.unchanged.append(Placed(task, "unchanged", name))
+            continue
+        step = None if on_duplicate == "replace" else _unchanged(task)
+        if step is None:
+            plan.read.append(task)
+        elif isinstance(step, ReadyFile):
+            plan.touched.append(step)
         else:
-            yield _unchanged(task) or task
+            plan.unchanged.append(step)
+    return plan
 
 
 def _unchanged(task: Task) -> ReadyFile | Placed | None:

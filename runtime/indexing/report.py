@@ -13,6 +13,10 @@ from xclip_deploy.runtime.indexing.sources import Sources
 from xclip_deploy.runtime.presentation import brief, html_table
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.results import FailedVideo
+from xclip_deploy.runtime.video.finding import count_by_suffix, is_known_other
+
+_NAMED = 10
+"""Most files that the report names one by one because their endings are not known."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class IndexReport:
     """Files that could not be indexed."""
     warnings: tuple[FailedVideo, ...] = ()
     """Files that were indexed despite a fault."""
+    passed_over: tuple[str, ...] = ()
+    """Paths of files below the folders that are no videos, hidden ones apart."""
     seconds: float = 0.0
     """Duration of the run."""
 
@@ -57,6 +63,7 @@ class IndexReport:
             "pruned": list(self.pruned),
             "failed": [{"path": video.path, "reason": video.reason} for video in self.failed],
             "warnings": [{"path": video.path, "reason": video.reason} for video in self.warnings],
+            "passed_over": list(self.passed_over),
             "seconds": round(self.seconds, 3),
         }
 
@@ -72,11 +79,19 @@ class IndexReport:
 
     def _counts(self) -> dict[str, int]:
         names = ("indexed", "changed", "unchanged", "duplicates", "pruned", "failed", "warnings")
-        return {name: len(getattr(self, name)) for name in names}
+        return {name: len(getattr(self, name)) for name in (*names, "passed_over")}
 
     def __str__(self) -> str:
         lines = [f"failed: {video.reason}" for video in self.failed]  # which names the path
         lines += [f"warning: {video.path}: {video.reason}" for video in self.warnings]
+        if self.passed_over:
+            kinds = count_by_suffix(self.passed_over)
+            lines.append(f"passed over {len(self.passed_over)} files that are no videos: {kinds}")
+            # An ending that is none of the known ones may hide a video.
+            unknown = [path for path in self.passed_over if not is_known_other(path)]
+            lines += [f"passed over: {path}" for path in unknown[:_NAMED]]
+            if len(unknown) > _NAMED:
+                lines.append(f"passed over: {len(unknown) - _NAMED} more of unknown endings")
         counts = [f"{len(self.indexed)} indexed", f"{len(self.unchanged)} unchanged"]
         more = {"changed": self.changed, "duplicates": self.duplicates, "pruned": self.pruned}
         counts += [f"{len(files)} {name}" for name, files in more.items() if files]
@@ -99,6 +114,7 @@ class Tally:
             "unchanged": [],
         }
         self._duplicates: list[tuple[int, str, str]] = []
+        self._passed_over = sources.passed_over
         self._failed = [(-1, failure) for failure in sources.failed]
         self._warnings: list[tuple[int, FailedVideo]] = []
         self._read: set[int] = set()
@@ -113,17 +129,19 @@ class Tally:
             self._read.add(task.order)
             self._done += 1
 
-    def place(self, placed: Placed) -> None:
-        """Note that a file was committed, or is in the gallery as it is."""
-        task = placed.task
-        if placed.what == "duplicate":
-            self._duplicates.append((task.order, task.source.path, placed.video_id))
-        else:
-            self._ids[placed.what].append((task.order, placed.video_id))
-        if placed.warning is not None:
-            self.warn(task, placed.warning)
-        self.read(task)
-        self._read.discard(task.order)  # a placed file is not read again
+    def place(self, *files: Placed) -> None:
+        """Note that files were committed, or are in the gallery as they are; report progress."""
+        for placed in files:
+            task = placed.task
+            if placed.what == "duplicate":
+                self._duplicates.append((task.order, task.source.path, placed.video_id))
+            else:
+                self._ids[placed.what].append((task.order, placed.video_id))
+            if placed.warning is not None:
+                self.warn(task, placed.warning)
+            self.read(task)
+            self._read.discard(task.order)  # a placed file is not read again
+        self.show()
 
     def fail(self, task: Task, reason: str) -> None:
         """Note that a file cannot be indexed."""
@@ -164,5 +182,6 @@ class Tally:
             pruned=tuple(sorted(self.pruned)),
             failed=tuple(f for _, f in sorted(self._failed, key=lambda entry: entry[0])),
             warnings=tuple(warnings),
+            passed_over=self._passed_over,
             seconds=time.monotonic() - self._started,
         )

@@ -1,4 +1,4 @@
-"""Which videos to index: files, folders, and lists of files with what is known of them."""
+"""Find the videos to index: files, folders, and lists of files with ids and metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xclip_deploy.runtime.gallery.records import MetadataValue, check_metadata
 from xclip_deploy.runtime.indexing.lists import read_list
 from xclip_deploy.runtime.indexing.records import SourceVideo
 from xclip_deploy.runtime.results import FailedVideo
-from xclip_deploy.runtime.video.finding import search_folder
+from xclip_deploy.runtime.video.finding import count_by_suffix, search_folder
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".jsonl"})
 """Endings, in lower case, of files that list videos."""
@@ -20,16 +20,18 @@ LIST_SUFFIXES = frozenset({".txt", ".csv", ".jsonl"})
 
 @dataclass(frozen=True)
 class Sources:
-    """What is to be indexed."""
+    """Videos to index, and where they were looked for."""
 
     videos: Sequence[SourceVideo]
-    """Each file once."""
+    """Videos found, each file once."""
     folders: tuple[str, ...] = ()
-    """Absolute: those that were given, below which ``prune`` looks for what disappeared."""
+    """Folders that were given, as absolute paths. ``prune`` looks below them for missing files."""
     empty_folders: frozenset[str] = frozenset()
-    """Those of ``folders`` that hold no video: of a disk that is not mounted, say."""
+    """Those of ``folders`` that hold no video, such as one on a disk that is not mounted."""
     failed: tuple[FailedVideo, ...] = field(default=())
-    """What could not even be listed."""
+    """Files and folders that could not even be listed, and folders of files without a video."""
+    passed_over: tuple[str, ...] = ()
+    """Files below ``folders`` that are no videos, hidden ones apart."""
 
 
 def open_sources(
@@ -37,10 +39,10 @@ def open_sources(
     ids: Sequence[str] | None = None,
     metadata: Mapping[str, MetadataValue] | None = None,
 ) -> Sources:
-    """Find the videos that ``paths`` name, under ``ids`` where those are given.
+    """Find the videos that ``paths`` name, and give them ``ids`` where there are any.
 
-    ``metadata``: for all of them; what stands in a list of videos wins. Raises as
-    :func:`find_sources` and :func:`name_sources`, and MetadataError.
+    ``metadata`` applies to every video. Metadata in a list of videos takes precedence. Raises
+    MetadataError, and the errors of :func:`find_sources` and :func:`name_sources`.
     """
     if metadata is not None:
         check_metadata(metadata)
@@ -57,14 +59,15 @@ def open_sources(
 def find_sources(paths: Iterable[str | os.PathLike[str]]) -> Sources:
     """Find the videos that ``paths`` name.
 
-    A folder stands for the videos below it, as ``find_videos`` lists them. A file that ends in
-    ``.txt`` lists files, one a line; ``#`` begins a comment line. One in ``.csv`` has a header
-    with a column ``file`` or ``path``, perhaps ``id``, and metadata in all other columns. In
-    ``.jsonl`` each line is an object with the same names. Names in them are relative to the
-    list's folder. Any other file is a video.
+    A folder stands for the videos below it, as ``find_videos`` lists them. A folder that holds
+    files, but no video, is among the failures. A ``.txt`` file
+    lists files, one a line; ``#`` begins a comment line. A ``.csv`` file has a header with a
+    column ``file`` or ``path`` and optionally ``id``. Its other columns are metadata. A
+    ``.jsonl`` file has an object a line with the same names. Paths in a list are relative to
+    the list's folder. Any other file is a video.
 
-    A listed file need not exist: that shows when it is read. Raises VideoNotFoundError for one
-    of ``paths`` that does not exist, InvalidArgumentError for a list that is not as described.
+    A listed file need not exist; reading it then fails. Raises VideoNotFoundError for one of
+    ``paths`` that does not exist, and InvalidArgumentError for a malformed list.
     """
     collected = _Collected()
     for given in paths:
@@ -82,10 +85,10 @@ def find_sources(paths: Iterable[str | os.PathLike[str]]) -> Sources:
 
 
 def name_sources(paths: Sequence[str | os.PathLike[str]], ids: Sequence[str]) -> Sources:
-    """Files under ids of the caller's.
+    """Give each of ``paths``, which are files, the id of the same position.
 
-    Raises VideoNotFoundError for a file that is not there, InvalidArgumentError for ids that
-    are no texts, not unique or not as many as ``paths``, and for a folder.
+    Raises VideoNotFoundError for a missing file. Raises InvalidArgumentError for a folder, and
+    for ids that are no texts, not unique or not as many as ``paths``.
     """
     if isinstance(ids, str) or len(ids) != len(paths):
         raise InvalidArgumentError(f"found {len(ids)} ids for {len(paths)} paths")
@@ -107,31 +110,39 @@ def name_sources(paths: Sequence[str | os.PathLike[str]], ids: Sequence[str]) ->
 
 
 class _Collected:
-    """Sources so far: each file once, in the order in which they were named."""
+    """Sources collected so far, each file once, in the order in which they were named."""
 
     def __init__(self) -> None:
         self._videos: dict[str, SourceVideo] = {}
         self._ids: set[str] = set()
         self._folders: dict[str, bool] = {}
         self._failed: list[FailedVideo] = []
+        self._passed_over: dict[str, None] = {}
 
     def add(self, source: SourceVideo) -> None:
-        """Add a file of which nothing more is known."""
+        """Add a file without id or metadata."""
         if _is_utf8(source.path):
             self._videos.setdefault(source.path, source)
         else:
-            name = source.path.encode("utf-8", "backslashreplace").decode()
+            name = _printable(source.path)
             self._failed.append(FailedVideo(name, f"{name}: is no UTF-8 path; rename it"))
 
     def add_folder(self, folder: Path) -> None:
         found = False
-        for path in search_folder(folder, self._note):
+        others: list[str] = []
+        for path in search_folder(folder, self._note, lambda other: others.append(str(other))):
             found = True
             self.add(SourceVideo(str(path)))
         self._folders[str(folder)] = found
+        self._passed_over.update(dict.fromkeys(map(_printable, others)))
+        if others and not found:
+            name = _printable(str(folder))
+            reason = f"holds {len(others)} files and no video ({count_by_suffix(others)})"
+            expected = "expected at least one video, or the paths of files"
+            self._failed.append(FailedVideo(name, f"{name}: {reason}; {expected}"))
 
     def add_listed(self, source: SourceVideo, where: str) -> None:
-        """Add a file that was named with what is known of it. ``where``: for errors."""
+        """Add a file that a list names. ``where`` is its place, for errors."""
         before = self._videos.get(source.path)
         if source.id is None and source.metadata is None:
             self.add(source)
@@ -167,31 +178,35 @@ class _Collected:
             tuple(self._folders),
             frozenset(name for name, found in self._folders.items() if not found),
             tuple(self._failed),
+            tuple(self._passed_over),
         )
 
     def _note(self, error: VideoError) -> None:
         path = str(error).split(": folder cannot")[0]
-        printable = path.encode("utf-8", "backslashreplace").decode()
-        said = str(error).encode("utf-8", "backslashreplace").decode()
-        self._failed.append(FailedVideo(printable, said))
+        self._failed.append(FailedVideo(_printable(path), _printable(str(error))))
 
 
 def folders_above(path: str, folders: Iterable[str]) -> Iterator[str]:
-    """Those of ``folders`` that ``path`` lies below."""
+    """Yield those of ``folders`` that ``path`` lies below."""
     for folder in folders:
         if path.startswith(folder if folder.endswith(os.sep) else folder + os.sep):
             yield folder
 
 
 def _absolute(given: str | os.PathLike[str]) -> Path:
-    """The path as it is stored: the same for a file however it is named, links apart."""
+    """Return the path as it is stored: one for each file however it is named, links apart."""
     path = Path(given).absolute()
-    # Behind a link, ".." leads elsewhere than the name says.
+    # Behind a link, ".." leads to the folder above the link's target.
     return path.resolve() if ".." in path.parts else path
 
 
+def _printable(name: str) -> str:
+    """Return a name as text that can be stored: bytes that are no UTF-8 are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _is_utf8(name: str) -> bool:
-    """Whether a name can be stored; a file name can hold bytes that are no text."""
+    """Tell whether a name can be stored. A file name can hold bytes that are no text."""
     try:
         name.encode()
     except UnicodeEncodeError:

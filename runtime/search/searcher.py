@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.arrays import Float32Array, to_float32
+from xclip_deploy.runtime.arrays import Float32Array, first_best, to_float32
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
@@ -45,6 +45,8 @@ class Query:
     """One video."""
     video_weight: float = 0.0
     """Share of the video in the score, from 0 to 1."""
+    truncated_tokens: int = 0
+    """Number of the text's last tokens that the model does not read."""
 
 
 @dataclass
@@ -98,7 +100,10 @@ class Searcher:
         total = len(snapshot)
         if not total or not queries:
             plan = self._planner.plan(0, options)
-            return [SearchResults((), plan.method, 0, 0, "the gallery is empty") for _ in queries]
+            return [
+                SearchResults((), plan.method, 0, 0, "the gallery is empty", query.truncated_tokens)
+                for query in queries
+            ]
         if queries[0].text is None:
             return [self._by_video(query, snapshot, options) for query in queries]
         plan = self._planner.plan(total, options)
@@ -249,7 +254,8 @@ class Searcher:
             ranked = ranked.take(np.array(kept, np.int64))
         page = ranked.take(np.arange(len(ranked.rows))[options.offset : options.depth])
         hits = self._hits(query, page, snapshot, options.offset, dropped) if len(page.rows) else ()
-        return SearchResults(hits, method, scored, len(snapshot), reason)
+        cut = query.truncated_tokens
+        return SearchResults(hits, method, scored, len(snapshot), reason, cut)
 
     def _hits(
         self,
@@ -337,4 +343,4 @@ def _best_frame(query: Query, frames: npt.NDArray[Any], video: GalleryVideo) -> 
         assert query.video is not None
         others = query.video.frame_features[0, : query.video.num_frames[0]]
         similarity = (valid @ others.T).max(axis=1)
-    return video.frame_times_s[int(similarity.argmax())]
+    return video.frame_times_s[first_best(similarity)]

@@ -1,4 +1,4 @@
-"""Inference backends behind one seam: ONNX Runtime, and TensorRT engines."""
+"""Inference backends behind one interface: ONNX Runtime and TensorRT engines."""
 
 from xclip_deploy.runtime.sessions.backend import (
     Backend,

@@ -1,4 +1,4 @@
-"""What a backend is: it says what it can do here, and opens sessions for a bundle's graphs.
+"""The interface of a backend: it says what runs on this machine, and opens sessions for graphs.
 
 A new backend is a module with one subclass of :class:`Backend`, and one registration
 (``registry.register``). CONTRIBUTING describes the steps.
@@ -29,17 +29,18 @@ class Session(Protocol):
     graph: Graph
 
     def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-        """Run once. Inputs by name, in the shapes of the manifest; more names are ignored.
+        """Run once and return the outputs by name.
 
-        Arrays are cast to the graph's dtypes. Raises SessionError.
+        ``inputs``: arrays by name, in the shapes of the manifest. They are cast to the graph's
+        dtypes; other names are ignored. Raises SessionError.
         """
         ...
 
     def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
-        """Say how much of a job to do in one run, at most.
+        """Return the sizes of one run that do a job in the fewest runs.
 
-        ``wanted``: size of every dynamic axis by name, each at least 1. Returns sizes no
-        larger that one run can take; the job is then done in the fewest runs.
+        ``wanted``: size of every dynamic axis of the job by name, each at least 1. The sizes
+        returned are no larger, and fit one run.
         """
         ...
 
@@ -54,10 +55,10 @@ class GalleryScorer(Protocol):
     def score(
         self, texts: TextFeatures, videos: VideoFeatures
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Return every output of the scorer, [T, V] each, for T texts and V videos, neither 0.
+        """Return every output of the scorer, [T, V] each, for T > 0 texts and V > 0 videos.
 
-        ``videos``: brought there unless the very same object was scored last. Raises
-        DeviceMemoryError where it does not fit, SessionError.
+        ``videos``: copied to the device unless the same object was scored last. Raises
+        DeviceMemoryError where it does not fit, and SessionError.
         """
         ...
 
@@ -68,24 +69,24 @@ class GalleryScorer(Protocol):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a bundle runs."""
+    """Backend, device and arithmetic that a bundle runs with."""
 
     backend: str
     device: Device
     arithmetic: Arithmetic
     device_id: int = 0
-    """Which GPU."""
+    """Number of the GPU."""
     reason: str = ""
-    """One line for people: what was asked for, and what was found."""
+    """Reason for people, in one line: the request and the findings."""
 
     @property
     def precision(self) -> Precision:
-        """Of the graphs that run."""
+        """Precision of the graphs that run."""
         return self.arithmetic.graphs
 
     @property
     def device_name(self) -> str:
-        """For people: ``cpu``, ``cuda:0``."""
+        """Device for people: ``cpu``, ``cuda:0``."""
         return "cpu" if self.device == "cpu" else f"{self.device}:{self.device_id}"
 
     @property
@@ -95,10 +96,10 @@ class Placement:
 
 
 class GraphLoader(ABC):
-    """A bundle on one backend and device, found to fit. It loads graphs when asked to."""
+    """A bundle on a backend and a device that fit. It loads graphs on request."""
 
     def __init__(self, bundle: Bundle, placement: Placement, found: str = "") -> None:
-        """``found``: what was found to fit, for the placement's reason: ``a GPU is there``."""
+        """Keep the arguments. ``found``: finding for the placement's reason: ``a GPU is there``."""
         self.bundle = bundle
         self.placement = placement
         self.found = found
@@ -110,7 +111,7 @@ class GraphLoader(ABC):
     def open_half_scorer(self) -> Session | None:
         """Load a scorer that reads FP16 features, as galleries keep them.
 
-        None where the scorer of :meth:`open` takes them as fast.
+        Returns None where the scorer of :meth:`open` reads them as fast.
         """
         return None
 
@@ -122,15 +123,15 @@ class GraphLoader(ABC):
         raise NotImplementedError(f"{self.placement.backend} keeps no gallery ({scorer.graph})")
 
     def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
-        """Return what a graph reads: those of the manifest, unless the backend has others."""
+        """Return a graph's inputs: those of the manifest, unless the backend has others."""
         return self.bundle.manifest.graphs[self.placement.precision][graph].inputs
 
     def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
-        """Return what a graph gives: those of the manifest, unless the backend has others."""
+        """Return a graph's outputs: those of the manifest, unless the backend has others."""
         return self.bundle.manifest.graphs[self.placement.precision][graph].outputs
 
     def artefacts(self) -> dict[str, FileRecord]:
-        """Return the files that are run, by name: the bundle's graphs, unless it has others."""
+        """Return the files that run, by name: graphs of the bundle, or others of the backend."""
         specs = self.bundle.manifest.graphs[self.placement.precision].values()
         return {spec.file: self.bundle.manifest.files[spec.file] for spec in specs}
 
@@ -151,22 +152,22 @@ class Backend(ABC):
     arithmetics: Mapping[Device, tuple[Arithmetic, ...]]
     own_options: frozenset[str] = frozenset()
     auto_rank: Mapping[Device, int] = {}
-    """For every device on which ``auto`` may choose it, its rank: the highest is tried first.
-    The package's own have ranks from 0 (ONNX Runtime) to 20."""
+    """Rank on every device on which ``auto`` may choose the backend. The highest is tried first.
+    The package's own backends have ranks from 0 (ONNX Runtime) to 20."""
 
     @abstractmethod
     def why_not(self, bundle: Bundle, device: Device) -> str | None:
-        """Say why a device of this machine cannot run a bundle; None where it should.
+        """Say in one short line why a device of this machine cannot run a bundle.
 
-        Only what is seen without opening anything, in one short line.
+        Returns None where it should run. Opens nothing to find out.
         """
 
     @abstractmethod
     def open(self, bundle: Bundle, options: SessionOptions, device: Device) -> GraphLoader:
-        """Find what a bundle needs on a device, without loading graphs.
+        """Find everything that a bundle needs on a device, without loading graphs.
 
-        Raises SessionError (DriverError, EngineError) where it is not there, MissingExtraError
-        where a library is not installed.
+        Raises SessionError (DriverError, EngineError) where something is missing, and
+        MissingExtraError where a library is not installed.
         """
 
     @abstractmethod
@@ -174,7 +175,7 @@ class Backend(ABC):
         """Import the library, so that measurements do not count it. Raises ImportError."""
 
     def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
-        """Give every way of running a bundle, with the reason where this machine has it not."""
+        """List every way of running a bundle, or the reason why this machine lacks it."""
         for device, arithmetics in self.arithmetics.items():
             reason = self.why_not(bundle, device)
             for arithmetic in arithmetics:
@@ -185,7 +186,7 @@ class Backend(ABC):
     def choose_arithmetic(
         self, bundle: Bundle, options: SessionOptions, device: Device
     ) -> Arithmetic:
-        """Choose what to compute in. Raises SessionError where nothing fits."""
+        """Choose the arithmetic of a session. Raises SessionError where none fits."""
         available = bundle.precisions
         names = ", ".join(precision.value for precision in available)
         arithmetics = self.arithmetics[device]
@@ -211,15 +212,15 @@ class Backend(ABC):
 
 
 class Closable(Protocol):
-    """What holds something to give back."""
+    """An object that holds resources."""
 
     def close(self) -> None:
-        """Give it back."""
+        """Free the resources."""
         ...
 
 
 def close_all(parts: Iterable[Closable]) -> SessionError | None:
-    """Close every part, whatever happens. Returns the first failure, to be raised or logged."""
+    """Close every part, whatever happens. Return the first failure, to be raised or logged."""
     failures = [error for error in map(_close, parts) if error is not None]
     return failures[0] if failures else None
 

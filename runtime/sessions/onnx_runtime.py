@@ -1,4 +1,4 @@
-"""Sessions on ONNX Runtime: the default backend, on CPU, CUDA, or its own TensorRT 10."""
+"""Sessions on ONNX Runtime, the default backend: on CPU, CUDA, or its own TensorRT 10."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec, Tolerance
+from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.backend import (
     Backend,
     GraphLoader,
@@ -27,6 +28,7 @@ from xclip_deploy.runtime.sessions.backend import (
     Session,
 )
 from xclip_deploy.runtime.sessions.options import SessionOptions
+from xclip_deploy.runtime.sessions.provider_libraries import missing_library
 from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
 
 FP32 = Arithmetic("fp32", Precision.FP32)
@@ -36,16 +38,18 @@ TF32 = Arithmetic(
     "tf32",
     Precision.FP32,
     is_automatic=False,
-    # Several times the largest errors seen on an H100, 4e-4 in a feature.
+    # Several times the largest error measured on an H100, 4e-4 in a feature.
     tolerance=Tolerance(feature=2e-3, cosine=0.9999, score=5e-3),
 )
-"""FP32 graphs whose matrix products round their factors to 10 bits of mantissa."""
+"""Arithmetic of FP32 graphs whose matrix products round their factors to 10 bits of mantissa."""
 
 _CPU, _CUDA, _TENSORRT = (
     "CPUExecutionProvider",
     "CUDAExecutionProvider",
     "TensorrtExecutionProvider",
 )
+_MAX_REASON = 350
+"""Most characters of a library's reason in a message."""
 _ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -76,11 +80,11 @@ def why_no_provider(provider: str, providers: Sequence[str] | None = None) -> st
             f"this onnxruntime has no {'CUDA' if provider == _CUDA else 'TensorRT'} provider; "
             "run: pip uninstall -y onnxruntime && pip install 'xclip-deploy[gpu]'"
         )
-    return nvidia_driver.why_no_gpu()
+    return nvidia_driver.why_no_gpu() or missing_library(provider)
 
 
 class OnnxRuntime(Backend):
-    """ONNX Runtime on a CPU, or on a GPU by its CUDA provider."""
+    """Backend for ONNX Runtime on a CPU, or on a GPU by its CUDA provider."""
 
     name = "onnxruntime"
     summary = "ONNX Runtime"
@@ -102,7 +106,7 @@ class OnnxRuntime(Backend):
         missing = self.why_not(bundle, device)
         if missing is not None:
             asked = "device cuda" if device in self.auto_rank else f"backend {self.name}"
-            raise SessionError(f"{asked} was asked for, but {missing}")
+            raise BackendUnavailableError(f"{asked} was asked for, but {missing}")
         arithmetic = self.choose_arithmetic(bundle, options, device)
         device_id = 0 if device == "cpu" else options.device_id
         placement = Placement(self.name, device, arithmetic, device_id)
@@ -113,7 +117,7 @@ class OnnxRuntime(Backend):
         import_onnxruntime()
 
     def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
-        """See :meth:`Backend.offers`: nothing where the library is not installed."""
+        """See :meth:`Backend.offers`. It lists nothing where the library is not installed."""
         with suppress(MissingExtraError):
             yield from super().offers(bundle)
             if "cpu" in self.arithmetics and Precision.BF16 in bundle.precisions:
@@ -124,7 +128,7 @@ class OnnxRuntime(Backend):
 
 
 class TensorRTProvider(OnnxRuntime):
-    """ONNX Runtime with its TensorRT provider, which builds engines as it loads graphs."""
+    """Backend for ONNX Runtime's TensorRT provider, which builds engines as it loads graphs."""
 
     name = "tensorrt-provider"
     summary = "ONNX Runtime's own TensorRT"
@@ -152,9 +156,9 @@ class OnnxRuntimeLoader(GraphLoader):
     def open_half_scorer(self) -> Session | None:
         """See :meth:`GraphLoader.open_half_scorer`.
 
-        The scorer computes in FP32 in every precision. That of FP16 only casts FP16 features up
-        itself, to the same numbers and faster than NumPy can: on a CPU, a gallery is scored in
-        less than half the time.
+        The scorer computes in FP32 in every precision. The FP16 scorer casts FP16 features to FP32
+        itself, with the same result and faster than NumPy: a CPU scores a gallery in less than half
+        the time.
         """
         is_wide = self.placement.precision is Precision.FP32
         if not is_wide or Precision.FP16 not in self.bundle.precisions:
@@ -169,7 +173,7 @@ class OnnxRuntimeLoader(GraphLoader):
 
 
 class OnnxRuntimeSession:
-    """One graph of a bundle on ONNX Runtime; a :class:`Session`."""
+    """Session of one graph on ONNX Runtime."""
 
     def __init__(
         self,
@@ -181,21 +185,20 @@ class OnnxRuntimeSession:
     ) -> None:
         """Load a graph.
 
-        ``provider_options``: for the execution provider, by ONNX Runtime's names.
-
-        Raises SessionError where the device cannot be used, BundleIntegrityError where the
-        file is not what the manifest says.
+        ``provider_options``: options of the execution provider, by ONNX Runtime's names. Raises
+        SessionError where the device cannot be used, and BundleIntegrityError where the file
+        differs from the manifest.
         """
         onnxruntime = import_onnxruntime()
         self.graph = graph
         precision = placement.precision
         self._spec = bundle.manifest.graphs[precision][graph]
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; they are raised as well
+        options.log_severity_level = 3  # errors alone, which are raised too
         if threads is not None:
             options.intra_op_num_threads = threads
         if precision is Precision.INT8:
-            # Without VNNI, x86's product of U8 and S8 saturates at 16 bits and is silently wrong.
+            # Without VNNI, x86's product of U8 and S8 saturates silently at 16 bits.
             options.add_session_config_entry("session.x64quantprecision", "1")
         providers = _providers(placement, provider_options or {})
         path = bundle.graph_path(graph, precision)
@@ -205,7 +208,7 @@ class OnnxRuntimeSession:
             )
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load {path}: {_line(error)}") from error
-        # ONNX Runtime falls back to the CPU by itself; that would be a silent surprise.
+        # ONNX Runtime falls back to the CPU silently; refuse that.
         loaded = self._session.get_providers()
         missing = [name for name, _ in providers if name not in loaded]
         if missing:
@@ -235,7 +238,7 @@ class OnnxRuntimeSession:
         return dict(zip(self._output_names, outputs, strict=True))
 
     def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
-        """See :meth:`Session.chunk`: graphs take any size."""
+        """See :meth:`Session.chunk`. Graphs take any size."""
         return dict(wanted)
 
     def close(self) -> None:
@@ -246,29 +249,30 @@ class OnnxRuntimeSession:
 def _providers(
     placement: Placement, provider_options: Mapping[str, str]
 ) -> list[tuple[str, dict[str, str]]]:
-    """Providers in the order of preference, with their options."""
+    """Return the providers with their options, preferred first."""
     if placement.device == "cpu":
         return [(_CPU, dict(provider_options))]
-    # CUDA's provider multiplies FP32 in TF32 unless it is told not to: FP32 means FP32 here.
+    # The CUDA provider multiplies FP32 in TF32 by default. FP32 means FP32 here.
     use_tf32 = "1" if placement.arithmetic is TF32 else "0"
     device = {"device_id": str(placement.device_id)}
     cuda = {**device, "use_tf32": use_tf32}
     if placement.backend == "tensorrt-provider":
-        # What TensorRT leaves out runs on CUDA.
+        # Nodes that TensorRT refuses run on CUDA.
         return [(_TENSORRT, {**device, **provider_options}), (_CUDA, cuda)]
     return [(_CUDA, {**cuda, **provider_options})]
 
 
 def _check_boundary(bundle: Bundle, found: list[Any], expected: tuple[TensorSpec, ...]) -> None:
-    """Hold a loaded graph's inputs or outputs against the manifest."""
+    """Compare a loaded graph's inputs or outputs with the manifest."""
     have = [(node.name, _ONNX_TYPES.get(node.type, node.type)) for node in found]
     want = [(spec.name, spec.dtype.value) for spec in expected]
     if have != want:
         raise BundleIntegrityError(
-            f"bundle {bundle.path}: a graph has tensors {have}, the manifest says {want}; "
+            f"bundle {bundle.path}: a graph has tensors {cut(str(have), _MAX_REASON)}, the "
+            f"manifest says {cut(str(want), _MAX_REASON)}; "
             f"run: xclip-deploy export CHECKPOINT -o {bundle.path}"
         )
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return cut(" ".join(str(error).split()), _MAX_REASON)

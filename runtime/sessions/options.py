@@ -1,4 +1,4 @@
-"""How inference sessions are opened."""
+"""The options of inference sessions."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ _NUMBERS = (
     ("device_id", 0, 1023),
     ("streams", 1, 1024),
 )
-"""Name, least and most of every number among the options."""
+"""Name, minimum and maximum of every numeric option."""
 _FOR_ALL = frozenset({"device", "device_id", "precision", "backend", "threads"})
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How inference sessions are opened.
+    """Options of inference sessions.
 
-    Raises InvalidArgumentError for a value out of range, and for an option that the backend
-    asked for does not read.
+    Raises InvalidArgumentError for a value out of range, and for an option that the chosen backend
+    does not read.
     """
 
     device: DeviceName = "auto"
-    """Where to run; ``auto`` takes an NVIDIA GPU where one can be used, else the CPU."""
+    """Device; ``auto`` takes an NVIDIA GPU where one can be used, else the CPU."""
     precision: str = "auto"
-    """What to compute in: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``tf32``. ``auto`` takes FP16
-    on a GPU and FP32 on a CPU, where it is faster. It never takes BF16 (engines alone), INT8
-    (ONNX Runtime on a CPU alone) or TF32 (FP32 graphs on ONNX Runtime's CUDA provider)."""
+    """Arithmetic: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``tf32``. ``auto`` takes FP16 on a GPU
+    and FP32 on a CPU, where FP32 is faster. It never takes BF16 (engines alone), INT8 (ONNX Runtime
+    on a CPU alone) or TF32 (FP32 graphs on ONNX Runtime's CUDA provider)."""
     threads: int | None = None
     """CPU threads of a session; None: one per core."""
     backend: str = "auto"
-    """What runs the model. ``onnxruntime``: ONNX Runtime, on CPU or CUDA. ``tensorrt-provider``:
-    ONNX Runtime with its own TensorRT 10, which builds engines as it loads. ``tensorrt`` and
-    ``rtx``: the engines of ``xclip-deploy build-trt``. ``auto``: engines that fit this machine,
-    else ONNX Runtime."""
+    """Library that runs the model. ``onnxruntime``: ONNX Runtime, on CPU or CUDA.
+    ``tensorrt-provider``: ONNX Runtime with its own TensorRT 10, which builds engines as it loads.
+    ``tensorrt`` and ``rtx``: the engines of ``xclip-deploy build-trt``. ``auto``: engines that fit
+    this machine, else ONNX Runtime."""
     engines: Path | None = None
-    """Folder of the engine set for ``tensorrt`` or ``rtx``; None: the best of the bundle's that
-    fits this machine."""
+    """Folder of the engine set for ``tensorrt`` or ``rtx``; None: the bundle's best set that fits
+    this machine."""
     device_id: int = 0
-    """Which GPU, by CUDA's number."""
+    """CUDA's number of the GPU."""
     provider_options: Mapping[str, str] = field(default_factory=dict)
     """Options of ONNX Runtime's execution provider, by its own names."""
     device_memory_bytes: int | None = None
-    """Most GPU memory that engines may take with all their buffers; None: what is free."""
+    """Most GPU memory that engines and their buffers may take, bytes; None: all free memory."""
     streams: int = 2
     """Most runs of one engine at the same time, each with its own stream and buffers."""
     cuda_graphs: bool = True
-    """Whether engines replay runs of a shape that comes again as a CUDA graph."""
+    """Whether engines replay repeated runs of one shape as a CUDA graph."""
     resident_gallery: bool = True
     """Whether engines keep the gallery in GPU memory between searches."""
 
@@ -145,7 +145,7 @@ def _readers_of(option: str) -> tuple[str, ...]:
 
 
 def _check_choice(name: str, found: object, expected: tuple[object, ...]) -> None:
-    # By identity of kind: 1 is no truth value here.
+    # Types must be equal too: 1 is no truth value here.
     if not any(type(found) is type(value) and found == value for value in expected):
         names = choices(tuple(map(str, expected)))
         said = repr(found)[:200] if isinstance(found, str) else shown(found)

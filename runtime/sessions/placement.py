@@ -1,4 +1,4 @@
-"""Choosing what runs a bundle here, and saying why."""
+"""Choose the backend, device and arithmetic for a bundle, and say why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import cast
 
 from xclip_deploy.errors import SessionError, XclipDeployError
+from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.sessions.backend import Backend, GraphLoader, Refusal
 from xclip_deploy.runtime.sessions.options import SessionOptions
 from xclip_deploy.runtime.sessions.registry import Device, backend_names, choices, load_backend
@@ -19,14 +21,14 @@ _Candidate = tuple[Backend, Device]
 
 
 def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
-    """Choose backend, device and precision for a bundle.
+    """Choose backend, device and arithmetic for a bundle.
 
-    What was asked for is taken or refused; only what was left to ``auto`` is chosen. Backends
-    are tried in the order of their ranks: engines of the bundle that fit this machine, else ONNX
-    Runtime on the GPU, else on the CPU. The placement's reason says what was passed over.
+    Explicit options are taken or refused; only ``auto`` leaves a choice. Backends are tried by
+    rank: engines of the bundle that fit this machine, then ONNX Runtime on the GPU, then on the
+    CPU. The placement's reason tells which were passed over and why.
 
-    Raises SessionError (DriverError, EngineError) where what was asked for is not there,
-    MissingExtraError where no library is installed that could run it.
+    Raises SessionError (DriverError, EngineError) where an explicit option cannot be had here, and
+    MissingExtraError where no library is installed that could run the bundle.
     """
     candidates = list(_candidates(options))
     if not candidates:
@@ -34,7 +36,7 @@ def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
     reasons: list[str] = []
     last: XclipDeployError | None = None
     for backend, device in candidates:
-        # What was named is opened, as its own error says more than a reason to pass it over.
+        # Open a backend that was named: its own error says more than a reason to pass it over.
         is_named = options.backend != "auto" and len(candidates) == 1
         last = None
         try:
@@ -50,13 +52,13 @@ def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
     if last is not None and (len(candidates) == 1 or not asked):
         raise last
     what = " and ".join(asked) or "a session"
-    raise SessionError(f"{what} was asked for, but {'; '.join(reasons)}")
+    raise SessionError(f"{what} was asked for, but {listed(reasons)}")
 
 
 def offers(bundle: Bundle, threads: int | None = None) -> list[SessionOptions | Refusal]:
-    """List every way of running a bundle, CPU first, with the reason where it is not to be had.
+    """List every way of running a bundle, CPU first, or the reason why this machine lacks it.
 
-    Whether each can be opened is seen on opening. ``threads``: for all of them.
+    Opening a session may still fail. ``threads``: threads of all sessions.
     """
     found = [offer for backend in _backends() for offer in backend.offers(bundle)]
     if threads is not None:
@@ -81,7 +83,7 @@ def _candidates(options: SessionOptions) -> Iterator[_Candidate]:
     if options.backend != "auto":
         backend = cast("Backend", load_backend(options.backend))
         pairs = [(backend, device) for device in backend.arithmetics]
-        # A GPU before a CPU, whatever the backend's own order.
+        # Try a GPU before a CPU, whatever the backend's own order.
         pairs.sort(key=lambda pair: pair[1] == "cpu")
     else:
         ranked = [
@@ -98,7 +100,7 @@ def _candidates(options: SessionOptions) -> Iterator[_Candidate]:
 
 
 def _asked(options: SessionOptions) -> list[str]:
-    """Say what was asked for by name; nothing where all was left to ``auto``."""
+    """List the options that were asked for by name; none where all were ``auto``."""
     kinds = ("backend", "device", "precision")
     chosen = {kind: str(getattr(options, kind)) for kind in kinds}
     return [f"{kind} {name}" for kind, name in chosen.items() if name != "auto"]
@@ -107,17 +109,23 @@ def _asked(options: SessionOptions) -> list[str]:
 def _explained(loader: GraphLoader, options: SessionOptions, passed_over: list[str]) -> GraphLoader:
     """Complete the reason of a loader's placement."""
     asked = _asked(options)
-    # "cpu was asked for": the kind of what was asked for is clear from its name.
+    # "cpu was asked for" needs no kind: the name makes it clear.
     start = f"{asked[0].split()[1]} was asked for" if asked else "auto"
     parts = [loader.found] if loader.found else []
     parts += passed_over
-    unread = options.unread_by(loader.placement.backend)
+    placement = loader.placement
+    if passed_over and placement.device == "cpu" and nvidia_driver.why_no_gpu() is None:
+        logger.warning(
+            "the CPU runs the model although a GPU is there: %s; device='cpu' chooses it",
+            "; ".join(passed_over),
+        )
+    unread = options.unread_by(placement.backend)
     if unread:
-        note = f"{', '.join(unread)} not read by {loader.placement.backend}"
+        note = f"{', '.join(unread)} not read by {placement.backend}"
         logger.warning("%s", note)
         parts.append(note)
     reason = f"{start}: {'; '.join(parts)}" if parts else start
-    loader.placement = replace(loader.placement, reason=reason)
+    loader.placement = replace(placement, reason=reason)
     return loader
 
 

@@ -1,7 +1,7 @@
-"""The backends that there are, by name.
+"""The registry of backends, by name.
 
-A backend is one module and one registration. Options, the choice of a session, ``bench``,
-``verify`` and the command line read this registry and name no backend themselves.
+A backend is one module and one registration. Options, placement, ``bench``, ``verify`` and the
+command line read this registry and name no backend themselves.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ _loaded: dict[str, RegisteredBackend] = {}
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What a session computes in."""
+    """Arithmetic of a session."""
 
     name: str
-    """By which ``SessionOptions.precision`` asks for it."""
+    """Name that ``SessionOptions.precision`` takes."""
     graphs: Precision
-    """The bundle's graphs that it runs. BF16 arithmetic, say, can run FP32 graphs."""
+    """Precision of the bundle's graphs that it runs. BF16 arithmetic, say, can run FP32 graphs."""
     is_automatic: bool = True
     """Whether ``auto`` may choose it."""
     tolerance: Tolerance | None = None
-    """What ``verify`` holds it to; None: what the manifest says of ``graphs``."""
+    """Tolerance for ``verify``; None: that of the manifest for ``graphs``."""
 
 
 class RegisteredBackend(Protocol):
-    """What is known of a backend without a bundle; see ``Backend`` for the whole."""
+    """The part of a backend that needs no bundle; see ``Backend`` for the whole."""
 
     name: str
     summary: str
     """A few words for ``--help``."""
     arithmetics: Mapping[Device, tuple[Arithmetic, ...]]
-    """For every device that it runs on, what it computes in, preferred first."""
+    """Arithmetics on every device that it runs on, preferred first."""
     own_options: frozenset[str]
-    """Fields of ``SessionOptions`` that it reads beside those that every backend reads."""
+    """Fields of ``SessionOptions`` that it reads, beside those that every backend reads."""
 
 
 def register(name: str, target: str) -> None:
-    """Make a backend known.
+    """Register a backend.
 
-    ``target``: ``module:class`` of a :class:`Backend`, imported when first asked for. Processes
-    that ``bench`` starts import it too. Raises InvalidArgumentError for a name that is taken.
+    ``target``: ``module:class`` of a :class:`Backend`, imported on first use. Processes of
+    ``bench`` import it too. Raises InvalidArgumentError for a name that is taken.
     """
     if _targets.setdefault(name, target) != target:
         raise InvalidArgumentError(f"a backend {name!r} is registered already: {_targets[name]}")
 
 
 def unregister(name: str) -> None:
-    """Forget a backend that was registered. Those of the package stay."""
+    """Forget a registered backend. Those of the package stay."""
     if name not in _BUILT_IN:
         _targets.pop(name, None)
         _loaded.pop(name, None)
 
 
 def registrations() -> dict[str, str]:
-    """Return name and target of the backends that are not the package's own."""
+    """Return the names and targets of backends that are not the package's own."""
     return {name: target for name, target in _targets.items() if name not in _BUILT_IN}
 
 
@@ -91,7 +91,7 @@ def load_backend(name: str) -> RegisteredBackend:
 
 
 def precision_names() -> tuple[str, ...]:
-    """Return the names of everything that some backend computes in."""
+    """Return the names of all arithmetics of all backends."""
     names = [
         arithmetic.name
         for backend in map(load_backend, _targets)

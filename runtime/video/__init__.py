@@ -1,4 +1,4 @@
-"""Frames out of videos, for serving and for training alike.
+"""Frames out of videos, for serving and for training.
 
 Importing this package loads no video library; reading the first video does.
 """
@@ -6,7 +6,7 @@ Importing this package loads no video library; reading the first video does.
 from __future__ import annotations
 
 from xclip_deploy.runtime.video.finding import VIDEO_SUFFIXES, find_videos
-from xclip_deploy.runtime.video.frames import VideoFrames, VideoReader, VideoReading
+from xclip_deploy.runtime.video.frames import SampledBy, VideoFrames, VideoReader, VideoReading
 from xclip_deploy.runtime.video.image import read_image
 from xclip_deploy.runtime.video.in_memory import (
     ImageLike,
@@ -31,6 +31,7 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "FrameSampling",
     "ImageLike",
+    "SampledBy",
     "VideoFrames",
     "VideoLike",
     "VideoReader",

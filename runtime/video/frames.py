@@ -1,4 +1,4 @@
-"""How a video is to be read, and what reading it gives."""
+"""The record of how videos are read, and the frames that reading returns."""
 
 from __future__ import annotations
 
@@ -9,77 +9,88 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xclip_deploy.runtime.arguments import as_choice, as_whole_number
+from xclip_deploy.runtime.arguments import as_choice, as_truth, as_whole_number
 from xclip_deploy.runtime.presentation import brief
 from xclip_deploy.runtime.video.sampling import FrameSampling
 
 VideoReader = Literal["pyav", "decord"]
-"""Library that decodes. PyAV is right on every file it was measured on; decord has hazards, see
-its module."""
+"""Library that decodes. PyAV read every measured file correctly. decord has hazards that its
+module lists."""
 
 
+SampledBy = Literal["frame numbers", "times"]
+"""How frames were chosen: by the authors' frame numbers, or by timestamps."""
 MAX_IMAGE_SIZE = 1 << 14
-"""Longest side of frames, pixels; Pillow refuses images that are much larger."""
+"""Largest side of the frames, pixels. Pillow refuses images that are much larger."""
 
 
 @dataclass(frozen=True)
 class VideoReading:
     """How videos are read: which frames, at which size, with which library.
 
-    Raises InvalidArgumentError for an unknown reader, or an ``image_size`` less than 1.
+    Raises InvalidArgumentError for an unknown reader or an ``image_size`` below 1.
     """
 
     sampling: FrameSampling
-    """Which frames are taken."""
+    """Choice of frames."""
     image_size: int
     """Side S of the frames, pixels."""
     reader: VideoReader = "pyav"
+    """Library that decodes."""
+    square_pixels: bool = False
+    """Show anamorphic video in its true proportions. Off, stored pixels count as square, as
+    for the authors' reader."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         as_whole_number("image_size", self.image_size, 1, MAX_IMAGE_SIZE)
         as_choice("reader", self.reader, VideoReader)
+        as_truth("square_pixels", self.square_pixels)
 
     def until(self, end_s: float | None) -> VideoReading:
-        """Take no frames after ``end_s`` (see ``FrameSampling.end_s``); None changes nothing."""
+        """Return a reading that ends at ``end_s``, or this one if ``end_s`` is None."""
         if end_s is None:
             return self
         return replace(self, sampling=self.sampling.model_copy(update={"end_s": end_s}))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON holds them."""
+        """Return the fields as JSON values."""
         return {
             "sampling": self.sampling.model_dump(mode="json"),
             "image_size": self.image_size,
             "reader": self.reader,
+            "square_pixels": self.square_pixels,
         }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> VideoReading:
-        """Restore what :meth:`to_dict` returned."""
+        """Restore a reading from the result of :meth:`to_dict`."""
         sampling = FrameSampling.model_validate(content["sampling"])
-        return cls(sampling, int(content["image_size"]), content["reader"])
+        return cls(
+            sampling, int(content["image_size"]), content["reader"], content["square_pixels"]
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class VideoFrames:
-    """The sampled frames of one video, upright, resized and cropped, not padded."""
+    """Sampled frames of one video, upright, resized and cropped, not padded."""
 
     frames: NDArray[np.uint8]
     """RGB, ``[n, S, S, 3]`` with ``1 <= n <= max_frames``."""
     times_s: NDArray[np.float64]
-    """``[n]`` seconds from the start of the video, as a player shows them: time 0 is where
-    the file's earliest stream starts, so that frame 0 can come after it."""
+    """Display times on a player's clock, seconds ``[n]``. Time 0 is the start of the file's
+    earliest stream, so frame 0 can come after it."""
     frame_numbers: NDArray[np.int64]
-    """``[n]`` positions among the video's frames in display order, counted from 0."""
+    """Positions among the video's frames in display order, counted from 0, ``[n]``."""
     duration_s: float
-    """Seconds from time 0 to the end of the last frame that is there, whatever the header
-    says."""
+    """Seconds from time 0 to the end of the last frame in the file. The header does not count."""
     frame_rate: float
-    """Frames per second, as used for sampling."""
+    """Frames per second that sampling assumed; the average if it went by times."""
+    sampled_by: SampledBy = "frame numbers"
+    """``"times"`` for a variable frame rate, whose frames were chosen by their timestamps."""
     warnings: tuple[str, ...] = ()
-    """What was wrong with the file though frames could be read: truncated, corrupt frames,
-    packets that did not decode, a change of resolution. One line each; empty if nothing."""
+    """Faults of a file whose frames could be read: truncation, corrupt frames, packets that did
+    not decode, a change of resolution. One line each; empty for an intact file."""
 
     def __repr__(self) -> str:
         return brief(

@@ -1,4 +1,4 @@
-"""Videos whose frames are in memory already, in the forms in which callers have them."""
+"""Videos whose frames are already in memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VideoLike: TypeAlias = str | PathLike[str] | VideoFrames | NDArray[np.uint8]
-"""A file, frames as ``read_video`` gives them, or uint8 RGB [n, height, width, 3]."""
+"""A video file, the frames that ``read_video`` returned, or uint8 RGB [n, height, width, 3]."""
 ImageLike: TypeAlias = "str | PathLike[str] | Image | NDArray[np.uint8]"
-"""A file that Pillow reads, one of Pillow's images, or uint8 RGB [height, width, 3]."""
+"""An image file that Pillow reads, a Pillow image, or uint8 RGB [height, width, 3]."""
 
 
 def are_frames(videos: object) -> bool:
-    """Whether a video, or all of several, are frames in memory.
+    """Return whether a video, or every video of a list, is frames in memory.
 
-    Raises InvalidArgumentError where some are and others are not.
+    Raises InvalidArgumentError for a list that mixes frames and files.
     """
     if isinstance(videos, (VideoFrames, np.ndarray)):
         return True
@@ -40,7 +40,7 @@ def are_frames(videos: object) -> bool:
 
 
 def as_videos(videos: object) -> list[VideoFrames | NDArray[np.uint8]]:
-    """Take one video in memory, or several, as a list; a stack [videos, n, H, W, 3] is several."""
+    """Return one or several videos in memory as a list. A stack [videos, n, H, W, 3] is several."""
     if isinstance(videos, VideoFrames):
         return [videos]
     if isinstance(videos, np.ndarray):
@@ -50,11 +50,12 @@ def as_videos(videos: object) -> list[VideoFrames | NDArray[np.uint8]]:
 
 
 def take_frames(video: VideoFrames | NDArray[np.uint8], reading: VideoReading) -> VideoFrames:
-    """Prepare frames in memory as the model wants them.
+    """Prepare frames in memory for the model.
 
-    ``video``: from ``read_video``, taken as it is; or uint8 RGB [n, height, width, 3] at the rate
-    of frames that the model samples. More than it takes are thinned out evenly, as those of a
-    long file are; each is resized and cropped. Raises InvalidArgumentError for another kind.
+    ``video`` is a result of ``read_video``, which is returned unchanged, or uint8 RGB
+    [n, height, width, 3] at the rate that the model samples. Of more frames than the model
+    takes, evenly spaced ones are kept, as for a long file. Each frame is resized and cropped.
+    Raises InvalidArgumentError for anything else.
     """
     size, most = reading.image_size, reading.sampling.max_frames
     if isinstance(video, VideoFrames):

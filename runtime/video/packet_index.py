@@ -1,70 +1,93 @@
-"""The true timestamps of a video, found without decoding it.
+"""The true timestamps of a video, found without decoding.
 
-Frame counts and durations in file headers are often missing or wrong. Demultiplexing alone
-takes milliseconds for a short video and tells when every frame is shown and where decoding can
-start.
+Frame counts and durations in file headers are often missing or wrong. Demultiplexing a short
+video takes milliseconds. It gives the display time of every frame and the points where decoding
+can start.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xclip_deploy.runtime.video.matroska import NO_CROP, Crop, crop_of
 from xclip_deploy.runtime.video.pyav_container import read_packets
+from xclip_deploy.runtime.video.sampling import has_constant_rate
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-# A declared rate this many times off the timestamps is a default of the writer (screen
-# recorders, browsers) and would sample the wrong seconds. Variable frame rates stay below.
+# A declared rate this many times off the timestamps is a default of the writer, as of screen
+# recorders and browsers. It would sample the wrong seconds. Variable frame rates stay below.
 _IMPLAUSIBLE_RATE_RATIO = 2.0
-# A file is called truncated when more than this is missing; encoders round by less.
+# A file that misses more than this counts as truncated; encoders round by less.
 _TRUNCATION_TOLERANCE_S = 1.0
+_TRUNCATION_TOLERANCE_FRAMES = 0.5  # where the number of frames says the same
+# As FFmpeg finds it: "DivX503b1393p", with a p for packed.
+_PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(b|Build)\d+p")
+_PACKETS_SEARCHED = 3
 
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """What demultiplexing tells about a video stream. Timestamps are in its time base."""
+    """Facts about a video stream from demultiplexing. Timestamps are in its time base."""
 
     timestamps: NDArray[np.int64]
-    """Presentation timestamps of the packets to be shown, increasing."""
+    """Presentation timestamps of the packets that are shown, increasing. Decoding timestamps,
+    where the file stores only these: sorted, they are the times of the frames in display order."""
     keyframes: tuple[tuple[int, int], ...]
-    """(presentation, decoding) timestamp of every keyframe, increasing by the first."""
+    """(presentation, decoding) timestamp of every keyframe, sorted by presentation."""
     is_reliable: bool
     """Whether every shown packet has a presentation timestamp of its own."""
+    is_in_decoding_order: bool
+    """Whether the file stores decoding order only. Then the decoder's output tells in which
+    order frames are shown, and no frame can be recognised by its timestamp."""
     time_base: float
-    """Seconds per unit of the timestamps. Kept here because PyAV reads freed memory when a
-    stream is asked for it after its container was closed."""
+    """Seconds per unit of the timestamps. It is kept here because PyAV reads freed memory if a
+    stream is asked for its time base after its container was closed."""
     packet_count: int
-    """Packets of the stream, those that are decoded but not shown included."""
+    """Number of packets, including those that are decoded but not shown."""
+    hidden_count: int
+    """Number of packets that an edit list hides."""
     start_s: float
     """Time of the first frame on the player's clock, seconds."""
     end_s: float
     """End of the last frame on the player's clock, seconds; 0 without timestamps."""
     frame_rate: float | None
-    """Frames per second, declared or measured; None where neither is known."""
+    """Frames per second, declared or measured; None if neither is known."""
+    pixel_aspect: Fraction
+    """Width of a stored pixel in units of its height."""
+    crop: Crop
+    """Pixels that the container hides at each edge of a stored picture."""
     warnings: tuple[str, ...]
+    """Faults of the file, one line each."""
 
 
 def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
-    """Demultiplex a whole file without decoding; leaves the container at its end."""
+    """Demultiplex a whole file without decoding. The container ends up at its end."""
     import av
 
     time_base = float(stream.time_base) if stream.time_base else 0.0
     shown: list[int] = []
     keyframes: list[tuple[int, int]] = []
-    packet_count = shown_count = last_duration = 0
+    packet_count = shown_count = hidden_count = last_duration = 0
     last_pts = -(2**63)
     latest_end_s = 0.0
-    is_reordered = False
+    decoded: list[int] = []
+    latest_ticks = 0
+    is_mpeg4 = stream.codec_context.name == "mpeg4"
+    is_packed = is_mpeg4 and _has_packed_b_frames(stream.codec_context.extradata)
     warnings: list[str] = []
-    # Without a duration of the video stream itself, only all streams together can be held
-    # against the file's duration.
+    # If the video stream declares no duration, only all streams together can be compared with
+    # the duration of the file.
     is_whole_file = stream.duration is None
     if not is_whole_file:
         for other in container.streams:
@@ -77,14 +100,19 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
             if packet.stream_index != stream.index:
                 continue
             packet_count += 1
+            if is_mpeg4 and packet_count <= _PACKETS_SEARCHED and not is_packed:
+                is_packed = _has_packed_b_frames(memoryview(packet))
+            if packet.dts is not None:
+                decoded.append(packet.dts)
+            latest_ticks = max(latest_ticks, (packet.dts or 0) + (packet.duration or 0))
             if packet.pts is not None and packet.is_keyframe:
                 dts = packet.dts if packet.dts is not None else packet.pts
                 keyframes.append((packet.pts, dts))
+            hidden_count += packet.is_discard
             if packet.is_discard or _is_never_shown(packet, stream.codec_context.name):
                 continue
             shown_count += 1
             if packet.pts is not None:
-                is_reordered = is_reordered or packet.pts < last_pts
                 shown.append(packet.pts)
                 if packet.pts > last_pts:
                     last_pts, last_duration = packet.pts, packet.duration or 0
@@ -93,9 +121,14 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
 
     timestamps = np.unique(np.array(shown, dtype=np.int64))
     is_reliable = 0 < len(timestamps) == shown_count and time_base > 0
-    # AVI stores decoding order only, which FFmpeg may pass off as presentation order.
-    if container.format.name == "avi" and stream.codec_context.has_b_frames:
-        is_reliable = is_reliable and is_reordered
+    # AVI stores decoding order only. FFmpeg guesses the presentation order from it, and errs
+    # where a packet holds two frames. Decoder output is in presentation order always.
+    is_in_decoding_order = is_packed or (
+        container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+    )
+    if is_in_decoding_order:
+        is_reliable = False
+        timestamps = np.unique(np.array(decoded, dtype=np.int64))
     start_s = end_s = 0.0
     frame_rate = float(stream.average_rate or stream.guessed_rate or 0) or None
     if is_reliable:
@@ -104,20 +137,31 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
         frame_rate, rate_warning = _plausible_rate(
             frame_rate, len(timestamps), (last - first) * time_base
         )
-        warnings.extend(rate_warning)
+        # Frames of a variable rate are chosen by their times, whatever the header says.
+        if has_constant_rate(np.asarray(timestamps * time_base, np.float64), frame_rate or 0.0):
+            warnings.extend(rate_warning)
         last_s = last_duration * time_base or (1 / frame_rate if frame_rate else 0.0)
         end_s = start_s + (last - first) * time_base + last_s
         video_end_s = end_s - start_s + first * time_base  # on the file's clock
-        warnings.extend(_truncation(container, stream, packet_count, video_end_s, latest_end_s))
+        warnings.extend(
+            _truncation(container, stream, packet_count, video_end_s, latest_end_s, frame_rate)
+        )
+    elif is_in_decoding_order:
+        end = latest_ticks * time_base
+        warnings.extend(_truncation(container, stream, packet_count, end, end, frame_rate))
     return PacketIndex(
         timestamps=timestamps,
         keyframes=tuple(sorted(keyframes)),
         is_reliable=is_reliable,
+        is_in_decoding_order=is_in_decoding_order,
         time_base=time_base,
         packet_count=packet_count,
+        hidden_count=hidden_count,
         start_s=start_s,
         end_s=end_s,
         frame_rate=frame_rate,
+        pixel_aspect=_pixel_aspect(stream),
+        crop=_crop(container, stream),
         warnings=tuple(warnings),
     )
 
@@ -128,9 +172,26 @@ def _end_s(packet: Packet[Any]) -> float:
     return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
+def _has_packed_b_frames(content: bytes | memoryview | None) -> bool:
+    """Return whether MPEG-4 user data says that a packet can hold two frames (DivX 5, XviD)."""
+    return content is not None and _PACKED.search(content) is not None
+
+
+def _pixel_aspect(stream: VideoStream) -> Fraction:
+    aspect = stream.sample_aspect_ratio
+    return Fraction(aspect) if aspect else Fraction(1)
+
+
+def _crop(container: InputContainer, stream: VideoStream) -> Crop:
+    if "matroska" not in container.format.name.split(","):
+        return NO_CROP
+    position = [video.index for video in container.streams.video].index(stream.index)
+    return crop_of(Path(container.name), position)
+
+
 def _is_never_shown(packet: Packet[Any], codec: str) -> bool:
-    # VP8 writes its alternative reference frames as packets of their own; bit 4 of the
-    # first byte is show_frame (RFC 6386, section 9.1).
+    # VP8 writes alternative reference frames as separate packets. Bit 4 of the first byte is
+    # show_frame (RFC 6386, section 9.1).
     return codec in {"vp8", "libvpx"} and not memoryview(packet)[0] & 0x10
 
 
@@ -138,7 +199,7 @@ def _start_s(container: InputContainer, first_s: float) -> float:
     if container.start_time is None:
         return 0.0
     lead_s = first_s - container.start_time / 1_000_000
-    # Less than a millisecond is the rounding of start_time to microseconds.
+    # A lead below a millisecond comes from rounding start_time to microseconds.
     return lead_s if lead_s >= 0.001 else 0.0
 
 
@@ -151,7 +212,7 @@ def _plausible_rate(
     if declared is None:
         return measured, []
     ratio = max(declared / measured, measured / declared)
-    # Two or three frames measure nothing: the last duration is missing from the span.
+    # A few frames measure nothing, because the span lacks the duration of the last one.
     if ratio <= _IMPLAUSIBLE_RATE_RATIO or frame_count < 5:
         return declared, []
     return measured, [
@@ -166,12 +227,13 @@ def _truncation(
     packet_count: int,
     video_end_s: float,
     latest_end_s: float,
+    frame_rate: float | None,
 ) -> list[str]:
-    if stream.frames > packet_count:
-        return [
-            f"truncated: {packet_count} of the {stream.frames} frames that the header "
-            "announces are there"
-        ]
+    announced_count = stream.frames
+    is_mov = "mov" in container.format.name.split(",")
+    if is_mov and len(stream.index_entries):
+        # FFmpeg leaves out what edit lists hide.
+        announced_count = min(announced_count, len(stream.index_entries))
     if stream.duration is not None and stream.time_base:
         start = stream.start_time or 0
         announced_s, found_s = float((start + stream.duration) * stream.time_base), video_end_s
@@ -179,7 +241,15 @@ def _truncation(
         announced_s = ((container.start_time or 0) + container.duration) / 1_000_000
         found_s = latest_end_s
     else:
-        return []
-    if announced_s - found_s <= _TRUNCATION_TOLERANCE_S:
+        announced_s = found_s = 0.0
+    missing_s = announced_s - found_s
+    # AVI counts frames that its writer dropped, too: they are missing only if their time is.
+    is_short = missing_s > _TRUNCATION_TOLERANCE_FRAMES / (frame_rate or 1)
+    if announced_count > packet_count and (is_mov or announced_s == 0 or is_short):
+        return [
+            f"truncated: {packet_count} of the {announced_count} frames that the header "
+            "announces are there"
+        ]
+    if missing_s <= _TRUNCATION_TOLERANCE_S:
         return []
     return [f"truncated: ends at {found_s:.2f} s, the header announces {announced_s:.2f} s"]

@@ -1,8 +1,9 @@
-"""From a decoded frame to the square image that the model takes."""
+"""Resize and crop a decoded frame to the square image that the model takes."""
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,23 +11,28 @@ from numpy.typing import NDArray
 from xclip_deploy.errors import InvalidArgumentError
 
 CLIP_MEAN: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of red, green and blue in 0..1, as OpenAI's CLIP was trained with."""
+"""Mean of red, green and blue in 0..1, from the training of OpenAI's CLIP."""
 CLIP_STD: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of red, green and blue in 0..1, as OpenAI's CLIP was trained with."""
+"""Standard deviation of red, green and blue in 0..1, from the training of OpenAI's CLIP."""
 
 
-def resize_and_crop(frame: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
-    """Resize the short side to ``image_size`` and take the centre, as CLIP does.
+def resize_and_crop(
+    frame: NDArray[np.uint8], image_size: int, pixel_aspect: Fraction = Fraction(1)
+) -> NDArray[np.uint8]:
+    """Resize the short side to ``image_size`` and crop the centre, as CLIP does.
 
-    PIL's antialiased bicubic; the long side becomes ``int(image_size * long / short)`` and
-    the crop starts at ``round((long - image_size) / 2)``, which is torchvision's ``Resize``
-    and ``CenterCrop``. Only what the crop keeps is computed. Against resizing the whole
-    frame and cropping afterwards, few values differ, by 1 of 255 (seldom by 2 at the
-    hardest edges), because PIL holds the edges of the crop in single precision.
+    The filter is PIL's antialiased bicubic. The long side becomes
+    ``int(image_size * long / short)``; the crop starts at ``round((long - image_size) / 2)``.
+    Both match torchvision's ``Resize`` and ``CenterCrop``. Only pixels that the crop keeps are
+    computed. Compared with resizing the whole frame and cropping afterwards, few values differ,
+    by 1 of 255 (seldom by 2 at the hardest edges). The reason is that PIL holds the edges of
+    the crop in single precision.
 
     Args:
         frame: RGB, uint8 ``[H, W, 3]``.
         image_size: Side S of the result, pixels.
+        pixel_aspect: Width of a pixel of ``frame`` in units of its height. The sides compared
+            are those of the picture with square pixels.
 
     Returns:
         RGB, uint8 ``[S, S, 3]``, contiguous.
@@ -41,29 +47,31 @@ def resize_and_crop(frame: NDArray[np.uint8], image_size: int) -> NDArray[np.uin
         )
     if image_size < 1:
         raise InvalidArgumentError(f"image_size is {image_size}; expected at least 1")
-    from PIL import Image  # imported here: a server without video input need not load it
+    from PIL import Image  # imported here, so a server without video input does not load it
 
     height, width = frame.shape[:2]
-    if width <= height:
-        resized_width, resized_height = image_size, int(image_size * height / width)
+    # The sides of the picture with square pixels, in units that make both whole numbers.
+    wide, high = width * pixel_aspect.numerator, height * pixel_aspect.denominator
+    if wide <= high:
+        resized_width, resized_height = image_size, int(image_size * high / wide)
     else:
-        resized_width, resized_height = int(image_size * width / height), image_size
+        resized_width, resized_height = int(image_size * wide / high), image_size
     left = round((resized_width - image_size) / 2)
     top = round((resized_height - image_size) / 2)
-    # The crop in the coordinates of the frame that has not been resized.
+    # The crop, in coordinates of the frame before resizing.
     to_source_x = width / resized_width
     to_source_y = height / resized_height
     left_x, right_x = left * to_source_x, min(width, (left + image_size) * to_source_x)
     top_y, bottom_y = top * to_source_y, min(height, (top + image_size) * to_source_y)
-    # Rows that the bicubic kernel, two samples wide to each side, reaches from the crop.
+    # The bicubic kernel, two samples wide on each side, reaches these rows from the crop.
     reach = 2 * max(1.0, to_source_y) + 1
     first_row = max(0, math.floor(top_y - reach))
     last_row = min(height, math.ceil(bottom_y + reach))
     rows = np.ascontiguousarray(frame[first_row:last_row])
 
-    # Across before down, each in a call of its own: later versions of Pillow choose the order
-    # by cost, and because values are clipped to 0..255 in between, sharp edges then differ
-    # by up to 30 from what the models were trained with.
+    # Resize horizontally first, in a separate call. Later versions of Pillow choose the order
+    # by cost. Values are clipped to 0..255 between the passes, so the other order changes sharp
+    # edges by up to 30 against the frames that the models were trained on.
     bicubic = Image.Resampling.BICUBIC
     row_count = last_row - first_row
     across = Image.fromarray(rows).resize(

@@ -1,4 +1,4 @@
-"""Opening a file with PyAV and finding the video stream in it."""
+"""Open a file with PyAV and find its video stream."""
 
 from __future__ import annotations
 
@@ -7,38 +7,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.video.containers import (
+    check_container,
+    check_pixels,
+    max_pixels,
+    open_options,
+)
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-MAX_SIDE = 16384
-"""Largest width or height that is decoded, pixels; more is a damaged or hostile file."""
-
 # FFmpeg renders these character codes to pictures; a text file is no video.
 _TEXT_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})
 
 
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
-    """Open a file with one decoder thread; the caller closes the container.
+    """Open a file with one decoder thread. The caller closes the container.
 
     Raises:
-        VideoReadError: not a video that this FFmpeg can decode, or frames larger than
-            ``MAX_SIDE``.
+        VideoReadError: not a video that this FFmpeg can decode, a playlist, or frames of more
+            than ``max_pixels()``.
     """
     import av
 
+    check_container(path)
     # Tags that are no text must not cost the video. PyAV 19 does not read them on opening.
     is_before_19 = int(av.__version__.partition(".")[0]) < 19
     lenient: dict[str, Any] = {"metadata_errors": "replace"} if is_before_19 else {}
     try:
         # Absolute, so that a file name cannot be taken for a URL; and a playlist that calls
-        # itself .mp4 must not make a server fetch what it names.
+        # itself .mp4 must make nobody read what it names.
         container = av.open(
             str(path.absolute()),
             mode="r",
-            options={"protocol_whitelist": "file"},
+            options=open_options(),
             **lenient,
         )
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -53,37 +57,25 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 def read_packets(
     container: InputContainer, stream: VideoStream | None = None
 ) -> Iterator[Packet[Any]]:
-    """Demultiplex from where the container stands to its end.
+    """Demultiplex from the container's position to its end.
 
     Args:
-        stream: The stream whose packets are wanted; None for those of all streams.
+        stream: Stream whose packets are returned; None returns those of all streams.
 
     Yields:
-        Packets with content. Sent to a decoder, an empty one would mean the end of the video.
+        Packets with content. An empty packet would tell a decoder that the video ends.
 
     Raises:
-        av.FFmpegError: the file cannot be read any further.
+        av.FFmpegError: the rest of the file cannot be read.
     """
     try:
         for packet in container.demux() if stream is None else container.demux(stream):
             if packet.size:
                 yield packet
     except IndexError:
-        # PyAV fails so at the end of the file where streams turned up on the way, as damage
-        # to a transport stream makes them do. All packets have been read by then.
+        # PyAV fails like this at the end of a file in which streams appeared on the way, as
+        # they do in a damaged transport stream. By then all packets have been read.
         return
-
-
-def check_size(path: Path, width: int, height: int) -> None:
-    """Refuse frames larger than ``MAX_SIDE``.
-
-    Raises:
-        VideoReadError: ``width`` or ``height``, in pixels, is larger.
-    """
-    if max(width, height) > MAX_SIDE:
-        raise VideoReadError(
-            f"{path}: frames are {width}x{height} pixels; expected at most {MAX_SIDE} a side"
-        )
 
 
 def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -97,25 +89,51 @@ def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
         raise VideoReadError(
             f"{path}: has {what} (streams: {types}); expected a file with a video stream"
         )
-    # The first, as the authors' reader takes it, and not the one FFmpeg thinks best.
+    # The authors' reader takes the first stream, not the one that FFmpeg ranks best.
     stream = found[0]
     codec = stream.codec_context
     if codec is None:
         raise VideoReadError(f"{path}: this FFmpeg has no decoder for the video stream's codec")
     if codec.name in _TEXT_CODECS:
         raise VideoReadError(f"{path}: is text ({codec.name}); expected video")
-    check_size(path, codec.width, codec.height)
+    if not codec.width:
+        _check_stated_size(path, container.format.name)
+    check_pixels(path, codec.width, codec.height)
+    codec.options = {**codec.options, "max_pixels": str(max_pixels())}
     codec.thread_count = 1
     return stream
+
+
+def _check_stated_size(path: Path, format_name: str) -> None:
+    """Refuse frames that no decoder was opened for because they exceed the limit of pixels.
+
+    The container, or a parser, may still state their size. FFmpeg keeps it where no decoder runs.
+
+    Raises:
+        VideoReadError: the stated size exceeds the limit, or a single picture has none.
+    """
+    import av
+
+    options = {**open_options(), "codec_whitelist": "none"}
+    with av.open(str(path.absolute()), options=options) as stated:
+        for stream in stated.streams.video:
+            check_pixels(path, stream.codec_context.width, stream.codec_context.height)
+    if format_name.endswith("_pipe"):
+        raise VideoReadError(
+            f"{path}: is a damaged picture, or one with too many pixels; expected at most "
+            f"{max_pixels():,}"
+        )
 
 
 def _why_not_opened(path: Path, error: Exception) -> str:
     import av
 
+    if isinstance(error, av.error.ArgumentError):
+        return "is in no format that is opened, as texts and playlists are; expected video"
     reason = getattr(error, "strerror", None) or str(error)
     if not isinstance(error, (av.error.InvalidDataError, av.error.EOFError)):
         return f"cannot be opened as video: {reason}"
-    # FFmpeg's reason is the same for every kind of damage, so look what there is.
+    # FFmpeg gives one reason for every kind of damage, so look at the file.
     with path.open("rb") as file:
         head = file.read(12)
     if head[4:8] == b"ftyp":

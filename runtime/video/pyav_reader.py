@@ -1,12 +1,12 @@
 """Reading frames with PyAV (FFmpeg): the default reader.
 
-The file is demultiplexed once without decoding, which gives the true timestamp of every
-frame; the targets are chosen from that list and recognised by timestamp when they come out
-of the decoder, so that an imprecise seek cannot give a wrong frame. Where a target does not
-come out, or anything looks damaged, the video is decoded from its start without any
-shortcut, and what comes out then is the truth.
+The reader demultiplexes the file once without decoding, which gives the true timestamp of
+every frame. It chooses target frames from that list and recognises them by timestamp when they
+leave the decoder, so an imprecise seek cannot give a wrong frame. If a target is missing or
+anything looks damaged, the reader decodes the video from its start without shortcuts and trusts
+the frames that come out.
 
-FFmpeg's own log stays off, as PyAV leaves it: hooking it is global to the process. Errors
+FFmpeg's log stays off, PyAV's default, because a log hook acts on the whole process. Errors
 carry FFmpeg's reason instead.
 """
 
@@ -17,12 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
-from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
+from xclip_deploy.runtime.video.frames import SampledBy, VideoFrames, VideoReading
 from xclip_deploy.runtime.video.packet_index import PacketIndex, index_packets
 from xclip_deploy.runtime.video.pyav_container import open_video, read_packets
-from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
+from xclip_deploy.runtime.video.sampling import (
+    FrameSampling,
+    has_constant_rate,
+    sample_frame_numbers,
+    sample_frame_times,
+)
 from xclip_deploy.runtime.video.taken_frames import TakenFrames
 
 if TYPE_CHECKING:
@@ -31,9 +37,9 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# Formats with an index that finds keyframes exactly. Others guess byte positions.
+# The index of these formats finds keyframes exactly. Others guess byte positions.
 _SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
-# Where a file tells neither a rate nor timestamps, as FFmpeg assumes for raw streams.
+# FFmpeg assumes this rate for raw streams, which have neither a rate nor timestamps.
 _FALLBACK_FRAME_RATE = 25.0
 
 
@@ -45,16 +51,16 @@ def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
         reading: Which frames to take, and their side S.
 
     Returns:
-        Frames uint8 ``[n, S, S, 3]`` and what is known about them.
+        Frames uint8 ``[n, S, S, 3]`` with their times and warnings.
 
     Raises:
-        VideoReadError: not a video, or no frame of it can be decoded.
+        VideoReadError: the file is no video, or no frame of it can be decoded.
     """
-    frames = TakenFrames(path, reading.image_size)
     container, stream = open_video(path)
     with container:
         index = index_packets(container, stream)
-        targets = _targets(index, reading.sampling)
+        frames = TakenFrames(path, reading, index)
+        targets, sampled_by = _targets(index, reading.sampling)
         is_seekable = not _SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))
         if targets and is_seekable:
             _decode_by_seeking(container, stream, index, targets, frames)
@@ -65,17 +71,30 @@ def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
     if targets and frames.is_sound and frames.pictures.keys() == set(targets):
         shown: list[int | None] = index.timestamps.tolist()
         numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
-        return _result(index, shown, numbers, frames)
+        return _result(index, shown, numbers, frames, sampled_by)
     return _read_without_shortcuts(path, index, frozenset(targets), reading)
 
 
-def _targets(index: PacketIndex, sampling: FrameSampling) -> list[int]:
+def _targets(index: PacketIndex, sampling: FrameSampling) -> tuple[list[int], SampledBy]:
     if not index.is_reliable:
-        return []
-    frame_rate = index.frame_rate or _FALLBACK_FRAME_RATE
-    numbers = sample_frame_numbers(len(index.timestamps), frame_rate, sampling)
+        return [], "frame numbers"
+    times_s = np.asarray(index.timestamps * index.time_base, np.float64)
+    numbers, sampled_by = _choose(index, len(times_s), times_s, sampling)
     targets: list[int] = index.timestamps[numbers].tolist()
-    return targets
+    return targets, sampled_by
+
+
+def _choose(
+    index: PacketIndex,
+    frame_count: int,
+    times_s: NDArray[np.float64] | None,
+    sampling: FrameSampling,
+) -> tuple[NDArray[np.int64], SampledBy]:
+    """Choose frame numbers; by times where these are known and the rate is not constant."""
+    frame_rate = index.frame_rate or _FALLBACK_FRAME_RATE
+    if times_s is None or has_constant_rate(times_s, frame_rate):
+        return sample_frame_numbers(frame_count, frame_rate, sampling), "frame numbers"
+    return sample_frame_times(times_s, sampling), "times"
 
 
 def _decode_by_seeking(
@@ -87,7 +106,7 @@ def _decode_by_seeking(
 ) -> None:
     import av
 
-    # MP4 and MOV are indexed by decoding time, Matroska by presentation time.
+    # MP4 and MOV index keyframes by decoding time, Matroska by presentation time.
     is_mov = "mov" in container.format.name.split(",")
     starts = [pts for pts, _ in index.keyframes]
     positions = np.searchsorted(starts, targets, side="right") - 1
@@ -103,37 +122,43 @@ def _decode_by_seeking(
             return
         _decode_run(container, stream, wanted, frames)
         if not frames.is_sound:
-            return  # all will be decoded without shortcuts
+            return  # the caller then decodes everything without shortcuts
 
 
 def _decode_run(
     container: InputContainer, stream: VideoStream, wanted: frozenset[int], frames: TakenFrames
 ) -> None:
-    """Take the frames with the wanted timestamps, from where the container stands."""
+    """Take the frames with the wanted timestamps, from the container's position on."""
     codec = stream.codec_context
     is_skipping = _can_skip_unreferenced(codec.name, codec.extradata)
     unsent = set(wanted)
+    last = -(2**63)
     for packet in _packets(container, stream, frames):
         if is_skipping:
             codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         for frame in _decode(stream, packet, frames):
-            if frame.pts is not None and frame.pts in wanted:
+            if frame.pts is None:
+                continue
+            # Frames come out in display order. If their timestamps do not, these are wrong.
+            frames.is_in_order = frames.is_in_order and frame.pts > last
+            last = frame.pts
+            if frame.pts in wanted:
                 frames.take(frame.pts, frame)
         if packet.pts is not None:
             unsent.discard(packet.pts)
         if not unsent:
             break
-    for frame in _decode(stream, None, frames):  # those that the decoder holds back
+    for frame in _decode(stream, None, frames):  # frames that the decoder still holds
         if frame.pts is not None and frame.pts in wanted:
             frames.take(frame.pts, frame)
 
 
 def _can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
-    """Whether frames that no other frame refers to can be left undecoded.
+    """Return whether the decoder may skip frames that no other frame refers to.
 
-    Not in HEVC with temporal layers, where "not referenced" holds within a layer only. The
-    number of layers stands in byte 21 of the decoder configuration record (ISO/IEC
-    14496-15, section 8.3.3.1); a raw stream has no such record.
+    HEVC with temporal layers forbids it, because "not referenced" holds within a layer only.
+    Byte 21 of the decoder configuration record gives the number of layers (ISO/IEC 14496-15,
+    section 8.3.3.1). A raw stream has no such record.
     """
     if codec == "h264":
         return True
@@ -145,8 +170,8 @@ def _can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
 def _read_without_shortcuts(
     path: Path, index: PacketIndex, targets: frozenset[int], reading: VideoReading
 ) -> VideoFrames:
-    """Decode every frame from the start; frames are numbered as they come out."""
-    frames = TakenFrames(path, reading.image_size)
+    """Decode every frame from the start, and number frames in the order of output."""
+    frames = TakenFrames(path, reading, index)
     shown: list[int | None] = []
     container, stream = open_video(path)
     with container:
@@ -160,22 +185,22 @@ def _read_without_shortcuts(
     is_as_indexed = shown == index.timestamps.tolist() and frames.pictures.keys() == targets
     if targets and is_as_indexed:
         numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
-        return _result(index, shown, numbers, frames)
+        return _result(index, shown, numbers, frames, _targets(index, reading.sampling)[1])
 
-    # Which frames to take is known only now. Decoding again costs time; keeping every
-    # candidate of an hours-long video would cost memory without bound.
-    rate = index.frame_rate or _FALLBACK_FRAME_RATE
-    positions = sample_frame_numbers(len(shown), rate, reading.sampling).tolist()
-    chosen = frozenset(positions)
-    frames = TakenFrames(path, reading.image_size)
+    # The frames to take are known only now. Decoding again costs time, but keeping every
+    # candidate of an hours-long video would need unbounded memory.
+    chosen, sampled_by = _choose(index, len(shown), _times_s(index, shown), reading.sampling)
+    positions: list[int] = chosen.tolist()
+    wanted = frozenset(positions)
+    frames = TakenFrames(path, reading, index)
     container, stream = open_video(path)
     with container:
         for position, frame in enumerate(_all_frames(container, stream, frames)):
-            if position in chosen:
+            if position in wanted:
                 frames.take(position, frame)
             if position == positions[-1]:
                 break
-    return _result(index, shown, {p: p for p in positions}, frames)
+    return _result(index, shown, {p: p for p in positions}, frames, sampled_by)
 
 
 def _all_frames(
@@ -216,8 +241,9 @@ def _result(
     shown: list[int | None],
     numbers: dict[int, int],
     frames: TakenFrames,
+    sampled_by: SampledBy,
 ) -> VideoFrames:
-    """Put together what was taken.
+    """Assemble the result from the frames that were taken.
 
     Args:
         shown: Timestamps of all frames in display order.
@@ -226,14 +252,11 @@ def _result(
     rate = index.frame_rate or _FALLBACK_FRAME_RATE
     keys = sorted(frames.pictures, key=numbers.__getitem__)
     frame_numbers = np.array([numbers[key] for key in keys], dtype=np.int64)
-    known = [timestamp for timestamp in shown if timestamp is not None]
-    is_timed = len(known) == len(shown) and bool((np.diff(known) > 0).all()) and index.time_base > 0
-    if is_timed:
-        first = int(index.timestamps[0]) if index.is_reliable else known[0]
-        ticks = np.array(known, dtype=np.int64) - first
-        times_s = index.start_s + ticks * index.time_base  # [frames of the video]
-    else:
+    times_s = _times_s(index, shown)
+    if times_s is None:
         times_s = index.start_s + np.arange(len(shown)) / rate
+    elif sampled_by == "times" and len(shown) > 1:
+        rate = (len(shown) - 1) / float(times_s[-1] - times_s[0])
     missing = len(index.timestamps) - len(shown) if index.is_reliable else 0
     warnings = [*index.warnings, *frames.warnings()]
     if missing > 0:
@@ -244,5 +267,20 @@ def _result(
         frame_numbers=frame_numbers,
         duration_s=index.end_s if index.is_reliable else float(times_s[-1]) + 1 / rate,
         frame_rate=rate,
+        sampled_by=sampled_by,
         warnings=tuple(warnings),
     )
+
+
+def _times_s(index: PacketIndex, shown: list[int | None]) -> NDArray[np.float64] | None:
+    """Return the display times of decoded frames ``[n]``, None where timestamps do not tell."""
+    if index.is_in_decoding_order:
+        known = index.timestamps.tolist()
+    else:
+        known = [timestamp for timestamp in shown if timestamp is not None]
+    is_complete = len(known) == len(shown) and bool((np.diff(known) > 0).all())
+    if not is_complete or index.time_base <= 0:
+        return None
+    first = int(index.timestamps[0]) if index.is_reliable else known[0]
+    ticks = np.array(known, dtype=np.int64) - first
+    return np.asarray(index.start_s + ticks * index.time_base, np.float64)

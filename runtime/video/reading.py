@@ -1,4 +1,4 @@
-"""Read one video or many, with either library."""
+"""Read one video or many, with either reader."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_video(
 ) -> VideoFrames:
     """Read the sampled frames of one video, upright, resized and cropped.
 
-    A damaged file gives the frames that survive, with warnings in the result.
+    A damaged file gives the frames that survive, and the result carries warnings.
 
     Args:
         path: A video file.
@@ -50,21 +50,21 @@ def read_video(
         VideoNotFoundError: there is no file at ``path``.
         VideoReadError: the file is no video, or no frame of it can be decoded.
         MissingExtraError: the reader's package is not installed.
-        InvalidArgumentError: unknown reader, or ``image_size`` less than 1.
+        InvalidArgumentError: the reader is unknown, or ``image_size`` is below 1.
     """
     as_instance("sampling", sampling, FrameSampling, "FrameSampling")
     return read_frames(as_path("path", path), VideoReading(sampling, image_size, reader))
 
 
 def read_frames(path: str | os.PathLike[str], reading: VideoReading) -> VideoFrames:
-    """Read one video as ``reading`` says: :func:`read_video` for the record of its arguments."""
+    """Read one video as :func:`read_video` does, with its arguments in one record."""
     return _read_file(_open_reader(reading), Path(path), reading)
 
 
 def frames_of(videos: object, reading: VideoReading) -> list[NDArray[np.uint8]]:
-    """Read videos from their files; those in memory are prepared as :func:`take_frames` does.
+    """Read videos from files, and prepare those in memory by :func:`take_frames`.
 
-    Returns frames uint8 ``[n, S, S, 3]`` of each. Raises VideoError, InvalidArgumentError.
+    Returns frames uint8 ``[n, S, S, 3]`` for each. Raises VideoError, InvalidArgumentError.
     """
     return [
         take_frames(video, reading).frames
@@ -86,27 +86,26 @@ def read_videos(
     num_threads: int | None = None,
     prefetch: int | None = None,
 ) -> Iterator[tuple[Path, VideoFrames | VideoError]]:
-    """Read many videos, one thread a video; a bad one does not stop the rest.
+    """Read many videos, one thread a video. A bad video does not stop the rest.
 
-    At most ``prefetch`` videos are being read or waiting to be taken, so memory stays
-    bounded and ``paths`` may be endless. Closing the iterator drops what has not started
-    and waits for what has.
+    At most ``prefetch`` videos are in work or waiting to be taken, so memory stays bounded and
+    ``paths`` may be endless. Closing the iterator drops videos that have not started and waits
+    for the others.
 
     Args:
         paths: Video files.
-        reading: How they are read.
-        num_threads: Videos read at the same time; by default, the cores of this process.
-        prefetch: Videos read ahead of the consumer, at least ``num_threads`` to keep all
-            threads busy; by default, twice as many.
+        reading: How the videos are read.
+        num_threads: Videos read at the same time; by default the cores of this process.
+        prefetch: Videos read ahead of the consumer; by default twice ``num_threads``. Fewer
+            than ``num_threads`` leave threads idle.
 
     Returns:
-        An iterator over (path, frames) in the order of ``paths``. In place of the frames of
-        a video that cannot be read stands the ``VideoError`` that ``read_video`` would
-        raise.
+        An iterator over (path, frames) in the order of ``paths``. For a video that cannot be
+        read, it yields the ``VideoError`` of ``read_video`` in place of the frames.
 
     Raises:
         MissingExtraError: the reader's package is not installed.
-        InvalidArgumentError: a number less than 1.
+        InvalidArgumentError: a number is below 1.
     """
     read = _open_reader(reading)
     threads = usable_cores() if num_threads is None else num_threads
@@ -115,7 +114,7 @@ def read_videos(
         raise InvalidArgumentError(
             f"num_threads is {num_threads} and prefetch is {prefetch}; expected at least 1 each"
         )
-    # A generator of its own, so that wrong arguments raise here and not at the first video.
+    # A separate generator makes wrong arguments raise here, not at the first video.
     return _iterate(read, map(Path, paths), reading, threads, ahead)
 
 
@@ -141,7 +140,7 @@ def _iterate(
 
 
 def _open_reader(reading: VideoReading) -> _Read:
-    """Import the library that decodes."""
+    """Import the decoding library and return its reader."""
     if reading.reader == "decord":
         from xclip_deploy.runtime.video.decord_reader import import_decord, read_with_decord
 
@@ -153,7 +152,7 @@ def _open_reader(reading: VideoReading) -> _Read:
 
 
 def _read_file(read: _Read, path: Path, reading: VideoReading) -> VideoFrames:
-    # A pipe or device would block for ever, so only regular files are opened.
+    # Opening a pipe or device could block for ever, so only regular files are opened.
     if not path.exists():
         raise VideoNotFoundError(f"{path}: no such file; expected a video")
     if not path.is_file():

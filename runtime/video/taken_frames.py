@@ -1,8 +1,9 @@
-"""From PyAV's frames to pictures for the model."""
+"""Turn PyAV's frames into pictures for the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,56 +11,86 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
+from xclip_deploy.runtime.video.colour import to_rgb
+from xclip_deploy.runtime.video.containers import check_pixels
+from xclip_deploy.runtime.video.frames import VideoReading
+from xclip_deploy.runtime.video.orientation import orientation_of
+from xclip_deploy.runtime.video.packet_index import PacketIndex
 from xclip_deploy.runtime.video.preprocessing import resize_and_crop
-from xclip_deploy.runtime.video.pyav_container import check_size
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
+_SQUARE_ENOUGH = 0.01
+"""Pixel aspects this close to 1 come from rounding sizes and raise no warning."""
+
 
 class TakenFrames:
-    """The pictures taken from one video so far, with what went wrong on the way."""
+    """Pictures taken from one video so far, with counts of what went wrong."""
 
-    def __init__(self, path: Path, image_size: int) -> None:
+    def __init__(self, path: Path, reading: VideoReading, index: PacketIndex) -> None:
+        """Start without pictures.
+
+        ``reading`` says how large pictures are and whether the pixel aspect of ``index`` counts.
+        """
+        pixel_aspect = index.pixel_aspect
+        self.crop = index.crop
         self.path = path
-        self.image_size = image_size
+        self.image_size = reading.image_size
+        self.pixel_aspect = pixel_aspect if reading.square_pixels else Fraction(1)
         self.pictures: dict[int, NDArray[np.uint8]] = {}  # [S, S, 3] by timestamp or position
         self.sizes: set[tuple[int, int]] = set()
         self.corrupt_count = 0
         self.error_count = 0
         self.last_error = ""
+        self.is_in_order = True
+        self._notes: dict[str, None] = {}  # in order, without repetition
+        if abs(pixel_aspect - 1) > _SQUARE_ENOUGH and not reading.square_pixels:
+            self._note(
+                f"anamorphic: pixels are {pixel_aspect.numerator}:{pixel_aspect.denominator} and "
+                "count as square; a bundle exported with --square-pixels shows them as players do"
+            )
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing went wrong."""
-        return not (self.corrupt_count or self.error_count)
+        """True while nothing has gone wrong."""
+        return self.is_in_order and not (self.corrupt_count or self.error_count)
 
     def take(self, key: int, frame: VideoFrame) -> None:
         """Keep a frame, upright, resized and cropped.
 
         Args:
-            key: Timestamp or position, by which ``pictures`` will hold it.
-            frame: As it comes out of the decoder.
+            key: Timestamp or position under which ``pictures`` holds the frame.
+            frame: Output of the decoder.
 
         Raises:
-            VideoReadError: the frame is too large, or in a format without a way to RGB.
+            VideoReadError: the frame is too large, or its format cannot be converted to RGB.
         """
         import av
 
-        check_size(self.path, frame.width, frame.height)
+        check_pixels(self.path, frame.width, frame.height)
         try:
-            # threads=1: the pool over videos keeps the cores busy, not swscale.
-            rgb = frame.reformat(format="rgb24", interpolation="BICUBIC", threads=1)
-            pixels = rgb.to_ndarray()
+            rgb, colour_warning = to_rgb(frame)
+            pixels = rgb.to_ndarray().astype(np.uint8, copy=False)
         except (av.FFmpegError, ValueError) as error:
             raise VideoReadError(
                 f"{self.path}: cannot convert pixel format {frame.format.name} to RGB: {error}"
             ) from error
-        # PyAV tells by how much the frame is to be turned, and leaves it to us.
-        upright = np.rot90(pixels.astype(np.uint8, copy=False), round(frame.rotation / 90) % 4)
-        self.pictures[key] = resize_and_crop(upright, self.image_size)
+        orientation = orientation_of(frame)
+        upright = orientation.apply(self.crop.apply(pixels))
+        aspect = 1 / self.pixel_aspect if orientation.is_transposed else self.pixel_aspect
+        self.pictures[key] = resize_and_crop(upright, self.image_size, aspect)
+        if colour_warning:
+            self._note(colour_warning)
+        if orientation.is_odd:
+            self._note(
+                f"the display matrix ({orientation}) is no quarter turn or mirror; it is rounded"
+            )
         self.sizes.add((frame.width, frame.height))
         self.corrupt_count += frame.is_corrupt
+
+    def _note(self, warning: str) -> None:
+        self._notes[warning] = None
 
     def note_error(self, error: Exception) -> None:
         """Count something that FFmpeg could not read or decode."""
@@ -67,7 +98,7 @@ class TakenFrames:
         self.last_error = getattr(error, "strerror", None) or str(error)
 
     def warnings(self) -> Iterator[str]:
-        """Tell what went wrong, one line each."""
+        """Say what went wrong, one line each."""
         if self.error_count:
             yield f"packets that could not be decoded: {self.error_count} ({self.last_error})"
         if self.corrupt_count:
@@ -75,3 +106,4 @@ class TakenFrames:
         if len(self.sizes) > 1:
             sizes = ", ".join(f"{width}x{height}" for width, height in sorted(self.sizes))
             yield f"the resolution changes ({sizes})"
+        yield from self._notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from xclip_deploy import resolve_config
 from xclip_deploy.runtime.model_config import Family
+from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 from xclip_deploy.training.model import XClip
 
 
@@ -47,6 +49,19 @@ def test_every_variant_is_the_model_that_its_name_says(grains: ModuleType) -> No
     assert len(families) == 8
 
 
+@pytest.mark.parametrize("toy", [False, True])
+def test_runs_are_configured_for_the_videos_that_are_made(
+    grains: ModuleType, tmp_path: Path, toy: bool
+) -> None:
+    budget = grains.TOY if toy else grains.Budget()
+    for variant in grains.VARIANTS:
+        config = grains.configuration(variant, 0, tmp_path, budget)
+        sizes = SplitSizes(**config.data.generated.model_dump(exclude={"seed"}))
+        assert sizes == budget.sizes
+    # make_videos draws with the seed of its own default.
+    assert config.data.generated.seed == inspect.signature(make_videos).parameters["seed"].default
+
+
 def test_table_and_picture(grains: ModuleType, tmp_path: Path) -> None:
     runs: list[dict[str, Any]] = [
         {
@@ -59,7 +74,7 @@ def test_table_and_picture(grains: ModuleType, tmp_path: Path) -> None:
         for variant in grains.VARIANTS
         for seed in (1, 2, 3)
     ]
-    content = {"steps": 10, "runs": runs}
+    content = {"steps": 10, "held_out": 200, "runs": runs}
     lines = grains.table(content).splitlines()
     assert lines[-8] == "| CLIP4Clip-meanP | 20.0 ± 10.0 | 50.0 ± 0.0 | 2.0 ± 0.0 | 7.0 ± 0.0 |"
     assert "over 3 seeds" in lines[0]

@@ -30,6 +30,9 @@ from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
 from xclip_deploy.training.checkpoints import to_authors_state_dict
 from xclip_deploy.training.checkpoints.parameters import model_fingerprint
 
+PUBLISHED_FINGERPRINT = "cd58cdfb0e16e4d9cc8ee69ada722488dc4ea079420296d85f3d82996a003378"
+"""Of the golden checkpoint, as the first release of the exporter wrote it."""
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {
@@ -322,3 +325,19 @@ def test_the_fingerprint_is_of_weights_and_settings_alone(make_model: Any, tmp_p
     changed = dict(loaded[0].state_dict)
     changed["scorer.logit_scale"] = changed["scorer.logit_scale"] + 1e-3
     assert model_fingerprint(changed, loaded[0].config, 1, preprocessing) != first
+
+
+def test_square_pixels_are_part_of_the_model_where_they_are_on(
+    bundle_path: Path, checkpoint_path: Path, tmp_path: Path
+) -> None:
+    program = Path(sys.executable).with_name("xclip-deploy")
+    command = [program, "export", checkpoint_path, "--square-pixels", "-o", tmp_path / "bundle"]
+    subprocess.run(command, check=True, capture_output=True)
+    published, square = Bundle.open(bundle_path).manifest, Bundle.open(tmp_path / "bundle").manifest
+    assert square.preprocessing.square_pixels
+    assert square.video_reading().square_pixels
+    assert not published.video_reading().square_pixels
+    assert square.fingerprint != published.fingerprint
+    # Off, nothing of it is stored: published bundles stay as they are.
+    assert "square_pixels" not in (bundle_path / "manifest.json").read_text()
+    assert published.fingerprint == PUBLISHED_FINGERPRINT

@@ -17,14 +17,15 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.indexing import (
     IndexReport,
+    IndexRun,
     IndexSettings,
     Sources,
     Task,
     find_sources,
-    index_videos,
 )
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.progress import ignore_progress
 from xclip_deploy.runtime.video import FrameSampling, VideoReading
 
 DIM, FRAMES, SIZE = 12, 3, 16
@@ -64,14 +65,15 @@ def index_files(
 ) -> IndexReport:
     """Index paths, or sources, with a pool of decoders. ``pool``: its options."""
     with DecoderPool[Task](READING, workers=workers, **(pool or {})) as decoders:
-        return index_videos(
+        run = IndexRun(
             sources or find_sources(paths),
             gallery,
             encode,
             decoders,
             settings=IndexSettings(**(settings or {})),
-            **options,
+            progress=options.pop("progress", ignore_progress),
         )
+        return run.run(**options)
 
 
 def contents(gallery: Gallery) -> dict[str, tuple[list[str], bytes]]:

@@ -324,6 +324,14 @@ def test_a_picture_of_a_session_that_failed(result: Benchmark, tmp_path: Path) -
     assert (tmp_path / "bench.png").stat().st_size > 10_000
 
 
+def test_a_picture_of_a_bundle_with_an_odd_name(result: Benchmark, tmp_path: Path) -> None:
+    """Matplotlib reads ``$…$`` as a formula, and has no picture of control characters."""
+    changed = result.model_copy(update={"bundle": "\x1b[31ma$_^{$\n" + "long" * 500})
+    draw_benchmark(changed, tmp_path / "bench.png")
+    with Image.open(tmp_path / "bench.png") as picture:
+        assert picture.size[0] == 1300
+
+
 def test_no_picture_without_matplotlib(
     result: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

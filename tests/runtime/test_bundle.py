@@ -300,3 +300,34 @@ def test_a_bundle_can_be_moved(bundle_copy: Path, tmp_path: Path) -> None:
     bundle_copy.rename(moved)
     Bundle.open(moved).verify()
     assert not Retriever(moved, device="cpu").search("a dog")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "fp32/scorer.onnx"])
+@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
+def test_what_is_no_regular_file_is_not_read(
+    bundle_path: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_path, bundle)
+
+    def put(file: Path) -> None:
+        file.unlink()
+        if kind == "pipe":
+            os.mkfifo(file)
+        else:
+            file.symlink_to("/dev/zero")
+
+    if name != "manifest.json":  # which says a size that a pipe has
+        edit(bundle, lambda content: content["files"][name].update(size_bytes=0))
+    put(bundle / name)
+    with pytest.raises(BundleIntegrityError, match=f"{name} is no regular file; copy the bundle"):
+        Bundle.open(bundle)
+
+
+def test_a_file_that_becomes_a_pipe_is_not_read(bundle_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle_path, tmp_path / "bundle")
+    bundle = Bundle.open(tmp_path / "bundle")
+    (bundle.path / "tokenizer.json").unlink()
+    os.mkfifo(bundle.path / "tokenizer.json")
+    with pytest.raises(BundleIntegrityError, match=r"tokenizer.json is no regular file"):
+        bundle.tokenizer()

@@ -138,7 +138,8 @@ def test_a_missing_engine(engine_set: EngineSet, bundle_copy: Path) -> None:
         (Flavour.TENSORRT, "sm80", [(8, 0)], [(8, 6), (9, 0), (7, 5)]),
         (Flavour.TENSORRT, "sm80-ampere-plus", [(8, 0), (8, 6), (12, 0)], [(7, 5)]),
         (Flavour.TENSORRT, "sm86-same-compute-capability", [(8, 6)], [(8, 0), (8, 9)]),
-        (Flavour.RTX, "portable", [(8, 0), (8, 9), (12, 1)], [(7, 5)]),
+        (Flavour.RTX, "portable", [(8, 0), (8, 9), (12, 1)], [(7, 5), (8, 7), (9, 0), (10, 0)]),
+        (Flavour.RTX, "sm75", [(7, 5)], [(8, 0)]),
         (Flavour.RTX, "sm86-sm120", [(8, 6), (12, 0)], [(8, 0), (8, 9), (12, 1)]),
     ],
 )

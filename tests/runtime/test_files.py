@@ -11,8 +11,14 @@ from typing import Any
 
 import pytest
 
+from xclip_deploy.errors import AnnotationError, InvalidArgumentError
 from xclip_deploy.runtime import files
-from xclip_deploy.runtime.files import replace_text, replaced_directory, replaced_file
+from xclip_deploy.runtime.files import (
+    replace_text,
+    replaced_directory,
+    replaced_file,
+    require_regular_file,
+)
 
 NAMES = ("target", "odd [1] * ? name", "é 🎬", ".hidden")
 
@@ -356,3 +362,22 @@ def test_a_text_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         replace_text(file, "no text: \ud800")
     assert file.read_bytes() == "é 🎬\n".encode()
     assert names_in(tmp_path) == ["notes.txt"]
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link to pipe").symlink_to("pipe")
+    for name in ("file", "link"):
+        require_regular_file(tmp_path / name, "a list")
+    for name in ("pipe", "link to pipe"):
+        with pytest.raises(InvalidArgumentError, match="no regular file but a pipe; expected a li"):
+            require_regular_file(tmp_path / name, "a list")
+    with pytest.raises(AnnotationError, match="is no regular file but a folder; expected a list"):
+        require_regular_file(tmp_path, "a list", AnnotationError)
+    for device in ("/dev/null", "/dev/zero"):
+        with pytest.raises(InvalidArgumentError, match="is no regular file but a device"):
+            require_regular_file(Path(device), "a list")
+    with pytest.raises(FileNotFoundError):
+        require_regular_file(tmp_path / "none", "a list")

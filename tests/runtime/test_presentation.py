@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,15 @@ from xclip_deploy.runtime.features import Scores
 from xclip_deploy.runtime.indexing import IndexReport
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.metrics import RetrievalMetrics, RetrievalResult
-from xclip_deploy.runtime.presentation import MAX_ROWS, brief, cut, html_table
+from xclip_deploy.runtime.presentation import (
+    MAX_ROWS,
+    brief,
+    cut,
+    html_table,
+    listed,
+    printable,
+    time_text,
+)
 from xclip_deploy.runtime.results import FailedVideo, GrainScores
 
 EVIL = "<script>alert('&\"')</script>\n" * 100
@@ -232,6 +242,21 @@ def test_a_long_table_is_cut() -> None:
     assert "more" not in html_table("title", ["n"], [[1]], 1)
 
 
+def test_what_acts_instead_of_showing_is_escaped() -> None:
+    assert printable("a\x1b[31m\n\x85\u202e\ud800é 東🐕\\") == (
+        r"a\x1b[31m\n\x85\u202e\ud800" + "é 東🐕\\"
+    )
+    page = html_table("\x07", ["n"], [["\u2066<"]], 1)
+    assert r"<caption>\x07</caption>" in page
+    assert r"<td>\u2066&lt;</td>" in page
+
+
+def test_a_list_in_a_message_is_short() -> None:
+    assert listed(["one", "two"]) == "one; two"
+    assert listed([str(n) for n in range(10)]) == "0; 1; 2; and 7 more"
+    assert len(listed(["long" * 1000] * 1000)) < 800
+
+
 def test_brief() -> None:
     class Odd:
         def __repr__(self) -> str:
@@ -241,3 +266,37 @@ def test_brief() -> None:
     assert shown == "Odd(a=uint8[2, 3], b=0.3333, c={x: 1}, d=<Odd>, e='t\\nu')"
     assert cut("abcdef", 4) == "abc…"
     assert len(brief(Odd(), **{f"n{n}": "x" * 100 for n in range(10)})) == 200
+
+
+@pytest.mark.parametrize(
+    ("seconds", "whole", "tenths"),
+    [
+        (None, "", ""),
+        (0.0, "0:00", "0:00.0"),
+        (7.3, "0:07", "0:07.3"),
+        (9.96, "0:10", "0:10.0"),
+        (59.94, "1:00", "0:59.9"),
+        (59.97, "1:00", "1:00.0"),
+        (119.99, "2:00", "2:00.0"),
+        (3599.96, "1:00:00", "1:00:00.0"),
+        (90061.04, "25:01:01", "25:01:01.0"),
+        (np.float32(61.25), "1:01", "1:01.2"),
+    ],
+)
+def test_times(seconds: float | None, whole: str, tenths: str) -> None:
+    assert (time_text(seconds), time_text(seconds, 1)) == (whole, tenths)
+
+
+def test_no_seconds_are_sixty() -> None:
+    for n in range(40_000):
+        assert ":60" not in time_text(n / 100, 1)
+
+
+def test_times_are_split_in_one_place() -> None:
+    """No other code of the product divides seconds by 60."""
+    root = Path(__file__).parents[2]
+    for folder in ("runtime", "training", "export", "xclip_deploy/cli"):
+        for file in sorted((root / folder).rglob("*.py")):
+            if file.name != "presentation.py":
+                code = file.read_text(encoding="utf-8")
+                assert not re.search(r"divmod\([^)]*\b60\)|// 60\b|% 60\b|// 3600\b", code), file

@@ -34,7 +34,7 @@ def test_pace_forgets_how_fast_it_was() -> None:
     for second in range(11, 60):
         clock.now = 100.0 + second
         pace.note(100 + second - 10)
-    assert pace.describe(90) == "1.0 videos/s, 0:01:30 left"
+    assert pace.describe(90) == "1.0 videos/s, 1:30 left"
     assert pace.describe(0) == "1.0 videos/s"
 
 
@@ -59,9 +59,9 @@ def test_lines_now_and_then(capfd: pytest.CaptureFixture[str]) -> None:
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines() == [
-        "indexing 10/30 videos, 1.0 videos/s, 0:00:20 left, 1 failed",
-        "indexing 20/30 videos, 1.0 videos/s, 0:00:10 left, 2 failed",
-        "indexing 25/30 videos, 1.0 videos/s, 0:00:05 left, 2 failed",
+        "indexing 10/30 videos, 1.0 videos/s, 0:20 left, 1 failed",
+        "indexing 20/30 videos, 1.0 videos/s, 0:10 left, 2 failed",
+        "indexing 25/30 videos, 1.0 videos/s, 0:05 left, 2 failed",
     ]
 
 

@@ -232,6 +232,7 @@ CASES: dict[str, Make] = {
         DeployedModel,
         {
             "encode_texts": lambda w: {"texts": ["a man"]},
+            "count_cut": lambda w: {"texts": ["a man"]},
             "encode_token_ids": lambda w: {
                 "token_ids": w.retriever.model.tokenizer.encode(
                     ["a man"], w.bundle.manifest.model.max_words

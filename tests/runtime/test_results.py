@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 from copy import deepcopy
+from dataclasses import replace
 
 import pandas
 import pytest
@@ -41,6 +42,16 @@ def test_a_sequence() -> None:
     assert RESULTS[:1] == HITS[:1]
     assert HITS[1] in RESULTS
     assert not SearchResults((), "exact", 0, 0, "empty")
+
+
+def test_a_query_that_was_cut() -> None:
+    assert (RESULTS.truncated_tokens, RESULTS.is_truncated) == (0, False)
+    cut = replace(RESULTS, truncated_tokens=7)
+    assert cut.is_truncated
+    assert cut.to_dict()["truncated_tokens"] == 7
+    assert "truncated_tokens=7" in repr(cut)
+    assert "truncated" not in repr(RESULTS)
+    assert "the query&#x27;s last 7 tokens were not read" in cut._repr_html_()
 
 
 def test_json() -> None:

@@ -322,6 +322,16 @@ def test_search(filled: Retriever, text: str) -> None:
         assert filled.search(text, k).hits == everything[:k]
 
 
+def test_a_text_that_is_cut_is_said(filled: Retriever, clips: Path) -> None:
+    words = filled.model.config.max_words
+    short, long = " ".join(["dog"] * (words - 2)), " ".join(["dog"] * (words + 3))
+    found = filled.search_batch([short, long, "a dog"])
+    assert [results.truncated_tokens for results in found] == [0, 5, 0]
+    assert filled.search(long).is_truncated
+    assert filled.search(long, video=clips / "mdn_frog.webm").truncated_tokens == 5
+    assert list(found[0]) == list(found[1])  # what was cut is not in the score
+
+
 def test_results_differ_between_texts(filled: Retriever) -> None:
     scores = {filled.search(text, 1)[0].score for text in TEXTS}
     assert len(scores) == len(TEXTS)

@@ -13,6 +13,7 @@ import pytest
 from stand_in_device import Device, install, write_engines
 from xclip_deploy import Bundle, DeployedModel, Retriever
 from xclip_deploy.errors import (
+    BackendUnavailableError,
     BundleIntegrityError,
     DriverError,
     EngineError,
@@ -23,7 +24,15 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Graph, Precision
-from xclip_deploy.runtime.sessions import Arithmetic, Placement, SessionOptions, onnx_runtime
+from xclip_deploy.runtime.nvidia_driver import VisibleGpu
+from xclip_deploy.runtime.sessions import (
+    Arithmetic,
+    Placement,
+    Refusal,
+    SessionOptions,
+    offers,
+    onnx_runtime,
+)
 from xclip_deploy.runtime.sessions import place as open_loader
 from xclip_deploy.runtime.sessions.onnx_runtime import (
     FP32,
@@ -62,8 +71,9 @@ def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with its GPU build, whatever machine this is."""
+    """As with its GPU build and all of its libraries, whatever machine this is."""
     monkeypatch.setattr(onnx_runtime, "available_providers", lambda: WITH_TENSORRT)
+    monkeypatch.setattr(onnx_runtime, "missing_library", lambda _: None)
 
 
 @pytest.fixture
@@ -162,6 +172,27 @@ def test_cuda_without_a_gpu(bundle: Bundle, with_cuda: None) -> None:
     assert missing in str(caught.value)
 
 
+def test_cuda_without_its_libraries(
+    bundle: Bundle,
+    with_gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The CUDA provider is there, a GPU too, but not cuDNN: ``auto`` takes the CPU, aloud."""
+    monkeypatch.setattr(onnx_runtime, "missing_library", lambda _: "cuDNN is missing")
+    chosen = place(options(), bundle)
+    assert (chosen.device, chosen.precision) == ("cpu", Precision.FP32)
+    assert chosen.reason == "auto: cuDNN is missing; the bundle has no engines"
+    assert "the CPU runs the model although a GPU is there: cuDNN is missing" in caplog.text
+    caplog.clear()
+    assert place(options(device="cpu"), bundle).device == "cpu"
+    assert caplog.text == ""
+    with pytest.raises(BackendUnavailableError, match="backend tensorrt-provider was asked for, b"):
+        place(options(backend="tensorrt-provider"), bundle)
+    with pytest.raises(SessionError, match=r"device cuda was asked for, but .*cuDNN is missing"):
+        place(options(device="cuda"), bundle)
+
+
 def test_cuda_by_the_public_classes(bundle: Bundle) -> None:
     if why_no_provider("CUDAExecutionProvider") is None:
         pytest.skip("this machine has a GPU")
@@ -218,6 +249,32 @@ def test_auto_takes_engines_that_fit(stand_in: Device, own: Bundle) -> None:
     assert place(options(device="cpu"), own).backend == "onnxruntime"
     # No engines of that precision: the graphs have it.
     assert place(options(precision="fp32"), own).backend == "onnxruntime"
+
+
+def test_rtx_engines_on_an_h100(
+    monkeypatch: pytest.MonkeyPatch, with_cuda: None, own: Bundle
+) -> None:
+    """TensorRT-RTX supports no compute capability 9.0, and says ``EngineValidity.INVALID``."""
+    h100 = VisibleGpu("NVIDIA H100", 9, 0)
+    install(monkeypatch, Device(compute_capability=(9, 0)))
+    monkeypatch.setattr(nvidia_driver, "visible_gpus", lambda: (h100,))
+    reason = (
+        "TensorRT-RTX does not support compute capability 9.0 (it supports 7.5, 8.0, 8.6, 8.9, "
+        "12.0 and 12.1)"
+    )
+    folder = write_engines(own, Flavour.RTX)
+    chosen = place(options(), own)
+    assert (chosen.backend, chosen.device) == ("onnxruntime", "cuda")
+    assert reason in chosen.reason
+    with pytest.raises(EngineError) as caught:
+        place(options(backend="rtx"), own)
+    assert str(caught.value).startswith(f"{reason}, and GPU 0 is ")
+    assert str(caught.value).endswith(f"build-trt {own.path} --flavor tensorrt")
+    refusals = [offer for offer in offers(own) if isinstance(offer, Refusal)]
+    assert [(refusal.options.engines, refusal.reason) for refusal in refusals] == [(folder, reason)]
+    # Beside a GPU that can run them, the one that a session uses decides.
+    monkeypatch.setattr(nvidia_driver, "visible_gpus", lambda: (h100, VisibleGpu("RTX", 8, 9)))
+    assert not any(isinstance(offer, Refusal) for offer in offers(own))
 
 
 def test_engines_in_a_folder_of_ones_own(stand_in: Device, own: Bundle, tmp_path: Path) -> None:

@@ -145,6 +145,12 @@ def test_a_long_text_is_cut(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixtu
     assert "10000 tokens is cut to the 30" in caplog.text
 
 
+def test_what_is_cut_is_counted(tokenizer: Tokenizer) -> None:
+    texts = ["", "a dog", " ".join(["dog"] * 30), " ".join(["dog"] * 31), " ".join(["dog"] * 99)]
+    assert tokenizer.count_cut(texts, 32) == [0, 0, 0, 1, 69]
+    assert tokenizer.count_cut(iter(texts), 101) == [0] * 5
+
+
 def test_characters_have_a_limit(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidArgumentError, match="1,000,001 characters; at most 1,000,000"):
         tokenizer.encode(["x" * (MAX_CHARACTERS + 1)], 32)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import runner
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead
@@ -137,3 +138,15 @@ def test_overrides_do_not_reach_the_preset() -> None:
     again = resolve_config("demo").start.architecture
     assert again is not None
     assert again.vision.layers == 3
+
+
+def test_the_recipe_on_the_command_line(capfd: pytest.CaptureFixture[str]) -> None:
+    train = runner(capfd, "train")
+    shown = train("--preset", "didemo", "--recipe", "published", "--show-config")
+    assert shown.status == 0
+    config = TrainConfig.model_validate_json(shown.out)
+    assert config == resolve_config("didemo", recipe="published")
+    assert config.optimization.clip_in_fp16
+    wrong = train("--recipe", "authors", "--show-config")
+    assert wrong.status == 2
+    assert "recipe 'authors': expected one of published" in wrong.err

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import Run, runner
 
 from xclip_deploy.runtime.evaluation import evaluating
@@ -201,3 +202,66 @@ main(sys.argv[1:])
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_captions"] == 6
+
+
+@pytest.fixture
+def with_average(checkpoint_path: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose moving average is the golden model; the raw weights are another's."""
+    weights = torch.load(checkpoint_path, weights_only=True)
+    raw = {name: tensor + 0.1 for name, tensor in weights.items()}
+    path = tmp_path / "average.pt"
+    torch.save({"model": raw, "model_ema": weights}, path)
+    return path
+
+
+def test_the_moving_average_is_chosen_by_weights(
+    run: Run,
+    dataset: list[object],
+    checkpoint_path: Path,
+    with_average: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    common = [*dataset, "--device", "cpu", "--json"]
+    expected = json.loads(run(checkpoint_path, *common).out)
+    chosen = run(with_average, *common, "--weights", "ema")
+    assert (chosen.status, chosen.err) == (0, "")
+    found = json.loads(chosen.out)
+    for content in (expected, found):
+        del content["model"]
+    assert found == expected
+    raw = run(with_average, *common)
+    assert raw.status == 0
+    # The command line shows warnings on standard error.
+    assert "took the weights under model; the file also holds their moving average" in caplog.text
+    assert "--weights ema" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_weights_that_the_checkpoint_does_not_hold(
+    capfd: pytest.CaptureFixture[str],
+    dataset: list[object],
+    with_average: Path,
+    tmp_path: Path,
+    command: str,
+) -> None:
+    arguments = dataset if command == "evaluate" else ["-o", tmp_path / "bundle"]
+    outcome = runner(capfd, command)(with_average, *arguments, "--weights", "teacher")
+    assert outcome.status == 2
+    assert "weights=teacher, but the file holds weights under model, model_ema" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+
+
+def test_verify_compares_with_the_chosen_weights(
+    capfd: pytest.CaptureFixture[str], bundle_copy: Path, with_average: Path
+) -> None:
+    verify = runner(capfd, "verify")
+    common = [bundle_copy, "--no-report", "--threads", "2"]
+    chosen = verify(*common, "--checkpoint", with_average, "--weights", "ema")
+    assert chosen.status == 0, chosen
+    raw = verify(*common, "--checkpoint", with_average)
+    assert raw.status != 0
+    assert "is another model" in raw.err
+    assert "--weights ema" in raw.err
+    without = verify(*common, "--weights", "ema")
+    assert without.status == 2
+    assert "without a checkpoint" in without.err

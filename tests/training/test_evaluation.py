@@ -40,6 +40,7 @@ from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.training.torch_matcher import TorchMatcher
 
 # Of words whose embeddings the small checkpoint has kept.
@@ -79,6 +80,7 @@ class Colours:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
+        self.tokenizer = Tokenizer.default()
         self.texts: list[str] = []
         self.batches: list[list[int]] = []
 
@@ -203,6 +205,29 @@ def test_videos_and_captions_are_encoded_once(colours: Colours) -> None:
     assert found.metrics.video_to_text.recall_at_1 == 100
     assert found.dual_softmax is None
     assert found.model == ModelIdentity("model")
+
+
+def test_captions_that_are_cut_are_counted(colours: Colours) -> None:
+    colours.config = colours.config.model_copy(update={"max_words": 3})  # room for one token
+    split = painted_split(["red", "red"], ["green"])
+    assert (
+        evaluate_matcher(colours, split, frames=painted("red", "green")).to_dict()[
+            "truncated_captions"
+        ]
+        == 0
+    )
+    colours.tokenizer = TwoTokens()  # type: ignore[assignment]
+    found = evaluate_matcher(colours, split, frames=painted("red", "green"))
+    assert found.truncated_captions == found.to_dict()["truncated_captions"] == 3
+
+
+class TwoTokens:
+    """A tokenizer for which every text has two tokens."""
+
+    count_cut = Tokenizer.count_cut
+
+    def tokenize(self, text: str) -> list[int]:
+        return [1, 2 + len(text)]
 
 
 def test_many_captions_come_a_few_at_a_time(colours: Colours) -> None:
@@ -363,7 +388,9 @@ def test_a_session_is_told_in_one_place(bundle: Bundle, checkpoint_path: Path) -
     for arguments in ({"device": "cpu"}, {"precision": "fp32"}):
         with pytest.raises(InvalidArgumentError, match="were given beside session"):
             evaluate(bundle, split, session=session, **arguments)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match=r"of session are for a bundle; .* is none"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"is no bundle, so PyTorch runs it: found backend among"
+    ):
         evaluate(checkpoint_path, split, session=SessionOptions(backend="onnxruntime"))
     grey = [np.zeros((1, 64, 64, 3), np.uint8)]
     found = evaluate(bundle, split, session=session, device="auto", precision="auto", frames=grey)

@@ -116,14 +116,17 @@ from xclip_deploy import load_checkpoint
 from xclip_deploy.training.distributed import process_group, rank, world_size
 from xclip_deploy.training.step import Pairs, compute_gradients
 
-checkpoint, data, chunk_size, output = sys.argv[1:]
+checkpoint, data, chunk_size, output, average = sys.argv[1:]
 with process_group():
     model = load_checkpoint(checkpoint).build().double().train()
     pairs = Pairs(*torch.load(data, weights_only=True))
     share = len(pairs.token_ids) // world_size()
     mine = slice(rank() * share, (rank() + 1) * share)
     loss = compute_gradients(
-        model, Pairs(*(tensor[mine] for tensor in pairs)), chunk_size=json.loads(chunk_size)
+        model,
+        Pairs(*(tensor[mine] for tensor in pairs)),
+        chunk_size=json.loads(chunk_size),
+        average_encoders=json.loads(average),
     )
     grads = {name: p.grad for name, p in model.named_parameters()}
     torch.save((loss, grads), f"{output}-{rank()}.pt")
@@ -141,20 +144,45 @@ def test_two_processes_with_four_pairs_are_one_with_eight(
     make_model: Any, tmp_path: Path, kind: str, chunk_size: int | None
 ) -> None:
     model = make_model(**KINDS[kind])
-    save_checkpoint(tmp_path / "model.pt", model.config, model.state_dict())
     pairs = random_pairs(8)
-    torch.save(tuple(pairs), tmp_path / "pairs.pt")
-    (tmp_path / "process.py").write_text(PROCESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(tmp_path / name) for name in ("process.py", "model.pt", "pairs.pt")]
-    command += [json.dumps(chunk_size), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    results = run_two_processes(model, pairs, tmp_path, json.dumps(chunk_size), "false")
     model = model.double().train()
     expected = plain_gradients(model, pairs)
-    for rank in range(2):
-        loss, found = torch.load(tmp_path / f"out-{rank}.pt", weights_only=True)
+    for loss, found in results:
         torch.testing.assert_close(loss, contrastive_loss(model(*pairs).logits.detach()))
+        assert_same(found, expected)
+
+
+def run_two_processes(
+    model: XClip, pairs: Pairs, folder: Path, *arguments: str
+) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """Return each process's loss and gradients."""
+    chunk_size, average = arguments
+    save_checkpoint(folder / "model.pt", model.config, model.state_dict())
+    torch.save(tuple(pairs), folder / "pairs.pt")
+    (folder / "process.py").write_text(PROCESS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(folder / name) for name in ("process.py", "model.pt", "pairs.pt")]
+    command += [chunk_size, str(folder / "out"), average]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"out-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_the_authors_average_the_encoders_gradients_too(make_model: Any, tmp_path: Path) -> None:
+    """Their AllGather keeps the own slice's gradient, and DDP takes the mean: 1/2 of the whole.
+
+    The scorer comes after AllGather and has the whole gradient in every process.
+    """
+    model = make_model(**KINDS["x-clip"])
+    pairs = random_pairs(8)
+    results = run_two_processes(model, pairs, tmp_path, "null", "true")
+    expected = {
+        name: gradient if name.startswith("scorer.") else gradient / 2
+        for name, gradient in plain_gradients(model.double().train(), pairs).items()
+    }
+    assert any(name.startswith("video_encoder.temporal") for name in expected)
+    for _, found in results:
         assert_same(found, expected)
 
 

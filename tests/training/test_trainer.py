@@ -347,3 +347,64 @@ def test_the_command(dataset: Path, tmp_path: Path) -> None:
     )
     assert again.returncode == 2
     assert "choose another folder, or continue with --resume" in again.stderr
+
+
+@pytest.mark.parametrize(("rule", "saved"), [("first", [1]), ("last", [1, 2, 3])])
+def test_the_best_of_equally_good_epochs(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rule: str,
+    saved: list[int],
+) -> None:
+    equal = {"text_to_video": {"recall_at_1": 50.0}, "video_to_text": {"recall_at_1": 25.0}}
+    monkeypatch.setattr(trainer, "validate", lambda *_, **__: equal)
+    epochs = []
+    monkeypatch.setattr(trainer.RunFolder, "save_best", lambda *_: epochs.append(len(validated())))
+
+    def validated() -> list[dict[str, Any]]:
+        lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+        return [record for record in map(json.loads, lines) if "validation" in record]
+
+    train(configured(dataset, best_of_equals=rule), tmp_path / "run")
+    assert epochs == saved
+
+
+def test_a_run_by_the_published_recipe_resumes_exactly(dataset: Path, tmp_path: Path) -> None:
+    """With FP16 weights, random captions and orders, and gradients in two parts."""
+    changes = {
+        "optimization.clip_in_fp16": True,
+        "optimization.average_encoder_gradients": True,
+        "optimization.accumulation_steps": 2,
+        "optimization.batch_size": 4,
+        "data.expand_sentences": False,
+        "data.frame_order": 2,
+        "data.slice_position": 1,
+        "best_of_equals": "last",
+    }
+    config = configured(dataset, **changes)
+    train(config, tmp_path / "whole")
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(report: trainer.StepReport) -> None:
+        if report.step == 4:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "resumed", on_step=stop)
+    train(config, tmp_path / "resumed", resume=True)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    whole, resumed = (state_of(tmp_path / name) for name in ("whole", "resumed"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def state_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / "last.pt").state_dict
+
+
+def test_a_batch_that_the_parts_do_not_divide(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="no multiple of accumulation_steps 2"):
+        configured(dataset, **{"optimization.accumulation_steps": 2})

@@ -1,12 +1,14 @@
-"""Checkpoints: from any container and naming to one configuration and one state dict.
+"""Checkpoints: convert any container and naming to one configuration and one state dict.
 
-reading      any file or folder to named tensors; runs nothing that it holds
-layouts      whose names they are, and their canonical ones
-dimensions   the configuration that the shapes tell
-parameters   the names and shapes that a configuration asks for
-loading      all of it: ``load_checkpoint``
+reading      reads any file or folder to named tensors; runs nothing that it holds
+choosing     chooses where a file holds several state dicts
+layouts      recognises the naming and translates it to the canonical one
+dimensions   reads the configuration off the shapes
+parameters   lists the names and shapes that a configuration needs
+loading      does all of it: ``load_checkpoint``
 """
 
+from xclip_deploy.training.checkpoints.choosing import SAVED_CONFIG_KEY
 from xclip_deploy.training.checkpoints.loading import (
     Checkpoint,
     load_checkpoint,
@@ -14,7 +16,7 @@ from xclip_deploy.training.checkpoints.loading import (
     to_authors_state_dict,
 )
 from xclip_deploy.training.checkpoints.options import CheckpointOptions
-from xclip_deploy.training.checkpoints.reading import SAVED_CONFIG_KEY, RawWeights, read_weights
+from xclip_deploy.training.checkpoints.reading import RawWeights, read_weights
 
 __all__ = [
     "SAVED_CONFIG_KEY",

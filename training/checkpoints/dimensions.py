@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -31,13 +31,22 @@ from xclip_deploy.training.checkpoints.refusals import listing
 
 T = TypeVar("T")
 
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() >= 64:
+        return f"2^{value.bit_length() - 1}"
+    return str(getattr(value, "value", value))
+
+
 HEAD_WIDTH = 64
-"""Channels of an attention head in every published CLIP but open_clip's largest."""
+"""Channels of an attention head in all published CLIP models except open_clip's largest."""
 # open_clip's ViT-H: 16 heads of 80, by its model_configs/ViT-H-14.json.
 OPEN_CLIP_VISION_HEAD_WIDTHS = {1280: 80}
 CLIP_VOCAB_SIZE = 49408
 DEFAULT_MAX_WORDS = 32
 DEFAULT_MAX_FRAMES = 12
+MAX_STATED_LENGTH = 10_000
+"""Most frames that a saved configuration may state where no tensor bounds them."""
 
 _VISUAL = "video_encoder.visual."
 _TEMPORAL = "video_encoder.temporal."
@@ -92,7 +101,7 @@ class ConfigReader:
         grains = self._stated.grains or (PUBLISHED_GRAINS if is_xclip else CLIP_GRAINS)
         projected = self._stated.sentence_projection
         try:
-            return ModelConfig(
+            config = ModelConfig(
                 embed_dim=embed_dim,
                 vision=vision,
                 text=text,
@@ -104,7 +113,7 @@ class ConfigReader:
                 ),
                 temporal_head=head,
                 temporal_layers=self._layers(_TEMPORAL) if is_transformer else 0,
-                # The authors' heads are of 64 channels too, whatever the width.
+                # The authors' heads have 64 channels too, at any width.
                 temporal_heads=(
                     (self._stated.temporal_heads or max(1, embed_dim // HEAD_WIDTH))
                     if is_transformer
@@ -125,6 +134,20 @@ class ConfigReader:
         except ValidationError as error:
             reasons = listing(str(entry["msg"]) for entry in error.errors())
             raise CheckpointMismatchError(f"its dimensions make no model: {reasons}") from error
+        self._check_stated(config)
+        return config
+
+    def _check_stated(self, config: ModelConfig) -> None:
+        """Refuse a configuration beside the weights that says other sizes than theirs."""
+        for path, stated in self._stated.dimensions.items():
+            found: Any = config
+            for part in path.split("."):
+                found = getattr(found, part)
+            if found != stated:
+                raise CheckpointMismatchError(
+                    f"{self._stated.origin} says {path} {_shown(stated)}, the weights have "
+                    f"{_shown(found)}; they do not belong together"
+                )
 
     def _require_telling_tensors(self) -> None:
         needed = [
@@ -174,7 +197,7 @@ class ConfigReader:
                 f"{self._stated.origin} says image_size {stated_size}, the weights have "
                 f"{side}x{side} patches of {patch}: {image_size}"
             )
-        # 378-pixel models are 27 patches of 14; a size that leaves a rest is cut by the stride.
+        # The stride cuts off a remainder: 380 pixels are 27 patches of 14, as 378 are.
         heads = self._heads(
             "vision_heads",
             width,
@@ -235,7 +258,7 @@ class ConfigReader:
         if option is not None and width % heads:
             raise InvalidArgumentError(f"{name}={heads} does not divide the width {width}")
         is_told = option is not None or stated is not None
-        # A narrower transformer, of a toy model, has one head.
+        # A toy model's narrower transformer has one head.
         if width % heads or (not is_told and width > head_width and width % head_width):
             raise CheckpointMismatchError(
                 f"the width {width} does not divide into "
@@ -262,8 +285,12 @@ class ConfigReader:
         return head
 
     def _length(self, name: str, axis: Axis, default: int, positions: int, unit: str) -> int:
-        """``max_words`` or ``max_frames``; ``positions``: the table's rows, 0 for no limit."""
+        """Choose ``max_words`` or ``max_frames``.
+
+        ``positions``: rows of the table of positions; 0 for no limit.
+        """
         option: int | None = getattr(self._options, name)
+        stated: int | None = getattr(self._stated, name)
         matrices = (f"scorer.{matrix}" for matrix in matrices_over(axis))
         fixing = next((matrix for matrix in matrices if matrix in self._tensors), None)
         if fixing is not None:
@@ -272,6 +299,11 @@ class ConfigReader:
                 raise InvalidArgumentError(
                     f"{name}={option}, but {self._name_in_file(fixing)} fixes {found}"
                 )
+            if stated not in (None, found):
+                raise CheckpointMismatchError(
+                    f"{self._stated.origin} says {name} {_shown(stated)}, but "
+                    f"{self._name_in_file(fixing)} fixes {found}"
+                )
             return found
         if option is not None:
             if positions and option > positions:
@@ -279,8 +311,13 @@ class ConfigReader:
                     f"{name}={option}, but the weights have {positions} {unit}"
                 )
             return option
-        stated: int | None = getattr(self._stated, name)
         if stated is not None:
+            most = positions or MAX_STATED_LENGTH
+            if stated > most:
+                raise CheckpointMismatchError(
+                    f"{self._stated.origin} says {name} {_shown(stated)}, more than the "
+                    + (f"{positions} {unit} of the weights" if positions else f"{most} allowed")
+                )
             return stated
         default = min(default, positions or default)
         self.notes.append(f"{name}={default} was assumed: the weights leave it open")
@@ -291,7 +328,7 @@ class ConfigReader:
         option = self._options.mask_padding
         if option is None:
             return stated
-        # Without X-CLIP's attention over words and frames nothing is there to mask.
+        # Only X-CLIP's attention over words and frames reads the mask.
         if is_xclip and option != stated:
             self.notes.append(
                 f"mask_padding={option} as asked, though the weights were trained without"

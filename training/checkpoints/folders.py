@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from xclip_deploy.errors import CheckpointReadError
-from xclip_deploy.training.checkpoints.refusals import listing
+from xclip_deploy.errors import CheckpointReadError, UnknownLayoutError
+from xclip_deploy.training.checkpoints.refusals import LORA_ADVICE, listing
 
-# In order of preference; safetensors first, as it can hold nothing but weights.
+# The order is that of preference. A safetensors file can hold nothing but weights.
 _HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
 _OPEN_CLIP = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _MAX_JSON_BYTES = 64 << 20
 
 
 class SiblingConfig(TypedDict):
-    """What lies beside the weights and says how to use them."""
+    """Configuration files that lie beside the weights."""
 
     hf_config: dict[str, Any] | None
     open_clip_config: dict[str, Any] | None
@@ -29,7 +30,7 @@ class SiblingConfig(TypedDict):
 
 @dataclass(frozen=True)
 class FolderContents:
-    """The files of a folder that together are one checkpoint."""
+    """Files of a folder that together are one checkpoint."""
 
     path: Path
     files: tuple[Path, ...]
@@ -49,6 +50,7 @@ def find_weights(folder: Path) -> FolderContents:
     Raises:
         CheckpointReadError: no weights, several epochs, or an index that names files outside
             the folder or files that are missing.
+        UnknownLayoutError: the folder holds adapters alone.
     """
     for name in _HUGGING_FACE:
         if (folder / name).is_file():
@@ -67,6 +69,13 @@ def find_weights(folder: Path) -> FolderContents:
             f"{folder}: holds {len(epochs)} checkpoints "
             f"({listing(file.name for file in epochs)}); name one, such as {epochs[-1]}"
         )
+    if any((folder / name).is_file() for name in _ADAPTERS):
+        raise UnknownLayoutError(f"{folder}: holds LoRA adapters and no model; {LORA_ADVICE}")
+    if (folder / ".metadata").is_file():
+        raise CheckpointReadError(
+            f"{folder}: a distributed checkpoint of PyTorch; make one file of it: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt"
+        )
     found = listing(sorted(entry.name for entry in folder.iterdir()))
     raise CheckpointReadError(
         f"{folder}: a folder without weights: found {found}; expected model.safetensors or "
@@ -77,7 +86,7 @@ def find_weights(folder: Path) -> FolderContents:
 def sibling_config(file: Path) -> SiblingConfig:
     """Read the configuration that belongs to a file of Hugging Face's or open_clip's name.
 
-    Other files stand alone: a stray ``config.json`` beside them says nothing of them.
+    A file of another name has no configuration, even where a ``config.json`` lies beside it.
     """
     if file.name in _HUGGING_FACE:
         return _configs(file.parent, open_clip=False)
@@ -91,7 +100,7 @@ def _configs(folder: Path, *, open_clip: bool) -> SiblingConfig:
         config = _read_json(folder / "open_clip_config.json")
         return SiblingConfig(hf_config=None, open_clip_config=config)
     config = _read_json(folder / "config.json")
-    # The authors' training leaves a config.json of its own; the weights decide there.
+    # The authors' training writes a config.json of another kind, which is not read.
     is_hugging_face = config is not None and bool(
         config.keys() & {"model_type", "text_config", "vision_config", "architectures"}
     )
@@ -108,7 +117,7 @@ def _sharded(folder: Path, index: Path) -> FolderContents:
     ):
         raise CheckpointReadError(f"{index}: expected a weight_map of tensor names to shards")
     shards = sorted(set(weight_map.values()))
-    # Not by resolving: the files of Hugging Face's cache are links to elsewhere.
+    # Names are compared, not resolved paths: files in Hugging Face's cache are links.
     outside = [s for s in shards if s in ("", ".", "..") or any(c in s for c in "/\\:\0")]
     if outside:
         raise CheckpointReadError(f"{index}: names shards outside its folder: {listing(outside)}")

@@ -1,4 +1,4 @@
-"""Hugging Face's CLIP: what its config.json says, and its tensors in OpenAI's form."""
+"""Hugging Face's CLIP: read its config.json and convert its tensors to OpenAI's form."""
 
 from __future__ import annotations
 
@@ -23,19 +23,33 @@ _ACTIVATIONS = {
     "gelu": Activation.GELU,
     "gelu_python": Activation.GELU,
 }
-# transformers' own defaults, which it leaves out of config.json.
+# transformers leaves its own defaults out of config.json.
 _TEXT_DEFAULTS = {"hidden_act": "quick_gelu", "num_attention_heads": 8, "layer_norm_eps": 1e-5}
 _VISION_DEFAULTS = {"hidden_act": "quick_gelu", "num_attention_heads": 12, "layer_norm_eps": 1e-5}
+_DIMENSIONS = {
+    "": {"projection_dim": "embed_dim"},
+    "vision": {
+        "hidden_size": "vision.width",
+        "num_hidden_layers": "vision.layers",
+        "patch_size": "vision.patch_size",
+    },
+    "text": {
+        "hidden_size": "text.width",
+        "num_hidden_layers": "text.layers",
+        "max_position_embeddings": "text.context_length",
+        "vocab_size": "text.vocab_size",
+    },
+}
 _CLIP_END_TOKEN = 49407
-# What config.json said before transformers 4.31, where the value was not used.
+# config.json held this value before transformers 4.31, which did not use it.
 _LEGACY_END_TOKEN = 2
 
 
 def stated_by_config(config: Mapping[str, Any]) -> Stated:
-    """Read what the weights do not tell out of ``config.json``.
+    """Read the settings that the weights do not tell from ``config.json``.
 
     Raises:
-        CheckpointMismatchError: it describes a model that X-CLIP's encoders cannot be.
+        CheckpointMismatchError: it describes a model that these encoders cannot compute.
     """
     text = _section(config, "text", _TEXT_DEFAULTS)
     vision = _section(config, "vision", _VISION_DEFAULTS)
@@ -69,7 +83,19 @@ def stated_by_config(config: Mapping[str, Any]) -> Stated:
         vision_heads=_integer(vision, "num_attention_heads", 12),
         text_heads=_integer(text, "num_attention_heads", 8),
         image_size=_integer(vision, "image_size", 224),
+        dimensions=_dimensions(config),
     )
+
+
+def _dimensions(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes that the file says itself, by their path in ``ModelConfig``."""
+    found = {}
+    for tower, names in _DIMENSIONS.items():
+        section = config if not tower else _section(config, tower, {"hidden_act": ""})
+        for name, path in names.items():
+            if name in section:
+                found[path] = _integer(section, name, 1)
+    return found
 
 
 def _section(
@@ -111,7 +137,7 @@ def fuse_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if is_query:
             parts = [tensors.get(f"{owner}.self_attn.{part}_proj.{kind}") for part in "qkv"]
             together = [part for part in parts if part is not None]
-            # With one missing, the names are left as they are and reported as such.
+            # Where one is missing, the names stay as they are, and the check reports them.
             if len(together) == 3:
                 if len({tuple(part.shape) for part in together}) != 1 or not tensor.ndim:
                     shapes = [list(part.shape) for part in together]

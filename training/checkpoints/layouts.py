@@ -23,20 +23,20 @@ CONV_2D_NAME = "clip.visual.conv1.weight"
 
 @dataclass(frozen=True)
 class Layout:
-    """One published way to name the parameters."""
+    """A published naming of the parameters."""
 
     name: str
     required: tuple[str, ...]
-    """Tensors that tell it from others, for the message when none matches."""
+    """Tensors that tell the layout from others. The message names them when none matches."""
     prefixes: tuple[str, ...]
-    """It is this layout where some name begins with each of these."""
+    """Prefixes of the layout: a name must begin with each."""
     canonical_name: Callable[[str], str | None]
-    """The canonical name of a name in the file; None where there is none."""
+    """Translation of a name in the file to the canonical name; None where there is none."""
     name_in_file: Callable[[str], str]
-    """Back again, for messages and for saving."""
+    """Translation of a canonical name to the file's, for messages and for saving."""
 
     def matches(self, found: Collection[str]) -> bool:
-        """Whether the names are of this layout, complete or not."""
+        """Tell whether the names are of this layout, complete or not."""
         return all(any(name.startswith(prefix) for name in found) for prefix in self.prefixes)
 
 
@@ -102,7 +102,7 @@ LAYOUTS = (AUTHORS, OPEN_CLIP_CUSTOM_TEXT, OPENAI, HUGGING_FACE, CANONICAL)
 
 @dataclass(frozen=True)
 class Renamed:
-    """Tensors under canonical names, and what became of the rest."""
+    """Tensors under canonical names, and what is said of the others."""
 
     tensors: dict[str, Tensor]
     unexpected: tuple[str, ...]
@@ -114,7 +114,7 @@ def detect_layout(found: Collection[str], hf_config: Mapping[str, object] | None
     """Tell the layout by tensor names.
 
     Raises:
-        UnknownLayoutError: it is none that is known, or one that is not supported.
+        UnknownLayoutError: the layout is unknown or not supported.
     """
     refuse_known_others(found, hf_config)
     for layout in LAYOUTS:
@@ -147,7 +147,7 @@ def rename(tensors: Mapping[str, Tensor], layout: Layout) -> Renamed:
     unexpected: list[str] = []
     for name, tensor in weights.items():
         canonical = layout.canonical_name(name)
-        # Only the name that saving would give it: "logit_scale" is not "clip.logit_scale".
+        # Saving must give the same name again: "logit_scale" is not "clip.logit_scale".
         if canonical is None or layout.name_in_file(canonical) != name:
             unexpected.append(name)
         else:
@@ -156,7 +156,10 @@ def rename(tensors: Mapping[str, Tensor], layout: Layout) -> Renamed:
 
 
 def _drop_unused(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Drop what the authors' code stores and does not use; returns what is left, and notes."""
+    """Drop tensors that the authors' code stores and does not use.
+
+    Returns the other tensors, and notes on what was dropped.
+    """
     tensors = dict(tensors)
     notes: list[str] = []
     heads = [

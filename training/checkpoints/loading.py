@@ -17,6 +17,7 @@ from xclip_deploy.runtime.arguments import PathName, as_instance, as_path
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.model_config import Family, ModelConfig, PatchEmbedding
 from xclip_deploy.training.checkpoints import hugging_face, open_clip
+from xclip_deploy.training.checkpoints.choosing import SAVED_CONFIG_KEY
 from xclip_deploy.training.checkpoints.dimensions import (
     OPEN_CLIP_VISION_HEAD_WIDTHS,
     ConfigReader,
@@ -34,8 +35,8 @@ from xclip_deploy.training.checkpoints.layouts import (
 )
 from xclip_deploy.training.checkpoints.options import CheckpointOptions, Stated
 from xclip_deploy.training.checkpoints.parameters import check_parameters, parameter_shapes
-from xclip_deploy.training.checkpoints.reading import SAVED_CONFIG_KEY, RawWeights, read_weights
-from xclip_deploy.training.checkpoints.refusals import dtype_name
+from xclip_deploy.training.checkpoints.reading import RawWeights, read_weights
+from xclip_deploy.training.checkpoints.refusals import dtype_name, refuse_parts
 
 if TYPE_CHECKING:
     from xclip_deploy.training.model import XClip
@@ -43,20 +44,20 @@ if TYPE_CHECKING:
 _NO_OPTIONS = CheckpointOptions()
 
 
-# Not compared by value: the == of tensors is elementwise.
+# Checkpoints compare by identity: the == of tensors is elementwise.
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model's configuration and weights, whatever file they came from."""
+    """Configuration and weights of a model, read from any kind of file."""
 
     config: ModelConfig
     state_dict: dict[str, Tensor] = field(repr=False)
     """FP32 on the CPU, under the names of ``XClip.state_dict()``; independent of the file."""
     layout: str
-    """Whose names the file had: ``X-CLIP``, ``CLIP4Clip``, ``OpenAI CLIP``, ..."""
+    """Naming of the file: ``X-CLIP``, ``CLIP4Clip``, ``OpenAI CLIP``, ..."""
     source_sha256: str
-    """Of the file; see ``RawWeights.sha256`` for a folder."""
+    """SHA-256 of the file; see ``RawWeights.sha256`` for a folder."""
     notes: tuple[str, ...]
-    """What was assumed or left out, a sentence each, to be shown to the user."""
+    """Assumptions and omissions, a sentence each. Show them to the user."""
 
     def build(self) -> XClip:
         """Make the PyTorch model, in evaluation mode, with these weights."""
@@ -70,10 +71,9 @@ class Checkpoint:
 def load_checkpoint(path: PathName, options: CheckpointOptions = _NO_OPTIONS) -> Checkpoint:
     """Load X-CLIP, CLIP4Clip or CLIP from a file or folder.
 
-    The containers are those of :func:`read_weights`; the names those of X-CLIP's and
-    CLIP4Clip's authors, OpenAI, open_clip, Hugging Face and xclip-deploy itself. The
-    configuration is read off the weights, and off a configuration of Hugging Face's or
-    open_clip's beside them.
+    It reads the containers of :func:`read_weights`. It knows the names of X-CLIP's and
+    CLIP4Clip's authors, OpenAI, open_clip, Hugging Face and xclip-deploy itself. It reads the
+    configuration off the weights, and off Hugging Face's or open_clip's file beside them.
 
     Raises:
         CheckpointReadError: the file cannot be read, or holds more than weights.
@@ -83,7 +83,7 @@ def load_checkpoint(path: PathName, options: CheckpointOptions = _NO_OPTIONS) ->
     """
     path = as_path("path", path)
     as_instance("options", options, CheckpointOptions, "CheckpointOptions")
-    raw = read_weights(path)
+    raw = read_weights(path, options.weights)
     try:
         return _convert(raw, options)
     except (UnknownLayoutError, CheckpointMismatchError) as error:
@@ -91,6 +91,7 @@ def load_checkpoint(path: PathName, options: CheckpointOptions = _NO_OPTIONS) ->
 
 
 def _convert(raw: RawWeights, options: CheckpointOptions) -> Checkpoint:
+    refuse_parts(raw.tensors.keys())
     layout = detect_layout(raw.tensors.keys(), raw.hf_config)
     renamed = rename(raw.tensors, layout)
     stated = _stated(raw, layout)
@@ -113,7 +114,7 @@ def _convert(raw: RawWeights, options: CheckpointOptions) -> Checkpoint:
     check_parameters(
         tensors, config, unexpected=renamed.unexpected, name_in_file=layout.name_in_file
     )
-    notes = [*renamed.notes, *reader.notes]
+    notes = [*raw.notes, *renamed.notes, *reader.notes]
     # OpenAI's own files hold this buffer; their names are open_clip's too.
     is_openai = layout is OPENAI and "input_resolution" in raw.tensors
     is_told = is_openai or options.activation is not None or stated.activation is not None
@@ -130,7 +131,7 @@ def _convert(raw: RawWeights, options: CheckpointOptions) -> Checkpoint:
 
 
 def _float32(tensor: Tensor, name: str, layout: Layout) -> Tensor:
-    # Always a copy: the tensor may be a view of the mapped file.
+    # Copy always: the tensor may be a view of the mapped file.
     copy = tensor.detach().to(torch.float32, copy=True).contiguous()
     if tensor.dtype == torch.float64 and not bool(copy.isfinite().all()):
         raise CheckpointMismatchError(f"{layout.name_in_file(name)} overflows float32")
@@ -164,6 +165,19 @@ def _stated(raw: RawWeights, layout: Layout) -> Stated:
             grains=config.grains,
             sentence_projection=config.sentence_projection,
             image_size=config.vision.image_size,
+            dimensions={
+                "embed_dim": config.embed_dim,
+                "temporal_layers": config.temporal_layers,
+                "temporal_positions": config.temporal_positions,
+                "temporal_head": config.temporal_head,
+                "patch_embedding": config.patch_embedding,
+                **{f"vision.{n}": getattr(config.vision, n) for n in ("width", "layers")},
+                "vision.patch_size": config.vision.patch_size,
+                **{
+                    f"text.{name}": getattr(config.text, name)
+                    for name in ("width", "layers", "context_length", "vocab_size")
+                },
+            },
         )
     if layout is HUGGING_FACE and raw.hf_config is not None:
         return hugging_face.stated_by_config(raw.hf_config)
@@ -177,10 +191,10 @@ def to_authors_state_dict(
 ) -> dict[str, Tensor]:
     """Rename canonical weights to the names of X-CLIP's and CLIP4Clip's own code.
 
-    The inverse of loading, but for tensors that the authors' code stores and does not use:
-    the 2d patch convolution of ``linear_patch=3d`` and frame positions without ``seqTransf``,
-    both of which that code fills in by itself. Tensors keep their dtype and share memory
-    with the argument where they are on the CPU.
+    This inverts loading. It omits two tensors that the authors' code stores and does not use:
+    the 2d patch convolution of ``linear_patch=3d``, and frame positions without ``seqTransf``.
+    Their code fills in both by itself. Tensors keep their dtype, and share memory with the
+    argument where they are on the CPU.
 
     Raises:
         CheckpointMismatchError: the weights are not those of ``XClip(config)``.
@@ -198,12 +212,12 @@ def to_authors_state_dict(
 def save_checkpoint(
     path: str | Path, config: ModelConfig, state_dict: Mapping[str, Tensor]
 ) -> None:
-    """Write a checkpoint in the authors' names that :func:`load_checkpoint` needs no options for.
+    """Write a checkpoint in the authors' names that loads without options.
 
     The file is ``{"state_dict": ..., "xclip_deploy_config": JSON}``, readable by
-    ``torch.load(path, weights_only=True)``. The configuration carries what the tensors do not
-    tell: ``mask_padding``, the activation, the heads, a choice of grains. An older file at
-    ``path`` is replaced in one step.
+    ``torch.load(path, weights_only=True)``. The configuration holds the settings
+    that tensors do not tell: ``mask_padding``, activation, heads, grains. The new file replaces
+    an older one at ``path`` in one step.
 
     Raises:
         CheckpointMismatchError: the weights are not those of ``XClip(config)``.

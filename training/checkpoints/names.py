@@ -1,7 +1,6 @@
-"""Name tables: how each published layout calls the canonical parameters.
+"""Name tables: translate canonical parameter names to each published layout and back.
 
-A table is a list of (canonical prefix, prefix in the file), the most specific first; it is
-read in both directions.
+A table lists (canonical prefix, prefix in the file), the most specific first.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ AUTHORS_PREFIXES: PrefixTable = (
     (_TEXT, "clip."),
     ("scorer.", ""),
 )
-"""X-CLIP's and CLIP4Clip's."""
+"""Names of X-CLIP's and CLIP4Clip's code."""
 
 HUGGING_FACE_PREFIXES: PrefixTable = (
     (_LOGIT_SCALE, "logit_scale"),
@@ -63,7 +62,7 @@ HUGGING_FACE_BLOCK: PrefixTable = (
     ("mlp.c_proj.", "mlp.fc2."),
     ("ln_2.", "layer_norm2."),
 )
-"""Within a transformer block; the first two stand for three tensors each."""
+"""Names within a transformer block. Each of the first two stands for three tensors."""
 
 
 def to_canonical(name: str, table: PrefixTable) -> str | None:

@@ -1,4 +1,4 @@
-"""open_clip: what its open_clip_config.json says of a model."""
+"""open_clip: read a model's settings from its open_clip_config.json."""
 
 from __future__ import annotations
 
@@ -30,12 +30,23 @@ _SUPPORTED: dict[str, dict[str, object]] = {
     },
 }
 
+_DIMENSIONS = (
+    {"embed_dim": "embed_dim"},
+    {"width": "vision.width", "layers": "vision.layers", "patch_size": "vision.patch_size"},
+    {
+        "width": "text.width",
+        "layers": "text.layers",
+        "context_length": "text.context_length",
+        "vocab_size": "text.vocab_size",
+    },
+)
+
 
 def stated_by_config(config: Mapping[str, Any]) -> Stated:
-    """Read activation and heads out of ``open_clip_config.json``.
+    """Read activation and heads from ``open_clip_config.json``.
 
     Raises:
-        CheckpointMismatchError: it describes a model that X-CLIP's encoders cannot be.
+        CheckpointMismatchError: it describes a model that these encoders cannot compute.
     """
     model = config.get("model_cfg", config)
     is_object = isinstance(model, dict)
@@ -64,4 +75,10 @@ def stated_by_config(config: Mapping[str, Any]) -> Stated:
         vision_heads=width // head_width,
         text_heads=heads[2],
         image_size=image_size if isinstance(image_size, int) else None,
+        dimensions={
+            path: section[name]
+            for section, names in zip((model, vision, text), _DIMENSIONS, strict=True)
+            for name, path in names.items()
+            if isinstance(section.get(name), int)
+        },
     )

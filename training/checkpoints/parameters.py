@@ -1,4 +1,4 @@
-"""The parameters of a model: their canonical names and shapes, their check and their hash.
+"""Canonical names and shapes of a model's parameters, their check and their hash.
 
 Canonical names are those of ``XClip.state_dict()``.
 """
@@ -24,11 +24,13 @@ from xclip_deploy.training.checkpoints.refusals import dtype_name, listing
 
 Shape = tuple[int, ...]
 
+MAX_LOGIT_SCALE = 10.0
+"""Largest size of a logit_scale. CLIP's own bound is ln 100 = 4.6, which other code may lack."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Canonical name to shape of every parameter of ``XClip(config)``."""
+    """Return the canonical name and shape of every parameter of ``XClip(config)``."""
     vision, text, dim = config.vision, config.text, config.embed_dim
     patch = (vision.patch_size, vision.patch_size)
     kernel = patch if config.patch_embedding is PatchEmbedding.CONV_2D else (3, *patch)
@@ -105,13 +107,13 @@ def check_parameters(
     unexpected: Iterable[str] = (),
     name_in_file: Callable[[str], str] = str,
 ) -> None:
-    """Hold canonical tensors against the configuration: names, shapes, dtypes, finiteness.
+    """Check names, shapes, dtypes and finiteness of canonical tensors against a configuration.
 
-    ``unexpected``: names in the file that have no canonical name. ``name_in_file``: turns a
-    canonical name into the one that the user's file has, for the message.
+    ``unexpected``: names in the file that have no canonical name. ``name_in_file``: translates
+    a canonical name to the file's, for the message.
 
     Raises:
-        CheckpointMismatchError: naming the tensors, and the shapes found and expected.
+        CheckpointMismatchError: the message names the tensors, and the shapes found and expected.
     """
     shapes = parameter_shapes(config)
     missing = [name_in_file(name) for name in shapes if name not in tensors]
@@ -130,6 +132,18 @@ def check_parameters(
         raise CheckpointMismatchError("tensors of the wrong shape: " + listing(wrong, limit=3))
     for name in shapes:
         _check_values(tensors[name], name_in_file(name))
+    _check_scale(tensors["scorer.logit_scale"], name_in_file("scorer.logit_scale"))
+
+
+def _check_scale(logit_scale: Tensor, name: str) -> None:
+    """Refuse a logit_scale whose exponential is no factor of logits."""
+    value = float(logit_scale)
+    if abs(value) > MAX_LOGIT_SCALE:
+        raise CheckpointMismatchError(
+            f"{name} is {value:g}; logits are multiplied by its exponential, which CLIP keeps "
+            f"below 100, so expected at most {MAX_LOGIT_SCALE:g} in size; where the file holds "
+            "the factor itself, save its logarithm"
+        )
 
 
 def _check_values(tensor: Tensor, name: str) -> None:
@@ -152,12 +166,12 @@ def model_fingerprint(
     frames_per_second: float,
     preprocessing: Preprocessing,
 ) -> str:
-    """Return the SHA-256, hexadecimal, of all that the features depend on.
+    """Return the SHA-256, hexadecimal, of weights, configuration and preprocessing.
 
-    Two files with equal fingerprints hold the same model: features of one fit those of the other.
+    Equal fingerprints mean the same model: features of one fit those of the other.
 
-    ``state_dict``: the weights under the names of ``XClip.state_dict()``. Precisions of the
-    graphs do not enter: their features are those of one model, rounded.
+    ``state_dict``: the weights under the names of ``XClip.state_dict()``. The precision of the
+    graphs is left out: it only rounds the same model's features.
     """
     settings = {
         "model": config.model_dump(mode="json"),

@@ -1,20 +1,26 @@
-"""Read weights out of any container: nothing but weights is ever unpickled.
+"""Read weights from any container; unpickle nothing but weights.
 
-What the tensors are called, and so which model they make, is for ``layouts`` to say.
+``layouts`` decides by the names of the tensors which model they make.
 """
 
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from xclip_deploy.errors import CheckpointError, CheckpointReadError
+from xclip_deploy.errors import (
+    CheckpointError,
+    CheckpointReadError,
+    InvalidArgumentError,
+    UnknownLayoutError,
+)
+from xclip_deploy.training.checkpoints.choosing import Choice, choose_by_prefix, open_wrappers
 from xclip_deploy.training.checkpoints.containers import (
     LEGACY_MAGIC,
     ZIP_MAGIC,
@@ -24,23 +30,15 @@ from xclip_deploy.training.checkpoints.containers import (
     read_zip,
 )
 from xclip_deploy.training.checkpoints.folders import FolderContents, find_weights, sibling_config
-from xclip_deploy.training.checkpoints.refusals import first_line, listing
+from xclip_deploy.training.checkpoints.pickles import NotDense
+from xclip_deploy.training.checkpoints.refusals import first_line, listing, shown_name
 
-SAVED_CONFIG_KEY = "xclip_deploy_config"
-"""Where a checkpoint of ours keeps its ``ModelConfig`` as JSON, beside its state dict."""
-
-# What training scripts put around a state dict: PyTorch's and Lightning's habit, timm's,
-# the PyTorch tutorials', DeepSpeed's.
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
-# DistributedDataParallel, torch.compile and Lightning put these before every name.
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
-
-# Of what one file can declare. Weights do not compress to a fraction, and tied weights at
-# most double; more is a file made to exhaust memory.
+# Declared bytes per byte of the file. Weights barely compress, and tied weights at most
+# double. A file that declares more was made to exhaust memory.
 _MAX_EXPANSION = 4
 _SLACK_BYTES = 1 << 20
 
-# Files that are often passed, or downloaded, in place of a checkpoint.
+# Users often pass or download these files in place of a checkpoint.
 _KNOWN_OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
     (b"\x89PNG", "a PNG image"),
@@ -66,50 +64,63 @@ _EXPECTED = (
 
 @dataclass(frozen=True, eq=False)
 class RawWeights:
-    """The tensors of a checkpoint under the names that the file gives them."""
+    """Tensors of a checkpoint under their names in the file."""
 
     tensors: dict[str, Tensor]
     """On the CPU, in the file's own dtypes; they may be views of the mapped file."""
     container: str
     """``torch-zip``, ``torch-legacy``, ``torchscript`` or ``safetensors``."""
     sha256: str
-    """Of the file; of sharded weights, that of ``sha256sum``'s lines for the sorted shards."""
+    """SHA-256 of the file; of sharded weights, that of ``sha256sum``'s lines, shards sorted."""
     hf_config: dict[str, Any] | None = None
-    """Hugging Face's ``config.json``, where one lies beside the weights."""
+    """Content of Hugging Face's ``config.json``; None where none lies beside the weights."""
     open_clip_config: dict[str, Any] | None = None
-    """open_clip's ``open_clip_config.json``, where one lies beside the weights."""
+    """Content of ``open_clip_config.json``; None where none lies beside the weights."""
     saved_config: str | None = None
-    """The ``ModelConfig`` that xclip-deploy saved with the weights, as JSON."""
+    """``ModelConfig`` that xclip-deploy saved with the weights, as JSON."""
+    notes: tuple[str, ...] = ()
+    """Choices among several state dicts, a sentence each."""
 
 
-def read_weights(path: str | Path) -> RawWeights:
-    """Read every tensor of a checkpoint file or folder; executes nothing that it holds.
+def read_weights(path: str | Path, weights: str | None = None) -> RawWeights:
+    """Read every tensor of a checkpoint file or folder; execute nothing that it holds.
 
-    Wrappers of training scripts (``state_dict``, ``model``, ``model_state_dict``, ``module``)
-    are opened and the prefixes of distributed or compiled models (``module.``,
-    ``_orig_mod.``) stripped.
+    It opens the wrappers of training scripts (``state_dict``, ``model``, ``net`` and others), and
+    strips the prefixes of distributed, compiled or wrapped models (``module.``, ``_orig_mod.``).
+
+    ``weights`` chooses where a file holds several state dicts: ``raw``, ``ema`` (their moving
+    average), or the key or prefix of one, such as ``teacher``.
 
     Raises:
         CheckpointReadError: the file is missing, empty, truncated or no checkpoint, or it
-            holds objects other than weights; a folder holds no weights, or several.
+            holds objects other than weights; a folder holds no weights, or several; the user
+            must choose.
+        UnknownLayoutError: the same for names with several prefixes.
+        InvalidArgumentError: ``weights`` names some that are not there.
     """
     path = Path(path)
+    choice = Choice(weights)
     try:
         if path.is_dir():
-            raw = _read_folder(find_weights(path))
+            raw = _read_folder(find_weights(path), choice)
         elif path.exists():
-            raw = replace(_read_file(path), **sibling_config(path))
+            raw = replace(_read_file(path, choice), **sibling_config(path))
         else:
             raise CheckpointReadError(f"{path}: no such file or folder")
-        return replace(raw, tensors=_strip_prefixes(raw.tensors))
+        try:
+            tensors = choose_by_prefix(raw.tensors, choice)
+            choice.check()
+        except (CheckpointReadError, UnknownLayoutError, InvalidArgumentError) as error:
+            raise type(error)(f"{path}: {error}") from error
+        return replace(raw, tensors=tensors, notes=tuple(choice.notes))
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointReadError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def _read_folder(folder: FolderContents) -> RawWeights:
-    parts = {file.name: _read_file(file) for file in folder.files}
+def _read_folder(folder: FolderContents, choice: Choice) -> RawWeights:
+    parts = {file.name: _read_file(file, choice) for file in folder.files}
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
         twice = sorted(tensors.keys() & part.tensors.keys())
@@ -135,8 +146,11 @@ def _read_folder(folder: FolderContents) -> RawWeights:
     )
 
 
-def _read_file(path: Path) -> RawWeights:
-    size = path.stat().st_size
+def _read_file(path: Path, choice: Choice) -> RawWeights:
+    status = path.stat()
+    size = status.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointReadError(f"{path}: no regular file; {_EXPECTED}")
     if size == 0:
         raise CheckpointReadError(f"{path}: the file is empty; download or copy it again")
     with path.open("rb") as file:
@@ -153,15 +167,18 @@ def _read_file(path: Path) -> RawWeights:
     except (CheckpointError, OSError):
         raise
     except Exception as error:
-        # Damaged bytes make the parsers of zip, pickle and safetensors raise almost
-        # anything; to the user each means the same.
+        # The parsers of zip, pickle and safetensors raise almost anything for damaged bytes.
+        # All of it means the same to the user.
         raise CheckpointReadError(
             f"{path}: truncated or damaged ({first_line(error)}); {_EXPECTED}; "
             "download or copy it again"
         ) from error
-    tensors, saved_config = _unwrap(content, path)
-    _check_tensors(tensors, size, path)
-    return RawWeights(tensors, container, _sha256(path), saved_config=saved_config)
+    try:
+        named = open_wrappers(content, choice)
+    except (CheckpointReadError, InvalidArgumentError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    tensors = _check_tensors(named, size, path)
+    return RawWeights(tensors, container, _sha256(path), saved_config=choice.saved_config)
 
 
 def _describe(head: bytes) -> str:
@@ -173,50 +190,17 @@ def _describe(head: bytes) -> str:
     return f"not a checkpoint: it begins with the bytes {head[:8].hex(' ')}"
 
 
-def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], str | None]:
-    saved_config: str | None = None
-    for _ in range(4):
-        if not isinstance(content, Mapping):
-            break
-        config = content.get(SAVED_CONFIG_KEY)
-        saved_config = config if isinstance(config, str) else saved_config
-        inner = next((content[key] for key in _WRAPPERS if _holds_tensors(content.get(key))), None)
-        if inner is None:
-            # Other values than tensors (an epoch number, an extra state) are no weights.
-            named = {
-                name: value
-                for name, value in content.items()
-                if isinstance(name, str) and isinstance(value, Tensor)
-            }
-            if named:
-                return named, saved_config
-            break
-        content = inner
-    found = (
-        "a dict with " + listing(sorted(map(str, content)))
-        if isinstance(content, Mapping)
-        else f"a {type(content).__name__}"
-    )
-    raise CheckpointReadError(
-        f"{path}: holds no named weights: found {found}, expected a state dict; "
-        "save it with: torch.save(model.state_dict(), path)"
-    )
-
-
-def _holds_tensors(value: object, depth: int = 3) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    if any(isinstance(entry, Tensor) for entry in value.values()):
-        return True
-    return depth > 0 and any(_holds_tensors(value.get(key), depth - 1) for key in _WRAPPERS)
-
-
-def _check_tensors(tensors: dict[str, Tensor], file_size: int, path: Path) -> None:
-    for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+def _check_tensors(
+    named: Mapping[str, Tensor | NotDense], file_size: int, path: Path
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        if isinstance(tensor, NotDense):
             raise CheckpointReadError(
-                f"{path}: {name} is sparse, quantised or without values; expected dense weights"
+                f"{path}: {shown_name(name)} is sparse, quantised or without values; expected "
+                "dense weights"
             )
+        tensors[name] = tensor
     # A pickle can declare a tensor of any shape over a few bytes, by strides of zero.
     declared = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if declared > _MAX_EXPANSION * file_size + _SLACK_BYTES:
@@ -224,16 +208,6 @@ def _check_tensors(tensors: dict[str, Tensor], file_size: int, path: Path) -> No
             f"{path}: declares {declared} bytes of tensors in a file of {file_size} bytes; "
             "refused as damaged or hostile"
         )
-
-
-def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    stripping = True
-    while stripping:
-        stripping = False
-        for prefix in _WRAPPER_PREFIXES:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
-                stripping = True
     return tensors
 
 

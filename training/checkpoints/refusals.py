@@ -1,4 +1,4 @@
-"""Refusals: their wording, and the model families that are recognised but not supported."""
+"""Recognise model families that are not supported, and word refusals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ import torch
 
 from xclip_deploy.errors import UnknownLayoutError
 
+LORA_ADVICE = (
+    "merge them into the model that they were trained on: "
+    "model = PeftModel.from_pretrained(model, FOLDER).merge_and_unload(), then "
+    "torch.save(model.state_dict(), path)"
+)
+_MAX_NAME = 120
+"""Most characters of a name in a message."""
 _SUPPORTED = "supported are X-CLIP, CLIP4Clip and CLIP with a vision transformer"
 
 # (a name that only this family has, what it is)
@@ -40,13 +47,37 @@ _OTHERS = (
 )
 
 
+# (names of a file that is part of a model, what it is and what to do)
+_PARTS = (
+    (
+        r"(.*\.)?(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|lora_down|lora_up|ia3_l)"
+        r"(\.|$)|lora_(unet|te)",
+        "holds LoRA adapters, which are changes to a model and no model ({name}); " + LORA_ADVICE,
+    ),
+    (
+        r"(.*\.)?_?flat_param(_\d+)?$",
+        "holds the flattened parameters of FSDP ({name}); gather the whole where it was trained: "
+        "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, "
+        "cpu_offload=True)), and save that",
+    ),
+)
+
+
+def refuse_parts(names: Collection[str]) -> None:
+    """Raise UnknownLayoutError for adapters and for flattened parameters."""
+    for pattern, advice in _PARTS:
+        telling = next((name for name in names if re.match(pattern, name)), None)
+        if telling is not None:
+            raise UnknownLayoutError(advice.format(name=shown_name(telling)))
+
+
 def refuse_known_others(names: Collection[str], hf_config: Mapping[str, Any] | None) -> None:
-    """Raise UnknownLayoutError where the names are those of a family known not to work."""
+    """Raise UnknownLayoutError for the names of a family that is known and not supported."""
     for pattern, family in _OTHERS:
         telling = next((name for name in names if re.match(pattern, name)), None)
         if telling is not None:
             raise UnknownLayoutError(
-                f"the tensor {telling} is that of {family}: not supported; {_SUPPORTED}"
+                f"the tensor {shown_name(telling)} is that of {family}: not supported; {_SUPPORTED}"
             )
     towers = {"text_model", "vision_model"} & {name.partition(".")[0] for name in names}
     if len(towers) == 1:
@@ -63,12 +94,20 @@ def refuse_known_others(names: Collection[str], hf_config: Mapping[str, Any] | N
 
 
 def listing(names: Iterable[str], limit: int = 5) -> str:
-    """Join names into ``a, b, c and 12 more``; ``limit`` is how many are spelled out."""
-    every = list(names)
+    """Join names into ``a, b, c and 12 more``; ``limit``: names that are spelled out."""
+    every = [shown_name(name) for name in names]
     if not every:
         return "none"
     rest = len(every) - limit
     return ", ".join(every[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def shown_name(name: str) -> str:
+    """Return a name of a file in printable characters, and shortened."""
+    short = name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…"
+    if short.isprintable():
+        return short
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,1 +1,1 @@
-"""A split as training takes it: frames, pairs, batches, and generated videos."""
+"""Data of training: frames, pairs and batches of a split, and generated videos."""

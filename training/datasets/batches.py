@@ -22,9 +22,12 @@ from xclip_deploy.training.datasets.pairs import PairDataset
 
 logger = logging.getLogger(__name__)
 
+_PlannedBatch = tuple[list[int], int]
+"""Indices of a batch's pairs, and its epoch."""
+
 
 class Batch(NamedTuple):
-    """B pairs. A tuple, so that a DataLoader can pin its memory."""
+    """Batch of B pairs. It is a tuple so that a DataLoader can pin its memory."""
 
     token_ids: Tensor
     """int32 [B, W]."""
@@ -39,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class BatchLoader:
-    """Batches in a given order, from any of them on; worker processes stay between epochs.
+    """Reader of batches in a given order, whose worker processes stay between epochs.
 
     Workers start as new interpreters ("spawn"): a forked copy of a process that runs CUDA or
     threads can fail or hang. Hence a script must keep its work under
@@ -47,8 +50,8 @@ class BatchLoader:
     take one. Every worker holds up to ``prefetch`` batches in shared memory (``/dev/shm``): 128
     pairs of 12 frames of 224x224 are 231 MB.
 
-    Batches are read without any random number, PyTorch's global generator stays untouched: with
-    the same order, the batches from k on are the same as in a run that began at the first.
+    Reading draws no random number and leaves PyTorch's global generator alone. For the same
+    order, a run that begins at batch k reads the same batches as one that began at the first.
     """
 
     def __init__(
@@ -59,11 +62,11 @@ class BatchLoader:
         prefetch: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        """Workers start with the first batch.
+        """Prepare to read; workers start with the first batch.
 
         Args:
-            pairs: What is read.
-            num_workers: Processes that read; 0: this one does, when a batch is asked for.
+            pairs: Pairs to read.
+            num_workers: Processes that read; 0 reads in this one, when a batch is requested.
             prefetch: Batches that each worker reads ahead.
             pin_memory: Give batches in page-locked memory, from which copies to a GPU are
                 faster. Needs a GPU.
@@ -95,24 +98,27 @@ class BatchLoader:
                 num_workers=num_workers,
                 collate_fn=_as_it_is,
                 pin_memory=pin_memory,
-                # Otherwise every epoch that begins, or begins again after a kill, would draw
-                # from the global generator, and a resumed run would differ.
+                # The default draws from the global generator whenever an epoch begins, also
+                # after a kill, and a resumed run would differ.
                 generator=torch.Generator(),
                 **options,
             )
-        for warning in caught:  # more workers than cores, for one: worth a line, no more
+        for warning in caught:  # such as more workers than cores
             logger.warning("%s", warning.message)
 
-    def batches(self, order: npt.NDArray[np.int64], start: int = 0) -> Generator[Batch, None, None]:
+    def batches(
+        self, order: npt.NDArray[np.int64], start: int = 0, *, epoch: int = 0
+    ) -> Generator[Batch, None, None]:
         """Read the batches of an epoch.
 
         Args:
             order: Pair indices, int64 [batches, B], as ``epoch_order`` gives them.
             start: The first batch to read; those before it are not decoded.
+            epoch: Number of the epoch, from 0, for the dataset's random choices.
 
         Returns:
-            An iterator over the batches from ``start`` on. It ends another that this loader
-            has given: that one raises InvalidArgumentError when asked for more.
+            An iterator over the batches from ``start`` on. It ends an earlier one of this
+            loader, whose next batch raises InvalidArgumentError.
 
         Raises:
             InvalidArgumentError: ``start`` is not in ``order``, or the loader is closed.
@@ -125,12 +131,13 @@ class BatchLoader:
         if self._loader is None:
             raise InvalidArgumentError("the batch loader is closed; open another")
         self._turn += 1
-        running = self._running = self._iterate(self._loader, order[start:].tolist(), self._turn)
+        plan = [(indices, epoch) for indices in order[start:].tolist()]
+        running = self._running = self._iterate(self._loader, plan, self._turn)
         return running
 
     def close(self) -> None:
         """End the worker processes."""
-        # PyTorch ends them when nothing refers to the loader any more, and has no other way.
+        # PyTorch ends them only when nothing refers to the loader any more.
         if self._running is not None:
             self._running.close()
         self._loader = self._running = None
@@ -142,7 +149,7 @@ class BatchLoader:
         self.close()
 
     def _iterate(
-        self, loader: DataLoader[Any], plan: list[list[int]], turn: int
+        self, loader: DataLoader[Any], plan: list[_PlannedBatch], turn: int
     ) -> Generator[Batch, None, None]:
         if not plan:
             return
@@ -157,7 +164,7 @@ class BatchLoader:
         except (RuntimeError, EOFError, OSError) as error:
             if not _is_of_dead_worker(error, loader):
                 raise
-            self._loader = None  # what is left of it would wait for the dead one
+            self._loader = None  # the other workers would wait for the dead one
             reason = str(error).strip() or "it sent no more"
             raise TrainingError(
                 f"a process that read videos died: {reason.splitlines()[0]}; out of memory, of "
@@ -171,12 +178,12 @@ class BatchLoader:
 
 
 class _Plan:
-    """The sampler: a DataLoader keeps the one it was made with, so what it gives is exchanged."""
+    """Sampler whose content is exchanged: a DataLoader keeps its first sampler."""
 
     def __init__(self) -> None:
-        self.batches: list[list[int]] = []
+        self.batches: list[_PlannedBatch] = []
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[_PlannedBatch]:
         return iter(self.batches)
 
     def __len__(self) -> int:
@@ -185,42 +192,43 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error on its way from a worker. Raised there, PyTorch would add a traceback to it."""
+    """Error on its way from a worker. PyTorch would add a traceback to one raised there."""
 
     kind: type[XclipDeployError]
     message: str
 
     def error(self) -> XclipDeployError:
-        # Without the class's own __init__, which may take other arguments than the message.
+        # Skip the class's own __init__, which may take other arguments than the message.
         return self.kind.__new__(self.kind, self.message)
 
 
 class _Batches(Dataset[Batch | _Failure]):
-    """Whole batches by their pair indices; runs in the workers."""
+    """Dataset of whole batches, by their pair indices; it runs in the workers."""
 
     def __init__(self, pairs: PairDataset) -> None:
         self.pairs = pairs
 
-    def __getitem__(self, indices: list[int]) -> Batch | _Failure:
+    def __getitem__(self, planned: _PlannedBatch) -> Batch | _Failure:
+        indices, epoch = planned
         try:
-            pairs = [self.pairs[index] for index in indices]
+            pairs = [self.pairs.read(index, epoch) for index in indices]
         except XclipDeployError as error:
             return _Failure(type(error), str(error))
         # In a worker this puts the result into shared memory at once.
-        token_ids, frames, num_frames, video_indices = default_collate(pairs)
-        return Batch(token_ids, frames, num_frames, torch.tensor(indices), video_indices)
+        token_ids, frames, num_frames, video_indices, caption_indices = default_collate(pairs)
+        return Batch(token_ids, frames, num_frames, caption_indices, video_indices)
 
 
 def _is_of_dead_worker(error: Exception, loader: DataLoader[Any]) -> bool:
-    """Whether an error of the loader itself says that a worker process died."""
+    """Tell whether an error of the loader itself says that a worker process died."""
     if loader.num_workers == 0 or "in DataLoader worker process" in str(error):
         return False
     if isinstance(error, RuntimeError):
         return str(error).startswith(("DataLoader worker (pid", "Pin memory thread exited"))
     if not isinstance(error, (EOFError, ConnectionError, FileNotFoundError)):
         return False
-    # It died while its batch was taken over. The signal of its death follows, on which PyTorch
-    # raises wherever this process is by then: better here than in the midst of something.
+    # The worker died while its batch was taken over. A signal follows, on which PyTorch raises
+    # wherever this process is by then. Wait for it here.
     with suppress(RuntimeError):
         time.sleep(1)
     return True
@@ -231,6 +239,6 @@ def _as_it_is(item: Any) -> Any:  # noqa: ANN401 - DataLoader's own type
 
 
 def _start_worker(_number: int) -> None:
-    # Ctrl-C reaches every process of the terminal. Were workers to die of it, the trainer
-    # could not finish its step and save; they end when it does.
+    # Ctrl-C reaches every process of the terminal. The trainer needs its workers to finish its
+    # step and save; they end when it does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

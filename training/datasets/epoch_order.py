@@ -1,4 +1,4 @@
-"""In which order pairs are trained on: a pure function, so that training can be resumed."""
+"""Order of the pairs in an epoch: a pure function, so that training can be resumed."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def epoch_order(
 ) -> npt.NDArray[np.int64]:
     """Shuffle the pairs of an epoch and deal them into batches of equal size.
 
-    The same arguments give the same order, in any process and with any version of NumPy. A
-    batch is that of all ranks together, of which each takes its rows in the order of ranks:
-    two ranks with 4 pairs each see together what one rank with 8 sees. Pairs that fill no
-    batch are left out, others in each epoch: a smaller batch would have fewer negatives.
+    The same arguments give the same order, in any process and with any version of NumPy. All
+    ranks share a batch, and each takes its rows in the order of ranks: two ranks with 4 pairs
+    each see together what one rank with 8 sees. Pairs that fill no batch are left out, others
+    in each epoch: a smaller batch would have fewer negatives.
 
     The authors let two captions of one video meet in a batch, where each is a wrong negative
-    of the other. ``keep_apart`` avoids that. Pairs are then dealt in the shuffled order, but
-    one whose video is in the batch already waits, and waiting ones are first in the next
-    batch, one a video. At the end those that wait for a batch of different videos are left
-    out too, so that the number of batches can differ between epochs.
+    of the other. ``keep_apart`` avoids that. Pairs are then dealt in the shuffled order. A pair
+    waits where its video is in the batch already, and waiting pairs come first in the next
+    batch, one a video. Pairs that still wait at the end are left out too, so that the number
+    of batches can differ between epochs.
 
     Args:
         num_pairs: Number of pairs.
         batch_size: Pairs in a batch of all ranks together, a multiple of ``world_size``.
-        seed: Of the whole training, at least 0.
-        epoch: Counted from 0.
-        rank: Which part of every batch is taken, from 0 to ``world_size`` - 1.
+        seed: Seed of the whole training, at least 0.
+        epoch: Number of the epoch, from 0.
+        rank: Part of every batch that is taken, from 0 to ``world_size`` - 1.
         world_size: Number of ranks.
-        keep_apart: The video of every pair, [num_pairs] (``Split.video_of_caption``): no batch
-            holds two pairs of one. None: they may meet.
+        keep_apart: Video of every pair, [num_pairs] (``Split.video_of_caption``): no batch
+            holds two pairs of one video. None lets them meet.
 
     Returns:
         Pair indices, int64 [batches, batch_size / world_size].
@@ -57,8 +57,8 @@ def epoch_order(
         raise InvalidArgumentError(f"rank is {rank}; expected 0 to {world_size - 1}")
     if seed < 0 or epoch < 0:
         raise InvalidArgumentError(f"seed is {seed} and epoch {epoch}; expected at least 0 each")
-    # Sorted raw numbers: of a bit generator NumPy promises the same stream in all versions, of
-    # `Generator.permutation` it does not, and a resumed run may have another version.
+    # Sort raw numbers: NumPy promises the same stream of a bit generator in all versions, and
+    # not of `Generator.permutation`. A resumed run may have another version.
     numbers = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(num_pairs)
     shuffled = np.argsort(numbers, kind="stable").astype(np.int64)
     if keep_apart is None:
@@ -82,11 +82,11 @@ def epoch_order(
 def _deal_apart(
     shuffled: npt.NDArray[np.int64], batch_size: int, video_of_pair: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Batches [batches, batch_size] without two pairs of one video, in linear time."""
+    """Deal batches [batches, batch_size] without two pairs of one video, in linear time."""
     videos: list[int] = video_of_pair[shuffled].tolist()
     stream = iter(zip(shuffled.tolist(), videos, strict=True))
     waiting: dict[int, deque[int]] = {}
-    """Pairs put off by video, the video that has waited longest first."""
+    """Waiting pairs by video, the video that has waited longest first."""
     batches: list[list[int]] = []
     while True:
         batch: dict[int, int] = {}  # pair by video

@@ -1,9 +1,9 @@
-"""Decoded frames on disk, so that only the first epoch decodes.
+"""Cache of decoded frames on disk, so that only the first epoch decodes.
 
-One file per video and way of reading it. What is in the cache is never wrong: a file carries
-its key and a checksum, and one that is truncated, damaged or of another version counts as not
-there. Several processes use one directory without locks: files take their place in a rename,
-so that a race costs at most a second decoding.
+The cache has one file per video and way of reading it. A file carries its key and a checksum. One
+that is truncated, damaged or of another version counts as missing, so that no frame is wrong.
+Several processes use one directory without locks: files take their place in a rename, so that a
+race costs at most a second decoding.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from xclip_deploy.runtime.video import VideoReading
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"XCLIPFRM"
-_VERSION = 1
-"""Raised whenever the same video read the same way gives other frames, or the layout changes."""
+_VERSION = 2
+"""Version of the files; it rises when a reading gives other frames, or the layout changes."""
 _HEADER = struct.Struct("<8sI32sII")
-"""Magic, version, key, number of frames n, side S. Then the checksum, then the frames."""
+"""Magic, version, key, number of frames n, side S. The checksum and the frames follow."""
 _CHECKSUM = struct.Struct("<I")
 """CRC-32 of the header and the frames."""
 _START = _HEADER.size + _CHECKSUM.size
-# A folder per first two digits: writing looks through the folder of its target for what
-# killed writers left, and that must not become slow.
+# Each first two digits have a folder. A writer looks through its target's folder for files of
+# killed writers, which must stay fast.
 _FOLDER_NAME = re.compile(r"[0-9a-f]{2}")
 _FILE_NAME = re.compile(r"\.?[0-9a-f]{62}\.frames(\.partial-[0-9a-f]{16})?")
 _SHARE_UNSEEN = 16
-"""A writer looks at the directory again after it has filled this fraction of what was free."""
+"""Divisor of the free space: a writer looks at the directory again when it has filled that part."""
 _ABANDONED_AFTER_S = 3600.0
-"""A file being written is removed only when it is as old as this: its writer is dead."""
+"""Age at which a partial file is removed: its writer is dead."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,22 @@ class _Entry:
 
 
 def frame_key(path: Path, reading: VideoReading) -> bytes:
-    """What names the frames of a video file as it is now, read in this way: 32 bytes.
+    """Return the key, 32 bytes, of the frames of a video file as it is now.
 
-    SHA-256 of the absolute path, size and modification time of the file, the sampling, the
-    side of the frames and the reader. Raises OSError where there is no file.
+    The key is the SHA-256 of the absolute path, size and modification time of the file, the
+    sampling, the side of the frames, the reader and
+    whether pixels are made square. Raises OSError where there is no file.
     """
     status = path.stat()
     identity = [
-        # Escaped, because a file name need not be text.
+        # Bytes are written in hexadecimal: a file name need not be text.
         os.fsencode(path.absolute()).hex(),
         status.st_size,
         status.st_mtime_ns,
         reading.sampling.model_dump(mode="json"),
         reading.image_size,
         reading.reader,
+        reading.square_pixels,
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
 
@@ -79,16 +81,16 @@ def frame_key(path: Path, reading: VideoReading) -> bytes:
 class FrameCache:
     """Frames of many videos, uncompressed, in a directory of bounded size.
 
-    A video of 12 frames of 224x224 takes 1.8 MB. Where all do not fit, those used longest ago
-    are removed. Up to 16 processes that write at once keep to the bound but for the one file
-    that each is writing. A copy in another process (pickled) works on the same directory.
+    A video of 12 frames of 224x224 takes 1.8 MB. Files used longest ago are removed where not
+    all fit. Up to 16 processes that write at once exceed the bound by at most one file each. A
+    pickled copy in another process works on the same directory.
     """
 
     def __init__(self, directory: str | os.PathLike[str], max_bytes: int) -> None:
         """Open or make the cache.
 
         Args:
-            directory: Made if it is not there. Files in it that are not of the cache are
+            directory: Folder of the cache, made if it is missing. Other files in it are
                 neither counted nor touched.
             max_bytes: Largest sum of the sizes of its files, bytes.
 
@@ -102,9 +104,9 @@ class FrameCache:
         self._is_writing = True
         self._has_evicted = False
         self._unseen_bytes = 0
-        """Written by this process since it last looked at the directory."""
+        """Bytes that this process wrote since it last looked at the directory."""
         self._allowance_bytes = 0
-        """What it may write until it looks again."""
+        """Bytes that it may write until it looks again."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -113,7 +115,7 @@ class FrameCache:
             ) from error
 
     def holds(self, key: bytes) -> bool:
-        """Whether there is a complete file for the key, its frames not checked."""
+        """Tell whether there is a complete file for the key; its frames are not checked."""
         try:
             with self._path(key).open("rb", buffering=0) as file:
                 return _read_header(file, key) is not None
@@ -121,11 +123,11 @@ class FrameCache:
             return False
 
     def read(self, key: bytes) -> npt.NDArray[np.uint8] | None:
-        """Frames uint8 [n, S, S, 3] as they were written, or None where they are not there."""
+        """Return frames uint8 [n, S, S, 3] as they were written; None where they are missing."""
         path = self._path(key)
         try:
-            # Not memory-mapped: the checksum reads every byte anyway, and a mapped file that
-            # is cut off by someone kills the process.
+            # A mapped file that someone truncates would kill the process, and the checksum
+            # reads every byte anyway.
             with path.open("rb", buffering=0) as file:
                 header = _read_header(file, key)
                 if header is None:
@@ -138,17 +140,17 @@ class FrameCache:
                     return None
         except OSError:
             return None
-        # The time of modification serves as that of the last use, because many file systems
-        # are mounted without times of access. A cache that is read-only is still read.
+        # The time of modification serves as that of the last use: many file systems keep no
+        # times of access. A read-only cache is read all the same.
         with suppress(OSError):
             os.utime(path)
         return frames
 
     def write(self, key: bytes, frames: npt.NDArray[np.uint8]) -> None:
-        """Keep frames uint8 [n, S, S, 3], making room for them.
+        """Write frames uint8 [n, S, S, 3], after making room for them.
 
-        Does not fail: where the disk is full or cannot be written, it says so in a warning
-        and this process writes no more.
+        It does not fail. Where the disk is full or cannot be written, it logs a warning, and
+        this process writes no more.
         """
         num_bytes = _START + frames.nbytes
         if not self._is_writing or num_bytes > self.max_bytes:
@@ -176,12 +178,11 @@ class FrameCache:
         return self.directory / digits[:2] / f"{digits[2:]}.frames"
 
     def _make_room(self, num_bytes: int) -> None:
-        """Remove what was used longest ago, if ``num_bytes`` more would not fit.
+        """Remove the files used longest ago, if ``num_bytes`` more would not fit.
 
-        Looking at a directory of 10,000 files takes as long as decoding a short video, so it
-        is not done for every file: only after this process has written a sixteenth of what
-        it last found free. That way 16 processes that do not know of each other cannot
-        exceed the bound.
+        A look at a directory of 10,000 files takes as long as decoding a short video. So this
+        process looks only after it has written a sixteenth of what it last found free. Hence
+        16 processes that do not know of each other cannot exceed the bound.
         """
         self._unseen_bytes += num_bytes
         if self._unseen_bytes <= self._allowance_bytes:
@@ -197,7 +198,7 @@ class FrameCache:
                     self.directory,
                     f"{self.max_bytes:,}",
                 )
-            # Some room more, or every file from now on would need a look.
+            # Make some room more, or every later file would need a look.
             goal = self.max_bytes - self.max_bytes // _SHARE_UNSEEN
             for entry in _evictable(entries):
                 if total <= goal:
@@ -221,7 +222,7 @@ class FrameCache:
 
 
 def _evictable(entries: list[_Entry]) -> list[_Entry]:
-    """Those used longest ago first, without what is just being written."""
+    """Sort files by last use, oldest first, without those that are being written."""
     abandoned_s = time.time() - _ABANDONED_AFTER_S
     return sorted(
         (e for e in entries if not e.path.name.startswith(".") or e.used_s < abandoned_s),
@@ -230,9 +231,9 @@ def _evictable(entries: list[_Entry]) -> list[_Entry]:
 
 
 def _read_header(file: BinaryIO, key: bytes) -> tuple[tuple[int, int, int, int], int, int] | None:
-    """The shape of the frames, the checksum of the header alone, and that of the whole.
+    """Return the shape of the frames, the header's checksum, and the expected one of the whole.
 
-    None where the file is not that of the key, of this version and complete.
+    Returns None where the file has another key or version, or is incomplete.
     """
     packed = file.read(_START)
     if len(packed) != _START:
@@ -241,7 +242,7 @@ def _read_header(file: BinaryIO, key: bytes) -> tuple[tuple[int, int, int, int],
     magic, version, found_key, count, side = _HEADER.unpack(header)
     if (magic, version, found_key) != (_MAGIC, _VERSION, key):
         return None
-    # Before anything is allocated: a damaged header can claim any size.
+    # Check before anything is allocated: a damaged header can claim any size.
     if os.fstat(file.fileno()).st_size != _START + count * side * side * 3:
         return None
     (expected,) = _CHECKSUM.unpack(packed[_HEADER.size :])

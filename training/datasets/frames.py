@@ -1,7 +1,8 @@
-"""Frames of a split's videos, and which of the videos can be read at all."""
+"""Frames of a split's videos, and a check of which videos can be read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import signal
@@ -21,41 +22,70 @@ from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.video import VideoReading, check_reader, read_frames
 from xclip_deploy.training.datasets.frame_cache import FrameCache, frame_key
 
+_ALL_FRAMES = 1_000_000
+"""Largest number of frames where all are read: 11 days at one a second."""
+
 
 @dataclass(frozen=True)
 class FrameSource:
-    """How frames are read. Can be sent to other processes."""
+    """Reader of frames, through a cache if there is one. It can be sent to other processes."""
 
     reading: VideoReading
     cache: FrameCache | None = None
+    slice_position: int = 2
+    """Frames of a video with more than ``max_frames``: 0 its first, 1 its last, 2 evenly spaced."""
 
     def __post_init__(self) -> None:
-        """Raise MissingExtraError here, and not in a worker process."""
+        """Check the reader: MissingExtraError is raised here, not in a worker process."""
         check_reader(self.reading)
 
     def read(self, video: SplitVideo) -> npt.NDArray[np.uint8]:
-        """Sampled frames, uint8 RGB [n, S, S, 3] with ``1 <= n <= max_frames``.
+        """Return sampled frames, uint8 RGB [n, S, S, 3] with ``1 <= n <= max_frames``.
 
-        Raises VideoError, naming the file, where no frame of it can be read, and what else
-        ``read_video`` raises.
+        Raises VideoError, which names the file, where no frame can be read. Other errors are
+        those of ``read_video``.
         """
-        reading = self.reading.until(video.end_s)
-        key = _key(video, reading)
+        key = self._key(video)
         if self.cache is None or key is None:
-            return read_frames(video.path, reading).frames
+            return self._decode(video)
         frames = self.cache.read(key)
         if frames is None:
-            frames = read_frames(video.path, reading).frames
-            # Had the file changed meanwhile, the frames might be of neither state.
-            if _key(video, reading) == key:
+            frames = self._decode(video)
+            # If the file changed meanwhile, the frames may be of neither state.
+            if self._key(video) == key:
                 self.cache.write(key, frames)
         return frames
 
+    def _decode(self, video: SplitVideo) -> npt.NDArray[np.uint8]:
+        frames = read_frames(video.path, self._reading(video)).frames
+        most = self.reading.sampling.max_frames
+        if self.slice_position == 2 or len(frames) <= most:
+            return frames
+        return np.ascontiguousarray(frames[:most] if self.slice_position == 0 else frames[-most:])
+
+    def _reading(self, video: SplitVideo) -> VideoReading:
+        reading = self.reading.until(video.end_s)
+        if self.slice_position == 2:
+            return reading
+        # The others choose among all candidates, which are read first.
+        sampling = reading.sampling.model_copy(update={"max_frames": _ALL_FRAMES})
+        return replace(reading, sampling=sampling)
+
+    def _key(self, video: SplitVideo) -> bytes | None:
+        try:
+            key = frame_key(video.path, self._reading(video))
+        except OSError:
+            return None  # reading the video will raise the right error
+        if self.slice_position == 2:
+            return key
+        part = f" {self.slice_position} {self.reading.sampling.max_frames}"
+        return hashlib.sha256(key + part.encode()).digest()
+
     def why_unreadable(self, video: SplitVideo) -> str | None:
-        """In one line, why no frame can be read; None where one can. Fills the cache."""
-        key = _key(video, self.reading.until(video.end_s))
+        """Say in one line why no frame can be read; None where one can. Fills the cache."""
+        key = self._key(video)
         if self.cache is not None and key is not None and self.cache.holds(key):
-            return None  # it has been decoded, as it still is
+            return None  # the file was decoded, and is unchanged
         try:
             self.read(video)
         except VideoError as error:
@@ -75,19 +105,19 @@ class UnreadableVideo:
 
 @dataclass(frozen=True)
 class ReadReport:
-    """Which videos of a split cannot be used."""
+    """Videos of a split that cannot be used."""
 
     split: str
     """Name of the split."""
     num_videos: int
-    """Annotated videos, missing ones included."""
+    """Number of annotated videos, with missing ones."""
     missing: tuple[str, ...]
-    """Ids of those without a file."""
+    """Ids of videos without a file."""
     unreadable: tuple[UnreadableVideo, ...]
 
     @property
     def unreadable_share(self) -> float:
-        """Unreadable videos among those that have a file, 0 to 1."""
+        """Share of unreadable videos among those that have a file, 0 to 1."""
         return len(self.unreadable) / max(1, self.num_videos - len(self.missing))
 
     def write(self, path: Path) -> None:
@@ -118,11 +148,11 @@ def check_videos(
     first check of a dataset takes long.
 
     Args:
-        split: The videos.
-        source: How they are read.
-        num_workers: Processes that read; 0: this one does. They start as new interpreters, so
-            that a script must keep its work under ``if __name__ == "__main__"``.
-        on_progress: Called after every video; those that cannot be read have failed.
+        split: Split whose videos are read.
+        source: Reader of the frames.
+        num_workers: Processes that read; 0 reads in this one. They start as new interpreters,
+            so that a script must keep its work under ``if __name__ == "__main__"``.
+        on_progress: Called after every video; it counts unreadable ones as failed.
 
     Returns:
         The report, the same for any number of workers.
@@ -144,11 +174,11 @@ def check_videos(
 
 
 def without_unreadable(split: Split, report: ReadReport, max_unreadable_share: float) -> Split:
-    """The split without its unreadable videos and their captions.
+    """Return the split without its unreadable videos and their captions.
 
     Args:
-        split: As it was checked.
-        report: What ``check_videos`` found.
+        split: Split that was checked.
+        report: Result of ``check_videos``.
         max_unreadable_share: Largest share of unreadable videos among those that have a file,
             0 to 1.
 
@@ -178,11 +208,24 @@ def without_unreadable(split: Split, report: ReadReport, max_unreadable_share: f
     )
 
 
-def _key(video: SplitVideo, reading: VideoReading) -> bytes | None:
-    try:
-        return frame_key(video.path, reading)
-    except OSError:
-        return None  # reading the video will say what is wrong with it
+def draws(stream: tuple[int, ...], count: int) -> npt.NDArray[np.uint64]:
+    """Return ``count`` random numbers of 64 bits, a function of ``stream`` alone."""
+    # NumPy promises the same stream of a bit generator in all versions.
+    numbers: npt.NDArray[np.uint64] = np.random.PCG64(
+        np.random.SeedSequence(list(stream))
+    ).random_raw(count)
+    return numbers
+
+
+def in_order(
+    frames: npt.NDArray[np.uint8], frame_order: int, stream: tuple[int, ...]
+) -> npt.NDArray[np.uint8]:
+    """Return frames [n, S, S, 3] in time (0), backwards (1) or shuffled (2) by ``stream``."""
+    if frame_order == 0:
+        return frames
+    if frame_order == 1:
+        return np.ascontiguousarray(frames[::-1])
+    return frames[np.argsort(draws(stream, len(frames)), kind="stable")]
 
 
 def _refusal(report: ReadReport, max_share: float) -> str:
@@ -198,14 +241,14 @@ def _refusal(report: ReadReport, max_share: float) -> str:
 def _reasons(
     videos: tuple[SplitVideo, ...], source: FrameSource, num_workers: int
 ) -> Iterator[tuple[SplitVideo, str | None]]:
-    """Every video with the reason why it is unreadable, in their order."""
+    """Yield every video, in order, with the reason why it is unreadable, or None."""
     if num_workers == 0:
         for video in videos:
             yield video, source.why_unreadable(video)
         return
     pool = ProcessPoolExecutor(
         num_workers,
-        # A forked copy of a process that runs threads can hang in a lock that one of them held.
+        # A forked copy can hang in a lock that a thread of this process held.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(source,),
@@ -226,12 +269,12 @@ def _reasons(
 
 
 _worker_source: FrameSource | None = None
-"""Of a worker process: one for all of its videos, as its cache counts what it writes."""
+"""Source of a worker process, one for all its videos: its cache counts what it writes."""
 
 
 def _start_worker(source: FrameSource) -> None:
     global _worker_source
-    # Ctrl-C reaches every process of the terminal; the one that started the workers ends them.
+    # Ctrl-C reaches every process of the terminal; the main process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker_source = source
 

@@ -1,4 +1,4 @@
-"""``xclip-deploy bench``."""
+"""The command ``xclip-deploy bench``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_table, step_progress
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.display import print_json, print_table, say, step_progress
+from xclip_deploy.cli.options import (
+    Command,
+    PathArgument,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.benchmark import Benchmark
@@ -27,14 +31,14 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
     return sizes
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "--session",
     "sessions",
     multiple=True,
-    metavar="KEY=VALUE,…",
-    help="Measure a session with these options: device, backend, precision, threads and more, "
+    metavar="KEY=VALUE,...",
+    help="Measure a session with these options: device, backend, precision, threads and others, "
     "such as device=cpu,precision=fp16,threads=2. Repeat it to compare sessions.  "
     "[default: all that this machine offers]",
 )
@@ -108,14 +112,14 @@ def command(
 ) -> None:
     """Measure how fast BUNDLE (default: xclip-bundle) runs on this machine.
 
-    Prints latency, throughput and memory of every graph, with the sessions side by side.
+    It prints latency, throughput and memory of each graph, with the sessions side by side.
     """
     import xclip_deploy
     from xclip_deploy.runtime.benchmark.picture import draw_benchmark, import_matplotlib
     from xclip_deploy.runtime.manifest import Graph
 
     if plot is not None:
-        # Now rather than after minutes of measuring.
+        # Check this before minutes of measuring.
         if not plot.absolute().parent.is_dir():
             raise click.UsageError(f"--plot {plot}: expected a file in a folder that is there")
         import_matplotlib()
@@ -145,7 +149,7 @@ def command(
         _print(result)
     if plot is not None:
         draw_benchmark(result, plot)
-        click.echo(f"wrote {plot}", err=as_json)
+        say(f"wrote {plot}", err=as_json)
 
 
 def _session(text: str) -> SessionOptions:
@@ -154,7 +158,7 @@ def _session(text: str) -> SessionOptions:
 
     from xclip_deploy.runtime.sessions import SessionOptions
 
-    # What a word on the command line can stand for, by the kind of the field's default.
+    # The type of a field says how its value on the command line is read.
     known = {
         each.name: each.type for each in fields(SessionOptions) if each.name != "provider_options"
     }
@@ -189,13 +193,13 @@ def _print(result: Benchmark) -> None:
     memory = "" if machine.memory_bytes is None else f", {machine.memory_bytes / 2**30:.0f} GiB"
     gpus = ", ".join(machine.gpus) or "no GPU"
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    click.echo(f"{result.bundle}: {result.model}")
-    click.echo(
+    say(f"{result.bundle}: {result.model}")
+    say(
         f"{machine.cpu}, {machine.cores} cores{memory}, {gpus}; {machine.system}; load before "
         f"{machine.load_average:g}"
     )
-    click.echo(versions)
-    click.echo()
+    say(versions)
+    say()
     loaded = {(each.session, each.graph): each for each in result.loadings}
     rows: list[tuple[str, ...]] = []
     for each in result.measurements:
@@ -216,10 +220,10 @@ def _print(result: Benchmark) -> None:
                "peak MB", "opened in")  # fmt: skip
     print_table(headers, rows, right=(1, 3, 4, 5, 6, 7, 8, 9))
     if machine.load_average > machine.cores:
-        click.echo(
-            f"note: {machine.load_average:g} processes wanted the {machine.cores} cores before "
-            "the run; on an idle machine it would be faster"
+        say(
+            f"note: {machine.load_average:g} processes competed for the {machine.cores} cores "
+            "before the run; an idle machine would be faster"
         )
     for skipped in result.skipped:
         options = ",".join(f"{name}={value}" for name, value in skipped.options.items())
-        click.echo(f"left out: {options}: {skipped.reason}")
+        say(f"left out: {options}: {skipped.reason}")

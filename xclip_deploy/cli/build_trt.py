@@ -1,4 +1,4 @@
-"""``xclip-deploy build-trt``."""
+"""The command ``xclip-deploy build-trt``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import engine_progress, print_json, print_table
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.display import engine_progress, print_json, print_table, say
+from xclip_deploy.cli.options import (
+    Command,
+    PathArgument,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from xclip_deploy.export.tensorrt import BatchRange, BuildResult, DryRun
@@ -40,7 +44,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
         raise click.BadParameter(str(error), ctx=ctx, param=param) from error
 
 
-@click.command("build-trt")
+@click.command("build-trt", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "--fp16", "precision", flag_value="fp16", default="fp16", help="Build FP16 engines.  [default]"
@@ -57,8 +61,8 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
     type=click.Choice(["auto", "tensorrt", "rtx"]),
     default="auto",
     show_default=True,
-    help="Build for this library. tensorrt serves data-centre GPUs and builds on the GPU; rtx is "
-    "TensorRT-RTX and builds anywhere.",
+    help="Build for this library. tensorrt serves data-centre GPUs and builds on the GPU. rtx is "
+    "TensorRT-RTX, for RTX GPUs, and builds anywhere.",
 )
 @click.option(
     "--video-batch",
@@ -146,7 +150,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Parse the graphs and report what TensorRT refuses; build nothing.",
+    help="Parse the graphs and report the operators that TensorRT refuses; build nothing.",
 )
 @json_option
 def command(
@@ -171,8 +175,8 @@ def command(
 ) -> None:
     """Build the three TensorRT engines of BUNDLE (default: xclip-bundle).
 
-    The old engines stay until the new ones are whole and, on a GPU, tested; Ctrl-C keeps them.
-    An option that the library does not have is refused.
+    The old engines stay until the new ones are complete and, on a GPU, tested. Ctrl-C keeps
+    the old ones. An option that the library does not have is an error.
     """
     from xclip_deploy.export import tensorrt
     from xclip_deploy.export.tensorrt.options import parse_compute_capabilities
@@ -231,13 +235,13 @@ def _print_dry_run(parsed: DryRun, *, as_json: bool) -> None:
     refused = []
     for graph, parse in parsed.graphs.items():
         if not parse.unsupported:
-            click.echo(f"{graph.value}: {parsed.library} takes all of it ({parse.layers} layers)")
+            say(f"{graph.value}: {parsed.library} takes all of it ({parse.layers} layers)")
         refused += [(graph.value, one.node, one.operator, one.reason) for one in parse.unsupported]
     if refused:
         print_table(("graph", "node", "operator", "why it is refused"), refused)
-        click.echo(f"{parsed.library} refuses {len(refused)} operators; nothing was built")
+        say(f"{parsed.library} refuses {len(refused)} operators; nothing was built")
     else:
-        click.echo("nothing was built; leave out --dry-run to build")
+        say("nothing was built; leave out --dry-run to build")
 
 
 def _print_result(result: BuildResult, *, as_json: bool) -> None:
@@ -271,11 +275,9 @@ def _print_result(result: BuildResult, *, as_json: bool) -> None:
     headers = ("engine", "size", "built in", "fused attention", "profile", "GPU memory")
     print_table(headers, rows, right=(1, 2, 3, 5))
     for note in result.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     if not result.is_new:
-        click.echo(
-            f"{result.path} is up to date (built {engine_set.created_utc}); --force builds anyway"
-        )
+        say(f"{result.path} is up to date (built {engine_set.created_utc}); --force builds anyway")
         return
     tested = "run on this GPU" if engine_set.self_tested else "not run, as there is no GPU for them"
-    click.echo(f"wrote {result.path} ({tested})")
+    say(f"wrote {result.path} ({tested})")

@@ -1,11 +1,12 @@
-"""Tables and progress for people. Progress goes to standard error."""
+"""Tables, texts and progress bars for people. Progress goes to standard error."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,53 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from xclip_deploy.export.tensorrt import BuildStep
     from xclip_deploy.runtime.manifest import Manifest, ParityRecord
     from xclip_deploy.runtime.progress import Progress, ProgressFunction
+    from xclip_deploy.runtime.retriever import Retriever
+
+
+MAX_LINE = 1000
+"""Longest line of a message, in characters."""
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines for people, escaped, each of 1,000 characters at most.
+
+    Everything that the command line prints goes through this function, ``print_table``,
+    ``print_fields`` or ``print_json``, which escape. ``err``: whether to take standard error.
+    """
+    from xclip_deploy.runtime.presentation import printable
+
+    _echo("\n".join(shortened(printable(line), MAX_LINE) for line in lines), err=err)
+
+
+def print_fields(rows: Iterable[tuple[str, str]], width: int) -> None:
+    """Print a line for each name and value, escaped. ``width``: columns of the names."""
+    from xclip_deploy.runtime.presentation import printable
+
+    for name, value in rows:
+        _echo(f"{printable(name) + ':':<{width}}{printable(value)}")
 
 
 def print_json(content: object) -> None:
-    """Print ``content`` as JSON for a program."""
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    """Print ``content`` as JSON on standard output."""
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+    _echo(_json_text(content, ascii_only=not encoding.startswith("utf")))
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    # Without a file, click would write UTF-8 to an ASCII stream.
+    click.echo(text, file=sys.stderr if err else sys.stdout)
+
+
+def _json_text(content: object, *, ascii_only: bool = False) -> str:
+    from xclip_deploy.runtime.presentation import UNPRINTABLE
+
+    text = json.dumps(content, indent=2, ensure_ascii=ascii_only)
+    # The only newlines are those of the indentation.
+    return "\n".join(
+        UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n")
+    )
 
 
 def write_json(path: Path, content: object) -> None:
@@ -28,11 +68,23 @@ def write_json(path: Path, content: object) -> None:
     from xclip_deploy.errors import InvalidArgumentError
     from xclip_deploy.runtime.files import replace_text
 
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     try:
-        replace_text(path, text)
+        replace_text(path, _json_text(content) + "\n")
     except OSError as error:
         raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def warn_of_cuts(retriever: Retriever, what: str, texts: Sequence[str]) -> None:
+    """Say on standard error which texts are longer than the model reads. ``what``: names one."""
+    max_words = retriever.model.config.max_words
+    for text, cut in zip(texts, retriever.model.count_cut(texts), strict=True):
+        if cut:
+            # Without the start and end token, which nobody typed.
+            say(
+                f"warning: {what} {' '.join(text.split())[:40]!r}… is longer than the "
+                f"{max_words - 2} tokens that the model reads; its last {cut} were not read",
+                err=True,
+            )
 
 
 def print_table(
@@ -44,37 +96,32 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    # Into a file or pipe there is no width to fit: nothing is cut there.
+    from xclip_deploy.runtime.presentation import printable
+
+    # A file or pipe has no width to fit, so nothing is cut there.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, header in enumerate(headers):
         justify = "right" if number in right else "left"
         table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        # As Text, in which brackets are no markup and colons no emoji.
-        table.add_row(*(Text(cell) for cell in row))
+        # Text takes brackets and colons literally; a str could hold markup and emoji.
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
 
 
 def name_of(video_id: str) -> str:
-    """Return an id as people read it: a path below the current directory as seen from there."""
+    """Return an id for people: a path below the current directory, relative to it."""
     try:
         return str(Path(video_id).relative_to(Path.cwd()))
     except ValueError:
         return video_id
 
 
-def duration_text(seconds: float | None) -> str:
-    """Return a duration as people write it, ``1:02:03``; nothing for None."""
-    if seconds is None:
-        return ""
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
-
-
 def shortened(text: str, width: int) -> str:
     """Return a text in at most ``width`` columns of a terminal, cut in the middle."""
+    if len(text) <= width // 2:  # no character takes more than two columns
+        return text
     from rich.cells import cell_len
 
     if cell_len(text) <= width:
@@ -88,7 +135,7 @@ def shortened(text: str, width: int) -> str:
 def print_parity(records: Sequence[ParityRecord]) -> None:
     """Print how far each output of each graph is from PyTorch.
 
-    What is allowed is the largest error of embeddings, the root mean square of scores.
+    The column "allowed" bounds the largest error of embeddings, and the RMS error of scores.
     """
     rows = [
         (
@@ -109,14 +156,14 @@ def print_parity(records: Sequence[ParityRecord]) -> None:
         record.precision.value for record in records if record.method.value == "rounded"
     )
     if rounded:
-        click.echo(
-            f"{', '.join(rounded)}: computed in FP32, each result rounded to the precision, as "
-            "ONNX Runtime cannot run these graphs"
+        say(
+            f"{', '.join(rounded)}: ONNX Runtime cannot run these graphs; they were computed in "
+            "FP32, with each result rounded to the precision"
         )
 
 
 def print_graph_sizes(manifest: Manifest) -> None:
-    """Print the size of each graph in each precision, weights beside it included."""
+    """Print the size of each graph in each precision, with its external weights."""
     rows = []
     for graph, first in next(iter(manifest.graphs.values())).items():
         whole = _graph_bytes(manifest, first.file)
@@ -124,7 +171,7 @@ def print_graph_sizes(manifest: Manifest) -> None:
         for specs in manifest.graphs.values():
             size = _graph_bytes(manifest, specs[graph].file)
             share = f"{size / whole:.0%}"
-            # A scorer computes in FP32 whatever the precision: its size hardly differs.
+            # A scorer computes in FP32 in every precision, so its size hardly differs.
             note = "" if share == "100%" else f" ({share})"
             cells.append((f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB") + note)
         rows.append((graph.value, *cells))
@@ -133,7 +180,7 @@ def print_graph_sizes(manifest: Manifest) -> None:
 
 
 def _graph_bytes(manifest: Manifest, file: str) -> int:
-    # Weights over 2 GB stand beside the graph, in files that begin with its name.
+    # Weights over 2 GB lie beside the graph, in files whose names begin with the graph's.
     return sum(
         record.size_bytes for name, record in manifest.files.items() if name.startswith(file)
     )
@@ -141,9 +188,9 @@ def _graph_bytes(manifest: Manifest, file: str) -> int:
 
 @contextmanager
 def step_progress() -> Iterator[ProgressFunction]:
-    """Progress over named steps, as exports and builds report them.
+    """Show progress over named steps, as exports and builds report them.
 
-    A bar on a terminal; elsewhere a line for each finished step, with its seconds.
+    A terminal shows a bar. Other outputs get a line for each finished step, with its seconds.
     """
     if sys.stderr.isatty():
         from rich.console import Console
@@ -173,7 +220,7 @@ def step_progress() -> Iterator[ProgressFunction]:
         now_s = time.monotonic()
         if running:
             place = f"[{progress.done}/{progress.total}]"
-            click.echo(f"{place} {running}: {now_s - started_s:.1f} s", err=True)
+            say(f"{place} {running}: {now_s - started_s:.1f} s", err=True)
         started_s, running = now_s, progress.note
 
     yield write
@@ -181,7 +228,7 @@ def step_progress() -> Iterator[ProgressFunction]:
 
 @contextmanager
 def encoding_progress() -> Iterator[ProgressFunction]:
-    """A bar for videos and one for captions on a terminal; elsewhere nothing."""
+    """Show a bar for videos and one for captions on a terminal, and nothing elsewhere."""
     if not sys.stderr.isatty():
         from xclip_deploy.runtime.progress import ignore_progress
 
@@ -203,23 +250,24 @@ def encoding_progress() -> Iterator[ProgressFunction]:
 
 
 @contextmanager
-def engine_progress() -> Iterator[Callable[[BuildStep], None]]:
-    """A bar for every engine on a terminal; elsewhere a line for each finished one."""
+def engine_progress() -> Iterator[ProgressFunction]:
+    """Show a bar for each engine on a terminal, and a line for each finished one elsewhere."""
     started_s = time.monotonic()
     if not sys.stderr.isatty():
 
-        def write(step: BuildStep) -> None:
+        def write(step: Progress) -> None:
             nonlocal started_s
             if step.fraction == 1:
                 now_s = time.monotonic()
-                label = f"[{step.number + 1}/{step.total}] {step.graph.value}"
-                click.echo(f"{label}: {now_s - started_s:.1f} s", err=True)
+                label = f"[{step.done + 1}/{step.total}] {step.step}"
+                say(f"{label}: {now_s - started_s:.1f} s", err=True)
                 started_s = now_s
 
         yield write
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bars
     from rich.progress import TimeElapsedColumn as Elapsed
 
     columns = (
@@ -229,13 +277,13 @@ def engine_progress() -> Iterator[Callable[[BuildStep], None]]:
         Elapsed(),
         TextColumn("{task.fields[phase]}", style="dim"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def draw(step: BuildStep) -> None:
-            name = step.graph.value
+        def draw(step: Progress) -> None:
+            name = step.step
             if name not in tasks:
                 tasks[name] = bars.add_task(f"{name:<13}", total=1.0, phase="")
-            bars.update(tasks[name], completed=step.fraction, phase=step.phase)
+            bars.update(tasks[name], completed=step.fraction, phase=step.note)
 
         yield draw

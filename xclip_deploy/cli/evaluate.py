@@ -1,4 +1,4 @@
-"""``xclip-deploy evaluate``."""
+"""The command ``xclip-deploy evaluate``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import encoding_progress, print_json, print_table, write_json
+from xclip_deploy.cli.display import encoding_progress, print_json, print_table, say, write_json
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     json_option,
     reader_option,
     session_options,
+    weights_option,
     workers_option,
 )
 
@@ -23,13 +25,13 @@ if TYPE_CHECKING:
     from xclip_deploy.training.checkpoints import CheckpointOptions
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Command)
 @click.argument("model", type=PathArgument())
 @click.option(
     "--dataset",
     required=True,
-    help="Read this dataset: msrvtt, msvd, lsmdc, didemo or activitynet; or folder, for captions "
-    "in a CSV or JSONL file.",
+    help="Read this dataset: msrvtt, msvd, lsmdc, didemo, activitynet, or folder. The last takes "
+    "captions from a CSV or JSONL file.",
 )
 @click.option(
     "--annotations",
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dual-softmax",
     is_flag=True,
-    help="Report the metrics after a dual softmax over all queries of the split too.",
+    help="Also report the metrics after a dual softmax over all queries of the split.",
 )
 @click.option(
     "--dual-softmax-temperature",
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     type=click.Choice(["quick_gelu", "gelu"]),
     help="Set the activation of CLIP's MLPs; only for checkpoints.",
 )
+@weights_option
 @click.option("-o", "--output", type=PathArgument(), help="Write the result to this JSON file.")
 @json_option
 def command(
@@ -121,19 +124,20 @@ def command(
     max_words: int | None,
     max_frames: int | None,
     activation: str | None,
+    weights: str | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
     """Measure how well MODEL finds videos by their captions, and captions by their videos.
 
-    MODEL is a bundle, or a checkpoint of a kind that `xclip-deploy export` reads. A checkpoint
-    runs in PyTorch, in FP32, and takes no --backend and no --device-id.
+    MODEL is a bundle, or a checkpoint that `xclip-deploy export` reads. A checkpoint runs in
+    PyTorch, in FP32, and accepts neither --backend nor --device-id.
     """
     import xclip_deploy
     from xclip_deploy.runtime.datasets import open_dataset
 
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        # Now rather than after hours of encoding.
+        # Check this before hours of encoding.
         raise click.UsageError(f"--output {output}: expected a file in a folder that is there")
     opened = open_dataset(dataset, split, annotations, videos, max_missing_share=max_missing_share)
     with encoding_progress() as progress:
@@ -147,7 +151,7 @@ def command(
             workers=workers,
             reader=reader,  # type: ignore[arg-type]
             max_batch=batch_size,
-            options=_options(max_words, max_frames, activation),
+            options=_options(max_words, max_frames, activation, weights),
             frames_per_second=frames_per_second,
             progress=progress,
         )
@@ -157,14 +161,14 @@ def command(
         _print(evaluation)
     if output is not None:
         write_json(output, evaluation.to_dict())
-        click.echo(f"wrote {output}", err=as_json)
+        say(f"wrote {output}", err=as_json)
 
 
 def _options(
-    max_words: int | None, max_frames: int | None, activation: str | None
+    max_words: int | None, max_frames: int | None, activation: str | None, weights: str | None
 ) -> CheckpointOptions | None:
-    """Return None where none was given: a bundle takes none, and runs without PyTorch."""
-    if max_words is None and max_frames is None and activation is None:
+    """Return the options that were given, or None: a bundle takes none and needs no PyTorch."""
+    if (max_words, max_frames, activation, weights) == (None, None, None, None):
         return None
     import xclip_deploy
     from xclip_deploy.runtime.model_config import Activation
@@ -173,24 +177,30 @@ def _options(
         max_words=max_words,
         max_frames=max_frames,
         activation=None if activation is None else Activation(activation),
+        weights=weights,
     )
 
 
 def _print(evaluation: Evaluation) -> None:
     for video in evaluation.unreadable:
-        click.echo(f"unreadable: {video.reason}")  # which begins with the path
+        say(f"unreadable: {video.reason}")  # the reason begins with the path
     for video in evaluation.damaged:
-        click.echo(f"damaged: {video.path}: {video.reason}")
+        say(f"damaged: {video.path}: {video.reason}")
     if evaluation.missing:
         names = ", ".join(evaluation.missing[:5])
         more = len(evaluation.missing) - 5
-        click.echo(f"missing: {names}{f' and {more} more' if more > 0 else ''}")
+        say(f"missing: {names}{f' and {more} more' if more > 0 else ''}")
+    if evaluation.truncated_captions:
+        say(
+            f"cut: {evaluation.truncated_captions} of {evaluation.num_captions} captions, which "
+            f"are longer than the {evaluation.max_words} tokens that the model reads"
+        )
     rows = _rows("", evaluation.metrics)
     if evaluation.dual_softmax is not None:
         rows += _rows(" (dual softmax)", evaluation.dual_softmax)
     print_table(("", "R@1", "R@5", "R@10", "MdR", "MnR", "queries"), rows, right=range(1, 7))
     model = evaluation.model
-    click.echo(
+    say(
         f"{evaluation.split}: {evaluation.num_videos} videos, {evaluation.num_captions} captions; "
         f"left out: {len(evaluation.missing)} without a file, "
         f"{len(evaluation.unreadable)} unreadable; {model.kind} in {model.precision} "

@@ -1,4 +1,4 @@
-"""``xclip-deploy explain``."""
+"""The command ``xclip-deploy explain``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json
+from xclip_deploy.cli.display import print_json, say, warn_of_cuts
 from xclip_deploy.cli.gallery import find_video
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     bundle_option,
     gallery_option,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.sessions import SessionOptions
 
 
-@click.command("explain")
+@click.command("explain", cls=Command)
 @click.argument("query")
 @click.argument("videos", nargs=-1)
 @bundle_option
@@ -46,8 +47,8 @@ def command(
 ) -> None:
     """Explain in words and in a picture why a video has its score for QUERY.
 
-    VIDEOS names one video of the gallery, by its id or file. Name two to learn why one ranks
-    above the other, or none to explain the best hit.
+    VIDEOS are ids or files of the gallery. One video is explained by itself. Two are compared:
+    why does one rank above the other? Without VIDEOS, the best hit is explained.
     """
     import xclip_deploy
 
@@ -57,6 +58,7 @@ def command(
         ids = [find_video(retriever.gallery, video).id for video in videos] or _best(
             query, retriever
         )
+        warn_of_cuts(retriever, "the query", [query])
         explanation = retriever.explain(query, *ids)
         if output is None and not as_json:
             output = Path("explain.png")
@@ -65,8 +67,8 @@ def command(
     if as_json:
         print_json(explanation.to_dict())
         return
-    click.echo(str(explanation))
-    click.echo(f"wrote {output}")
+    say(str(explanation))
+    say(f"wrote {output}")
 
 
 def _best(query: str, retriever: Retriever) -> list[str]:

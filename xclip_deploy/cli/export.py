@@ -1,4 +1,4 @@
-"""``xclip-deploy export``."""
+"""The command ``xclip-deploy export``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ from pathlib import Path
 
 import click
 
-from xclip_deploy.cli.display import (
-    print_graph_sizes,
-    print_json,
-    print_parity,
-    step_progress,
-)
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.display import print_graph_sizes, print_json, print_parity, say, step_progress
+from xclip_deploy.cli.options import Command, PathArgument, json_option, weights_option
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("checkpoint", type=PathArgument())
 @click.option(
     "-o",
@@ -25,6 +20,7 @@ from xclip_deploy.cli.options import PathArgument, json_option
     show_default=True,
     help="Write the bundle to this directory, and replace an older one there.",
 )
+@weights_option
 @click.option(
     "--max-words",
     type=click.IntRange(min=3),
@@ -43,6 +39,11 @@ from xclip_deploy.cli.options import PathArgument, json_option
     default=1.0,
     show_default=True,
     help="Sample this many frames per second of video.",
+)
+@click.option(
+    "--square-pixels",
+    is_flag=True,
+    help="Show anamorphic video in its true proportions. Published models were trained without.",
 )
 @click.option(
     "--activation",
@@ -69,25 +70,27 @@ from xclip_deploy.cli.options import PathArgument, json_option
     "--mask-padding",
     is_flag=True,
     default=None,
-    help="Ignore padded words and frames in the scorer. Give it only for models trained so.",
+    help="Ignore padded words and frames in the scorer. Use it only for models trained so.",
 )
 @click.option(
     "--bf16",
     is_flag=True,
-    help="Write BF16 graphs too, for build-trt --bf16; ONNX Runtime does not run them.",
+    help="Also write BF16 graphs, for build-trt --bf16; ONNX Runtime does not run them.",
 )
 @click.option(
     "--int8",
     is_flag=True,
-    help="Write INT8 encoders too, for the CPU: they are smaller, faster and less exact.",
+    help="Also write INT8 encoders, for the CPU; they are smaller, faster and less exact.",
 )
 @json_option
 def command(
     checkpoint: Path,
     output: Path,
+    weights: str | None,
     max_words: int | None,
     max_frames: int | None,
     frames_per_second: float,
+    square_pixels: bool,
     activation: str | None,
     temporal_head: str | None,
     vision_heads: int | None,
@@ -100,7 +103,7 @@ def command(
     """Export CHECKPOINT to a bundle of ONNX graphs in FP32 and FP16.
 
     CHECKPOINT is a file or folder of X-CLIP, CLIP4Clip, OpenAI CLIP, Hugging Face CLIP or
-    open_clip. The bundle takes its place only if its graphs agree with PyTorch; `xclip-deploy
+    open_clip. The bundle is put in place only if its graphs agree with PyTorch. `xclip-deploy
     verify` compares them again, on your own videos and captions.
     """
     import xclip_deploy
@@ -120,8 +123,10 @@ def command(
                     vision_heads=vision_heads,
                     text_heads=text_heads,
                     mask_padding=mask_padding,
+                    weights=weights,
                 ),
                 frames_per_second=frames_per_second,
+                square_pixels=square_pixels,
                 bf16=bf16,
                 int8=int8,
                 progress=progress,
@@ -134,9 +139,9 @@ def command(
         print_json(result.bundle.manifest.model_dump(mode="json"))
         return
     print_parity(result.parity)
-    click.echo()
+    say()
     print_graph_sizes(result.bundle.manifest)
-    click.echo()
+    say()
     for note in result.notes:
-        click.echo(f"note: {note}")
-    click.echo(f"wrote {result.bundle.path}; next: xclip-deploy build-trt {result.bundle.path}")
+        say(f"note: {note}")
+    say(f"wrote {result.bundle.path}; next: xclip-deploy build-trt {result.bundle.path}")

@@ -1,4 +1,4 @@
-"""``xclip-deploy export-triton``."""
+"""The command ``xclip-deploy export-triton``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from pathlib import Path
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_table
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.display import print_json, print_table, say
+from xclip_deploy.cli.options import (
+    Command,
+    PathArgument,
+    json_option,
+)
 
 
-@click.command("export-triton")
+@click.command("export-triton", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "-o",
@@ -41,8 +45,8 @@ from xclip_deploy.cli.options import PathArgument, json_option
 )
 @click.option(
     "--engines",
-    help="Take the engine set in this folder, or of this name in the bundle. Needed where the "
-    "bundle has several.",
+    help="Take the engine set in this folder, or the one of this name in the bundle. A bundle "
+    "with several needs this option.",
 )
 @click.option(
     "--max-videos",
@@ -98,8 +102,8 @@ def command(
 ) -> None:
     """Write a Triton model repository from BUNDLE (default: xclip-bundle).
 
-    It serves the models video_encoder, text_encoder and scorer, and text_query, which takes raw
-    texts.
+    The server gets the models video_encoder, text_encoder and scorer, and the ensemble
+    text_query, which takes raw texts.
     """
     import xclip_deploy
     from xclip_deploy.runtime.manifest import Precision
@@ -130,13 +134,13 @@ def command(
         rows.append((model, f"{sum(record.size_bytes for record in files) / 1e6:.1f} MB"))
     print_table(("model", "size"), rows, right=(1,))
     where = f"backend {description.backend.value} on {description.device}"
-    click.echo(f"{where}, {description.precision.value}")
+    say(f"{where}, {description.precision.value}")
     if description.tensorrt_version is not None:
-        click.echo(
+        say(
             f"the server must have TensorRT {description.tensorrt_version}"
             f"{' or later' if description.server_arguments else ''} and a GPU that "
             f"{description.target} engines run on"
         )
-    click.echo("text_tokenizer needs xclip-deploy in the server's Python")
+    say("text_tokenizer needs xclip-deploy in the server's Python")
     words = [f"tritonserver --model-repository={result.path}", *description.server_arguments]
-    click.echo(f"wrote {result.path}; next: {' '.join(words)}")
+    say(f"wrote {result.path}; next: {' '.join(words)}")

@@ -1,4 +1,4 @@
-"""``xclip-deploy gallery``: what is in a gallery, without a model."""
+"""The commands ``xclip-deploy gallery …``, which need no model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import duration_text, name_of, print_json, print_table, shortened
+from xclip_deploy.cli.display import (
+    name_of,
+    print_fields,
+    print_json,
+    print_table,
+    say,
+    shortened,
+)
 from xclip_deploy.cli.options import gallery_option, json_option
+from xclip_deploy.runtime.presentation import printable, time_text
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery import Gallery, GalleryStats, GalleryVideo
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 _LIMIT = 20
 _METADATA_WIDTH = 30
 _GAP = 3
-"""Space between two columns of a table, as ``print_table`` leaves it."""
+"""Spaces that ``print_table`` leaves between two columns."""
 _LEAST_NAME_WIDTH = 20
 
 where_option = click.option(
@@ -32,7 +40,7 @@ where_option = click.option(
 
 
 class _InOrder(click.Group):
-    """A group whose help lists the commands in the order in which they stand here."""
+    """A group whose help lists the commands in the order of this file."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -47,7 +55,7 @@ def command(ctx: click.Context) -> None:
     These commands need neither a bundle nor its model.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        say(*ctx.get_help().split("\n"))
 
 
 @command.command("list", short_help="List videos with their metadata.")
@@ -58,7 +66,7 @@ def command(ctx: click.Context) -> None:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Pass over this many videos.",
+    help="Skip this many videos.",
 )
 @click.option(
     "--limit",
@@ -80,7 +88,7 @@ def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_jso
     matching = "" if where is None else " that match"
     if not videos:
         beyond = f"; expected an offset below {total}" if total else ""
-        click.echo(f"{gallery} holds {_count(total)}{matching}{beyond}")
+        say(f"{gallery} holds {_count(total)}{matching}{beyond}")
         return
     _print_videos(videos)
     line = f"{offset + 1} to {offset + len(videos)} of {_count(total)}{matching}"
@@ -89,15 +97,15 @@ def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_jso
         words += [] if where is None else ["--where", where]
         words += [] if limit == _LIMIT else ["--limit", str(limit)]
         line += f"; see more: {shlex.join([*words, '--offset', str(offset + len(videos))])}"
-    click.echo(line)
+    say(line)
 
 
-@command.command("show", short_help="Show all that is known of a video.")
+@command.command("show", short_help="Show everything known about a video.")
 @click.argument("video")
 @gallery_option
 @json_option
 def show_video(video: str, gallery: str, as_json: bool) -> None:
-    """Show all that is known of VIDEO, given by its id or by one of its files."""
+    """Show everything known about VIDEO, which is an id or one of its files."""
     with _opened(gallery) as opened:
         found = find_video(opened, video)
     if as_json:
@@ -106,11 +114,11 @@ def show_video(video: str, gallery: str, as_json: bool) -> None:
         _print_video(found)
 
 
-@command.command("stats", short_help="Sum up what is in the gallery.")
+@command.command("stats", short_help="Sum up the contents of the gallery.")
 @gallery_option
 @json_option
 def show_stats(gallery: str, as_json: bool) -> None:
-    """Sum up a gallery: its videos, files, duration, metadata, size, model and index."""
+    """Sum up the videos, files, duration, metadata, size, model and index of a gallery."""
     with _opened(gallery) as opened:
         stats = opened.stats()
     if as_json:
@@ -134,12 +142,12 @@ def remove_videos(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Remove VIDEOS, given by id or file, or all videos that match a filter.
+    """Remove VIDEOS, which are ids or files, or all videos that match a filter.
 
     If one of VIDEOS is not in the gallery, none is removed. The video files themselves stay.
     """
     if bool(videos) == (where is not None):
-        raise click.UsageError("expected either VIDEOS or --where, to say what to remove")
+        raise click.UsageError("expected either VIDEOS or --where")
     with _opened(gallery) as opened:
         if where is None:
             chosen = [find_video(opened, video) for video in dict.fromkeys(videos)]
@@ -162,9 +170,9 @@ def remove_videos(
     if dry_run:
         if chosen:
             _print_videos(chosen)
-        click.echo(f"{_count(len(ids))} would be removed from {gallery}, which holds {left}")
+        say(f"{_count(len(ids))} would be removed from {gallery}, which holds {left}")
         return
-    click.echo(f"{_count(removed)} removed; {gallery} holds {left}")
+    say(f"{_count(removed)} removed; {gallery} holds {left}")
 
 
 @command.command("optimize", short_help="Compact the gallery and build its index.")
@@ -174,27 +182,25 @@ def remove_videos(
     type=click.FloatRange(min=0),
     default=60,
     show_default=True,
-    help="Keep replaced data for this many minutes, as running searches may still read it.",
+    help="Keep replaced data for this many minutes, because running searches may read it.",
 )
 @json_option
 def optimize(gallery: str, keep_minutes: float, as_json: bool) -> None:
     """Compact a gallery and, from 50,000 videos on, build its approximate index.
 
-    Run this after large changes. Searches continue meanwhile; other writers wait.
+    Run this after large changes. Searches continue meanwhile, and other writers wait.
     """
     import time
 
     started_s = time.monotonic()
     with _opened(gallery) as opened:
-        opened.optimize(
-            lambda progress: click.echo(progress.note, err=True), keep_s=60 * keep_minutes
-        )
+        opened.optimize(lambda progress: say(progress.note, err=True), keep_s=60 * keep_minutes)
         videos = len(opened)
     seconds = time.monotonic() - started_s
     if as_json:
         print_json({"gallery": gallery, "videos": videos, "seconds": round(seconds, 3)})
     else:
-        click.echo(f"{gallery}: {_count(videos)}, {seconds:.1f} s")
+        say(f"{gallery}: {_count(videos)}, {seconds:.1f} s")
 
 
 @command.command("verify", short_help="Check everything that is stored against its checksums.")
@@ -214,9 +220,9 @@ def verify(gallery: str, as_json: bool) -> None:
         print_json({"gallery": gallery, "is_whole": found.is_whole, **found.to_dict()})
     else:
         for name in found.damaged_videos:
-            click.echo(f"damaged: {name_of(name)}")
+            say(f"damaged: {name_of(name)}")
         for name in found.damaged_files:
-            click.echo(f"damaged: {name_of(name)}")
+            say(f"damaged: {name_of(name)}")
     if not found.is_whole:
         damaged = len(found.damaged_videos) + len(found.damaged_files)
         raise GalleryIntegrityError(
@@ -224,7 +230,7 @@ def verify(gallery: str, as_json: bool) -> None:
             f"xclip-deploy gallery rescue --gallery {shlex.quote(place)} --output NEW_GALLERY"
         )
     if not as_json:
-        click.echo(f"{gallery}: {_count(found.num_videos)}, all whole")
+        say(f"{gallery}: {_count(found.num_videos)}, all whole")
 
 
 @command.command("rescue", short_help="Copy what is whole out of a damaged gallery.")
@@ -249,14 +255,14 @@ def rescue(gallery: str, output: str, as_json: bool) -> None:
         print_json({"gallery": gallery, **found.to_dict()})
         return
     for name in found.lost:
-        click.echo(f"lost: {name_of(name)}")
+        say(f"lost: {name_of(name)}")
     if found.committed_version not in (None, found.version):
-        click.echo(
+        say(
             f"version {found.committed_version} is lost; version {found.version} was read", err=True
         )
     if found.deletions_lost:
-        click.echo("a list of removed videos is lost: removed ones may be back", err=True)
-    click.echo(
+        say("a list of removed videos is lost: removed ones may be back", err=True)
+    say(
         f"{_count(found.num_videos)} copied to {output}, {len(found.lost)} lost; to index those "
         f"again run: xclip-deploy index VIDEOS --gallery {shlex.quote(output)}"
     )
@@ -277,26 +283,28 @@ def upgrade(gallery: str, as_json: bool) -> None:
     if as_json:
         print_json({"gallery": gallery, "videos": count})
     else:
-        click.echo(f"{gallery}: {_count(count)}, upgraded")
+        say(f"{gallery}: {_count(count)}, upgraded")
 
 
 def find_video(gallery: Gallery, name: str) -> GalleryVideo:
     """Find a video by its id or by the path of one of its files.
 
-    Raises GalleryError where there is none, InvalidArgumentError for an empty name.
+    Raises:
+        GalleryError: The gallery has no such video.
+        InvalidArgumentError: The name is empty.
     """
     from xclip_deploy.errors import GalleryError, InvalidArgumentError
 
     if not name:
         raise InvalidArgumentError("a video is ''; expected an id of the gallery, or a file")
-    # The id of a video is the absolute path of its file, unless it was given another.
+    # A video's id is the absolute path of its file, unless the caller chose another.
     absolute = str(Path(name).absolute())
     names = list(dict.fromkeys((name, absolute, os.path.normpath(absolute))))
     found = gallery.snapshot().find(names)
     for each in names:
         if each in found:
             return gallery.get(each)
-    # Files of the same content share a video, whose id is the path of the first.
+    # Files with the same content share one video, whose id is the path of the first.
     for video in gallery.snapshot().listing():
         if any(file.path in names for file in video.files):
             return gallery.get(video.id)
@@ -318,15 +326,15 @@ def _opened(gallery: str) -> Iterator[Gallery]:
 
 
 def _is_confirmed(count: int, gallery: str) -> bool:
-    """Ask on the terminal. Raises InvalidArgumentError where there is none."""
+    """Ask on the terminal. Raises InvalidArgumentError without a terminal."""
     from xclip_deploy.errors import InvalidArgumentError
 
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise InvalidArgumentError(
             f"{_count(count)} of {gallery} match, and there is no terminal to ask on; to remove "
             "them add --yes, to list them add --dry-run"
         )
-    return click.confirm(f"Remove {_count(count)} from {gallery}?", err=True)
+    return click.confirm(printable(f"Remove {_count(count)} from {gallery}?"), err=True)
 
 
 def _count(videos: int) -> str:
@@ -334,10 +342,10 @@ def _count(videos: int) -> str:
 
 
 def _print_videos(videos: Sequence[GalleryVideo]) -> None:
-    """Print a table, as wide as the terminal; elsewhere nothing is cut."""
+    """Print a table. On a terminal, cut names and metadata to its width."""
     headers = ("video", "duration", "metadata")
     names = [name_of(video.id) for video in videos]
-    durations = [duration_text(video.duration_s) for video in videos]
+    durations = [time_text(video.duration_s) for video in videos]
     metadata = [
         ", ".join(f"{name}={value}" for name, value in video.metadata.items()) for video in videos
     ]
@@ -368,12 +376,12 @@ def _print_video(video: GalleryVideo) -> None:
     if video.content_sha256 is not None:
         rows.append(("SHA-256", video.content_sha256))
     if video.duration_s is not None:
-        duration = f"{duration_text(video.duration_s)} ({video.duration_s:.3f} s)"
+        duration = f"{time_text(video.duration_s)} ({video.duration_s:.3f} s)"
         rows.append(("duration", duration))
     times = ", ".join(f"{time:.1f}" for time in video.frame_times_s)
     rows.append(("frames", f"{len(video.frame_times_s)}, at {times} s"))
     rows += [("metadata", f"{name} = {value}") for name, value in video.metadata.items()]
-    _print_rows(rows)
+    print_fields(rows, 14)
 
 
 def _print_stats(stats: GalleryStats) -> None:
@@ -381,16 +389,11 @@ def _print_stats(stats: GalleryStats) -> None:
         ("gallery", stats.uri or "in memory"),
         ("videos", f"{stats.num_videos:,}"),
         ("files", f"{stats.num_files:,}"),
-        ("duration", duration_text(stats.total_duration_s)),
+        ("duration", time_text(stats.total_duration_s)),
     ]
     if stats.size_bytes is not None:
         rows.append(("size on disk", f"{stats.size_bytes / 1e6:.1f} MB"))
     rows.append(("model", stats.fingerprint[:16]))
     rows.append(("index", "approximate" if stats.has_index else "none: every video is compared"))
     rows += [("metadata", f"{name} ({kind})") for name, kind in stats.metadata.items()]
-    _print_rows(rows)
-
-
-def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    for name, value in rows:
-        click.echo(f"{name + ':':<14}{value}")
+    print_fields(rows, 14)

@@ -1,4 +1,4 @@
-"""``xclip-deploy index``."""
+"""The command ``xclip-deploy index``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json, write_json
+from xclip_deploy.cli.display import print_json, say, write_json
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     bundle_option,
     gallery_option,
@@ -19,10 +20,11 @@ from xclip_deploy.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from xclip_deploy.runtime.indexing import IndexReport
     from xclip_deploy.runtime.sessions import SessionOptions
 
 
-@click.command("index")
+@click.command("index", cls=Command)
 @click.argument("paths", nargs=-1, required=True, type=PathArgument())
 @bundle_option
 @gallery_option
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     type=click.Choice(["update", "skip", "replace", "error"]),
     default="update",
     show_default=True,
-    help="Treat a video that the gallery has in this way: update encodes it again if it changed, "
-    "skip leaves it, replace always encodes it again, error stops before anything is read.",
+    help="Treat a video that the gallery already has in this way: update encodes it again if it "
+    "changed, skip leaves it, replace always encodes it again, error stops before reading.",
 )
 @click.option(
     "--prune", is_flag=True, help="Remove videos whose files are gone from the folders given."
@@ -72,15 +74,16 @@ def command(
 ) -> None:
     """Bring a gallery up to date with PATHS.
 
-    PATHS are videos, folders with all videos below them, .txt lists of files, and .csv or
-    .jsonl tables with a column "file" and metadata in the others. A video that cannot be read
-    is reported, and the rest goes on. An interruption keeps what was committed before it.
+    PATHS are videos, folders, .txt lists of files, and .csv or .jsonl tables. A folder stands
+    for all videos below it. A table has a column "file"; its other columns are metadata.
+    An unreadable video is reported, and the rest are indexed. An interruption keeps what was
+    committed before it.
     """
     import xclip_deploy
     from xclip_deploy.errors import InvalidArgumentError, VideoError
 
     if report_path is not None and not report_path.absolute().parent.is_dir():
-        # Now rather than after hours of indexing.
+        # Check this before hours of indexing.
         raise InvalidArgumentError(f"{report_path} cannot be written: no such folder")
     with xclip_deploy.Retriever(
         bundle,
@@ -100,7 +103,7 @@ def command(
                 progress=True,
             )
         except KeyboardInterrupt:
-            click.echo(f"kept {len(retriever) - before} videos in {gallery}", err=True)
+            say(f"kept {len(retriever) - before} videos in {gallery}", err=True)
             raise
         total = len(retriever)
     content = {"gallery": str(gallery), "videos": total, **report.to_dict()}
@@ -109,7 +112,21 @@ def command(
     if as_json:
         print_json(content)
     else:
-        click.echo(f"{report}; {gallery} holds {total} videos")
+        _print(report, f"{gallery} holds {total} videos")
     done = report.added or report.skipped or report.duplicates
-    if report.failed and (strict or not done):
+    # A folder that was given and of which no file was taken is a mistake whatever else was.
+    given = {str(path.absolute()) for path in paths if path.is_dir()}
+    has_failed_folder = any(video.path in given for video in report.failed)
+    if report.failed and (strict or not done or has_failed_folder):
         raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")
+
+
+def _print(report: IndexReport, total: str) -> None:
+    from xclip_deploy.runtime.presentation import printable
+
+    text = str(report)
+    names = [words for v in (*report.failed, *report.warnings) for words in (v.path, v.reason)]
+    for words in (*names, *report.passed_over):
+        # A newline in a name must not end the line.
+        text = text.replace(words, printable(words))
+    say(*f"{text}; {total}".split("\n"))

@@ -1,4 +1,4 @@
-"""``xclip-deploy inspect``."""
+"""The command ``xclip-deploy inspect``."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_parity, print_table
-from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.display import print_fields, print_json, print_parity, print_table, say
+from xclip_deploy.cli.options import (
+    Command,
+    PathArgument,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.bundle import Bundle
     from xclip_deploy.runtime.engine_set import EngineSet
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option("--verify", is_flag=True, help="Check every file against its SHA-256.")
 @json_option
 def command(bundle: Path, verify: bool, as_json: bool) -> None:
     """Show what is in BUNDLE (default: xclip-bundle).
 
-    Prints the model, its graphs, their agreement with PyTorch, the engines and the certificate.
+    It prints the model, its graphs, their agreement with PyTorch, the engines and the
+    certificate.
     """
     import xclip_deploy
     from xclip_deploy.export.verification.certificate import read_certificate
@@ -44,11 +49,11 @@ def command(bundle: Path, verify: bool, as_json: bool) -> None:
     _print_model(opened)
     _print_graphs(opened)
     print_parity(opened.manifest.parity)
-    click.echo()
+    say()
     _print_engines(engines)
     _print_certificate(opened)
     if verify:
-        click.echo(f"all {len(opened.manifest.files)} files are as they were exported")
+        say(f"all {len(opened.manifest.files)} files are as exported")
 
 
 def _print_model(bundle: Bundle) -> None:
@@ -71,9 +76,8 @@ def _print_model(bundle: Bundle) -> None:
         ("exported", f"{source.created_utc} with torch {source.versions.get('torch', '?')}"),
         *(("note", note) for note in source.notes),
     ]
-    for name, value in rows:
-        click.echo(f"{name + ':':<13}{value}")
-    click.echo()
+    print_fields(rows, 13)
+    say()
 
 
 def _print_graphs(bundle: Bundle) -> None:
@@ -90,12 +94,12 @@ def _print_graphs(bundle: Bundle) -> None:
                 dtypes = [getattr(spec, side)[number].dtype.value for spec in specs]
                 rows.append((f"  {tensor.name}", side[:-1], shape, *dtypes))
     print_table(("graph", "", "shape", *(precision.value for precision in precisions)), rows)
-    click.echo()
+    say()
 
 
 def _print_engines(engines: dict[Path, EngineSet]) -> None:
     if not engines:
-        click.echo("engines:     none; run: xclip-deploy build-trt --fp16")
+        say("engines:     none; run: xclip-deploy build-trt --fp16")
         return
     rows = [
         (
@@ -119,18 +123,18 @@ def _print_certificate(bundle: Bundle) -> None:
     try:
         certificate = read_certificate(bundle)
     except BundleError as error:
-        click.echo(f"certificate: {error}")
+        say(f"certificate: {error}")
         return
     if certificate is None:
-        click.echo(f"certificate: none; run: {command}")
+        say(f"certificate: none; run: {command}")
     elif not certificate.fits(bundle):
-        click.echo(f"certificate: of another export; run: {command}")
+        say(f"certificate: of another export; run: {command}")
     else:
         verdict = "passed" if certificate.passed else "FAILED"
         runs = ", ".join(comparison.run.name for comparison in certificate.comparisons)
-        click.echo(
+        say(
             f"certificate: {verdict} {certificate.created_utc}: {runs} "
             f"against {certificate.reference.name}"
         )
         for failure in certificate.failures:
-            click.echo(f"  {failure}")
+            say(f"  {failure}")

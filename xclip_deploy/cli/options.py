@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -16,7 +17,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class PathArgument(click.Path):
-    """A path that is not empty: an empty one must not come to mean the current folder."""
+    """A path that can exist. An empty one is refused, as it would mean the current folder."""
 
     def __init__(self, *, exists: bool = False, dir_okay: bool = True) -> None:
         super().__init__(exists=exists, dir_okay=dir_okay, path_type=Path)
@@ -27,10 +28,40 @@ class PathArgument(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Any:  # noqa: ANN401 - click's
-        """Return the path. Raises BadParameter for an empty one."""
+        """Return the path. Raises BadParameter for an empty or too long one."""
         if not os.fspath(value):
             self.fail("found an empty path, expected the name of a file or folder", param, ctx)
+        try:
+            Path(value).lstat()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail(f"{value} is longer than a path can be", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Command(click.Command):
+    """A command that refuses options that exclude each other, such as --exact and --two-stage."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words of a command line. Raises UsageError for a contradiction."""
+        options = args[: args.index("--")] if "--" in args else args
+        for names in alternatives(self).values():
+            given = [name for name in names if name in options]
+            if len(given) > 1:
+                raise click.UsageError(
+                    f"{' and '.join(given)} exclude each other; expected one of them", ctx
+                )
+        return super().parse_args(ctx, args)
+
+
+def alternatives(command: click.Command) -> dict[str, list[str]]:
+    """Return the flags of each parameter that has several with different values."""
+    flags: dict[str, list[str]] = {}
+    for option in command.params:
+        if isinstance(option, click.Option) and option.is_flag and option.name:
+            names = [*option.opts[:1], *option.secondary_opts[:1]]
+            flags.setdefault(option.name, []).extend(names)
+    return {name: names for name, names in flags.items() if len(names) > 1}
 
 
 bundle_option: Decorator = click.option(
@@ -40,13 +71,13 @@ bundle_option: Decorator = click.option(
     show_default=True,
     help="Take the model from this bundle.",
 )
-# A text and no path: a path would make s3:/x of s3://x.
+# This is a string: a Path would turn s3://x into s3:/x.
 gallery_option: Decorator = click.option(
     "--gallery",
     metavar="PATH",
     default="xclip-gallery",
     show_default=True,
-    help="Use the gallery in this directory, or at this URI of LanceDB.",
+    help="Use the gallery in this directory, or at this LanceDB URI.",
 )
 reader_option: Decorator = click.option(
     "--reader",
@@ -63,6 +94,12 @@ workers_option: Decorator = click.option(
     type=click.IntRange(min=1),
     help="Decode this many videos at the same time.  [default: one per core]",
 )
+weights_option: Decorator = click.option(
+    "--weights",
+    metavar="NAME",
+    help="Take these weights of a checkpoint that holds several: raw; ema, their moving average; "
+    "or the name that they lie under, such as teacher.  [default: raw]",
+)
 threads_option: Decorator = click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -71,7 +108,7 @@ threads_option: Decorator = click.option(
 
 
 def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how sessions are opened; the command gets them as ``session``."""
+    """Add the options of sessions to a command, which gets them as ``session``."""
 
     @wraps(command)
     def with_session(
@@ -102,7 +139,7 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
-            help="Run on this device; auto takes a GPU where one can be used.",
+            help="Run on this device; auto takes a GPU if one can be used.",
         ),
         click.option(
             "--device-id",
@@ -117,7 +154,7 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="auto",
             show_default=True,
             help=f"Run the model with this backend. {backends}; auto takes engines that fit this "
-            "machine, else ONNX Runtime.",
+            "machine, or else ONNX Runtime.",
         ),
         click.option(
             "--precision",

@@ -1,4 +1,4 @@
-"""The ``xclip-deploy`` command: finding commands, showing errors, exit statuses."""
+"""The ``xclip-deploy`` program, which finds commands and turns errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from xclip_deploy import __version__
+from xclip_deploy.cli.display import say
+from xclip_deploy.cli.streams import READER_GONE_STATUS, ReaderGone, standard_streams
 from xclip_deploy.errors import XclipDeployError
 
-# Command name to module and what --help says of it. The modules are imported when their
-# command runs, so that one command does not pay for the libraries of another.
+# This maps a command's name to its module and its line in --help. A module is imported when its
+# command runs, so that one command does not load the libraries of another.
 _COMMANDS = {
     "train": ("train", "Train a model on videos with captions."),
     "export": ("export", "Export a checkpoint to a bundle of ONNX graphs."),
@@ -31,7 +34,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """A group that imports a command when it is asked for."""
+    """A group that imports a command when the command is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -45,6 +48,16 @@ class _Commands(click.Group):
         command: click.Command = module.command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's
+        """Run a command. Raises RuntimeError for a broken pipe, which click would pass over.
+
+        The pipe is another than standard output, whose failures are not OSErrors here.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise RuntimeError(f"a process or connection went away ({error})") from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
         with formatter.section("Commands"):
@@ -53,51 +66,75 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="xclip-deploy")
-@click.option("-v", "--verbose", is_flag=True, help="Show what the libraries report.")
-@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the log messages of the libraries.")
+@click.option("--traceback", is_flag=True, help="Show the traceback of an error.")
 def cli(verbose: bool, traceback: bool) -> None:
     """Take an X-CLIP video-text retrieval model from a checkpoint to search.
 
     Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
     4 checkpoint, 5 export, 6 bundle, 7 engine, 8 video, 9 device or session, 10 gallery,
-    11 dataset, 12 training, 13 verification, 130 interrupted.
+    11 dataset, 12 training, 13 verification, 14 standard output cannot be written (closed,
+    or a full disk), 130 interrupted, 141 the reader of standard output went away.
+
+    Messages go to standard error. If that is closed or full, they are lost, and the status
+    alone tells the result.
     """
     del traceback  # read by main()
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[_LogLines()])
+
+
+class _LogLines(logging.Handler):
+    """Log messages on standard error, escaped."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record in one line."""
+        try:
+            say(_one_line(self.format(record)), err=True)
+        except Exception:  # noqa: BLE001 - as every handler of logging does
+            self.handleError(record)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its status. ``arguments``: without the program."""
+    """Run the command line and exit with its status.
+
+    Args:
+        arguments: Words after the program's name; None takes those of the process.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    sys.exit(_run(arguments))
+    with standard_streams():
+        status = _run(arguments)
+    sys.exit(status)
 
 
 def _run(arguments: Sequence[str]) -> int:
     show_traceback = "--traceback" in arguments
     try:
-        # The option is welcome anywhere on the line, as it is thought of after the fact.
+        # Users add this option afterwards, so it may stand anywhere on the line.
         rest = [argument for argument in arguments if argument != "--traceback"]
         status = cli.main(rest or ["--help"], prog_name="xclip-deploy", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         return int(error.exit_code)
-    except click.Abort:
-        click.echo("interrupted", err=True)
+    except ReaderGone:
+        return READER_GONE_STATUS
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted", err=True)
         return 130
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "xclip-deploy"
-        click.echo(f"error: {_one_line(error.format_message())}; see: {command} --help", err=True)
+        say(f"error: {error.format_message()}; see: {command} --help", err=True)
         return error.exit_code
     except XclipDeployError as error:
         if show_traceback:
             raise
-        click.echo(f"error: {_one_line(error)}", err=True)
+        say(f"error: {error}", err=True)
         return error.exit_code
     except Exception as error:
         if show_traceback:
             raise
-        click.echo(
+        say(
             f"unexpected error: {type(error).__name__}: {_one_line(error)} "
             "(run again with --traceback to see where)",
             err=True,
@@ -107,4 +144,5 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _one_line(error: object) -> str:
+    """Return the text of a library, which may have several lines, as one."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""``xclip-deploy search``."""
+"""The command ``xclip-deploy search``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xclip_deploy.cli.display import name_of, print_json, print_table
+from xclip_deploy.cli.display import name_of, print_json, print_table, say, warn_of_cuts
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     bundle_option,
     gallery_option,
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.sessions import SessionOptions
 
 
-@click.command("search")
+@click.command("search", cls=Command)
 @click.argument("texts", nargs=-1)
 @click.option(
     "--video",
     type=PathArgument(),
-    help="Search by this video; with one text, for videos that fit both.",
+    help="Search by this video. With one text, search for videos that match both.",
 )
 @click.option("--image", type=PathArgument(), help="Search by this image.")
 @click.option(
@@ -37,11 +38,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Return at most this many videos.",
 )
+@click.option("--offset", type=click.IntRange(min=0), default=0, help="Skip this many results.")
 @click.option(
-    "--offset", type=click.IntRange(min=0), default=0, help="Pass over this many results."
-)
-@click.option(
-    "--where", help="Search only videos that match a filter: duration_s < 30 and source = 'cam1'."
+    "--where",
+    metavar="FILTER",
+    help="Search only the videos that match this filter: duration_s < 30 and source = 'cam1'.",
 )
 @click.option("--min-score", type=float, help="Leave out results with a lower score.")
 @click.option(
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 @click.option(
     "--exact/--two-stage",
     default=None,
-    help="Score every video, or the best candidates only.  [default: by the gallery's size]",
+    help="Score every video, or only the best candidates.  [default: by the gallery's size]",
 )
 @click.option(
     "--candidates", type=click.IntRange(min=1), help="Score this many candidates.  [default: 300]"
@@ -83,14 +84,13 @@ def command(
     session: SessionOptions,
     as_json: bool,
 ) -> None:
-    """Find videos that fit each of TEXTS, or that resemble a video or an image."""
+    """Find videos that match each of TEXTS, or that resemble a video or an image."""
     import xclip_deploy
+    from xclip_deploy.runtime.files import require_regular_file
     from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 
     if not (texts or video or image) or (image and (texts or video)) or (video and len(texts) > 1):
-        raise click.UsageError(
-            "give texts to search for, or --video, or one text with --video, or --image"
-        )
+        raise click.UsageError("expected texts, or --video, or one text with --video, or --image")
     if query_bank and not texts:
         raise click.UsageError("--query-bank calibrates the scores of texts; give one")
     options: dict[str, Any] = {
@@ -104,8 +104,10 @@ def command(
     }
     with xclip_deploy.Retriever(bundle, gallery, session=session) as retriever:
         if texts and query_bank:
+            require_regular_file(query_bank, "texts, one a line")
             lines = query_bank.read_text(encoding="utf-8").splitlines()
             bank = [line.strip() for line in lines if line.strip()]
+            warn_of_cuts(retriever, "a text of the query bank", bank)
             options["query_bank"] = retriever.query_bank(bank)
         if image is not None:
             found = [(str(image), retriever.search_by_image(image, **options))]
@@ -116,9 +118,10 @@ def command(
             found = [(f"{texts[0]} + {video}", results)]
         else:
             found = list(zip(texts, retriever.search_batch(texts, **options), strict=True))
+        warn_of_cuts(retriever, "the text", texts)
         is_empty = len(retriever) == 0
     if is_empty:
-        click.echo(
+        say(
             f"{gallery} holds no videos; run: xclip-deploy index VIDEOS --gallery {gallery}",
             err=True,
         )
@@ -130,6 +133,7 @@ def command(
                     "method": results.method,
                     "num_scored": results.num_scored,
                     "num_videos": results.num_videos,
+                    "truncated_tokens": results.truncated_tokens,
                     "results": [result.to_dict() for result in results],
                 }
                 for query, results in found
@@ -137,26 +141,24 @@ def command(
         )
         return
     for query, results in found:
-        click.echo(query)
+        say(query)
         if results:
             _print_results(results.hits)
-            click.echo(
-                f"{results.method}: {results.num_scored} of {results.num_videos} videos scored\n"
-            )
+            say(f"{results.method}: {results.num_scored} of {results.num_videos} videos scored", "")
         elif not is_empty:
-            click.echo("nothing found\n")
+            say("nothing found", "")
 
 
 def _print_results(results: Sequence[SearchResult]) -> None:
     from xclip_deploy.runtime.grains import Grain
+    from xclip_deploy.runtime.presentation import time_text
 
     found = dict.fromkeys(name for result in results for name in result.grains or ())
     shown = [Grain(name) for name in found]
     rows = []
     for result in results:
         grains = [f"{result.grains[grain.value]:.3f}" for grain in shown] if result.grains else []
-        minutes, seconds = divmod(result.best_frame_time_s, 60)
-        time = f"{int(minutes)}:{seconds:04.1f}"
+        time = time_text(result.best_frame_time_s, 1)
         rows.append((str(result.rank), f"{result.score:.3f}", *grains, time, name_of(result.id)))
     headers = ("#", "score", *(grain.spoken for grain in shown), "best frame", "video")
     print_table(headers, rows, right=range(len(headers) - 1))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_json
+from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import PathArgument
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     "--preset",
     help="Start from the settings of a published run: msrvtt, msvd, lsmdc, didemo or activitynet; "
     "or of demo, which trains a small model from random weights on videos made for it.",
+)
+@click.option(
+    "--recipe",
+    help="Change settings of the preset: published, for what the authors' code does where the "
+    "defaults do better.",
 )
 @click.option(
     "--config",
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def command(
     preset: str | None,
+    recipe: str | None,
     file: Path | None,
     overrides: tuple[str, ...],
     checkpoint: Path | None,
@@ -76,7 +82,7 @@ def command(
 
     \b
     To train on several GPUs:
-      torchrun --nproc-per-node N "$(which xclip-deploy)" train …
+      torchrun --nproc-per-node N "$(which xclip-deploy)" train ...
     """
     import xclip_deploy
 
@@ -86,11 +92,11 @@ def command(
         "data.videos": videos,
     }
     given = [f"{name}={json.dumps(str(value))}" for name, value in shortcuts.items() if value]
-    config = xclip_deploy.resolve_config(preset, file, [*overrides, *given])
+    config = xclip_deploy.resolve_config(preset, file, [*overrides, *given], recipe=recipe)
     if show_config:
         print_json(config.model_dump(mode="json"))
         return
-    train = xclip_deploy.train  # names the extra to install, before PyTorch is missed
+    train = xclip_deploy.train  # where PyTorch is missing, this names the extra to install
     from xclip_deploy.training.step import keep_freed_memory
 
     keep_freed_memory()
@@ -103,12 +109,12 @@ def command(
         print_json({"path": str(result.path), **summary, "metrics": result.metrics})
         return
     best = "" if result.best_recall is None else f", best validation R@1 {result.best_recall:.1f} %"
-    click.echo(f"{result.steps} steps done{best}; checkpoints and curves are in {result.path}")
+    say(f"{result.steps} steps done{best}; checkpoints and curves are in {result.path}")
 
 
 @contextmanager
 def _progress() -> Iterator[tuple[Callable[[StepReport], None], ProgressFunction]]:
-    """Show steps and preparations: bars on a terminal, elsewhere a line now and then."""
+    """Show steps and preparations: bars on a terminal, elsewhere a line at times."""
     if not sys.stderr.isatty():
         yield _write_step, _write_preparation
         return
@@ -141,7 +147,7 @@ def _progress() -> Iterator[tuple[Callable[[StepReport], None], ProgressFunction
 
 def _write_step(report: StepReport) -> None:
     if report.step % 50 == 0 or report.step in (1, report.total_steps):
-        click.echo(
+        say(
             f"step {report.step}/{report.total_steps} epoch {report.epoch}/{report.epochs} "
             f"loss {report.loss:.4f} lr {report.lr:.1e} (CLIP {report.clip_lr:.1e}) "
             f"{report.seconds:.2f} s",
@@ -151,4 +157,4 @@ def _write_step(report: StepReport) -> None:
 
 def _write_preparation(progress: Progress) -> None:
     if progress.done == progress.total:
-        click.echo(f"{progress.stage}: {progress.done}", err=True)
+        say(f"{progress.stage}: {progress.done}", err=True)

@@ -1,4 +1,4 @@
-"""``xclip-deploy verify``."""
+"""The command ``xclip-deploy verify``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xclip_deploy.cli.display import encoding_progress, print_json, print_table
+from xclip_deploy.cli.display import encoding_progress, print_json, print_table, say
 from xclip_deploy.cli.options import (
+    Command,
     PathArgument,
     json_option,
     reader_option,
     threads_option,
+    weights_option,
     workers_option,
 )
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from xclip_deploy.export.verification.certificate import RunComparison
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option(
     "--checkpoint",
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     help="Compare with this checkpoint in PyTorch, from which the bundle was exported.  "
     "[default: compare with the FP32 graphs]",
 )
+@weights_option
 @click.option(
     "--videos",
     type=PathArgument(),
@@ -97,6 +100,7 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     checkpoint: Path | None,
+    weights: str | None,
     videos: Path | None,
     captions: Path | None,
     dataset: str | None,
@@ -126,6 +130,7 @@ def command(
         certificate = xclip_deploy.verify_bundle(
             bundle,
             checkpoint=checkpoint,
+            weights=weights,
             **shown,
             output=output,
             report=report,
@@ -181,34 +186,34 @@ def _inputs(
 
 def _print(certificate: Certificate) -> None:
     for comparison in certificate.comparisons:
-        click.echo(f"{comparison.run.name} against {certificate.reference.name}")
+        say(f"{comparison.run.name} against {certificate.reference.name}")
         _print_tensors(comparison)
-        click.echo()
+        say()
     _print_rankings(certificate)
-    click.echo()
+    say()
     _print_costs(certificate)
     inputs = certificate.inputs
     videos = "drawn videos" if inputs.synthetic_videos else "videos"
     texts = "built-in texts" if inputs.built_in_texts else "texts"
-    click.echo(
+    say(
         f"{inputs.source}: {inputs.num_videos} {videos}, {inputs.num_texts} {texts}; left out: "
         f"{len(inputs.missing)} without a file, {len(inputs.unreadable)} unreadable"
     )
     for skipped in certificate.skipped:
-        click.echo(f"not run: {skipped.what}: {skipped.reason}")
+        say(f"not run: {skipped.what}: {skipped.reason}")
     for failure in certificate.failures:
-        click.echo(f"FAILED: {failure}")
+        say(f"FAILED: {failure}")
 
 
 def _print_written(folder: Path, report: bool | None) -> None:
     from xclip_deploy.export.verification.certificate import CERTIFICATE_NAME, REPORT_NAME
 
     if (folder / REPORT_NAME).is_file():
-        click.echo(f"wrote {folder / REPORT_NAME} and {CERTIFICATE_NAME}")
+        say(f"wrote {folder / REPORT_NAME} and {CERTIFICATE_NAME}")
         return
-    click.echo(f"wrote {folder / CERTIFICATE_NAME}")
+    say(f"wrote {folder / CERTIFICATE_NAME}")
     if report is None:
-        click.echo("no report: matplotlib is missing; run: pip install 'xclip-deploy[plot]'")
+        say("no report: matplotlib is missing; run: pip install 'xclip-deploy[plot]'")
 
 
 def _print_tensors(comparison: RunComparison) -> None:

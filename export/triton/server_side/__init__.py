@@ -1,5 +1,5 @@
-"""What Triton's Python backend runs: each file here is copied into a repository as ``model.py``.
+"""Code that Triton's Python backend runs. Each file here becomes a ``model.py`` of a repository.
 
-They are loaded by the server, in its Python, and by their file alone: nothing of this package
-may be imported in them but ``xclip_deploy.runtime``, where the server has it.
+The server loads each file by itself, in its own Python. The files may import nothing of this
+package but ``xclip_deploy.runtime``, where the server has it.
 """

@@ -1,8 +1,7 @@
-"""One ONNX graph on ONNX Runtime's CPU provider, in Triton's Python backend.
+"""Run one ONNX graph on ONNX Runtime's CPU provider, in Triton's Python backend.
 
-For servers without Triton's own ONNX Runtime backend. Tensors pass through shared memory and
-Python on their way; where that backend is there, it is the faster one. The server's Python
-needs onnxruntime.
+This serves servers without Triton's own ONNX Runtime backend, which is faster: here tensors pass
+through shared memory and Python. The server's Python needs onnxruntime.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ class TritonPythonModel:
     """The graph ``model.onnx`` beside this file."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Called once by the server. ``args``: see Triton's Python backend."""
-        # Exists in the server alone.
+        """Load the graph. The server calls this once; see Triton's Python backend for ``args``."""
+        # The module exists in the server alone.
         import triton_python_backend_utils
 
         self._server: Any = triton_python_backend_utils
@@ -44,7 +43,7 @@ class TritonPythonModel:
         self._is_batched = config["max_batch_size"] > 0
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer all requests, in one run of the graph where their first axis is a batch."""
+        """Answer all requests, in one run of the graph where the first axis is a batch."""
         given = [self._inputs(request) for request in requests]
         if not self._is_batched:
             return [self._response(self._run(inputs)) for inputs in given]
@@ -59,7 +58,7 @@ class TritonPythonModel:
         found = {}
         for name, rank in self._ranks.items():
             array = self._server.get_input_tensor_by_name(request, name).as_numpy()
-            # A graph's [batch] is [batch, 1] to the server, which knows no empty shape.
+            # The server has no empty shape: it gives a graph's [batch] as [batch, 1].
             found[name] = array.reshape(array.shape[:rank])
         return found
 

@@ -1,8 +1,8 @@
-"""Texts to token ids, in Triton's Python backend.
+"""Turn texts into token ids, in Triton's Python backend.
 
-Runs ``xclip_deploy.runtime``'s own tokenizer on the ``tokenizer.json`` beside this file, so that
-the server cannot cut texts otherwise than training and the Retriever do. The server's Python
-needs xclip-deploy (its light base install: no PyTorch, no ONNX Runtime).
+The tokenizer of ``xclip_deploy.runtime`` reads the ``tokenizer.json`` beside this file, so that the
+server cuts texts as training and the Retriever do. The server's Python needs xclip-deploy; the base
+install suffices (no PyTorch, no ONNX Runtime).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 
 class TritonPythonModel:
-    """``text`` [T, 1] → ``token_ids`` int32 [T, W] and ``num_words`` int32 [T, 1]."""
+    """Model from ``text`` [T, 1] to ``token_ids`` int32 [T, W] and ``num_words`` int32 [T, 1]."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Called once by the server. ``args``: see Triton's Python backend."""
-        # Exists in the server alone.
+        """Load the tokenizer. The server calls this once; see Triton's Python backend."""
+        # The module exists in the server alone.
         import triton_python_backend_utils
 
         try:
@@ -39,7 +39,7 @@ class TritonPythonModel:
         self._tokenizer = Tokenizer.open(folder / "tokenizer.json")
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request; a text that cannot be read fails its own request alone."""
+        """Answer each request. A text that cannot be read fails its own request alone."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:  # noqa: ANN401 - the server's types

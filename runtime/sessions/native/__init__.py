@@ -1,8 +1,8 @@
-"""Running TensorRT engines, of either flavour, on NVIDIA's own Python bindings alone.
+"""Run TensorRT engines of either flavour, on NVIDIA's own Python bindings alone.
 
-``cuda`` checks every call of the CUDA runtime; ``memory`` owns what is allocated; ``library``
-finds TensorRT; ``engine_choice`` takes the engine set that fits; ``engine`` loads one plan;
-``lane`` is one stream with its buffers and execution contexts; ``runner`` is the session;
-``gallery`` keeps embeddings on the GPU between searches; ``backend`` puts them together.
-Nothing here imports CUDA or TensorRT before a session is opened.
+``cuda`` checks every call of the CUDA runtime. ``memory`` owns all allocations. ``library`` finds
+TensorRT. ``engine_choice`` chooses the engine set that fits. ``engine`` loads one plan. ``lane`` is
+one stream with its buffers and execution contexts. ``runner`` is the session. ``gallery`` keeps
+embeddings on the GPU between searches. ``backend`` combines them. Nothing here imports CUDA or
+TensorRT before a session is opened.
 """

@@ -1,4 +1,4 @@
-"""The backends on TensorRT engines: one for each flavour of the library."""
+"""The backends for TensorRT engines, one for each flavour of the library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import cast
 from xclip_deploy.errors import DriverError, XclipDeployError
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.engine_set import EngineSet, Flavour, engine_file, engine_sets
+from xclip_deploy.runtime.engine_set import (
+    EngineSet,
+    Flavour,
+    engine_file,
+    engine_sets,
+    why_not_rtx,
+)
 from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, TensorSpec
 from xclip_deploy.runtime.sessions.backend import (
     Backend,
@@ -37,7 +43,7 @@ _ARITHMETICS = {
 
 
 class _Engines(Backend):
-    """Engines of one flavour, as ``xclip-deploy build-trt`` writes them."""
+    """Backend for engines of one flavour, as ``xclip-deploy build-trt`` writes them."""
 
     flavour: Flavour
     arithmetics: Mapping[Device, tuple[Arithmetic, ...]] = {"cuda": tuple(_ARITHMETICS.values())}
@@ -57,7 +63,9 @@ class _Engines(Backend):
             return f"its engines cannot be used: {error}"
         if not built:
             return "the bundle has no engines"
-        return None if self.flavour in built else f"the bundle has no {self.name} engines"
+        if self.flavour not in built:
+            return f"the bundle has no {self.name} engines"
+        return self._why_no_gpu_fits()
 
     def open(self, bundle: Bundle, options: SessionOptions, device: Device) -> GraphLoader:
         """See :meth:`Backend.open`."""
@@ -72,13 +80,17 @@ class _Engines(Backend):
         importlib.import_module(self.flavour.module_name)
 
     def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
-        """See :meth:`Backend.offers`: every engine set, not the one alone that fits best."""
-        missing = nvidia_driver.why_no_gpu()
+        """See :meth:`Backend.offers`. It lists every engine set, not only the best that fits."""
+        missing = nvidia_driver.why_no_gpu() or self._why_no_gpu_fits()
         for folder, engine_set in engine_sets(bundle).items():
             if engine_set.flavour is self.flavour:
                 options = options_of(engine_set)
                 options = SessionOptions(**{**vars(options), "engines": folder})
                 yield options if missing is None else Refusal(options, missing)
+
+    def _why_no_gpu_fits(self) -> str | None:
+        """Say why the library supports no GPU of this machine; None where it should."""
+        return None
 
 
 class TensorRTEngines(_Engines):
@@ -87,7 +99,7 @@ class TensorRTEngines(_Engines):
     name = "tensorrt"
     summary = "engines of build-trt for data-centre GPUs"
     flavour = Flavour.TENSORRT
-    # Where both fit, the one that was built on and for this very GPU.
+    # Where both flavours fit, this one comes first: it was built on and for this GPU.
     auto_rank: Mapping[Device, int] = {"cuda": 20}
 
 
@@ -99,9 +111,13 @@ class RtxEngines(_Engines):
     flavour = Flavour.RTX
     auto_rank: Mapping[Device, int] = {"cuda": 10}
 
+    def _why_no_gpu_fits(self) -> str | None:
+        reasons = [why_not_rtx(gpu.major, gpu.minor) for gpu in nvidia_driver.visible_gpus()]
+        return reasons[0] if reasons and all(reasons) else None
+
 
 def options_of(engine_set: EngineSet) -> SessionOptions:
-    """Return the options that ask for the kind of an engine set."""
+    """Return options that ask for the flavour and precision of an engine set."""
     return SessionOptions(
         device="cuda", precision=engine_set.precision.value, backend=engine_set.flavour.value
     )
@@ -110,7 +126,7 @@ def options_of(engine_set: EngineSet) -> SessionOptions:
 class EngineLoader(GraphLoader):
     """A GPU, a TensorRT library and an engine set that fit together.
 
-    One for a model: its sessions share the bound on memory.
+    A model has one of them. Its sessions share the bound on memory.
     """
 
     keeps_gallery = True
@@ -118,10 +134,10 @@ class EngineLoader(GraphLoader):
     def __init__(
         self, bundle: Bundle, flavour: Flavour, options: SessionOptions | None = None
     ) -> None:
-        """Find GPU, library and engines, without loading any.
+        """Find GPU, library and engines, without loading any engine.
 
-        Raises MissingExtraError where a library is not installed, DriverError, or EngineError
-        where no engines fit.
+        Raises MissingExtraError where a library is not installed, DriverError without a usable
+        GPU, and EngineError where no engines fit.
         """
         self._options = options or SessionOptions()
         self.library: Library = load_library(flavour)

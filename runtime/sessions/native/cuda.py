@@ -1,12 +1,12 @@
-"""The CUDA runtime, as far as it is needed here, with every status checked.
+"""Call the CUDA runtime, and check the status of every call.
 
-cuda-core (1.2.2) could stand in for part of this module, but would lose checks. Its errors name
-the status and not the function that failed. A failure while a resource is freed becomes a printed
-warning. ``DeviceMemoryResource`` is a stream-ordered pool without our bound, and may hold freed
-memory back from TensorRT. ``Device`` does not tell how much memory is free; its NVML part does,
-but numbers GPUs otherwise. TensorRT wants addresses and stream numbers, so ``Buffer`` and
-``GraphBuilder`` would need wrappers again. Compiled code calls the driver there: the stand-in
-device of the tests, and with it every test of a failing call, could not take the driver's place.
+cuda-core (1.2.2) could replace part of this module, but would lose checks. Its errors name the
+status but not the function that failed. A failure while a resource is freed becomes a printed
+warning. ``DeviceMemoryResource`` is a stream-ordered pool without our bound, and may withhold freed
+memory from TensorRT. ``Device`` does not tell how much memory is free; its NVML part does, but
+numbers GPUs in another order. TensorRT needs addresses and stream numbers, so ``Buffer`` and
+``GraphBuilder`` would need wrappers again. Its compiled code calls the driver: the stand-in device
+could not replace the driver there, and no test could make a call fail.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ FUNCTIONS = (
     "cudaStreamEndCapture",
     "cudaStreamSynchronize",
 )
-"""Every function of ``cuda.bindings.runtime`` that is called here."""
+"""All functions of ``cuda.bindings.runtime`` that this package calls."""
 
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """One GPU."""
+    """A GPU."""
 
     device_id: int
     name: str
@@ -58,7 +58,7 @@ class CudaDevice:
 
     @property
     def target(self) -> str:
-        """As engine sets name it: ``sm89``."""
+        """Name in engine sets: ``sm89``."""
         return "sm{}{}".format(*self.compute_capability)
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ class CudaDevice:
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of the CUDA runtime, and the number that TensorRT knows it by."""
+    """A stream of the CUDA runtime. ``int`` of it is the number that TensorRT takes."""
 
     handle: Any
 
@@ -76,23 +76,23 @@ class Stream:
 
 
 class CudaCallError(SessionError):
-    """A call of the CUDA runtime failed."""
+    """Failure of a call of the CUDA runtime."""
 
     def __init__(self, function: str, name: str, description: str) -> None:
         super().__init__(f"{function} failed with {name}: {description}")
         self.name = name
-        """Of the status: ``cudaErrorMemoryAllocation`` and the like."""
+        """Name of the status, such as ``cudaErrorMemoryAllocation``."""
 
 
 class Cuda:
     """The CUDA runtime on one device.
 
-    Which device is current belongs to a thread: whoever calls :meth:`select` first may then
-    call the rest. Every method raises CudaCallError with the function's and the status's name.
+    Each thread has a current device, so a thread calls :meth:`select` before other methods. Every
+    method raises CudaCallError with the names of the function and the status.
     """
 
     def __init__(self, api: Any, device_id: int = 0) -> None:  # noqa: ANN401 - untyped bindings
-        """Wrap ``cuda.bindings.runtime``, or what behaves as it does."""
+        """Wrap ``cuda.bindings.runtime``, or a stand-in for it."""
         self._api = api
         self.device_id = device_id
 
@@ -101,7 +101,7 @@ class Cuda:
         self._call("cudaSetDevice", self.device_id)
 
     def gpu(self) -> CudaDevice:
-        """What the device is."""
+        """Describe the device."""
         attributes = self._api.cudaDeviceAttr
         major = self._call(
             "cudaDeviceGetAttribute",
@@ -119,30 +119,30 @@ class Cuda:
         return CudaDevice(self.device_id, text.rstrip("\0"), (int(major), int(minor)))
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of device memory that are free, and that there are."""
+        """Return the free and the total device memory, bytes."""
         free, total = self._call("cudaMemGetInfo")
         return int(free), int(total)
 
     # -- memory ----------------------------------------------------------------------------
 
     def allocate(self, nbytes: int) -> int:
-        """Device memory, aligned to 256 bytes; its address."""
+        """Allocate device memory, aligned to 256 bytes, and return its address."""
         return int(self._call("cudaMalloc", nbytes))
 
     def free(self, address: int) -> None:
-        """Give back device memory."""
+        """Free device memory."""
         self._call("cudaFree", address)
 
     def allocate_pinned(self, nbytes: int) -> int:
-        """Host memory that stays in place, so that copies can run beside computing."""
+        """Allocate host memory that stays in place, so that copies run beside computation."""
         return int(self._call("cudaHostAlloc", nbytes, self._api.cudaHostAllocDefault))
 
     def free_pinned(self, address: int) -> None:
-        """Give back host memory."""
+        """Free pinned host memory."""
         self._call("cudaFreeHost", address)
 
     def copy_to_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
-        """Enqueue a copy from pinned host memory, which must stay as it is until then."""
+        """Enqueue a copy from pinned host memory, which must not change until it is done."""
         self._copy("cudaMemcpyHostToDevice", target, source, nbytes, stream)
 
     def copy_to_host(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
@@ -156,32 +156,32 @@ class Cuda:
     # -- streams ---------------------------------------------------------------------------
 
     def create_stream(self) -> Stream:
-        """A stream that does not wait for the default one."""
+        """Create a stream that does not wait for the default one."""
         return Stream(self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking))
 
     def synchronize(self, stream: Stream) -> None:
-        """Wait until all that was enqueued is done."""
+        """Wait until all enqueued work is done."""
         self._call("cudaStreamSynchronize", stream.handle)
 
     def destroy_stream(self, stream: Stream) -> None:
-        """Give back a stream."""
+        """Destroy a stream."""
         self._call("cudaStreamDestroy", stream.handle)
 
     # -- graphs ----------------------------------------------------------------------------
 
     def begin_capture(self, stream: Stream) -> None:
-        """Record what this thread enqueues from now on, instead of running it."""
-        # Of this thread alone: others may allocate meanwhile.
+        """Record the work that this thread enqueues from now on, instead of running it."""
+        # Capture this thread alone: others may allocate meanwhile.
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream.handle, mode)
 
     def end_capture(self, stream: Stream) -> Any:  # noqa: ANN401 - a handle of the bindings
-        """The recorded graph, ready to be launched."""
+        """End the recording and return the graph, ready to be launched."""
         graph = self._call("cudaStreamEndCapture", stream.handle)
         try:
             executable = self._call("cudaGraphInstantiate", graph, 0)
         except CudaCallError:
-            with suppress(CudaCallError):  # the first failure is the one to be raised
+            with suppress(CudaCallError):  # raise the first failure
                 self._call("cudaGraphDestroy", graph)
             raise
         try:
@@ -197,7 +197,7 @@ class Cuda:
         self._call("cudaGraphLaunch", graph, stream.handle)
 
     def destroy_graph(self, graph: Any) -> None:  # noqa: ANN401
-        """Give back a recorded graph."""
+        """Destroy a recorded graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     def _copy(self, kind: str, target: int, source: int, nbytes: int, stream: Stream) -> None:
@@ -209,11 +209,11 @@ class Cuda:
 
 
 def open_cuda(device_id: int = 0, extra: str = "rtx") -> Cuda:
-    """The CUDA runtime on a GPU, which is then the current device of this thread.
+    """Open the CUDA runtime on a GPU, and make it the current device of this thread.
 
-    ``extra``: what would install the bindings. Raises MissingExtraError without
-    ``cuda-bindings``, DriverError where there is no driver, no
-    such GPU, or a driver too old.
+    ``extra``: extra that installs the bindings. Raises MissingExtraError without
+    ``cuda-bindings``, and DriverError without a driver, without such a GPU, or where the driver is
+    too old.
     """
     try:
         api = importlib.import_module(_MODULE)
@@ -225,7 +225,7 @@ def open_cuda(device_id: int = 0, extra: str = "rtx") -> Cuda:
             "no NVIDIA driver is installed; install one for CUDA "
             f"{runtime[0]}.0 or newer, or use device='cpu'"
         )
-    # Within one major version, CUDA runs on the drivers of all its minor ones.
+    # Within one major version, CUDA runs on the drivers of all minor versions.
     if driver[0] < runtime[0]:
         raise DriverError(
             f"the NVIDIA driver is too old: it runs CUDA {_dotted(driver)}, and cuda-bindings "
@@ -252,7 +252,7 @@ def open_cuda(device_id: int = 0, extra: str = "rtx") -> Cuda:
 
 
 def _version(api: Any, function: str) -> tuple[int, int]:  # noqa: ANN401
-    """CUDA says 13050 for 13.5."""
+    """Ask for a version, which CUDA gives as 13050 for 13.5."""
     number = int(_checked(api, function, getattr(api, function)()))
     return number // 1000, number % 1000 // 10
 
@@ -262,7 +262,7 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def _checked(api: Any, function: str, answer: tuple[Any, ...]) -> Any:  # noqa: ANN401
-    """What a call returned beside its status: nothing, one value or a tuple."""
+    """Check a call's status and return its other results: None, one value or a tuple."""
     status, *values = answer
     if _status_name(status) != "cudaSuccess":
         description = api.cudaGetErrorString(status)[1]

@@ -1,4 +1,4 @@
-"""One plan, loaded: checked against its sidecar, and ready to give execution contexts."""
+"""Load one plan, check it against its sidecar, and make execution contexts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.engine_set import EngineRecord, Flavour
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.manifest import DType, Graph, TensorSpec
+from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaDevice, Stream
 from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, read_plan
 from xclip_deploy.runtime.sessions.native.library import Library
@@ -30,8 +31,8 @@ _DTYPES = {
 class Engine:
     """A deserialised plan and, with RTX, its runtime cache.
 
-    RTX compiles kernels when a context is made; the cache keeps them in a file beside the plan,
-    so that the next process starts faster. Each file is of one GPU architecture.
+    RTX compiles kernels when a context is made. The cache keeps them in a file beside the plan, so
+    that the next process starts faster. Each GPU architecture has a file of its own.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Engine:
     ) -> None:
         """Load one engine of a set.
 
-        Raises EngineError where the plan is damaged or TensorRT refuses it, DeviceMemoryError
+        Raises EngineError where the plan is damaged or TensorRT refuses it, and DeviceMemoryError
         where it does not fit.
         """
         self.graph = graph
@@ -55,7 +56,7 @@ class Engine:
         self.memory = memory
         self.cuda: Cuda = memory.cuda
         self.captures_graphs = cuda_graphs and library.flavour is Flavour.TENSORRT
-        """Whether runs are captured here. RTX does that by itself."""
+        """Whether lanes capture runs as CUDA graphs. RTX does that by itself."""
         self._chosen = chosen
         self._lock = threading.Lock()
         self._reserved_bytes = 0
@@ -78,19 +79,19 @@ class Engine:
 
     @property
     def scratch_bytes(self) -> int:
-        """Device memory that an execution context computes in."""
+        """Device memory of an execution context for scratch and activations."""
         return max(0, int(self._engine.device_memory_size_v2))
 
     @property
     def owns_scratch(self) -> bool:
-        """Whether a context comes with its own scratch memory, rather than being given it."""
+        """Whether a context allocates its scratch memory itself."""
         return self.library.flavour is Flavour.RTX
 
     def create_context(self, profile: int, scratch: int, stream: Stream) -> Any:  # noqa: ANN401
-        """An execution context for one profile.
+        """Create an execution context for one profile.
 
-        ``scratch``: address of ``scratch_bytes`` of device memory, which contexts that never
-        run at the same time may share; unused where ``owns_scratch``. Raises SessionError.
+        ``scratch``: address of ``scratch_bytes`` of device memory, unused where ``owns_scratch``.
+        Contexts that never run at the same time may share it. Raises SessionError.
         """
         with self._lock:
             self.library.forget_reasons()
@@ -108,7 +109,7 @@ class Engine:
             return context
 
     def save_cache(self) -> None:
-        """Write the runtime cache beside the plan, where it has something new.
+        """Write the runtime cache beside the plan, where it has changed.
 
         A folder that cannot be written to is no error: the next start only takes longer.
         """
@@ -126,14 +127,14 @@ class Engine:
             logger.info("%s cannot be written (%s)", self._cache_file, error.strerror)
 
     def failure(self, what: str) -> SessionError:
-        """An error of a run, with TensorRT's own reasons."""
+        """Return the error of a run, with TensorRT's own reasons."""
         return SessionError(f"{self.library.name} {what} ({self.graph.value}): {self._reasons()}")
 
     def close(self) -> None:
-        """Give everything back. Contexts must be gone by then."""
+        """Free everything. All contexts must be gone by then."""
         with suppress(SessionError):
             self.cuda.select()
-        # In this order: TensorRT wants parts gone before what made them.
+        # The order matters: TensorRT needs objects gone before their makers.
         self._cache = None
         self._runtime_config = None
         self._engine = None
@@ -149,7 +150,7 @@ class Engine:
         runtime: Any = self._trt.Runtime(self.library.log)
         self._runtime = runtime
         if self._chosen.engine_set.options.version_compatible:
-            # Such a plan holds code for the host; the sidecar's hash says it is the one built.
+            # Such a plan holds host code. The sidecar's hash proves that it is the built plan.
             runtime.engine_host_code_allowed = True
         if self.library.flavour is Flavour.RTX:
             self._check_validity(plan)
@@ -181,7 +182,7 @@ class Engine:
             logger.warning("%s: %s will not run at full speed here", self.library.name, self._file)
 
     def _check_boundary(self) -> None:
-        """Hold the engine against its sidecar: what it reads and writes, and its profiles."""
+        """Compare the engine's inputs, outputs and profiles with its sidecar."""
         engine: Any = self._engine
         modes: Any = self._trt.TensorIOMode
         found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
@@ -197,7 +198,11 @@ class Engine:
         expected = {spec.name: ("input", *_boundary(spec)) for spec in self.record.inputs}
         expected |= {spec.name: ("output", *_boundary(spec)) for spec in self.record.outputs}
         if found != expected:
-            raise self._chosen.refusal(f"{self._file} has tensors {found}, expected {expected}")
+            odd = {name: each for name, each in found.items() if expected.get(name) != each}
+            lacks = {name: each for name, each in expected.items() if found.get(name) != each}
+            raise self._chosen.refusal(
+                f"{self._file} has tensors {cut(str(odd), 350)}, expected {cut(str(lacks), 350)}"
+            )
         profiles = int(engine.num_optimization_profiles)
         if profiles != len(self.record.profiles):
             raise self._chosen.refusal(
@@ -221,7 +226,7 @@ class Engine:
         )
         cache: Any = runtime_config.create_runtime_cache()
         content = _read(self._cache_file)
-        # Refused where it is of another version, driver or GPU: then it is made anew.
+        # A cache of another version, driver or GPU is refused, and made anew.
         if content is not None and cache.deserialize(content):
             self._cached = content
         if not runtime_config.set_runtime_cache(cache):
@@ -235,7 +240,7 @@ class Engine:
         return self.failure("made no execution context")
 
     def _memory_is_short(self, nbytes: int) -> bool:
-        """Whether memory may be why TensorRT refused; it tells its logger alone."""
+        """Return whether TensorRT may lack memory, by its log or by the GPU's free memory."""
         if "out of memory" in self._reasons().lower():
             return True
         free, _ = self.cuda.memory()

@@ -1,6 +1,6 @@
-"""Choosing an engine set of a bundle for this machine, and reading its plans.
+"""Choose an engine set of a bundle for this machine, and read its plans.
 
-The sidecar decides before TensorRT is asked: it says what is wrong, TensorRT often does not.
+The sidecar is checked before TensorRT is asked, whose refusals often lack a reason.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from xclip_deploy.runtime.engine_set import (
     engine_file,
     engine_sets,
     read_engine_set,
+    why_not_rtx,
 )
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions.native.cuda import CudaDevice
 
 _AUTO_PRECISIONS = (Precision.FP16, Precision.FP32)
-"""In the order of preference. BF16 is taken where it is asked for alone."""
+"""Precisions of ``auto``, preferred first. BF16 must be asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,14 @@ class ChosenEngines:
     engine_set: EngineSet
 
     def record(self, graph: Graph) -> EngineRecord:
-        """What the sidecar says of an engine. Raises EngineError where it names none."""
+        """Return the sidecar's record of an engine. Raises EngineError where there is none."""
         record = self.engine_set.engines.get(graph)
         if record is None:
             raise self.refusal(f"has no engine for {graph.value}")
         return record
 
     def refusal(self, what: str) -> EngineError:
-        """An error with the command that builds the set anew."""
+        """Return an error with the command that builds the set anew."""
         return _refusal(self.folder, what, self.engine_set, self.bundle)
 
 
@@ -55,12 +57,20 @@ def choose_engines(
     *,
     folder: Path | None = None,
 ) -> ChosenEngines:
-    """The best engine set for a GPU and a version of TensorRT.
+    """Choose the best engine set for a GPU and a version of TensorRT.
 
-    Of several that fit: FP16 before FP32 where the precision is open, one built for this GPU
-    before a portable one, the newest first. ``folder``: of the only set to look at, wherever it
-    lies. Raises EngineError that names both sides and the command that builds what is missing.
+    With precision ``auto``, FP16 precedes FP32. A set for this GPU precedes a portable one, and a
+    newer set an older one. ``folder``: folder of the only set to consider, anywhere. Raises
+    EngineError, which names both sides and the command that builds the missing set.
     """
+    unsupported = why_not_rtx(*gpu.compute_capability) if flavour is Flavour.RTX else None
+    if unsupported is not None:
+        # No set of this flavour can fit, so building another one would not help.
+        option = "" if precision == "auto" else f" --{precision}"
+        raise EngineError(
+            f"{unsupported}, and GPU {gpu.device_id} is {gpu}; "
+            f"run: xclip-deploy build-trt {bundle.path}{option} --flavor tensorrt"
+        )
     wanted: tuple[Precision, ...] = (
         (Precision(precision),) if precision != "auto" else _AUTO_PRECISIONS
     )
@@ -79,7 +89,7 @@ def choose_engines(
             f"flavour {flavour.value} ({found}); "
             f"run: xclip-deploy build-trt {bundle.path} --{option} --flavor {flavour.value}"
         )
-    # Stable: each sort keeps the order of the ones before among equals.
+    # Sorts are stable: each keeps the previous order among equals.
     candidates.sort(key=lambda item: item[1].created_utc, reverse=True)
     candidates.sort(key=lambda item: item[1].target == "portable")
     candidates.sort(key=lambda item: wanted.index(item[1].precision))
@@ -94,13 +104,14 @@ def choose_engines(
 
 
 def read_plan(chosen: ChosenEngines, graph: Graph) -> bytes:
-    """The plan of one engine, its size and SHA-256 checked.
+    """Read the plan of one engine, and check its size and SHA-256.
 
     Raises EngineError where the file is missing, cut, or not the one that was built.
     """
     file = chosen.folder / engine_file(graph)
     expected = chosen.record(graph).file
     try:
+        require_regular_file(file, "an engine", EngineError)
         content = file.read_bytes()
     except OSError as error:
         raise chosen.refusal(f"{file.name} cannot be read ({error.strerror})") from error
@@ -122,7 +133,7 @@ def read_plan(chosen: ChosenEngines, graph: Graph) -> bytes:
 def _misfit(
     folder: Path, engine_set: EngineSet, bundle: Bundle, version: str, gpu: CudaDevice
 ) -> EngineError | None:
-    """Why a set cannot be used here, or None where it can."""
+    """Return the reason why a set cannot be used here, or None."""
     module = engine_set.flavour.module_name
     manifest = bundle.manifest
     if engine_set.fingerprint != manifest.fingerprint:
@@ -160,8 +171,11 @@ def _misfit(
             bundle,
         )
     if not engine_set.runs_on(*gpu.compute_capability):
-        # The options that tied it to other GPUs would do so again.
-        free = engine_set.options.model_copy(update={"compute_capabilities": ()})
+        # Leave out the targets, which would tie the set to other GPUs again. Portable engines
+        # of TensorRT-RTX run from 8.0 on; an older GPU needs engines of its own.
+        is_old = engine_set.flavour is Flavour.RTX and gpu.compute_capability < (8, 0)
+        targets = (gpu.target,) if is_old else ()
+        free = engine_set.options.model_copy(update={"compute_capabilities": targets})
         return _refusal(
             folder,
             f"was built for {engine_set.target}, this machine has {gpu}",
@@ -177,7 +191,7 @@ def _loads_in(engine_set: EngineSet, version: str) -> bool:
     if not engine_set.options.version_compatible:
         return False
     built, here = _numbers(engine_set.version), _numbers(version)
-    # TensorRT promises later versions of the same major one.
+    # TensorRT promises compatibility with later versions of the same major version.
     return built[:1] == here[:1] and built <= here
 
 

@@ -1,4 +1,4 @@
-"""A gallery in GPU memory: searches bring a text there and take scores away."""
+"""Keep a gallery in GPU memory: a search copies texts there, and scores back."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from xclip_deploy.runtime.sessions.native.memory import (
 from xclip_deploy.runtime.sessions.native.runner import NativeSession
 
 _ALIGNED_ROWS = 64
-"""Rows after which every tensor is at an aligned address again: 64 counts of 4 bytes are 256,
+"""Rows after which every tensor is at an aligned address again: 64 counts of 4 bytes are 256 bytes,
 and embeddings are longer."""
 
 
 class ResidentGallery:
-    """The embeddings of one gallery on the device, in the dtype that the scorer's engine reads.
+    """Embeddings of one gallery on the device, in the dtype that the scorer's engine reads.
 
-    With FP16 engines that is FP16, as a gallery keeps them. Safe to use from several threads:
-    searches run one after another, each against the gallery that it was given.
+    FP16 engines read FP16, as a gallery stores them. Several threads may use it: searches run one
+    after another, each on the gallery that it was given.
     """
 
     def __init__(self, scorer: NativeSession) -> None:
-        """``scorer``: a session of the scorer, which must stay open longer than this."""
+        """Begin empty. ``scorer``: session of the scorer, which must stay open longer."""
         self._scorer = scorer
         self._lock = threading.Lock()
         self._held: weakref.ref[VideoFeatures] | None = None
@@ -45,16 +45,16 @@ class ResidentGallery:
 
     @property
     def nbytes(self) -> int:
-        """Device memory held, with what is kept free for growth."""
+        """Device memory held, room for growth included."""
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def score(
         self, texts: TextFeatures, videos: VideoFeatures
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Every output of the scorer, [T, V] each, for T texts and V videos, neither 0.
+        """Return every output of the scorer, [T, V] each, for T > 0 texts and V > 0 videos.
 
-        ``videos``: copied to the device unless the very same object was scored last. Raises
-        DeviceMemoryError where it does not fit, SessionError.
+        ``videos``: copied to the device unless the same object was scored last. Raises
+        DeviceMemoryError where it does not fit, and SessionError.
         """
         with self._lock:
             self._hold(videos)
@@ -81,7 +81,7 @@ class ResidentGallery:
             return scores
 
     def close(self) -> None:
-        """Give the memory back. Raises SessionError."""
+        """Free the memory. Raises SessionError."""
         with self._lock:
             self._held = None
             self._arrays = {}
@@ -90,7 +90,7 @@ class ResidentGallery:
             raise failure
 
     def _queries(self, texts: TextFeatures, *, stays: bool) -> Mapping[str, Any]:
-        """What the scorer reads of the texts; on the device where several chunks need it."""
+        """Return the texts' inputs of the scorer, on the device if several chunks read them."""
         arrays: dict[str, Any] = {
             name: getattr(texts, name) for name in self._scorer.inputs if name not in self._buffers
         }
@@ -117,7 +117,7 @@ class ResidentGallery:
                 arrays[name] = DeviceArray(buffer.address, array.shape, spec.dtype)
                 self._scorer.upload(arrays[name], array)
         except BaseException:
-            # Half a gallery is of no use; what it took may be what others need.
+            # Half a gallery is useless, and others may need its memory.
             close_all(self._buffers.values())
             raise
         self._held, self._arrays = weakref.ref(videos), arrays

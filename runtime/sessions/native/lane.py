@@ -1,4 +1,4 @@
-"""One stream with its buffers and execution contexts: what a single run needs for itself."""
+"""Run an engine on one stream, with buffers and execution contexts of its own."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from xclip_deploy.runtime.sessions.native.memory import (
 logger = logging.getLogger(__name__)
 
 _REMEMBERED_RUNS = 16
-"""Shapes whose repetition is looked for; the one longest not seen is forgotten."""
+"""Number of recent kinds of run that are remembered. The least recently seen is forgotten."""
 
 RunKey = tuple[Any, ...]
 
 
 @dataclass
 class _Repeated:
-    """A run of one shape at one set of addresses, and what was made to repeat it fast.
+    """A run of one shape at one set of addresses, with the context and graph that repeat it fast.
 
-    A graph holds what its context was set to when it was captured, so that this context may
-    never be set to anything else: it has one of its own.
+    A graph keeps the settings that its context had at capture. The context must therefore never
+    change, and belongs to this run alone.
     """
 
     context: Any = None
@@ -47,10 +47,10 @@ class _Repeated:
 
 
 class Lane:
-    """Runs an engine, one run at a time.
+    """Runner of an engine, for one run at a time.
 
-    Device and pinned buffers are kept and grow. A lane in which something failed is of no
-    further use: what was enqueued may still be running; :meth:`close` waits for it.
+    Device and pinned buffers are kept and grow. After a failure the lane must be closed: enqueued
+    work may still be running, and :meth:`close` waits for it.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -60,7 +60,7 @@ class Lane:
         self._cuda: Cuda = engine.cuda
         specs = (*engine.record.inputs, *engine.record.outputs)
         purpose = f"a buffer of {engine.graph.value}"
-        # A name may be that of an input and of an output: encoder and scorer share them.
+        # An input and an output may share a name, so each side has buffers of its own.
         self._inputs = {s.name: DeviceBuffer(self._memory, purpose) for s in engine.record.inputs}
         self._outputs = {s.name: DeviceBuffer(self._memory, purpose) for s in engine.record.outputs}
         self._pinned = {spec.name: PinnedBuffer(self._cuda) for spec in specs}
@@ -77,11 +77,11 @@ class Lane:
         inputs: Mapping[str, AnyArray | DeviceArray],
         sizes: Mapping[str, int],
     ) -> dict[str, AnyArray]:
-        """Run once and wait for the end.
+        """Run once, wait for the end and return the outputs by name.
 
-        ``inputs``: by name, of the engine's shapes; arrays are cast, those on the device are
-        of the engine's dtype. ``sizes``: of the dynamic axes. Raises SessionError; the lane
-        must then be closed.
+        ``inputs``: arrays by name, in the engine's shapes. Arrays on the host are cast; those on
+        the device have the engine's dtype. ``sizes``: sizes of the dynamic axes. Raises
+        SessionError; the lane must then be closed.
         """
         stream = self._stream
         assert stream is not None
@@ -105,7 +105,7 @@ class Lane:
         return found
 
     def close(self) -> None:
-        """Wait for what is running, and give everything back. Raises SessionError."""
+        """Wait for running work, and free everything. Raises SessionError."""
         stream, self._stream = self._stream, None
         if stream is None:
             return
@@ -113,7 +113,7 @@ class Lane:
         try:
             self._cuda.select()
             self._cuda.synchronize(stream)
-        except SessionError as error:  # after it, everything is freed all the same
+        except SessionError as error:  # free everything all the same
             failures.append(error)
         failures.append(self._forget_repeated())
         self._contexts.clear()
@@ -140,7 +140,7 @@ class Lane:
         inputs: Mapping[str, AnyArray | DeviceArray],
         results: Mapping[str, tuple[int, ...]],
     ) -> dict[str, int]:
-        """Address of every tensor, its buffers grown where they must."""
+        """Grow the buffers where necessary, and return the address of every tensor."""
         addresses = {}
         has_grown = False
         for spec in self._engine.record.inputs:
@@ -160,7 +160,7 @@ class Lane:
             has_grown |= self._outputs[spec.name].hold(nbytes)
             addresses[spec.name] = self._outputs[spec.name].address
         if has_grown:
-            # Their graphs would write to memory that is no longer ours.
+            # Captured graphs would write to memory that was freed.
             failure = self._forget_repeated()
             if failure is not None:
                 raise failure
@@ -188,7 +188,7 @@ class Lane:
         addresses: Mapping[str, int],
         stream: Stream,
     ) -> None:
-        """Enqueue one run: as a graph where it was captured before."""
+        """Enqueue one run, as a graph where it was captured before."""
         repeated = None
         if self._engine.captures_graphs:
             repeated = self._seen((profile, *shapes.items(), *addresses.items()))
@@ -199,7 +199,7 @@ class Lane:
             self._prepare(context, shapes, results, addresses)
             self._enqueue(context, stream)
         elif repeated.context is None:
-            # Run once before the capture: TensorRT settles in a context's first run.
+            # Run once before the capture: a context's first run completes its setup.
             repeated.context = self._make_context(profile, stream)
             self._prepare(repeated.context, shapes, results, addresses)
             self._enqueue(repeated.context, stream)
@@ -213,7 +213,7 @@ class Lane:
                 self._enqueue(repeated.context, stream)
 
     def _seen(self, key: RunKey) -> _Repeated | None:
-        """The memory of a run that came before; None for the first of its kind."""
+        """Return the record of an earlier run of this kind; None for the first one."""
         if key in self._repeated:
             self._repeated.move_to_end(key)
             return self._repeated[key]
@@ -240,7 +240,7 @@ class Lane:
         results: Mapping[str, tuple[int, ...]],
         addresses: Mapping[str, int],
     ) -> None:
-        """Tell a context what to run on. TensorRT answers False where it refuses."""
+        """Set a context's shapes and addresses. TensorRT returns False where it refuses."""
         self._engine.library.forget_reasons()
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
@@ -270,7 +270,7 @@ class Lane:
             raise self._engine.failure("did not run")
 
     def _capture(self, repeated: _Repeated, stream: Stream) -> None:
-        """Record a run as a graph. What cannot be recorded goes on being enqueued."""
+        """Capture a run as a graph. A run that cannot be captured is enqueued from then on."""
         self._check_inputs(repeated.context)
         try:
             self._cuda.begin_capture(stream)
@@ -280,7 +280,7 @@ class Lane:
         try:
             self._enqueue(repeated.context, stream)
         except BaseException as error:
-            # Else the stream stays in capture, and nothing more would ever run on it.
+            # End the capture, or nothing would ever run on the stream again.
             with suppress(CudaCallError):
                 self._cuda.destroy_graph(self._cuda.end_capture(stream))
             if not isinstance(error, SessionError):
@@ -294,7 +294,7 @@ class Lane:
 
     def _give_up_capture(self, repeated: _Repeated, error: SessionError) -> None:
         repeated.is_capturable = False
-        # As text: a kept log record must not keep the engine, by way of the traceback.
+        # Log the error as text: its traceback in a kept log record would keep the engine alive.
         logger.warning("%s runs without a CUDA graph: %s", self._engine.graph.value, str(error))
 
     def _forget_repeated(self) -> SessionError | None:

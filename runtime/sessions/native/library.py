@@ -1,4 +1,4 @@
-"""Finding TensorRT, and its one logger a process."""
+"""Find TensorRT, and keep one logger of it a process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from xclip_deploy.errors import MissingExtraError
 from xclip_deploy.runtime.engine_set import Flavour
+from xclip_deploy.runtime.presentation import cut
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +29,27 @@ class Library:
     module: Any
     version: str
     log: Any
-    """Its logger, which keeps what was said of errors."""
+    """Logger of the library, which keeps error messages."""
 
     @property
     def name(self) -> str:
-        """For messages: module and version."""
+        """Module and version, for messages."""
         return f"{self.flavour.module_name} {self.version}"
 
     def reasons(self) -> str:
-        """What TensorRT told its logger of the last errors, in one line: it returns no reasons."""
-        return " | ".join(list(self.log.messages)[-3:]) or "it gave no reason"
+        """Return the last errors that TensorRT logged, in one line. Its calls give no reasons."""
+        return (
+            " | ".join(cut(each, 250) for each in list(self.log.messages)[-3:])
+            or "it gave no reason"
+        )
 
     def forget_reasons(self) -> None:
-        """Before something is tried, so that old reasons are not taken for its own."""
+        """Forget logged errors. Called before an attempt, so that old reasons are not its own."""
         self.log.messages.clear()
 
 
 def load_library(flavour: Flavour) -> Library:
-    """The library of a flavour. Raises MissingExtraError where it is not installed."""
+    """Load the library of a flavour. Raises MissingExtraError where it is not installed."""
     try:
         trt = importlib.import_module(flavour.module_name)
     except ImportError as error:
@@ -62,7 +66,7 @@ def load_library(flavour: Flavour) -> Library:
 
 def _make_log(trt: Any) -> Any:  # noqa: ANN401 - a module without type hints
     class Log(trt.ILogger):  # type: ignore[misc]  # the base is not typed
-        """Keeps errors for our messages and passes everything to Python's logging."""
+        """Logger that keeps errors for messages and passes everything to Python's logging."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""GPU memory and pinned host memory: counted, bounded, and given back."""
+"""Allocate, count, bound and free GPU memory and pinned host memory."""
 
 from __future__ import annotations
 
@@ -20,39 +20,40 @@ from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaCallError
 logger = logging.getLogger(__name__)
 
 ALIGNMENT = 256
-"""Bytes that TensorRT wants the address of a tensor to be a multiple of."""
+"""Alignment of a tensor's address that TensorRT requires, bytes."""
 
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 
 
 class DeviceMemory:
-    """Everything that one model holds on one GPU. Safe to use from several threads.
+    """Memory that one model holds on one GPU. Safe to use from several threads.
 
-    What TensorRT allocates by itself (weights, and with RTX the scratch memory) is counted
-    here too, by :meth:`reserve`.
+    :meth:`reserve` counts what TensorRT allocates by itself: weights, and with RTX the scratch
+    memory.
     """
 
     def __init__(self, cuda: Cuda, limit_bytes: int | None = None) -> None:
-        """``limit_bytes``: most to hold at any time; None: whatever the GPU has."""
+        """Begin to count. ``limit_bytes``: most bytes to hold; None: all that the GPU has."""
         self.cuda = cuda
         self._limit = limit_bytes
         self._lock = threading.Lock()
         self._held_bytes = 0
-        self._addresses: dict[int, int] = {}  # address to size
+        self._addresses: dict[int, int] = {}  # from address to size
 
     @property
     def held_bytes(self) -> int:
-        """Bytes allocated and reserved now."""
+        """Bytes that are allocated or reserved now."""
         return self._held_bytes
 
     def allocate(self, nbytes: int, purpose: str) -> int:
-        """Device memory; its address. ``purpose``: for the message, ``the gallery``.
+        """Allocate device memory and return its address.
 
-        Raises DeviceMemoryError with the numbers where it does not fit.
+        ``purpose``: purpose for the message, such as ``the gallery``. Raises DeviceMemoryError with
+        the numbers where it does not fit.
         """
         self.reserve(nbytes, purpose)
         try:
-            self.cuda.select()  # a thread that came here first would get memory of GPU 0
+            self.cuda.select()  # a thread that never selected a GPU would allocate on GPU 0
             address = self.cuda.allocate(nbytes)
         except CudaCallError as error:
             refusal = self.no_room(nbytes, purpose) if error.name == _OUT_OF_MEMORY else None
@@ -68,7 +69,7 @@ class DeviceMemory:
         return address
 
     def free(self, address: int) -> None:
-        """Give back what :meth:`allocate` gave."""
+        """Free memory of :meth:`allocate`."""
         with self._lock:
             nbytes = self._addresses.pop(address)
             self._held_bytes -= nbytes
@@ -77,7 +78,7 @@ class DeviceMemory:
         self.cuda.free(address)
 
     def reserve(self, nbytes: int, purpose: str) -> None:
-        """Count memory that someone else allocates. Raises DeviceMemoryError above the bound."""
+        """Count memory that TensorRT allocates. Raises DeviceMemoryError above the bound."""
         with self._lock:
             if self._limit is not None and self._held_bytes + nbytes > self._limit:
                 raise DeviceMemoryError(
@@ -89,12 +90,12 @@ class DeviceMemory:
             self._held_bytes += nbytes
 
     def release(self, nbytes: int) -> None:
-        """Count what :meth:`reserve` counted as free again."""
+        """Count reserved memory as free again."""
         with self._lock:
             self._held_bytes -= nbytes
 
     def no_room(self, nbytes: int, purpose: str) -> DeviceMemoryError:
-        """The error for memory that was counted by :meth:`reserve`, and is not to be had."""
+        """Return the error for memory that was reserved but that the GPU does not have."""
         try:
             free, total = self.cuda.memory()
             found = f"{_mib(free)} of {_mib(total)} are free"
@@ -108,7 +109,7 @@ class DeviceMemory:
 
 
 class DeviceBuffer:
-    """A piece of device memory that grows with what it has to hold. For one thread at a time."""
+    """Device memory that grows with its content. For one thread at a time."""
 
     def __init__(self, memory: DeviceMemory, purpose: str) -> None:
         self._memory = memory
@@ -117,9 +118,9 @@ class DeviceBuffer:
         self.nbytes = 0
 
     def hold(self, nbytes: int) -> bool:
-        """Make room for ``nbytes``; the content is lost where it grows. Whether it grew.
+        """Make room for ``nbytes`` and return whether the buffer grew. Growing loses its content.
 
-        Nothing may be running that uses it. Raises DeviceMemoryError; it is then empty.
+        No running work may use the buffer. Raises DeviceMemoryError; the buffer is then empty.
         """
         if nbytes <= self.nbytes:
             return False
@@ -136,14 +137,14 @@ class DeviceBuffer:
         return True
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self.nbytes:
             address, self.address, self.nbytes = self.address, 0, 0
             self._memory.free(address)
 
 
 class PinnedBuffer:
-    """Pinned host memory that grows with what it has to hold. For one thread at a time."""
+    """Pinned host memory that grows with its content. For one thread at a time."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -151,7 +152,7 @@ class PinnedBuffer:
         self.nbytes = 0
 
     def hold(self, nbytes: int) -> None:
-        """Make room for ``nbytes``; the content is lost where it grows. Raises SessionError."""
+        """Make room for ``nbytes``. Growing loses the content. Raises SessionError."""
         if nbytes <= self.nbytes:
             return
         grown = max(nbytes, self.nbytes + self.nbytes // 2)
@@ -169,14 +170,14 @@ class PinnedBuffer:
         self.nbytes = grown
 
     def view(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-        """The beginning of the memory as an array."""
+        """Return the beginning of the memory as an array."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         assert size <= self.nbytes
         raw = (ctypes.c_uint8 * size).from_address(self.address)
         return np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self.nbytes:
             address, self.address, self.nbytes = self.address, 0, 0
             self._cuda.free_pinned(address)
@@ -184,27 +185,27 @@ class PinnedBuffer:
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """An array in device memory that belongs to someone else, or to itself by ``owner``."""
+    """An array in device memory, which it owns where ``owner`` is set."""
 
     address: int
     shape: tuple[int, ...]
     dtype: DType
     owner: DeviceBuffer | None = None
-    """What :meth:`close` gives back."""
+    """Buffer that :meth:`close` frees; None where the memory belongs to others."""
 
     @property
     def nbytes(self) -> int:
-        """Size in memory."""
+        """Size in bytes."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype.value).itemsize
 
     def rows(self, start: int, stop: int) -> DeviceArray:
-        """Rows of the first axis, in the same memory."""
+        """Return rows of the first axis, in the same memory."""
         row_bytes = self.nbytes // max(1, self.shape[0])
         shape = (stop - start, *self.shape[1:])
         return DeviceArray(self.address + start * row_bytes, shape, self.dtype)
 
     def close(self) -> None:
-        """Give the memory back, where it is its own."""
+        """Free the memory where the array owns it."""
         if self.owner is not None:
             self.owner.close()
 

@@ -1,4 +1,4 @@
-"""Sessions on TensorRT engines, of either flavour."""
+"""Sessions on TensorRT engines of either flavour."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from xclip_deploy.runtime.sessions.native.memory import (
 logger = logging.getLogger(__name__)
 
 _STAGING_BYTES = 16 << 20
-"""Pinned memory through which large arrays go to the device, a piece at a time."""
+"""Size of the pinned memory through which large arrays are copied to the device in pieces."""
 
 
 class NativeSession:
-    """One engine at work: a :class:`Session`, and a context manager.
+    """Session on one engine, and a context manager.
 
-    Every run has a lane of its own: stream, buffers and a context for each profile. Lanes are
-    made as they are needed, at most ``streams``, and used again; a run waits where all are busy.
+    Every run has a lane of its own: stream, buffers and a context for each profile. Lanes are made
+    as they are needed, at most ``streams``, and reused. A run waits while all are busy.
     """
 
     def __init__(self, engine: Engine, engines: ChosenEngines, *, streams: int = 2) -> None:
@@ -48,14 +48,14 @@ class NativeSession:
         self._is_closed = False
 
     def run(self, inputs: Mapping[str, AnyArray | DeviceArray]) -> dict[str, AnyArray]:
-        """See :meth:`Session.run`. Inputs may be on the device too: they are not copied."""
-        # Before a lane is taken: what does not fit has no influence on it.
+        """See :meth:`Session.run`. Inputs may also be on the device, and are then not copied."""
+        # Check the inputs before a lane is taken: a refusal must not cost the lane.
         profile, sizes = self._fit(inputs)
         with self._lane() as lane:
             return lane.run(profile, inputs, sizes)
 
     def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
-        """See :meth:`Session.chunk`: what the profile takes that needs the fewest runs."""
+        """See :meth:`Session.chunk`. The profile that needs the fewest runs decides."""
         best: tuple[int, dict[str, int]] | None = None
         for ranges in self._engine.record.profiles:
             largest = self._axis_sizes(ranges)
@@ -67,7 +67,7 @@ class NativeSession:
         return best[1]
 
     def to_device(self, name: str, array: AnyArray) -> DeviceArray:
-        """Copy one input to memory of its own, cast to the engine's dtype; the caller closes it.
+        """Copy one input to device memory, cast to the engine's dtype. The caller closes it.
 
         Raises SessionError.
         """
@@ -84,7 +84,7 @@ class NativeSession:
         return target
 
     def upload(self, target: DeviceArray, array: AnyArray) -> None:
-        """Copy an array into device memory of the same shape, and wait. Raises SessionError."""
+        """Copy an array into device memory of its shape, and wait. Raises SessionError."""
         cuda = self._engine.cuda
         cuda.select()
         rows = array.reshape(len(array), -1)
@@ -109,12 +109,12 @@ class NativeSession:
 
     @property
     def memory(self) -> DeviceMemory:
-        """Where its device memory is counted."""
+        """Device memory of the model, in which the session is counted."""
         return self._engine.memory
 
     @property
     def inputs(self) -> dict[str, TensorSpec]:
-        """What the engine reads, by name."""
+        """Inputs of the engine, by name."""
         return {spec.name: spec for spec in self._engine.record.inputs}
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class NativeSession:
 
     @contextmanager
     def _lane(self) -> Iterator[Lane]:
-        """A lane that no other run uses meanwhile."""
+        """Take a lane that no other run uses meanwhile."""
         with self._condition:
             self._condition.wait_for(
                 lambda: self._is_closed or self._idle or self._num_lanes < self._streams
@@ -170,14 +170,14 @@ class NativeSession:
         return SessionError(f"the {self.graph.value} session is closed")
 
     def _discard(self, lane: Lane) -> None:
-        """Free a lane in which a run failed; that failure is the one to be raised."""
+        """Free the lane of a failed run. Only log its own failure: the run's is raised."""
         try:
             lane.close()
         except SessionError as error:
             logger.warning("after a failed run of %s: %s", self.graph.value, str(error))
 
     def _fit(self, inputs: Mapping[str, AnyArray | DeviceArray]) -> tuple[int, dict[str, int]]:
-        """The profile for a run, and the sizes of its dynamic axes. Raises SessionError."""
+        """Find a run's profile and the sizes of its dynamic axes. Raises SessionError."""
         if self._is_closed:
             raise self._closed()
         sizes: dict[str, int] = {}
@@ -215,7 +215,7 @@ class NativeSession:
         )
 
     def _axis_sizes(self, ranges: Mapping[str, ShapeRange]) -> dict[str, int]:
-        """Largest size of every dynamic axis in a profile."""
+        """Return the largest size of every dynamic axis in a profile."""
         return {
             axis: ranges[spec.name].max[position]
             for spec in self._engine.record.inputs
@@ -248,7 +248,7 @@ def _holds(range_: ShapeRange, shape: tuple[int, ...]) -> bool:
 
 
 def _expected(spec: TensorSpec, sizes: Mapping[str, int]) -> str:
-    """A shape with the names of the axes whose size is open."""
+    """Describe the expected shape, with names for dynamic axes."""
     return f"[{', '.join(str(size) for size in spec.shape)}]" + (
         f" with {', '.join(f'{axis} {size}' for axis, size in sizes.items())}" if sizes else ""
     )

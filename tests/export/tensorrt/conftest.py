@@ -16,13 +16,13 @@ from xclip_deploy import Bundle, build_engines
 from xclip_deploy.export.tensorrt import (
     BatchRange,
     BuildResult,
-    BuildStep,
     EngineShapes,
     TensorRT,
     load_tensorrt,
 )
 from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import FileRecord, Graph, GraphSpec, Manifest, Precision
+from xclip_deploy.runtime.progress import Progress
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def small_shapes() -> EngineShapes:
 
 
 @pytest.fixture(scope="session")
-def build_steps() -> list[BuildStep]:
+def build_steps() -> list[Progress]:
     """What ``built`` reported while it was built."""
     return []
 
@@ -60,7 +60,7 @@ def built(
     trt: Any,
     bundle_path: Path,
     small_shapes: EngineShapes,
-    build_steps: list[BuildStep],
+    build_steps: list[Progress],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[BuildResult]:
     """FP16 engines in a bundle of their own. Not to be changed."""

@@ -24,7 +24,7 @@ from xclip_deploy.errors import (
     InvalidArgumentError,
     VerificationError,
 )
-from xclip_deploy.export.tensorrt import BatchRange, BuildResult, BuildStep, EngineShapes
+from xclip_deploy.export.tensorrt import BatchRange, BuildResult, EngineShapes
 from xclip_deploy.export.tensorrt.graph_audit import FUSED_KERNEL
 from xclip_deploy.runtime.engine_set import (
     SIDECAR_NAME,
@@ -35,6 +35,7 @@ from xclip_deploy.runtime.engine_set import (
     engine_sets,
 )
 from xclip_deploy.runtime.manifest import Graph, Precision
+from xclip_deploy.runtime.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("trt")
 PutGraph = Callable[[Path, Graph, onnx.ModelProto], Path]
@@ -167,9 +168,9 @@ def test_what_makes_a_build_necessary(
         small_shapes = EngineShapes()
     else:
         options = BuildOptions(workspace_bytes=1 << 30)
-    steps: list[BuildStep] = []
+    steps: list[Progress] = []
 
-    def stop(step: BuildStep) -> None:
+    def stop(step: Progress) -> None:
         steps.append(step)
         raise RuntimeError("seen")
 
@@ -181,22 +182,22 @@ def test_what_makes_a_build_necessary(
 
 
 def test_force_builds_anyway(built_copy: Path, small_shapes: EngineShapes) -> None:
-    def stop(step: BuildStep) -> None:
+    def stop(step: Progress) -> None:
         raise RuntimeError("seen")
 
     with pytest.raises(RuntimeError, match="seen"):
         build_engines(built_copy, flavour="rtx", shapes=small_shapes, force=True, progress=stop)
 
 
-def test_progress_of_each_engine(built: BuildResult, build_steps: list[BuildStep]) -> None:
+def test_progress_of_each_engine(built: BuildResult, build_steps: list[Progress]) -> None:
     for number, graph in enumerate(Graph):
-        of_graph = [step for step in build_steps if step.graph is graph]
+        of_graph = [step for step in build_steps if step.step == graph.value]
         fractions = [step.fraction for step in of_graph]
         assert (fractions[0], fractions[-1]) == (0, 1)
         assert fractions == sorted(fractions)
         assert len({round(fraction, 1) for fraction in fractions}) > 5
-        assert {(step.number, step.total) for step in of_graph} == {(number, 3)}
-        assert "Building engine" in {step.phase for step in of_graph}
+        assert {(step.done, step.total) for step in of_graph} == {(number, 3)}
+        assert "Building engine" in {step.note for step in of_graph}
 
 
 def test_ctrl_c_stops_and_leaves_the_old_engines(
@@ -204,9 +205,9 @@ def test_ctrl_c_stops_and_leaves_the_old_engines(
 ) -> None:
     (folder,) = (built_copy / "engines").iterdir()
     before = contents(folder)
-    steps: list[BuildStep] = []
+    steps: list[Progress] = []
 
-    def interrupt(step: BuildStep) -> None:
+    def interrupt(step: Progress) -> None:
         steps.append(step)
         if len(steps) == 100:
             os.kill(os.getpid(), signal.SIGINT)
@@ -221,7 +222,7 @@ def test_ctrl_c_stops_and_leaves_the_old_engines(
     finally:
         signal.signal(signal.SIGINT, handler)
     # It did not run to its end before it noticed.
-    assert {step.graph for step in steps} == {Graph.VIDEO_ENCODER}
+    assert {step.step for step in steps} == {"video_encoder"}
     assert steps[-1].fraction < 0.9
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -289,7 +290,7 @@ def test_a_bundle_that_cannot_be_written_to(bundle_copy: Path) -> None:
     """Found before anything is built."""
     assert not (bundle_copy / "engines").exists()
     (bundle_copy / "engines").write_text("no folder")
-    steps: list[BuildStep] = []
+    steps: list[Progress] = []
     with pytest.raises(EngineBuildError, match="cannot be written"):
         build_engines(bundle_copy, flavour="rtx", progress=steps.append)
     assert steps == []

@@ -22,7 +22,12 @@ from xclip_deploy.export.tensorrt.options import (
     parse_compute_capabilities,
 )
 from xclip_deploy.export.tensorrt.timing_cache import TimingCacheFile
-from xclip_deploy.runtime.engine_set import BuildOptions, Flavour, HardwareCompatibility
+from xclip_deploy.runtime.engine_set import (
+    RTX_COMPUTE_CAPABILITIES,
+    BuildOptions,
+    Flavour,
+    HardwareCompatibility,
+)
 from xclip_deploy.runtime.nvidia_driver import VisibleGpu
 
 
@@ -92,6 +97,11 @@ def test_unknown_targets(rtx: TensorRT) -> None:
     assert {"sm80", "sm86", "sm89", "sm120"} <= {*compute_capability_targets(rtx)}
     with pytest.raises(InvalidArgumentError, match=r"sm90: tensorrt_rtx .* builds for sm75, sm80"):
         check_options(rtx, BuildOptions(compute_capabilities=("sm90",)), timing_cache=False)
+
+
+def test_the_supported_compute_capabilities_are_those_of_the_library(rtx: TensorRT) -> None:
+    ours = tuple(f"sm{major}{minor}" for major, minor in RTX_COMPUTE_CAPABILITIES)
+    assert compute_capability_targets(rtx) == ours
 
 
 def test_targets_are_read_in_every_spelling() -> None:

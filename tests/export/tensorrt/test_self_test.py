@@ -9,7 +9,13 @@ import pytest
 
 from xclip_deploy import Bundle
 from xclip_deploy.export import verification
-from xclip_deploy.export.tensorrt import BuildResult, builder, verify_on_gpu
+from xclip_deploy.export.tensorrt import (
+    BuildResult,
+    EngineShapes,
+    build_engines,
+    builder,
+    verify_on_gpu,
+)
 from xclip_deploy.runtime.nvidia_driver import VisibleGpu
 
 
@@ -35,7 +41,9 @@ def test_engines_are_run_on_a_gpu_that_they_are_for(
     assert asked == [(bundle, built.path, 4)]
 
 
-@pytest.mark.parametrize("gpu", [None, VisibleGpu("an old GPU", 7, 5)])
+@pytest.mark.parametrize(
+    "gpu", [None, VisibleGpu("an old GPU", 7, 5), VisibleGpu("NVIDIA H100", 9, 0)]
+)
 def test_elsewhere_they_are_not(
     built: BuildResult,
     asked: list[tuple[Any, ...]],
@@ -46,3 +54,32 @@ def test_elsewhere_they_are_not(
     bundle = Bundle.open(built.path.parent.parent)
     assert not verify_on_gpu(bundle, built.path, built.engine_set)
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("gpu", "warning"),
+    [
+        (None, None),
+        (VisibleGpu("an RTX GPU", 8, 9), None),
+        (
+            VisibleGpu("NVIDIA H100", 9, 0),
+            "TensorRT-RTX does not support compute capability 9.0 (it supports 7.5, 8.0, 8.6, 8.9, "
+            "12.0 and 12.1): the engines run on other GPUs, not on this machine's NVIDIA H100, and "
+            "are not tested here; for this GPU use --flavor tensorrt",
+        ),
+    ],
+)
+def test_rtx_beside_a_gpu_that_it_does_not_support(
+    built: BuildResult,
+    small_shapes: EngineShapes,
+    gpu: VisibleGpu | None,
+    warning: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Building for other GPUs is legitimate, and says that it is for them."""
+    monkeypatch.setattr(builder, "first_gpu", lambda: gpu)
+    bundle = built.path.parent.parent
+    again = build_engines(bundle, flavour="rtx", shapes=small_shapes)
+    assert not again.is_new
+    assert [record.message for record in caplog.records] == ([] if warning is None else [warning])

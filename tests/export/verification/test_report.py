@@ -94,6 +94,29 @@ def test_the_page_of_a_good_bundle_escapes_what_others_wrote(
     assert "no recalls" in text
 
 
+def test_what_acts_on_a_reader_is_shown_as_an_escape(
+    bundle: Bundle, clips: Path, tmp_path: Path
+) -> None:
+    """A path that is red in a terminal, one that reads backwards, and one without an end."""
+    folder = tmp_path / "\x1b[31mred\u202egnp"
+    folder.mkdir()
+    (folder / "frog\x07.webm").symlink_to(clips / "mdn_frog.webm")
+    (folder / "none\x07.mp4").write_bytes(b"no video")
+    verify_bundle(
+        bundle,
+        videos=folder,
+        texts=["a frog\x00", "word " * 2000],
+        output=tmp_path,
+        report=True,
+        max_unreadable_share=0.5,
+    )
+    content = (tmp_path / "report.html").read_text("utf-8")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", content)
+    assert r"\x1b[31mred\u202egnp" in content
+    assert r"none\x07.mp4" in content
+    assert max(map(len, Page(content).text)) <= 4000  # the style sheet
+
+
 def test_synthetic_inputs_are_said_to_be(bundle: Bundle, tmp_path: Path) -> None:
     verify_bundle(bundle, output=tmp_path, report=True)
     assert "synthetic" in (tmp_path / "report.html").read_text("utf-8")

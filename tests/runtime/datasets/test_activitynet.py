@@ -112,3 +112,31 @@ def test_a_missing_file_is_named(activitynet: Any, split: str, name: str) -> Non
     (activitynet.annotations / name).unlink()
     with pytest.raises(AnnotationError, match=f"expected {name}$"):
         activitynet.open("activitynet", split)
+
+
+def test_videos_are_cut_at_the_annotated_end_where_asked(activitynet: Any) -> None:
+    entry = {"sentences": ["a"], "timestamps": [[0, 1]]}
+    activitynet.write_json(
+        "val_1.json",
+        {
+            "v_uqiMw7tQ1Cc": {**entry, "duration": 55.15},
+            "v_QOlSCBRmfWY": {**entry, "duration": 82},
+        },
+    )
+    whole = activitynet.open("activitynet", "val", max_missing_share=1)
+    assert {video.end_s for video in whole.videos} == {None}
+    cut = activitynet.open("activitynet", "val", max_missing_share=1, cut_at_annotated_end=True)
+    # The authors: int(math.ceil(float(duration))).
+    ends = {"uqiMw7tQ1Cc": 56.0, "QOlSCBRmfWY": 82.0}
+    assert {video.id: video.end_s for video in cut.videos} == {
+        video.id: ends[video.id] for video in whole.videos
+    }
+
+
+@pytest.mark.parametrize("duration", [None, "55", -1, float("inf")])
+def test_a_cut_without_a_duration_is_an_error(activitynet: Any, duration: Any) -> None:
+    entry = {"sentences": ["a"], "duration": duration}
+    activitynet.write_json("val_1.json", {"v_uqiMw7tQ1Cc": entry})
+    activitynet.open("activitynet", "val")
+    with pytest.raises(AnnotationError, match="1 videos have no duration"):
+        activitynet.open("activitynet", "val", cut_at_annotated_end=True)

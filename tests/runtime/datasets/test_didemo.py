@@ -75,3 +75,46 @@ def test_a_missing_file_is_named(didemo: Any, name: str) -> None:
     (didemo.annotations / name).unlink()
     with pytest.raises(AnnotationError, match=f"expected {name}$"):
         didemo.open("didemo", "test")
+
+
+PUBLISHED = [
+    "54322086@N00_3617694284_2f1bb9d6b8.mov",
+    "10015567@N08_3655084291_e6dbb6ddb7.",
+    "12090392@N02_13482799053_87ef417396.3g2",
+    "15043534@N05_4189347823_4ba8e8b5b4.qt",
+    "26122917@N00_3290127493_43e4d4f1d4.divx",
+    "36822013@N00_4463236041_5eaf4cc3ea.MOV",
+    "57795495@N07_6263225318_0bb0e5f96e.m2ts",
+]
+"""Names of the kinds that DiDeMo's lists hold."""
+
+
+@pytest.mark.parametrize("stored", ["as published", "as .mp4", "without ending", "ending added"])
+def test_files_of_every_published_name(disk: Any, stored: str) -> None:
+    disk.write("test_list.txt", "\n".join(PUBLISHED))
+    disk.write_json("test_data.json", [{"video": n, "description": "a"} for n in PUBLISHED])
+    stems = {name: name.rpartition(".")[0] for name in PUBLISHED}
+    names = {
+        "as published": PUBLISHED,
+        "as .mp4": [f"{stem}.mp4" for stem in stems.values()],
+        "without ending": list(stems.values()),
+        "ending added": [f"{name}.mp4" for name in PUBLISHED],
+    }[stored]
+    disk.add_videos(*names)
+    disk.add_videos("readme.txt", "cover.jpg")
+    if stored == "without ending":  # which only the content can tell
+        for name in names:
+            (disk.videos / name).write_bytes(b"\0\0\0\x18ftypqt  " + bytes(8))
+    split = disk.open("didemo", "test")
+    assert [video.id for video in split.videos] == PUBLISHED
+    assert [video.path.name for video in split.videos] == names
+    assert split.missing == ()
+
+
+def test_a_file_without_ending_that_is_no_video_is_missing(disk: Any) -> None:
+    disk.write("test_list.txt", "a.mov\nb.mov\n")
+    disk.write_json(
+        "test_data.json", [{"video": n, "description": "x"} for n in ("a.mov", "b.mov")]
+    )
+    disk.add_videos("a.mov", "b", "b.nothing")
+    assert disk.open("didemo", "test", max_missing_share=0.5).missing == ("b.mov",)

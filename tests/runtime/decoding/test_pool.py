@@ -24,6 +24,7 @@ from xclip_deploy.runtime.decoding import (
     FileChangedError,
     FileContent,
 )
+from xclip_deploy.runtime.decoding.pool import STARTS
 from xclip_deploy.runtime.decoding.process import shelf
 from xclip_deploy.runtime.video import VideoFrames, read_video
 
@@ -146,12 +147,71 @@ def test_a_file_that_grows_is_a_failure(make: Any, misbehaving: Command) -> None
 def test_decoders_that_do_not_start_stop_the_run(make: Any, script: str, message: str) -> None:
     commands = {
         message: (sys.executable, "-c", script),
-        "no decoder process can be started": ("/no/such/program",),
+        "a decoder cannot be started": ("/no/such/program",),
     }
     for expected, command in commands.items():
         pool = DecoderPool[Path](READING, workers=1, command=command)
-        with pool, pytest.raises(DecoderStartError, match=expected):
+        with pool, pytest.raises(DecoderStartError, match=expected) as caught:
             read_all(pool, make("a.mp4", 0))
+        assert str(caught.value).startswith(f"{STARTS} starts of a decoder in a row failed; ")
+
+
+FALTERING = """
+import os, pathlib, signal, sys
+from xclip_deploy.runtime.decoding import worker
+tokens = sorted(pathlib.Path(sys.argv[1]).iterdir())
+if tokens and sys.argv[2] == "start":
+    tokens[0].unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+if tokens:
+    def die(*_):
+        tokens[0].unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    worker._answer = die
+sys.argv[1:] = sys.argv[3:]
+worker.main()
+"""
+
+
+def faltering(tmp_path: Path, deaths: int, when: str) -> tuple[Command, Path]:
+    """A decoder that is killed this many times, while it starts or as its first video comes."""
+    script, tokens = tmp_path / "faltering.py", tmp_path / "tokens"
+    script.write_text(FALTERING)
+    tokens.mkdir()
+    for number in range(deaths):
+        (tokens / str(number)).touch()
+    return (sys.executable, str(script), str(tokens), when), tokens
+
+
+@pytest.mark.parametrize("when", ["start", "first video"])
+@pytest.mark.parametrize("deaths", [1, STARTS - 1])
+def test_a_decoder_that_is_killed_while_it_starts_is_replaced(
+    make: Any, tmp_path: Path, deaths: int, when: str
+) -> None:
+    path = make("a.mp4", 0)
+    command, tokens = faltering(tmp_path, deaths, when)
+    with DecoderPool[Path](READING, workers=1, command=command) as pool:
+        assert same(read_all(pool, path)["a.mp4"], path)
+    assert not list(tokens.iterdir())
+
+
+def test_several_kills_in_a_row_are_the_end(make: Any, tmp_path: Path) -> None:
+    command, tokens = faltering(tmp_path, STARTS + 3, "start")
+    pool = DecoderPool[Path](READING, workers=1, command=command)
+    with pool, pytest.raises(DecoderStartError) as caught:
+        read_all(pool, make("a.mp4", 0))
+    assert str(caught.value) == (
+        "4 starts of a decoder in a row failed; the last: a decoder ended while it started "
+        "(SIGKILL, as when memory runs out)"
+    )
+    assert len(list(tokens.iterdir())) == 3
+
+
+def test_decoders_that_go_away_before_they_read_cost_the_video(make: Any, tmp_path: Path) -> None:
+    command, _ = faltering(tmp_path, STARTS + 3, "first video")
+    with DecoderPool[Path](READING, workers=1, command=command) as pool:
+        outcome = read_all(pool, make("a.mp4", 0))["a.mp4"]
+    assert "4 new decoders in a row ended before they read it (SIGKILL" in str(outcome)
 
 
 def test_a_decoder_that_answers_nonsense(make: Any) -> None:

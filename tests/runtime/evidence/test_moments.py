@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xclip_deploy.runtime.evidence import find_moment
-from xclip_deploy.runtime.evidence.moments import clock
 
 
 def test_the_time_that_is_nearest_to_the_best_frame() -> None:
@@ -50,15 +49,7 @@ def test_the_best_frame_lies_in_its_moment(data: st.DataObject) -> None:
     duration = data.draw(st.none() | st.floats(0, 1000))
     moment = find_moment(np.array(scores), times, duration)
     assert 0 <= moment.start_s <= moment.best_frame_time_s <= moment.end_s
-    assert moment.best_frame_time_s == times[int(np.argmax(scores))]
+    # Of frames that differ by rounding alone, the first is the best.
+    best = times.index(moment.best_frame_time_s)
+    assert max(scores[:best], default=-2) < max(scores) - 1e-6 <= scores[best]
     assert moment.resolution_s > 0
-
-
-def test_clock() -> None:
-    assert [clock(value) for value in (0, 9.96, 59.97, 61.25, 3600)] == [
-        "0:00.0",
-        "0:10.0",
-        "1:00.0",
-        "1:01.2",
-        "60:00.0",
-    ]

@@ -10,6 +10,7 @@ import pytest
 
 from xclip_deploy.errors import InvalidArgumentError, VideoNotFoundError
 from xclip_deploy.runtime.indexing import find_sources, name_sources
+from xclip_deploy.runtime.indexing.report import Tally
 
 
 @pytest.fixture
@@ -193,3 +194,53 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     assert found.videos == []
     assert found.failed[0].path == f"{tmp_path}/caf\\udce9.mp4"
     assert name_sources([odd], ["coffee"]).failed == found.failed
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.jsonl"])
+def test_a_list_that_is_a_pipe(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InvalidArgumentError, match="is no regular file but a pipe; expected a li"):
+        find_sources([tmp_path / name])
+
+
+# What folders hold besides videos
+
+
+def test_what_is_passed_over_is_told(folder: Path) -> None:
+    (folder / "sub" / "x.unknown").write_text("text")
+    found = find_sources([folder])
+    assert found.passed_over == (str(folder / "notes.md"), str(folder / "sub" / "x.unknown"))
+    assert not found.failed
+
+
+def test_a_folder_of_files_without_a_video_fails(folder: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for name in ("a.jpg", "b.jpg", "c"):
+        (others / name).touch()
+    found = find_sources([folder, others])
+    assert found.empty_folders == {str(others)}
+    (failure,) = found.failed
+    assert failure.path == str(others)
+    assert "others: holds 3 files and no video (2 .jpg, 1 without ending); " in failure.reason
+
+
+def test_a_file_name_that_is_no_text_is_passed_over_too(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
+    (tmp_path / "a.mp4").touch()
+    (name,) = find_sources([tmp_path]).passed_over
+    assert name.endswith(r"\udcff.jpg")
+    name.encode()
+
+
+def test_the_report_says_what_was_passed_over(folder: Path) -> None:
+    for n in range(12):
+        (folder / f"x{n:02d}.unknown").touch()
+    tally = Tally(find_sources([folder]), lambda _: None)
+    report = tally.report()
+    assert len(report.passed_over) == len(report.to_dict()["passed_over"]) == 13
+    lines = str(report).splitlines()
+    assert lines[0] == "passed over 13 files that are no videos: 12 .unknown, 1 .md"
+    assert lines[1] == f"passed over: {folder / 'x00.unknown'}"
+    assert lines[11] == "passed over: 2 more of unknown endings"
+    assert "passed_over=13" in repr(report)

@@ -100,6 +100,22 @@ def test_another_gpu(fresh: Bundle) -> None:
     assert "--compute-capability" not in message  # which would bring the same about
 
 
+def test_rtx_for_an_older_gpu(fresh: Bundle) -> None:
+    """Portable engines run from 8.0 on, so that building the same again would not help."""
+    write_engines(fresh, RTX)
+    message = refused("was built for portable, this machine has an older GPU", fresh, OTHER_GPU)
+    assert message.endswith("--flavor rtx --compute-capability sm75")
+
+
+@pytest.mark.parametrize("has_engines", [False, True])
+def test_rtx_where_it_cannot_run(fresh: Bundle, has_engines: bool) -> None:
+    if has_engines:
+        write_engines(fresh, RTX, version="1.2.0")
+    h100 = CudaDevice(0, "NVIDIA H100", (9, 0))
+    message = refused("^TensorRT-RTX does not support compute capability 9.0 ", fresh, h100)
+    assert message.endswith("--flavor tensorrt")
+
+
 def test_engines_of_another_model(fresh: Bundle) -> None:
     write_engines(fresh, RTX, fingerprint="ab" * 32)
     message = refused("was built for model abababababab…, the bundle is model ", fresh)

@@ -34,6 +34,12 @@ def side() -> int:
 
 
 @pytest.fixture(scope="session")
+def draw() -> Callable[[int], np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Draw the picture of a number, [S, S, 3]."""
+    return numbered_picture
+
+
+@pytest.fixture(scope="session")
 def read_numbers() -> Callable[[Any], list[int]]:
     """Read the numbers back: [n, S, S, 3] -> n numbers."""
 

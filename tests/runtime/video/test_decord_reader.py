@@ -75,9 +75,46 @@ def test_exactly_the_right_frames(
 
 
 @pytest.mark.usefixtures("decord")
-def test_bad_files(tmp_path: Path) -> None:
+def test_bad_files(tmp_path: Path, write_clip: Callable[..., Path]) -> None:
     path = tmp_path / "notes.mp4"
     path.write_text("These are notes.\n" * 100)
-    with pytest.raises(VideoReadError, match="decord cannot read it") as caught:
+    with pytest.raises(VideoReadError, match="in no container that is known by its start"):
         read_video(path, SAMPLING, 64, reader="decord")
+    path.write_bytes(b"\x1a\x45\xdf\xa3" + bytes(1000))
+    with pytest.raises(VideoReadError, match="in no video format that FFmpeg knows, or damaged"):
+        read_video(path, SAMPLING, 64, reader="decord")
+    tiny = write_clip(tmp_path / "tiny.mp4", 5, size=16)
+    with pytest.raises(VideoReadError, match="decord cannot read it") as caught:
+        read_video(tiny, SAMPLING, 64, reader="decord")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("decord")
+def test_pixels_are_limited(
+    tmp_path: Path, write_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 5)
+    monkeypatch.setenv("XCLIP_DEPLOY_MAX_PIXELS", str(96 * 96 - 1))
+    with pytest.raises(VideoReadError, match="too many pixels: 96x96; expected at most 9,215"):
+        read_video(path, SAMPLING, 64, reader="decord")
+
+
+@pytest.mark.usefixtures("decord")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("burst.mp4", "variable frame rates"),
+        ("dog_pq.mp4", "HDR or wide gamuts"),
+        ("tail_trimmed_by_edit_list.mp4", "edit lists"),
+    ],
+)
+def test_what_decord_misreads_is_told(name: str, said: str, clips: Path) -> None:
+    path = clips / "conditions" / name
+    (warning,) = read_video(path, SAMPLING, 64, reader="decord").warnings
+    assert warning == f"decord does not know {said}; use reader='pyav'"
+
+
+@pytest.mark.usefixtures("decord")
+def test_what_decord_reads_rightly_is_not_warned_of(clips: Path) -> None:
+    for name in ("conditions/dog_square.mp4", "edge_cases/decord_video_90.mov", "mdn_frog.webm"):
+        assert read_video(clips / name, SAMPLING, 64, reader="decord").warnings == ()

@@ -12,7 +12,6 @@ import pytest
 
 from xclip_deploy.errors import VideoReadError
 from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video, sample_frame_numbers
-from xclip_deploy.runtime.video import pyav_container as container_module
 from xclip_deploy.runtime.video import pyav_reader as reader_module
 from xclip_deploy.runtime.video import taken_frames as taken_frames_module
 from xclip_deploy.runtime.video.packet_index import index_packets
@@ -37,7 +36,7 @@ def shortcut_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the index look unusable, so that every frame is decoded from the start."""
-    monkeypatch.setattr(reader_module, "_targets", lambda *_: [])
+    monkeypatch.setattr(reader_module, "_targets", lambda *_: ([], "frame numbers"))
 
 
 # Real clips
@@ -87,7 +86,7 @@ def test_pixels_of_the_authors(name: str, clips: Path, golden: Path) -> None:
 def test_shortcuts_change_no_bit(name: str, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = FrameSampling(frames_per_second=3, max_frames=12)
     quick = read_video(clips / name, sampling, 96)
-    monkeypatch.setattr(reader_module, "_targets", lambda *_: [])
+    monkeypatch.setattr(reader_module, "_targets", lambda *_: ([], "frame numbers"))
     thorough = read_video(clips / name, sampling, 96)
     assert np.array_equal(quick.frames, thorough.frames)
     assert np.array_equal(quick.frame_numbers, thorough.frame_numbers)
@@ -186,10 +185,10 @@ def test_right_frames_without_shortcuts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = write_clip(tmp_path / "clip.mp4", 75, options=WITH_B_FRAMES)
-    resized: list[int] = []
+    resized: list[Any] = []
     resize = taken_frames_module.resize_and_crop
     monkeypatch.setattr(
-        taken_frames_module, "resize_and_crop", lambda f, s: resized.append(s) or resize(f, s)
+        taken_frames_module, "resize_and_crop", lambda f, *a: resized.append(f) or resize(f, *a)
     )
     video = read_video(path, FrameSampling(max_frames=3), side)
     assert read_numbers(video.frames) == [0, 30, 70] == video.frame_numbers.tolist()
@@ -444,8 +443,8 @@ def test_size_limit(
     tmp_path: Path, write_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_clip(tmp_path / "clip.mp4", 5)
-    monkeypatch.setattr(container_module, "MAX_SIDE", 95)
-    with pytest.raises(VideoReadError, match="frames are 96x96 pixels; expected at most 95"):
+    monkeypatch.setenv("XCLIP_DEPLOY_MAX_PIXELS", str(96 * 96 - 1))
+    with pytest.raises(VideoReadError, match="too many pixels: 96x96; expected at most 9,215"):
         read_video(path, SAMPLING, 64)
 
 

@@ -134,6 +134,7 @@ def hugging_face(canonical: StateDict) -> StateDict:
 class Layouts:
     """The functions above, for the tests."""
 
+    heads = TemporalHead
     config = staticmethod(make_config)
     weights = staticmethod(make_weights)
     authors = staticmethod(authors)

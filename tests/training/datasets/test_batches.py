@@ -100,7 +100,7 @@ def test_a_pair(pairs: PairDataset) -> None:
     assert pair.frames.shape == (4, 32, 32, 3)
     np.testing.assert_array_equal(pair.frames[:2].numpy(), expected)
     assert not pair.frames[2:].any()
-    assert pair[2:] == (2, 1)
+    assert pair[2:] == (2, 1, 4)
 
 
 def test_batches_are_the_pairs_in_order(pairs: PairDataset) -> None:

@@ -99,7 +99,7 @@ def test_a_longer_file_and_that_of_another_key_are_misses(cache: FrameCache) -> 
 
 def test_another_version_is_a_miss(cache: FrameCache, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write(key_of(1), frames_of(1))
-    monkeypatch.setattr(frame_cache, "_VERSION", 2)
+    monkeypatch.setattr(frame_cache, "_VERSION", frame_cache._VERSION + 1)
     assert cache.read(key_of(1)) is None
 
 
@@ -245,6 +245,7 @@ def test_the_key_is_of_the_file_and_the_way_of_reading(tmp_path: Path) -> None:
         frame_key(path, VideoReading(FrameSampling(max_frames=12, end_s=3.0), 224, "pyav")),
         frame_key(path, VideoReading(sampling, 288, "pyav")),
         frame_key(path, VideoReading(sampling, 224, "decord")),
+        frame_key(path, VideoReading(sampling, 224, square_pixels=True)),
     ]
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     others.append(frame_key(path, VideoReading(sampling, 224)))

@@ -1,4 +1,4 @@
-"""A dataset made on the spot: short videos of moving shapes, with captions that compose."""
+"""Generated dataset: short videos of moving shapes, with captions that compose."""
 
 from xclip_deploy.training.datasets.generated.files import make_videos
 from xclip_deploy.training.datasets.generated.scenes import Event, Scene

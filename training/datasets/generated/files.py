@@ -1,4 +1,4 @@
-"""The generated dataset on disk: mp4 files and one file of captions."""
+"""Write the generated dataset to disk: mp4 files and one file of captions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from xclip_deploy.training.datasets.generated.splits import SplitSizes, make_spl
 
 _RECIPE = "generated.json"
 _VERSION = 2
-"""Raised whenever the same seed gives other scenes or other drawings."""
+"""Version of the dataset; it rises when a seed gives other scenes or drawings."""
 _CHUNK = 16
 
 
@@ -39,19 +39,19 @@ def make_videos(
     num_workers: int = 0,
     on_progress: ProgressFunction | None = None,
 ) -> Path:
-    """Make the dataset in ``directory``, unless it is there; returns its caption file.
+    """Make the dataset in ``directory``, unless it is there; return its caption file.
 
-    Videos are H.264 mp4 files, ``train/0000.mp4`` and so on, of 6 s at 8 frames a second;
-    ``captions.csv`` has their ``file``, ``caption`` and ``split``, and is read as the dataset
-    ``folder``. Scenes, captions and pixels before encoding are a function of ``sizes`` and
-    ``seed`` alone. The directory takes its place when it is whole.
+    Videos are H.264 mp4 files, ``train/0000.mp4`` and so on, of 6 s at 8 frames a second.
+    ``captions.csv`` has their ``file``, ``caption`` and ``split``; the dataset ``folder`` reads
+    it. Scenes, captions and pixels before encoding are a function of ``sizes`` and ``seed``
+    alone. The directory takes its place when it is whole.
 
     Args:
-        directory: Where to make it; what is not a generated dataset is not touched.
+        directory: Folder of the dataset; other content is not touched.
         sizes: Videos of each split.
-        seed: Of scenes and drawings.
-        num_workers: Processes that draw and encode; 0: this one does.
-        on_progress: Called now and then.
+        seed: Seed of scenes and drawings.
+        num_workers: Processes that draw and encode; 0 draws in this one.
+        on_progress: Called after every few videos.
 
     Raises:
         DatasetError: the directory holds something else, another seed or other sizes, or
@@ -118,13 +118,13 @@ def _write(
 def _results(
     jobs: list[tuple[Path, Scene, tuple[int, ...]]], num_workers: int
 ) -> Generator[int, None, None]:
-    """Do the jobs; yields how many more are done."""
+    """Do the jobs; yield the number of videos of each finished chunk."""
     remaining = iter(jobs)
     chunks = list(iter(lambda: list(islice(remaining, _CHUNK)), []))
     if num_workers == 0:
         yield from map(_draw_all, chunks)
         return
-    # Started anew, not forked: PyTorch's threads do not survive a fork.
+    # Start new interpreters: PyTorch's threads do not survive a fork.
     with ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
         yield from pool.map(_draw_all, chunks)
 
@@ -136,8 +136,8 @@ def _draw_all(jobs: list[tuple[Path, Scene, tuple[int, ...]]]) -> int:
 
 
 def _draw(path: Path, scene: Scene, random: np.random.Generator) -> None:
-    # One thread and no look-ahead: with its macroblock-tree rate control, x264 was seen to make
-    # other bytes of the same frames now and then.
+    # One thread and no look-ahead: x264's macroblock-tree rate control sometimes made other
+    # bytes of the same frames.
     options = {"preset": "veryfast", "crf": "20", "threads": "1"}
     options["x264-params"] = "mbtree=0:rc-lookahead=0"
     with av.open(os.fspath(path), "w") as container:

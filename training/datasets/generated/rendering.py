@@ -1,4 +1,4 @@
-"""Drawing a scene: frames of shapes on a plain background."""
+"""Draw a scene: frames of shapes on a plain background."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGE_SIZE = 96
 """Side of the frames, pixels."""
 
 _FLASH_S = 1.0
-"""With a frame sampled each second, one of six shows it."""
+"""Duration of a flash: at one frame a second, one of six shows it."""
 _TRAVEL = 0.62
 """Distance of a motion, in sides of the image."""
 
@@ -32,10 +32,10 @@ _Grid = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 def render(
     scene: Scene, random: np.random.Generator, size: int = IMAGE_SIZE
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Draw the frames of a scene, uint8 RGB [size, size, 3], ``DURATION_S * FRAME_RATE`` of them.
+    """Draw the ``DURATION_S * FRAME_RATE`` frames of a scene, uint8 RGB [size, size, 3].
 
-    ``random`` varies paths, sizes, brightness, texture and, of a flash, time and place, so that
-    no two drawings of a scene are alike.
+    ``random`` varies paths, sizes, brightness and texture, and the time and place of a flash.
+    Hence no two drawings of a scene are alike.
     """
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32) / size
     texture = random.normal(scale=5.0, size=(size, size, 1)) + random.uniform(85, 150)
@@ -49,7 +49,7 @@ def render(
 
 
 class _Actor:
-    """One thing, from when to when it is seen, and how it moves."""
+    """Thing in a scene: when it is seen, and how it moves."""
 
     def __init__(
         self, event: Event, start_s: float, end_s: float, random: np.random.Generator
@@ -85,12 +85,12 @@ def _actors(scene: Scene, random: np.random.Generator) -> list[_Actor]:
     moving = _Actor(scene.first, 0, DURATION_S, random)
     flashing = _Actor(scene.second, start_s, start_s + _FLASH_S, random)
     flashing.start = _place_beside(moving, random)
-    # The flash in front, where their ways cross.
+    # The flash is in front where their ways cross.
     return [moving, flashing]
 
 
 def _place_beside(moving: _Actor, random: np.random.Generator) -> npt.NDArray[np.float64]:
-    """A place away from the middle of the other's way."""
+    """Choose a place away from the middle of the other's way."""
     along = int(moving.travel[1] != 0)  # the axis that it moves on, rows or columns
     place = random.uniform(0.2, 0.8, 2)
     across = 1 - along

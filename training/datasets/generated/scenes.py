@@ -1,8 +1,7 @@
-"""What can happen in a generated video, and how it is said.
+"""Scenes of generated videos, and their captions.
 
-Nothing about a scene can be told from a part of its caption: colours, shapes and motions come in
-all combinations, "A, then B" and "B, then A" are different videos of the same things, and what
-flashes is there for one second of six.
+No part of a caption tells the scene. Colours, shapes and motions come in all combinations. "A,
+then B" and "B, then A" are different videos of the same things. A flash lasts one second of six.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ Kind = Literal["single", "sequence", "flash"]
 
 @dataclass(frozen=True)
 class Event:
-    """A thing and what it does."""
+    """Thing and its action."""
 
     colour: str
     shape: str
     action: str
-    """A key of ``MOTIONS``, or ``FLASH``."""
+    """Key of ``MOTIONS``, or ``FLASH``."""
 
     @property
     def caption(self) -> str:
-        """Words for it: ``a red circle moves left``."""
+        """Words of the event: ``a red circle moves left``."""
         verb = "flashes" if self.action == FLASH else MOTIONS[self.action]
         return f"a {self.colour} {self.shape} {verb}"
 
@@ -52,7 +51,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """What the video shows, in one sentence that no other scene has."""
+        """Sentence that describes this scene and no other."""
         if self.second is None:
             return self.first.caption
         link = ", then " if self.kind == "sequence" else " while "
@@ -64,7 +63,7 @@ EVENTS = tuple(Event(*thing, motion) for thing, motion in product(THINGS, MOTION
 
 
 def all_scenes(kind: Kind) -> list[Scene]:
-    """Every scene of a kind: 72 single, 5112 sequences, 792 with a flash."""
+    """Return every scene of a kind: 72 single, 5112 sequences, 792 with a flash."""
     if kind == "single":
         return [Scene(kind, event) for event in EVENTS]
     if kind == "sequence":
@@ -72,6 +71,6 @@ def all_scenes(kind: Kind) -> list[Scene]:
     return [
         Scene(kind, event, Event(*thing, FLASH))
         for event, thing in product(EVENTS, THINGS)
-        # Two things that look alike would leave open which of them the words are about.
+        # Words could not tell apart two things that look alike.
         if (event.colour, event.shape) != thing
     ]

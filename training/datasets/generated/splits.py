@@ -1,4 +1,4 @@
-"""Which scenes are learned from, and which are held out."""
+"""Choose the scenes of training and of the held-out splits."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ class SplitSizes:
 
 
 _TRAIN_SHARES: dict[Kind, float] = {"single": 0.06, "flash": 0.4}
-"""Of the training split; the rest are sequences. Half of what is held out has a flash. There are
-fewer such scenes than this asks for, so that they are drawn several times, never alike."""
+"""Shares of the training split; the rest are sequences. Half of the held-out scenes have a flash.
+There are fewer such scenes than this share: they are drawn several times, never alike."""
 _HELD_OUT_SINGLES = 12
-"""Of a held-out split: most of the 72 must be learned from, since they say what a word means."""
+"""Single scenes in a held-out split. Training needs most of the 72, which teach the words."""
 
 
 def make_splits(sizes: SplitSizes, seed: int) -> dict[SplitName, list[Scene]]:
     """Choose the scenes of each split; no scene, and so no caption, is in two.
 
-    The held-out splits consist of scenes that are easily mistaken for each other: a sequence
-    comes with its reverse, a flash with another thing that flashes during the same motion.
-    A training split can have several drawings of one scene. The same seed gives the same scenes,
-    always.
+    Held-out scenes are easily mistaken for each other: a sequence comes with its reverse, a
+    flash with another thing that flashes during the same motion. A training split can have
+    several drawings of one scene. The same seed always gives the same scenes.
     """
     random = np.random.default_rng(seed)
     kinds: tuple[Kind, ...] = ("single", "sequence", "flash")
@@ -54,7 +53,7 @@ def make_splits(sizes: SplitSizes, seed: int) -> dict[SplitName, list[Scene]]:
 
 
 def _held_out(pools: dict[Kind, list[Scene]], size: int, taken: set[Scene]) -> list[Scene]:
-    chosen: dict[Scene, None] = {}  # a set that keeps its order
+    chosen: dict[Scene, None] = {}  # serves as a set that keeps its order
 
     def add(scenes: Iterable[Scene]) -> None:
         group = list(scenes)

@@ -1,0 +1,89 @@
+"""Convert decoded frames to RGB, HDR and wide gamuts to BT.709.
+
+swscale of PyAV 18 and later converts transfer and primaries. The first frame of a size costs it
+2.6 s of CPU time, which goes into a table of colours; each further frame of 1080p costs 0.08 s.
+Reformatters are therefore kept and used again.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
+
+# Code points of ITU-T H.273.
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+_WIDE_PRIMARIES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
+_UNKNOWN_MATRICES = {14: "ICtCp", 15: "IPT"}
+_KEPT_REFORMATTERS = 8
+
+_kept = threading.local()
+
+
+def to_rgb(frame: VideoFrame) -> tuple[VideoFrame, str | None]:
+    """Convert a frame to RGB, 8 bits.
+
+    PQ, HLG, BT.2020 and P3 are mapped to BT.709. Other frames keep transfer and primaries.
+
+    Returns:
+        The frame, and a warning if its colours are wrong because they cannot be converted.
+
+    Raises:
+        av.FFmpegError, ValueError: the pixel format cannot be converted.
+    """
+    if not (kinds := _kinds(frame)):
+        # threads=1, because the pool over videos already keeps the cores busy.
+        return frame.reformat(format="rgb24", interpolation="BICUBIC", threads=1), None
+    import av
+    from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
+
+    what = " ".join(kinds)
+    if int(av.__version__.partition(".")[0]) < 18:
+        rgb = frame.reformat(format="rgb24", interpolation="BICUBIC", threads=1)
+        return rgb, (
+            f"{what} is not converted to BT.709, so colours are wrong: PyAV {av.__version__} "
+            "cannot; install PyAV 18 or later"
+        )
+    rgb = _reformatter(frame).reformat(
+        frame,
+        format="rgb24",
+        interpolation="BICUBIC",
+        threads=1,
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_trc=ColorTrc.BT709,
+        dst_color_primaries=ColorPrimaries.BT709,
+    )
+    is_known = frame.colorspace not in _UNKNOWN_MATRICES
+    return rgb, None if is_known else f"FFmpeg cannot convert {what}, so colours are wrong"
+
+
+def needs_conversion(frame: VideoFrame) -> bool:
+    """Return whether a frame is HDR or of a wide gamut."""
+    return bool(_kinds(frame))
+
+
+def _kinds(frame: VideoFrame) -> list[str]:
+    codes = (
+        (_HDR_TRANSFERS, frame.color_trc),
+        (_WIDE_PRIMARIES, frame.color_primaries),
+        (_UNKNOWN_MATRICES, frame.colorspace),
+    )
+    return [names[code] for names, code in codes if code in names]
+
+
+def _reformatter(frame: VideoFrame) -> VideoReformatter:
+    """Return this thread's reformatter for frames like this one."""
+    from av.video.reformatter import VideoReformatter
+
+    reformatters: dict[object, VideoReformatter] | None = getattr(_kept, "reformatters", None)
+    if reformatters is None:
+        reformatters = _kept.reformatters = {}
+    key = (frame.width, frame.height, frame.format.name, frame.color_trc, frame.color_primaries)
+    found = reformatters.pop(key, None) or VideoReformatter()
+    reformatters[key] = found  # the one used last stands last
+    if len(reformatters) > _KEPT_REFORMATTERS:
+        del reformatters[next(iter(reformatters))]
+    return found

@@ -1,0 +1,70 @@
+"""Every benchmark runs from first to last at its toy size, as a user would run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = {
+    file.stem
+    for file in (ROOT / "benchmarks").glob("*.py")
+    if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
+}
+
+
+def run(name: str, folder: Path, *arguments: object) -> Any:
+    """Run a benchmark in ``folder``; return its results."""
+    places = ("--output", folder / "results", "--work", folder / "work")
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--toy"]
+    command += [str(word) for word in (*places, *arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = {file.name for file in (folder / "results").iterdir()}
+    assert written == {f"{name}.json", f"{name}.md", f"{name}.png"}
+    table = (folder / "results" / f"{name}.md").read_text(encoding="utf-8")
+    assert table in done.stdout
+    return json.loads((folder / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_no_benchmark_is_forgotten() -> None:
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert tested >= BENCHMARKS == {"grains", "candidates", "galleries"}
+
+
+@pytest.mark.slow
+def test_grains(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    content = run("grains", tmp_path, "--processes", 1)
+    assert (content["epochs"], content["steps"], content["held_out"]) == (1, 2, 4)
+    assert len({run["variant"] for run in content["runs"]}) == len(content["runs"]) == 8
+
+
+@pytest.mark.slow
+def test_candidates(checkpoint_path: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    make_videos(videos, SplitSizes(train=2, val=2, test=4))
+    content = run("candidates", tmp_path, "--checkpoint", checkpoint_path, "--videos", videos)
+    assert (content["videos"], content["queries"]) == (4 + 4 + 2 + 2, 4)
+    # There are fewer videos than candidates, so that nothing is lost.
+    assert {point["recall_at_10"] for point in content["points"]} == {1.0}
+
+
+@pytest.mark.slow
+def test_galleries(tmp_path: Path) -> None:
+    content = run("galleries", tmp_path)
+    assert [result["videos"] for result in content] == [100, 300]
+    for result in content:
+        assert len(result["flat_ms"]) == 100
+        assert result["flat_recall_at_10"] > 0.9

@@ -1,0 +1,366 @@
+"""Files that ask for much: each is refused in one line, by a count, before the work is done.
+
+No test looks at a clock. Each file would take hours or gigabytes if its reader did not count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xclip_deploy.errors import CheckpointError, CheckpointMismatchError, CheckpointReadError
+from xclip_deploy.training.checkpoints import (
+    containers,
+    load_checkpoint,
+    pickles,
+    read_weights,
+    save_checkpoint,
+)
+from xclip_deploy.training.checkpoints.choosing import SAVED_CONFIG_KEY
+
+StateDict = dict[str, Tensor]
+Save = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> Iterator[None]:
+    """Let no test take 1 GB more than the process has: a bomb ends in MemoryError then."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + (1 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def write_pickle(path: Path, pickled: bytes, *, is_script: bool = False) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", pickled)
+        if is_script:
+            archive.writestr("model/constants.pkl", b"\x80\x02).")
+    return path
+
+
+def refusal(path: Path, kind: type[CheckpointError] = CheckpointReadError) -> str:
+    with pytest.raises(kind) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 1000
+    assert message.startswith(str(path))
+    return message
+
+
+NESTED_TUPLES = b")" + b"q\x000h\x00h\x00\x86" * 60
+
+
+@pytest.mark.parametrize("is_script", [False, True])
+@pytest.mark.parametrize("set_item", [b"s", b"u"])
+def test_nested_shared_tuples_as_a_key(tmp_path: Path, is_script: bool, set_item: bytes) -> None:
+    # 60 tuples, each twice the one before: its hash visits 2^60 of them.
+    opened = b"}" if set_item == b"s" else b"}("
+    pickled = b"\x80\x02" + opened + NESTED_TUPLES + b"N" + set_item + b"."
+    path = write_pickle(tmp_path / "model.pt", pickled, is_script=is_script)
+    assert path.stat().st_size < 1200
+    assert "has a tuple as key; refused as hostile" in refusal(path)
+
+
+def test_nested_shared_tuples_in_other_places(tmp_path: Path) -> None:
+    for number, pickled in enumerate(
+        (
+            b"\x80\x02ccollections\nOrderedDict\n]" + NESTED_TUPLES + b"N\x86a\x85R.",
+            b"\x80\x02cbuiltins\nset\n]" + NESTED_TUPLES + b"a\x85R.",
+            b"\x80\x02" + NESTED_TUPLES + b".",
+            b"\x80\x02}X\x01\x00\x00\x00a" + NESTED_TUPLES + b"s.",
+            b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+            + NESTED_TUPLES
+            + b"NK\x01tQ.",
+        )
+    ):
+        refusal(write_pickle(tmp_path / f"{number}.pt", pickled))
+
+
+def test_nested_shared_tuples_in_a_file_of_the_old_format(tmp_path: Path) -> None:
+    magic = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+    path = tmp_path / "model.pt"
+    path.write_bytes(magic + b"\x80\x02}" + NESTED_TUPLES + b"Ns.")
+    assert "has a tuple as key; refused as hostile" in refusal(path)
+
+
+def test_flat_tuples_as_keys_are_read(save: Save) -> None:
+    weights = {"a.weight": torch.ones(2)}
+    assert read_weights(save({"state_dict": weights, "seen": {("a", 1): 2}})).tensors.keys() == {
+        "a.weight"
+    }
+
+
+def test_numbers_whose_hashes_collide(tmp_path: Path) -> None:
+    # Multiples of 2^61 - 1 have the hash 0, so that n keys take n² comparisons.
+    prime = (1 << 61) - 1
+    items = b"".join(
+        b"\x8a\x0b" + (n * prime).to_bytes(11, "little") + b"N" for n in range(1, 20_000)
+    )
+    path = write_pickle(tmp_path / "model.pt", b"\x80\x02}(" + items + b"u.")
+    assert "too many keys that are no names" in refusal(path)
+
+
+def test_more_operations_than_weights_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "MAX_OPERATIONS", 500)
+    path = write_pickle(tmp_path / "model.pt", b"\x80\x02(" + b"N" * 600 + b"t.")
+    assert "takes more than 500 operations; refused as hostile" in refusal(path)
+
+
+def test_a_list_that_is_copied_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pickles, "MAX_OPERATIONS", 10_000)
+    pairs = b"](" + b"K\x01K\x02\x86" * 1000 + b"eq\x00"
+    copies = b"ccollections\nOrderedDict\nh\x00\x85R0" * 100
+    path = write_pickle(tmp_path / "model.pt", b"\x80\x02" + pairs + copies + b".")
+    assert "takes more than 10000 operations" in refusal(path)
+
+
+@pytest.mark.parametrize("size", [4 << 30, 1 << 100])
+@pytest.mark.parametrize("module", ["builtins", "__builtin__"])
+def test_a_pickled_bytearray_of_4_gb(tmp_path: Path, size: int, module: str) -> None:
+    length = b"\x8a\x0e" + size.to_bytes(14, "little")
+    pickled = b"\x80\x02}X\x01\x00\x00\x00ac" + module.encode() + b"\nbytearray\n" + length
+    message = refusal(write_pickle(tmp_path / "model.pt", pickled + b"\x85Rs."))
+    assert f"a bytearray of {size if size < 1 << 64 else '2^100'} bytes" in message
+
+
+def test_a_real_bytearray_is_no_weight_and_does_no_harm(save: Save) -> None:
+    path = save({"state_dict": {"a.b": torch.ones(1)}, "key": bytearray(b"1234"), "raw": b"12"})
+    assert read_weights(path).tensors.keys() == {"a.b"}
+
+
+def test_40_000_zip_entries(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(40_000):
+            archive.writestr(zipfile.ZipInfo(f"{number}/x"), b"")
+    assert "has 40000 records, more than 20000; refused as hostile" in refusal(path)
+
+
+def test_a_directory_of_a_zip_that_would_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "_MAX_DIRECTORY_BYTES", 1000)
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(30):
+            archive.writestr(f"model/{number}", b"")
+    assert "its directory has 16" in refusal(path)
+
+
+def test_a_way_of_compression_that_torch_does_not_write(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("model/data.pkl", bytes(1000))
+    assert "compressed by method 12" in refusal(path)
+
+
+def test_a_compressed_checkpoint_is_read(tmp_path: Path, save: Save) -> None:
+    weights = {"a.weight": torch.randn(5, 3), "a.bias": torch.arange(3)}
+    with (
+        zipfile.ZipFile(save(weights, "plain.pt")) as plain,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    found = read_weights(tmp_path / "packed.pt").tensors
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
+def test_records_that_are_not_aligned_are_read(tmp_path: Path, save: Save) -> None:
+    weights = {"a.weight": torch.randn(5, 3), "a.bias": torch.arange(3), "b.c": torch.ones(2) > 0}
+    with (
+        zipfile.ZipFile(save(weights, "plain.pt")) as plain,
+        zipfile.ZipFile(tmp_path / "moved.pt", "w") as moved,
+    ):
+        for name in plain.namelist():
+            moved.writestr(name, plain.read(name))
+    found = read_weights(tmp_path / "moved.pt").tensors
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
+def test_a_checkpoint_of_a_big_endian_machine(tmp_path: Path, save: Save) -> None:
+    weights = {
+        "a.weight": torch.randn(5, 3),
+        "a.bias": torch.arange(3),
+        "b.half": torch.randn(3).bfloat16(),
+    }
+    with (
+        zipfile.ZipFile(save(weights, "little.pt")) as little,
+        zipfile.ZipFile(tmp_path / "big.pt", "w") as big,
+    ):
+        for name in little.namelist():
+            content = little.read(name)
+            if name.endswith("byteorder"):
+                content = b"big"
+            elif "/data/" in name:
+                width = {60: 4, 24: 8, 6: 2}[len(content)]
+                content = b"".join(
+                    content[at : at + width][::-1] for at in range(0, len(content), width)
+                )
+            big.writestr(name, content)
+    found = read_weights(tmp_path / "big.pt").tensors
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_kind_of_tensor_is_read_as_torch_does(save: Save, legacy: bool) -> None:
+    base = torch.randn(4, 6)
+    tied = torch.nn.Parameter(torch.randn(3, 2))
+    weights = {
+        "view.t": base.t()[1:],
+        "view.base": base,
+        "tied.a": tied,
+        "tied.b": tied,
+        "number.a": torch.tensor(2.5, dtype=torch.float64),
+        "empty.a": torch.empty(0, 3),
+        **{
+            f"kind.{name}": torch.arange(5).to(getattr(torch, name))
+            for name in ("float16", "bfloat16", "int8", "uint8", "int16", "int32", "bool")
+        },
+        "kind.complex64": torch.complex(torch.ones(2), torch.zeros(2)),
+    }
+    path = save(
+        {"state_dict": weights, "epoch": 3, "seen": {1, 2}, "size": base.shape}, legacy=legacy
+    )
+    expected = torch.load(path, weights_only=True)["state_dict"]
+    found = read_weights(path).tensors
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_are_not_read_twice_into_memory(save: Save, legacy: bool) -> None:
+    """A copy of tied weights shares memory, as in the model that was saved."""
+    tied = torch.randn(3, 2)
+    tensors = read_weights(save({"a.x": tied, "a.y": tied}, legacy=legacy)).tensors
+    assert tensors["a.x"].data_ptr() == tensors["a.y"].data_ptr()
+
+
+def test_an_old_file_that_declares_more_than_it_holds(tmp_path: Path, save: Save) -> None:
+    path = save({"a.x": torch.zeros(1 << 16)}, legacy=True)
+    content = path.read_bytes()
+    huge = content.replace(struct.pack("<I", 1 << 16), struct.pack("<I", 1 << 30))
+    assert huge != content
+    path.write_bytes(huge)
+    assert "refused as damaged or hostile" in refusal(path)
+
+
+def test_names_that_are_too_long(save: Save) -> None:
+    name = "module." * 100_000
+    assert "names of up to 700000 characters" in refusal(save({name: torch.ones(1)}))
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    os.mkfifo(path)
+    assert "no regular file" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision": {"layers": 10_000_000}}, "says vision.layers 10000000, the weights have 2"),
+        ({"text": {"layers": 10**30}}, "says text.layers 2^99, the weights have 3"),
+        ({"embed_dim": 64}, "says embed_dim 64, the weights have 48"),
+        ({"vision": {"patch_size": 4}}, "says vision.patch_size 4, the weights have 8"),
+        ({"temporal_layers": 3}, "says temporal_layers 3, the weights have 2"),
+        ({"max_words": 10}, "says max_words 10, but word_logit_weight fixes 9"),
+        ({"temporal_positions": 16}, "says temporal_positions 16, the weights have 15"),
+    ],
+)
+def test_a_saved_configuration_that_contradicts_the_weights(
+    tmp_path: Path, layouts: Any, xclip_weights: StateDict, change: dict[str, Any], message: str
+) -> None:
+    config = layouts.config(layouts.heads.TRANSFORMER, is_xclip=True)
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, config, xclip_weights)
+    content = torch.load(path, weights_only=True)
+    saved = json.loads(content[SAVED_CONFIG_KEY])
+    for name, value in change.items():
+        saved[name] = {**saved[name], **value} if isinstance(value, dict) else value
+    torch.save({**content, SAVED_CONFIG_KEY: json.dumps(saved)}, path)
+    assert message in refusal(path, CheckpointMismatchError)
+
+
+def test_a_saved_number_of_frames_that_no_tensor_bounds(
+    tmp_path: Path, layouts: Any, clip_weights: StateDict
+) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, layouts.config(), clip_weights)
+    content = torch.load(path, weights_only=True)
+    saved = json.loads(content[SAVED_CONFIG_KEY])
+    torch.save({**content, SAVED_CONFIG_KEY: json.dumps({**saved, "max_frames": 10**9})}, path)
+    assert "says max_frames 1000000000, more than the 10000 allowed" in refusal(
+        path, CheckpointMismatchError
+    )
+
+
+def test_hugging_faces_configuration_of_another_model(
+    tmp_path: Path, layouts: Any, clip_weights: StateDict
+) -> None:
+    save_file(layouts.hugging_face(clip_weights), tmp_path / "model.safetensors")
+    right = {
+        "model_type": "clip",
+        "projection_dim": 48,
+        "text_config": {"num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 50},
+        "vision_config": {"num_attention_heads": 1, "image_size": 24, "num_hidden_layers": 2},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(right))
+    assert load_checkpoint(tmp_path).config == layouts.config()
+    wrong = {**right, "vision_config": {**right["vision_config"], "num_hidden_layers": 10_000_000}}
+    (tmp_path / "config.json").write_text(json.dumps(wrong))
+    message = refusal(tmp_path, CheckpointMismatchError)
+    assert "config.json says vision.layers 10000000, the weights have 2" in message
+
+
+def test_open_clips_configuration_of_another_model(
+    tmp_path: Path, layouts: Any, clip_weights: StateDict
+) -> None:
+    save_file(layouts.openai(clip_weights), tmp_path / "open_clip_model.safetensors")
+    right = {
+        "embed_dim": 48,
+        "vision_cfg": {"width": 64, "layers": 2, "patch_size": 8, "image_size": 24},
+        "text_cfg": {"width": 128, "layers": 3, "heads": 2, "vocab_size": 50},
+    }
+    file = tmp_path / "open_clip_config.json"
+    file.write_text(json.dumps({"model_cfg": right}))
+    assert load_checkpoint(tmp_path).config.vision.layers == 2
+    file.write_text(json.dumps({"model_cfg": {**right, "text_cfg": {"layers": 12, "heads": 2}}}))
+    message = refusal(tmp_path, CheckpointMismatchError)
+    assert "open_clip_config.json says text.layers 12, the weights have 3" in message
+
+
+@pytest.mark.parametrize("value", [100.0, -100.0, 14.0])
+def test_a_logit_scale_that_is_no_logarithm(
+    layouts: Any, clip_weights: StateDict, save: Save, value: float
+) -> None:
+    content = layouts.openai({**clip_weights, "scorer.logit_scale": torch.tensor(value)})
+    message = refusal(save(content), CheckpointMismatchError)
+    assert f"logit_scale is {value:g}; logits are multiplied by its exponential" in message
+
+
+@pytest.mark.parametrize("value", [4.6052, 2.6593, 0.0])
+def test_a_logit_scale_of_clips_range(
+    layouts: Any, clip_weights: StateDict, save: Save, value: float
+) -> None:
+    content = layouts.openai({**clip_weights, "scorer.logit_scale": torch.tensor(value)})
+    assert load_checkpoint(save(content)).state_dict["scorer.logit_scale"] == torch.tensor(value)
