@@ -80,7 +80,8 @@ def test_changed(gallery: Gallery, index: Any, make: Any) -> None:
     listing.write_text("file,camera\na.mp4,7\n")
     index(path.parent, listing)
     make("a.mp4", 2)
-    only(index(path.parent), changed=[str(path)], unchanged=[str(other)])
+    report = index(path.parent)
+    only(report, changed=[str(path)], unchanged=[str(other)], passed_over=[str(listing)])
     make("expected/a.mp4", 2)
     assert len(gallery) == 2
     fresh = Gallery(manifest())
@@ -232,7 +233,8 @@ def test_metadata_from_a_list(gallery: Gallery, index: Any, make: Any, tmp_path:
         "A2": {"scene": "forest"},
         str(second): {"scene": "river"},
     }
-    only(index_files(gallery, first.parent, encode=no_encoding), unchanged=["A2", str(second)])
+    report = index_files(gallery, first.parent, encode=no_encoding)
+    only(report, unchanged=["A2", str(second)], passed_over=[str(listing)])
     assert contents(gallery) == before
     assert videos_of(gallery)["A2"].metadata == {"scene": "forest"}
 
