@@ -1,4 +1,4 @@
-"""What is in a gallery, and what became of it when it was read as a whole."""
+"""Reports on a gallery: its content, its verification and its rescue."""
 
 from __future__ import annotations
 
