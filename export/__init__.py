@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: ONNX graphs, parity with PyTorch, TensorRT engines."""
+"""Turn a checkpoint into a bundle: export ONNX graphs, check parity, build TensorRT engines."""

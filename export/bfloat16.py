@@ -22,8 +22,7 @@ from xclip_deploy.export.graphs import save_graph
 from xclip_deploy.export.parity import Tensors, run_bundle
 from xclip_deploy.export.reference_inputs import ReferenceInputs
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.files import sha256_of
-from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Graph, Precision
+from xclip_deploy.runtime.manifest import MANIFEST_NAME, Graph, Precision, file_records
 
 
 def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
@@ -40,13 +39,7 @@ def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
         # The other files stay as they are.
         for name in (bundle.manifest.tokenizer, bundle.manifest.scorer_weights):
             shutil.copyfile(bundle.path / name, path / name)
-        files = {
-            file.relative_to(path).as_posix(): FileRecord(
-                sha256=sha256_of(file), size_bytes=file.stat().st_size
-            )
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        }
+        files = file_records(path)
         # The rewritten graphs have FP32 operators alone, so the manifest calls them FP32.
         manifest = bundle.manifest.model_copy(
             update={"graphs": {Precision.FP32: specs}, "files": files}

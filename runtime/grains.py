@@ -23,10 +23,6 @@ Axis = Literal["embed", "words", "frames"]
 LENGTHS: Mapping[str, str] = {"word_features": "num_words", "frame_features": "num_frames"}
 """Feature with a row for each position -> input that counts its rows without padding."""
 
-_EMBED: tuple[Axis, Axis] = ("embed", "embed")
-_WORDS: tuple[Axis, Axis] = ("words", "words")
-_FRAMES: tuple[Axis, Axis] = ("frames", "frames")
-
 
 class Grain(str, Enum):
     """Comparison of a text and a video (Ma et al., "X-CLIP", ACM MM 2022, section 3.2)."""
@@ -52,8 +48,9 @@ class GrainEntry:
     """Feature of the video that it compares."""
     colour: str
     """Colour of its bars in pictures."""
-    matrices: Mapping[str, tuple[Axis, Axis]] = field(default_factory=dict)
-    """Name of each learned matrix in the authors' checkpoints -> its axes."""
+    matrices: Mapping[str, Axis] = field(default_factory=dict)
+    """Name of each learned matrix in the authors' checkpoints -> the axis of its rows and of its
+    columns. Every matrix is square."""
     projections: frozenset[str] = frozenset()
     """Matrices that a model without ``ModelConfig.sentence_projection`` lacks."""
     softmaxes: int = 0
@@ -77,7 +74,7 @@ GRAINS: Mapping[Grain, GrainEntry] = {
         text="sentence_features",
         video="video_features",
         colour="#7f7f7f",
-        matrices={"global_mat_weight": _EMBED},
+        matrices={"global_mat_weight": "embed"},
         projections=frozenset({"global_mat_weight"}),
     ),
     # A(words · video; M)
@@ -85,7 +82,7 @@ GRAINS: Mapping[Grain, GrainEntry] = {
         text="word_features",
         video="video_features",
         colour="#1f77b4",
-        matrices={"word_logit_weight": _WORDS},
+        matrices={"word_logit_weight": "words"},
         softmaxes=1,
     ),
     # A(sentence · frames; M)
@@ -93,7 +90,7 @@ GRAINS: Mapping[Grain, GrainEntry] = {
         text="sentence_features",
         video="frame_features",
         colour="#2ca02c",
-        matrices={"frame_logit_weight": _FRAMES},
+        matrices={"frame_logit_weight": "frames"},
         softmaxes=1,
     ),
     # (A(A(S; word_mat_weight); frame_mat_weight2)       words first
@@ -104,11 +101,11 @@ GRAINS: Mapping[Grain, GrainEntry] = {
         video="frame_features",
         colour="#ff7f0e",
         matrices={
-            "local_mat_weight": _EMBED,
-            "word_mat_weight": _WORDS,
-            "frame_mat_weight": _FRAMES,
-            "word_mat_weight2": _WORDS,
-            "frame_mat_weight2": _FRAMES,
+            "local_mat_weight": "embed",
+            "word_mat_weight": "words",
+            "frame_mat_weight": "frames",
+            "word_mat_weight2": "words",
+            "frame_mat_weight2": "frames",
         },
         softmaxes=4,
     ),
@@ -168,16 +165,16 @@ def matrix_shapes(config: ScorerDimensions) -> dict[str, tuple[int, int]]:
         "frames": config.max_frames,
     }
     return {
-        name: (sizes[rows], sizes[columns])
+        name: (sizes[axis], sizes[axis])
         for grain, entry in GRAINS.items()
         if grain in config.grains
-        for name, (rows, columns) in entry.matrices.items()
+        for name, axis in entry.matrices.items()
         if config.sentence_projection or name not in entry.projections
     }
 
 
 def matrices_over(axis: Axis) -> tuple[str, ...]:
-    """Return the names of all matrices that have ``axis`` among their axes."""
+    """Return the names of all matrices whose rows and columns are ``axis``."""
     return tuple(
-        name for entry in GRAINS.values() for name, axes in entry.matrices.items() if axis in axes
+        name for entry in GRAINS.values() for name, each in entry.matrices.items() if each == axis
     )

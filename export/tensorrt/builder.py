@@ -71,7 +71,7 @@ class BuildResult:
     """Folder of the engine set."""
     engine_set: EngineSet
     is_new: bool
-    """Whether the set was built. False where the existing set already is what was asked for."""
+    """True if the set was built; False if the existing set already fits the request."""
     notes: tuple[str, ...] = ()
     """Remarks on the engines, such as attention that was not fused."""
 

@@ -59,11 +59,11 @@ class AttentionBlock:
     heads: int | None
     """Number of heads; None where the graph does not tell."""
     has_mask: bool
-    """Whether a mask is added to the scores."""
+    """True if the block adds a mask to its scores."""
 
     @property
     def fuses(self) -> bool:
-        """Whether TensorRT-RTX is known to fuse such a block; see ``FusedAttention``."""
+        """Return whether TensorRT-RTX is known to fuse this block; see ``FusedAttention``."""
         return self.heads != 1 or not self.has_mask
 
 

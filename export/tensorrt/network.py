@@ -10,15 +10,9 @@ from xclip_deploy.errors import EngineBuildError, InvalidArgumentError
 from xclip_deploy.export.tensorrt.flavours import TensorRT
 from xclip_deploy.export.tensorrt.log import failure, log_of
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, Precision, TensorSpec
+from xclip_deploy.runtime.manifest import Graph, GraphSpec, Precision, TensorSpec
 from xclip_deploy.runtime.presentation import listed
-
-_DTYPES = {
-    "FLOAT": DType.FLOAT32,
-    "HALF": DType.FLOAT16,
-    "INT32": DType.INT32,
-    "UINT8": DType.UINT8,
-}
+from xclip_deploy.runtime.sessions.native.library import TENSOR_DTYPES
 
 
 def graph_sources(bundle: Bundle, precision: Precision) -> dict[Graph, tuple[Path, GraphSpec]]:
@@ -127,7 +121,9 @@ def _describe(tensor: Any, *, with_names: bool) -> str:  # noqa: ANN401 - Tensor
         str(size) if size >= 0 else (tensor.get_dimension_name(axis) if with_names else None)
         for axis, size in enumerate(tensor.shape)
     ]
-    return _text(tensor.name, _DTYPES[dtype].value if dtype in _DTYPES else dtype, sizes)
+    return _text(
+        tensor.name, TENSOR_DTYPES[dtype].value if dtype in TENSOR_DTYPES else dtype, sizes
+    )
 
 
 def _describe_spec(tensor: TensorSpec, *, with_names: bool) -> str:

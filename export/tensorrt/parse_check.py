@@ -38,7 +38,7 @@ class DryRun:
 
     @property
     def is_supported(self) -> bool:
-        """Whether TensorRT takes every operator of every graph."""
+        """Return whether TensorRT takes every operator of every graph."""
         return not any(parse.unsupported for parse in self.graphs.values())
 
 

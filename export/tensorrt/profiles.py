@@ -60,7 +60,7 @@ class EngineShapes:
     scored_videos: BatchRange = field(default_factory=lambda: BatchRange(1, 256, 1024))
     """Videos in one run of the scorer: a chunk of the gallery."""
     query_profile: bool = True
-    """Whether text encoder and scorer also get a profile for exactly one text. It precedes the
+    """True gives text encoder and scorer a further profile for exactly one text. It precedes the
     profile of the whole range. A search has one text, and kernels chosen for that are faster."""
 
     def profiles(self, graph: Graph, spec: GraphSpec) -> tuple[dict[str, ShapeRange], ...]:

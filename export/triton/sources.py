@@ -93,26 +93,11 @@ def engine_sources(
             f"precision {precision.value}: the engines {name} are {engine_set.precision.value}"
         )
     chosen = ChosenEngines(bundle, folder, engine_set)
-    fingerprint = bundle.manifest.fingerprint
-    if engine_set.fingerprint != fingerprint:
-        raise chosen.refusal(
-            f"was built for model {engine_set.fingerprint[:12]}…, the bundle is model "
-            f"{fingerprint[:12]}…"
-        )
-    if engine_set.precision not in bundle.precisions:
-        raise chosen.refusal(
-            f"was built from {engine_set.precision.value} graphs, the bundle has "
-            f"{', '.join(present.value for present in bundle.precisions)}"
-        )
+    other = chosen.why_other_bundle()
+    if other is not None:
+        raise chosen.refusal(other)
     files = {}
     for graph in Graph:
-        built_from = chosen.record(graph).graph_sha256
-        expected = bundle.graph_sha256(graph, engine_set.precision)
-        if built_from != expected:
-            raise chosen.refusal(
-                f"{engine_file(graph)} was built from graph {built_from[:12]}…, the bundle has "
-                f"{expected[:12]}…"
-            )
         read_plan(chosen, graph)  # checks its content
         files[graph] = (folder / engine_file(graph),)
     records = engine_set.engines

@@ -22,7 +22,14 @@ from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, TensorSpec
 from xclip_deploy.runtime.nvidia_driver import GpuMemoryGauge
 from xclip_deploy.runtime.resources import forget_peak, peak_resident_bytes, resident_bytes
-from xclip_deploy.runtime.sessions import Backend, Session, SessionOptions, place, register
+from xclip_deploy.runtime.sessions import (
+    Backend,
+    Placement,
+    Session,
+    SessionOptions,
+    place,
+    register,
+)
 from xclip_deploy.runtime.sessions.registry import load_backend
 
 
@@ -53,21 +60,23 @@ class _Worker:
         bundle = Bundle.open(request["bundle"])
         graph, options = Graph(request["graph"]), SessionOptions(**request["options"])
         # Import libraries and make inputs before memory is counted: a session does not own them.
-        _import_backend(options)
         loader = place(options, bundle)
+        placement = loader.placement
+        with suppress(ImportError):  # opening the session then says what is missing
+            cast("Backend", load_backend(placement.backend)).import_library()
         # Inputs have the graph's own dtypes, as a gallery's features have: no cast is timed.
         self._specs = loader.inputs(graph)
         self._inputs = _inputs(self._specs, max(request["sizes"]), bundle)
-        self._gauge = _memory_gauge(options)
+        self._gauge = _memory_gauge(placement)
         forget_peak()
         self._resident_before = resident_bytes()
         start_s = time.perf_counter()
         self._session: Session = loader.open(graph)
         self.opened = {
             "seconds": time.perf_counter() - start_s,
-            "backend": loader.placement.backend,
-            "device": loader.placement.device_name,
-            "precision": loader.placement.arithmetic.name,
+            "backend": placement.backend,
+            "device": placement.device_name,
+            "precision": placement.arithmetic.name,
             "memory_bytes": self._beyond(resident_bytes()),
             "device_memory_bytes": self._device_bytes(),
         }
@@ -107,17 +116,11 @@ class _Worker:
         return None if self._gauge is None else self._gauge.taken_bytes()
 
 
-def _import_backend(options: SessionOptions) -> None:
-    name = "onnxruntime" if options.backend == "auto" else options.backend
-    with suppress(ImportError):  # opening the session then says what is missing
-        cast("Backend", load_backend(name)).import_library()
-
-
-def _memory_gauge(options: SessionOptions) -> GpuMemoryGauge | None:
-    if options.device == "cpu":
+def _memory_gauge(placement: Placement) -> GpuMemoryGauge | None:
+    if placement.device == "cpu":
         return None
     with suppress(OSError):
-        return GpuMemoryGauge(options.device_id)
+        return GpuMemoryGauge(placement.device_id)
     return None
 
 

@@ -25,6 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xclip_deploy.runtime.gallery.records import RECORD_COLUMNS
+
 Words: TypeAlias = npt.NDArray[np.uint64]
 
 _LONG_TEXT = 4096
@@ -49,16 +51,7 @@ class Part(Enum):
 
 
 COLUMNS: dict[Part, tuple[str, ...]] = {
-    Part.RECORD: (
-        "id",
-        "paths",
-        "file_sizes",
-        "file_times",
-        "fingerprint",
-        "duration_s",
-        "frame_times_s",
-        "num_frames",
-    ),
+    Part.RECORD: RECORD_COLUMNS,
     Part.METADATA: (),
     Part.VIDEO: ("num_frames", "video_features"),
     Part.FRAMES: ("frame_features",),

@@ -28,20 +28,18 @@ MetadataValue: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
 MAX_TEXT_BYTES = 1 << 24
 """Largest text in one metadata value: 16 MiB."""
 MAX_FIELDS = 256
-RESERVED = frozenset(
-    {
-        "id",
-        "paths",
-        "file_sizes",
-        "file_times",
-        "fingerprint",
-        "duration_s",
-        "frame_times_s",
-        "num_frames",
-        "video_features",
-        "frame_features",
-    }
+RECORD_COLUMNS = (
+    "id",
+    "paths",
+    "file_sizes",
+    "file_times",
+    "fingerprint",
+    "duration_s",
+    "frame_times_s",
+    "num_frames",
 )
+"""Columns that every video has, apart from its metadata and features."""
+RESERVED = frozenset({*RECORD_COLUMNS, "video_features", "frame_features"})
 """Columns of the gallery itself; metadata fields may not take these names."""
 TYPE_NAMES: dict[type, str] = {
     bool: "truth values",

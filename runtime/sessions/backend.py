@@ -194,9 +194,15 @@ class Backend(ABC):
             for arithmetic in arithmetics:
                 if arithmetic.is_automatic and arithmetic.graphs in available:
                     return arithmetic
+            fitting = [each.name for each in arithmetics if each.graphs in available]
+            if not fitting:
+                raise SessionError(
+                    f"the bundle has {names} graphs alone, which {self.name} does not run on "
+                    f"{device}; expected another backend or device"
+                )
             raise SessionError(
                 f"the bundle has {names} graphs alone, which are taken only where they are asked "
-                f"for; pass precision={available[0].value!r}"
+                f"for; pass precision={fitting[0]!r}"
             )
         for arithmetic in arithmetics:
             if arithmetic.name == options.precision:

@@ -48,6 +48,14 @@ _CPU, _CUDA, _TENSORRT = (
     "CUDAExecutionProvider",
     "TensorrtExecutionProvider",
 )
+_FIELD_OF = {
+    "device_id": "device_id",
+    "use_tf32": "precision",
+    "trt_fp16_enable": "precision",
+    "trt_bf16_enable": "precision",
+    "trt_int8_enable": "precision",
+}
+"""Provider option that would change the device or the arithmetic -> field that chooses it."""
 _MAX_REASON = 350
 """Most characters of a library's reason in a message."""
 _ONNX_TYPES = {
@@ -92,7 +100,7 @@ class OnnxRuntime(Backend):
         "cpu": (FP32, FP16, INT8),
         "cuda": (FP16, FP32, TF32),
     }
-    own_options = frozenset({"provider_options"})
+    own_options = frozenset({"provider_options", "threads"})
     auto_rank: Mapping[Device, int] = {"cpu": 0, "cuda": 0}
 
     def why_not(self, bundle: Bundle, device: Device) -> str | None:
@@ -103,6 +111,7 @@ class OnnxRuntime(Backend):
     def open(self, bundle: Bundle, options: SessionOptions, device: Device) -> GraphLoader:
         """See :meth:`Backend.open`."""
         import_onnxruntime()
+        _check_provider_options(options.provider_options)
         missing = self.why_not(bundle, device)
         if missing is not None:
             asked = "device cuda" if device in self.auto_rank else f"backend {self.name}"
@@ -119,10 +128,11 @@ class OnnxRuntime(Backend):
     def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
         """See :meth:`Backend.offers`. It lists nothing where the library is not installed."""
         with suppress(MissingExtraError):
+            import_onnxruntime()
             yield from super().offers(bundle)
             if "cpu" in self.arithmetics and Precision.BF16 in bundle.precisions:
                 yield Refusal(
-                    SessionOptions("cpu", "bf16"),
+                    SessionOptions("cpu", "bf16", backend=self.name),
                     "ONNX Runtime has no BF16 kernels; engines built from them can be verified",
                 )
 
@@ -132,7 +142,9 @@ class TensorRTProvider(OnnxRuntime):
 
     name = "tensorrt-provider"
     summary = "ONNX Runtime's own TensorRT"
-    arithmetics: Mapping[Device, tuple[Arithmetic, ...]] = {"cuda": (FP16, FP32)}
+    # TensorRT multiplies FP32 in TF32, and the provider has no option against it
+    # (https://github.com/microsoft/onnxruntime/issues/26029). So it offers no FP32.
+    arithmetics: Mapping[Device, tuple[Arithmetic, ...]] = {"cuda": (FP16, TF32)}
     auto_rank: Mapping[Device, int] = {}
 
     def why_not(self, bundle: Bundle, device: Device) -> str | None:
@@ -244,6 +256,15 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """See :meth:`Session.close`."""
         self._session = None
+
+
+def _check_provider_options(given: Mapping[str, str]) -> None:
+    """Refuse provider options that would make a placement's device or arithmetic false."""
+    for option, field in _FIELD_OF.items():
+        if option in given:
+            raise SessionError(
+                f"provider_options has {option!r}; expected {field} of SessionOptions to choose it"
+            )
 
 
 def _providers(

@@ -25,7 +25,7 @@ _NUMBERS = (
     ("streams", 1, 1024),
 )
 """Name, minimum and maximum of every numeric option."""
-_FOR_ALL = frozenset({"device", "device_id", "precision", "backend", "threads"})
+_FOR_ALL = frozenset({"device", "device_id", "precision", "backend"})
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class SessionOptions:
     precision: str = "auto"
     """Arithmetic: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``tf32``. ``auto`` takes FP16 on a GPU
     and FP32 on a CPU, where FP32 is faster. It never takes BF16 (engines alone), INT8 (ONNX Runtime
-    on a CPU alone) or TF32 (FP32 graphs on ONNX Runtime's CUDA provider)."""
+    on a CPU alone) or TF32 (FP32 graphs on ONNX Runtime's GPU providers). TensorRT's provider has
+    no FP32."""
     threads: int | None = None
-    """CPU threads of a session; None: one per core."""
+    """CPU threads of a session of ONNX Runtime; None: one per core."""
     backend: str = "auto"
     """Library that runs the model. ``onnxruntime``: ONNX Runtime, on CPU or CUDA.
     ``tensorrt-provider``: ONNX Runtime with its own TensorRT 10, which builds engines as it loads.
@@ -68,11 +69,15 @@ class SessionOptions:
     def __post_init__(self) -> None:
         _check_choice("device", self.device, get_args(DeviceName))
         _check_choice("backend", self.backend, ("auto", *backend_names()))
-        _check_choice("precision", self.precision, ("auto", *precision_names()))
+        self._check_precision()
         for name, least, most in _NUMBERS:
             value = getattr(self, name)
             if value is not None or name in ("device_id", "streams"):
                 object.__setattr__(self, name, as_whole_number(name, value, least, most))
+        if self.device == "cpu" and self.device_id:
+            raise InvalidArgumentError(
+                f"device_id is {self.device_id} with device 'cpu'; expected device 'cuda' or 'auto'"
+            )
         for name in ("cuda_graphs", "resident_gallery"):
             _check_choice(name, getattr(self, name), (True, False))
         if self.engines is not None:
@@ -125,6 +130,13 @@ class SessionOptions:
     def unread_by(self, backend: str) -> list[str]:
         """Name the options that are not at their default and that a backend does not read."""
         return sorted(self.changed().keys() - _FOR_ALL - load_backend(backend).own_options)
+
+    def _check_precision(self) -> None:
+        if not isinstance(self.precision, str) or self.precision != "auto":
+            # The named backend alone is imported where it has the precision.
+            own = () if self.backend == "auto" else precision_names(self.backend)
+            if not isinstance(self.precision, str) or self.precision not in own:
+                _check_choice("precision", self.precision, ("auto", *precision_names()))
 
     def _check_backend(self) -> None:
         backend = load_backend(self.backend)

@@ -58,14 +58,15 @@ def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
 def offers(bundle: Bundle, threads: int | None = None) -> list[SessionOptions | Refusal]:
     """List every way of running a bundle, CPU first, or the reason why this machine lacks it.
 
-    Opening a session may still fail. ``threads``: threads of all sessions.
+    Opening a session may still fail. ``threads``: threads of all sessions that read the option.
     """
-    found = [offer for backend in _backends() for offer in backend.offers(bundle)]
-    if threads is not None:
-        found = [
-            replace(offer, threads=threads) if isinstance(offer, SessionOptions) else offer
-            for offer in found
-        ]
+    found = [
+        replace(offer, threads=threads)
+        if isinstance(offer, SessionOptions) and "threads" in backend.own_options
+        else offer
+        for backend in _backends()
+        for offer in backend.offers(bundle)
+    ]
     return sorted(found, key=lambda offer: _options_of(offer).device != "cpu")
 
 
@@ -114,7 +115,8 @@ def _explained(loader: GraphLoader, options: SessionOptions, passed_over: list[s
     parts = [loader.found] if loader.found else []
     parts += passed_over
     placement = loader.placement
-    if passed_over and placement.device == "cpu" and nvidia_driver.why_no_gpu() is None:
+    has_choice = options.device == "auto" and placement.device == "cpu"
+    if passed_over and has_choice and nvidia_driver.why_no_gpu() is None:
         logger.warning(
             "the CPU runs the model although a GPU is there: %s; device='cpu' chooses it",
             "; ".join(passed_over),

@@ -56,8 +56,15 @@ def register(name: str, target: str) -> None:
     """Register a backend.
 
     ``target``: ``module:class`` of a :class:`Backend`, imported on first use. Processes of
-    ``bench`` import it too. Raises InvalidArgumentError for a name that is taken.
+    ``bench`` import it too. Raises InvalidArgumentError for a name that is taken, and for a
+    target that no other process can import.
     """
+    module, _, attribute = target.partition(":")
+    if not module or not attribute or module == "__main__":
+        raise InvalidArgumentError(
+            f"backend {name!r}: target {target!r}; expected 'module:class' of a module that other "
+            "processes can import"
+        )
     if _targets.setdefault(name, target) != target:
         raise InvalidArgumentError(f"a backend {name!r} is registered already: {_targets[name]}")
 
@@ -80,21 +87,36 @@ def backend_names() -> tuple[str, ...]:
 
 
 def load_backend(name: str) -> RegisteredBackend:
-    """Import a backend. Raises InvalidArgumentError for a name that none has."""
+    """Import a backend.
+
+    Raises InvalidArgumentError for a name that none has, and for one that cannot be imported.
+    """
     if name not in _targets:
         raise InvalidArgumentError(f"backend {name!r}: expected {choices(('auto', *_targets))}")
     if name not in _loaded:
-        module, _, attribute = _targets[name].partition(":")
-        found = getattr(importlib.import_module(module), attribute)()
-        _loaded[name] = cast("RegisteredBackend", found)
+        target = _targets[name]
+        module, _, attribute = target.partition(":")
+        try:
+            made = getattr(importlib.import_module(module), attribute)()
+        except (ImportError, AttributeError) as error:
+            raise InvalidArgumentError(
+                f"backend {name!r}: {target} cannot be imported ({error}); expected another target "
+                "in register()"
+            ) from error
+        found = cast("RegisteredBackend", made)
+        if found.name != name:
+            raise InvalidArgumentError(
+                f"backend {name!r}: {target} has the name {found.name!r}; expected the same name"
+            )
+        _loaded[name] = found
     return _loaded[name]
 
 
-def precision_names() -> tuple[str, ...]:
-    """Return the names of all arithmetics of all backends."""
+def precision_names(backend: str | None = None) -> tuple[str, ...]:
+    """Return the names of all arithmetics of one backend, or of all backends."""
     names = [
         arithmetic.name
-        for backend in map(load_backend, _targets)
+        for backend in map(load_backend, _targets if backend is None else (backend,))
         for arithmetics in backend.arithmetics.values()
         for arithmetic in arithmetics
     ]

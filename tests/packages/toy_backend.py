@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, Precision, Tolerance
 from xclip_deploy.runtime.sessions import (
@@ -33,13 +36,22 @@ class ToySession:
         self._types = {"tensor(int32)": "int32", "tensor(uint8)": "uint8"}
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if self._session is None:
+            raise SessionError(f"the {self.graph.value} session is closed")
         RUNS.append(self.graph)
         feeds = {
-            node.name: inputs[node.name].astype(self._types.get(node.type, "float32"))
+            node.name: np.ascontiguousarray(
+                inputs[node.name], self._types.get(node.type, "float32")
+            )
             for node in self._session.get_inputs()
         }
         names = [node.name for node in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, feeds), strict=True))
+        try:
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            reason = " ".join(str(error).split())
+            raise SessionError(f"{self.graph.value} failed on {shapes}: {reason}") from error
 
     def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
         return dict(wanted)

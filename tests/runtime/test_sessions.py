@@ -384,21 +384,32 @@ def test_a_provider_that_does_not_load(
 
 def test_options_of_the_providers() -> None:
     """By the names of ONNX Runtime; the GPU is one of them, and TF32 is off unless asked for."""
-    chosen = {"trt_fp16_enable": "1"}
+    chosen = {"do_copy_in_default_stream": "1"}
     on_cuda = Placement("onnxruntime", "cuda", FP32, device_id=2)
     with_tensorrt = replace(on_cuda, backend="tensorrt-provider")
     assert _providers(FP32_CPU, {}) == [("CPUExecutionProvider", {})]
     assert _providers(on_cuda, chosen) == [
-        ("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0", "trt_fp16_enable": "1"})
+        ("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0", **chosen})
     ]
     assert _providers(with_tensorrt, chosen) == [
-        ("TensorrtExecutionProvider", {"device_id": "2", "trt_fp16_enable": "1"}),
+        ("TensorrtExecutionProvider", {"device_id": "2", **chosen}),
         ("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0"}),
     ]
     in_tf32 = replace(on_cuda, arithmetic=TF32)
     assert _providers(in_tf32, {})[0][1]["use_tf32"] == "1"
-    # The caller's own word counts.
-    assert _providers(on_cuda, {"use_tf32": "1"})[0][1]["use_tf32"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [("device_id", "device_id"), ("use_tf32", "precision"), ("trt_fp16_enable", "precision")],
+)
+def test_provider_options_that_would_make_the_placement_false(
+    option: str, field: str, bundle: Bundle
+) -> None:
+    """A GPU in TF32 would be reported as another GPU in FP32."""
+    given = options(device="cpu", provider_options={option: "1"})
+    with pytest.raises(SessionError, match=f"has '{option}'; expected {field} of SessionOptions"):
+        place(given, bundle)
 
 
 def test_tf32_runs_fp32_graphs(bundle: Bundle, with_gpu: None) -> None:

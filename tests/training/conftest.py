@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -58,23 +56,3 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         row[count - 1] = 599
     frames = random.integers(0, 256, (3, 5, 32, 32, 3), dtype=np.uint8)
     return torch.from_numpy(token_ids), torch.from_numpy(frames), torch.tensor([5, 3, 1])
-
-
-@pytest.fixture
-def write_clip() -> Callable[[Path, int, int], Path]:
-    """Write a video of 2 frames a second, each of one random colour."""
-
-    def write(path: Path, seed: int, seconds: int) -> Path:
-        random = np.random.default_rng(seed)
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=2)
-            stream.width = stream.height = 64
-            stream.pix_fmt = "yuv420p"
-            for _ in range(2 * seconds):
-                picture = np.empty((64, 64, 3), np.uint8)
-                picture[:] = random.integers(0, 256, 3)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-        return path
-
-    return write

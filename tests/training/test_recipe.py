@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from coloured_clips import write_clip
 from torch import nn
 
 from xclip_deploy.errors import InvalidArgumentError
@@ -195,7 +196,7 @@ SECONDS = 7
 
 
 @pytest.fixture
-def clip(tmp_path: Path, write_clip: Any) -> SplitVideo:
+def clip(tmp_path: Path) -> SplitVideo:
     return SplitVideo("v", write_clip(tmp_path / "v.mp4", 3, SECONDS))
 
 

@@ -11,21 +11,14 @@ from typing import Any
 from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.engine_set import EngineRecord, Flavour
 from xclip_deploy.runtime.files import replaced_file
-from xclip_deploy.runtime.manifest import DType, Graph, TensorSpec
+from xclip_deploy.runtime.manifest import Graph, TensorSpec
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaDevice, Stream
 from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, read_plan
-from xclip_deploy.runtime.sessions.native.library import Library
+from xclip_deploy.runtime.sessions.native.library import TENSOR_DTYPES, Library
 from xclip_deploy.runtime.sessions.native.memory import DeviceMemory
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {
-    "FLOAT": DType.FLOAT32,
-    "HALF": DType.FLOAT16,
-    "INT32": DType.INT32,
-    "UINT8": DType.UINT8,
-}
 
 
 class Engine:
@@ -192,7 +185,7 @@ class Engine:
             dtype = engine.get_tensor_dtype(name).name
             found[name] = (
                 mode,
-                _DTYPES[dtype].value if dtype in _DTYPES else dtype,
+                TENSOR_DTYPES[dtype].value if dtype in TENSOR_DTYPES else dtype,
                 tuple(engine.get_tensor_shape(name)),
             )
         expected = {spec.name: ("input", *_boundary(spec)) for spec in self.record.inputs}

@@ -43,6 +43,28 @@ class ChosenEngines:
             raise self.refusal(f"has no engine for {graph.value}")
         return record
 
+    def why_other_bundle(self) -> str | None:
+        """Say why the set was built from another bundle; None where it was built from this one."""
+        built, manifest = self.engine_set, self.bundle.manifest
+        if built.fingerprint != manifest.fingerprint:
+            return (
+                f"was built for model {built.fingerprint[:12]}…, the bundle is model "
+                f"{manifest.fingerprint[:12]}…"
+            )
+        if built.precision not in self.bundle.precisions:
+            return (
+                f"was built from {built.precision.value} graphs, the bundle has "
+                f"{', '.join(present.value for present in self.bundle.precisions)}"
+            )
+        for graph, record in built.engines.items():
+            expected = self.bundle.graph_sha256(graph, built.precision)
+            if record.graph_sha256 != expected:
+                return (
+                    f"{engine_file(graph)} was built from graph {record.graph_sha256[:12]}…, the "
+                    f"bundle has {expected[:12]}…"
+                )
+        return None
+
     def refusal(self, what: str) -> EngineError:
         """Return an error with the command that builds the set anew."""
         return _refusal(self.folder, what, self.engine_set, self.bundle)
@@ -135,34 +157,9 @@ def _misfit(
 ) -> EngineError | None:
     """Return the reason why a set cannot be used here, or None."""
     module = engine_set.flavour.module_name
-    manifest = bundle.manifest
-    if engine_set.fingerprint != manifest.fingerprint:
-        return _refusal(
-            folder,
-            f"was built for model {engine_set.fingerprint[:12]}…, the bundle is model "
-            f"{manifest.fingerprint[:12]}…",
-            engine_set,
-            bundle,
-        )
-    precision = engine_set.precision
-    if precision not in bundle.precisions:
-        return _refusal(
-            folder,
-            f"was built from {precision.value} graphs, the bundle has "
-            f"{', '.join(p.value for p in bundle.precisions)}",
-            engine_set,
-            bundle,
-        )
-    for graph, record in engine_set.engines.items():
-        expected = bundle.graph_sha256(graph, precision)
-        if record.graph_sha256 != expected:
-            return _refusal(
-                folder,
-                f"{engine_file(graph)} was built from graph {record.graph_sha256[:12]}…, the "
-                f"bundle has {expected[:12]}…",
-                engine_set,
-                bundle,
-            )
+    other = ChosenEngines(bundle, folder, engine_set).why_other_bundle()
+    if other is not None:
+        return _refusal(folder, other, engine_set, bundle)
     if not _loads_in(engine_set, version):
         return _refusal(
             folder,

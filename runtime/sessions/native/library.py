@@ -11,10 +11,18 @@ from typing import Any
 
 from xclip_deploy.errors import MissingExtraError
 from xclip_deploy.runtime.engine_set import Flavour
+from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.presentation import cut
 
 logger = logging.getLogger(__name__)
 
+TENSOR_DTYPES = {
+    "FLOAT": DType.FLOAT32,
+    "HALF": DType.FLOAT16,
+    "INT32": DType.INT32,
+    "UINT8": DType.UINT8,
+}
+"""Name of TensorRT's ``DataType`` -> dtype, for the types that tensors of our graphs have."""
 _KEPT_MESSAGES = 8
 
 _libraries: dict[Flavour, Library] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ def engine_bundle(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     for flavour in BOTH:
         write_engines(bundle, flavour)
     return bundle
+
+
+@pytest.fixture
+def fresh(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """The bundle at a path of its own, without engines: its files are links."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    for file in bundle.path.iterdir():
+        (path / file.name).symlink_to(file)
+    return replace(bundle, path=path)
 
 
 @pytest.fixture

@@ -24,16 +24,6 @@ OTHER_GPU = CudaDevice(0, "an older GPU", (7, 5))
 RTX = Flavour.RTX
 
 
-@pytest.fixture
-def fresh(bundle: Bundle, tmp_path: Path) -> Bundle:
-    """The bundle at a path of its own, without engines: its files are links."""
-    path = tmp_path / "bundle"
-    path.mkdir()
-    for file in bundle.path.iterdir():
-        (path / file.name).symlink_to(file)
-    return replace(bundle, path=path)
-
-
 def refused(match: str, bundle: Bundle, gpu: CudaDevice = GPU, **changes: Any) -> str:
     wanted = {"flavour": RTX, "version": RTX_VERSION, "precision": "auto"} | changes
     with pytest.raises(EngineError, match=match) as caught:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,6 @@ from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import EngineLoader
 
 RTX = Flavour.RTX
-
-
-@pytest.fixture
-def fresh(bundle: Bundle, tmp_path: Path) -> Bundle:
-    """The bundle at a path of its own, without engines: its files are links."""
-    path = tmp_path / "bundle"
-    path.mkdir()
-    for file in bundle.path.iterdir():
-        (path / file.name).symlink_to(file)
-    return replace(bundle, path=path)
 
 
 @pytest.fixture

@@ -14,18 +14,27 @@ from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.errors import InvalidArgumentError, SessionError
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions import Session, SessionOptions
+from xclip_deploy.runtime.sessions.registry import load_backend, register, unregister
 
-OPTIONS = {
-    "ONNX Runtime, FP32": SessionOptions(device="cpu", precision="fp32"),
-    "ONNX Runtime, FP16": SessionOptions(device="cpu", precision="fp16"),
-    "TensorRT on the stand-in": SessionOptions(device="cuda", backend="tensorrt"),
-    "TensorRT-RTX on the stand-in": SessionOptions(device="cuda", backend="rtx"),
+OPTIONS: dict[str, dict[str, str]] = {
+    "ONNX Runtime, FP32": {"device": "cpu", "precision": "fp32"},
+    "ONNX Runtime, FP16": {"device": "cpu", "precision": "fp16"},
+    "TensorRT on the stand-in": {"device": "cuda", "backend": "tensorrt"},
+    "TensorRT-RTX on the stand-in": {"device": "cuda", "backend": "rtx"},
+    "a backend from outside": {"device": "cpu", "backend": "toy"},
 }
+TARGETS = {"toy": "toy_backend:ToyBackend"}
+"""Backend that is not the package's own -> its target."""
 
 
 @pytest.fixture(params=list(OPTIONS))
-def options(request: pytest.FixtureRequest) -> SessionOptions:
-    return OPTIONS[request.param]
+def options(request: pytest.FixtureRequest) -> Iterator[SessionOptions]:
+    chosen: dict[str, Any] = OPTIONS[request.param]
+    name = chosen.get("backend", "onnxruntime")
+    if name in TARGETS:
+        register(name, TARGETS[name])
+    yield SessionOptions(**chosen)
+    unregister(name)
 
 
 @pytest.fixture
@@ -45,8 +54,9 @@ def test_what_it_is(model: DeployedModel, session: Session, options: SessionOpti
     assert session.graph is Graph.TEXT_ENCODER
     placement = model.placement
     assert isinstance(placement.precision, Precision)
-    assert placement.arithmetic.name == placement.precision.value
-    assert placement.backend == (options.backend if options.device == "cuda" else "onnxruntime")
+    assert placement.backend == (options.backend if options.backend != "auto" else "onnxruntime")
+    arithmetics = load_backend(placement.backend).arithmetics[placement.device]
+    assert placement.arithmetic in arithmetics
     assert placement.device_name == ("cpu" if options.device == "cpu" else "cuda:0")
 
 
@@ -105,6 +115,8 @@ def test_closed(session: Session) -> None:
         {"device_id": -1},
         {"device_memory_bytes": 0},
         {"streams": 0},
+        {"threads": 4, "backend": "rtx"},
+        {"device_id": 7, "device": "cpu"},
         {"provider_options": {"a": "b"}, "backend": "rtx"},
     ],
 )

@@ -12,6 +12,7 @@ from xclip_deploy import Bundle, Retriever, SessionOptions, benchmark_sessions, 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.benchmark import BenchmarkPlan
 from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.sessions import place
 from xclip_deploy.runtime.sessions.registry import (
     backend_names,
     precision_names,
@@ -36,6 +37,33 @@ def test_its_names_are_choices() -> None:
         register("toy", "somewhere:Else")
     unregister("onnxruntime")
     assert "onnxruntime" in backend_names()
+
+
+@pytest.mark.parametrize(
+    ("target", "match"),
+    [
+        ("no_such_module:Thing", "no_such_module:Thing cannot be imported"),
+        ("toy_backend:Missing", "toy_backend:Missing cannot be imported"),
+        ("toy_backend:ToyBackend", "has the name 'toy'; expected the same name"),
+    ],
+)
+def test_a_broken_registration_breaks_no_other_backend(
+    target: str, match: str, bundle: Bundle
+) -> None:
+    register("broken", target)
+    try:
+        with pytest.raises(InvalidArgumentError, match=match):
+            SessionOptions(backend="broken")
+        options = SessionOptions("cpu", "fp32", backend="onnxruntime")
+        assert place(options, bundle).placement.backend == "onnxruntime"
+    finally:
+        unregister("broken")
+
+
+@pytest.mark.parametrize("target", ["__main__:Toy", "toy_backend", ":Toy"])
+def test_targets_that_other_processes_cannot_import(target: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected 'module:class'"):
+        register("mine", target)
 
 
 def test_it_searches(bundle: Bundle, clips: Path) -> None:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from coloured_clips import write_clip
 
 from xclip_deploy.errors import InvalidArgumentError, TrainingError, VideoNotFoundError
 from xclip_deploy.runtime.datasets import Split, SplitVideo
@@ -25,21 +25,6 @@ from xclip_deploy.training.datasets.pairs import PairDataset
 
 SAMPLING = FrameSampling(max_frames=4)
 VIDEO_OF_CAPTION = np.array([0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 5], dtype=np.int64)
-
-
-def write_clip(path: Path, seed: int, seconds: int) -> Path:
-    """A video of 2 frames a second, each of one random colour."""
-    random = np.random.default_rng(seed)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=2)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        for _ in range(2 * seconds):
-            picture = np.empty((64, 64, 3), np.uint8)
-            picture[:] = random.integers(0, 256, 3)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 def make_pairs(folder: Path) -> PairDataset:
