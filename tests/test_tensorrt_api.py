@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from xclip_deploy.export.tensorrt import network, options
+from xclip_deploy.export.tensorrt import options
+from xclip_deploy.runtime.sessions.native.library import TENSOR_DTYPES
 
 TESTS = Path(__file__).resolve().parent
 SOURCES = sorted(
@@ -273,7 +274,7 @@ USES |= {
     Use("HardwareCompatibilityLevel", level): ["options.py, by getattr"]
     for level in options._LEVELS.values()
 }
-USES |= {Use("DataType", dtype): ["network.py, as text"] for dtype in network._DTYPES}
+USES |= {Use("DataType", dtype): ["network.py, as text"] for dtype in TENSOR_DTYPES}
 
 
 def test_the_lists_are_of_three_versions() -> None:

@@ -196,9 +196,10 @@ class Backend(ABC):
                     return arithmetic
             fitting = [each.name for each in arithmetics if each.graphs in available]
             if not fitting:
+                runs = ", ".join(dict.fromkeys(each.graphs.value for each in arithmetics))
                 raise SessionError(
-                    f"the bundle has {names} graphs alone, which {self.name} does not run on "
-                    f"{device}; expected another backend or device"
+                    f"the bundle has {names} graphs alone; {self.name} on {device} runs "
+                    f"{runs}: add them with xclip-deploy export, or pass another backend"
                 )
             raise SessionError(
                 f"the bundle has {names} graphs alone, which are taken only where they are asked "
