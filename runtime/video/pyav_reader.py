@@ -175,7 +175,7 @@ def _read_without_shortcuts(
     shown: list[int | None] = []
     container, stream = open_video(path)
     with container:
-        for frame in _all_frames(container, stream, frames):
+        for frame in decode_all(container, stream, frames):
             shown.append(frame.pts)
             if frame.pts is not None and frame.pts in targets:
                 frames.take(frame.pts, frame)
@@ -195,7 +195,7 @@ def _read_without_shortcuts(
     frames = TakenFrames(path, reading, index)
     container, stream = open_video(path)
     with container:
-        for position, frame in enumerate(_all_frames(container, stream, frames)):
+        for position, frame in enumerate(decode_all(container, stream, frames)):
             if position in wanted:
                 frames.take(position, frame)
             if position == positions[-1]:
@@ -203,9 +203,14 @@ def _read_without_shortcuts(
     return _result(index, shown, {p: p for p in positions}, frames, sampled_by)
 
 
-def _all_frames(
+def decode_all(
     container: InputContainer, stream: VideoStream, frames: TakenFrames
 ) -> Iterator[VideoFrame]:
+    """Decode from the container's position to its end, past what is damaged.
+
+    Yields:
+        Frames in display order. ``frames`` notes the errors; no frame is put into it.
+    """
     for packet in _packets(container, stream, frames):
         yield from _decode(stream, packet, frames)
     yield from _decode(stream, None, frames)
