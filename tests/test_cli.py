@@ -340,12 +340,13 @@ def test_an_interrupted_index_keeps_what_was_encoded(
 
 
 def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Path) -> None:
-    gallery = tmp_path / "gallery"
+    gallery = tmp_path / "my gallery"
     Gallery(bundle.manifest).save(gallery)
     for extra in ((), ("--json",)):
         outcome = run("search", "a dog", "--bundle", bundle.path, "--gallery", gallery, *extra)
         assert outcome.status == 0
-        assert f"{gallery} holds no videos; run: xclip-deploy index" in outcome.err
+        hint = f"run: xclip-deploy index VIDEOS --gallery '{gallery}'\n"
+        assert outcome.err == f"{gallery} holds no videos; {hint}"
     (found,) = outcome.json()
     assert (found["query"], found["num_videos"], found["results"]) == ("a dog", 0, [])
 

@@ -68,10 +68,8 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="xclip-deploy")
 @click.option("-v", "--verbose", is_flag=True, help="Show the log messages of the libraries.")
-@click.option(
-    "--traceback", "shows_traceback", is_flag=True, help="Show the traceback of an error."
-)
-def cli(verbose: bool, shows_traceback: bool) -> None:
+@click.option("--traceback", is_flag=True, expose_value=False, help="Show an error's traceback.")
+def cli(verbose: bool) -> None:
     """Take an X-CLIP video-text retrieval model from a checkpoint to search.
 
     Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
