@@ -55,6 +55,8 @@ class PacketIndex:
     stream is asked for its time base after its container was closed."""
     packet_count: int
     """Number of packets, including those that are decoded but not shown."""
+    shown_count: int
+    """Number of packets that are shown."""
     hidden_count: int
     """Number of packets that an edit list hides."""
     start_s: float
@@ -156,6 +158,7 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
         is_in_decoding_order=is_in_decoding_order,
         time_base=time_base,
         packet_count=packet_count,
+        shown_count=shown_count,
         hidden_count=hidden_count,
         start_s=start_s,
         end_s=end_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -144,4 +145,5 @@ def command(
     say()
     for note in result.notes:
         say(f"note: {note}")
-    say(f"wrote {result.bundle.path}; next: xclip-deploy build-trt {result.bundle.path}")
+    path = result.bundle.path
+    say(f"wrote {path}; next: xclip-deploy build-trt {shlex.quote(str(path))}")

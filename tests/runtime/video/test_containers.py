@@ -146,9 +146,10 @@ def png(width: int, height: int) -> bytes:
     )
 
 
-def write_picture(path: Path, content: bytes, side: int) -> Path:
+def write_picture(path: Path, content: bytes, side: int, title: str = "picture") -> Path:
     """Put a PNG into a container as its only frame."""
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = title
         stream = container.add_stream("png", rate=1)
         stream.width = stream.height = side
         stream.pix_fmt = "rgb24"
@@ -205,6 +206,20 @@ def test_the_limit_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("XCLIP_DEPLOY_MAX_PIXELS", "4096")
     assert len(read_video(tmp_path / "a.mov", SAMPLING, 32).frames) == 1
     assert len(read_image(tmp_path / "a.png", 32).frames) == 1
+
+
+@pytest.mark.parametrize("ending", ["mov", "nut"])
+def test_the_limit_holds_where_a_title_is_no_text(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title = "a title in Latin-1"
+    path = write_picture(tmp_path / f"a.{ending}", png(64, 64), 64, title)
+    content = path.read_bytes()
+    assert title.encode() in content
+    path.write_bytes(content.replace(title.encode(), b"\xe9" * len(title)))
+    monkeypatch.setenv("XCLIP_DEPLOY_MAX_PIXELS", "4095")
+    with pytest.raises(VideoReadError, match="too many pixels: 64x64; expected at most 4,095"):
+        read_video(path, SAMPLING, 32)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1e9", "9" * 30])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from xclip_deploy.errors import InvalidArgumentError, VideoNotFoundError, VideoReadError
 from xclip_deploy.runtime.video import read_image, resize_and_crop
@@ -62,6 +62,18 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         read_image(tmp_path, 32)
     with pytest.raises(InvalidArgumentError, match="float64"):
         read_image(np.zeros((8, 8, 3)), 32)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow reads AVIF from 11.3 on")
+def test_a_damaged_avif(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(gradient(64, 64)).save(whole, "avif")
+    content = bytearray(whole.getvalue())
+    start = content.index(b"mdat") + 4
+    content[start:] = b"\xff" * (len(content) - start)
+    (tmp_path / "a.avif").write_bytes(content)
+    with pytest.raises(VideoReadError, match="cannot be read as an image"):
+        read_image(tmp_path / "a.avif", 32)
 
 
 def png(
@@ -179,6 +191,7 @@ def test_transparency_lies_over_black(tmp_path: Path, mode: str) -> None:
         (16, 0, bytes([200, 200]), bytes([100, 100])),
         (8, 2, bytes([200, 10, 30]), bytes([100, 100, 100])),
         (16, 2, bytes([200, 200, 10, 10, 30, 30]), bytes([100] * 6)),
+        (16, 2, bytes([0, 100, 0, 100, 0, 100]), bytes([100] * 6)),
     ],
 )
 def test_a_colour_declared_transparent_is_black(
