@@ -8,6 +8,7 @@ can start.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -73,8 +74,15 @@ class PacketIndex:
     """Faults of the file, one line each."""
 
 
-def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
-    """Demultiplex a whole file without decoding. The container ends up at its end."""
+def index_packets(
+    container: InputContainer,
+    stream: VideoStream,
+    note: Callable[[Packet[Any], bool], None] | None = None,
+) -> PacketIndex:
+    """Demultiplex a whole file without decoding. The container ends up at its end.
+
+    ``note`` gets every packet of the stream, in the order of the file, and whether it is shown.
+    """
     import av
 
     time_base = float(stream.time_base) if stream.time_base else 0.0
@@ -111,7 +119,10 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
                 dts = packet.dts if packet.dts is not None else packet.pts
                 keyframes.append((packet.pts, dts))
             hidden_count += packet.is_discard
-            if packet.is_discard or _is_never_shown(packet, stream.codec_context.name):
+            is_shown = is_ever_shown(packet, stream.codec_context.name)
+            if note is not None:
+                note(packet, is_shown)
+            if not is_shown:
                 continue
             shown_count += 1
             if packet.pts is not None:
@@ -192,10 +203,12 @@ def _crop(container: InputContainer, stream: VideoStream) -> Crop:
     return crop_of(Path(container.name), position)
 
 
-def _is_never_shown(packet: Packet[Any], codec: str) -> bool:
+def is_ever_shown(packet: Packet[Any], codec: str) -> bool:
+    """Return whether a packet of this codec holds a picture that players show."""
     # VP8 writes alternative reference frames as separate packets. Bit 4 of the first byte is
     # show_frame (RFC 6386, section 9.1).
-    return codec in {"vp8", "libvpx"} and not memoryview(packet)[0] & 0x10
+    is_reference = codec in {"vp8", "libvpx"} and not memoryview(packet)[0] & 0x10
+    return not (packet.is_discard or is_reference)
 
 
 def _start_s(container: InputContainer, first_s: float) -> float:
