@@ -36,6 +36,9 @@ Shown = tuple[float, "VideoFrame"]
 """A frame and its time on the player's clock, seconds."""
 
 
+_MOST_DAMAGE_S = 30.0
+
+
 class _StampsAreWrongError(Exception):
     """The decoder's order of display is not that of the timestamps."""
 
@@ -142,70 +145,120 @@ class ForwardReader:
         Raises _StampsAreWrongError.
         """
         codec = stream.codec_context
-        can_skip = can_skip_unreferenced(codec.name, codec.extradata)
+        can_skip = wanted is not None and can_skip_unreferenced(codec.name, codec.extradata)
         unsent = set(wanted or ())
-        errors = self._taken.error_count
+        damage = _Damage(self._timeline, self._taken)
         number = offset = 0
         last = -(2**63)
         jumps = self._timeline.jumps
+
+        def shown(frames: list[VideoFrame]) -> Iterator[Shown]:
+            nonlocal last
+            for frame in frames:
+                stamp = frame.pts
+                if stamp is None or damage.hides(stamp):
+                    continue
+                if stamp > last:
+                    last = stamp
+                    yield self._timeline.time_s(stamp), frame
+                elif not (damage.is_there or frame.is_corrupt):
+                    raise _StampsAreWrongError
+
         for packet in self._packets(container, stream):
             if jumps:
                 offset = jumps.get(number, offset)
                 number += 1
                 if packet.pts is not None:
                     packet.pts += offset
-            if can_skip and wanted is not None:
-                # Among damaged frames, more are worth having.
-                is_needed = packet.pts in wanted or self._taken.error_count > errors
-                codec.skip_frame = "DEFAULT" if is_needed else "NONREF"
             stamp = packet.pts
-            for frame in self._decode(stream, packet):
-                last = self._check(frame, last, errors)
-                if last == frame.pts:
-                    yield self._timeline.time_s(last), frame
+            if can_skip:
+                # Where frames are damaged, any other is worth having.
+                codec.skip_frame = "DEFAULT" if stamp in unsent or damage.is_there else "NONREF"
+            damage.note(stamp, packet.is_keyframe)
+            yield from shown(decode_packet(stream, packet, self._taken))
+            damage.note_errors(stamp)
             if wanted is not None:
                 unsent.discard(-1 if stamp is None else stamp)
                 if not unsent:
                     break
-        for frame in self._decode(stream, None):  # frames that the decoder still holds
-            last = self._check(frame, last, errors)
-            if last == frame.pts:
-                yield self._timeline.time_s(last), frame
-
-    def _check(self, frame: VideoFrame, last: int, errors: int) -> int:
-        """Return the timestamp of a frame, or ``last`` if it comes out of order."""
-        if frame.pts is None:
-            return last
-        if frame.pts <= last:
-            if self._taken.error_count == errors and not frame.is_corrupt:
-                raise _StampsAreWrongError
-            return last
-        return frame.pts
+        yield from shown(decode_packet(stream, None, self._taken))  # what the decoder still holds
 
     def _numbered(self) -> Iterator[Shown]:
         """Decode everything; the packets that frames come from tell their places and times."""
         times_s = self._timeline.times_s
         container, stream = open_video(self._path)
+        counter, damage = _Counter(), _Damage(self._timeline, self._taken)
+
+        def shown(frames: list[VideoFrame]) -> Iterator[Shown]:
+            for frame in frames:
+                place = counter.place(frame.pts)
+                if frame.pts is None or not damage.hides(frame.pts):
+                    yield _time(times_s, place), frame
+
         with container:
-            counter = _Counter()
             number = 0
             for packet in self._packets(container, stream):
                 packet.pts = None
                 if is_ever_shown(packet, stream.codec_context.name):
                     packet.pts = number
                     number += 1
-                for frame in self._decode(stream, packet):
-                    yield _time(times_s, counter.place(frame.pts)), frame
-            for frame in self._decode(stream, None):
-                yield _time(times_s, counter.place(frame.pts)), frame
+                damage.note(packet.pts, packet.is_keyframe)
+                yield from shown(decode_packet(stream, packet, self._taken))
+                damage.note_errors(packet.pts)
+            yield from shown(decode_packet(stream, None, self._taken))
 
     def _packets(self, container: InputContainer, stream: VideoStream) -> Iterator[Packet[Any]]:
         for packet in packets_of(container, stream, self._taken):
             self._alive()
             yield packet
 
-    def _decode(self, stream: VideoStream, packet: Packet[Any] | None) -> list[VideoFrame]:
-        return decode_packet(stream, packet, self._taken)
+
+class _Damage:
+    """The frames that cannot be right: those from a damaged packet to the next key frame.
+
+    Decoders guess them from the frames before. Streams that are refreshed bit by bit have no key
+    frames, so such a span ends after half a minute at the latest.
+    """
+
+    def __init__(self, timeline: Timeline, taken: TakenFrames) -> None:
+        self._broken = timeline.broken
+        self._taken = taken
+        self._errors = taken.error_count
+        per_frame = timeline.duration_s / max(1, len(timeline.times_s))
+        ticks = timeline.time_base if timeline.stamps is not None else per_frame
+        self._most = int(_MOST_DAMAGE_S / ticks) if ticks > 0 else 0
+        self._start: int | None = None
+        self._end: int | None = None
+        self.is_there = False
+        """Whether there was any."""
+
+    def note(self, stamp: int | None, is_keyframe: bool) -> None:
+        """Note a packet before it is decoded."""
+        if stamp is None:
+            return
+        if is_keyframe and self._start is not None and self._end is None:
+            self._end = stamp
+        if stamp in self._broken and not is_keyframe:
+            self._begin(stamp)
+
+    def note_errors(self, stamp: int | None) -> None:
+        """Note a packet after it was decoded."""
+        if self._taken.error_count > self._errors:
+            self._errors = self._taken.error_count
+            if stamp is not None:
+                self._begin(stamp)
+
+    def hides(self, stamp: int) -> bool:
+        """Return whether the frame of a packet cannot be right."""
+        if self._start is None or stamp < self._start:
+            return False
+        return stamp < self._start + self._most and (self._end is None or stamp < self._end)
+
+    def _begin(self, stamp: int) -> None:
+        self.is_there = True
+        if self._start is None or self._end is not None:
+            self._start, self._end = stamp, None
+        self._start = min(self._start, stamp)
 
 
 class _Counter:

@@ -149,7 +149,7 @@ def read_blocks(
 
         with container:
             index = index_packets(container, stream, note)
-            timeline = timeline_of(container, index, scan)
+            timeline = timeline_of(container, stream, index, scan)
     except OSError as error:
         raise VideoReadError(f"{file}: cannot be read: {error.strerror or error}") from error
     if duration_of(timeline, reading) <= segmentation.window_s:

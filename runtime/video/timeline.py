@@ -21,6 +21,7 @@ from xclip_deploy.runtime.video.pyav_reader import FALLBACK_FRAME_RATE
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.stream import VideoStream
 
 _NONE = -(2**63)
 # ffmpeg's -dts_delta_threshold, for formats whose timestamps may jump.
@@ -31,7 +32,11 @@ _ERROR_S = 30 * 3600.0
 _BACK_S, _ERROR_BACK_S = 0.1, 1.0
 # A pause of more than this many frames, and of more than this time, can be a loss.
 _LOSS_FRAMES, _LOSS_S = 5, 0.5
-_LOSS_BYTES = 1 << 15
+# Share of the bytes of the missing frames that a loss leaves at least, as damage, in the file, and
+# how much the other bytes vary.
+_LOSS_SHARE, _USUAL = 0.5, 1.1
+_UNINDEXED = 0.1  # share of the packets that an index may lack
+_SPREAD_S = 1e-4  # between frames that are given the same time
 REORDERED = 17
 """Most packets between that of a frame and those of frames that are shown before it: 16 B-frames."""
 _NAMED = 3
@@ -78,6 +83,9 @@ class Timeline:
     """Seconds from time 0 to the end of the last frame."""
     losses: tuple[tuple[float, float], ...]
     """Start and end of pauses in which packets are missing, as the bytes between them tell."""
+    broken: frozenset[int]
+    """The packets behind these pauses, which may need missing ones: their timestamps, or their
+    numbers among those that are shown if ``stamps`` is None."""
     warnings: tuple[str, ...]
     """Faults of the timestamps, one line each."""
 
@@ -88,7 +96,7 @@ class Timeline:
 
 
 def timeline_of(
-    container: InputContainer, index: PacketIndex, scan: PacketScan
+    container: InputContainer, stream: VideoStream, index: PacketIndex, scan: PacketScan
 ) -> Timeline:
     """Make the clock of a video whose container is still open."""
     from av.format import Flags
@@ -97,6 +105,8 @@ def timeline_of(
     time_base = index.time_base
     may_jump = bool(container.format.flags & Flags.ts_discont.value)
     decoding, stamps = _array(scan.decoding), _array(scan.stamps)
+    if container.format.name == "avi":
+        decoding = _by_index(decoding, _array(scan.positions), stream)
     shown = np.frombuffer(scan.is_shown, np.uint8).astype(bool)
     interval = _interval(decoding) or (1 / (rate * time_base) if time_base else 1.0)
     losses = _losses(scan, decoding, interval, time_base)
@@ -110,7 +120,9 @@ def timeline_of(
 
     known = np.unique(stamps[shown])
     is_known = len(known) == shown.sum() > 0 and known[0] != _NONE and time_base > 0
-    if is_known and not index.is_in_decoding_order:
+    is_stamped = is_known and not index.is_in_decoding_order
+    keys = stamps if is_stamped else np.cumsum(shown) - 1
+    if is_stamped:
         start_s = _lead_s(container, int(known[0]) * time_base)
         if not jumps and index.is_reliable:
             start_s = index.start_s
@@ -121,9 +133,11 @@ def timeline_of(
             duration_s = index.end_s
         lost = tuple(_span(stamps, n, times_s[0] - known[0] * time_base, time_base) for n in losses)
     else:
-        known = np.unique(decoding[shown])
-        if len(known) == shown.sum() > 0 and known[0] != _NONE and time_base > 0:
+        known = np.sort(decoding[shown])
+        is_repeated = np.diff(known, prepend=known[:1] - 1) == 0
+        if time_base > 0 and len(known) and known[0] != _NONE and is_repeated.mean() < 0.5:
             times_s = np.asarray((known - known[0]) * time_base, np.float64)
+            times_s = np.maximum.accumulate(times_s + np.cumsum(is_repeated) * _SPREAD_S)
             lost = tuple(_span(decoding, n, -known[0] * time_base, time_base) for n in losses)
             duration_s = float(times_s[-1]) + interval * time_base
         else:
@@ -133,17 +147,33 @@ def timeline_of(
     warnings = [each for each in index.warnings if not (jumps and each.startswith("truncated"))]
     return Timeline(
         times_s=times_s,
-        stamps=known if is_known and not index.is_in_decoding_order else None,
+        stamps=known if is_stamped else None,
         jumps=jumps,
         time_base=time_base,
         duration_s=duration_s,
         losses=lost,
+        broken=frozenset(keys[losses].tolist()),
         warnings=(*warnings, *said),
     )
 
 
 def _array(values: array[int]) -> NDArray[np.int64]:
     return np.frombuffer(values, np.int64) if values else np.zeros(0, np.int64)
+
+
+def _by_index(
+    decoding: NDArray[np.int64], positions: NDArray[np.int64], stream: VideoStream
+) -> NDArray[np.int64]:
+    """Take decoding timestamps from the index of an AVI file.
+
+    FFmpeg counts packets where it had to search for the next one, and so forgets missing ones.
+    """
+    # An entry gives the place of a chunk, whose header has eight bytes.
+    places = {entry.pos + 8: entry.timestamp for entry in stream.index_entries}
+    found = np.array([places.get(position, -1) for position in positions.tolist()], np.int64)
+    if (found < 0).mean() > _UNINDEXED or bool((np.diff(found[found >= 0]) < 0).any()):
+        return decoding
+    return np.maximum.accumulate(found)
 
 
 def _interval(decoding: NDArray[np.int64]) -> float:
@@ -159,7 +189,8 @@ def _losses(
     """Return the numbers of the packets before which others are missing.
 
     A slide show has pauses, too. Before a loss, the file holds more bytes that belong to no video
-    packet than the sound, say, would take, or the demultiplexer finds packets corrupt.
+    packet than usual: the sound and a good part of the missing frames. Or the demultiplexer finds
+    packets corrupt.
     """
     if len(decoding) < 2:
         return []
@@ -169,18 +200,22 @@ def _losses(
     if not len(pauses):
         return []
     positions, sizes = _array(scan.positions), _array(scan.sizes)
-    between = positions[1:] - positions[:-1] - sizes[:-1]
-    is_placed = (positions[1:] >= 0) & (positions[:-1] >= 0) & (between > 0)
-    is_usual = is_placed.copy()
-    is_usual[pauses - 1] = False
-    usual_s = float(steps_s[is_usual & (steps_s > 0)].sum())
-    rate = float(between[is_usual].sum()) / usual_s if usual_s > 0 else 0.0
-    found = []
-    for number in pauses.tolist():
-        expected = 2 * rate * float(steps_s[number - 1]) + _LOSS_BYTES
-        is_corrupt = any(scan.is_corrupt[max(0, number - 2) : number + 2])
-        if is_corrupt or (is_placed[number - 1] and between[number - 1] > expected):
-            found.append(number)
+    places = np.flatnonzero(positions >= 0)
+    if not len(places):
+        return []
+    # Several packets can come out of one piece of the file; the first alone has a position.
+    before = positions[places[np.maximum(np.searchsorted(places, pauses) - 1, 0)]]
+    after = positions[places[np.minimum(np.searchsorted(places, pauses), len(places) - 1)]]
+    between = np.maximum(after - before - sizes[pauses - 1], 0)
+    lengths_s = steps_s[pauses - 1]
+    others = float(positions[places[-1]] - positions[places[0]] - sizes.sum() - between.sum())
+    usual_s = float(steps_s[steps_s > 0].sum() - lengths_s.sum())
+    rate = max(0.0, others) / usual_s if usual_s > 0 else 0.0
+    missing = float(sizes.mean()) * lengths_s / (interval * time_base)
+    is_more = between > _USUAL * rate * lengths_s + _LOSS_SHARE * missing
+    is_corrupt = np.frombuffer(scan.is_corrupt, np.uint8) > 0
+    is_near = is_corrupt[pauses] | is_corrupt[pauses - 1]
+    found: list[int] = pauses[is_more | is_near].tolist()
     return found
 
 
