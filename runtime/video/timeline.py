@@ -105,11 +105,13 @@ def timeline_of(
     time_base = index.time_base
     may_jump = bool(container.format.flags & Flags.ts_discont.value)
     decoding, stamps = _array(scan.decoding), _array(scan.stamps)
+    has_counted_wrong = False
     if container.format.name == "avi":
-        decoding = _by_index(decoding, _array(scan.positions), stream)
+        counted, decoding = decoding, _by_index(decoding, _array(scan.positions), stream)
+        has_counted_wrong = not np.array_equal(counted, decoding)
     shown = np.frombuffer(scan.is_shown, np.uint8).astype(bool)
     interval = _interval(decoding) or (1 / (rate * time_base) if time_base else 1.0)
-    losses = _losses(scan, decoding, interval, time_base)
+    losses = _losses(scan, decoding, interval, time_base, may_jump)
     jumps = _jumps(scan, decoding, interval, time_base, may_jump, losses)
     offsets = np.zeros(len(decoding), np.int64)
     for number, offset in jumps.items():
@@ -120,7 +122,7 @@ def timeline_of(
 
     known = np.unique(stamps[shown])
     is_known = len(known) == shown.sum() > 0 and known[0] != _NONE and time_base > 0
-    is_stamped = is_known and not index.is_in_decoding_order
+    is_stamped = is_known and not (index.is_in_decoding_order or has_counted_wrong)
     keys = stamps if is_stamped else np.cumsum(shown) - 1
     if is_stamped:
         start_s = _lead_s(container, int(known[0]) * time_base)
@@ -184,7 +186,11 @@ def _interval(decoding: NDArray[np.int64]) -> float:
 
 
 def _losses(
-    scan: PacketScan, decoding: NDArray[np.int64], interval: float, time_base: float
+    scan: PacketScan,
+    decoding: NDArray[np.int64],
+    interval: float,
+    time_base: float,
+    may_jump: bool,
 ) -> list[int]:
     """Return the numbers of the packets before which others are missing.
 
@@ -204,15 +210,22 @@ def _losses(
     if not len(places):
         return []
     # Several packets can come out of one piece of the file; the first alone has a position.
-    before = positions[places[np.maximum(np.searchsorted(places, pauses) - 1, 0)]]
-    after = positions[places[np.minimum(np.searchsorted(places, pauses), len(places) - 1)]]
-    between = np.maximum(after - before - sizes[pauses - 1], 0)
+    sums = np.concatenate([[0], np.cumsum(sizes)])
+    nearest = np.searchsorted(places, pauses)
+    before, after = places[np.maximum(nearest - 1, 0)], places[np.minimum(nearest, len(places) - 1)]
+    inside = positions[after] - positions[before]
+    between = np.maximum(inside - (sums[after] - sums[before]), 0)
     lengths_s = steps_s[pauses - 1]
-    others = float(positions[places[-1]] - positions[places[0]] - sizes.sum() - between.sum())
+    whole = float(positions[places[-1]] - positions[places[0]])
+    others = whole - float(sizes.sum() + between.sum())
     usual_s = float(steps_s[steps_s > 0].sum() - lengths_s.sum())
-    rate = max(0.0, others) / usual_s if usual_s > 0 else 0.0
+    usual_s = max(usual_s, interval * time_base)
+    rate = max(0.0, others) / usual_s
     missing = float(sizes.mean()) * lengths_s / (interval * time_base)
     is_more = between > _USUAL * rate * lengths_s + _LOSS_SHARE * missing
+    if may_jump:  # a jump joins two pieces, with nothing between them
+        is_long_enough = lengths_s > _JUMP_S
+        is_more |= is_long_enough & (between > _LOSS_SHARE * (whole - between.sum()) / usual_s * lengths_s)
     is_corrupt = np.frombuffer(scan.is_corrupt, np.uint8) > 0
     is_near = is_corrupt[pauses] | is_corrupt[pauses - 1]
     found: list[int] = pauses[is_more | is_near].tolist()
