@@ -16,6 +16,7 @@ from xclip_deploy.runtime.video.in_memory import (
     listed,
     take_frames,
 )
+from xclip_deploy.runtime.video.long_video import FrameBlock, LongVideo, read_blocks
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
 from xclip_deploy.runtime.video.reading import (
     check_reader,
@@ -25,14 +26,21 @@ from xclip_deploy.runtime.video.reading import (
     read_videos,
 )
 from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
+from xclip_deploy.runtime.video.segmentation import Segmentation
+from xclip_deploy.runtime.video.segmenter import Segmenter, SegmentFrames
 
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
     "VIDEO_SUFFIXES",
+    "FrameBlock",
     "FrameSampling",
     "ImageLike",
+    "LongVideo",
     "SampledBy",
+    "SegmentFrames",
+    "Segmentation",
+    "Segmenter",
     "VideoFrames",
     "VideoLike",
     "VideoReader",
