@@ -130,9 +130,7 @@ class DecoderProcess:
         with self._blaming(path, timeout_s):
             return self._read(path, reading, segmentation, timeout_s, wants_frames, news)
 
-    def fill(
-        self, stream: FrameStream, path: str, reading: VideoReading, timeout_s: float
-    ) -> None:
+    def fill(self, stream: FrameStream, path: str, reading: VideoReading, timeout_s: float) -> None:
         """Read the frames of a long video into its stream, or until that is closed.
 
         ``timeout_s`` limits the silence of the decoder, not the time that the stream is full.

@@ -126,7 +126,9 @@ class BlockReceiver:
         count, size = int(answer["block"]), self._size
         ticks, times_s = answer["ticks"], answer["times_s"]
         if not 1 <= count <= MAX_BLOCK_FRAMES or not count == len(ticks) == len(times_s):
-            raise ProtocolError(f"{count} frames, expected 1 to {MAX_BLOCK_FRAMES} with their times")
+            raise ProtocolError(
+                f"{count} frames, expected 1 to {MAX_BLOCK_FRAMES} with their times"
+            )
         if not _increases([self._tick, *ticks]) or ticks[-1] > self._end:
             raise ProtocolError("numbers of frames that do not increase")
         if not _increases([self._time_s, *times_s]) or not math.isfinite(times_s[-1]):

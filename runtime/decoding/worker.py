@@ -75,9 +75,7 @@ def _answer(channel: Channel, request: dict[str, Any]) -> None:
         channel.send({"error": f"{path}: cannot be read: {type(error).__name__}: {said}"})
 
 
-def _read(
-    channel: Channel, path: Path, reading: VideoReading, segmentation: Segmentation
-) -> None:
+def _read(channel: Channel, path: Path, reading: VideoReading, segmentation: Segmentation) -> None:
     if not path.is_file() or path.stat().st_size == 0:
         read_frames(path, reading)  # raises the error that says what is wrong
     before = path.stat()

@@ -92,7 +92,7 @@ class _Commit:
             files=(item.file,),
             content_sha256=item.content_sha256,
             duration_s=encoded.duration_s,
-            frame_times_s=encoded.frame_times_s,
+            frame_times_s=encoded.segments[0].frame_times_s,
             metadata=metadata,
         )
         edit.add(video, encoded.features)
@@ -107,7 +107,7 @@ class _Commit:
             assert item.encoded is not None
             times = {
                 "duration_s": item.encoded.duration_s,
-                "frame_times_s": item.encoded.frame_times_s,
+                "frame_times_s": item.encoded.segments[0].frame_times_s,
             }
             video = self.edit.get(video_id)
             assert video is not None

@@ -66,14 +66,27 @@ class Task:
     """SHA-256 of the file, hexadecimal, once it was read."""
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentTimes:
+    """Times of one segment of a video, seconds on the player's clock."""
+
+    start_s: float | None
+    """Start of the window; None for a whole video."""
+    end_s: float | None
+    """End of the window; None for a whole video."""
+    frame_times_s: tuple[float, ...]
+    """Display time of each encoded frame."""
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedVideo:
     """The result of decoding and encoding."""
 
     duration_s: float
-    frame_times_s: tuple[float, ...]
+    segments: tuple[SegmentTimes, ...]
+    """The segments in order, at least one."""
     features: VideoFeatures
-    """Features of one video, V = 1."""
+    """Features of the segments, V is their number."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -119,9 +119,7 @@ class ForwardReader:
         if len(positions) and positions[0] < 0:
             return False  # no key frame before the target
         groups, firsts = np.unique(positions, return_index=True)
-        for group, wanted in zip(
-            groups.tolist(), np.split(self._targets, firsts[1:]), strict=True
-        ):
+        for group, wanted in zip(groups.tolist(), np.split(self._targets, firsts[1:]), strict=True):
             pts, dts = self._keyframes[group]
             try:
                 container.seek(dts if is_mov else pts, stream=stream)

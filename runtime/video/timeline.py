@@ -225,7 +225,9 @@ def _losses(
     is_more = between > _USUAL * rate * lengths_s + _LOSS_SHARE * missing
     if may_jump:  # a jump joins two pieces, with nothing between them
         is_long_enough = lengths_s > _JUMP_S
-        is_more |= is_long_enough & (between > _LOSS_SHARE * (whole - between.sum()) / usual_s * lengths_s)
+        is_more |= is_long_enough & (
+            between > _LOSS_SHARE * (whole - between.sum()) / usual_s * lengths_s
+        )
     is_corrupt = np.frombuffer(scan.is_corrupt, np.uint8) > 0
     is_near = is_corrupt[pauses] | is_corrupt[pauses - 1]
     found: list[int] = pauses[is_more | is_near].tolist()
