@@ -173,6 +173,9 @@ def to_table(
 def to_videos(table: pa.Table) -> list[GalleryVideo]:
     """Return the videos of rows, with the metadata columns that were read."""
     fields = list(metadata_types(table.schema))
+    # Vectors as Python numbers would take sixteen times as long as all else.
+    vectors = {"video_features", "frame_features"} & set(table.schema.names)
+    table = table.drop_columns(sorted(vectors))
     return [_to_video(row, fields) for row in table.to_pylist()]
 
 
