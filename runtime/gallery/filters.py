@@ -46,6 +46,10 @@ OWN_COLUMNS: Mapping[str, type] = {
     "fingerprint": str,
     "duration_s": float,
     "num_frames": int,
+    "_segment": int,
+    "_num_segments": int,
+    "_start_s": float,
+    "_end_s": float,
 }
 """Columns of every gallery that a filter can name."""
 _TOKEN = re.compile(

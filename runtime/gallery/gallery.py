@@ -15,6 +15,7 @@ from xclip_deploy.errors import (
     DuplicateIdError,
     GalleryError,
     GalleryModelError,
+    GallerySegmentationError,
     InvalidArgumentError,
 )
 from xclip_deploy.runtime.arguments import (
@@ -33,9 +34,14 @@ from xclip_deploy.runtime.arguments import (
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.files import replaced_directory
-from xclip_deploy.runtime.gallery.checking import check_records, check_unique_ids, checked_features
+from xclip_deploy.runtime.gallery.checking import (
+    check_records,
+    check_segments,
+    check_unique_ids,
+    checked_features,
+)
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
-from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo
+from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo, Rows
 from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
@@ -45,6 +51,7 @@ from xclip_deploy.runtime.gallery.store import (
 )
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
@@ -140,8 +147,24 @@ class Gallery:
         _check_manifest(manifest)
         _check_model("the gallery", self._fingerprint, manifest)
 
+    @property
+    def segmentation(self) -> Segmentation | None:
+        """The policy by which its videos are cut; None until the first video that has one."""
+        text = self.snapshot().segmentation
+        return None if text is None else Segmentation.from_text(text)
+
+    def check_segmentation(self, wanted: Segmentation) -> None:
+        """Raise GallerySegmentationError unless videos are cut as ``wanted``, or none is yet."""
+        found = self.segmentation
+        if found is not None and found != wanted:
+            raise GallerySegmentationError(
+                f"gallery {self.uri or 'in memory'} holds {_cut(found)}, not {_cut(wanted)}; run: "
+                f"xclip-deploy index VIDEOS --gallery NEW_GALLERY {wanted.options}"
+            )
+
     def __len__(self) -> int:
-        return len(self.snapshot())
+        """Return the number of videos; a long one in segments counts once."""
+        return self.snapshot().num_videos
 
     def __contains__(self, video_id: object) -> bool:
         return isinstance(video_id, str) and bool(self.snapshot().find([video_id]))
@@ -174,17 +197,23 @@ class Gallery:
     ) -> None:
         """Add encoded videos, all or none.
 
-        ``replace``: whether to overwrite videos with the same ids. Raises DuplicateIdError for an
-        id twice among ``videos`` or, without ``replace``, in the gallery. Raises MetadataError, and
-        InvalidArgumentError for features of other shapes, not finite or not of unit length.
+        A video in segments comes with all of them, one record each. ``replace``: whether to
+        overwrite videos with the same ids. Raises DuplicateIdError for an id twice among ``videos``
+        or, without ``replace``, in the gallery. Raises MetadataError, GallerySegmentationError for
+        videos that are cut in another way than the gallery's, and InvalidArgumentError for features
+        of other shapes, not finite or not of unit length.
         """
         as_truth("replace", replace)
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
-        check_unique_ids([video.id for video in given])
+        check_segments(given)
         features = checked_features(given, features, self._frames, self._dim)
         if given:
-            self._store.put(given, features, replace=replace)
+            with self._store.exclusive():
+                for text in dict.fromkeys(video.segmentation for video in given):
+                    if text is not None:
+                        self.check_segmentation(Segmentation.from_text(text))
+                self._store.put(given, features, replace=replace)
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Replace the records of videos, such as their metadata, and keep the embeddings.
@@ -215,19 +244,22 @@ class Gallery:
                 found = snapshot.find(names)
                 if unknown := sorted(set(names) - set(found)):
                     raise GalleryError(f"no video {unknown[0]!r:.200} in the gallery")
-            return self._store.remove(names) if names else 0
+            return self._store.remove(list(dict.fromkeys(names))) if names else 0
 
     # -- looking into it -------------------------------------------------------------------
 
     def count(self, where: str | None = None) -> int:
         """Count all videos, or those that match a filter."""
         snapshot = self.snapshot()
-        return len(snapshot) if where is None else len(snapshot.matching(as_text("where", where)))
+        return snapshot.num_videos if where is None else len(_rows_of_videos(snapshot, where))
 
     def videos(
         self, where: str | None = None, *, offset: int = 0, limit: int | None = None
     ) -> list[GalleryVideo]:
         """List videos with their metadata, in the order in which they were added.
+
+        A long video is listed by its first segment; :meth:`segments` lists all of them. A filter
+        finds a video that has a matching segment.
 
         ``where``: a filter, as for searches. ``offset``: number of videos to skip. ``limit``: most
         videos to list, None for all. Raises InvalidArgumentError, GalleryError.
@@ -235,21 +267,26 @@ class Gallery:
         start = as_whole_number("offset", offset, 0, _MOST_VIDEOS)
         stop = None if limit is None else start + as_whole_number("limit", limit, 0, _MOST_VIDEOS)
         snapshot = self.snapshot()
-        rows = snapshot.rows() if where is None else snapshot.matching(as_text("where", where))
-        return snapshot.videos(rows[start:stop])
+        return snapshot.videos(_rows_of_videos(snapshot, where)[start:stop])
 
     def get(self, video_id: str) -> GalleryVideo:
         """Return one video with its metadata. Raises GalleryError if it is not there."""
         snapshot = self.snapshot()
         found = snapshot.find([as_text("video_id", video_id)])
         if video_id not in found:
-            raise GalleryError(f"no video {video_id!r:.200} in the gallery of {len(snapshot)}")
+            raise GalleryError(f"no video {video_id!r:.200} in the gallery of {len(self)}")
         return snapshot.videos(np.array([found[video_id]], np.int64))[0]
 
-    def __iter__(self) -> Iterator[GalleryVideo]:
-        """Yield all videos with their metadata, read a page at a time."""
+    def segments(self, video_id: str) -> list[GalleryVideo]:
+        """List the segments of a video in order. Raises GalleryError if it is not there."""
+        self.get(video_id)
         snapshot = self.snapshot()
-        rows = snapshot.rows()
+        return snapshot.videos(snapshot.segments([video_id]).get(video_id, np.empty(0, np.int64)))
+
+    def __iter__(self) -> Iterator[GalleryVideo]:
+        """Yield all videos as :meth:`videos` lists them, read a page at a time."""
+        snapshot = self.snapshot()
+        rows = _rows_of_videos(snapshot, None)
         for part in slices(len(rows), _PAGE_VIDEOS):
             yield from snapshot.videos(rows[part])
 
@@ -266,6 +303,8 @@ class Gallery:
             uri=self.uri,
             fingerprint=self._fingerprint,
             num_videos=len(self),
+            num_segments=len(self.snapshot()),
+            segmentation=self.snapshot().segmentation,
             num_files=num_files,
             total_duration_s=total_s,
             metadata=fields,
@@ -330,7 +369,7 @@ class Gallery:
                     directory, self._fingerprint, self._dim, self._frames, create=True
                 )
                 for rows, features in snapshot.scan(_SAVE_VIDEOS):
-                    store.put(snapshot.videos(rows), features, replace=False)
+                    store.append(snapshot.videos(rows), features)
                 store.close()
         except OSError as error:
             raise GalleryError(
@@ -360,6 +399,17 @@ class Gallery:
         if self._is_closed:
             raise ClosedError(f"this gallery ({self.uri or 'in memory'}) is closed; open it again")
         return self._open_store
+
+
+def _rows_of_videos(snapshot: Snapshot, where: str | None) -> Rows:
+    """Return the first row of every video, or of those with a row that matches a filter."""
+    rows = snapshot.rows() if where is None else snapshot.matching(as_text("where", where))
+    groups = snapshot.groups()
+    return rows if groups is None else groups.first_rows(rows)
+
+
+def _cut(segmentation: Segmentation) -> str:
+    return "whole videos" if segmentation.kind == "whole" else segmentation.text
 
 
 def _check_manifest(manifest: object) -> None:

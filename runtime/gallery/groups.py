@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.gallery.store import Rows
+from xclip_deploy.runtime.gallery.records import Rows
 
 
 @dataclass(frozen=True, eq=False)

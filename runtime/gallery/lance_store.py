@@ -140,6 +140,28 @@ class LanceStore:
                 self._add_columns(types)
                 rows = to_table(videos, features, self._table.schema)
                 if present:
+                    self._replace(rows, present)
+                else:
+                    self._table.add(rows)
+
+    def append(
+        self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool = False
+    ) -> None:
+        """Add rows that may be a part of their videos' segments.
+
+        ``replace``: whether to overwrite rows with the same id and segment; without it, none may be
+        there. Raises MetadataError.
+        """
+        if not videos:
+            return
+        with self.exclusive():
+            types = merged_types(
+                metadata_types(self._table.schema), (video.metadata for video in videos)
+            )
+            with self._writing():
+                self._add_columns(types)
+                rows = to_table(videos, features, self._table.schema)
+                if replace:
                     self._upsert(rows)
                 else:
                     self._table.add(rows)
@@ -147,9 +169,9 @@ class LanceStore:
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         with self.exclusive():
             snapshot = self.snapshot()
-            rows = snapshot.find([video.id for video in videos])
+            rows = snapshot.places([video.id for video in videos])
             for video in videos:
-                if video.id not in rows:
+                if (video.id, video.segment) not in rows:
                     raise GalleryError(f"no video {video.id!r} in the gallery {self._uri}")
             types = merged_types(
                 metadata_types(self._table.schema), (video.metadata for video in videos)
@@ -159,7 +181,7 @@ class LanceStore:
             def batches() -> Iterator[pa.RecordBatch]:
                 for start in range(0, len(videos), _ROWS_PER_WRITE):
                     part = videos[start : start + _ROWS_PER_WRITE]
-                    places = np.array([rows[video.id] for video in part], np.int64)
+                    places = np.array([rows[video.id, video.segment] for video in part], np.int64)
                     try:
                         features = snapshot.features(places)
                     except XclipDeployError as error:  # LanceDB would make a text of it
@@ -277,8 +299,15 @@ class LanceStore:
             self._table.add_columns(new)
 
     def _upsert(self, rows: Any) -> None:
-        merge = self._table.merge_insert("id")
+        merge = self._table.merge_insert(["id", "_segment"])
         merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def _replace(self, rows: pa.Table, ids: Collection[str]) -> None:
+        """Write rows and remove all other rows of the videos ``ids``, in one commit."""
+        merge = self._table.merge_insert(["id", "_segment"])
+        merge = merge.when_matched_update_all().when_not_matched_insert_all()
+        condition = f"id in ({', '.join(map(quoted, ids))})"
+        merge.when_not_matched_by_source_delete(condition).execute(rows)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

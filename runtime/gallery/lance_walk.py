@@ -13,7 +13,7 @@ from xclip_deploy.runtime.gallery.checksums import Part
 from xclip_deploy.runtime.gallery.lance_reader import BATCH_ROWS, RowReader, row_ids
 from xclip_deploy.runtime.gallery.lance_schema import is_whole
 from xclip_deploy.runtime.gallery.reports import Verification
-from xclip_deploy.runtime.gallery.store import Rows
+from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
 

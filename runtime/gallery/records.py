@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import (
     ConfigDict,
     Field,
@@ -49,6 +50,8 @@ TYPE_NAMES: dict[type, str] = {
     float: "decimal numbers",
     str: "texts",
 }
+Rows: TypeAlias = npt.NDArray[np.int64]
+"""Row numbers of videos or their segments, valid in one snapshot only."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _INT32 = 1 << 31
 _INT64 = 1 << 63

@@ -29,11 +29,13 @@ from xclip_deploy.runtime.indexing.records import (
     EncodedVideo,
     OnDuplicate,
     ReadyFile,
+    SegmentTimes,
     Task,
 )
 from xclip_deploy.runtime.indexing.report import IndexReport, Tally
 from xclip_deploy.runtime.indexing.sources import Sources, folders_above
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 Encode = Callable[[Sequence[npt.NDArray[np.uint8]]], VideoFeatures]
 """Function that embeds videos, given by their frames: uint8 [n, S, S, 3] each."""
@@ -70,6 +72,7 @@ class IndexRun:
         encode: Encode,
         pool: DecoderPool[Task],
         *,
+        segmentation: Segmentation | None = None,
         settings: IndexSettings | None = None,
         progress: ProgressFunction = ignore_progress,
     ) -> None:
@@ -80,6 +83,7 @@ class IndexRun:
             gallery: The gallery to write to.
             encode: Called in this thread, with at most ``settings.max_batch`` videos.
             pool: An empty pool of decoders, which reads the files. The caller closes it.
+            segmentation: Policy by which long videos are cut; None keeps them whole.
             settings: Sizes of batches and commits.
             progress: Called after every video.
         """
@@ -87,6 +91,7 @@ class IndexRun:
         self._gallery = gallery
         self._encode_videos = encode
         self._pool = pool
+        self._segmentation = segmentation or Segmentation.whole()
         self._settings = settings or IndexSettings()
         self._tally = Tally(sources, progress)
         self._todo: deque[Task] = deque()
@@ -193,7 +198,8 @@ class IndexRun:
                 self._tally.fail(task, str(error))
                 continue
             times = tuple(float(time_s) for time_s in video.times_s)
-            encoded = EncodedVideo(video.duration_s, times, part)
+            whole = SegmentTimes(0.0, video.duration_s, times)
+            encoded = EncodedVideo(video.duration_s, (whole,), part, self._segmentation.text)
             self._ready.append(_ready(task, content, encoded))
 
     def _commit(self) -> None:
