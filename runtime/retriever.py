@@ -121,6 +121,8 @@ class Retriever:
         *,
         ids: str | Sequence[str] | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
+        segment: str | float | None = None,
+        stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
         workers: int | None = None,
@@ -135,6 +137,10 @@ class Retriever:
                 memory, as :meth:`encode_videos` takes them, with ``ids``.
             ids: One id for each video; without them, a video's id is its absolute path.
             metadata: Metadata of every given video.
+            segment: Length of the windows into which longer videos are cut, in seconds or as a time
+                such as ``8s``. ``shots`` snaps windows to shots, ``whole`` keeps every video in one
+                segment. None takes the gallery's, or the model's span in an empty gallery.
+            stride: Time between the starts of two windows; None takes the window's length.
             on_duplicate: Treatment of videos that the gallery has: ``update`` encodes those whose
                 files changed, ``skip`` leaves them, ``replace`` encodes all again, ``error`` raises
                 before anything is read.
@@ -149,7 +155,8 @@ class Retriever:
         videos encoded so far.
 
         Raises VideoNotFoundError for a path that is not there, DuplicateIdError, MetadataError,
-        GalleryError, InvalidArgumentError.
+        GallerySegmentationError if the gallery's videos are cut in another way, GalleryError,
+        InvalidArgumentError.
         """
         self._check_open()
         return add_videos(
@@ -159,6 +166,8 @@ class Retriever:
             videos,
             ids=ids,
             metadata=metadata,
+            segment=segment,
+            stride=stride,
             on_duplicate=on_duplicate,
             prune=prune,
             workers=workers,

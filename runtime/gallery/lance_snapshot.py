@@ -117,7 +117,9 @@ class LanceSnapshot:
         with self._lock:
             if self._segmentation is None:
                 found = self.reader.first("_segmentation is not null", Part.SEGMENT)
-                self._segmentation = (found["_segmentation"].to_pylist()[0] if len(found) else None,)
+                self._segmentation = (
+                    found["_segmentation"].to_pylist()[0] if len(found) else None,
+                )
             return self._segmentation[0]
 
     @property

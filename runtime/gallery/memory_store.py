@@ -167,9 +167,7 @@ class MemoryStore:
         with self._lock:
             if self._snapshot is None:
                 features = VideoFeatures.concatenate(self._content.parts)
-                found = [
-                    pair for parts in self._content.videos.values() for pair in parts.values()
-                ]
+                found = [pair for parts in self._content.videos.values() for pair in parts.values()]
                 videos = [video for video, _ in found]
                 rows = [row for _, row in found]
                 if rows != list(range(self._num_rows)):
