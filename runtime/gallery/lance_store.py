@@ -213,7 +213,8 @@ class LanceStore:
                 self._table.create_index("video_features", config=config, name=name)
                 for name in old:
                     self._table.drop_index(name)
-            self._committed.note(self._indexed_below())
+            # What follows deletes recorded files; a kill meanwhile must not look like damage.
+            self._committed.note(self._indexed_below(), is_tidying=True)
             # LanceDB warns about 0. The documentation of ``keep_s`` gives that warning already.
             self._table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
             self._committed.note()

@@ -231,15 +231,20 @@ def test_lost_deletions(tmp_path: Path, damage: str) -> None:
     assert {name: found[name] for name in content} == content
 
 
-def test_damaged_indices_cost_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["lost", "emptied"])
+def test_damaged_indices_cost_nothing(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "gallery"
     _store, content = made(path)
     for file in (path / "videos.lance" / "_indices").rglob("*"):
-        if file.is_file():
+        if file.is_file() and damage == "lost":
+            file.unlink()
+        elif file.is_file():
             file.write_bytes(b"")
     store = lance_store(path, create=False)
-    assert len(store.verify(ignore_progress).damaged_files) >= 4
-    with pytest.raises(GalleryIntegrityError, match="is not as it was written"):
+    found = store.verify(ignore_progress)
+    assert not found.is_whole
+    assert len(found.damaged_files) >= 4
+    with pytest.raises(GalleryIntegrityError, match="gallery rescue"):
         store.snapshot().find(["v1"])
     rescue_gallery(path, tmp_path / "new")
     assert copied(tmp_path / "new") == content
