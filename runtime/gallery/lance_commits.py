@@ -16,7 +16,7 @@ from xclip_deploy.runtime.gallery.commit_record import (
     write_record,
 )
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
-from xclip_deploy.runtime.gallery.lance_files import connect, other_version, place_of, try_lock
+from xclip_deploy.runtime.gallery.lance_files import Place, connect, other_version, try_lock
 from xclip_deploy.runtime.gallery.lance_schema import (
     SCHEMA_VERSION,
     TableHeader,
@@ -41,7 +41,7 @@ class CommittedTable:
         or not the one that was committed.
         """
         self.uri = uri
-        self.place = place_of(uri)
+        self.place = Place(uri)
         self._directory = None if "://" in uri else Path(uri)
         # A damaged manifest is found here, before LanceDB reads it.
         self.record = self._sound_record()

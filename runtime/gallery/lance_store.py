@@ -29,7 +29,6 @@ from xclip_deploy.runtime.gallery.lance_files import (
     connect,
     has_table,
     located,
-    place_of,
     require_table,
     take_lock,
 )
@@ -244,7 +243,7 @@ class LanceStore:
             # Another thread's write has refreshed already, and locks out other writers.
             if self._is_writing:
                 return
-            if place_of(self._uri) == self._committed.place:
+            if not self._committed.place.is_replaced():
                 self._committed.follow(is_locked=is_locked)
             else:  # Gallery.save has put another one here
                 committed = CommittedTable(self._uri)

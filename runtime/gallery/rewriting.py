@@ -197,7 +197,7 @@ def _video_of(reader: RowReader, row: pa.Table) -> GalleryVideo | None:
         with reader.reading():
             (video,) = to_videos(row)
             features = to_features(row)
-            check_unit_length([video], features)
+            check_unit_length([video.id], features)
     except (GalleryIntegrityError, InvalidArgumentError, MetadataError):
         return None
     return video if len(video.frame_times_s) == int(features.num_frames[0]) else None

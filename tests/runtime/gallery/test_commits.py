@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gallery_samples import NOTHING_IN_MEMORY, SearchLimits, content_of, lance_store, sample
+from gallery_samples import (
+    DIM,
+    FRAMES,
+    MODEL,
+    NOTHING_IN_MEMORY,
+    SearchLimits,
+    content_of,
+    lance_store,
+    sample,
+)
 
-from xclip_deploy.errors import GalleryError, GalleryIntegrityError
-from xclip_deploy.runtime.gallery import lance_commits
+from xclip_deploy.errors import GalleryError, GalleryIntegrityError, GalleryModelError
+from xclip_deploy.runtime.gallery import FeatureModel, Gallery, lance_commits
 from xclip_deploy.runtime.gallery.commit_record import (
     RECORD_FILE,
     make_record,
@@ -254,6 +263,19 @@ def test_a_deletion_file_that_no_version_reads(tmp_path: Path) -> None:
     _write_no_deletions(real)
     with pytest.raises(GalleryIntegrityError, match="is not as it was written"):
         names(path)
+
+
+def test_a_gallery_that_is_replaced_twice_is_noticed(tmp_path: Path) -> None:
+    """File systems give the number of a deleted directory to the next one."""
+    path = tmp_path / "gallery"
+    other = Gallery(FeatureModel("1" * 64, DIM, FRAMES))
+    for _ in range(8):
+        Gallery(FeatureModel(MODEL, DIM, FRAMES)).save(path)
+        opened = lance_store(path, create=False)
+        for _ in range(2):
+            other.save(path)
+        with pytest.raises(GalleryModelError, match="open it again"):
+            opened.refresh()
 
 
 def test_rows_are_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
