@@ -14,7 +14,6 @@ from xclip_deploy.errors import (
     ClosedError,
     DuplicateIdError,
     GalleryError,
-    GalleryModelError,
     GallerySegmentationError,
     InvalidArgumentError,
 )
@@ -35,13 +34,17 @@ from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.gallery.checking import (
+    check_frame_times,
+    check_manifest,
+    check_model,
     check_records,
     check_segments,
     check_unique_ids,
     checked_features,
 )
+from xclip_deploy.runtime.gallery.commit_record import TABLE
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
-from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo, Rows
+from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo, Rows, as_segment_of
 from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
@@ -59,8 +62,8 @@ if TYPE_CHECKING:
 _SAVE_VIDEOS = 4096
 _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
+_NO_ROWS: Rows = np.empty(0, np.int64)
 _MOST_VIDEOS = 1 << 40
-_REINDEX = "xclip-deploy index VIDEOS --gallery {path}"
 
 
 class Gallery:
@@ -77,7 +80,7 @@ class Gallery:
     ) -> None:
         """Use ``store``, or start an empty gallery in memory, for the model of ``manifest``."""
         if not isinstance(manifest, FeatureModel):
-            _check_manifest(manifest)
+            check_manifest(manifest)
         if store is not None and not callable(getattr(store, "snapshot", None)):
             raise InvalidArgumentError(f"store is {shown(store)}; expected a GalleryStore or None")
         model = manifest if isinstance(manifest, FeatureModel) else manifest.model
@@ -110,7 +113,7 @@ class Gallery:
         InvalidArgumentError, and GalleryModelError for features of another model.
         """
         if manifest is not None:
-            _check_manifest(manifest)
+            check_manifest(manifest)
         as_truth("create", create)
         # LanceDB takes a second to import.
         from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
@@ -134,7 +137,7 @@ class Gallery:
             create=create,
             limits=limits,
         )
-        _check_model(f"gallery {store.uri}", store.header.fingerprint, manifest)
+        check_model(f"gallery {store.uri}", store.header.fingerprint, manifest)
         return cls(manifest, store)
 
     @property
@@ -144,8 +147,8 @@ class Gallery:
 
     def check_model(self, manifest: Manifest) -> None:
         """Raise GalleryModelError unless the features are of the model of ``manifest``."""
-        _check_manifest(manifest)
-        _check_model("the gallery", self._fingerprint, manifest)
+        check_manifest(manifest)
+        check_model("the gallery", self._fingerprint, manifest)
 
     @property
     def segmentation(self) -> Segmentation | None:
@@ -207,7 +210,8 @@ class Gallery:
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
         check_segments(given)
-        features = checked_features(given, features, self._frames, self._dim)
+        ids, counts = [v.id for v in given], [len(v.frame_times_s) for v in given]
+        features = checked_features(ids, counts, features, self._frames, self._dim)
         if given:
             with self._store.exclusive():
                 for text in dict.fromkeys(video.segmentation for video in given):
@@ -215,16 +219,39 @@ class Gallery:
                         self.check_segmentation(Segmentation.from_text(text))
                 self._store.put(given, features, replace=replace)
 
+    def check_features(
+        self, names: Sequence[str], num_times: Sequence[int], features: VideoFeatures
+    ) -> None:
+        """Raise InvalidArgumentError for features that :meth:`add` refuses.
+
+        ``names``: what the error calls each video. ``num_times``: its number of frame times.
+        """
+        checked_features(names, num_times, features, self._frames, self._dim)
+
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Replace the records of videos, such as their metadata, and keep the embeddings.
 
-        Raises GalleryError for an id that is not there, MetadataError.
+        All segments of a video get the id, files, duration and metadata of its record here.
+
+        Raises GalleryError for an id that is not there, MetadataError, and InvalidArgumentError
+        for more or fewer frame times than the video has.
         """
-        given = as_sequence("videos", videos, "GalleryVideo")
+        given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
         check_unique_ids([video.id for video in given])
-        if given:
-            self._store.update(given)
+        if not given:
+            return
+        with self._store.exclusive():
+            snapshot = self.snapshot()
+            is_cut = snapshot.groups() is not None
+            long = snapshot.segments([video.id for video in given]) if is_cut else {}
+            rows: list[GalleryVideo] = []
+            for video in given:
+                stored = long.get(video.id, _NO_ROWS)
+                segments = snapshot.videos(stored) if len(stored) > 1 else [video]
+                rows += [as_segment_of(segment, video) for segment in segments]
+            check_frame_times([row for row in rows if row.num_segments == 1], snapshot)
+            self._store.update(rows)
 
     def remove(self, ids: str | Collection[str] | None = None, *, where: str | None = None) -> int:
         """Remove videos, all or none: those with ``ids``, or those that match a filter.
@@ -281,20 +308,19 @@ class Gallery:
         """List the segments of a video in order. Raises GalleryError if it is not there."""
         self.get(video_id)
         snapshot = self.snapshot()
-        return snapshot.videos(snapshot.segments([video_id]).get(video_id, np.empty(0, np.int64)))
+        return snapshot.videos(snapshot.segments([video_id]).get(video_id, _NO_ROWS))
 
     def __iter__(self) -> Iterator[GalleryVideo]:
         """Yield all videos as :meth:`videos` lists them, read a page at a time."""
         snapshot = self.snapshot()
-        rows = _rows_of_videos(snapshot, None)
-        for part in slices(len(rows), _PAGE_VIDEOS):
-            yield from snapshot.videos(rows[part])
+        yield from _pages(snapshot, _rows_of_videos(snapshot, None))
 
     def stats(self) -> GalleryStats:
         """Summarize the gallery in one pass. Raises GalleryError."""
+        snapshot = self.snapshot()
         num_files, total_s = 0, 0.0
         fields: dict[str, str] = {}
-        for video in self:
+        for video in _pages(snapshot, _rows_of_videos(snapshot, None)):
             num_files += len(video.files)
             total_s += video.duration_s or 0.0
             for name, value in video.metadata.items():
@@ -302,14 +328,14 @@ class Gallery:
         return GalleryStats(
             uri=self.uri,
             fingerprint=self._fingerprint,
-            num_videos=len(self),
-            num_segments=len(self.snapshot()),
-            segmentation=self.snapshot().segmentation,
+            num_videos=snapshot.num_videos,
+            num_segments=len(snapshot),
+            segmentation=snapshot.segmentation,
             num_files=num_files,
             total_duration_s=total_s,
             metadata=fields,
             size_bytes=self._store.size_bytes(),
-            has_index=self.snapshot().num_partitions is not None,
+            has_index=snapshot.num_partitions is not None,
         )
 
     def check_new(self, ids: Sequence[str]) -> None:
@@ -412,20 +438,13 @@ def _cut(segmentation: Segmentation) -> str:
     return "whole videos" if segmentation.kind == "whole" else segmentation.text
 
 
-def _check_manifest(manifest: object) -> None:
-    as_instance("manifest", manifest, (Manifest, FeatureModel), "the Manifest of a bundle")
-
-
-def _check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:
-    if fingerprint != manifest.fingerprint:
-        raise GalleryModelError(
-            f"{gallery} holds features of model {fingerprint[:12]}…, the bundle "
-            f"is model {manifest.fingerprint[:12]}…; run: {_REINDEX.format(path='NEW_GALLERY')}"
-        )
+def _pages(snapshot: Snapshot, rows: Rows) -> Iterator[GalleryVideo]:
+    for part in slices(len(rows), _PAGE_VIDEOS):
+        yield from snapshot.videos(rows[part])
 
 
 def _may_replace(path: Path) -> bool:
     if not path.is_dir():
         return False
-    is_gallery = (path / "videos.lance").is_dir() or (path / "gallery.json").is_file()
+    is_gallery = (path / f"{TABLE}.lance").is_dir() or (path / "gallery.json").is_file()
     return is_gallery or not any(path.iterdir())

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
-from xclip_deploy.runtime.gallery.commit_record import damaged_files
+from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
 from xclip_deploy.runtime.gallery.filter_sql import quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
+from xclip_deploy.runtime.gallery.groups import Groups, in_order
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
 from xclip_deploy.runtime.gallery.lance_reader import Columns, RowReader, Trust, row_ids
@@ -28,7 +29,6 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
-from xclip_deploy.runtime.gallery.groups import Groups, in_order
 from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
 
@@ -78,7 +78,7 @@ class LanceSnapshot:
         self._uri = committed.uri
         self._directory, self._record = committed.directory, committed.record
         self._whole_files = whole_files
-        self._refuse_damage(self.damaged_files(indices=False, whole=whole_files))
+        self._check_files({} if self._record is None else self._record.deletions)
         self._table = committed.at_version()
         self.reader = RowReader(self._uri, self._table, trust)
         self._limits = limits
@@ -253,22 +253,27 @@ class LanceSnapshot:
             yield from videos
         self.reader.note_verified(RECORDS, highest)
 
-    def damaged_files(self, *, indices: bool = True, whole: set[str] | None = None) -> list[str]:
-        """Name the files beside the rows that changed since they were recorded."""
+    def damaged_files(self) -> list[str]:
+        """Read all files beside the rows; name those that changed or are gone."""
         if self._record is None or self._directory is None:
             return []
-        files = dict(self._record.deletions)
-        files |= self._record.indices if indices else {}
+        files = self._record.files
         with lance_errors(self._uri, "read"):
-            return damaged_files(self._directory, files, verified=whole)
+            changed = damaged_files(self._directory, files)
+            return sorted({*changed, *missing_files(self._directory, files)})
 
     def _check_indices(self) -> None:
-        self._refuse_damage(self.damaged_files(whole=self._whole_files))
+        self._check_files({} if self._record is None else self._record.files)
 
-    def _refuse_damage(self, files: Sequence[str]) -> None:
-        if files:
-            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            raise damaged(self._uri, f"its file {files[0]}{more} is not as it was written")
+    def _check_files(self, files: dict[str, str]) -> None:
+        """Raise GalleryIntegrityError for files that changed, unless they were read already."""
+        if self._directory is None:
+            return
+        with lance_errors(self._uri, "read"):
+            changed = damaged_files(self._directory, files, verified=self._whole_files)
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise damaged(self._uri, f"its file {changed[0]}{more} is not as it was written")
 
     def _vectors(self) -> FlatVectors:
         with self._lock:

@@ -29,7 +29,6 @@ from xclip_deploy.runtime.gallery.lance_files import (
     connect,
     has_table,
     located,
-    place_of,
     require_table,
     take_lock,
 )
@@ -208,6 +207,21 @@ class LanceStore:
                     self._table.delete(f"id in ({', '.join(map(quoted, present))})")
             return len(present)
 
+    def remove_segments(self, keys: Sequence[tuple[str, int]]) -> None:
+        """Remove rows by id and segment, of whatever videos."""
+        with self.exclusive():
+            places = self.snapshot().places([name for name, _ in keys])
+            present = [key for key in keys if key in places]
+            for start in range(0, len(present), _ROWS_PER_WRITE):
+                some = present[start : start + _ROWS_PER_WRITE]
+                by_segment: dict[int, list[str]] = {}
+                for name, segment in some:
+                    by_segment.setdefault(segment, []).append(quoted(name))
+                for segment, names in by_segment.items():
+                    with self._writing():
+                        listed = ", ".join(names)
+                        self._table.delete(f"_segment = {segment} and id in ({listed})")
+
     def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
         with self.exclusive(), self._writing():
             progress(Progress("optimizing", 0, None, note="putting files together"))
@@ -235,7 +249,8 @@ class LanceStore:
                 self._table.create_index("video_features", config=config, name=name)
                 for name in old:
                     self._table.drop_index(name)
-            self._committed.note(self._indexed_below())
+            # What follows deletes recorded files; a kill meanwhile must not look like damage.
+            self._committed.note(self._indexed_below(), is_tidying=True)
             # LanceDB warns about 0. The documentation of ``keep_s`` gives that warning already.
             self._table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
             self._committed.note()
@@ -265,7 +280,7 @@ class LanceStore:
             # Another thread's write has refreshed already, and locks out other writers.
             if self._is_writing:
                 return
-            if place_of(self._uri) == self._committed.place:
+            if not self._committed.place.is_replaced():
                 self._committed.follow(is_locked=is_locked)
             else:  # Gallery.save has put another one here
                 committed = CommittedTable(self._uri)

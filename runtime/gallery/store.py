@@ -168,7 +168,8 @@ class GalleryStore(Protocol):
     ) -> None:
         """Add all videos or none; with ``replace``, overwrite those with the same ids.
 
-        Every video comes with all its segments. Those of an overwritten one are all removed. Raises MetadataError, and DuplicateIdError without ``replace``.
+        Every video comes with all its segments. Those of an overwritten one are all removed.
+        Raises MetadataError, and DuplicateIdError without ``replace``.
         """
         ...
 

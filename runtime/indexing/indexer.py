@@ -11,12 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import GalleryError, VideoError, XclipDeployError
+from xclip_deploy.errors import (
+    GalleryError,
+    InvalidArgumentError,
+    VideoError,
+    XclipDeployError,
+)
 from xclip_deploy.runtime.arguments import as_choice
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent
@@ -191,9 +197,12 @@ class IndexRun:
         videos = [content.frames for _, content in batch if content.frames is not None]
         features = self._encode_videos([video.frames for video in videos])
         for n, ((task, content), video) in enumerate(zip(batch, videos, strict=True)):
-            part = features[n : n + 1]
-            if not _is_finite(part):
-                error = VideoError(f"{task.source.path}: the encoder gave NaN or infinity")
+            part, path = features[n : n + 1], task.source.path
+            try:
+                # What the gallery refuses costs this file, not all that is committed with it.
+                self._gallery.check_features([Path(path).name], [len(video.times_s)], part)
+            except InvalidArgumentError as fault:
+                error = VideoError(f"{path}: the encoder gave wrong features: {fault}")
                 self._claims.fail(task, error)
                 self._tally.fail(task, str(error))
                 continue
@@ -274,9 +283,3 @@ def _has_disappeared(path: str) -> bool:
     except OSError:
         return False  # an unreadable folder, or a disk that does not answer
     return False
-
-
-def _is_finite(features: VideoFeatures) -> bool:
-    return bool(
-        np.isfinite(features.video_features).all() and np.isfinite(features.frame_features).all()
-    )

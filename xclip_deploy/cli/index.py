@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 @click.option(
     "--segment",
     metavar="LENGTH|whole|shots",
-    help="Cut longer videos into windows of this length, such as 8s or 1:30. whole keeps each video "
-    "in one segment; shots snaps windows to shots.  [default: the gallery's, or the model's span]",
+    help="Cut longer videos into windows of this length, such as 8s or 1:30. whole keeps each "
+    "video in one segment; shots snaps windows to shots.  [default: the gallery's, or the model's "
+    "span]",
 )
 @click.option(
     "--stride",

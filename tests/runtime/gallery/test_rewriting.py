@@ -231,15 +231,20 @@ def test_lost_deletions(tmp_path: Path, damage: str) -> None:
     assert {name: found[name] for name in content} == content
 
 
-def test_damaged_indices_cost_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["lost", "emptied"])
+def test_damaged_indices_cost_nothing(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "gallery"
     _store, content = made(path)
     for file in (path / "videos.lance" / "_indices").rglob("*"):
-        if file.is_file():
+        if file.is_file() and damage == "lost":
+            file.unlink()
+        elif file.is_file():
             file.write_bytes(b"")
     store = lance_store(path, create=False)
-    assert len(store.verify(ignore_progress).damaged_files) >= 4
-    with pytest.raises(GalleryIntegrityError, match="is not as it was written"):
+    found = store.verify(ignore_progress)
+    assert not found.is_whole
+    assert len(found.damaged_files) >= 4
+    with pytest.raises(GalleryIntegrityError, match="gallery rescue"):
         store.snapshot().find(["v1"])
     rescue_gallery(path, tmp_path / "new")
     assert copied(tmp_path / "new") == content
@@ -305,7 +310,7 @@ def unchecked(path: Path, features: VideoFeatures | None = None) -> dict[str, An
     features = features or made_features
     schema = make_schema(MODEL, DIM, FRAMES).append(pa.field("n", pa.int64()))
     schema = schema.append(pa.field("source", pa.string()))
-    names = [name for name in schema.names if not name.startswith("_check")]
+    names = [name for name in schema.names if not name.startswith("_")]
     header = (schema.metadata or {})[lance_schema._KEY].replace(
         b'"schema_version": 3', b'"schema_version": 2'
     )
@@ -314,7 +319,9 @@ def unchecked(path: Path, features: VideoFeatures | None = None) -> dict[str, An
     table = lancedb.connect(path).create_table("videos", schema=old)
     table.add(rows.replace_schema_metadata(old.metadata))
     table.delete("id = 'v4'")
-    return {video.id: video for video in videos if video.id != "v4"}
+    whole = {video.id: video.model_copy(update={"segmentation": "whole"}) for video in videos}
+    del whole["v4"]
+    return whole
 
 
 def test_a_gallery_without_checksums_is_refused_and_upgraded(tmp_path: Path) -> None:
