@@ -245,6 +245,10 @@ class Gallery:
         snapshot = self.snapshot()
         return len(snapshot) if where is None else len(snapshot.matching(as_text("where", where)))
 
+    def count_older(self, reading_version: int) -> int:
+        """Count the videos whose files were read before this version of the reader."""
+        return self.snapshot().count_older(reading_version)
+
     def videos(
         self, where: str | None = None, *, offset: int = 0, limit: int | None = None
     ) -> list[GalleryVideo]:

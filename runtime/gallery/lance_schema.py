@@ -13,7 +13,12 @@ import pyarrow as pa
 
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import COLUMNS, Part, Words, checksums
-from xclip_deploy.runtime.gallery.records import RESERVED, GalleryVideo, VideoFile
+from xclip_deploy.runtime.gallery.records import (
+    READING_VERSION_COLUMN,
+    RESERVED,
+    GalleryVideo,
+    VideoFile,
+)
 
 SCHEMA_VERSION = 3
 """Version 3 added checksums to the LanceDB table of 2; version 1 was one file for all features."""
@@ -27,6 +32,7 @@ ARROW_TYPES: dict[type, pa.DataType] = {
     str: pa.string(),
 }
 SQL_TYPES: dict[type, str] = {bool: "boolean", int: "bigint", float: "double", str: "string"}
+READING_VERSION_TYPE = pa.int32()
 CONTENT_SHA256 = "fingerprint"
 """Column of ``GalleryVideo.content_sha256``; the name is that of the first galleries."""
 
@@ -43,7 +49,12 @@ class TableHeader:
 def make_schema(fingerprint: str, dim: int, max_frames: int) -> pa.Schema:
     """Return the columns of an empty gallery."""
     header = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
-    fields = [*_fields(dim, max_frames * dim), *(pa.field(p.value, pa.uint64()) for p in Part)]
+    reading = pa.field(READING_VERSION_COLUMN, READING_VERSION_TYPE)
+    fields = [
+        *_fields(dim, max_frames * dim),
+        reading,
+        *(pa.field(p.value, pa.uint64()) for p in Part),
+    ]
     return pa.schema(fields, metadata={_KEY: json.dumps(header).encode()})
 
 
@@ -79,6 +90,8 @@ def schema_fault(schema: pa.Schema, *, is_checked: bool = True) -> str | None:
     expected = _fields(dim, frame_values)
     if is_checked:
         expected += [pa.field(part.value, pa.uint64()) for part in Part]
+    if READING_VERSION_COLUMN in schema.names:
+        expected.append(pa.field(READING_VERSION_COLUMN, READING_VERSION_TYPE))
     for field in expected:
         if schema.names.count(field.name) != 1:
             return f"it has {schema.names.count(field.name)} columns {field.name!r}, expected 1"
@@ -110,6 +123,8 @@ def metadata_types(schema: pa.Schema) -> dict[str, type]:
 
 def columns_of(part: Part, schema: pa.Schema) -> tuple[str, ...]:
     """Return the columns of a part; for metadata, the gallery's own fields."""
+    if part is Part.RECORD and READING_VERSION_COLUMN in schema.names:
+        return (*COLUMNS[part], READING_VERSION_COLUMN)
     return COLUMNS[part] or tuple(sorted(metadata_types(schema)))
 
 
@@ -133,6 +148,7 @@ def to_table(
         "duration_s": [video.duration_s for video in videos],
         "frame_times_s": [list(video.frame_times_s) for video in videos],
         "num_frames": features.num_frames,
+        READING_VERSION_COLUMN: [video.reading_version for video in videos],
     }
     for name in ("video_features", "frame_features"):
         field = schema.field(name).type
@@ -175,6 +191,7 @@ def _to_video(row: Mapping[str, Any], fields: Sequence[str]) -> GalleryVideo:
         content_sha256=row[CONTENT_SHA256],
         duration_s=row["duration_s"],
         frame_times_s=tuple(row["frame_times_s"]),
+        reading_version=row.get(READING_VERSION_COLUMN),
         metadata={name: row[name] for name in fields if row[name] is not None},
     )
 

@@ -27,7 +27,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
-from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.gallery.records import READING_VERSION_COLUMN, GalleryVideo
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors, Rows
 
 ID_INDEX = "id_idx"
@@ -160,6 +160,17 @@ class LanceSnapshot:
         with self.reader.reading():
             query = self._table.search().where(condition).select(["num_frames"]).with_row_id(True)
             return np.sort(row_ids(query.to_arrow()))
+
+    def count_older(self, reading_version: int) -> int:
+        column, condition = READING_VERSION_COLUMN, "true"
+        if column in self._schema.names:
+            condition = f"({column} is null or {column} < {reading_version})"
+        with self.reader.reading():
+            # A gallery of one release answers without a look at the hashes, which are longer.
+            if condition != "true" and not self._table.count_rows(condition):
+                return 0
+            count: int = self._table.count_rows(f"{condition} and {CONTENT_SHA256} is not null")
+            return count
 
     def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         if self._is_flat():

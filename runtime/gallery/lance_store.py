@@ -48,7 +48,7 @@ from xclip_deploy.runtime.gallery.lance_snapshot import (
     partitions_for,
 )
 from xclip_deploy.runtime.gallery.lance_walk import verify_rows
-from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
+from xclip_deploy.runtime.gallery.records import READING_VERSION_COLUMN, GalleryVideo, merged_types
 from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, FeatureModel
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
@@ -273,6 +273,8 @@ class LanceStore:
             for name, kind in types.items()
             if name not in known
         }
+        if READING_VERSION_COLUMN not in self._table.schema.names:
+            new[READING_VERSION_COLUMN] = "cast(null as int)"
         if new:
             self._table.add_columns(new)
 

@@ -310,7 +310,8 @@ def unchecked(path: Path, features: VideoFeatures | None = None) -> dict[str, An
     features = features or made_features
     schema = make_schema(MODEL, DIM, FRAMES).append(pa.field("n", pa.int64()))
     schema = schema.append(pa.field("source", pa.string()))
-    names = [name for name in schema.names if not name.startswith("_check")]
+    later = [name for name in schema.names if name.startswith("_check")] + ["reading_version"]
+    names = [name for name in schema.names if name not in later]
     header = (schema.metadata or {})[lance_schema._KEY].replace(
         b'"schema_version": 3', b'"schema_version": 2'
     )
