@@ -2,7 +2,7 @@
 
 Each row carries five checksums, so that a reader verifies what it reads and reads nothing else::
 
-    _check_record     id, files, content, duration, frame times, num_frames
+    _check_record     id, files, content, duration, frame times, num_frames, version of reading
     _check_segment    id, place of the row in its video, policy of segmentation
     _check_metadata   the user's own fields, those without a value left out
     _check_video      num_frames, video_features
@@ -69,7 +69,8 @@ def checksums(table: pa.Table, columns: Sequence[str]) -> Words:
     """Compute a checksum of ``columns`` for each row of ``table``: uint64 [N].
 
     A value that is null counts nothing in a column of metadata, so that a new field leaves the
-    checksums as they are. In the gallery's own columns it counts like a value.
+    checksums as they are. The same holds for the reading version, which came later. In the
+    gallery's other columns it counts like a value.
     """
     total = np.zeros(len(table), np.uint64)
     for name in columns:

@@ -280,6 +280,10 @@ class Gallery:
         snapshot = self.snapshot()
         return snapshot.num_videos if where is None else len(_rows_of_videos(snapshot, where))
 
+    def count_older(self, reading_version: int) -> int:
+        """Count the videos whose files were read before this version of the reader."""
+        return self.snapshot().count_older(reading_version)
+
     def videos(
         self, where: str | None = None, *, offset: int = 0, limit: int | None = None
     ) -> list[GalleryVideo]:

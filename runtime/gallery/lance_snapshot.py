@@ -197,6 +197,16 @@ class LanceSnapshot:
             query = self._table.search().where(condition).select(["num_frames"]).with_row_id(True)
             return np.sort(row_ids(query.to_arrow()))
 
+    def count_older(self, reading_version: int) -> int:
+        column = "_reading_version"
+        condition = f"_segment = 0 and ({column} is null or {column} < {reading_version})"
+        with self.reader.reading():
+            # A gallery of one release answers without a look at the hashes, which are longer.
+            if not self._table.count_rows(condition):
+                return 0
+            count: int = self._table.count_rows(f"{condition} and {CONTENT_SHA256} is not null")
+            return count
+
     def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         if self._is_flat():
             allowed = None if where is None else self.matching(where)

@@ -114,6 +114,13 @@ class MemorySnapshot:
                 self._table = FilterTable(self._videos, self._types)
         return self._table.matching(condition)
 
+    def count_older(self, reading_version: int) -> int:
+        return sum(
+            video.content_sha256 is not None and (video.reading_version or 0) < reading_version
+            for video in self._videos
+            if video.segment == 0
+        )
+
     def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         allowed = None if where is None else self.matching(where)
         with self._lock:
