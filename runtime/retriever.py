@@ -29,7 +29,12 @@ from xclip_deploy.runtime.evidence import (
 )
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
-from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, add_videos
+from xclip_deploy.runtime.indexing import (
+    IndexReport,
+    OnDuplicate,
+    add_videos,
+    warn_of_older_readings,
+)
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
@@ -110,6 +115,7 @@ class Retriever:
             self.gallery = Gallery(manifest)
         else:
             self.gallery = Gallery.open(gallery, manifest, create=create)
+        warn_of_older_readings(self.gallery)
         self._scorer_weights = cache(self.bundle.scorer_weights)
         self._searcher = Searcher(self.model, self._scorer_weights)
         self._is_closed = False
@@ -122,6 +128,8 @@ class Retriever:
         *,
         ids: str | Sequence[str] | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
+        segment: str | float | None = None,
+        stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
         workers: int | None = None,
@@ -136,6 +144,10 @@ class Retriever:
                 memory, as :meth:`encode_videos` takes them, with ``ids``.
             ids: One id for each video; without them, a video's id is its absolute path.
             metadata: Metadata of every given video.
+            segment: Length of the windows into which longer videos are cut, in seconds or as a time
+                such as ``8s``. ``shots`` snaps windows to shots, ``whole`` keeps every video in one
+                segment. None takes the gallery's, or the model's span in an empty gallery.
+            stride: Time between the starts of two windows; None takes the window's length.
             on_duplicate: Treatment of videos that the gallery has: ``update`` encodes those whose
                 files changed, ``skip`` leaves them, ``replace`` encodes all again, ``error`` raises
                 before anything is read.
@@ -149,7 +161,8 @@ class Retriever:
         Videos are committed in batches, which stay after an exception (Ctrl-C too).
 
         Raises VideoNotFoundError for a path that is not there, DuplicateIdError, MetadataError,
-        GalleryError, InvalidArgumentError.
+        GallerySegmentationError if the gallery's videos are cut in another way, GalleryError,
+        InvalidArgumentError.
         """
         self._check_open()
         return add_videos(
@@ -159,6 +172,8 @@ class Retriever:
             listed(videos),
             ids=ids,
             metadata=metadata,
+            segment=segment,
+            stride=stride,
             on_duplicate=on_duplicate,
             prune=prune,
             workers=workers,

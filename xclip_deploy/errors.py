@@ -209,6 +209,10 @@ class GalleryModelError(GalleryError):
     """The gallery holds features of another model than the one in use."""
 
 
+class GallerySegmentationError(GalleryError):
+    """The gallery's videos are cut in another way than asked for."""
+
+
 class MetadataError(GalleryError):
     """Metadata has a name or a type that the gallery cannot hold."""
 

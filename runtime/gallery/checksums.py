@@ -1,8 +1,9 @@
 """64-bit checksums of a gallery's rows.
 
-Each row carries four checksums, so that a reader verifies what it reads and reads nothing else::
+Each row carries five checksums, so that a reader verifies what it reads and reads nothing else::
 
-    _check_record     id, files, content, duration, frame times, num_frames
+    _check_record     id, files, content, duration, frame times, num_frames, version of reading
+    _check_segment    id, place of the row in its video, policy of segmentation
     _check_metadata   the user's own fields, those without a value left out
     _check_video      num_frames, video_features
     _check_frames     frame_features
@@ -25,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xclip_deploy.runtime.gallery.records import RECORD_COLUMNS
+from xclip_deploy.runtime.gallery.records import RECORD_COLUMNS, SEGMENT_COLUMNS
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 
@@ -45,6 +46,7 @@ class Part(Enum):
     """A part of a row with a checksum of its own; the value names the checksum's column."""
 
     RECORD = "_check_record"
+    SEGMENT = "_check_segment"
     METADATA = "_check_metadata"
     VIDEO = "_check_video"
     FRAMES = "_check_frames"
@@ -52,18 +54,23 @@ class Part(Enum):
 
 COLUMNS: dict[Part, tuple[str, ...]] = {
     Part.RECORD: RECORD_COLUMNS,
+    Part.SEGMENT: ("id", *SEGMENT_COLUMNS),
     Part.METADATA: (),
     Part.VIDEO: ("num_frames", "video_features"),
     Part.FRAMES: ("frame_features",),
 }
 """Columns of each part; those of the metadata are the gallery's own."""
 
+RECORDS = (Part.RECORD, Part.SEGMENT)
+"""Parts of a row's record, apart from the metadata."""
+
 
 def checksums(table: pa.Table, columns: Sequence[str]) -> Words:
     """Compute a checksum of ``columns`` for each row of ``table``: uint64 [N].
 
     A value that is null counts nothing in a column of metadata, so that a new field leaves the
-    checksums as they are. In the gallery's own columns it counts like a value.
+    checksums as they are. The same holds for the reading version, which came later. In the
+    gallery's other columns it counts like a value.
     """
     total = np.zeros(len(table), np.uint64)
     for name in columns:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors, Rows
+from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors
 
 
 class FlatVectors:

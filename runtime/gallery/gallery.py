@@ -14,7 +14,7 @@ from xclip_deploy.errors import (
     ClosedError,
     DuplicateIdError,
     GalleryError,
-    GalleryModelError,
+    GallerySegmentationError,
     InvalidArgumentError,
 )
 from xclip_deploy.runtime.arguments import (
@@ -33,9 +33,18 @@ from xclip_deploy.runtime.arguments import (
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.files import replaced_directory
-from xclip_deploy.runtime.gallery.checking import check_records, check_unique_ids, checked_features
+from xclip_deploy.runtime.gallery.checking import (
+    check_frame_times,
+    check_manifest,
+    check_model,
+    check_records,
+    check_segments,
+    check_unique_ids,
+    checked_features,
+)
+from xclip_deploy.runtime.gallery.commit_record import TABLE
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
-from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo
+from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo, Rows, as_segment_of
 from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
@@ -45,6 +54,7 @@ from xclip_deploy.runtime.gallery.store import (
 )
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
@@ -52,8 +62,8 @@ if TYPE_CHECKING:
 _SAVE_VIDEOS = 4096
 _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
+_NO_ROWS: Rows = np.empty(0, np.int64)
 _MOST_VIDEOS = 1 << 40
-_REINDEX = "xclip-deploy index VIDEOS --gallery {path}"
 
 
 class Gallery:
@@ -70,7 +80,7 @@ class Gallery:
     ) -> None:
         """Use ``store``, or start an empty gallery in memory, for the model of ``manifest``."""
         if not isinstance(manifest, FeatureModel):
-            _check_manifest(manifest)
+            check_manifest(manifest)
         if store is not None and not callable(getattr(store, "snapshot", None)):
             raise InvalidArgumentError(f"store is {shown(store)}; expected a GalleryStore or None")
         model = manifest if isinstance(manifest, FeatureModel) else manifest.model
@@ -103,7 +113,7 @@ class Gallery:
         InvalidArgumentError, and GalleryModelError for features of another model.
         """
         if manifest is not None:
-            _check_manifest(manifest)
+            check_manifest(manifest)
         as_truth("create", create)
         # LanceDB takes a second to import.
         from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
@@ -127,7 +137,7 @@ class Gallery:
             create=create,
             limits=limits,
         )
-        _check_model(f"gallery {store.uri}", store.header.fingerprint, manifest)
+        check_model(f"gallery {store.uri}", store.header.fingerprint, manifest)
         return cls(manifest, store)
 
     @property
@@ -137,11 +147,27 @@ class Gallery:
 
     def check_model(self, manifest: Manifest) -> None:
         """Raise GalleryModelError unless the features are of the model of ``manifest``."""
-        _check_manifest(manifest)
-        _check_model("the gallery", self._fingerprint, manifest)
+        check_manifest(manifest)
+        check_model("the gallery", self._fingerprint, manifest)
+
+    @property
+    def segmentation(self) -> Segmentation | None:
+        """The policy by which its videos are cut; None until the first video that has one."""
+        text = self.snapshot().segmentation
+        return None if text is None else Segmentation.from_text(text)
+
+    def check_segmentation(self, wanted: Segmentation) -> None:
+        """Raise GallerySegmentationError unless videos are cut as ``wanted``, or none is yet."""
+        found = self.segmentation
+        if found is not None and found != wanted:
+            raise GallerySegmentationError(
+                f"gallery {self.uri or 'in memory'} holds {_cut(found)}, not {_cut(wanted)}; run: "
+                f"xclip-deploy index VIDEOS --gallery NEW_GALLERY {wanted.options}"
+            )
 
     def __len__(self) -> int:
-        return len(self.snapshot())
+        """Return the number of videos; a long one in segments counts once."""
+        return self.snapshot().num_videos
 
     def __contains__(self, video_id: object) -> bool:
         return isinstance(video_id, str) and bool(self.snapshot().find([video_id]))
@@ -174,28 +200,58 @@ class Gallery:
     ) -> None:
         """Add encoded videos, all or none.
 
-        ``replace``: whether to overwrite videos with the same ids. Raises DuplicateIdError for an
-        id twice among ``videos`` or, without ``replace``, in the gallery. Raises MetadataError, and
-        InvalidArgumentError for features of other shapes, not finite or not of unit length.
+        A video in segments comes with all of them, one record each. ``replace``: whether to
+        overwrite videos with the same ids. Raises DuplicateIdError for an id twice among ``videos``
+        or, without ``replace``, in the gallery. Raises MetadataError, GallerySegmentationError for
+        videos that are cut in another way than the gallery's, and InvalidArgumentError for features
+        of other shapes, not finite or not of unit length.
         """
         as_truth("replace", replace)
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
-        check_unique_ids([video.id for video in given])
-        features = checked_features(given, features, self._frames, self._dim)
+        check_segments(given)
+        ids, counts = [v.id for v in given], [len(v.frame_times_s) for v in given]
+        features = checked_features(ids, counts, features, self._frames, self._dim)
         if given:
-            self._store.put(given, features, replace=replace)
+            with self._store.exclusive():
+                for text in dict.fromkeys(video.segmentation for video in given):
+                    if text is not None:
+                        self.check_segmentation(Segmentation.from_text(text))
+                self._store.put(given, features, replace=replace)
+
+    def check_features(
+        self, names: Sequence[str], num_times: Sequence[int], features: VideoFeatures
+    ) -> None:
+        """Raise InvalidArgumentError for features that :meth:`add` refuses.
+
+        ``names``: what the error calls each video. ``num_times``: its number of frame times.
+        """
+        checked_features(names, num_times, features, self._frames, self._dim)
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Replace the records of videos, such as their metadata, and keep the embeddings.
 
-        Raises GalleryError for an id that is not there, MetadataError.
+        All segments of a video get the id, files, duration and metadata of its record here.
+
+        Raises GalleryError for an id that is not there, MetadataError, and InvalidArgumentError
+        for more or fewer frame times than the video has.
         """
-        given = as_sequence("videos", videos, "GalleryVideo")
+        given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
         check_unique_ids([video.id for video in given])
-        if given:
-            self._store.update(given)
+        if not given:
+            return
+        with self._store.exclusive():
+            snapshot = self.snapshot()
+            is_cut = snapshot.groups() is not None
+            long = snapshot.segments([video.id for video in given]) if is_cut else {}
+            rows: list[GalleryVideo] = []
+            for video in given:
+                stored = long.get(video.id, _NO_ROWS)
+                segments = snapshot.videos(stored) if len(stored) > 1 else [video]
+                rows += [as_segment_of(segment, video) for segment in segments]
+            check_frame_times([row for row in rows if row.num_segments == 1], snapshot)
+            self._store.update(rows)
 
     def remove(self, ids: str | Collection[str] | None = None, *, where: str | None = None) -> int:
         """Remove videos, all or none: those with ``ids``, or those that match a filter.
@@ -215,19 +271,26 @@ class Gallery:
                 found = snapshot.find(names)
                 if unknown := sorted(set(names) - set(found)):
                     raise GalleryError(f"no video {unknown[0]!r:.200} in the gallery")
-            return self._store.remove(names) if names else 0
+            return self._store.remove(list(dict.fromkeys(names))) if names else 0
 
     # -- looking into it -------------------------------------------------------------------
 
     def count(self, where: str | None = None) -> int:
         """Count all videos, or those that match a filter."""
         snapshot = self.snapshot()
-        return len(snapshot) if where is None else len(snapshot.matching(as_text("where", where)))
+        return snapshot.num_videos if where is None else len(_rows_of_videos(snapshot, where))
+
+    def count_older(self, reading_version: int) -> int:
+        """Count the videos whose files were read before this version of the reader."""
+        return self.snapshot().count_older(reading_version)
 
     def videos(
         self, where: str | None = None, *, offset: int = 0, limit: int | None = None
     ) -> list[GalleryVideo]:
         """List videos with their metadata, in the order in which they were added.
+
+        A long video is listed by its first segment; :meth:`segments` lists all of them. A filter
+        finds a video that has a matching segment.
 
         ``where``: a filter, as for searches. ``offset``: number of videos to skip. ``limit``: most
         videos to list, None for all. Raises InvalidArgumentError, GalleryError.
@@ -235,29 +298,33 @@ class Gallery:
         start = as_whole_number("offset", offset, 0, _MOST_VIDEOS)
         stop = None if limit is None else start + as_whole_number("limit", limit, 0, _MOST_VIDEOS)
         snapshot = self.snapshot()
-        rows = snapshot.rows() if where is None else snapshot.matching(as_text("where", where))
-        return snapshot.videos(rows[start:stop])
+        return snapshot.videos(_rows_of_videos(snapshot, where)[start:stop])
 
     def get(self, video_id: str) -> GalleryVideo:
         """Return one video with its metadata. Raises GalleryError if it is not there."""
         snapshot = self.snapshot()
         found = snapshot.find([as_text("video_id", video_id)])
         if video_id not in found:
-            raise GalleryError(f"no video {video_id!r:.200} in the gallery of {len(snapshot)}")
+            raise GalleryError(f"no video {video_id!r:.200} in the gallery of {len(self)}")
         return snapshot.videos(np.array([found[video_id]], np.int64))[0]
 
-    def __iter__(self) -> Iterator[GalleryVideo]:
-        """Yield all videos with their metadata, read a page at a time."""
+    def segments(self, video_id: str) -> list[GalleryVideo]:
+        """List the segments of a video in order. Raises GalleryError if it is not there."""
+        self.get(video_id)
         snapshot = self.snapshot()
-        rows = snapshot.rows()
-        for part in slices(len(rows), _PAGE_VIDEOS):
-            yield from snapshot.videos(rows[part])
+        return snapshot.videos(snapshot.segments([video_id]).get(video_id, _NO_ROWS))
+
+    def __iter__(self) -> Iterator[GalleryVideo]:
+        """Yield all videos as :meth:`videos` lists them, read a page at a time."""
+        snapshot = self.snapshot()
+        yield from _pages(snapshot, _rows_of_videos(snapshot, None))
 
     def stats(self) -> GalleryStats:
         """Summarize the gallery in one pass. Raises GalleryError."""
+        snapshot = self.snapshot()
         num_files, total_s = 0, 0.0
         fields: dict[str, str] = {}
-        for video in self:
+        for video in _pages(snapshot, _rows_of_videos(snapshot, None)):
             num_files += len(video.files)
             total_s += video.duration_s or 0.0
             for name, value in video.metadata.items():
@@ -265,12 +332,14 @@ class Gallery:
         return GalleryStats(
             uri=self.uri,
             fingerprint=self._fingerprint,
-            num_videos=len(self),
+            num_videos=snapshot.num_videos,
+            num_segments=len(snapshot),
+            segmentation=snapshot.segmentation,
             num_files=num_files,
             total_duration_s=total_s,
             metadata=fields,
             size_bytes=self._store.size_bytes(),
-            has_index=self.snapshot().num_partitions is not None,
+            has_index=snapshot.num_partitions is not None,
         )
 
     def check_new(self, ids: Sequence[str]) -> None:
@@ -330,7 +399,7 @@ class Gallery:
                     directory, self._fingerprint, self._dim, self._frames, create=True
                 )
                 for rows, features in snapshot.scan(_SAVE_VIDEOS):
-                    store.put(snapshot.videos(rows), features, replace=False)
+                    store.append(snapshot.videos(rows), features)
                 store.close()
         except OSError as error:
             raise GalleryError(
@@ -362,20 +431,24 @@ class Gallery:
         return self._open_store
 
 
-def _check_manifest(manifest: object) -> None:
-    as_instance("manifest", manifest, (Manifest, FeatureModel), "the Manifest of a bundle")
+def _rows_of_videos(snapshot: Snapshot, where: str | None) -> Rows:
+    """Return the first row of every video, or of those with a row that matches a filter."""
+    rows = snapshot.rows() if where is None else snapshot.matching(as_text("where", where))
+    groups = snapshot.groups()
+    return rows if groups is None else groups.first_rows(rows)
 
 
-def _check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:
-    if fingerprint != manifest.fingerprint:
-        raise GalleryModelError(
-            f"{gallery} holds features of model {fingerprint[:12]}…, the bundle "
-            f"is model {manifest.fingerprint[:12]}…; run: {_REINDEX.format(path='NEW_GALLERY')}"
-        )
+def _cut(segmentation: Segmentation) -> str:
+    return "whole videos" if segmentation.kind == "whole" else segmentation.text
+
+
+def _pages(snapshot: Snapshot, rows: Rows) -> Iterator[GalleryVideo]:
+    for part in slices(len(rows), _PAGE_VIDEOS):
+        yield from snapshot.videos(rows[part])
 
 
 def _may_replace(path: Path) -> bool:
     if not path.is_dir():
         return False
-    is_gallery = (path / "videos.lance").is_dir() or (path / "gallery.json").is_file()
+    is_gallery = (path / f"{TABLE}.lance").is_dir() or (path / "gallery.json").is_file()
     return is_gallery or not any(path.iterdir())

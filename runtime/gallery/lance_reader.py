@@ -13,15 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.errors import GalleryIntegrityError
-from xclip_deploy.runtime.gallery.checksums import Part
+from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
 from xclip_deploy.runtime.gallery.lance_schema import (
     array_of,
     columns_of,
     is_whole,
-    metadata_types,
 )
-from xclip_deploy.runtime.gallery.store import Rows
+from xclip_deploy.runtime.gallery.records import Rows
 
 BATCH_ROWS = 4096
 _FRAGMENT_ROWS = 1 << 32
@@ -112,9 +111,17 @@ class RowReader:
     def matching(self, condition: str) -> pa.Table:
         """Read the records of the rows that meet an SQL condition."""
         with self.reading():
-            query = self._table.search().where(condition).select(self._names([Part.RECORD]))
+            query = self._table.search().where(condition).select(self._names(RECORDS))
             table = query.with_row_id(True).to_arrow()
-            self._verify(table, [Part.RECORD])
+            self._verify(table, RECORDS)
+            return table
+
+    def first(self, condition: str, part: Part) -> pa.Table:
+        """Read a part of one row that meets an SQL condition, if there is one."""
+        with self.reading():
+            query = self._table.search().where(condition).limit(1).select(self._names([part]))
+            table = query.with_row_id(True).to_arrow()
+            self._verify(table, [part])
             return table
 
     def ids_unverified(self) -> Rows:
@@ -185,7 +192,7 @@ class RowReader:
 
     def _key(self, part: Part) -> tuple[object, ...]:
         # A new field adds files to rows that are there.
-        return (part, *(metadata_types(self.schema) if part is Part.METADATA else ()))
+        return (part, *columns_of(part, self.schema))
 
     def _names(self, parts: Sequence[Part]) -> list[str]:
         names = [name for part in parts for name in (*columns_of(part, self.schema), part.value)]

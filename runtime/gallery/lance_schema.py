@@ -13,10 +13,15 @@ import pyarrow as pa
 
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import COLUMNS, Part, Words, checksums
-from xclip_deploy.runtime.gallery.records import RESERVED, GalleryVideo, VideoFile
+from xclip_deploy.runtime.gallery.records import (
+    RESERVED,
+    GalleryVideo,
+    VideoFile,
+)
 
 SCHEMA_VERSION = 3
-"""Version 3 added checksums to the LanceDB table of 2; version 1 was one file for all features."""
+"""Version 3 added checksums and segments to the LanceDB table of 2; version 1 was one file for all
+features."""
 UNCHECKED_VERSION = 2
 """Version without checksums, which ``gallery upgrade`` reads."""
 _KEY = b"xclip-deploy"
@@ -57,6 +62,12 @@ def _fields(dim: int, frame_values: int) -> list[pa.Field]:
         pa.field("duration_s", pa.float64()),
         pa.field("frame_times_s", pa.list_(pa.float64())),
         pa.field("num_frames", pa.int32()),
+        pa.field("_reading_version", pa.int32()),
+        pa.field("_segment", pa.int32()),
+        pa.field("_num_segments", pa.int32()),
+        pa.field("_start_s", pa.float64()),
+        pa.field("_end_s", pa.float64()),
+        pa.field("_segmentation", pa.string()),
         pa.field("video_features", pa.list_(pa.float16(), dim)),
         pa.field("frame_features", pa.list_(pa.float16(), frame_values)),
     ]
@@ -79,6 +90,8 @@ def schema_fault(schema: pa.Schema, *, is_checked: bool = True) -> str | None:
     expected = _fields(dim, frame_values)
     if is_checked:
         expected += [pa.field(part.value, pa.uint64()) for part in Part]
+    else:  # version 2 knew neither segments nor versions of reading
+        expected = [field for field in expected if not field.name.startswith("_")]
     for field in expected:
         if schema.names.count(field.name) != 1:
             return f"it has {schema.names.count(field.name)} columns {field.name!r}, expected 1"
@@ -133,6 +146,12 @@ def to_table(
         "duration_s": [video.duration_s for video in videos],
         "frame_times_s": [list(video.frame_times_s) for video in videos],
         "num_frames": features.num_frames,
+        "_segment": [video.segment for video in videos],
+        "_num_segments": [video.num_segments for video in videos],
+        "_start_s": [video.start_s for video in videos],
+        "_end_s": [video.end_s for video in videos],
+        "_segmentation": [video.segmentation for video in videos],
+        "_reading_version": [video.reading_version for video in videos],
     }
     for name in ("video_features", "frame_features"):
         field = schema.field(name).type
@@ -155,6 +174,9 @@ def to_table(
 def to_videos(table: pa.Table) -> list[GalleryVideo]:
     """Return the videos of rows, with the metadata columns that were read."""
     fields = list(metadata_types(table.schema))
+    # Vectors as Python numbers would take sixteen times as long as all else.
+    vectors = {"video_features", "frame_features"} & set(table.schema.names)
+    table = table.drop_columns(sorted(vectors))
     return [_to_video(row, fields) for row in table.to_pylist()]
 
 
@@ -172,7 +194,13 @@ def _to_video(row: Mapping[str, Any], fields: Sequence[str]) -> GalleryVideo:
         content_sha256=row[CONTENT_SHA256],
         duration_s=row["duration_s"],
         frame_times_s=tuple(row["frame_times_s"]),
+        reading_version=row.get("_reading_version"),
         metadata={name: row[name] for name in fields if row[name] is not None},
+        segment=row.get("_segment", 0),
+        num_segments=row.get("_num_segments", 1),
+        start_s=row.get("_start_s"),
+        end_s=row.get("_end_s"),
+        segmentation=row.get("_segmentation"),
     )
 
 

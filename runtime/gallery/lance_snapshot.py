@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.checksums import Part
-from xclip_deploy.runtime.gallery.commit_record import damaged_files
+from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
+from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
 from xclip_deploy.runtime.gallery.filter_sql import quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
+from xclip_deploy.runtime.gallery.groups import Groups, in_order
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
 from xclip_deploy.runtime.gallery.lance_reader import Columns, RowReader, Trust, row_ids
@@ -27,8 +29,8 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
-from xclip_deploy.runtime.gallery.records import GalleryVideo
-from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors, Rows
+from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows
+from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
 
 ID_INDEX = "id_idx"
 VECTOR_INDEX = "video_features_ivf"
@@ -76,7 +78,7 @@ class LanceSnapshot:
         self._uri = committed.uri
         self._directory, self._record = committed.directory, committed.record
         self._whole_files = whole_files
-        self._refuse_damage(self.damaged_files(indices=False, whole=whole_files))
+        self._check_files({} if self._record is None else self._record.deletions)
         self._table = committed.at_version()
         self.reader = RowReader(self._uri, self._table, trust)
         self._limits = limits
@@ -93,6 +95,8 @@ class LanceSnapshot:
         self._held: tuple[Rows, VideoFeatures] | None = None
         self._warm: Columns | None = None
         self._listing: tuple[Rows, pa.Table] | None = None
+        self._segmentation: tuple[str | None] | None = None
+        self._groups: Groups | None = None
         dim = self._schema.field("video_features").type.list_size
         frame_values = self._schema.field("frame_features").type.list_size
         self._shape = frame_values // dim, dim
@@ -108,17 +112,49 @@ class LanceSnapshot:
         """Number of partitions of the index; None without an index."""
         return self._partitions
 
+    @property
+    def segmentation(self) -> str | None:
+        with self._lock:
+            if self._segmentation is None:
+                found = self.reader.first("_segmentation is not null", Part.SEGMENT)
+                self._segmentation = (
+                    found["_segmentation"].to_pylist()[0] if len(found) else None,
+                )
+            return self._segmentation[0]
+
+    @property
+    def num_videos(self) -> int:
+        groups = self.groups()
+        return self._count if groups is None else len(groups)
+
     def find(self, ids: Sequence[str]) -> dict[str, int]:
-        return self._look_up("id", ids)
+        return {name: min(places)[1] for name, places in self._look_up("id", ids).items()}
 
     def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
-        return self._look_up(CONTENT_SHA256, hashes)
+        found = self._look_up(CONTENT_SHA256, hashes)
+        return {name: min(places)[1] for name, places in found.items()}
+
+    def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
+        return {name: in_order(places) for name, places in self._look_up("id", ids).items()}
+
+    def places(self, ids: Sequence[str]) -> dict[tuple[str, int], int]:
+        """Return the row of each segment of these ids, by id and segment."""
+        found = self._look_up("id", ids)
+        return {(name, n): row for name, places in found.items() for n, row in places}
+
+    def groups(self) -> Groups | None:
+        if self.segmentation in (None, "whole"):
+            return None
+        with self._lock:
+            if self._groups is None:
+                self._groups = self._read_groups()
+            return None if len(self._groups) == self._count else self._groups
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
         if self._listing is not None:
             known, table = self._listing
             return to_videos(table.take(np.searchsorted(known, rows)))
-        table = self.reader.take(rows, [Part.RECORD, Part.METADATA])
+        table = self.reader.take(rows, [*RECORDS, Part.METADATA])
         with self.reader.reading():
             return to_videos(table)
 
@@ -160,6 +196,16 @@ class LanceSnapshot:
         with self.reader.reading():
             query = self._table.search().where(condition).select(["num_frames"]).with_row_id(True)
             return np.sort(row_ids(query.to_arrow()))
+
+    def count_older(self, reading_version: int) -> int:
+        column = "_reading_version"
+        condition = f"_segment = 0 and ({column} is null or {column} < {reading_version})"
+        with self.reader.reading():
+            # A gallery of one release answers without a look at the hashes, which are longer.
+            if not self._table.count_rows(condition):
+                return 0
+            count: int = self._table.count_rows(f"{condition} and {CONTENT_SHA256} is not null")
+            return count
 
     def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         if self._is_flat():
@@ -210,29 +256,34 @@ class LanceSnapshot:
 
     def listing(self) -> Iterator[GalleryVideo]:
         highest = -1
-        for table in self.reader.batches([Part.RECORD]):
+        for table in self.reader.batches(RECORDS):
             highest = max(highest, int(row_ids(table).max()))
             with self.reader.reading():
-                videos = to_videos(table)
+                videos = to_videos(table.filter(pc.equal(table["_segment"], 0)))
             yield from videos
-        self.reader.note_verified([Part.RECORD], highest)
+        self.reader.note_verified(RECORDS, highest)
 
-    def damaged_files(self, *, indices: bool = True, whole: set[str] | None = None) -> list[str]:
-        """Name the files beside the rows that changed since they were recorded."""
+    def damaged_files(self) -> list[str]:
+        """Read all files beside the rows; name those that changed or are gone."""
         if self._record is None or self._directory is None:
             return []
-        files = dict(self._record.deletions)
-        files |= self._record.indices if indices else {}
+        files = self._record.files
         with lance_errors(self._uri, "read"):
-            return damaged_files(self._directory, files, verified=whole)
+            changed = damaged_files(self._directory, files)
+            return sorted({*changed, *missing_files(self._directory, files)})
 
     def _check_indices(self) -> None:
-        self._refuse_damage(self.damaged_files(whole=self._whole_files))
+        self._check_files({} if self._record is None else self._record.files)
 
-    def _refuse_damage(self, files: Sequence[str]) -> None:
-        if files:
-            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            raise damaged(self._uri, f"its file {files[0]}{more} is not as it was written")
+    def _check_files(self, files: dict[str, str]) -> None:
+        """Raise GalleryIntegrityError for files that changed, unless they were read already."""
+        if self._directory is None:
+            return
+        with lance_errors(self._uri, "read"):
+            changed = damaged_files(self._directory, files, verified=self._whole_files)
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise damaged(self._uri, f"its file {changed[0]}{more} is not as it was written")
 
     def _vectors(self) -> FlatVectors:
         with self._lock:
@@ -244,7 +295,7 @@ class LanceSnapshot:
     def _read_listing(self) -> tuple[Rows, pa.Table] | None:
         """Return the records of all videos, ordered by row; None above ``listing_bytes``."""
         tables, size_bytes = [], 0
-        parts = [Part.RECORD, Part.METADATA]
+        parts = [*RECORDS, Part.METADATA]
         for table in self.reader.batches(parts):
             size_bytes += table.nbytes
             if size_bytes > self._limits.listing_bytes:
@@ -289,8 +340,26 @@ class LanceSnapshot:
                 query = query.where(condition, prefilter=True)
             return query.to_arrow()
 
-    def _look_up(self, column: str, values: Sequence[str]) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def _read_groups(self) -> Groups:
+        """Read the video and the place of every row."""
+        ids: list[pa.ChunkedArray] = []
+        rows, segments = [], []
+        for table in self.reader.batches([Part.SEGMENT]):
+            ids.append(table["id"])
+            rows.append(row_ids(table))
+            segments.append(table["_segment"].to_numpy())
+        found = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        if not len(found):
+            return Groups(found, found, found)
+        chunks = [chunk for column in ids for chunk in column.chunks]
+        codes = pa.concat_arrays(chunks).dictionary_encode().indices.to_numpy()
+        order = np.argsort(found, kind="stable")
+        self.reader.note_verified([Part.SEGMENT], int(found.max()))
+        return Groups.of_codes(found[order], codes[order], np.concatenate(segments)[order])
+
+    def _look_up(self, column: str, values: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+        """Return segment and row of the rows with each of the values."""
+        found: dict[str, list[tuple[int, int]]] = {}
         # A file name may not be UTF-8; no gallery holds such a text.
         texts = [value for value in values if value.encode(errors="replace").decode() == value]
         if texts:
@@ -299,16 +368,17 @@ class LanceSnapshot:
         for start in range(0, len(texts), _IDS_PER_QUERY):
             listed = ", ".join(map(quoted, texts[start : start + _IDS_PER_QUERY]))
             table = self.reader.matching(f"{column} in ({listed})")
-            names = table[column].to_pylist()
-            found.update(zip(names, map(int, row_ids(table)), strict=True))
+            places = zip(table["_segment"].to_pylist(), map(int, row_ids(table)), strict=True)
+            for name, place in zip(table[column].to_pylist(), places, strict=True):
+                found.setdefault(name, []).append(place)
         return found
 
     def _condition(self, where: str) -> str:
         """Translate a filter; verify all that LanceDB reads to evaluate it."""
         condition = to_sql(parse_filter(where, metadata_types(self._schema)))
         self._check_indices()
-        self.reader.ensure(Part.RECORD)
-        self.reader.ensure(Part.METADATA)
+        for part in (*RECORDS, Part.METADATA):
+            self.reader.ensure(part)
         return condition
 
 

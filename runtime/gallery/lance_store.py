@@ -29,7 +29,6 @@ from xclip_deploy.runtime.gallery.lance_files import (
     connect,
     has_table,
     located,
-    place_of,
     require_table,
     take_lock,
 )
@@ -140,6 +139,28 @@ class LanceStore:
                 self._add_columns(types)
                 rows = to_table(videos, features, self._table.schema)
                 if present:
+                    self._replace(rows, present)
+                else:
+                    self._table.add(rows)
+
+    def append(
+        self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool = False
+    ) -> None:
+        """Add rows that may be a part of their videos' segments.
+
+        ``replace``: whether to overwrite rows with the same id and segment; without it, none may be
+        there. Raises MetadataError.
+        """
+        if not videos:
+            return
+        with self.exclusive():
+            types = merged_types(
+                metadata_types(self._table.schema), (video.metadata for video in videos)
+            )
+            with self._writing():
+                self._add_columns(types)
+                rows = to_table(videos, features, self._table.schema)
+                if replace:
                     self._upsert(rows)
                 else:
                     self._table.add(rows)
@@ -147,9 +168,9 @@ class LanceStore:
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         with self.exclusive():
             snapshot = self.snapshot()
-            rows = snapshot.find([video.id for video in videos])
+            rows = snapshot.places([video.id for video in videos])
             for video in videos:
-                if video.id not in rows:
+                if (video.id, video.segment) not in rows:
                     raise GalleryError(f"no video {video.id!r} in the gallery {self._uri}")
             types = merged_types(
                 metadata_types(self._table.schema), (video.metadata for video in videos)
@@ -159,7 +180,7 @@ class LanceStore:
             def batches() -> Iterator[pa.RecordBatch]:
                 for start in range(0, len(videos), _ROWS_PER_WRITE):
                     part = videos[start : start + _ROWS_PER_WRITE]
-                    places = np.array([rows[video.id] for video in part], np.int64)
+                    places = np.array([rows[video.id, video.segment] for video in part], np.int64)
                     try:
                         features = snapshot.features(places)
                     except XclipDeployError as error:  # LanceDB would make a text of it
@@ -185,6 +206,21 @@ class LanceStore:
                 with self._writing():
                     self._table.delete(f"id in ({', '.join(map(quoted, present))})")
             return len(present)
+
+    def remove_segments(self, keys: Sequence[tuple[str, int]]) -> None:
+        """Remove rows by id and segment, of whatever videos."""
+        with self.exclusive():
+            places = self.snapshot().places([name for name, _ in keys])
+            present = [key for key in keys if key in places]
+            for start in range(0, len(present), _ROWS_PER_WRITE):
+                some = present[start : start + _ROWS_PER_WRITE]
+                by_segment: dict[int, list[str]] = {}
+                for name, segment in some:
+                    by_segment.setdefault(segment, []).append(quoted(name))
+                for segment, names in by_segment.items():
+                    with self._writing():
+                        listed = ", ".join(names)
+                        self._table.delete(f"_segment = {segment} and id in ({listed})")
 
     def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
         with self.exclusive(), self._writing():
@@ -213,7 +249,8 @@ class LanceStore:
                 self._table.create_index("video_features", config=config, name=name)
                 for name in old:
                     self._table.drop_index(name)
-            self._committed.note(self._indexed_below())
+            # What follows deletes recorded files; a kill meanwhile must not look like damage.
+            self._committed.note(self._indexed_below(), is_tidying=True)
             # LanceDB warns about 0. The documentation of ``keep_s`` gives that warning already.
             self._table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
             self._committed.note()
@@ -243,7 +280,7 @@ class LanceStore:
             # Another thread's write has refreshed already, and locks out other writers.
             if self._is_writing:
                 return
-            if place_of(self._uri) == self._committed.place:
+            if not self._committed.place.is_replaced():
                 self._committed.follow(is_locked=is_locked)
             else:  # Gallery.save has put another one here
                 committed = CommittedTable(self._uri)
@@ -277,8 +314,15 @@ class LanceStore:
             self._table.add_columns(new)
 
     def _upsert(self, rows: Any) -> None:
-        merge = self._table.merge_insert("id")
+        merge = self._table.merge_insert(["id", "_segment"])
         merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def _replace(self, rows: pa.Table, ids: Collection[str]) -> None:
+        """Write rows and remove all other rows of the videos ``ids``, in one commit."""
+        merge = self._table.merge_insert(["id", "_segment"])
+        merge = merge.when_matched_update_all().when_not_matched_insert_all()
+        condition = f"id in ({', '.join(map(quoted, ids))})"
+        merge.when_not_matched_by_source_delete(condition).execute(rows)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

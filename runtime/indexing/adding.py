@@ -25,6 +25,7 @@ from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.sources import open_sources
 from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 _MAX_TIMEOUT_S = 1e6
 
@@ -37,6 +38,8 @@ def add_videos(
     *,
     ids: str | Sequence[str] | None,
     metadata: Mapping[str, MetadataValue] | None,
+    segment: str | float | None,
+    stride: str | float | None,
     on_duplicate: OnDuplicate,
     prune: bool,
     workers: int | None,
@@ -56,11 +59,16 @@ def add_videos(
     if ids is not None:
         ids = [ids] if isinstance(ids, str) else as_texts("ids", ids)
     if are_frames(videos):
+        if segment is not None or stride is not None:
+            raise InvalidArgumentError(
+                "segment and stride are for files; expected neither for frames in memory"
+            )
         if prune:
             raise InvalidArgumentError("prune is for files; expected none for frames in memory")
         return index_frames(
             gallery, model.encode_videos, reading, videos, ids, metadata, on_duplicate
         )
+    segmentation = choose_segmentation(gallery, reading, segment, stride)
     sources = open_sources(as_paths("videos", videos), ids, metadata)
     with (
         DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s) as pool,
@@ -68,6 +76,32 @@ def add_videos(
     ):
         settings = IndexSettings(max_batch=model.max_batch)
         run = IndexRun(
-            sources, gallery, model.encode_videos, pool, settings=settings, progress=report
+            sources,
+            gallery,
+            model.encode_videos,
+            pool,
+            segmentation=segmentation,
+            settings=settings,
+            progress=report,
         )
         return run.run(on_duplicate, prune=prune)
+
+
+def choose_segmentation(
+    gallery: Gallery,
+    reading: VideoReading,
+    segment: str | float | None,
+    stride: str | float | None,
+) -> Segmentation:
+    """Return the policy by which long videos are cut: the one asked for, or the gallery's.
+
+    A gallery without a policy gets windows of the model's span by default. Raises
+    GallerySegmentationError if the gallery has another policy, InvalidArgumentError.
+    """
+    sampling = reading.sampling
+    span_s = sampling.max_frames / sampling.frames_per_second
+    wanted = Segmentation.of(segment, stride, span_s)
+    if segment is None and stride is None:
+        return gallery.segmentation or wanted
+    gallery.check_segmentation(wanted)
+    return wanted

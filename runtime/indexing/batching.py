@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import VideoError
+from xclip_deploy.errors import InvalidArgumentError, VideoError
 from xclip_deploy.runtime.decoding import FileContent, FrameStream
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.indexing.records import EncodedVideo, SegmentTimes, Task
@@ -17,6 +18,8 @@ from xclip_deploy.runtime.video import Segmenter, SegmentFrames, VideoFrames
 
 Encode = Callable[[Sequence[npt.NDArray[np.uint8]]], VideoFeatures]
 """Function that embeds videos, given by their frames: uint8 [n, S, S, 3] each."""
+Check = Callable[[Sequence[str], Sequence[int], VideoFeatures], object]
+"""Function that raises InvalidArgumentError for features that the gallery refuses."""
 _THIN = 3.0
 """Times as few frames as the model's rate asks for: so thin, a whole video is worth a warning."""
 
@@ -58,11 +61,10 @@ class OpenVideo:
         name = self.task.source.path.rpartition("/")[2]
         return f"{name} {time_text(self.position_s)} of {time_text(self.duration_s)}"
 
-    def encoded(self) -> EncodedVideo:
-        """Return the result of a video that is done."""
-        return EncodedVideo(
-            self.duration_s, tuple(self.segments), VideoFeatures.concatenate(self.features)
-        )
+    def encoded(self, segmentation: str) -> EncodedVideo:
+        """Return the result of a video that is done. ``segmentation``: its policy in words."""
+        features = VideoFeatures.concatenate(self.features)
+        return EncodedVideo(self.duration_s, tuple(self.segments), features, segmentation)
 
 
 class WindowBatch:
@@ -73,8 +75,9 @@ class WindowBatch:
     the encoder works twice as much as without overlap; the decoder does not.
     """
 
-    def __init__(self, encode: Encode, max_batch: int) -> None:
+    def __init__(self, encode: Encode, max_batch: int, check: Check) -> None:
         self._encode_videos = encode
+        self._check = check
         self._max_batch = max_batch
         self._windows: list[tuple[OpenVideo, npt.NDArray[np.uint8]]] = []
 
@@ -85,7 +88,7 @@ class WindowBatch:
     def add_whole(self, video: OpenVideo, frames: VideoFrames) -> None:
         """Add the frames of a video that is one window."""
         times_s = tuple(float(time_s) for time_s in frames.times_s)
-        video.segments.append(SegmentTimes(None, None, times_s))
+        video.segments.append(SegmentTimes(0.0, frames.duration_s, times_s))
         self._windows.append((video, frames.frames))
 
     def add(self, video: OpenVideo, window: SegmentFrames) -> None:
@@ -103,18 +106,24 @@ class WindowBatch:
             return []
         features = self._encode_videos([frames for _, frames in windows])
         touched: dict[OpenVideo, None] = {}
-        for n, (video, _) in enumerate(windows):
-            part = features[n : n + 1]
+        for n, (video, frames) in enumerate(windows):
             touched[video] = None
-            if is_finite(part):
-                video.features.append(part)
-            elif video.failure is None:
+            if video.failure is not None:
+                continue
+            part, path = features[n : n + 1], video.task.source.path
+            try:
+                # What the gallery refuses costs this file, not all that is committed with it.
+                self._check([Path(path).name], [len(frames)], part)
+            except InvalidArgumentError as fault:
                 where = ""
                 if video.segmenter is not None:
                     start_s = video.segments[len(video.features)].start_s
                     where = f" for the segment at {time_text(start_s)}"
-                path = video.task.source.path
-                video.failure = VideoError(f"{path}: the encoder gave NaN or infinity{where}")
+                video.failure = VideoError(
+                    f"{path}: the encoder gave wrong features{where}: {fault}"
+                )
+            else:
+                video.features.append(part)
         return [video for video in touched if video.failure is not None or video.is_done]
 
 
@@ -127,11 +136,4 @@ def describe_thinning(frames: VideoFrames, frames_per_second: float) -> str | No
     return (
         f"{time_text(frames.duration_s)} are seen in {count} frames, one every {span_s:.0f} s; "
         "what lies between is not found: index it in segments"
-    )
-
-
-def is_finite(features: VideoFeatures) -> bool:
-    """Return whether no number is NaN or infinite."""
-    return bool(
-        np.isfinite(features.video_features).all() and np.isfinite(features.frame_features).all()
     )

@@ -77,9 +77,9 @@ class IndexRun:
         encode: Encode,
         pool: DecoderPool[Task],
         *,
+        segmentation: Segmentation | None = None,
         settings: IndexSettings | None = None,
         progress: ProgressFunction = ignore_progress,
-        segmentation: Segmentation | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -88,9 +88,9 @@ class IndexRun:
             gallery: The gallery to write to.
             encode: Called in this thread, with at most ``settings.max_batch`` videos or windows.
             pool: An empty pool of decoders, which reads the files. The caller closes it.
+            segmentation: Policy by which long videos are cut; None keeps them whole.
             settings: Sizes of batches and commits.
             progress: Called after every video, and after every block of a long one.
-            segmentation: How long videos are cut; None leaves every video whole.
 
         Raises:
             MissingExtraError: shots are wanted, and the package that finds them is not installed.
@@ -104,7 +104,7 @@ class IndexRun:
         self._settings = settings or IndexSettings()
         self._tally = Tally(sources, progress)
         self._todo: deque[Task] = deque()
-        self._batch = WindowBatch(encode, self._settings.max_batch)
+        self._batch = WindowBatch(encode, self._settings.max_batch, gallery.check_features)
         self._open: list[OpenVideo] = []  # long videos that are being read
         self._ready: list[ReadyFile] = []
         self._fresh = 0  # files received since the last commit, without retries
@@ -272,7 +272,9 @@ class IndexRun:
             self._finish(video)
 
     def _finish(self, video: OpenVideo) -> None:
-        self._ready.append(_ready(video.task, video.content, video.encoded()))
+        self._ready.append(
+            _ready(video.task, video.content, video.encoded(self._segmentation.text))
+        )
 
     def _encode(self) -> None:
         for video in self._batch.encode():

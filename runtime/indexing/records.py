@@ -66,16 +66,13 @@ class Task:
     """SHA-256 of the file, hexadecimal, once it was read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SegmentTimes:
-    """Times of one segment of a video, seconds on the player's clock."""
+    """Times of a segment within its video, seconds."""
 
-    start_s: float | None
-    """Start of the window; None for a whole video."""
-    end_s: float | None
-    """End of the window; None for a whole video."""
+    start_s: float
+    end_s: float
     frame_times_s: tuple[float, ...]
-    """Display time of each encoded frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +81,11 @@ class EncodedVideo:
 
     duration_s: float
     segments: tuple[SegmentTimes, ...]
-    """The segments in order, at least one."""
+    """The video's segments in order; a short video is one."""
     features: VideoFeatures
-    """Features of the segments, V is their number."""
+    """Features of the segments, V of them."""
+    segmentation: str | None = None
+    """:attr:`Segmentation.text` of the policy that cut the video; None takes the gallery's."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.flat import best_first
-from xclip_deploy.runtime.gallery.store import Rows
+from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.results import GrainScores, SearchMethod, SearchResult, SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.near_identical import distinct

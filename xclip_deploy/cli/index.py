@@ -39,6 +39,18 @@ if TYPE_CHECKING:
 @click.option(
     "--prune", is_flag=True, help="Remove videos whose files are gone from the folders given."
 )
+@click.option(
+    "--segment",
+    metavar="LENGTH|whole|shots",
+    help="Cut longer videos into windows of this length, such as 8s or 1:30. whole keeps each "
+    "video in one segment; shots snaps windows to shots.  [default: the gallery's, or the model's "
+    "span]",
+)
+@click.option(
+    "--stride",
+    metavar="TIME",
+    help="Begin a window every so often, such as 4s.  [default: the length of a window]",
+)
 @workers_option
 @click.option(
     "--timeout",
@@ -63,6 +75,8 @@ def command(
     bundle: Path,
     gallery: str,
     on_duplicate: str,
+    segment: str | None,
+    stride: str | None,
     prune: bool,
     workers: int | None,
     timeout_s: float,
@@ -97,6 +111,8 @@ def command(
         try:
             report = retriever.add(
                 paths,
+                segment=segment,
+                stride=stride,
                 on_duplicate=on_duplicate,  # type: ignore[arg-type]
                 prune=prune,
                 workers=workers,

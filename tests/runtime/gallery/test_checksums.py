@@ -65,6 +65,7 @@ def test_rows_as_they_were_written_are_whole() -> None:
         ("duration_s", 0.0, Part.RECORD),
         ("frame_times_s", [1.5, 0.0], Part.RECORD),
         ("frame_times_s", [0.0, 1.5, 0.0], Part.RECORD),
+        ("_reading_version", 0, Part.RECORD),
         ("n", None, Part.METADATA),
         ("n", -4, Part.METADATA),
         ("ok", False, Part.METADATA),
