@@ -32,9 +32,10 @@ ARROW_TYPES: dict[type, pa.DataType] = {
     str: pa.string(),
 }
 SQL_TYPES: dict[type, str] = {bool: "boolean", int: "bigint", float: "double", str: "string"}
-READING_VERSION_TYPE = pa.int32()
 CONTENT_SHA256 = "fingerprint"
 """Column of ``GalleryVideo.content_sha256``; the name is that of the first galleries."""
+
+_READING_VERSION = pa.field(READING_VERSION_COLUMN, pa.int32())
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,8 @@ class TableHeader:
 def make_schema(fingerprint: str, dim: int, max_frames: int) -> pa.Schema:
     """Return the columns of an empty gallery."""
     header = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
-    reading = pa.field(READING_VERSION_COLUMN, READING_VERSION_TYPE)
-    fields = [
-        *_fields(dim, max_frames * dim),
-        reading,
-        *(pa.field(p.value, pa.uint64()) for p in Part),
-    ]
+    checks = [pa.field(part.value, pa.uint64()) for part in Part]
+    fields = [*_fields(dim, max_frames * dim), _READING_VERSION, *checks]
     return pa.schema(fields, metadata={_KEY: json.dumps(header).encode()})
 
 
@@ -91,7 +88,7 @@ def schema_fault(schema: pa.Schema, *, is_checked: bool = True) -> str | None:
     if is_checked:
         expected += [pa.field(part.value, pa.uint64()) for part in Part]
     if READING_VERSION_COLUMN in schema.names:
-        expected.append(pa.field(READING_VERSION_COLUMN, READING_VERSION_TYPE))
+        expected.append(_READING_VERSION)
     for field in expected:
         if schema.names.count(field.name) != 1:
             return f"it has {schema.names.count(field.name)} columns {field.name!r}, expected 1"

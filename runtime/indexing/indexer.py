@@ -28,6 +28,7 @@ from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, VideoFile
+from xclip_deploy.runtime.gallery.checking import checked_features
 from xclip_deploy.runtime.indexing.claims import Claims
 from xclip_deploy.runtime.indexing.committing import commit_files, detach_files
 from xclip_deploy.runtime.indexing.planning import KnownFiles, plan_files
@@ -191,17 +192,18 @@ class IndexRun:
             return
         videos = [content.frames for _, content in batch if content.frames is not None]
         features = self._encode_videos([video.frames for video in videos])
+        model = self._gallery.model
         for n, ((task, content), video) in enumerate(zip(batch, videos, strict=True)):
             part, path = features[n : n + 1], task.source.path
             try:
                 # What the gallery refuses costs this file, not all that is committed with it.
-                self._gallery.check_features([Path(path).name], [len(video.times_s)], part)
+                name, times = Path(path).name, tuple(map(float, video.times_s))
+                checked_features([name], [len(times)], part, model.max_frames, model.embed_dim)
             except InvalidArgumentError as fault:
                 error = VideoError(f"{path}: the encoder gave wrong features: {fault}")
                 self._claims.fail(task, error)
                 self._tally.fail(task, str(error))
                 continue
-            times = tuple(float(time_s) for time_s in video.times_s)
             encoded = EncodedVideo(video.duration_s, times, part)
             self._ready.append(_ready(task, content, encoded))
 
