@@ -160,13 +160,8 @@ class LanceSnapshot:
 
     def features(self, rows: Rows) -> VideoFeatures:
         if self._held is not None:
-            places = np.searchsorted(self._held[0], rows)
-            features = self._held[1]
-            return VideoFeatures(
-                features.video_features[places],
-                features.frame_features[places],
-                features.num_frames[places],
-            )
+            known, features = self._held
+            return features[np.searchsorted(known, rows)]
         warm = self._warm
         if warm is None:
             return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))

@@ -92,10 +92,7 @@ class MemorySnapshot:
         return [self._videos[row] for row in rows]
 
     def features(self, rows: Rows) -> VideoFeatures:
-        features = self._features
-        return VideoFeatures(
-            features.video_features[rows], features.frame_features[rows], features.num_frames[rows]
-        )
+        return self._features[rows]
 
     def video_features(self, rows: Rows) -> FloatArray:
         flat = self._flat
@@ -178,11 +175,7 @@ class MemoryStore:
                 videos = [video for video, _ in found]
                 rows = [row for _, row in found]
                 if rows != list(range(self._num_rows)):
-                    features = VideoFeatures(
-                        features.video_features[rows],
-                        features.frame_features[rows],
-                        features.num_frames[rows],
-                    )
+                    features = features[rows]
                 self._content = _Content({}, [features])
                 self._enter(videos, 0)
                 self._num_rows = len(videos)

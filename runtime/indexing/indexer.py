@@ -104,7 +104,9 @@ class IndexRun:
         self._settings = settings or IndexSettings()
         self._tally = Tally(sources, progress)
         self._todo: deque[Task] = deque()
-        self._batch = WindowBatch(encode, self._settings.max_batch, gallery.check_features)
+        model = gallery.model
+        check = partial(checked_features, max_frames=model.max_frames, dim=model.embed_dim)
+        self._batch = WindowBatch(encode, self._settings.max_batch, check)
         self._open: list[OpenVideo] = []  # long videos that are being read
         self._ready: list[ReadyFile] = []
         self._fresh = 0  # files received since the last commit, without retries
