@@ -23,6 +23,7 @@ from xclip_deploy.runtime.arguments import as_choice
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent, FrameStream
 from xclip_deploy.runtime.gallery import Gallery, VideoFile
+from xclip_deploy.runtime.gallery.checking import checked_features
 from xclip_deploy.runtime.indexing.batching import (
     Encode,
     OpenVideo,
