@@ -30,9 +30,11 @@ from xclip_deploy.runtime.evidence import (
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
 from xclip_deploy.runtime.indexing import (
+    IndexEstimate,
     IndexReport,
     OnDuplicate,
     add_videos,
+    estimate_videos,
     warn_of_older_readings,
 )
 from xclip_deploy.runtime.progress import ProgressFunction
@@ -179,6 +181,32 @@ class Retriever:
             workers=workers,
             timeout_s=timeout_s,
             progress=progress,
+        )
+
+    def estimate(
+        self,
+        videos: PathName | Iterable[PathName],
+        *,
+        segment: str | float | None = None,
+        stride: str | float | None = None,
+        on_duplicate: OnDuplicate = "update",
+        workers: int | None = None,
+    ) -> IndexEstimate:
+        """Estimate segments, bytes and time of :meth:`add`, which takes the same arguments.
+
+        Decodes a few seconds of up to three files and encodes one batch; nothing is written. Raises
+        as :meth:`add` does.
+        """
+        self._check_open()
+        return estimate_videos(
+            self.gallery,
+            self.model,
+            self.reading,
+            videos,
+            segment=segment,
+            stride=stride,
+            on_duplicate=on_duplicate,
+            workers=workers,
         )
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
