@@ -29,7 +29,12 @@ from xclip_deploy.runtime.evidence import (
 )
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
-from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, add_videos
+from xclip_deploy.runtime.indexing import (
+    IndexReport,
+    OnDuplicate,
+    add_videos,
+    warn_of_older_readings,
+)
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
@@ -109,6 +114,7 @@ class Retriever:
             self.gallery = Gallery(manifest)
         else:
             self.gallery = Gallery.open(gallery, manifest, create=create)
+        warn_of_older_readings(self.gallery)
         self._scorer_weights = cache(self.bundle.scorer_weights)
         self._searcher = Searcher(self.model, self._scorer_weights)
         self._is_closed = False

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xclip_deploy.errors import DuplicateIdError, InvalidArgumentError
+from xclip_deploy.errors import DuplicateIdError, GalleryModelError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import as_instance, shown
 from xclip_deploy.runtime.arrays import Float32Array, FloatArray, check_finite, slices
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.lance_errors import REINDEX
 from xclip_deploy.runtime.gallery.records import GalleryVideo, check_metadata, check_texts
+from xclip_deploy.runtime.gallery.store import FeatureModel, Snapshot
+from xclip_deploy.runtime.manifest import Manifest
 
 UNIT_TOLERANCE = 0.01
 """Largest distance of a vector's length from 1; BF16 rounds within 0.004, FP16 within 0.0005."""
@@ -18,19 +21,23 @@ _VIDEOS_AT_ONCE = 256
 
 
 def checked_features(
-    videos: Sequence[GalleryVideo], features: VideoFeatures, max_frames: int, dim: int
+    names: Sequence[str],
+    num_times: Sequence[int],
+    features: VideoFeatures,
+    max_frames: int,
+    dim: int,
 ) -> VideoFeatures:
-    """Return features of ``videos`` as a gallery keeps them, in FP16.
+    """Return the features of the videos ``names`` as a gallery keeps them, in FP16.
 
     Raises InvalidArgumentError for features of other shapes, for values that are not finite and
-    for vectors that are not of unit length. It is raised too where ``num_frames`` differs from the
-    number of the video's frame times.
+    for vectors that are not of unit length. It is raised too where ``num_frames`` differs from
+    ``num_times``, the number of the video's frame times.
     """
     as_instance("features", features, VideoFeatures, "VideoFeatures")
     shapes = {
-        "video_features": (len(videos), dim),
-        "frame_features": (len(videos), max_frames, dim),
-        "num_frames": (len(videos),),
+        "video_features": (len(names), dim),
+        "frame_features": (len(names), max_frames, dim),
+        "num_frames": (len(names),),
     }
     for name, expected in shapes.items():
         found = getattr(features, name)
@@ -40,13 +47,13 @@ def checked_features(
             kind = "whole numbers" if name == "num_frames" else "decimal numbers"
             raise InvalidArgumentError(
                 f"{name} is {shown(found)}, expected {kind} of shape {list(expected)} "
-                f"for {len(videos)} videos"
+                f"for {len(names)} videos"
             )
-    for video, count in zip(videos, features.num_frames, strict=True):
-        if not 1 <= count <= max_frames or len(video.frame_times_s) != count:
+    for name, times, count in zip(names, num_times, features.num_frames, strict=True):
+        if not 1 <= count <= max_frames or times != count:
             raise InvalidArgumentError(
-                f"video {video.id!r:.200} has num_frames {count} and {len(video.frame_times_s)} "
-                f"frame times, expected the same, 1 to {max_frames}"
+                f"video {name!r:.200} has num_frames {count} and {times} frame times, expected "
+                f"the same, 1 to {max_frames}"
             )
     with np.errstate(over="ignore"):  # an overflow becomes infinity, and is refused below
         half = VideoFeatures(
@@ -56,17 +63,17 @@ def checked_features(
         )
     check_finite("video_features", half.video_features)
     check_finite("frame_features", half.frame_features)
-    check_unit_length(videos, half)
+    check_unit_length(names, half)
     return half
 
 
-def check_unit_length(videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
-    """Raise InvalidArgumentError for a vector that is not of unit length.
+def check_unit_length(names: Sequence[str], features: VideoFeatures) -> None:
+    """Raise InvalidArgumentError for a vector of the videos ``names`` that is not of unit length.
 
     A scorer takes products of vectors for cosines. A padded frame may be zero instead.
     """
     places = np.arange(features.frame_features.shape[1])
-    for part in slices(len(videos), _VIDEOS_AT_ONCE):
+    for part in slices(len(names), _VIDEOS_AT_ONCE):
         counts = features.num_frames[part]
         frames = _lengths(features.frame_features[part])  # [V, F]
         frames[(places >= counts[:, np.newaxis]) & (frames == 0)] = 1
@@ -79,7 +86,7 @@ def check_unit_length(videos: Sequence[GalleryVideo], features: VideoFeatures) -
             if is_off.any():
                 n, place = np.argwhere(is_off)[0]
                 raise InvalidArgumentError(
-                    f"{name} of video {videos[part][n].id!r:.200} has a vector of length "
+                    f"{name} of video {names[part][n]!r:.200} has a vector of length "
                     f"{found[n, place]:.4g}, expected 1; divide each vector by its length"
                 )
 
@@ -99,9 +106,44 @@ def check_unique_ids(ids: Sequence[str]) -> None:
         seen.add(video_id)
 
 
+def check_frame_times(videos: Sequence[GalleryVideo], snapshot: Snapshot) -> None:
+    """Raise InvalidArgumentError for a video with another number of frame times than is stored.
+
+    They are the times of the stored embeddings, which an update of the records keeps.
+    """
+    for part in slices(len(videos), _VIDEOS_AT_ONCE):
+        found = snapshot.find([video.id for video in videos[part]])
+        stored = snapshot.videos(np.array(sorted(found.values()), np.int64))
+        expected = {video.id: len(video.frame_times_s) for video in stored}
+        for video in videos[part]:
+            times = len(video.frame_times_s)
+            if times != expected.get(video.id, times):
+                raise InvalidArgumentError(
+                    f"video {video.id!r:.200} has {times} frame times, expected "
+                    f"{expected[video.id]}, one for each frame that the gallery holds"
+                )
+
+
 def check_records(videos: Sequence[GalleryVideo]) -> None:
     """Raise InvalidArgumentError or MetadataError for a video that no gallery can hold."""
     for video in videos:
         as_instance("a video", video, GalleryVideo, "GalleryVideo")
         check_texts(video)
         check_metadata(video.metadata)  # model_copy() skips the validators
+
+
+def check_manifest(manifest: object) -> None:
+    """Raise InvalidArgumentError unless this is a manifest, or a gallery's model."""
+    as_instance("manifest", manifest, (Manifest, FeatureModel), "the Manifest of a bundle")
+
+
+def check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:
+    """Raise GalleryModelError unless ``fingerprint`` is that of the manifest's model.
+
+    ``gallery``: what the error calls the gallery.
+    """
+    if fingerprint != manifest.fingerprint:
+        raise GalleryModelError(
+            f"{gallery} holds features of model {fingerprint[:12]}…, the bundle "
+            f"is model {manifest.fingerprint[:12]}…; run: {REINDEX.format(uri='NEW_GALLERY')}"
+        )

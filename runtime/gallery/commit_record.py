@@ -7,15 +7,18 @@ files that rows' checksums do not cover, which are deletion vectors and indices.
 A writer commits first and records then, both under the gallery's lock. A record that is older than
 the table tells of a writer that was killed between the two, or is just there; one that is newer
 than the table tells of a lost manifest.
+
+The files are all that are there. Which of them a version reads is known to LanceDB alone: a writer
+that was killed leaves some that no version reads, under names like those of the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -29,7 +32,6 @@ _VERSIONS = "_versions"
 _DELETIONS = "_deletions"
 _INDICES = "_indices"
 _LARGEST = (1 << 64) - 1
-_DELETION = re.compile(r"(\d+)-(\d+)-\d+\.\w+")
 
 
 class CommitRecord(FrozenModel):
@@ -46,6 +48,13 @@ class CommitRecord(FrozenModel):
     """Index files by their path below the table, with their SHA-256."""
     indexed_below: int = Field(ge=0, default=0)
     """Row id below which the indices hold every row."""
+    is_tidying: bool = False
+    """Whether a writer deletes files that only old versions read, so that some may be gone."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Deletion vectors and index files."""
+        return {**self.deletions, **self.indices}
 
 
 def read_record(directory: Path) -> CommitRecord | None:
@@ -61,27 +70,34 @@ def read_record(directory: Path) -> CommitRecord | None:
         try:
             content = json.loads(text)
             digest = content.pop("sha256")
+            is_as_written = digest == _digest(content)
             record = CommitRecord.model_validate(content)
         except (ValueError, KeyError, AttributeError, TypeError, ValidationError):
             record = None
-        if record is None or digest != _digest(record):
+        if record is None or not is_as_written:
             raise damaged(str(directory), f"its record of commits, {RECORD_FILE}, is damaged")
         return record
 
 
 def write_record(directory: Path, record: CommitRecord) -> None:
     """Put a record in place, whole or not at all. Raises OSError."""
-    content = {**record.model_dump(), "sha256": _digest(record)}
+    content = record.model_dump()
+    content["sha256"] = _digest(content)
     replace_text(directory / RECORD_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def make_record(
-    directory: Path, version: int, before: CommitRecord | None, indexed_below: int | None = None
+    directory: Path,
+    version: int,
+    before: CommitRecord | None,
+    indexed_below: int | None = None,
+    *,
+    is_tidying: bool = False,
 ) -> CommitRecord:
     """Describe the files of a version; those that ``before`` knows are not hashed again.
 
-    ``indexed_below``: as in the record; None takes that of ``before``. Raises OSError, and
-    GalleryIntegrityError if the version has no manifest.
+    ``indexed_below``: as in the record; None takes that of ``before``. ``is_tidying``: as in the
+    record. Raises OSError, and GalleryIntegrityError if the version has no manifest.
     """
     manifest = find_manifest(directory, version)
     if manifest is None:
@@ -92,11 +108,10 @@ def make_record(
         version=version,
         manifest=manifest.name,
         manifest_sha256=sha256_of(manifest),
-        deletions=_hashes(
-            directory, _newest_deletions(directory), before.deletions if before else {}
-        ),
-        indices=_hashes(directory, _files(directory, _INDICES), before.indices if before else {}),
+        deletions=_hashes(directory, _DELETIONS, before.deletions if before else {}),
+        indices=_hashes(directory, _INDICES, before.indices if before else {}),
         indexed_below=indexed_below,
+        is_tidying=is_tidying,
     )
 
 
@@ -119,7 +134,7 @@ def check_manifest(directory: Path, record: CommitRecord) -> None:
 def damaged_files(
     directory: Path, files: dict[str, str], *, verified: set[str] | None = None
 ) -> list[str]:
-    """Name the recorded files whose content changed; files that are gone are LanceDB's to miss.
+    """Name the recorded files whose content changed; LanceDB misses those that are gone.
 
     ``verified``: files that were whole before and are not read again; whole ones are added.
     """
@@ -137,6 +152,19 @@ def damaged_files(
         elif verified is not None:
             verified.add(key)
     return found
+
+
+def missing_files(directory: Path, files: Iterable[str]) -> list[str]:
+    """Name the files that are gone although the newest record tells of them.
+
+    Another process may delete files meanwhile that only old versions read. Its record says so
+    before, and no longer names them afterwards. Raises GalleryIntegrityError.
+    """
+    gone = [name for name in files if not (_table(directory) / name).is_file()]
+    record = read_record(directory) if gone else None
+    if record is None or record.is_tidying:
+        return []
+    return [name for name in gone if name in record.files]
 
 
 def find_manifest(directory: Path, version: int) -> Path | None:
@@ -158,31 +186,21 @@ def versions_of(directory: Path) -> list[int]:
     return sorted(numbers, reverse=True)
 
 
-def _newest_deletions(directory: Path) -> list[str]:
-    """List each fragment's newest deletion vector, the only one that the newest version reads."""
-    newest: dict[str, tuple[int, str]] = {}
-    for name in _files(directory, _DELETIONS):
-        parts = _DELETION.fullmatch(name.removeprefix(f"{_DELETIONS}/"))
-        fragment, version = (parts[1], int(parts[2])) if parts else (name, 0)
-        newest[fragment] = max(newest.get(fragment, (-1, "")), (version, name))
-    return sorted(name for _, name in newest.values())
-
-
 def _files(directory: Path, folder: str) -> list[str]:
     table = _table(directory)
     files = (table / folder).rglob("*")
     return sorted(str(file.relative_to(table)) for file in files if file.is_file())
 
 
-def _hashes(directory: Path, names: Iterable[str], known: dict[str, str]) -> dict[str, str]:
+def _hashes(directory: Path, folder: str, known: dict[str, str]) -> dict[str, str]:
     table = _table(directory)
-    return {name: known.get(name) or sha256_of(table / name) for name in names}
+    return {name: known.get(name) or sha256_of(table / name) for name in _files(directory, folder)}
 
 
 def _table(directory: Path) -> Path:
     return directory / f"{TABLE}.lance"
 
 
-def _digest(record: CommitRecord) -> str:
-    text = json.dumps(record.model_dump(), sort_keys=True)
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -14,7 +14,6 @@ from xclip_deploy.errors import (
     ClosedError,
     DuplicateIdError,
     GalleryError,
-    GalleryModelError,
     InvalidArgumentError,
 )
 from xclip_deploy.runtime.arguments import (
@@ -33,7 +32,15 @@ from xclip_deploy.runtime.arguments import (
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.files import replaced_directory
-from xclip_deploy.runtime.gallery.checking import check_records, check_unique_ids, checked_features
+from xclip_deploy.runtime.gallery.checking import (
+    check_frame_times,
+    check_manifest,
+    check_model,
+    check_records,
+    check_unique_ids,
+    checked_features,
+)
+from xclip_deploy.runtime.gallery.commit_record import TABLE
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo
 from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
@@ -41,6 +48,7 @@ from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     FeatureModel,
     GalleryStore,
+    Rows,
     Snapshot,
 )
 from xclip_deploy.runtime.manifest import Manifest
@@ -53,7 +61,6 @@ _SAVE_VIDEOS = 4096
 _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
 _MOST_VIDEOS = 1 << 40
-_REINDEX = "xclip-deploy index VIDEOS --gallery {path}"
 
 
 class Gallery:
@@ -70,7 +77,7 @@ class Gallery:
     ) -> None:
         """Use ``store``, or start an empty gallery in memory, for the model of ``manifest``."""
         if not isinstance(manifest, FeatureModel):
-            _check_manifest(manifest)
+            check_manifest(manifest)
         if store is not None and not callable(getattr(store, "snapshot", None)):
             raise InvalidArgumentError(f"store is {shown(store)}; expected a GalleryStore or None")
         model = manifest if isinstance(manifest, FeatureModel) else manifest.model
@@ -103,7 +110,7 @@ class Gallery:
         InvalidArgumentError, and GalleryModelError for features of another model.
         """
         if manifest is not None:
-            _check_manifest(manifest)
+            check_manifest(manifest)
         as_truth("create", create)
         # LanceDB takes a second to import.
         from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
@@ -127,7 +134,7 @@ class Gallery:
             create=create,
             limits=limits,
         )
-        _check_model(f"gallery {store.uri}", store.header.fingerprint, manifest)
+        check_model(f"gallery {store.uri}", store.header.fingerprint, manifest)
         return cls(manifest, store)
 
     @property
@@ -135,10 +142,15 @@ class Gallery:
         """Location of the gallery; None in memory."""
         return self._open_store.uri
 
+    @property
+    def model(self) -> FeatureModel:
+        """The model that makes the embeddings."""
+        return FeatureModel(self._fingerprint, self._dim, self._frames)
+
     def check_model(self, manifest: Manifest) -> None:
         """Raise GalleryModelError unless the features are of the model of ``manifest``."""
-        _check_manifest(manifest)
-        _check_model("the gallery", self._fingerprint, manifest)
+        check_manifest(manifest)
+        check_model("the gallery", self._fingerprint, manifest)
 
     def __len__(self) -> int:
         return len(self.snapshot())
@@ -182,19 +194,24 @@ class Gallery:
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
         check_unique_ids([video.id for video in given])
-        features = checked_features(given, features, self._frames, self._dim)
+        ids, counts = [v.id for v in given], [len(v.frame_times_s) for v in given]
+        features = checked_features(ids, counts, features, self._frames, self._dim)
         if given:
             self._store.put(given, features, replace=replace)
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Replace the records of videos, such as their metadata, and keep the embeddings.
 
-        Raises GalleryError for an id that is not there, MetadataError.
+        Raises GalleryError for an id that is not there, MetadataError, and InvalidArgumentError
+        for more or fewer frame times than the video has.
         """
-        given = as_sequence("videos", videos, "GalleryVideo")
+        given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
         check_unique_ids([video.id for video in given])
-        if given:
+        if not given:
+            return
+        with self._store.exclusive():
+            check_frame_times(given, self.snapshot())
             self._store.update(given)
 
     def remove(self, ids: str | Collection[str] | None = None, *, where: str | None = None) -> int:
@@ -249,15 +266,14 @@ class Gallery:
     def __iter__(self) -> Iterator[GalleryVideo]:
         """Yield all videos with their metadata, read a page at a time."""
         snapshot = self.snapshot()
-        rows = snapshot.rows()
-        for part in slices(len(rows), _PAGE_VIDEOS):
-            yield from snapshot.videos(rows[part])
+        yield from _pages(snapshot, snapshot.rows())
 
     def stats(self) -> GalleryStats:
         """Summarize the gallery in one pass. Raises GalleryError."""
+        snapshot = self.snapshot()
         num_files, total_s = 0, 0.0
         fields: dict[str, str] = {}
-        for video in self:
+        for video in _pages(snapshot, snapshot.rows()):
             num_files += len(video.files)
             total_s += video.duration_s or 0.0
             for name, value in video.metadata.items():
@@ -265,12 +281,12 @@ class Gallery:
         return GalleryStats(
             uri=self.uri,
             fingerprint=self._fingerprint,
-            num_videos=len(self),
+            num_videos=len(snapshot),
             num_files=num_files,
             total_duration_s=total_s,
             metadata=fields,
             size_bytes=self._store.size_bytes(),
-            has_index=self.snapshot().num_partitions is not None,
+            has_index=snapshot.num_partitions is not None,
         )
 
     def check_new(self, ids: Sequence[str]) -> None:
@@ -362,20 +378,13 @@ class Gallery:
         return self._open_store
 
 
-def _check_manifest(manifest: object) -> None:
-    as_instance("manifest", manifest, (Manifest, FeatureModel), "the Manifest of a bundle")
-
-
-def _check_model(gallery: str, fingerprint: str, manifest: Manifest) -> None:
-    if fingerprint != manifest.fingerprint:
-        raise GalleryModelError(
-            f"{gallery} holds features of model {fingerprint[:12]}…, the bundle "
-            f"is model {manifest.fingerprint[:12]}…; run: {_REINDEX.format(path='NEW_GALLERY')}"
-        )
+def _pages(snapshot: Snapshot, rows: Rows) -> Iterator[GalleryVideo]:
+    for part in slices(len(rows), _PAGE_VIDEOS):
+        yield from snapshot.videos(rows[part])
 
 
 def _may_replace(path: Path) -> bool:
     if not path.is_dir():
         return False
-    is_gallery = (path / "videos.lance").is_dir() or (path / "gallery.json").is_file()
+    is_gallery = (path / f"{TABLE}.lance").is_dir() or (path / "gallery.json").is_file()
     return is_gallery or not any(path.iterdir())

@@ -16,7 +16,7 @@ from xclip_deploy.runtime.gallery.commit_record import (
     write_record,
 )
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
-from xclip_deploy.runtime.gallery.lance_files import connect, other_version, place_of, try_lock
+from xclip_deploy.runtime.gallery.lance_files import Place, connect, other_version, try_lock
 from xclip_deploy.runtime.gallery.lance_schema import (
     SCHEMA_VERSION,
     TableHeader,
@@ -41,7 +41,7 @@ class CommittedTable:
         or not the one that was committed.
         """
         self.uri = uri
-        self.place = place_of(uri)
+        self.place = Place(uri)
         self._directory = None if "://" in uri else Path(uri)
         # A damaged manifest is found here, before LanceDB reads it.
         self.record = self._sound_record()
@@ -79,13 +79,14 @@ class CommittedTable:
         """Go to the newest commit; ``is_locked``: whether the caller holds the gallery's lock.
 
         A version that is newer than its record belongs to a writer at work, or to one that was
-        killed. If the lock is free, it is the latter, and the version is recorded.
+        killed. If the lock is free, it is the latter, and the version is recorded. The same holds
+        for a record of a writer that deletes old files.
         """
         record = self._sound_record()
         with lance_errors(self.uri, "read"):
             self.table.checkout_latest()
             latest = self.table.version
-        if self._directory is None or (record is not None and latest == record.version):
+        if self._directory is None or (record is not None and _is_final(record, latest)):
             self.record = record
             return
         if record is None and latest > 1:
@@ -106,15 +107,22 @@ class CommittedTable:
             with lance_errors(self.uri, "read"):
                 self.table.checkout(record.version)
 
-    def note(self, indexed_below: int | None = None) -> None:
+    def note(self, indexed_below: int | None = None, *, is_tidying: bool = False) -> None:
         """Record what was just committed; the caller holds the gallery's lock.
 
         ``indexed_below``: the row id below which the indices hold every row; None if that stays.
+        ``is_tidying``: whether the caller goes on to delete files that only old versions read.
         """
         if self._directory is None:
             return
         with lance_errors(self.uri, "written"):
-            record = make_record(self._directory, self.table.version, self.record, indexed_below)
+            record = make_record(
+                self._directory,
+                self.table.version,
+                self.record,
+                indexed_below,
+                is_tidying=is_tidying,
+            )
             write_record(self._directory, record)
         self.record = record
 
@@ -123,7 +131,8 @@ class CommittedTable:
         self.record = self._sound_record()
         with lance_errors(self.uri, "read"):
             self.table.checkout_latest()
-        if self.record is None or self.table.version > self.record.version:
+        record, latest = self.record, self.table.version
+        if record is None or (latest >= record.version and not _is_final(record, latest)):
             self.note()
 
     def _sound_record(self) -> CommitRecord | None:
@@ -139,3 +148,8 @@ class CommittedTable:
         if record is not None:
             check_manifest(self._directory, record)
         return record
+
+
+def _is_final(record: CommitRecord, latest: int) -> bool:
+    """Tell whether the writer of the latest version has recorded it, and has nothing more to do."""
+    return record.version == latest and not record.is_tidying

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +30,29 @@ def located(uri: str | Path) -> tuple[str, bool]:
     return (os.path.realpath(name) if is_local else name), is_local
 
 
-def place_of(uri: str) -> tuple[int, int] | None:
-    """Identify the table's directory by device and inode; None in object storage."""
-    if "://" in uri:
-        return None
-    with lance_errors(uri, "read"):
-        found = Path(uri, f"{TABLE}.lance").stat()
-    return found.st_dev, found.st_ino
+class Place:
+    """The directory of a gallery's table, told apart from one that replaces it.
+
+    An open descriptor keeps the inode: the file system could give that of a deleted directory to
+    the next one. It is closed with the object.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Open the directory; object storage has none. Raises GalleryError."""
+        self._path = None if "://" in uri else Path(uri, f"{TABLE}.lance")
+        self._uri = uri
+        if self._path is not None:
+            with lance_errors(uri, "read"):
+                descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, descriptor)
+            self._status = os.fstat(descriptor)
+
+    def is_replaced(self) -> bool:
+        """Tell whether another directory is there now. Raises GalleryError if there is none."""
+        if self._path is None:
+            return False
+        with lance_errors(self._uri, "read"):
+            return not os.path.samestat(self._status, self._path.stat())
 
 
 def connect(uri: str) -> Any:  # noqa: ANN401 - LanceDB has no useful types

@@ -13,7 +13,12 @@ import pyarrow as pa
 
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import COLUMNS, Part, Words, checksums
-from xclip_deploy.runtime.gallery.records import RESERVED, GalleryVideo, VideoFile
+from xclip_deploy.runtime.gallery.records import (
+    READING_VERSION_COLUMN,
+    RESERVED,
+    GalleryVideo,
+    VideoFile,
+)
 
 SCHEMA_VERSION = 3
 """Version 3 added checksums to the LanceDB table of 2; version 1 was one file for all features."""
@@ -30,6 +35,8 @@ SQL_TYPES: dict[type, str] = {bool: "boolean", int: "bigint", float: "double", s
 CONTENT_SHA256 = "fingerprint"
 """Column of ``GalleryVideo.content_sha256``; the name is that of the first galleries."""
 
+_READING_VERSION = pa.field(READING_VERSION_COLUMN, pa.int32())
+
 
 @dataclass(frozen=True)
 class TableHeader:
@@ -43,7 +50,8 @@ class TableHeader:
 def make_schema(fingerprint: str, dim: int, max_frames: int) -> pa.Schema:
     """Return the columns of an empty gallery."""
     header = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
-    fields = [*_fields(dim, max_frames * dim), *(pa.field(p.value, pa.uint64()) for p in Part)]
+    checks = [pa.field(part.value, pa.uint64()) for part in Part]
+    fields = [*_fields(dim, max_frames * dim), _READING_VERSION, *checks]
     return pa.schema(fields, metadata={_KEY: json.dumps(header).encode()})
 
 
@@ -79,6 +87,8 @@ def schema_fault(schema: pa.Schema, *, is_checked: bool = True) -> str | None:
     expected = _fields(dim, frame_values)
     if is_checked:
         expected += [pa.field(part.value, pa.uint64()) for part in Part]
+    if READING_VERSION_COLUMN in schema.names:
+        expected.append(_READING_VERSION)
     for field in expected:
         if schema.names.count(field.name) != 1:
             return f"it has {schema.names.count(field.name)} columns {field.name!r}, expected 1"
@@ -110,6 +120,8 @@ def metadata_types(schema: pa.Schema) -> dict[str, type]:
 
 def columns_of(part: Part, schema: pa.Schema) -> tuple[str, ...]:
     """Return the columns of a part; for metadata, the gallery's own fields."""
+    if part is Part.RECORD and READING_VERSION_COLUMN in schema.names:
+        return (*COLUMNS[part], READING_VERSION_COLUMN)
     return COLUMNS[part] or tuple(sorted(metadata_types(schema)))
 
 
@@ -133,6 +145,7 @@ def to_table(
         "duration_s": [video.duration_s for video in videos],
         "frame_times_s": [list(video.frame_times_s) for video in videos],
         "num_frames": features.num_frames,
+        READING_VERSION_COLUMN: [video.reading_version for video in videos],
     }
     for name in ("video_features", "frame_features"):
         field = schema.field(name).type
@@ -155,6 +168,9 @@ def to_table(
 def to_videos(table: pa.Table) -> list[GalleryVideo]:
     """Return the videos of rows, with the metadata columns that were read."""
     fields = list(metadata_types(table.schema))
+    # Vectors as Python numbers would take sixteen times as long as all else.
+    vectors = {"video_features", "frame_features"} & set(table.schema.names)
+    table = table.drop_columns(sorted(vectors))
     return [_to_video(row, fields) for row in table.to_pylist()]
 
 
@@ -172,6 +188,7 @@ def _to_video(row: Mapping[str, Any], fields: Sequence[str]) -> GalleryVideo:
         content_sha256=row[CONTENT_SHA256],
         duration_s=row["duration_s"],
         frame_times_s=tuple(row["frame_times_s"]),
+        reading_version=row.get(READING_VERSION_COLUMN),
         metadata={name: row[name] for name in fields if row[name] is not None},
     )
 

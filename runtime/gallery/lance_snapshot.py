@@ -13,7 +13,7 @@ import pyarrow as pa
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import Part
-from xclip_deploy.runtime.gallery.commit_record import damaged_files
+from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
 from xclip_deploy.runtime.gallery.filter_sql import quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
@@ -27,7 +27,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
-from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.gallery.records import READING_VERSION_COLUMN, GalleryVideo
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors, Rows
 
 ID_INDEX = "id_idx"
@@ -76,7 +76,7 @@ class LanceSnapshot:
         self._uri = committed.uri
         self._directory, self._record = committed.directory, committed.record
         self._whole_files = whole_files
-        self._refuse_damage(self.damaged_files(indices=False, whole=whole_files))
+        self._check_files({} if self._record is None else self._record.deletions)
         self._table = committed.at_version()
         self.reader = RowReader(self._uri, self._table, trust)
         self._limits = limits
@@ -124,13 +124,8 @@ class LanceSnapshot:
 
     def features(self, rows: Rows) -> VideoFeatures:
         if self._held is not None:
-            places = np.searchsorted(self._held[0], rows)
-            features = self._held[1]
-            return VideoFeatures(
-                features.video_features[places],
-                features.frame_features[places],
-                features.num_frames[places],
-            )
+            known, features = self._held
+            return features[np.searchsorted(known, rows)]
         warm = self._warm
         if warm is None:
             return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
@@ -160,6 +155,17 @@ class LanceSnapshot:
         with self.reader.reading():
             query = self._table.search().where(condition).select(["num_frames"]).with_row_id(True)
             return np.sort(row_ids(query.to_arrow()))
+
+    def count_older(self, reading_version: int) -> int:
+        column, condition = READING_VERSION_COLUMN, "true"
+        if column in self._schema.names:
+            condition = f"({column} is null or {column} < {reading_version})"
+        with self.reader.reading():
+            # A gallery of one release answers without a look at the hashes, which are longer.
+            if condition != "true" and not self._table.count_rows(condition):
+                return 0
+            count: int = self._table.count_rows(f"{condition} and {CONTENT_SHA256} is not null")
+            return count
 
     def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         if self._is_flat():
@@ -217,22 +223,27 @@ class LanceSnapshot:
             yield from videos
         self.reader.note_verified([Part.RECORD], highest)
 
-    def damaged_files(self, *, indices: bool = True, whole: set[str] | None = None) -> list[str]:
-        """Name the files beside the rows that changed since they were recorded."""
+    def damaged_files(self) -> list[str]:
+        """Read all files beside the rows; name those that changed or are gone."""
         if self._record is None or self._directory is None:
             return []
-        files = dict(self._record.deletions)
-        files |= self._record.indices if indices else {}
+        files = self._record.files
         with lance_errors(self._uri, "read"):
-            return damaged_files(self._directory, files, verified=whole)
+            changed = damaged_files(self._directory, files)
+            return sorted({*changed, *missing_files(self._directory, files)})
 
     def _check_indices(self) -> None:
-        self._refuse_damage(self.damaged_files(whole=self._whole_files))
+        self._check_files({} if self._record is None else self._record.files)
 
-    def _refuse_damage(self, files: Sequence[str]) -> None:
-        if files:
-            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            raise damaged(self._uri, f"its file {files[0]}{more} is not as it was written")
+    def _check_files(self, files: dict[str, str]) -> None:
+        """Raise GalleryIntegrityError for files that changed, unless they were read already."""
+        if self._directory is None:
+            return
+        with lance_errors(self._uri, "read"):
+            changed = damaged_files(self._directory, files, verified=self._whole_files)
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise damaged(self._uri, f"its file {changed[0]}{more} is not as it was written")
 
     def _vectors(self) -> FlatVectors:
         with self._lock:

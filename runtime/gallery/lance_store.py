@@ -29,7 +29,6 @@ from xclip_deploy.runtime.gallery.lance_files import (
     connect,
     has_table,
     located,
-    place_of,
     require_table,
     take_lock,
 )
@@ -49,7 +48,7 @@ from xclip_deploy.runtime.gallery.lance_snapshot import (
     partitions_for,
 )
 from xclip_deploy.runtime.gallery.lance_walk import verify_rows
-from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
+from xclip_deploy.runtime.gallery.records import READING_VERSION_COLUMN, GalleryVideo, merged_types
 from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, FeatureModel
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
@@ -213,7 +212,8 @@ class LanceStore:
                 self._table.create_index("video_features", config=config, name=name)
                 for name in old:
                     self._table.drop_index(name)
-            self._committed.note(self._indexed_below())
+            # What follows deletes recorded files; a kill meanwhile must not look like damage.
+            self._committed.note(self._indexed_below(), is_tidying=True)
             # LanceDB warns about 0. The documentation of ``keep_s`` gives that warning already.
             self._table.optimize(cleanup_older_than=max(keep, timedelta(milliseconds=1)))
             self._committed.note()
@@ -243,7 +243,7 @@ class LanceStore:
             # Another thread's write has refreshed already, and locks out other writers.
             if self._is_writing:
                 return
-            if place_of(self._uri) == self._committed.place:
+            if not self._committed.place.is_replaced():
                 self._committed.follow(is_locked=is_locked)
             else:  # Gallery.save has put another one here
                 committed = CommittedTable(self._uri)
@@ -273,6 +273,8 @@ class LanceStore:
             for name, kind in types.items()
             if name not in known
         }
+        if READING_VERSION_COLUMN not in self._table.schema.names:
+            new[READING_VERSION_COLUMN] = "cast(null as int)"
         if new:
             self._table.add_columns(new)
 

@@ -55,11 +55,17 @@ def whole_rows(reader: RowReader, table: pa.Table) -> BoolArray:
 def damaged_names(reader: RowReader, table: pa.Table) -> list[str]:
     """Name the damaged rows of a table by id, or by row if the id may be damaged."""
     lost = np.flatnonzero(~whole_rows(reader, table))
-    if not len(lost):
+    names = names_of(reader, table.take(pa.array(lost)))
+    return [name if isinstance(name, str) else f"row {name}" for name in names]
+
+
+def names_of(reader: RowReader, table: pa.Table) -> list[str | int]:
+    """Name each row of a table by its id, or by its row id where the record may be damaged."""
+    if not len(table):
         return []
     is_named = _part_is_whole(reader, table, Part.RECORD)
     rows = row_ids(table)
-    return [table["id"][n].as_py() if is_named[n] else f"row {rows[n]}" for n in map(int, lost)]
+    return [table["id"][n].as_py() if is_named[n] else int(rows[n]) for n in range(len(table))]
 
 
 def _read(reader: RowReader, rows: Rows) -> Iterator[tuple[Rows, pa.Table | None]]:

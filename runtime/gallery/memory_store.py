@@ -69,10 +69,7 @@ class MemorySnapshot:
         return [self._videos[row] for row in rows]
 
     def features(self, rows: Rows) -> VideoFeatures:
-        features = self._features
-        return VideoFeatures(
-            features.video_features[rows], features.frame_features[rows], features.num_frames[rows]
-        )
+        return self._features[rows]
 
     def video_features(self, rows: Rows) -> FloatArray:
         flat = self._flat
@@ -90,6 +87,12 @@ class MemorySnapshot:
 
                 self._table = FilterTable(self._videos, self._types)
         return self._table.matching(condition)
+
+    def count_older(self, reading_version: int) -> int:
+        return sum(
+            video.content_sha256 is not None and (video.reading_version or 0) < reading_version
+            for video in self._videos
+        )
 
     def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
         allowed = None if where is None else self.matching(where)
@@ -147,11 +150,7 @@ class MemoryStore:
                 videos = [video for video, _ in self._content.videos.values()]
                 rows = [row for _, row in self._content.videos.values()]
                 if rows != list(range(self._num_rows)):
-                    features = VideoFeatures(
-                        features.video_features[rows],
-                        features.frame_features[rows],
-                        features.num_frames[rows],
-                    )
+                    features = features[rows]
                 places = {video.id: (video, n) for n, video in enumerate(videos)}
                 self._content = _Content(places, [features])
                 self._num_rows = len(videos)

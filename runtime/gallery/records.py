@@ -39,7 +39,9 @@ RECORD_COLUMNS = (
     "num_frames",
 )
 """Columns that every video has, apart from its metadata and features."""
-RESERVED = frozenset({*RECORD_COLUMNS, "video_features", "frame_features"})
+READING_VERSION_COLUMN = "reading_version"
+"""Column of ``GalleryVideo.reading_version``, which galleries lack until a video is added."""
+RESERVED = frozenset({*RECORD_COLUMNS, READING_VERSION_COLUMN, "video_features", "frame_features"})
 """Columns of the gallery itself; metadata fields may not take these names."""
 TYPE_NAMES: dict[type, str] = {
     bool: "truth values",
@@ -81,6 +83,8 @@ class GalleryVideo(FrozenModel):
     duration_s: float | None = None
     frame_times_s: tuple[float, ...]
     """Time of each encoded frame, seconds from the video's start."""
+    reading_version: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    """``READING_VERSION`` of the release that read the file; None if it recorded none."""
     metadata: Mapping[str, MetadataValue] = Field(default_factory=dict)
     """The user's own fields; filters can name them."""
 

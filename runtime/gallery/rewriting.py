@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from xclip_deploy.errors import GalleryError, GalleryIntegrityError, InvalidArgumentError
-from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.errors import (
+    GalleryError,
+    GalleryIntegrityError,
+    InvalidArgumentError,
+    MetadataError,
+)
 from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.gallery.checking import check_unit_length
 from xclip_deploy.runtime.gallery.commit_record import (
@@ -44,7 +48,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_videos,
 )
 from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
-from xclip_deploy.runtime.gallery.lance_walk import walk, whole_rows
+from xclip_deploy.runtime.gallery.lance_walk import names_of, walk, whole_rows
 from xclip_deploy.runtime.gallery.records import GalleryVideo
 from xclip_deploy.runtime.gallery.reports import Rescue
 from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
@@ -68,7 +72,7 @@ def rescue_gallery(
         record = read_record(path)
     except GalleryIntegrityError:
         record = None
-    lost: list[str] = []
+    lost: dict[str | int, None] = {}
     with (
         _readable(path, record) as (table, version, bad_deletions),
         replaced_directory(output) as directory,
@@ -78,24 +82,32 @@ def rescue_gallery(
         for rows, part in walk(reader):
             done += len(rows)
             if part is None:
-                lost += [f"row {row}" for row in rows]
+                lost.update(dict.fromkeys(map(int, rows)))
                 continue
-            videos, features, names = _whole_videos(reader, part)
-            lost += names
-            # Without its deletions, a fragment holds rows that later ones replace.
-            keep = list({video.id: n for n, video in enumerate(videos)}.values())
-            store.put([videos[n] for n in keep], _taken(features, keep), replace=True)
+            found = _found(reader, part)
+            # Without its deletions, a fragment holds rows that later ones replace. So the last row
+            # of a video counts: it is whole, or the video is lost whatever the older ones hold.
+            newest: dict[str | int, int] = {}
+            for n, video in enumerate(found):
+                if isinstance(video, GalleryVideo):
+                    lost.pop(video.id, None)
+                    newest[video.id] = n
+                else:
+                    newest.pop(video, None)
+                    lost[video] = None
+            _copy(part, found, list(newest.values()), store, replace=True)
             progress(Progress("rescuing", done, reader.count, failed=len(lost)))
+        store.remove([name for name in lost if isinstance(name, str)])
         count = len(store.snapshot())
-        present = store.snapshot().find([name for name in lost if not name.startswith("row ")])
         store.close()
     return Rescue(
         output=str(output),
         num_videos=count,
-        lost=tuple(name for name in lost if name not in present),
+        lost=tuple(name if isinstance(name, str) else f"row {name}" for name in lost),
         version=version,
         committed_version=None if record is None else record.version,
-        deletions_lost=bad_deletions,
+        # An older version may lack the removals of those after it.
+        deletions_lost=bad_deletions or (record is not None and version < record.version),
     )
 
 
@@ -118,11 +130,12 @@ def upgrade_gallery(path: Path, progress: ProgressFunction = ignore_progress) ->
                 for rows, part in walk(reader):
                     if part is None:
                         raise damaged(str(path), f"row {rows[0]} cannot be read")
-                    videos, features, names = _whole_videos(reader, part)
-                    if names:
-                        what = f"video {names[0]} has no valid record or vectors of other length"
+                    found = _found(reader, part)
+                    bad = [row for row in found if not isinstance(row, GalleryVideo)]
+                    if bad:
+                        what = f"row {bad[0]} has no valid record or vectors of other length"
                         raise damaged(str(path), f"{what} than 1")
-                    store.put(videos, features, replace=False)
+                    _copy(part, found, list(range(len(found))), store, replace=False)
                     done += len(rows)
                     progress(Progress("upgrading", done, reader.count))
                 count = len(store.snapshot())
@@ -159,39 +172,50 @@ def _header(uri: str, table: Any) -> TableHeader:  # noqa: ANN401
     return header
 
 
-def _whole_videos(
-    reader: RowReader, table: pa.Table
-) -> tuple[list[GalleryVideo], VideoFeatures, list[str]]:
-    """Return the whole videos of a table with all columns, and the names of the others."""
+def _found(reader: RowReader, table: pa.Table) -> list[GalleryVideo | str | int]:
+    """Read each row of a table with all columns.
+
+    A row gives its video if it is whole, its id if that alone is legible, and else its row id.
+    """
     rows = row_ids(table)
     is_checked = "_check_record" in table.schema.names
     whole = whole_rows(reader, table) if is_checked else np.ones(len(table), np.bool_)
-    videos, kept, lost = [], [], []
+    found: list[GalleryVideo | str | int] = []
     for n in range(len(table)):
         row = table.slice(n, 1)
-        try:
-            with reader.reading():
-                (video,) = to_videos(row)
-                features = to_features(row)
-                is_fit = len(video.frame_times_s) == int(features.num_frames[0])
-                check_unit_length([video], features)
-        except (GalleryIntegrityError, InvalidArgumentError):
-            lost.append(f"row {rows[n]}")
-            continue
-        if whole[n] and is_fit:
-            videos.append(video)
-            kept.append(n)
+        video = _video_of(reader, row) if whole[n] else None
+        if video is None:
+            found.append(names_of(reader, row)[0] if is_checked else int(rows[n]))
         else:
-            lost.append(video.id if is_checked else f"row {rows[n]}")
-    return videos, to_features(table.take(kept)), lost
+            found.append(video)
+    return found
 
 
-def _taken(features: VideoFeatures, places: list[int]) -> VideoFeatures:
-    return VideoFeatures(
-        features.video_features[places],
-        features.frame_features[places],
-        features.num_frames[places],
-    )
+def _video_of(reader: RowReader, row: pa.Table) -> GalleryVideo | None:
+    """Return the video of a row; None if its record or its features are none of a gallery's."""
+    try:
+        with reader.reading():
+            (video,) = to_videos(row)
+            features = to_features(row)
+            check_unit_length([video.id], features)
+    except (GalleryIntegrityError, InvalidArgumentError, MetadataError):
+        return None
+    return video if len(video.frame_times_s) == int(features.num_frames[0]) else None
+
+
+def _copy(
+    table: pa.Table,
+    found: Sequence[GalleryVideo | str | int],
+    places: list[int],
+    store: LanceStore,
+    *,
+    replace: bool,
+) -> None:
+    """Write the videos at some places of a table."""
+    videos = [video for n in places if isinstance(video := found[n], GalleryVideo)]
+    # A list without elements would become an array of nulls, which picks nothing.
+    features = to_features(table.take(pa.array(places, pa.int64())))
+    store.put(videos, features, replace=replace)
 
 
 @contextmanager

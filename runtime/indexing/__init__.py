@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from xclip_deploy.runtime.indexing.adding import add_videos
 from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
+from xclip_deploy.runtime.indexing.planning import warn_of_older_readings
 from xclip_deploy.runtime.indexing.records import OnDuplicate, SourceVideo, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.sources import (
@@ -30,4 +31,5 @@ __all__ = [
     "find_sources",
     "name_sources",
     "open_sources",
+    "warn_of_older_readings",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.indexing.edit import GalleryEdit
 from xclip_deploy.runtime.indexing.records import Placed, ReadyFile, Task, What
+from xclip_deploy.runtime.video import READING_VERSION
 
 
 @dataclass
@@ -93,6 +94,7 @@ class _Commit:
             content_sha256=item.content_sha256,
             duration_s=encoded.duration_s,
             frame_times_s=encoded.frame_times_s,
+            reading_version=READING_VERSION,
             metadata=metadata,
         )
         edit.add(video, encoded.features)
@@ -105,13 +107,14 @@ class _Commit:
         is_encoded = task.replace and item.encoded is not None and was_listed
         if is_encoded:
             assert item.encoded is not None
-            times = {
+            reading = {
                 "duration_s": item.encoded.duration_s,
                 "frame_times_s": item.encoded.frame_times_s,
+                "reading_version": READING_VERSION,
             }
             video = self.edit.get(video_id)
             assert video is not None
-            self.edit.add(video.model_copy(update=times), item.encoded.features)
+            self.edit.add(video.model_copy(update=reading), item.encoded.features)
         name, warning = self._describe(task, video_id)
         what: What = "unchanged" if was_listed else "duplicate"
         self._note(task, "changed" if is_encoded else what, name, warning)

@@ -11,17 +11,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import GalleryError, VideoError, XclipDeployError
+from xclip_deploy.errors import (
+    GalleryError,
+    InvalidArgumentError,
+    VideoError,
+    XclipDeployError,
+)
 from xclip_deploy.runtime.arguments import as_choice
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, VideoFile
+from xclip_deploy.runtime.gallery.checking import checked_features
 from xclip_deploy.runtime.indexing.claims import Claims
 from xclip_deploy.runtime.indexing.committing import commit_files, detach_files
 from xclip_deploy.runtime.indexing.planning import KnownFiles, plan_files
@@ -185,14 +192,18 @@ class IndexRun:
             return
         videos = [content.frames for _, content in batch if content.frames is not None]
         features = self._encode_videos([video.frames for video in videos])
+        model = self._gallery.model
         for n, ((task, content), video) in enumerate(zip(batch, videos, strict=True)):
-            part = features[n : n + 1]
-            if not _is_finite(part):
-                error = VideoError(f"{task.source.path}: the encoder gave NaN or infinity")
+            part, path = features[n : n + 1], task.source.path
+            try:
+                # What the gallery refuses costs this file, not all that is committed with it.
+                name, times = Path(path).name, tuple(map(float, video.times_s))
+                checked_features([name], [len(times)], part, model.max_frames, model.embed_dim)
+            except InvalidArgumentError as fault:
+                error = VideoError(f"{path}: the encoder gave wrong features: {fault}")
                 self._claims.fail(task, error)
                 self._tally.fail(task, str(error))
                 continue
-            times = tuple(float(time_s) for time_s in video.times_s)
             encoded = EncodedVideo(video.duration_s, times, part)
             self._ready.append(_ready(task, content, encoded))
 
@@ -268,9 +279,3 @@ def _has_disappeared(path: str) -> bool:
     except OSError:
         return False  # an unreadable folder, or a disk that does not answer
     return False
-
-
-def _is_finite(features: VideoFeatures) -> bool:
-    return bool(
-        np.isfinite(features.video_features).all() and np.isfinite(features.frame_features).all()
-    )

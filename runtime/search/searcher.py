@@ -76,12 +76,7 @@ class _Ranked:
         if self.read is None:
             return snapshot.features(self.rows)
         rows, features = self.read
-        places = np.searchsorted(rows, self.rows)
-        return VideoFeatures(
-            features.video_features[places],
-            features.frame_features[places],
-            features.num_frames[places],
-        )
+        return features[np.searchsorted(rows, self.rows)]
 
 
 class Searcher:

@@ -6,7 +6,13 @@ Importing this package loads no video library; reading the first video does.
 from __future__ import annotations
 
 from xclip_deploy.runtime.video.finding import VIDEO_SUFFIXES, find_videos
-from xclip_deploy.runtime.video.frames import SampledBy, VideoFrames, VideoReader, VideoReading
+from xclip_deploy.runtime.video.frames import (
+    READING_VERSION,
+    SampledBy,
+    VideoFrames,
+    VideoReader,
+    VideoReading,
+)
 from xclip_deploy.runtime.video.image import read_image
 from xclip_deploy.runtime.video.in_memory import (
     ImageLike,
@@ -28,6 +34,7 @@ from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numb
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
+    "READING_VERSION",
     "VIDEO_SUFFIXES",
     "FrameSampling",
     "ImageLike",

@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gallery_samples import NOTHING_IN_MEMORY, SearchLimits, content_of, lance_store, sample
+from gallery_samples import (
+    DIM,
+    FRAMES,
+    MODEL,
+    NOTHING_IN_MEMORY,
+    SearchLimits,
+    content_of,
+    lance_store,
+    sample,
+)
 
-from xclip_deploy.errors import GalleryError, GalleryIntegrityError
-from xclip_deploy.runtime.gallery import lance_commits
+from xclip_deploy.errors import GalleryError, GalleryIntegrityError, GalleryModelError
+from xclip_deploy.runtime.gallery import FeatureModel, Gallery, lance_commits
 from xclip_deploy.runtime.gallery.commit_record import (
     RECORD_FILE,
     make_record,
@@ -22,6 +31,7 @@ from xclip_deploy.runtime.gallery.commit_record import (
     write_record,
 )
 from xclip_deploy.runtime.gallery.lance_files import take_lock
+from xclip_deploy.runtime.gallery.rewriting import _write_no_deletions
 from xclip_deploy.runtime.progress import ignore_progress
 
 
@@ -199,6 +209,73 @@ def store_keeps_nothing() -> Any:
     from datetime import timedelta
 
     return timedelta(0)
+
+
+def test_a_writer_killed_while_it_deleted_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gallery"
+    store = lance_store(path, SearchLimits(index_from=256))
+    store.put(*sample([f"v{n}" for n in range(300)]), replace=False)
+    store.remove(["v3"])
+    store.optimize(ignore_progress)
+    calls: list[int] = []
+
+    def die_at_the_end(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write_record(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lance_commits, "write_record", die_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            store.optimize(ignore_progress, keep=store_keeps_nothing())
+    assert len(gone(path)) > 0
+    lock = take_lock(str(path))
+    assert lock is not None
+    try:  # as if the writer were still at work
+        assert lance_store(path, create=False).verify(ignore_progress).is_whole
+    finally:
+        os.close(lock)
+    assert lance_store(path, create=False).verify(ignore_progress).is_whole
+    assert gone(path) == []
+
+
+def gone(path: Path) -> list[str]:
+    """Recorded files that are not there."""
+    record = read_record(path)
+    assert record is not None
+    return [name for name in record.files if not (path / "videos.lance" / name).is_file()]
+
+
+def test_a_deletion_file_that_no_version_reads(tmp_path: Path) -> None:
+    """A writer that is killed before its manifest leaves one with a higher number."""
+    path = tmp_path / "gallery"
+    store = lance_store(path)
+    store.put(*sample(["a", "b"]), replace=False)
+    store.remove(["b"])
+    (real,) = (path / "videos.lance" / "_deletions").iterdir()
+    fragment, version, _ = real.stem.split("-")
+    shutil.copyfile(real, real.with_name(f"{fragment}-{int(version) + 7}-1{real.suffix}"))
+    store.put(*sample(["c"]), replace=False)
+    assert names(path) == ["a", "c"]
+    _write_no_deletions(real)
+    with pytest.raises(GalleryIntegrityError, match="is not as it was written"):
+        names(path)
+
+
+def test_a_gallery_that_is_replaced_twice_is_noticed(tmp_path: Path) -> None:
+    """File systems give the number of a deleted directory to the next one."""
+    path = tmp_path / "gallery"
+    other = Gallery(FeatureModel("1" * 64, DIM, FRAMES))
+    for _ in range(8):
+        Gallery(FeatureModel(MODEL, DIM, FRAMES)).save(path)
+        opened = lance_store(path, create=False)
+        for _ in range(2):
+            other.save(path)
+        with pytest.raises(GalleryModelError, match="open it again"):
+            opened.refresh()
 
 
 def test_rows_are_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

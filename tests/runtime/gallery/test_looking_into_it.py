@@ -135,3 +135,17 @@ def test_closed_means_closed(gallery: Gallery) -> None:
 def test_pickling_is_refused(gallery: Gallery, duplicate: object) -> None:
     with pytest.raises(InvalidArgumentError, match="open it in the worker"):
         duplicate(gallery)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("times", [(), (0.0, 1.0, 2.0)])
+def test_an_update_keeps_one_time_a_frame(gallery: Gallery, times: tuple[float, ...]) -> None:
+    before = list(gallery)
+    good = before[1].model_copy(update={"metadata": {"late": 1}})
+    wrong = before[2].model_copy(update={"frame_times_s": times})
+    expected = rf"video 'v2' has {len(times)} frame times, expected 1,"
+    with pytest.raises(InvalidArgumentError, match=expected):
+        gallery.update([good, wrong])
+    assert list(gallery) == before
+    assert "late" not in gallery.stats().metadata
+    gallery.update([good, before[2].model_copy(update={"frame_times_s": (5.0,)})])
+    assert gallery.get("v2").frame_times_s == (5.0,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Verification, lance_schema
 from xclip_deploy.runtime.gallery.commit_record import RECORD_FILE, find_manifest
-from xclip_deploy.runtime.gallery.lance_schema import make_schema, to_table
+from xclip_deploy.runtime.gallery.lance_schema import make_schema, to_table, to_videos
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
 from xclip_deploy.runtime.gallery.rewriting import rescue_gallery, upgrade_gallery
 from xclip_deploy.runtime.progress import ignore_progress
@@ -97,6 +98,65 @@ def test_one_damaged_video_is_named_and_the_others_are_rescued(tmp_path: Path) -
     assert copied(tmp_path / "new") == content
 
 
+def test_the_only_video_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "gallery"
+    store = lance_store(path)
+    store.put(*sample(["a"]), replace=False)
+    flip_feature(path, store, "a")
+    rescued = rescue_gallery(path, tmp_path / "new")
+    assert (rescued.num_videos, rescued.lost) == (0, ("a",))
+    assert copied(tmp_path / "new") == {}
+
+
+def test_a_damaged_id_is_not_believed(tmp_path: Path) -> None:
+    """The false name is that of another video, which is whole."""
+    path = tmp_path / "gallery"
+    store = lance_store(path)
+    store.put(*sample(["clip-00", "clip-01", "clip-02", "clip-03"]), replace=False)
+    content = content_of(store.snapshot())
+    (file,) = data_files(path)
+    assert b"clip-01" in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(b"clip-01", b"clip-02"))
+    assert lance_store(path).verify(ignore_progress).damaged_videos == ("row 1",)
+    rescued = rescue_gallery(path, tmp_path / "new")
+    assert rescued.lost == ("row 1",)
+    del content["clip-01"]
+    assert copied(tmp_path / "new") == content
+
+
+def test_frames_of_zeros_cost_the_video_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "gallery"
+    store = lance_store(path)
+    videos, features = sample(["clip-00", "clip-01", "clip-02", "clip-03"])
+    store.put(videos, features, replace=False)
+    (file,) = data_files(path)
+    wanted = features.frame_features[2].tobytes()
+    assert wanted in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(wanted, bytes(len(wanted))))
+    assert lance_store(path).verify(ignore_progress).damaged_videos == ("clip-02",)
+    assert rescue_gallery(path, tmp_path / "new").lost == ("clip-02",)
+
+
+@pytest.mark.parametrize("damaged", ["newer", "older"])
+def test_a_stale_copy_hides_no_loss(tmp_path: Path, damaged: str) -> None:
+    path = tmp_path / "gallery"
+    store = lance_store(path)
+    store.put(*sample(["x", "y"]), replace=False)
+    if damaged == "older":
+        flip_feature(path, store, "x")
+        store = lance_store(path)
+    store.put(*sample(["x"], 1), replace=True)
+    content = content_of(store.snapshot())
+    if damaged == "newer":
+        flip_feature(path, store, "x")
+        del content["x"]
+    for file in (path / "videos.lance" / "_deletions").iterdir():
+        file.unlink()
+    rescued = rescue_gallery(path, tmp_path / "new")
+    assert rescued.lost == (("x",) if damaged == "newer" else ())
+    assert copied(tmp_path / "new") == content
+
+
 def test_a_lost_data_file_costs_its_own_videos_alone(tmp_path: Path) -> None:
     path = tmp_path / "gallery"
     _store, content = made(path)
@@ -126,7 +186,21 @@ def test_a_lost_manifest(tmp_path: Path, damage: str) -> None:
     rescued = rescue_gallery(path, tmp_path / "new")
     assert (rescued.version, rescued.committed_version) == (version - 1, version)
     # The last commit removed v7 and w2.
+    assert rescued.deletions_lost
     assert copied(tmp_path / "new").keys() == {*content, "v7", "w2"}
+
+
+def test_a_removed_video_that_may_be_back_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "gallery"
+    store = lance_store(path)
+    store.put(*sample(["x", "y"]), replace=False)
+    store.remove(["x"])
+    manifest = find_manifest(path, store.snapshot()._table.version)
+    assert manifest is not None
+    manifest.unlink()
+    rescued = rescue_gallery(path, tmp_path / "new")
+    assert (rescued.num_videos, rescued.version, rescued.committed_version) == (2, 3, 4)
+    assert rescued.deletions_lost
 
 
 def test_a_lost_record_costs_nothing(tmp_path: Path) -> None:
@@ -157,15 +231,20 @@ def test_lost_deletions(tmp_path: Path, damage: str) -> None:
     assert {name: found[name] for name in content} == content
 
 
-def test_damaged_indices_cost_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["lost", "emptied"])
+def test_damaged_indices_cost_nothing(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "gallery"
     _store, content = made(path)
     for file in (path / "videos.lance" / "_indices").rglob("*"):
-        if file.is_file():
+        if file.is_file() and damage == "lost":
+            file.unlink()
+        elif file.is_file():
             file.write_bytes(b"")
     store = lance_store(path, create=False)
-    assert len(store.verify(ignore_progress).damaged_files) >= 4
-    with pytest.raises(GalleryIntegrityError, match="is not as it was written"):
+    found = store.verify(ignore_progress)
+    assert not found.is_whole
+    assert len(found.damaged_files) >= 4
+    with pytest.raises(GalleryIntegrityError, match="gallery rescue"):
         store.snapshot().find(["v1"])
     rescue_gallery(path, tmp_path / "new")
     assert copied(tmp_path / "new") == content
@@ -207,6 +286,21 @@ def test_removing_and_replacing_beside_damage_loses_nothing_whole(tmp_path: Path
     assert content_of(store.snapshot()).keys() == content.keys()
 
 
+def test_records_are_read_without_a_number_object_for_each_feature() -> None:
+    schema = make_schema(MODEL, 512, FRAMES)
+    videos, _ = sample([f"v{n}" for n in range(50)])
+    videos = [video.model_copy(update={"metadata": {}}) for video in videos]
+    vectors = np.zeros((50, 512), np.float16)
+    frames = np.zeros((50, FRAMES, 512), np.float16)
+    rows = to_table(videos, VideoFeatures(vectors, frames, np.full(50, 2, np.int32)), schema)
+    tracemalloc.start()
+    try:
+        assert to_videos(rows) == videos
+        assert tracemalloc.get_traced_memory()[1] < 2 * (vectors.nbytes + frames.nbytes)
+    finally:
+        tracemalloc.stop()
+
+
 # Galleries of schema version 2
 
 
@@ -216,7 +310,8 @@ def unchecked(path: Path, features: VideoFeatures | None = None) -> dict[str, An
     features = features or made_features
     schema = make_schema(MODEL, DIM, FRAMES).append(pa.field("n", pa.int64()))
     schema = schema.append(pa.field("source", pa.string()))
-    names = [name for name in schema.names if not name.startswith("_check")]
+    later = [name for name in schema.names if name.startswith("_check")] + ["reading_version"]
+    names = [name for name in schema.names if name not in later]
     header = (schema.metadata or {})[lance_schema._KEY].replace(
         b'"schema_version": 3', b'"schema_version": 2'
     )

@@ -71,6 +71,51 @@ def test_an_encoder_that_gives_nan_costs_that_video(gallery: Gallery, make: Any)
     assert all("NaN" in failure.reason for failure in report.failed)
 
 
+def _longer(features: VideoFeatures, row: int) -> None:
+    features.video_features[row] *= 2
+
+
+def _without_frames(features: VideoFeatures, row: int) -> None:
+    features.num_frames[row] = 0
+
+
+def _more_frames_than_times(features: VideoFeatures, row: int) -> None:
+    features.num_frames[row] = 3
+
+
+def _beyond_fp16(features: VideoFeatures, row: int) -> None:
+    features.frame_features[row] = 1e6
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_longer, "vector of length 2, expected 1"),
+        (_without_frames, "num_frames 0"),
+        (_more_frames_than_times, "num_frames 3 and 2 frame times"),
+        (_beyond_fp16, "holds NaN or infinity"),
+    ],
+)
+def test_features_that_no_gallery_takes_cost_that_video(
+    gallery: Gallery, make: Any, damage: Any, reason: str
+) -> None:
+    paths = [make(f"{n}.mp4", n) for n in range(3)]
+
+    def sometimes(videos: Sequence[Any]) -> VideoFeatures:
+        features = encode(videos)
+        bad = encode([_frames(paths[1])]).video_features[0]
+        for row in np.flatnonzero(np.isclose(features.video_features, bad).all(1)):
+            damage(features, row)
+        return features
+
+    report = index_files(gallery, paths[0].parent, encode=sometimes)
+    assert report.indexed == (str(paths[0]), str(paths[2]))
+    (failure,) = report.failed
+    assert failure.path == str(paths[1])
+    assert reason in failure.reason
+    assert len(gallery) == 2
+
+
 def _frames(path: Path) -> Any:
     from xclip_deploy import read_video
 
