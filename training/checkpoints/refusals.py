@@ -95,11 +95,12 @@ def refuse_known_others(names: Collection[str], hf_config: Mapping[str, Any] | N
 
 def listing(names: Iterable[str], limit: int = 5) -> str:
     """Join names into ``a, b, c and 12 more``; ``limit``: names that are spelled out."""
-    every = [shown_name(name) for name in names]
+    every = list(names)
     if not every:
         return "none"
     rest = len(every) - limit
-    return ", ".join(every[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    shown = ", ".join(map(shown_name, every[:limit]))
+    return shown + (f" and {rest} more" if rest > 0 else "")
 
 
 def shown_name(name: str) -> str:

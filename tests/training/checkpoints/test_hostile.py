@@ -264,9 +264,76 @@ def test_an_old_file_that_declares_more_than_it_holds(tmp_path: Path, save: Save
     assert "refused as damaged or hostile" in refusal(path)
 
 
+@pytest.mark.parametrize("leaf", [{"step": 1}, {"weight": torch.ones(2)}])
+def test_shared_dicts_under_keys_of_averages(save: Save, leaf: dict[str, Any]) -> None:
+    # Three levels of 2,000 keys lead to one dict: a search of each path takes 8 billion steps.
+    content = leaf
+    for _ in range(4):
+        content = {f"ema_{n}": content for n in range(2000)}
+    message = refusal(save(content))
+    assert ("say which to take" in message) == ("weight" in leaf)
+    assert "and 1995 more" in message
+
+
+def test_keys_that_are_shared_tuples_of_long_texts(tmp_path: Path) -> None:
+    # 1,000 keys of 15 times one text of 1 MB: 15 GB of text, were they spelled out.
+    text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20)
+    keys = b"".join(
+        b"(h\x01" + b"h\x01" * 14 + b"M" + struct.pack("<H", n) + b"tN" for n in range(1000)
+    )
+    pickled = b"\x80\x02}(" + text + b"q\x01N" + keys + b"u."
+    path = write_pickle(tmp_path / "model.pt", pickled)
+    assert "holds no named weights: found a dict with xxx" in refusal(path)
+
+
 def test_names_that_are_too_long(save: Save) -> None:
     name = "module." * 100_000
     assert "names of up to 700000 characters" in refusal(save({name: torch.ones(1)}))
+
+
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00K\x01\x85K\x01\x85\x89"
+    b"ccollections\nOrderedDict\n)RtR"
+)
+"""Opcodes of a tensor of one number, whose record is ``data/0``."""
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def module(attributes: bytes) -> bytes:
+    return b"c__torch__\nModule\n)\x81}(" + attributes + b"ub"
+
+
+def script(path: Path, leaf: bytes, num_leaves: int) -> Path:
+    """Write a TorchScript archive of one module that holds another many times."""
+    leaves = b"".join(text(f"m{n}") + b"h\x05" for n in range(num_leaves))
+    pickled = b"\x80\x02" + module(text("leaf") + module(leaf) + b"q\x05" + leaves) + b"."
+    write_pickle(path, pickled, is_script=True)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/data/0", bytes(4))
+    return path
+
+
+def test_attributes_of_a_shared_module_are_counted_each_time(tmp_path: Path) -> None:
+    # 2.7 billion attributes, of which none is a weight.
+    leaf = b"".join(text(f"a{n}") + b"N" for n in range(30_000))
+    assert "attributes, or names" in refusal(script(tmp_path / "model.pt", leaf, 90_000))
+
+
+def test_a_long_name_in_a_shared_module(tmp_path: Path) -> None:
+    leaf = text("x" * (1 << 21)) + TENSOR
+    path = script(tmp_path / "model.pt", leaf, 2000)
+    assert "refused as hostile" in refusal(path)
+
+
+def test_a_shared_module_is_read_as_often_as_it_occurs(tmp_path: Path) -> None:
+    path = script(tmp_path / "model.pt", text("weight") + TENSOR + text("training") + b"N", 3)
+    assert sorted(read_weights(path).tensors) == [
+        *("leaf.weight", "m0.weight", "m1.weight", "m2.weight")
+    ]
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
