@@ -131,6 +131,42 @@ def test_a_list_that_is_copied_again_and_again(
     assert "takes more than 10000 operations" in refusal(path)
 
 
+@pytest.mark.parametrize("function", [b"ctorch._utils\n_rebuild_parameter\n", b"ctorch\ndevice\n"])
+def test_arguments_that_are_copied_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: bytes
+) -> None:
+    monkeypatch.setattr(pickles, "MAX_OPERATIONS", 10_000)
+    arguments = b"(" + b"N" * 1000 + b"tq\x000"
+    path = write_pickle(
+        tmp_path / "model.pt", b"\x80\x02" + arguments + (function + b"h\x00R0") * 100 + b"N."
+    )
+    assert "takes more than 10000 operations" in refusal(path)
+
+
+def test_strides_of_more_dimensions_than_the_shape(tmp_path: Path) -> None:
+    strides = b"(" + b"K\x01" * 70_000 + b"t"
+    pickled = b"\x80\x02}" + text("weight") + TENSOR.replace(b"K\x01\x85\x89", strides + b"\x89")
+    path = write_pickle(tmp_path / "model.pt", pickled + b"s.")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/data/0", bytes(4))
+    assert "a tensor without a shape" in refusal(path)
+
+
+def test_long_names_are_shortened(tmp_path: Path) -> None:
+    name = b"torch." + b"x" * 5000
+    assert "it holds torch.xxx" in refusal(
+        write_pickle(tmp_path / "name.pt", b"\x80\x02c" + name + b"\nf\n.")
+    )
+    key = text("k" * 5000)
+    pickled = b"\x80\x02" + TENSOR.replace(text("0"), key) + b"."
+    path = write_pickle(tmp_path / "key.pt", pickled)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/data/" + "k" * 5000, bytes(8))
+    message = refusal(path)
+    assert "k" * 100 in message
+    assert "k" * 200 not in message
+
+
 @pytest.mark.parametrize("size", [4 << 30, 1 << 100])
 @pytest.mark.parametrize("module", ["builtins", "__builtin__"])
 def test_a_pickled_bytearray_of_4_gb(tmp_path: Path, size: int, module: str) -> None:
