@@ -117,7 +117,7 @@ def _operations(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     """
     file = io.BytesIO(content)
     while True:
-        opcode = pickletools.code2op[file.read(1).decode("latin-1")]
+        opcode = _OPCODES[file.read(1).decode("latin-1")]
         if opcode.name == "STRING":
             yield opcode, file.readline()
         else:
@@ -139,6 +139,7 @@ _GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 _SETS = frozenset({"ADDITEMS", "FROZENSET"})
 _KEYED = frozenset({"SETITEM", "SETITEMS", "DICT", *_SETS})
 _ONE_PLAIN = [_PLAIN]
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _EFFECTS = {opcode.name: _effect(opcode) for opcode in pickletools.opcodes}
 
 
