@@ -34,6 +34,7 @@ from xclip_deploy.runtime.evaluation import (
     FramesOrError,
     ModelIdentity,
     evaluate_matcher,
+    read_split,
 )
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
@@ -41,6 +42,8 @@ from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.tokenizer import Tokenizer
+from xclip_deploy.runtime.video import VideoReading, pyav_reader
+from xclip_deploy.runtime.video.reading import read_frames
 from xclip_deploy.training.torch_matcher import TorchMatcher
 
 # Of words whose embeddings the small checkpoint has kept.
@@ -452,3 +455,29 @@ def test_threads_are_put_back(checkpoint_path: Path) -> None:
     grey = np.zeros((1, 64, 64, 3), np.uint8)
     evaluate(checkpoint_path, painted_split(["red"]), frames=[grey], device="cpu", threads=1)
     assert torch.get_num_threads() == before
+
+
+def test_videos_that_end_at_times_of_their_own_are_read_together(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = (1.5, 2.5, None, 3.5)
+    reading = VideoReading(FrameSampling(max_frames=12), 32)
+    expected = [
+        read_frames(clips / name, reading.until(end)).frames
+        for name, end in zip(FILES, ends, strict=True)
+    ]
+    # Each reader waits until another has begun, which would be for ever if they took turns.
+    begun = threading.Barrier(2, timeout=60)
+    read = pyav_reader.read_with_pyav
+
+    def read_beside_another(path: Path, reading: VideoReading) -> VideoFrames:
+        begun.wait()
+        return read(path, reading)
+
+    monkeypatch.setattr(pyav_reader, "read_with_pyav", read_beside_another)
+    videos = [SplitVideo(name, clips / name, end) for name, end in zip(FILES, ends, strict=True)]
+    found = list(read_split(videos, reading, threads=2))
+    for outcome, frames in zip(found, expected, strict=True):
+        assert isinstance(outcome, VideoFrames)
+        np.testing.assert_array_equal(outcome.frames, frames)
+    assert len({len(frames) for frames in expected}) > 1
