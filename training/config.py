@@ -56,6 +56,9 @@ class DataConfig(FrozenModel):
     max_unreadable_share: Share = 0.1
     """Share of the files that may not be readable."""
     frames_per_second: Annotated[float, Field(gt=0)] = 1.0
+    square_pixels: bool = False
+    """Show anamorphic video in its true proportions. Checkpoints of the run say so, and their
+    bundles and evaluations do the same."""
     slice_position: Literal[0, 1, 2] = 2
     """Frames of a video with more than ``max_frames``: 0 its first, 1 its last, 2 evenly spaced."""
     frame_order: Literal[0, 1, 2] = 0
