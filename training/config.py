@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import PathName, as_path, as_text, as_texts
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.model_config import (
     FrozenModel,
@@ -300,6 +301,7 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
+        require_regular_file(file, "settings in TOML or JSON")
         text = file.read_text(encoding="utf-8")
         content = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
