@@ -76,8 +76,8 @@ def opacity_of(frame: VideoFrame, codec: str) -> NDArray[np.uint8] | None:
     has_palette = frame.format.name == "pal8"
     if not has_palette and not any(part.is_alpha for part in frame.format.components):
         return None
-    pixels = frame.reformat(format="rgba", interpolation="BICUBIC", threads=1).to_ndarray()
-    opacity: NDArray[np.uint8] = pixels[..., 3]
+    rgba = frame.reformat(format="rgba", interpolation="BICUBIC", threads=1)
+    opacity = rgba.to_ndarray()[..., 3].astype(np.uint8, copy=False)
     # Uncompressed AVI of 32 bits a pixel leaves the fourth byte unused, and mostly 0.
     is_unused = (has_palette or codec == "rawvideo") and not opacity.any()
     return None if is_unused or bool((opacity == 255).all()) else opacity
@@ -86,7 +86,8 @@ def opacity_of(frame: VideoFrame, codec: str) -> NDArray[np.uint8] | None:
 def over_black(picture: NDArray[np.uint8], opacity: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Lay a picture ``[H, W, 3]`` over black, rounded as Pillow rounds images."""
     products = picture.astype(np.uint16) * opacity[..., np.newaxis] + np.uint16(128)
-    return ((products + (products >> 8)) >> 8).astype(np.uint8)
+    laid: NDArray[np.uint8] = ((products + (products >> 8)) >> 8).astype(np.uint8)
+    return laid
 
 
 def needs_conversion(frame: VideoFrame) -> bool:
