@@ -45,10 +45,13 @@ def ignore_progress(progress: Progress) -> None:
 
 @contextmanager
 def progress_function(wanted: bool | ProgressFunction) -> Iterator[ProgressFunction]:
-    """Yield the function to call: the given one, one that draws for True, an idle one for False."""
+    """Yield the function to call: the given one, one that draws for True, an idle one for False.
+
+    Without standard error, as under pythonw and in some services, nothing is drawn.
+    """
     if callable(wanted):
         yield wanted
-    elif wanted:
+    elif wanted and sys.stderr is not None:
         with video_progress() as draw:
             yield draw
     else:

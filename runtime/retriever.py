@@ -54,6 +54,7 @@ from xclip_deploy.runtime.video import (
     VideoLike,
     VideoReader,
     frames_of,
+    listed,
     read_frames,
     read_image,
 )
@@ -151,8 +152,7 @@ class Retriever:
                 :class:`Progress` after every video.
 
         The result reports videos that cannot be read or crash their decoder; the run goes on.
-        Videos are committed in batches: after an exception (Ctrl-C too), the gallery holds the
-        videos encoded so far.
+        Videos are committed in batches, which stay after an exception (Ctrl-C too).
 
         Raises VideoNotFoundError for a path that is not there, DuplicateIdError, MetadataError,
         GalleryError, InvalidArgumentError.
@@ -162,7 +162,7 @@ class Retriever:
             self.gallery,
             self.model,
             self.reading,
-            videos,
+            listed(videos),
             ids=ids,
             metadata=metadata,
             on_duplicate=on_duplicate,
@@ -197,9 +197,9 @@ class Retriever:
     def warm_up(self) -> None:
         """Load what the first searches would wait for, such as before a server takes requests.
 
-        Loads the text encoder and the scorer. Keeps all embeddings in memory up to 1.5 GB (100,000
-        videos with D = 512 and F = 12), else ``video_features`` alone up to that size. The effect
-        lasts until the gallery changes. Results are the same without it. Raises GalleryError.
+        Loads the text encoder and the scorer if the gallery holds a video. Keeps all embeddings up
+        to 1.5 GB in memory (100,000 videos with D = 512 and F = 12), else ``video_features`` up to
+        that size. Lasts until the gallery changes, and changes no result. Raises GalleryError.
         """
         self._check_open()
         self.gallery.warm_up()

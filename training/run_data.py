@@ -55,6 +55,7 @@ class RunData:
                     frames_per_second=config.frames_per_second, max_frames=model.max_frames
                 ),
                 model.vision.image_size,
+                square_pixels=config.square_pixels,
             ),
             None if cache is None else FrameCache(cache, int(config.frame_cache_gb * 1e9)),
             config.slice_position,

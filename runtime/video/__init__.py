@@ -19,6 +19,7 @@ from xclip_deploy.runtime.video.in_memory import (
     VideoLike,
     are_frames,
     as_videos,
+    listed,
     take_frames,
 )
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
@@ -48,6 +49,7 @@ __all__ = [
     "check_reader",
     "find_videos",
     "frames_of",
+    "listed",
     "read_frames",
     "read_image",
     "read_video",

@@ -173,11 +173,14 @@ def _read_without_shortcuts(
     """Decode every frame from the start, and number frames in the order of output."""
     frames = TakenFrames(path, reading, index)
     shown: list[int | None] = []
+    guesses = frozenset[int]() if targets else _guess(index, reading.sampling)
     container, stream = open_video(path)
     with container:
-        for frame in _all_frames(container, stream, frames):
+        for position, frame in enumerate(decode_all(container, stream, frames)):
             shown.append(frame.pts)
-            if frame.pts is not None and frame.pts in targets:
+            if position in guesses:
+                frames.take(position, frame)
+            elif frame.pts is not None and frame.pts in targets:
                 frames.take(frame.pts, frame)
     if not shown:
         reason = frames.last_error or "the video stream holds none"
@@ -187,25 +190,47 @@ def _read_without_shortcuts(
         numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
         return _result(index, shown, numbers, frames, _targets(index, reading.sampling)[1])
 
-    # The frames to take are known only now. Decoding again costs time, but keeping every
-    # candidate of an hours-long video would need unbounded memory.
     chosen, sampled_by = _choose(index, len(shown), _times_s(index, shown), reading.sampling)
     positions: list[int] = chosen.tolist()
-    wanted = frozenset(positions)
+    numbers = {position: position for position in positions}
+    if guesses and frames.is_sound and frames.pictures.keys() == numbers.keys():
+        return _result(index, shown, numbers, frames, sampled_by)
+
+    # The frames to take are known only now. Decoding again costs time, but keeping every
+    # candidate of an hours-long video would need unbounded memory.
     frames = TakenFrames(path, reading, index)
     container, stream = open_video(path)
     with container:
-        for position, frame in enumerate(_all_frames(container, stream, frames)):
-            if position in wanted:
+        for position, frame in enumerate(decode_all(container, stream, frames)):
+            if position in numbers:
                 frames.take(position, frame)
             if position == positions[-1]:
                 break
-    return _result(index, shown, {p: p for p in positions}, frames, sampled_by)
+    return _result(index, shown, numbers, frames, sampled_by)
 
 
-def _all_frames(
+def _guess(index: PacketIndex, sampling: FrameSampling) -> frozenset[int]:
+    """Return the positions to take if every packet that is shown gives one frame.
+
+    The guess saves decoding an intact file twice where its timestamps identify no frame.
+    """
+    count = len(index.timestamps)
+    times_s = _times_s(index, index.timestamps.tolist())
+    if not index.is_in_decoding_order and count != index.shown_count:
+        count, times_s = index.shown_count, None
+    if not count:
+        return frozenset()
+    return frozenset(_choose(index, count, times_s, sampling)[0].tolist())
+
+
+def decode_all(
     container: InputContainer, stream: VideoStream, frames: TakenFrames
 ) -> Iterator[VideoFrame]:
+    """Decode from the container's position to its end, past what is damaged.
+
+    Yields:
+        Frames in display order. ``frames`` notes the errors; no frame is put into it.
+    """
     for packet in _packets(container, stream, frames):
         yield from _decode(stream, packet, frames)
     yield from _decode(stream, None, frames)
@@ -278,7 +303,7 @@ def _times_s(index: PacketIndex, shown: list[int | None]) -> NDArray[np.float64]
         known = index.timestamps.tolist()
     else:
         known = [timestamp for timestamp in shown if timestamp is not None]
-    is_complete = len(known) == len(shown) and bool((np.diff(known) > 0).all())
+    is_complete = 0 < len(known) == len(shown) and bool((np.diff(known) > 0).all())
     if not is_complete or index.time_base <= 0:
         return None
     first = int(index.timestamps[0]) if index.is_reliable else known[0]

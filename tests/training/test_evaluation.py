@@ -4,9 +4,11 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -44,6 +46,7 @@ from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.runtime.video import VideoReading, pyav_reader
 from xclip_deploy.runtime.video.reading import read_frames
+from xclip_deploy.training.checkpoints import save_checkpoint
 from xclip_deploy.training.torch_matcher import TorchMatcher
 
 # Of words whose embeddings the small checkpoint has kept.
@@ -74,6 +77,29 @@ def split(clips: Path) -> Split:
 @pytest.fixture(scope="module")
 def of_checkpoint(checkpoint_path: Path, split: Split) -> Evaluation:
     return evaluate(checkpoint_path, split, device="cpu", dual_softmax=True)
+
+
+@pytest.mark.parametrize("square_pixels", [False, True])
+def test_videos_are_read_as_in_training(
+    checkpoint_path: Path, tmp_path: Path, square_pixels: bool
+) -> None:
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        for level in range(4):
+            picture = np.full((96, 64, 3), 60 * level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    loaded = load_checkpoint(checkpoint_path)
+    path = tmp_path / "weights.pt"
+    save_checkpoint(path, loaded.config, loaded.state_dict, square_pixels=square_pixels)
+    videos = (SplitVideo("clip", tmp_path / "clip.mp4"),)
+    split = Split("clips/test", videos, CAPTIONS[:1], np.zeros(1, np.int64))
+    damaged = evaluate(path, split, device="cpu").damaged
+    assert [video.reason.startswith("anamorphic") for video in damaged] == [True] * (
+        not square_pixels
+    )
 
 
 class Colours:

@@ -64,6 +64,14 @@ def test_generated_videos_can_be_shared_between_runs(tmp_path: Path) -> None:
         RunData(other.data, config.start.architecture, tmp_path / "run").split("train")
 
 
+@pytest.mark.parametrize("square_pixels", [False, True])
+def test_square_pixels(tmp_path: Path, square_pixels: bool) -> None:
+    config = resolve_config("demo", overrides=settings(**{"data.square_pixels": square_pixels}))
+    assert config.start.architecture is not None
+    data = RunData(config.data, config.start.architecture, tmp_path)
+    assert data.source.reading.square_pixels is square_pixels
+
+
 def test_found_datasets_need_their_places(tmp_path: Path) -> None:
     config = resolve_config("demo", overrides=["data.dataset=msrvtt"])
     assert config.start.architecture is not None

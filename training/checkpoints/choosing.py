@@ -21,6 +21,7 @@ from xclip_deploy.training.checkpoints.refusals import listing, shown_name
 from xclip_deploy.training.checkpoints.torchscript import MAX_NAME_LENGTH, MAX_NAMES
 
 SAVED_CONFIG_KEY = "xclip_deploy_config"
+SAVED_SQUARE_PIXELS_KEY = "xclip_deploy_square_pixels"
 """Key of the ``ModelConfig``, as JSON, beside the state dict of a checkpoint of ours."""
 
 # Training scripts wrap a state dict in these keys: PyTorch's and Lightning's habit, timm's,
@@ -72,6 +73,8 @@ class Choice:
     """True once the wanted weights were found."""
     saved_config: str | None = None
     """Content of ``SAVED_CONFIG_KEY``."""
+    square_pixels: bool = False
+    """Content of ``SAVED_SQUARE_PIXELS_KEY``."""
     notes: list[str] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
     """Keys and prefixes that hold weights, for the message."""
@@ -160,6 +163,7 @@ def open_wrappers(content: object, choice: Choice) -> dict[str, Tensor | NotDens
             break
         config = content.get(SAVED_CONFIG_KEY)
         choice.saved_config = config if isinstance(config, str) else choice.saved_config
+        choice.square_pixels |= content.get(SAVED_SQUARE_PIXELS_KEY) is True
         named = {
             name: value
             for name, value in content.items()

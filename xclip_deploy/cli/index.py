@@ -81,6 +81,7 @@ def command(
     """
     import xclip_deploy
     from xclip_deploy.errors import InvalidArgumentError, VideoError
+    from xclip_deploy.runtime.indexing.sources import stored_name
 
     if report_path is not None and not report_path.absolute().parent.is_dir():
         # Check this before hours of indexing.
@@ -115,7 +116,7 @@ def command(
         _print(report, f"{gallery} holds {total} videos")
     done = report.added or report.skipped or report.duplicates
     # A folder that was given and of which no file was taken is a mistake whatever else was.
-    given = {str(path.absolute()) for path in paths if path.is_dir()}
+    given = {stored_name(path) for path in paths if path.is_dir()}
     has_failed_folder = any(video.path in given for video in report.failed)
     if report.failed and (strict or not done or has_failed_folder):
         raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")
