@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from xclip_deploy.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from av.packet import Packet
 
 _AAC_RATES = frozenset(
     (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
@@ -28,6 +32,8 @@ class OutputFormat:
     """FFmpeg's encoder of the sound."""
     sound_rates: frozenset[int] = _AAC_RATES
     """Samples per second that the encoder of the sound takes."""
+    keeps_pixel_aspect: bool = True
+    """Whether PyAV writes the pixel aspect; else pictures are stretched to square pixels."""
     takes_surround: bool = True
     """Whether the sound may have six channels."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -39,7 +45,14 @@ FORMATS: Mapping[str, OutputFormat] = {
     ".m4v": OutputFormat("mp4", options=_INDEX_FIRST),
     ".mov": OutputFormat("mov", options=_INDEX_FIRST),
     ".mkv": OutputFormat("matroska"),
-    ".webm": OutputFormat("webm", "libvpx-vp9", "libopus", _OPUS_RATES, takes_surround=False),
+    ".webm": OutputFormat(
+        "webm",
+        "libvpx-vp9",
+        "libopus",
+        _OPUS_RATES,
+        keeps_pixel_aspect=False,
+        takes_surround=False,
+    ),
 }
 """Formats by the endings of names."""
 
@@ -53,3 +66,9 @@ def format_of(path: Path) -> OutputFormat:
             f"in; expected one of {', '.join(FORMATS)}"
         )
     return form
+
+
+def decoding_time(packet: Packet[Any]) -> float:
+    """Return when a packet is decoded, seconds. Muxers want packets in this order."""
+    time = packet.dts if packet.dts is not None else packet.pts
+    return float((time or 0) * packet.time_base)

@@ -9,22 +9,26 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xclip_deploy.errors import InvalidArgumentError, VideoReadError
-from xclip_deploy.runtime.moments.containers import OutputFormat
+from xclip_deploy.runtime.moments.containers import OutputFormat, decoding_time
 from xclip_deploy.runtime.moments.source import TOLERANCE_S, MomentSource
 from xclip_deploy.runtime.video.matroska import NO_CROP
 from xclip_deploy.runtime.video.pyav_container import open_video, read_packets
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer, OutputContainer
     from av.packet import Packet
     from av.stream import Stream
     from av.video.stream import VideoStream
+
+_ASPECT_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,23 @@ def copy(
             streams.append(_sound_packets(source, sound, first, other, plan))
             if source.num_sounds > 1:
                 source.warnings[f"the first of {source.num_sounds} sounds is kept"] = None
-        for packet in heapq.merge(*streams, key=lambda each: float(each.dts * each.time_base)):
+        for packet in heapq.merge(*streams, key=decoding_time):
             out.mux(packet)
+    _check_pixel_aspect(source, target)
     return plan.start_s, plan.end_s, has_sound
+
+
+def _check_pixel_aspect(source: MomentSource, target: Path) -> None:
+    """Note where the pixel aspect stood in the container alone, which PyAV cannot write."""
+    container, stream = open_video(target)
+    with container:
+        found = float(stream.sample_aspect_ratio or 1)
+    aspect = source.index.pixel_aspect
+    if abs(found / float(aspect) - 1) > _ASPECT_TOLERANCE:
+        source.warnings[
+            f"the copy lost that pixels are {aspect.numerator}:{aspect.denominator}, so players "
+            "show it too wide or too narrow; mode='exact' keeps it"
+        ] = None
 
 
 def _plan(source: MomentSource, start_s: float, end_s: float) -> _Plan:
@@ -125,7 +143,7 @@ def _decoding_times(shown: list[int], decoded: list[int | None], start: int) -> 
     is_complete = len(stored) == len(shown)
     if (
         is_complete
-        and all(later > earlier for earlier, later in zip(stored, stored[1:], strict=False))
+        and all(later > earlier for earlier, later in pairwise(stored))
         and all(dts <= pts for dts, pts in zip(stored, shown, strict=True))
     ):
         return stored
@@ -169,11 +187,11 @@ def _video_packets(
 def _sound_packets(
     source: MomentSource,
     container: InputContainer,
-    stream: Any,
+    stream: AudioStream,
     copied: Stream,
-    plan: _Plan,  # noqa: ANN401
+    plan: _Plan,
 ) -> Iterator[Packet[Any]]:
-    time_base = float(stream.time_base)
+    time_base = float(stream.time_base or 1)
     start = round((plan.start_s + source.zero_s) / time_base)
     end = (plan.end_s + source.zero_s) / time_base
     if source.is_seekable:
@@ -193,10 +211,10 @@ def _sound_packets(
 
 def _added(
     container: OutputContainer,
-    template: Any,
+    template: Stream,
     source: MomentSource,
-    form: OutputFormat,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+    form: OutputFormat,
+) -> Any:  # noqa: ANN401 - the kind of stream that the template is
     """Add a stream of the same codec. Raises InvalidArgumentError if the container takes none."""
     try:
         return container.add_stream_from_template(template, opaque=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -128,13 +129,7 @@ def _write(
     try:
         if mode == "copy":
             return copy(source, start_s, end_s, partial, form)
-        for back in STEPS_BACK:
-            try:
-                return start_s, end_s, encode(source, start_s, end_s, partial, form, back)
-            except VideoReadError as error:
-                if back is None or (back == 0 and not isinstance(error, UnsoundError)):
-                    raise
-        raise AssertionError("the last try raises")
+        return start_s, end_s, _encode(source, start_s, end_s, partial, form)
     except OSError:
         raise
     except av.FFmpegError as error:
@@ -142,6 +137,17 @@ def _write(
             f"{source.path}: cannot be cut: {error.strerror or error}; "
             + ("use mode='exact'" if mode == "copy" else "expected a video that FFmpeg can encode")
         ) from error
+
+
+def _encode(
+    source: MomentSource, start_s: float, end_s: float, partial: Path, form: OutputFormat
+) -> bool:
+    """Encode; where frames are damaged, begin anew further back. Return whether there is sound."""
+    *tries, last = STEPS_BACK
+    for back in tries:
+        with suppress(UnsoundError):
+            return encode(source, start_s, end_s, partial, form, back)
+    return encode(source, start_s, end_s, partial, form, last)
 
 
 def _check_target(video: Path, target: Path, *, overwrite: bool) -> None:

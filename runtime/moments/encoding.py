@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
-from xclip_deploy.runtime.moments.containers import OutputFormat
+from xclip_deploy.runtime.moments.containers import OutputFormat, decoding_time
+from xclip_deploy.runtime.moments.frames import shown_size
 from xclip_deploy.runtime.moments.sound import SoundFormat, samples_between, sound_format
-from xclip_deploy.runtime.moments.source import MomentSource
+from xclip_deploy.runtime.moments.source import MomentSource, UnsoundError
 from xclip_deploy.runtime.video.colour import needs_conversion, to_rgb
 from xclip_deploy.runtime.video.containers import check_pixels
 from xclip_deploy.runtime.video.orientation import orientation_of
@@ -68,8 +69,8 @@ def encode(
         Whether the file has sound.
 
     Raises:
-        UnsoundError: ``back`` is 0, and a frame is missing or damaged.
-        VideoReadError: no frame can be decoded.
+        UnsoundError: ``back`` is 0, and a frame is missing or damaged; or no frame is left.
+        VideoReadError: the pixel format cannot be converted.
         av.FFmpegError: the file cannot be written.
     """
     import av
@@ -77,26 +78,19 @@ def encode(
     frames = _pictures(source, start_s, end_s, back)
     first = next(frames, None)
     if first is None:
-        raise VideoReadError(
+        raise UnsoundError(
             f"{source.path}: no frame could be decoded between {start_s:.3f} s and {end_s:.3f} s"
         )
-    with av.open(
-        str(target), "w", format=form.muxer, container_options=dict(form.options)
-    ) as container:
-        video = _encoded_video(
-            container, source, chain([first], frames), first, end_s - start_s, form
-        )
+    options = dict(form.options)
+    with av.open(str(target), "w", format=form.muxer, container_options=options) as container:
+        pictures = chain([first], frames)
+        video = _encoded_video(container, source, pictures, first[1], end_s - start_s, form)
         sound = _sound_stream(container, source, start_s, end_s, form)
         streams = [video] if sound is None else [video, sound]
         # Packets are merged by time, so that the muxer need not keep one stream waiting.
-        for packet in heapq.merge(*streams, key=_decoding_time):
+        for packet in heapq.merge(*streams, key=decoding_time):
             container.mux(packet)
     return sound is not None
-
-
-def _decoding_time(packet: Packet[Any]) -> float:
-    time = packet.dts if packet.dts is not None else packet.pts
-    return float((time or 0) * packet.time_base)
 
 
 def _pictures(
@@ -118,19 +112,22 @@ def _encoded_video(
     container: OutputContainer,
     source: MomentSource,
     pictures: Iterator[tuple[int, _Picture]],
-    first: tuple[int, _Picture],
+    picture: _Picture,
     length_s: float,
     form: OutputFormat,
 ) -> Iterator[Packet[Any]]:
-    """Add the video stream, and return its packets, which are encoded as they are taken."""
-    picture = first[1]
+    """Add the video stream. Return its packets, which are encoded as they are taken.
+
+    ``picture``: the first one, which sets size, colours and pixel aspect.
+    """
     rate = Fraction(source.index.frame_rate or 25).limit_denominator(1001)
     stream: Any = container.add_stream(form.video_codec, rate=rate or Fraction(25))
     codec = stream.codec_context
-    codec.width, codec.height = picture.size
+    size = picture.size if form.keeps_pixel_aspect else _square_size(picture)
+    codec.width, codec.height = size
     codec.pix_fmt = "yuv420p"
     codec.time_base = _TIME_BASE
-    codec.sample_aspect_ratio = picture.pixel_aspect
+    codec.sample_aspect_ratio = picture.pixel_aspect if form.keeps_pixel_aspect else Fraction(1)
     codec.colorspace, codec.color_trc, codec.color_primaries = picture.colours
     codec.color_range = _LIMITED
     codec.options = {**codec.options, **_SPEED[form.video_codec]}
@@ -139,15 +136,19 @@ def _encoded_video(
     def packets() -> Iterator[Packet[Any]]:
         total = round(length_s / _TIME_BASE)
         tick, shown = next(pictures)
-        for next_tick, following in chain(pictures, [(total, None)]):
-            durations[tick] = max(next_tick - tick, 1)
-            yield from finished(stream.encode(_frame(source, shown, tick, picture)))
+        for next_tick, following in pictures:
+            durations[tick] = next_tick - tick
+            yield from finished(stream.encode(_frame(shown, tick, size)))
+            if following.size != shown.size:
+                source.warnings["the resolution changes; the cut has that of its start"] = None
             tick, shown = next_tick, following
+        durations[tick] = total - tick
+        yield from finished(stream.encode(_frame(shown, tick, size)))
         yield from finished(stream.encode(None))
 
     def finished(encoded: list[Packet[Any]]) -> Iterator[Packet[Any]]:
         for packet in encoded:
-            tick = round(packet.pts * packet.time_base / _TIME_BASE)
+            tick = round((packet.pts or 0) * packet.time_base / _TIME_BASE)
             duration = durations.pop(tick, None)
             if duration is not None:
                 packet.duration = round(duration * _TIME_BASE / packet.time_base)
@@ -156,16 +157,22 @@ def _encoded_video(
     return packets()
 
 
-def _frame(source: MomentSource, shown: _Picture, tick: int, first: _Picture) -> VideoFrame:
+def _square_size(picture: _Picture) -> tuple[int, int]:
+    """Return the even width and height of a picture stretched to square pixels."""
+    width, height = picture.size
+    width, height = shown_size((height, width), picture.pixel_aspect, None)
+    return width + width % 2, height + height % 2
+
+
+def _frame(shown: _Picture, tick: int, size: tuple[int, int]) -> VideoFrame:
+    """Make a frame to encode, of a width and height."""
     from av.video.frame import VideoFrame
 
     width, height = shown.size
-    # A width that is no multiple of 32 has padded lines, which from_ndarray takes care of.
     packed = np.concatenate([plane.reshape(-1) for plane in shown.planes])
     frame = VideoFrame.from_ndarray(packed.reshape(height * 3 // 2, width), format="yuv420p")
-    if shown.size != first.size:
-        source.warnings["the resolution changes; all frames have the size of the first"] = None
-        width, height = first.size
+    if shown.size != size:
+        width, height = size
         frame = frame.reformat(width=width, height=height, interpolation="BICUBIC", threads=1)
     frame.pts, frame.time_base = tick, _TIME_BASE
     return frame
@@ -201,22 +208,20 @@ def _picture(source: MomentSource, frame: VideoFrame) -> _Picture:
                 interpolation="BICUBIC",
                 threads=1,
             )
-        packed = yuv.to_ndarray()
     except (av.FFmpegError, ValueError) as error:
         raise VideoReadError(
             f"{source.path}: cannot convert pixel format {frame.format.name}: {error}"
         ) from error
-    return _upright(source, frame, packed, colours)
+    return _upright(source, frame, yuv, colours)
 
 
 def _upright(
-    source: MomentSource, frame: VideoFrame, packed: NDArray[Any], colours: tuple[int, int, int]
+    source: MomentSource, frame: VideoFrame, yuv: VideoFrame, colours: tuple[int, int, int]
 ) -> _Picture:
     orientation = orientation_of(frame)
-    width, height = frame.width, frame.height
     crop = source.index.crop
     planes = []
-    for number, plane in enumerate(_planes(packed, width, height)):
+    for number, plane in enumerate(_planes(yuv)):
         step = 1 if number == 0 else 2
         edges = crop._replace(**{name: value // step for name, value in crop._asdict().items()})
         planes.append(orientation.apply(edges.apply(plane)))
@@ -229,16 +234,14 @@ def _upright(
     return _Picture(fitted, colours, 1 / aspect if orientation.is_transposed else aspect)
 
 
-def _planes(packed: NDArray[Any], width: int, height: int) -> list[NDArray[np.uint8]]:
-    """Split PyAV's packed 4:2:0 frame into its planes."""
-    flat = packed.reshape(-1)
-    half_width, half_height = -(-width // 2), -(-height // 2)
-    sizes = [(height, width), (half_height, half_width), (half_height, half_width)]
-    planes, start = [], 0
-    for rows, columns in sizes:
-        planes.append(flat[start : start + rows * columns].reshape(rows, columns))
-        start += rows * columns
-    return planes
+def _planes(frame: VideoFrame) -> list[NDArray[np.uint8]]:
+    """Return views of the planes of a 4:2:0 frame, without the padding of their lines."""
+    return [
+        np.frombuffer(memoryview(plane), np.uint8)[: plane.line_size * plane.height].reshape(
+            plane.height, plane.line_size
+        )[:, : plane.width]
+        for plane in frame.planes
+    ]
 
 
 def _fitted(plane: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

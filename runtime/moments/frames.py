@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -126,20 +127,21 @@ def _read(
 ) -> tuple[list[NDArray[np.uint8]], list[float]]:
     if max_side is not None:
         as_whole_number("max_side", max_side, 1, MAX_IMAGE_SIZE)
-    for back in STEPS_BACK:
-        is_last = back is None
-        try:
+    *tries, last = STEPS_BACK
+    found: tuple[list[NDArray[np.uint8]], list[float]] = [], []
+    for back in tries:
+        with suppress(UnsoundError):
             found = _thinned(source, start_s, end_s, count, max_side, back)
-        except UnsoundError:
-            if is_last:
-                raise
-            continue
         if found[0]:
-            source.check_unchanged()
-            return found
-    raise VideoReadError(
-        f"{source.path}: no frame could be decoded between {start_s:.3f} s and {end_s:.3f} s"
-    )
+            break
+    else:
+        found = _thinned(source, start_s, end_s, count, max_side, last)
+    if not found[0]:
+        raise VideoReadError(
+            f"{source.path}: no frame could be decoded between {start_s:.3f} s and {end_s:.3f} s"
+        )
+    source.check_unchanged()
+    return found
 
 
 def _thinned(

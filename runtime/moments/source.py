@@ -27,6 +27,7 @@ from xclip_deploy.runtime.video.pyav_container import open_video, read_packets
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -103,11 +104,8 @@ class MomentSource:
 
         Raises InvalidArgumentError for a range that is empty, reversed or outside the video.
         """
-        start, end, length_s = (
-            as_number("start_s", start_s),
-            as_number("end_s", end_s),
-            self.length_s,
-        )
+        start, end = as_number("start_s", start_s), as_number("end_s", end_s)
+        length_s = self.length_s
         shown = f"from {shown_time(start)} to {shown_time(end)}"
         if end <= start:
             what = "is empty" if end == start else "ends before it starts"
@@ -156,18 +154,20 @@ class MomentSource:
             VideoReadError: the file can no longer be opened.
         """
         wanted = self._wanted(start_s, end_s)
-        is_strict = back == 0 and wanted is not None
+        due = wanted if back == 0 else None  # frames that must come, in order
         count = 0
-        for time_s, frame in self._from_start(start_s, self._decoded(start_s, back, is_strict)):
+        for time_s, frame in self._from_start(
+            start_s, self._decoded(start_s, back, is_strict=due is not None)
+        ):
             if count and time_s >= end_s - TOLERANCE_S:
                 break
-            if is_strict and time_s != wanted[min(count, len(wanted) - 1)]:
+            if due is not None and time_s != due[min(count, len(due) - 1)]:
                 raise UnsoundError(f"{self.path}: a frame is missing before {shown_time(time_s)}")
             count += 1
             yield time_s, frame
             if wanted is not None and time_s >= wanted[-1]:
                 break
-        if is_strict and count != len(wanted):
+        if due is not None and count != len(due):
             raise UnsoundError(f"{self.path}: frames are missing before {shown_time(end_s)}")
 
     def _from_start(
@@ -211,7 +211,7 @@ class MomentSource:
         return self.times_s[first : max(end, first + 1)]
 
     def _decoded(
-        self, start_s: float, back: int | None, is_strict: bool
+        self, start_s: float, back: int | None, *, is_strict: bool
     ) -> Iterator[tuple[float, VideoFrame]]:
         position = self.key_frame(start_s) if self.index.is_reliable else None
         if position is not None:
@@ -276,9 +276,9 @@ class MomentSource:
     def _decode(
         self,
         stream: VideoStream,
-        packet: Any,
+        packet: Packet[Any] | None,
         *,
-        is_strict: bool,  # noqa: ANN401
+        is_strict: bool,
     ) -> Iterator[VideoFrame]:
         import av
 
