@@ -197,8 +197,9 @@ def _sound_packets(
     if source.is_seekable:
         container.seek(start, stream=stream)
     last = -(2**63)
-    for packet in read_packets(container, stream):
-        if packet.pts is None or packet.pts < start:
+    for packet in read_packets(container):
+        is_of_it = packet.stream_index == stream.index
+        if not is_of_it or packet.pts is None or packet.pts < start:
             continue
         if packet.pts >= end:
             return

@@ -20,7 +20,7 @@ from xclip_deploy.runtime.presentation import time_text
 # Lengths are in inches.
 _WIDTH = 2.6
 _PICTURE = _WIDTH * 9 / 16
-_TEXT = 0.52
+_TEXT = 0.48
 _GAP = 0.18
 _MARGIN = 0.2
 _HEAD = 0.5
@@ -58,8 +58,8 @@ class GridCell:
         """Make the cell of a result. ``start_s`` and ``end_s``: None for a whole video."""
         times = ""
         if start_s is not None and end_s is not None:
-            times = f"  {time_text(start_s, 1)} – {time_text(end_s, 1)}"
-        return cls(rgb, f"{rank}.{times}   {score:.2f}", name, reason)
+            times = f" {time_text(start_s, 1)} – {time_text(end_s, 1)} ·"
+        return cls(rgb, f"{rank}.{times} {score:.2f}", name, reason)
 
 
 def plot_results(
@@ -94,7 +94,8 @@ def plot_results(
     across = min(columns or (5 if len(cells) > 4 else len(cells)), len(cells))
     down = math.ceil(len(cells) / across)
     head = _HEAD if title else 0.0
-    width = 2 * _MARGIN + across * _WIDTH + (across - 1) * _GAP
+    wide = max(across, 3) if title else across  # a title needs room
+    width = 2 * _MARGIN + wide * _WIDTH + (wide - 1) * _GAP
     height = 2 * _MARGIN + head + down * (_PICTURE + _TEXT) + (down - 1) * _GAP
     figure = Figure(figsize=(width, height), dpi=_DPI)
     canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
@@ -104,7 +105,7 @@ def plot_results(
             # Letters that the font lacks are drawn as boxes.
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             if title:
-                page.write(_MARGIN, _MARGIN, title, width - 2 * _MARGIN, 12.5, weight="bold")
+                page.write(_MARGIN, _MARGIN + 0.2, title, width - 2 * _MARGIN, 12.5, weight="bold")
             for number, cell in enumerate(cells):
                 row, column = divmod(number, across)
                 left = _MARGIN + column * (_WIDTH + _GAP)
@@ -149,17 +150,23 @@ class _Page:
                 *middle, reason, ha="center", va="center", fontsize=_SUBTITLE, color="0.35",
                 parse_math=False,
             )  # fmt: skip
-        self.write(left, top + _PICTURE + 0.06, cell.title, _WIDTH, _TITLE, weight="bold")
-        self.write(left, top + _PICTURE + 0.28, cell.subtitle, _WIDTH, _SUBTITLE, color="0.3")
+        self.write(left, top + _PICTURE + 0.19, cell.title, _WIDTH, _TITLE, weight="bold")
+        self.write(left, top + _PICTURE + 0.38, cell.subtitle, _WIDTH, _SUBTITLE, color="0.3")
 
     def write(
-        self, left: float, top: float, text: str, width: float, size: float, **style: Any
-    ) -> None:  # noqa: ANN401
-        """Write one line, shortened in the middle to a width."""
+        self,
+        left: float,
+        top: float,
+        text: str,
+        width: float,
+        size: float,
+        **style: Any,  # noqa: ANN401
+    ) -> None:
+        """Write one line on a baseline, shortened in the middle to a width."""
         line = self._fitted(text, width, size, **style)
         x, y = left / self._width, 1 - top / self._height
         # A name may hold a dollar sign, which is no formula.
-        self._figure.text(x, y, line, va="top", fontsize=size, parse_math=False, **style)
+        self._figure.text(x, y, line, va="baseline", fontsize=size, parse_math=False, **style)
 
     def _fitted(self, text: str, width: float, size: float, **style: Any) -> str:  # noqa: ANN401
         """Return a line that is no wider than ``width``, an ellipsis in its middle."""

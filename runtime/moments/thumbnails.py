@@ -8,7 +8,6 @@ the videos: that none can be written costs a warning, never an indexing.
 from __future__ import annotations
 
 import io
-import os
 import re
 import secrets
 import time
@@ -152,7 +151,7 @@ class ThumbnailStore:
         try:
             with partial.open("xb") as file:
                 file.write(content)
-            os.replace(partial, path)
+            partial.replace(path)
         except BaseException:
             with suppress(OSError):
                 partial.unlink()

@@ -58,9 +58,8 @@ def write_movie(
     """Encode a movie. ``sounds``: start and end of each track, seconds."""
     chosen = {"g": "20", "bf": "2"} if codecs[0] == "libx264" else {}
     with av.open(str(path), "w", container_options=container_options or {}) as container:
-        stream: Any = container.add_stream(
-            codecs[0], rate=rate, options={**chosen, **(options or {})}
-        )
+        chosen |= options or {}
+        stream: Any = container.add_stream(codecs[0], rate=rate, options=chosen)
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
         if pixel_aspect is not None:

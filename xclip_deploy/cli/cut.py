@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=PathArgument(),
-    help="Write this file: .mp4, .m4v, .mov, .mkv or .webm.  [default: named after video and times]",
+    help="Write this file: .mp4, .m4v, .mov, .mkv or .webm.  [default: by video and times]",
 )
 @click.option(
     "--mode",
