@@ -160,8 +160,8 @@ def _from_key_frame(
         container.seek(key[1] if source.is_mov else key[0], stream=stream)
     is_found = False
     for packet in read_packets(container, stream):
-        dts = packet.dts if packet.dts is not None else packet.pts
-        is_found = is_found or (packet.pts, dts) == key
+        # Decoding timestamps that FFmpeg works out can differ after a seek.
+        is_found = is_found or (packet.is_keyframe and packet.pts == key[0])
         if is_found:
             yield packet
 

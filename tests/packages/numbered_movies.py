@@ -56,7 +56,7 @@ def write_movie(
     container_options: dict[str, str] | None = None,
 ) -> Path:
     """Encode a movie. ``sounds``: start and end of each track, seconds."""
-    chosen = {"g": "20", "bf": "2"} if codecs[0] == "libx264" else {}
+    chosen = {"g": "20", "bf": "2", "sc_threshold": "0"} if codecs[0] == "libx264" else {}
     with av.open(str(path), "w", container_options=container_options or {}) as container:
         chosen |= options or {}
         stream: Any = container.add_stream(codecs[0], rate=rate, options=chosen)
@@ -145,6 +145,10 @@ def decode(path: Path) -> Heard:
             if not pieces:
                 start_s = float(sound.pts * sound.time_base) - zero_s
                 rate, channels = sound.sample_rate, sound.layout.nb_channels
-            pieces.append(np.asarray(sound.to_ndarray(), np.float32)[0])
+            values = np.asarray(sound.to_ndarray())
+            if not sound.format.is_planar:
+                values = values.reshape(-1, channels).T
+            loudest = np.iinfo(values.dtype).max if values.dtype.kind == "i" else 1
+            pieces.append((values[0] / loudest).astype(np.float32))
     samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     return Heard(numbers, times, size, Fraction(aspect or 1), rate, channels, start_s, samples)
