@@ -102,7 +102,7 @@ def test_streams_that_the_container_does_not_take(tmp_path: Path) -> None:
     path = write_movie(
         tmp_path / "v.webm", codecs=("libvpx", "libopus"), sound_rate=48_000, seconds=4
     )
-    with pytest.raises(InvalidArgumentError, match="vp8.*name it .mkv, or use mode='exact'"):
+    with pytest.raises(InvalidArgumentError, match=r"vp8.*name it \.mkv, or use mode='exact'"):
         cut(path, 1, 2, tmp_path / "m.mp4", mode="copy")
     assert [each.name for each in tmp_path.iterdir()] == ["v.webm"]
     assert cut(path, 1, 2, tmp_path / "m.mkv", mode="copy").has_sound
@@ -122,8 +122,10 @@ def test_a_pixel_aspect_that_only_the_container_holds_is_told(tmp_path: Path) ->
         edit=lambda stream: stream.metadata.update(stereo_mode="mono"),
     )
     content = path.read_bytes()
-    assert content.count(b"\x53\xb8\x81\x00") == 1  # StereoMode becomes DisplayWidth
-    path.write_bytes(content.replace(b"\x53\xb8\x81\x00", b"\x54\xb0\x81\x90"))
+    old, new = b"\x53\xb8\x81\x00\x54\xb2\x81\x04", b"\x54\xb0\x81\x90\x54\xba\x81\x60"
+    # StereoMode and DisplayUnit become DisplayWidth and DisplayHeight.
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
     done = cut(path, 1, 2, tmp_path / "m.mkv", mode="copy")
     assert any("the copy lost that pixels are 3:2" in each for each in done.warnings)
     exact = cut(path, 1, 2, tmp_path / "e.mkv")
