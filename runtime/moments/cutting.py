@@ -106,6 +106,7 @@ def cut(
     try:
         with replaced_file(target) as partial:
             start, end, has_sound = _write(source, start, end, partial, form, mode)
+            source.note_gaps(start, end)
             source.check_unchanged()
             if not overwrite and os.path.lexists(target):
                 raise _exists(target)

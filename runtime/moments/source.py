@@ -38,6 +38,10 @@ TOLERANCE_S = 0.001
 _BEYOND_END_S = 0.1
 """Rounding of an end that a user types: times are shown with one decimal."""
 _SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
+# A gap in a video whose steps from frame to frame are otherwise equal is damage.
+_GAP_S, _GAP_FRAMES = 0.5, 5
+_CONSTANT_SHARE = 0.95
+_LEAST_FRAMES = 20
 _FALLBACK_FRAME_RATE = 25.0  # FFmpeg's, for streams without rate and timestamps
 STEPS_BACK: tuple[int | None, ...] = (0, 2, None)
 """Starts of successive tries: the key frame before, the third before, and the file's start."""
@@ -190,6 +194,22 @@ class MomentSource:
             yield time_s, frame
         if before is not None:
             yield before
+
+    def note_gaps(self, start_s: float, end_s: float) -> None:
+        """Warn of times in a range from which a video of constant rate has no frames."""
+        if not self.index.is_reliable or len(self.times_s) < _LEAST_FRAMES:
+            return
+        steps = np.diff(self.times_s)
+        usual = float(np.median(steps))
+        is_usual = np.abs(steps - usual) < usual / 2
+        if float(is_usual.mean()) < _CONSTANT_SHARE:
+            return  # pauses belong to a variable rate
+        for number in np.flatnonzero(steps > max(_GAP_S, _GAP_FRAMES * usual)):
+            first, last = float(self.times_s[number]), float(self.times_s[number + 1])
+            if first < end_s and last > start_s:
+                self.warnings[
+                    f"frames are missing from {shown_time(first)} to {shown_time(last)}"
+                ] = None
 
     def count(self, start_s: float, end_s: float) -> int | None:
         """Return how many frames a range has; None where only decoding tells it."""
