@@ -34,7 +34,7 @@ _TIME_BASE = Fraction(1, 90_000)  # exact for 24, 25, 30, 50 and 60 frames a sec
 _UNSPECIFIED = 2  # of ITU-T H.273
 _BT709 = 1
 _LIMITED, _FULL = 1, 2  # FFmpeg's AVCOL_RANGE_MPEG and AVCOL_RANGE_JPEG
-_SPEED = {"libx264": {"preset": "fast", "crf": "18", "bf": "0"}}
+_SPEED = {"libx264": {"preset": "veryfast", "crf": "18", "bf": "0"}}
 _SPEED["libvpx-vp9"] = {"crf": "30", "b": "0", "cpu-used": "5", "row-mt": "1"}
 _BITS_PER_CHANNEL = 80_000
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,30 @@ class UnsoundError(VideoReadError):
     """Frames of a range are missing or damaged when decoding begins where it did."""
 
 
+class _Facts(NamedTuple):
+    """What reading the packets of a file once tells about it."""
+
+    index: PacketIndex
+    formats: frozenset[str]  # FFmpeg's names of the container
+    num_sounds: int
+    start_s: float  # of the container, on the clock of its timestamps
+
+
+# Reading an hour takes two seconds, and several moments of one video are asked for in a row.
+@lru_cache(maxsize=8)
+def _facts(path: Path, state: tuple[int, int, int]) -> _Facts:
+    """Read the packets of a file. ``state``: its size, time and number, so that it is the same."""
+    del state
+    container, stream = open_video(path)
+    with container:
+        return _Facts(
+            index_packets(container, stream),
+            frozenset(container.format.name.split(",")),
+            len(container.streams.audio),
+            (container.start_time or 0) / 1e6,
+        )
+
+
 class MomentSource:
     """A video file, with the times of its frames.
 
@@ -64,20 +89,17 @@ class MomentSource:
         self.path = as_path("path", path)
         self._expected = expected
         self._state = self._checked_state()
-        container, stream = open_video(self.path)
-        with container:
-            self.index: PacketIndex = index_packets(container, stream)
-            formats = container.format.name.split(",")
-            self.has_sound = bool(container.streams.audio)
-            self.num_sounds = len(container.streams.audio)
-            start_us = container.start_time or 0
-        self.is_mov = "mov" in formats
-        self.is_seekable = not _SEEKABLE_FORMATS.isdisjoint(formats)
+        facts = _facts(self.path.absolute(), self._state)
+        self.index: PacketIndex = facts.index
+        self.num_sounds = facts.num_sounds
+        self.has_sound = facts.num_sounds > 0
+        self.is_mov = "mov" in facts.formats
+        self.is_seekable = not _SEEKABLE_FORMATS.isdisjoint(facts.formats)
         index = self.index
         first = int(index.timestamps[0]) if len(index.timestamps) else 0
         has_clock = len(index.timestamps) > 0 and index.time_base > 0
         self._first = first
-        self.zero_s = (first * index.time_base - index.start_s) if has_clock else start_us / 1e6
+        self.zero_s = (first * index.time_base - index.start_s) if has_clock else facts.start_s
         """Time 0 on the clock of the file's timestamps, seconds."""
         ticks = (index.timestamps - first).astype(np.float64)
         self.times_s: NDArray[np.float64] = index.start_s + ticks * index.time_base
