@@ -55,7 +55,7 @@ class UnsoundError(VideoReadError):
 class _Facts(NamedTuple):
     """What reading the packets of a file once tells about it."""
 
-    index: PacketIndex
+    packets: PacketIndex
     formats: frozenset[str]  # FFmpeg's names of the container
     num_sounds: int
     start_s: float  # of the container, on the clock of its timestamps
@@ -90,7 +90,7 @@ class MomentSource:
         self._expected = expected
         self._state = self._checked_state()
         facts = _facts(self.path.absolute(), self._state)
-        self.index: PacketIndex = facts.index
+        self.index: PacketIndex = facts.packets
         self.num_sounds = facts.num_sounds
         self.has_sound = facts.num_sounds > 0
         self.is_mov = "mov" in facts.formats
