@@ -30,7 +30,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("metrics", "results", "tokenizer", "video"),
         ("datasets", "decoding", "features", "manifest", "scorer_weights"),
         ("bundle", "gallery"),
-        ("engine_set",),
+        ("engine_set", "moments"),
         ("sessions",),
         ("benchmark", "deployed_model"),
         ("evaluation", "evidence", "indexing", "search"),

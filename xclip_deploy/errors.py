@@ -19,7 +19,8 @@ The whole tree, with the exit status that the command line gives each branch::
     │   └── EngineBuildError
     ├── VideoError                        8
     │   ├── VideoNotFoundError
-    │   └── VideoReadError                    no frame could be decoded
+    │   ├── VideoReadError                    no frame could be decoded
+    │   └── MomentSourceError                 gone or changed since it was indexed
     ├── SessionError                      9   (device, provider or precision unavailable)
     │   ├── DriverError                       no NVIDIA driver, or one too old
     │   ├── BackendUnavailableError           an installed backend whose libraries do not load
@@ -178,6 +179,10 @@ class VideoNotFoundError(VideoError):
 
 class VideoReadError(VideoError):
     """No frame of a video could be decoded."""
+
+
+class MomentSourceError(VideoError):
+    """The file of a moment is gone, or is no longer the one that was indexed."""
 
 
 class SessionError(XclipDeployError):
