@@ -214,7 +214,9 @@ class LanceSnapshot:
             allowed = None if where is None else self.matching(where)
             return self._vectors().nearest(queries, limit, allowed, without)
         condition = None if where is None else self._condition(where)
-        if without is not None and len(without):
+        # The nearest partitions may hold little but what is left out.
+        reads_on = without is not None and len(without) > 0
+        if without is not None and reads_on:
             condition = outside(without, condition)
         # LanceDB reads the vectors that no index holds.
         self._check_indices()
@@ -222,7 +224,7 @@ class LanceSnapshot:
         method: NearestMethod = "flat" if self._partitions is None else "index"
         found = []
         for query in np.asarray(queries, np.float32):
-            table = self._search(query, limit, condition)
+            table = self._search(query, limit, condition, reads_on=reads_on)
             # LanceDB's distance of inner products is 1 - product.
             similarities = 1 - table["_distance"].to_numpy()
             found.append(Nearest(row_ids(table), similarities.astype(np.float32), method))
@@ -326,7 +328,10 @@ class LanceSnapshot:
         fits = self._flat_bytes <= self._limits.flat_bytes
         return fits and (self._partitions is None or self._count <= self._limits.flat_videos)
 
-    def _search(self, vector: Any, limit: int, condition: str | None) -> pa.Table:
+    def _search(
+        self, vector: Any, limit: int, condition: str | None, *, reads_on: bool
+    ) -> pa.Table:
+        """Search with LanceDB. ``reads_on``: whether to read more partitions to fill ``limit``."""
         if limit <= 0:
             limit, condition = 1, "false"  # LanceDB reads 0 as unlimited
         with self.reader.reading():
@@ -340,6 +345,8 @@ class LanceSnapshot:
             if self._partitions is not None:
                 share = round(self._partitions * self._limits.partitions)
                 query = query.nprobes(max(share, self._limits.min_partitions))
+                if reads_on:
+                    query = query.maximum_nprobes(0)
             if condition is not None:
                 query = query.where(condition, prefilter=True)
             return query.to_arrow()
