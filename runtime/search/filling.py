@@ -68,7 +68,7 @@ class Stages:
             is_all = not len(near.rows) or (near.method == "flat" and len(near.rows) < limit)
             if len(seen) >= min(num_videos, len(groups)) or is_all or n + 1 == MAX_ROUNDS:
                 break
-            without = np.sort(np.concatenate([groups.rows_of(number) for number in seen]))
+            without = np.sort(np.concatenate([groups.rows_of(int(number)) for number in seen]))
             near = self.nearest(2 * limit, without)
         return Ranked.join([block for block in blocks if len(block)] or blocks[:1], as_blocks=True)
 

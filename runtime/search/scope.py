@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from xclip_deploy.runtime.search.options import SearchOptions
 
 _SCAN_VIDEOS = 2048
 """Videos that an exact search reads and scores at a time if they do not fit into memory."""
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|"[^"]+"|`[^`]+`""")
 _MAX_NAME = 4096
 """Longest name that a video is looked for by, in characters."""
 
@@ -42,10 +44,11 @@ class Scope:
         Raises GalleryError and InvalidArgumentError as :func:`find_video` does.
         """
         start_s, end_s = options.span_s
-        parts = [part for part in (_times(start_s, end_s), options.where) if part is not None]
-        where = None
-        if parts:
-            where = parts[0] if len(parts) == 1 else " and ".join(f"({part})" for part in parts)
+        where, times = options.where, _times(start_s, end_s)
+        if where is not None and (times or options.within):
+            _check_parentheses(snapshot, where)
+        if times is not None:
+            where = times if where is None else f"({times}) and ({where})"
         span = _span_text(start_s, end_s)
         if options.within is None:
             return cls(snapshot, where, None, f"the gallery{span}")
@@ -146,12 +149,24 @@ def _times(start_s: float, end_s: float | None) -> str | None:
     return " and ".join(parts) or None
 
 
+def _check_parentheses(snapshot: Snapshot, where: str) -> None:
+    """Refuse a filter that would end the parentheses around it. Raises InvalidArgumentError."""
+    depth = 0
+    for sign in _QUOTED.sub("", where):
+        depth += (sign == "(") - (sign == ")")
+        if depth < 0 or sign in "'\"`":
+            break
+    else:
+        if not depth:
+            return
+    snapshot.matching(where)  # names the mistake
+
+
 def _span_text(start_s: float, end_s: float | None) -> str:
     if start_s == 0 and end_s is None:
         return ""
-    return f" from {time_text(start_s, 1)}" + (
-        "" if end_s is None else f" to {time_text(end_s, 1)}"
-    )
+    end = "" if end_s is None else f" to {time_text(end_s, 1)}"
+    return f" from {time_text(start_s, 1)}{end}"
 
 
 def _quoted(text: str) -> str:

@@ -25,7 +25,8 @@ def temporal_iou(
     overlap = np.maximum(np.minimum(end_s, ends_s) - np.maximum(start_s, starts_s), 0)
     union = np.maximum(end_s, ends_s) - np.minimum(start_s, starts_s)
     # Where ranges do not overlap, the overlap is 0 whatever lies between them.
-    return np.divide(overlap, union, out=np.zeros_like(union), where=union != 0)
+    shares: Float64Array = np.divide(overlap, union, out=np.zeros_like(union), where=union != 0)
+    return shares
 
 
 def suppressed(
