@@ -159,11 +159,10 @@ class Searcher:
             for rows, features, stays in scope.parts():
                 scored += len(rows)
                 parts = self._score(some, rows, features, stays=stays)
-                tops = [part.take(choose(part)) for part in parts]
                 if best is not None:
-                    joined = [Ranked.join(pair) for pair in zip(best, tops, strict=True)]
-                    tops = [both.take(choose(both)) for both in joined]
-                best = tops
+                    # Joined before the choice: a good video may have more rows in this part.
+                    parts = [Ranked.join(pair) for pair in zip(best, parts, strict=True)]
+                best = [part.take(choose(part)) for part in parts]
             results += [(found, scored) for found in best or [Ranked.empty()] * len(some)]
         return results
 
