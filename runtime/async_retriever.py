@@ -17,7 +17,7 @@ from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
-from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate
+from xclip_deploy.runtime.indexing import IndexEstimate, IndexReport, OnDuplicate
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.retriever import Retriever
@@ -121,6 +121,25 @@ class AsyncRetriever:
             workers=workers,
             timeout_s=timeout_s,
             progress=progress,
+        )
+
+    async def estimate(
+        self,
+        videos: PathName | Iterable[PathName],
+        *,
+        segment: str | float | None = None,
+        stride: str | float | None = None,
+        on_duplicate: OnDuplicate = "update",
+        workers: int | None = None,
+    ) -> IndexEstimate:
+        """Estimate what adding videos takes; see :meth:`Retriever.estimate`."""
+        return await self._read(
+            self.retriever.estimate,
+            videos,
+            segment=segment,
+            stride=stride,
+            on_duplicate=on_duplicate,
+            workers=workers,
         )
 
     async def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
@@ -152,9 +152,24 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain dictionaries and numbers for JSON."""
-        grains = None if self.grains is None else self.grains.to_dict()
-        moments = [moment.to_dict() for moment in self.moments]
-        return asdict(replace(self, moments=())) | {"grains": grains, "moments": moments}
+        return {
+            "rank": self.rank,
+            "id": self.id,
+            "path": self.path,
+            "score": self.score,
+            "grains": None if self.grains is None else self.grains.to_dict(),
+            "best_frame_time_s": self.best_frame_time_s,
+            "duration_s": self.duration_s,
+            "metadata": dict(self.metadata),
+            "paths": self.paths,
+            "near_identical": self.near_identical,
+            "start_s": self.start_s,
+            "end_s": self.end_s,
+            "segment": self.segment,
+            "moments": [moment.to_dict() for moment in self.moments],
+            "range": None if self.range is None else vars(self.range).copy(),
+            "confidence": self.confidence,
+        }
 
 
 @dataclass(frozen=True)
@@ -235,7 +250,16 @@ class SearchResults(Sequence[SearchResult]):
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain dictionaries, lists and numbers for JSON."""
-        return asdict(self) | {"hits": [hit.to_dict() for hit in self.hits]}
+        return {
+            "hits": [hit.to_dict() for hit in self.hits],
+            "method": self.method,
+            "num_scored": self.num_scored,
+            "num_videos": self.num_videos,
+            "reason": self.reason,
+            "truncated_tokens": self.truncated_tokens,
+            "num_segments": self.num_segments,
+            "note": self.note,
+        }
 
     def to_arrow(self) -> pa.Table:
         """Convert to a table with one row a hit.

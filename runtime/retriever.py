@@ -29,7 +29,14 @@ from xclip_deploy.runtime.evidence import (
 )
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
-from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate, add_videos
+from xclip_deploy.runtime.indexing import (
+    IndexEstimate,
+    IndexReport,
+    OnDuplicate,
+    add_videos,
+    estimate_videos,
+    warn_of_older_readings,
+)
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
@@ -49,6 +56,7 @@ from xclip_deploy.runtime.video import (
     VideoLike,
     VideoReader,
     frames_of,
+    listed,
     read_frames,
     read_image,
 )
@@ -109,6 +117,7 @@ class Retriever:
             self.gallery = Gallery(manifest)
         else:
             self.gallery = Gallery.open(gallery, manifest, create=create)
+        warn_of_older_readings(self.gallery)
         self._scorer_weights = cache(self.bundle.scorer_weights)
         self._searcher = Searcher(self.model, self._scorer_weights)
         self._is_closed = False
@@ -151,8 +160,7 @@ class Retriever:
                 :class:`Progress` after every video.
 
         The result reports videos that cannot be read or crash their decoder; the run goes on.
-        Videos are committed in batches: after an exception (Ctrl-C too), the gallery holds the
-        videos encoded so far.
+        Videos are committed in batches, which stay after an exception (Ctrl-C too).
 
         Raises VideoNotFoundError for a path that is not there, DuplicateIdError, MetadataError,
         GallerySegmentationError if the gallery's videos are cut in another way, GalleryError,
@@ -163,7 +171,7 @@ class Retriever:
             self.gallery,
             self.model,
             self.reading,
-            videos,
+            listed(videos),
             ids=ids,
             metadata=metadata,
             segment=segment,
@@ -173,6 +181,32 @@ class Retriever:
             workers=workers,
             timeout_s=timeout_s,
             progress=progress,
+        )
+
+    def estimate(
+        self,
+        videos: PathName | Iterable[PathName],
+        *,
+        segment: str | float | None = None,
+        stride: str | float | None = None,
+        on_duplicate: OnDuplicate = "update",
+        workers: int | None = None,
+    ) -> IndexEstimate:
+        """Estimate segments, bytes and time of :meth:`add`, which takes the same arguments.
+
+        Decodes a few seconds of up to three files and encodes one batch; nothing is written. Raises
+        as :meth:`add` does.
+        """
+        self._check_open()
+        return estimate_videos(
+            self.gallery,
+            self.model,
+            self.reading,
+            videos,
+            segment=segment,
+            stride=stride,
+            on_duplicate=on_duplicate,
+            workers=workers,
         )
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
@@ -200,9 +234,9 @@ class Retriever:
     def warm_up(self) -> None:
         """Load what the first searches would wait for, such as before a server takes requests.
 
-        Loads the text encoder and the scorer. Keeps all embeddings in memory up to 1.5 GB (100,000
-        videos with D = 512 and F = 12), else ``video_features`` alone up to that size. The effect
-        lasts until the gallery changes. Results are the same without it. Raises GalleryError.
+        Loads the text encoder and the scorer if the gallery holds a video. Keeps all embeddings up
+        to 1.5 GB in memory (100,000 videos with D = 512 and F = 12), else ``video_features`` up to
+        that size. Lasts until the gallery changes, and changes no result. Raises GalleryError.
         """
         self._check_open()
         self.gallery.warm_up()

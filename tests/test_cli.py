@@ -253,6 +253,11 @@ def test_a_folder_without_a_video(run: Run, bundle_path: Path, clips: Path, tmp_
     assert outcome.status == 8
     assert outcome.json()["indexed"] == [str(videos / "frog")]
     assert outcome.json()["passed_over"] == [str(videos / "notes.txt"), str(folder / "a.jpg")]
+    named_otherwise = videos / ".." / "pictures"
+    assert run("index", named_otherwise, videos, *places).status == 8
+    odd = tmp_path / os.fsdecode(b"pictur\xe9s")
+    shutil.copytree(folder, odd)
+    assert run("index", odd, videos, *places).status == 8
     outcome = run("index", videos, *places)
     assert outcome.status == 0
     assert "passed over 1 files that are no videos: 1 .txt" in outcome.out
@@ -335,12 +340,13 @@ def test_an_interrupted_index_keeps_what_was_encoded(
 
 
 def test_an_empty_gallery_is_pointed_out(run: Run, bundle: Bundle, tmp_path: Path) -> None:
-    gallery = tmp_path / "gallery"
+    gallery = tmp_path / "my gallery"
     Gallery(bundle.manifest).save(gallery)
     for extra in ((), ("--json",)):
         outcome = run("search", "a dog", "--bundle", bundle.path, "--gallery", gallery, *extra)
         assert outcome.status == 0
-        assert f"{gallery} holds no videos; run: xclip-deploy index" in outcome.err
+        hint = f"run: xclip-deploy index VIDEOS --gallery '{gallery}'\n"
+        assert outcome.err == f"{gallery} holds no videos; {hint}"
     (found,) = outcome.json()
     assert (found["query"], found["num_videos"], found["results"]) == ("a dog", 0, [])
 
@@ -475,11 +481,26 @@ def test_a_missing_gallery(run: Run, bundle_path: Path, tmp_path: Path) -> None:
 
 
 def test_traceback_on_request(tmp_path: Path) -> None:
-    for arguments in (("--traceback", "inspect", tmp_path), ("inspect", tmp_path, "--traceback")):
+    path = tmp_path / "odd\x1b[31m\nname"
+    for arguments in (("--traceback", "inspect", path), ("inspect", path, "--traceback")):
         done = script(*arguments, capture_output=True)
-        assert done.returncode == 1
-        assert "Traceback (most recent call last)" in done.stderr
+        assert done.returncode == 6
+        assert done.stderr.startswith("Traceback (most recent call last):\n  File ")
         assert "BundleNotFoundError: no bundle at" in done.stderr
+        assert {text for text in done.stderr if not text.isprintable()} == {"\n"}
+
+
+def test_traceback_of_an_unexpected_error(
+    run: Run, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> Bundle:
+        raise RuntimeError("something\x1b[31m unforeseen")
+
+    monkeypatch.setattr(Bundle, "open", fail)
+    outcome = run("inspect", bundle_path, "--traceback")
+    assert outcome.status == 1
+    assert outcome.err.startswith("Traceback (most recent call last):\n")
+    assert outcome.err.endswith("\nRuntimeError: something\\x1b[31m unforeseen\n")
 
 
 def test_an_unexpected_error_is_one_line(

@@ -49,11 +49,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+MAX_MESSAGE = 1000
+"""Longest message of an error, in characters."""
+
 
 class XclipDeployError(Exception):
     """Base class of every error that xclip-deploy raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message in 1,000 characters at most, cut in the middle.
+
+        Messages quote names and values of files, which nothing bounds. The end stays, since it
+        says what to do.
+        """
+        text = super().__str__()
+        if len(text) <= MAX_MESSAGE:
+            return text
+        start = MAX_MESSAGE // 2
+        return f"{text[:start]}…{text[start + 1 - MAX_MESSAGE :]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the message and the attributes, whatever the constructor of a subclass takes."""

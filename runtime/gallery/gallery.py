@@ -145,6 +145,11 @@ class Gallery:
         """Location of the gallery; None in memory."""
         return self._open_store.uri
 
+    @property
+    def model(self) -> FeatureModel:
+        """The model that makes the embeddings."""
+        return FeatureModel(self._fingerprint, self._dim, self._frames)
+
     def check_model(self, manifest: Manifest) -> None:
         """Raise GalleryModelError unless the features are of the model of ``manifest``."""
         check_manifest(manifest)
@@ -218,15 +223,6 @@ class Gallery:
                     if text is not None:
                         self.check_segmentation(Segmentation.from_text(text))
                 self._store.put(given, features, replace=replace)
-
-    def check_features(
-        self, names: Sequence[str], num_times: Sequence[int], features: VideoFeatures
-    ) -> None:
-        """Raise InvalidArgumentError for features that :meth:`add` refuses.
-
-        ``names``: what the error calls each video. ``num_times``: its number of frame times.
-        """
-        checked_features(names, num_times, features, self._frames, self._dim)
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Replace the records of videos, such as their metadata, and keep the embeddings.

@@ -20,7 +20,6 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     array_of,
     columns_of,
     is_whole,
-    metadata_types,
 )
 from xclip_deploy.runtime.gallery.records import Rows
 
@@ -194,7 +193,7 @@ class RowReader:
 
     def _key(self, part: Part) -> tuple[object, ...]:
         # A new field adds files to rows that are there.
-        return (part, *(metadata_types(self.schema) if part is Part.METADATA else ()))
+        return (part, *columns_of(part, self.schema))
 
     def _names(self, parts: Sequence[Part]) -> list[str]:
         names = [name for part in parts for name in (*columns_of(part, self.schema), part.value)]

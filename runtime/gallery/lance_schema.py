@@ -15,7 +15,6 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import COLUMNS, Part, Words, checksums
 from xclip_deploy.runtime.gallery.records import (
     RESERVED,
-    SEGMENT_COLUMNS,
     GalleryVideo,
     VideoFile,
 )
@@ -63,6 +62,7 @@ def _fields(dim: int, frame_values: int) -> list[pa.Field]:
         pa.field("duration_s", pa.float64()),
         pa.field("frame_times_s", pa.list_(pa.float64())),
         pa.field("num_frames", pa.int32()),
+        pa.field("_reading_version", pa.int32()),
         pa.field("_segment", pa.int32()),
         pa.field("_num_segments", pa.int32()),
         pa.field("_start_s", pa.float64()),
@@ -90,8 +90,8 @@ def schema_fault(schema: pa.Schema, *, is_checked: bool = True) -> str | None:
     expected = _fields(dim, frame_values)
     if is_checked:
         expected += [pa.field(part.value, pa.uint64()) for part in Part]
-    else:  # version 2 knew no segments
-        expected = [field for field in expected if field.name not in SEGMENT_COLUMNS]
+    else:  # version 2 knew neither segments nor versions of reading
+        expected = [field for field in expected if not field.name.startswith("_")]
     for field in expected:
         if schema.names.count(field.name) != 1:
             return f"it has {schema.names.count(field.name)} columns {field.name!r}, expected 1"
@@ -151,6 +151,7 @@ def to_table(
         "_start_s": [video.start_s for video in videos],
         "_end_s": [video.end_s for video in videos],
         "_segmentation": [video.segmentation for video in videos],
+        "_reading_version": [video.reading_version for video in videos],
     }
     for name in ("video_features", "frame_features"):
         field = schema.field(name).type
@@ -193,6 +194,7 @@ def _to_video(row: Mapping[str, Any], fields: Sequence[str]) -> GalleryVideo:
         content_sha256=row[CONTENT_SHA256],
         duration_s=row["duration_s"],
         frame_times_s=tuple(row["frame_times_s"]),
+        reading_version=row.get("_reading_version"),
         metadata={name: row[name] for name in fields if row[name] is not None},
         segment=row.get("_segment", 0),
         num_segments=row.get("_num_segments", 1),

@@ -166,13 +166,8 @@ class LanceSnapshot:
 
     def features(self, rows: Rows) -> VideoFeatures:
         if self._held is not None:
-            places = np.searchsorted(self._held[0], rows)
-            features = self._held[1]
-            return VideoFeatures(
-                features.video_features[places],
-                features.frame_features[places],
-                features.num_frames[places],
-            )
+            known, features = self._held
+            return features[np.searchsorted(known, rows)]
         warm = self._warm
         if warm is None:
             return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
@@ -202,6 +197,16 @@ class LanceSnapshot:
         with self.reader.reading():
             query = self._table.search().where(condition).select(["num_frames"]).with_row_id(True)
             return np.sort(row_ids(query.to_arrow()))
+
+    def count_older(self, reading_version: int) -> int:
+        column = "_reading_version"
+        condition = f"_segment = 0 and ({column} is null or {column} < {reading_version})"
+        with self.reader.reading():
+            # A gallery of one release answers without a look at the hashes, which are longer.
+            if not self._table.count_rows(condition):
+                return 0
+            count: int = self._table.count_rows(f"{condition} and {CONTENT_SHA256} is not null")
+            return count
 
     def nearest(
         self,

@@ -95,10 +95,7 @@ class MemorySnapshot:
         return [self._videos[row] for row in rows]
 
     def features(self, rows: Rows) -> VideoFeatures:
-        features = self._features
-        return VideoFeatures(
-            features.video_features[rows], features.frame_features[rows], features.num_frames[rows]
-        )
+        return self._features[rows]
 
     def video_features(self, rows: Rows) -> FloatArray:
         flat = self._flat
@@ -116,6 +113,13 @@ class MemorySnapshot:
 
                 self._table = FilterTable(self._videos, self._types)
         return self._table.matching(condition)
+
+    def count_older(self, reading_version: int) -> int:
+        return sum(
+            video.content_sha256 is not None and (video.reading_version or 0) < reading_version
+            for video in self._videos
+            if video.segment == 0
+        )
 
     def nearest(
         self,
@@ -180,11 +184,7 @@ class MemoryStore:
                 videos = [video for video, _ in found]
                 rows = [row for _, row in found]
                 if rows != list(range(self._num_rows)):
-                    features = VideoFeatures(
-                        features.video_features[rows],
-                        features.frame_features[rows],
-                        features.num_frames[rows],
-                    )
+                    features = features[rows]
                 self._content = _Content({}, [features])
                 self._enter(videos, 0)
                 self._num_rows = len(videos)

@@ -38,6 +38,7 @@ RECORD_COLUMNS = (
     "duration_s",
     "frame_times_s",
     "num_frames",
+    "_reading_version",
 )
 """Columns that every video has, apart from its metadata and features."""
 SEGMENT_COLUMNS = ("_segment", "_num_segments", "_start_s", "_end_s", "_segmentation")
@@ -92,6 +93,8 @@ class GalleryVideo(FrozenModel):
     duration_s: float | None = None
     frame_times_s: tuple[float, ...]
     """Time of each encoded frame, seconds from the video's start."""
+    reading_version: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    """``READING_VERSION`` of the release that read the file; None if it recorded none."""
     metadata: Mapping[str, MetadataValue] = Field(default_factory=dict)
     """The user's own fields; filters can name them."""
     segment: Annotated[int, Field(ge=0, lt=_INT32)] = 0

@@ -111,6 +111,13 @@ class Snapshot(Protocol):
         """Return the rows that match a filter; ``filters.py`` describes the language."""
         ...
 
+    def count_older(self, reading_version: int) -> int:
+        """Count the videos whose files were read before this version of the reader.
+
+        A video without a hash of its file's content counts for none: it was added by its features.
+        """
+        ...
+
     def nearest(
         self,
         queries: QueryVectors,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.indexing.edit import GalleryEdit
 from xclip_deploy.runtime.indexing.records import EncodedVideo, Placed, ReadyFile, Task, What
+from xclip_deploy.runtime.video import READING_VERSION
 
 
 @dataclass
@@ -93,6 +94,7 @@ class _Commit:
             content_sha256=item.content_sha256,
             duration_s=encoded.duration_s,
             frame_times_s=(),
+            reading_version=READING_VERSION,
             metadata=metadata,
         )
         edit.add(_segments_of(video, encoded), encoded.features)
@@ -107,7 +109,8 @@ class _Commit:
             assert item.encoded is not None
             video = self.edit.get(video_id)
             assert video is not None
-            video = video.model_copy(update={"duration_s": item.encoded.duration_s})
+            read = {"duration_s": item.encoded.duration_s, "reading_version": READING_VERSION}
+            video = video.model_copy(update=read)
             self.edit.add(_segments_of(video, item.encoded), item.encoded.features)
         name, warning = self._describe(task, video_id)
         what: What = "unchanged" if was_listed else "duplicate"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xclip_deploy.runtime.gallery import GalleryVideo, VideoFile
+from xclip_deploy.errors import XclipDeployError
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, VideoFile
 from xclip_deploy.runtime.indexing.claims import ContentFilter
 from xclip_deploy.runtime.indexing.records import KnownFile, OnDuplicate, Placed, ReadyFile, Task
 from xclip_deploy.runtime.indexing.sources import Sources, folders_above
+from xclip_deploy.runtime.video import READING_VERSION
+
+_LOG = logging.getLogger(__name__)
 
 
 class KnownFiles:
@@ -110,3 +117,24 @@ def _unchanged(task: Task) -> ReadyFile | Placed | None:
         return Placed(task, "unchanged", known.video_id)
     file = VideoFile(path=source.path, size_bytes=size, modified_ns=modified)
     return ReadyFile(task, file, None, None)
+
+
+def warn_of_older_readings(gallery: Gallery) -> None:
+    """Log how many videos an older release read, whose frames may be others than today's.
+
+    Their files count as unchanged, so only the command that is named reads them again. A gallery
+    that is too damaged to be counted is left to the searches, which say so.
+    """
+    if gallery.uri is None:
+        return
+    with suppress(XclipDeployError):
+        snapshot = gallery.snapshot()
+        count = snapshot.count_older(READING_VERSION)
+        if count:
+            _LOG.warning(
+                "%d of %d videos were read by an older release, which may have taken other frames; "
+                "run: xclip-deploy index VIDEOS --gallery %s --on-duplicate replace",
+                count,
+                len(snapshot),
+                shlex.quote(gallery.uri),
+            )

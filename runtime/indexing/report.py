@@ -107,7 +107,7 @@ class Tally:
         self._progress = progress
         self._total = len(sources.videos) + len(sources.failed)
         self._done = self._failures = len(sources.failed)
-        self._shown = (self._done, self._failures)
+        self._shown = (self._done, self._failures, "")
         self._ids: dict[str, list[tuple[int, str]]] = {
             "indexed": [],
             "changed": [],
@@ -154,12 +154,13 @@ class Tally:
         """Note a fault of a file that is indexed all the same."""
         self._warnings.append((task.order, FailedVideo(task.source.path, reason)))
 
-    def show(self) -> None:
-        """Report progress to the caller if there is any."""
-        now = (self._done, self._failures)
+    def show(self, note: str = "") -> None:
+        """Report progress to the caller if there is any. ``note``: where a long video is."""
+        now = (self._done, self._failures, note)
         if now != self._shown:
             self._shown = now
-            self._progress(Progress("videos", self._done, self._total, self._failures))
+            progress = Progress("videos", self._done, self._total, self._failures, note=note)
+            self._progress(progress)
 
     def so_far(self) -> str:
         """Describe the progress in words."""

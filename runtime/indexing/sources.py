@@ -193,6 +193,11 @@ def folders_above(path: str, folders: Iterable[str]) -> Iterator[str]:
             yield folder
 
 
+def stored_name(given: str | os.PathLike[str]) -> str:
+    """Return the text by which a gallery and a report name a file or folder."""
+    return _printable(str(_absolute(given)))
+
+
 def _absolute(given: str | os.PathLike[str]) -> Path:
     """Return the path as it is stored: one for each file however it is named, links apart."""
     path = Path(given).absolute()

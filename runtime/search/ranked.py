@@ -47,11 +47,11 @@ class ReadFeatures:
             self.parts.append((more, snapshot.features(more)))
             found.append(_places(more, rows))
         if len(found) == 1:
-            return _taken(self.parts[0][1], found[0])
-        out = _taken(self.parts[0][1], np.maximum(found[0], 0))
+            return self.parts[0][1][found[0]]
+        out = self.parts[0][1][np.maximum(found[0], 0)]
         for (_, features), places in zip(self.parts[1:], found[1:], strict=True):
             there = places >= 0
-            part = _taken(features, places[there])
+            part = features[places[there]]
             out.video_features[there] = part.video_features
             out.frame_features[there] = part.frame_features
             out.num_frames[there] = part.num_frames
@@ -124,11 +124,3 @@ def _places(known: Rows, rows: Rows) -> npt.NDArray[np.int64]:
     places[places == len(known)] = 0
     is_there = known[places] == rows if len(known) else np.zeros(len(rows), np.bool_)
     return np.where(is_there, places, -1)
-
-
-def _taken(features: VideoFeatures, places: npt.NDArray[np.integer[Any]]) -> VideoFeatures:
-    return VideoFeatures(
-        features.video_features[places],
-        features.frame_features[places],
-        features.num_frames[places],
-    )

@@ -6,15 +6,23 @@ Importing this package loads no video library; reading the first video does.
 from __future__ import annotations
 
 from xclip_deploy.runtime.video.finding import VIDEO_SUFFIXES, find_videos
-from xclip_deploy.runtime.video.frames import SampledBy, VideoFrames, VideoReader, VideoReading
+from xclip_deploy.runtime.video.frames import (
+    READING_VERSION,
+    SampledBy,
+    VideoFrames,
+    VideoReader,
+    VideoReading,
+)
 from xclip_deploy.runtime.video.image import read_image
 from xclip_deploy.runtime.video.in_memory import (
     ImageLike,
     VideoLike,
     are_frames,
     as_videos,
+    listed,
     take_frames,
 )
+from xclip_deploy.runtime.video.long_video import FrameBlock, LongVideo, read_blocks
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
 from xclip_deploy.runtime.video.reading import (
     check_reader,
@@ -24,14 +32,22 @@ from xclip_deploy.runtime.video.reading import (
     read_videos,
 )
 from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
+from xclip_deploy.runtime.video.segmentation import Segmentation
+from xclip_deploy.runtime.video.segmenter import Segmenter, SegmentFrames
 
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
+    "READING_VERSION",
     "VIDEO_SUFFIXES",
+    "FrameBlock",
     "FrameSampling",
     "ImageLike",
+    "LongVideo",
     "SampledBy",
+    "SegmentFrames",
+    "Segmentation",
+    "Segmenter",
     "VideoFrames",
     "VideoLike",
     "VideoReader",
@@ -41,6 +57,7 @@ __all__ = [
     "check_reader",
     "find_videos",
     "frames_of",
+    "listed",
     "read_frames",
     "read_image",
     "read_video",

@@ -18,6 +18,9 @@ VideoReader = Literal["pyav", "decord"]
 module lists."""
 
 
+READING_VERSION = 1
+"""Version of the choice of frames and of their pixels, for any file. It is raised whenever either
+changes, so that a gallery knows which of its videos were read differently."""
 SampledBy = Literal["frame numbers", "times"]
 """How frames were chosen: by the authors' frame numbers, or by timestamps."""
 MAX_IMAGE_SIZE = 1 << 14

@@ -85,9 +85,10 @@ def _decode(image: object) -> NDArray[np.uint8]:
             if key is not None:
                 upright.info["transparency"] = key
             return _over_black(upright)
-    # Pillow warns or raises beyond its limit of pixels. A small file can unpack to gigabytes.
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    # Each of Pillow's formats has errors of its own for damage: AVIF's is a RuntimeError.
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, RuntimeError) as error:
         raise VideoReadError(f"{name}: cannot be read as an image: {error}") from error
+    # Pillow warns or raises beyond its limit of pixels. A small file can unpack to gigabytes.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise VideoReadError(f"{name}: has too many pixels: {error}") from error
 
@@ -158,11 +159,13 @@ def _colour_key(file: Image) -> Any:  # noqa: ANN401 - Pillow's own: a level, le
     The file gives it in its own levels: 2, 4 or 16 bits. None where nothing is to be changed.
     """
     key = file.info.get("transparency")
+    tile = getattr(file, "tile", None)
+    raw_mode = str(tile[0][3]) if tile else ""
     if isinstance(key, tuple):
-        is_wide = any(level > 255 for level in key)
+        # Pillow keeps the high byte of each colour. Once it has loaded the pixels, the raw mode
+        # is gone, and levels above 255 alone tell of 16 bits.
+        is_wide = raw_mode.endswith(";16B") or any(level > 255 for level in key)
         return tuple(level >> 8 for level in key) if is_wide else key
     if file.format != "PNG" or not isinstance(key, int) or file.mode == "P":
         return key if isinstance(key, int) and file.mode.startswith("I") else None
-    tile = getattr(file, "tile", None)
-    raw_mode = tile[0][3] if tile else ""
     return key * {"L;2": 85, "L;4": 17}.get(raw_mode, 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,18 @@ VideoLike: TypeAlias = str | PathLike[str] | VideoFrames | NDArray[np.uint8]
 """A video file, the frames that ``read_video`` returned, or uint8 RGB [n, height, width, 3]."""
 ImageLike: TypeAlias = "str | PathLike[str] | Image | NDArray[np.uint8]"
 """An image file that Pillow reads, a Pillow image, or uint8 RGB [height, width, 3]."""
+
+_Videos = TypeVar("_Videos")
+
+
+def listed(videos: _Videos) -> _Videos | list[Any]:
+    """Return the items of a generator or another iterable as a list, to be read more than once.
+
+    One video, a sequence of videos and anything that is no iterable are returned unchanged.
+    """
+    if isinstance(videos, (str, bytes, PathLike, VideoFrames, np.ndarray, list, tuple, Mapping)):
+        return videos
+    return list(videos) if isinstance(videos, Iterable) else videos
 
 
 def are_frames(videos: object) -> bool:

@@ -8,6 +8,7 @@ can start.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.runtime.video.matroska import NO_CROP, Crop, crop_of
+from xclip_deploy.runtime.video.matroska import dolby_vision_of as matroska_dolby_vision_of
+from xclip_deploy.runtime.video.mp4_boxes import (
+    clean_aperture_of,
+    dolby_vision_of,
+    is_compatible,
+)
 from xclip_deploy.runtime.video.pyav_container import read_packets
 from xclip_deploy.runtime.video.sampling import has_constant_rate
 
@@ -34,6 +41,8 @@ _TRUNCATION_TOLERANCE_FRAMES = 0.5  # where the number of frames says the same
 # As FFmpeg finds it: "DivX503b1393p", with a p for packed.
 _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(b|Build)\d+p")
 _PACKETS_SEARCHED = 3
+# FFmpeg's own decoders of VP8 and VP9 pass over the stream of opacity in Matroska and WebM.
+_WITHOUT_ALPHA = frozenset({"vp8", "vp9"})
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class PacketIndex:
     stream is asked for its time base after its container was closed."""
     packet_count: int
     """Number of packets, including those that are decoded but not shown."""
+    shown_count: int
+    """Number of packets that are shown."""
     hidden_count: int
     """Number of packets that an edit list hides."""
     start_s: float
@@ -67,12 +78,23 @@ class PacketIndex:
     """Width of a stored pixel in units of its height."""
     crop: Crop
     """Pixels that the container hides at each edge of a stored picture."""
+    codec: str
+    """Name of the decoder."""
+    unread: tuple[str, ...]
+    """Parts of the stream that this FFmpeg or PyAV does not read, as warnings."""
     warnings: tuple[str, ...]
     """Faults of the file, one line each."""
 
 
-def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
-    """Demultiplex a whole file without decoding. The container ends up at its end."""
+def index_packets(
+    container: InputContainer,
+    stream: VideoStream,
+    note: Callable[[Packet[Any], bool], None] | None = None,
+) -> PacketIndex:
+    """Demultiplex a whole file without decoding. The container ends up at its end.
+
+    ``note`` gets every packet of the stream, in the order of the file, and whether it is shown.
+    """
     import av
 
     time_base = float(stream.time_base) if stream.time_base else 0.0
@@ -85,6 +107,11 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
     latest_ticks = 0
     is_mpeg4 = stream.codec_context.name == "mpeg4"
     is_packed = is_mpeg4 and _has_packed_b_frames(stream.codec_context.extradata)
+    # Recordings of browsers announce opacity and hold none.
+    may_have_opacity = (
+        stream.codec_context.name in _WITHOUT_ALPHA and stream.metadata.get("alpha_mode") == "1"
+    )
+    has_opacity = False
     warnings: list[str] = []
     # If the video stream declares no duration, only all streams together can be compared with
     # the duration of the file.
@@ -100,6 +127,7 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
             if packet.stream_index != stream.index:
                 continue
             packet_count += 1
+            has_opacity |= may_have_opacity and packet.has_sidedata("matroska_block_additional")
             if is_mpeg4 and packet_count <= _PACKETS_SEARCHED and not is_packed:
                 is_packed = _has_packed_b_frames(memoryview(packet))
             if packet.dts is not None:
@@ -109,7 +137,10 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
                 dts = packet.dts if packet.dts is not None else packet.pts
                 keyframes.append((packet.pts, dts))
             hidden_count += packet.is_discard
-            if packet.is_discard or _is_never_shown(packet, stream.codec_context.name):
+            is_shown = is_ever_shown(packet, stream.codec_context.name)
+            if note is not None:
+                note(packet, is_shown)
+            if not is_shown:
                 continue
             shown_count += 1
             if packet.pts is not None:
@@ -156,12 +187,15 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
         is_in_decoding_order=is_in_decoding_order,
         time_base=time_base,
         packet_count=packet_count,
+        shown_count=shown_count,
         hidden_count=hidden_count,
         start_s=start_s,
         end_s=end_s,
         frame_rate=frame_rate,
         pixel_aspect=_pixel_aspect(stream),
         crop=_crop(container, stream),
+        codec=stream.codec_context.name,
+        unread=tuple(_unread(container, stream, has_opacity=has_opacity)),
         warnings=tuple(warnings),
     )
 
@@ -183,16 +217,45 @@ def _pixel_aspect(stream: VideoStream) -> Fraction:
 
 
 def _crop(container: InputContainer, stream: VideoStream) -> Crop:
-    if "matroska" not in container.format.name.split(","):
-        return NO_CROP
-    position = [video.index for video in container.streams.video].index(stream.index)
-    return crop_of(Path(container.name), position)
+    path, formats = Path(container.name), container.format.name.split(",")
+    if "matroska" in formats:
+        return crop_of(path, _position(container, stream))
+    if "mov" in formats:
+        codec = stream.codec_context
+        return clean_aperture_of(path, stream.id, codec.width, codec.height)
+    return NO_CROP
 
 
-def _is_never_shown(packet: Packet[Any], codec: str) -> bool:
+def _unread(container: InputContainer, stream: VideoStream, *, has_opacity: bool) -> Iterator[str]:
+    """Warn of what the decoder leaves out, which changes the picture.
+
+    ``has_opacity``: whether the container holds the opacity of frames beside the frames.
+    """
+    if has_opacity:
+        yield "transparency is not read, so hidden colours show: this decoder leaves it out"
+    path, formats = Path(container.name), container.format.name.split(",")
+    record = None
+    if "matroska" in formats:
+        record = matroska_dolby_vision_of(path, _position(container, stream))
+    elif "mov" in formats:
+        record = dolby_vision_of(path, stream.id)
+    if record is not None and not is_compatible(record):
+        yield (
+            f"Dolby Vision profile {record[2] >> 1} is not converted, so colours are wrong: its "
+            "picture is meant for Dolby's decoders alone"
+        )
+
+
+def _position(container: InputContainer, stream: VideoStream) -> int:
+    return [video.index for video in container.streams.video].index(stream.index)
+
+
+def is_ever_shown(packet: Packet[Any], codec: str) -> bool:
+    """Return whether a packet of this codec holds a picture that players show."""
     # VP8 writes alternative reference frames as separate packets. Bit 4 of the first byte is
     # show_frame (RFC 6386, section 9.1).
-    return codec in {"vp8", "libvpx"} and not memoryview(packet)[0] & 0x10
+    is_reference = codec in {"vp8", "libvpx"} and not memoryview(packet)[0] & 0x10
+    return not (packet.is_discard or is_reference)
 
 
 def _start_s(container: InputContainer, first_s: float) -> float:

@@ -30,23 +30,8 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
         VideoReadError: not a video that this FFmpeg can decode, a playlist, or frames of more
             than ``max_pixels()``.
     """
-    import av
-
     check_container(path)
-    # Tags that are no text must not cost the video. PyAV 19 does not read them on opening.
-    is_before_19 = int(av.__version__.partition(".")[0]) < 19
-    lenient: dict[str, Any] = {"metadata_errors": "replace"} if is_before_19 else {}
-    try:
-        # Absolute, so that a file name cannot be taken for a URL; and a playlist that calls
-        # itself .mp4 must make nobody read what it names.
-        container = av.open(
-            str(path.absolute()),
-            mode="r",
-            options=open_options(),
-            **lenient,
-        )
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoReadError(f"{path}: {_why_not_opened(path, error)}") from error
+    container = _open(path, open_options())
     try:
         return container, _choose_stream(container, path)
     except BaseException:
@@ -76,6 +61,23 @@ def read_packets(
         # PyAV fails like this at the end of a file in which streams appeared on the way, as
         # they do in a damaged transport stream. By then all packets have been read.
         return
+
+
+def _open(path: Path, options: dict[str, str]) -> InputContainer:
+    import av
+
+    # Tags that are no text must not cost the video. PyAV 19 does not read them on opening.
+    is_before_19 = int(av.__version__.partition(".")[0]) < 19
+    lenient: dict[str, Any] = {"metadata_errors": "replace"} if is_before_19 else {}
+    try:
+        # An absolute path cannot be taken for a URL. The options keep a playlist that calls
+        # itself .mp4 from reading other files.
+        container: InputContainer = av.open(
+            str(path.absolute()), mode="r", options=options, **lenient
+        )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoReadError(f"{path}: {_why_not_opened(path, error)}") from error
+    return container
 
 
 def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -110,14 +112,13 @@ def _check_stated_size(path: Path, format_name: str) -> None:
     The container, or a parser, may still state their size. FFmpeg keeps it where no decoder runs.
 
     Raises:
-        VideoReadError: the stated size exceeds the limit, or a single picture has none.
+        VideoReadError: the stated size exceeds the limit, a single picture has none, or the file
+            cannot be opened again.
     """
-    import av
-
-    options = {**open_options(), "codec_whitelist": "none"}
-    with av.open(str(path.absolute()), options=options) as stated:
+    with _open(path, {**open_options(), "codec_whitelist": "none"}) as stated:
         for stream in stated.streams.video:
-            check_pixels(path, stream.codec_context.width, stream.codec_context.height)
+            if stream.codec_context is not None:
+                check_pixels(path, stream.codec_context.width, stream.codec_context.height)
     if format_name.endswith("_pipe"):
         raise VideoReadError(
             f"{path}: is a damaged picture, or one with too many pixels; expected at most "

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 # The index of these formats finds keyframes exactly. Others guess byte positions.
-_SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
+SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
 # FFmpeg assumes this rate for raw streams, which have neither a rate nor timestamps.
-_FALLBACK_FRAME_RATE = 25.0
+FALLBACK_FRAME_RATE = 25.0
 
 
 def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
@@ -61,7 +61,7 @@ def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
         index = index_packets(container, stream)
         frames = TakenFrames(path, reading, index)
         targets, sampled_by = _targets(index, reading.sampling)
-        is_seekable = not _SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))
+        is_seekable = not SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))
         if targets and is_seekable:
             _decode_by_seeking(container, stream, index, targets, frames)
     if targets and not is_seekable:
@@ -91,7 +91,7 @@ def _choose(
     sampling: FrameSampling,
 ) -> tuple[NDArray[np.int64], SampledBy]:
     """Choose frame numbers; by times where these are known and the rate is not constant."""
-    frame_rate = index.frame_rate or _FALLBACK_FRAME_RATE
+    frame_rate = index.frame_rate or FALLBACK_FRAME_RATE
     if times_s is None or has_constant_rate(times_s, frame_rate):
         return sample_frame_numbers(frame_count, frame_rate, sampling), "frame numbers"
     return sample_frame_times(times_s, sampling), "times"
@@ -130,13 +130,13 @@ def _decode_run(
 ) -> None:
     """Take the frames with the wanted timestamps, from the container's position on."""
     codec = stream.codec_context
-    is_skipping = _can_skip_unreferenced(codec.name, codec.extradata)
+    is_skipping = can_skip_unreferenced(codec.name, codec.extradata)
     unsent = set(wanted)
     last = -(2**63)
-    for packet in _packets(container, stream, frames):
+    for packet in packets_of(container, stream, frames):
         if is_skipping:
             codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-        for frame in _decode(stream, packet, frames):
+        for frame in decode_packet(stream, packet, frames):
             if frame.pts is None:
                 continue
             # Frames come out in display order. If their timestamps do not, these are wrong.
@@ -148,12 +148,12 @@ def _decode_run(
             unsent.discard(packet.pts)
         if not unsent:
             break
-    for frame in _decode(stream, None, frames):  # frames that the decoder still holds
+    for frame in decode_packet(stream, None, frames):  # frames that the decoder still holds
         if frame.pts is not None and frame.pts in wanted:
             frames.take(frame.pts, frame)
 
 
-def _can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
+def can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
     """Return whether the decoder may skip frames that no other frame refers to.
 
     HEVC with temporal layers forbids it, because "not referenced" holds within a layer only.
@@ -173,11 +173,14 @@ def _read_without_shortcuts(
     """Decode every frame from the start, and number frames in the order of output."""
     frames = TakenFrames(path, reading, index)
     shown: list[int | None] = []
+    guesses = frozenset[int]() if targets else _guess(index, reading.sampling)
     container, stream = open_video(path)
     with container:
-        for frame in _all_frames(container, stream, frames):
+        for position, frame in enumerate(decode_all(container, stream, frames)):
             shown.append(frame.pts)
-            if frame.pts is not None and frame.pts in targets:
+            if position in guesses:
+                frames.take(position, frame)
+            elif frame.pts is not None and frame.pts in targets:
                 frames.take(frame.pts, frame)
     if not shown:
         reason = frames.last_error or "the video stream holds none"
@@ -187,31 +190,53 @@ def _read_without_shortcuts(
         numbers = {target: int(np.searchsorted(index.timestamps, target)) for target in targets}
         return _result(index, shown, numbers, frames, _targets(index, reading.sampling)[1])
 
-    # The frames to take are known only now. Decoding again costs time, but keeping every
-    # candidate of an hours-long video would need unbounded memory.
     chosen, sampled_by = _choose(index, len(shown), _times_s(index, shown), reading.sampling)
     positions: list[int] = chosen.tolist()
-    wanted = frozenset(positions)
+    numbers = {position: position for position in positions}
+    if guesses and frames.is_sound and frames.pictures.keys() == numbers.keys():
+        return _result(index, shown, numbers, frames, sampled_by)
+
+    # The frames to take are known only now. Decoding again costs time, but keeping every
+    # candidate of an hours-long video would need unbounded memory.
     frames = TakenFrames(path, reading, index)
     container, stream = open_video(path)
     with container:
-        for position, frame in enumerate(_all_frames(container, stream, frames)):
-            if position in wanted:
+        for position, frame in enumerate(decode_all(container, stream, frames)):
+            if position in numbers:
                 frames.take(position, frame)
             if position == positions[-1]:
                 break
-    return _result(index, shown, {p: p for p in positions}, frames, sampled_by)
+    return _result(index, shown, numbers, frames, sampled_by)
 
 
-def _all_frames(
+def _guess(index: PacketIndex, sampling: FrameSampling) -> frozenset[int]:
+    """Return the positions to take if every packet that is shown gives one frame.
+
+    The guess saves decoding an intact file twice where its timestamps identify no frame.
+    """
+    count = len(index.timestamps)
+    times_s = _times_s(index, index.timestamps.tolist())
+    if not index.is_in_decoding_order and count != index.shown_count:
+        count, times_s = index.shown_count, None
+    if not count:
+        return frozenset()
+    return frozenset(_choose(index, count, times_s, sampling)[0].tolist())
+
+
+def decode_all(
     container: InputContainer, stream: VideoStream, frames: TakenFrames
 ) -> Iterator[VideoFrame]:
-    for packet in _packets(container, stream, frames):
-        yield from _decode(stream, packet, frames)
-    yield from _decode(stream, None, frames)
+    """Decode from the container's position to its end, past what is damaged.
+
+    Yields:
+        Frames in display order. ``frames`` notes the errors; no frame is put into it.
+    """
+    for packet in packets_of(container, stream, frames):
+        yield from decode_packet(stream, packet, frames)
+    yield from decode_packet(stream, None, frames)
 
 
-def _packets(
+def packets_of(
     container: InputContainer, stream: VideoStream, frames: TakenFrames
 ) -> Iterator[Packet[Any]]:
     import av
@@ -222,7 +247,7 @@ def _packets(
         frames.note_error(error)
 
 
-def _decode(
+def decode_packet(
     stream: VideoStream, packet: Packet[Any] | None, frames: TakenFrames
 ) -> list[VideoFrame]:
     import av
@@ -249,7 +274,7 @@ def _result(
         shown: Timestamps of all frames in display order.
         numbers: Frame number of every key of ``frames.pictures``.
     """
-    rate = index.frame_rate or _FALLBACK_FRAME_RATE
+    rate = index.frame_rate or FALLBACK_FRAME_RATE
     keys = sorted(frames.pictures, key=numbers.__getitem__)
     frame_numbers = np.array([numbers[key] for key in keys], dtype=np.int64)
     times_s = _times_s(index, shown)
@@ -278,7 +303,7 @@ def _times_s(index: PacketIndex, shown: list[int | None]) -> NDArray[np.float64]
         known = index.timestamps.tolist()
     else:
         known = [timestamp for timestamp in shown if timestamp is not None]
-    is_complete = len(known) == len(shown) and bool((np.diff(known) > 0).all())
+    is_complete = 0 < len(known) == len(shown) and bool((np.diff(known) > 0).all())
     if not is_complete or index.time_base <= 0:
         return None
     first = int(index.timestamps[0]) if index.is_reliable else known[0]

@@ -90,6 +90,12 @@ def test_what_a_caller_wants_to_be_told(capfd: pytest.CaptureFixture[str]) -> No
     assert line.startswith("indexing 2/3 videos, ")
 
 
+def test_without_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)  # as under pythonw
+    with progress_function(True) as report:
+        report(Progress("videos", 2, 3))
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_nothing_to_do_draws_nothing(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_terminal: bool

@@ -6,7 +6,8 @@ import json
 import pickle
 import sys
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
+from types import MappingProxyType
 
 import pandas
 import pytest
@@ -61,6 +62,18 @@ def test_json() -> None:
     assert again["hits"][0]["paths"] == ["/a.mp4", "/copy.mp4"]
     assert again["hits"][0]["grains"] == dict(zip(NAMES, (0.1, 0.2, 0.3, 0.4), strict=True))
     assert again["hits"][1]["grains"] is None
+
+
+def test_a_dictionary_has_every_field_and_copies_nothing_deeply() -> None:
+    metadata = MappingProxyType({"source": "cam1"})  # which cannot be copied deeply
+    results = replace(RESULTS, hits=(replace(RESULTS.hits[0], metadata=metadata),))
+    content = results.to_dict()
+    assert list(content) == [field.name for field in fields(results)]
+    (hit,) = content["hits"]
+    assert list(hit) == [field.name for field in fields(results.hits[0])]
+    assert hit["metadata"] == {"source": "cam1"}
+    hit["metadata"]["source"] = "cam2"
+    assert metadata["source"] == "cam1"
 
 
 def test_grain_scores_are_a_mapping_with_attributes() -> None:

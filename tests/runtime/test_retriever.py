@@ -6,7 +6,8 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -634,6 +635,15 @@ def test_frames_in_memory_are_added(retriever: Retriever, clips: Path) -> None:
     assert (again.indexed, again.unchanged) == (("new",), ("frog",))
     assert retriever.add(grey, ids="frog").changed == ("frog",)
     assert len(retriever) == 3
+
+
+@pytest.mark.parametrize("kind", [iter, deque, lambda videos: (video for video in videos)])
+def test_any_iterable_of_frames_is_added(
+    retriever: Retriever, kind: Callable[[list[Any]], Iterable[Any]]
+) -> None:
+    videos = [np.full((2, 8, 8, 3), grey, np.uint8) for grey in (10, 200)]
+    assert retriever.add(kind(videos), ids=["dark", "light"]).indexed == ("dark", "light")
+    assert retriever.search_by_video(videos[1])[0].id == "light"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -66,6 +66,11 @@ if TYPE_CHECKING:
     type=PathArgument(dir_okay=False),
     help="Write the report to this JSON file.",
 )
+@click.option(
+    "--estimate",
+    is_flag=True,
+    help="Print segments, bytes and expected time, and stop before anything is written.",
+)
 @click.option("--strict", is_flag=True, help="Exit with status 8 if any video failed.")
 @session_options
 @reader_option
@@ -81,6 +86,7 @@ def command(
     workers: int | None,
     timeout_s: float,
     report_path: Path | None,
+    estimate: bool,
     strict: bool,
     session: SessionOptions,
     reader: str,
@@ -95,10 +101,16 @@ def command(
     """
     import xclip_deploy
     from xclip_deploy.errors import InvalidArgumentError, VideoError
+    from xclip_deploy.runtime.indexing.sources import stored_name
 
     if report_path is not None and not report_path.absolute().parent.is_dir():
         # Check this before hours of indexing.
         raise InvalidArgumentError(f"{report_path} cannot be written: no such folder")
+    if estimate:
+        options: dict[str, Any] = {"segment": segment, "stride": stride}
+        options |= {"on_duplicate": on_duplicate, "workers": workers}
+        _estimate(bundle, gallery, paths, session, reader, options, as_json=as_json)
+        return
     with xclip_deploy.Retriever(
         bundle,
         gallery,
@@ -131,10 +143,38 @@ def command(
         _print(report, f"{gallery} holds {total} videos")
     done = report.added or report.skipped or report.duplicates
     # A folder that was given and of which no file was taken is a mistake whatever else was.
-    given = {str(path.absolute()) for path in paths if path.is_dir()}
+    given = {stored_name(path) for path in paths if path.is_dir()}
     has_failed_folder = any(video.path in given for video in report.failed)
     if report.failed and (strict or not done or has_failed_folder):
         raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")
+
+
+def _estimate(
+    bundle: Path,
+    gallery: str,
+    paths: tuple[Path, ...],
+    session: SessionOptions,
+    reader: str,
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    import xclip_deploy
+    from xclip_deploy.errors import GalleryNotFoundError
+
+    def opened(place: str | None) -> xclip_deploy.Retriever:
+        return xclip_deploy.Retriever(bundle, place, session=session, reader=reader)  # type: ignore[arg-type]
+
+    try:
+        retriever = opened(gallery)
+    except GalleryNotFoundError:
+        retriever = opened(None)  # an estimate makes no gallery
+    with retriever:
+        found = retriever.estimate(paths, **options)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        say(*str(found).split("\n"))
 
 
 def _print(report: IndexReport, total: str) -> None:

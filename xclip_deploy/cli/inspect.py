@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,7 +120,7 @@ def _print_certificate(bundle: Bundle) -> None:
     from xclip_deploy.errors import BundleError
     from xclip_deploy.export.verification.certificate import read_certificate
 
-    command = f"xclip-deploy verify {bundle.path}"
+    command = f"xclip-deploy verify {shlex.quote(str(bundle.path))}"
     try:
         certificate = read_certificate(bundle)
     except BundleError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,8 +68,8 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="xclip-deploy")
 @click.option("-v", "--verbose", is_flag=True, help="Show the log messages of the libraries.")
-@click.option("--traceback", is_flag=True, help="Show the traceback of an error.")
-def cli(verbose: bool, traceback: bool) -> None:
+@click.option("--traceback", is_flag=True, expose_value=False, help="Show an error's traceback.")
+def cli(verbose: bool) -> None:
     """Take an X-CLIP video-text retrieval model from a checkpoint to search.
 
     Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
@@ -79,7 +80,6 @@ def cli(verbose: bool, traceback: bool) -> None:
     Messages go to standard error. If that is closed or full, they are lost, and the status
     alone tells the result.
     """
-    del traceback  # read by main()
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[_LogLines()])
 
@@ -108,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    show_traceback = "--traceback" in arguments
+    # The option acts here, and not in the command.
+    shows_traceback = "--traceback" in arguments
     try:
         # Users add this option afterwards, so it may stand anywhere on the line.
         rest = [argument for argument in arguments if argument != "--traceback"]
@@ -126,20 +127,19 @@ def _run(arguments: Sequence[str]) -> int:
         command = context.command_path if context else "xclip-deploy"
         say(f"error: {error.format_message()}; see: {command} --help", err=True)
         return error.exit_code
-    except XclipDeployError as error:
-        if show_traceback:
-            raise
-        say(f"error: {error}", err=True)
-        return error.exit_code
-    except Exception as error:
-        if show_traceback:
-            raise
-        say(
-            f"unexpected error: {type(error).__name__}: {_one_line(error)} "
-            "(run again with --traceback to see where)",
-            err=True,
-        )
-        return 1
+    except Exception as error:  # noqa: BLE001 - of which one line or a traceback is shown
+        if shows_traceback:
+            # The interpreter would print it unescaped and end with status 1.
+            say(*traceback.format_exc().rstrip().split("\n"), err=True)
+        elif isinstance(error, XclipDeployError):
+            say(f"error: {error}", err=True)
+        else:
+            say(
+                f"unexpected error: {type(error).__name__}: {_one_line(error)} "
+                "(run again with --traceback to see where)",
+                err=True,
+            )
+        return error.exit_code if isinstance(error, XclipDeployError) else 1
     return int(status or 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,8 @@ def command(
         is_empty = len(retriever) == 0
     if is_empty:
         say(
-            f"{gallery} holds no videos; run: xclip-deploy index VIDEOS --gallery {gallery}",
+            f"{gallery} holds no videos; run: xclip-deploy index VIDEOS "
+            f"--gallery {shlex.quote(str(gallery))}",
             err=True,
         )
     if as_json:

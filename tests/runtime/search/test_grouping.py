@@ -99,9 +99,7 @@ def test_suppression_is_greedy_and_needs_no_later_moments(
     kept: list[int] = []
     for n in range(len(windows)):
         overlaps = [
-            float(
-                temporal_iou(starts[m], starts[m] + 8, starts[n : n + 1], starts[n : n + 1] + 8)[0]
-            )
+            temporal_iou(starts[m], starts[m] + 8, starts[[n]], starts[[n]] + 8)[0]
             for m in kept
             if numbers[m] == numbers[n]
         ]

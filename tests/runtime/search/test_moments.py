@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +61,7 @@ def gallery(
     elif request.param == "lancedb":
         opened = Gallery.open(path, bundle.manifest, create=True)
     else:
-        limits = SearchLimits(
-            flat_videos=0,
-            flat_bytes=0,
-            held_bytes=0,
-            index_from=500,
-            partitions=0,
-            min_partitions=1,
-        )
+        limits = replace(NOTHING_IN_MEMORY, index_from=500, partitions=0, min_partitions=1)
         opened = Gallery.open(path, bundle.manifest, create=True, limits=limits)
     opened.add(world.rows, world.features)
     if request.param == "index":
@@ -224,7 +218,8 @@ def test_within_one_video(
             searcher, gallery, world, within=name, group="moment", k=5, nms=None, exact=exact
         )
         assert [hit.id for hit in found] == ["/films/crowd.mkv"] * 5
-        assert found[0].segment == int(np.argmax(logits[:CROWD]))
+        if exact is not False:  # the untrained scorer's first stage is another ranking
+            assert found[0].segment == int(np.argmax(logits[:CROWD]))
     span = search(
         searcher, gallery, world, within="crowd.mkv", from_s="1:40", to_s=120, k=99,
         group="moment", exact=exact,
@@ -239,16 +234,8 @@ def test_names_of_no_video_and_of_several(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=r"'talk.mkv' names 30 videos \(/talks/t00"):
         search(searcher, gallery, world, within="talk.mkv")
-    for name in (
-        "none.mkv",
-        "t_lk.mkv",
-        "%",
-        "crowd",
-        "/crowd.mkv",
-        "x\0",
-        "\udc80.mkv",
-        "a" * 5000,
-    ):
+    strange = ("x\0", "\udc80.mkv", "a" * 5000)
+    for name in ("none.mkv", "t_lk.mkv", "%", "crowd", "/crowd.mkv", *strange):
         with pytest.raises(GalleryError, match="in the gallery of 32; expected an id, or a file"):
             search(searcher, gallery, world, within=name)
 
@@ -324,25 +311,20 @@ def test_every_other_option_knows_segments(
 def test_by_video_and_by_both(
     searcher: Searcher, gallery: Gallery, world: World, exact: bool | None
 ) -> None:
-    wanted = next(
-        n
-        for n, row in enumerate(world.rows)
-        if row.id.startswith("/talks/t07") and row.segment == 3
-    )
+    places = {(row.id, row.segment): n for n, row in enumerate(world.rows)}
+    wanted = places["/talks/t07/talk.mkv", 3]
     video = world.features[wanted : wanted + 1]
     snapshot = gallery.snapshot()
-    (found,) = searcher.search(
-        [Query(None, video)], snapshot, SearchOptions(k=10, exact=exact, candidates=20)
-    )
+    options = SearchOptions(k=10, exact=exact, candidates=20)
+    (found,) = searcher.search([Query(None, video)], snapshot, options)
     assert (found[0].id, found[0].segment) == ("/talks/t07/talk.mkv", 3)
     assert found[0].score == pytest.approx(1, abs=2e-3)
     assert found[0].grains is None
     assert found[0].range is not None
     assert len({hit.id for hit in found}) == 10
     both = Query(world.query.text, video, 0.9)
-    (found,) = searcher.search(
-        [both], snapshot, SearchOptions(k=10, exact=exact or False, candidates=20)
-    )
+    options = replace(options, exact=exact or False)
+    (found,) = searcher.search([both], snapshot, options)
     assert (found[0].id, found[0].segment) == ("/talks/t07/talk.mkv", 3)
     assert len({hit.id for hit in found}) == 10
 

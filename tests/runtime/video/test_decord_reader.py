@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -86,6 +87,23 @@ def test_bad_files(tmp_path: Path, write_clip: Callable[..., Path]) -> None:
     tiny = write_clip(tmp_path / "tiny.mp4", 5, size=16)
     with pytest.raises(VideoReadError, match="decord cannot read it") as caught:
         read_video(tiny, SAMPLING, 64, reader="decord")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("decord")
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mjpeg"])
+def test_a_damaged_first_frame(codec: str, tmp_path: Path, write_clip: Callable[..., Path]) -> None:
+    pixel_format = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = write_clip(tmp_path / "clip.mov", 20, codec=codec, pixel_format=pixel_format)
+    with av.open(str(path)) as container:
+        first = next(packet for packet in container.demux(video=0) if packet.size)
+        assert first.pos is not None
+        start, size = first.pos, first.size
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = b"\xff" * size
+    path.write_bytes(content)
+    with pytest.raises(VideoReadError, match="decord cannot read it") as caught:
+        read_video(path, SAMPLING, 64, reader="decord")
     assert "\n" not in str(caught.value)
 
 

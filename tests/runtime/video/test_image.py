@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from crafted_files import png
+from PIL import Image, features
 
 from xclip_deploy.errors import InvalidArgumentError, VideoNotFoundError, VideoReadError
 from xclip_deploy.runtime.video import read_image, resize_and_crop
@@ -64,21 +64,16 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         read_image(np.zeros((8, 8, 3)), 32)  # type: ignore[arg-type]
 
 
-def png(
-    bits: int, colour: int, rows: list[bytes], width: int, transparent: bytes = b"", height: int = 0
-) -> bytes:
-    """Write a PNG. ``colour``: 0 is grey, 2 is RGB. ``transparent``: the colour that is."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        size, check = len(data).to_bytes(4, "big"), zlib.crc32(kind + data).to_bytes(4, "big")
-        return size + kind + data + check
-
-    sizes = width.to_bytes(4, "big") + (height or len(rows)).to_bytes(4, "big")
-    parts = [(b"IHDR", sizes + bytes([bits, colour, 0, 0, 0]))]
-    parts += [(b"tRNS", transparent)] if transparent else []
-    data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    parts += [(b"IDAT", data), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow reads AVIF from 11.3 on")
+def test_a_damaged_avif(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(gradient(64, 64)).save(whole, "avif")
+    content = bytearray(whole.getvalue())
+    start = content.index(b"mdat") + 4
+    content[start:] = b"\xff" * (len(content) - start)
+    (tmp_path / "a.avif").write_bytes(content)
+    with pytest.raises(VideoReadError, match="cannot be read as an image"):
+        read_image(tmp_path / "a.avif", 32)
 
 
 def frame(image: Any, size: int = 16) -> np.ndarray:
@@ -179,6 +174,7 @@ def test_transparency_lies_over_black(tmp_path: Path, mode: str) -> None:
         (16, 0, bytes([200, 200]), bytes([100, 100])),
         (8, 2, bytes([200, 10, 30]), bytes([100, 100, 100])),
         (16, 2, bytes([200, 200, 10, 10, 30, 30]), bytes([100] * 6)),
+        (16, 2, bytes([0, 100, 0, 100, 0, 100]), bytes([100] * 6)),
     ],
 )
 def test_a_colour_declared_transparent_is_black(
@@ -186,7 +182,7 @@ def test_a_colour_declared_transparent_is_black(
 ) -> None:
     rows = [hidden * 8 + other * 8] * 16
     key = hidden if bits == 16 else b"".join(bytes([0, level]) for level in hidden)
-    (tmp_path / "a.png").write_bytes(png(bits, colour, rows, 16, key))
+    (tmp_path / "a.png").write_bytes(png(bits, colour, rows, 16, 16, key))
     found = frame(tmp_path / "a.png")
     assert not found[:, :8].any()
     assert np.unique(found[:, 8:]).tolist() == [100]
@@ -199,7 +195,7 @@ def test_a_level_declared_transparent_in_few_bits(
     other = 2**bits - 1 if shown else 0
     pixels = [level] * 8 + [other] * 8
     packed = int("".join(f"{pixel:0{bits}b}" for pixel in pixels), 2).to_bytes(2 * bits, "big")
-    (tmp_path / "a.png").write_bytes(png(bits, 0, [packed] * 16, 16, bytes([0, level])))
+    (tmp_path / "a.png").write_bytes(png(bits, 0, [packed] * 16, 16, 16, bytes([0, level])))
     found = frame(tmp_path / "a.png")
     assert not found[:, :8].any()
     assert np.unique(found[:, 8:]).tolist() == [shown]
@@ -249,6 +245,6 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
 
 
 def test_a_small_file_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
-    (tmp_path / "bomb.png").write_bytes(png(8, 2, [], 50_000, height=50_000))
+    (tmp_path / "bomb.png").write_bytes(png(8, 2, [], 50_000, 50_000))
     with pytest.raises(VideoReadError, match="too many pixels"):
         read_image(tmp_path / "bomb.png", 32)

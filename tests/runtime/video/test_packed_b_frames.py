@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from xclip_deploy.runtime.video import FrameSampling, read_video
+from xclip_deploy.runtime.video import FrameSampling, pyav_reader, read_video
 
 SAMPLING = FrameSampling(frames_per_second=2, max_frames=20)
 COUNT = 70
@@ -107,6 +107,69 @@ def test_decoder_order_is_right(
     assert video.duration_s == pytest.approx(COUNT / 10)
     assert video.sampled_by == "frame numbers"
     assert video.warnings == ()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Paths that the reader opened: one for the index, one for each time it decodes."""
+    paths: list[Path] = []
+    really_open = pyav_reader.open_video
+
+    def open_and_note(path: Path) -> Any:
+        paths.append(path)
+        return really_open(path)
+
+    monkeypatch.setattr(pyav_reader, "open_video", open_and_note)
+    return paths
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_an_intact_file_is_decoded_once(
+    is_packed: bool,
+    tmp_path: Path,
+    coded_frames: Callable[[int], Frames],
+    side: int,
+    read_numbers: Callable[[Any], list[int]],
+    opened: list[Path],
+) -> None:
+    frames = coded_frames(2)
+    path = write(tmp_path / "clip.avi", pack(frames) if is_packed else frames)
+    assert read_numbers(read_video(path, SAMPLING, side).frames) == list(range(0, COUNT, 5))
+    assert opened == [path, path]
+
+
+def test_a_bare_stream_is_decoded_once(
+    tmp_path: Path,
+    side: int,
+    write_clip: Callable[..., Path],
+    read_numbers: Callable[[Any], list[int]],
+    opened: list[Path],
+) -> None:
+    path = write_clip(tmp_path / "clip.h264", COUNT, rate=25, options={"bf": "2"})
+    video = read_video(path, SAMPLING, side)
+    assert read_numbers(video.frames) == video.frame_numbers.tolist() != [0]
+    assert opened == [path, path]
+
+
+def test_a_wrong_guess_costs_time_alone(
+    tmp_path: Path,
+    coded_frames: Callable[[int], Frames],
+    side: int,
+    read_numbers: Callable[[Any], list[int]],
+    opened: list[Path],
+) -> None:
+    """Chunks that hold no frame are counted, and only the decoder tells."""
+    frames = coded_frames(2)
+    frames[30:30] = [(NOT_CODED, False)] * 12
+    path = write(tmp_path / "clip.avi", frames)
+    video = read_video(path, FrameSampling(frames_per_second=1, max_frames=4), side)
+    assert opened == [path, path, path]
+    with av.open(str(path)) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(shown) < COUNT + 12
+    right = np.stack([shown[number] for number in video.frame_numbers])
+    assert read_numbers(video.frames) == read_numbers(right)
+    assert video.frame_numbers.tolist() == [0, 20, 40, 60]
 
 
 def test_packed_in_another_container(

@@ -19,7 +19,7 @@ import numpy as np
 from xclip_deploy.errors import DatasetError
 from xclip_deploy.runtime.datasets import SplitName
 from xclip_deploy.runtime.datasets.folder import CSV_NAME
-from xclip_deploy.runtime.files import replaced_directory
+from xclip_deploy.runtime.files import replaced_directory, require_regular_file
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.training.datasets.generated.rendering import FRAME_RATE, IMAGE_SIZE, render
 from xclip_deploy.training.datasets.generated.scenes import Scene
@@ -78,6 +78,7 @@ def make_videos(
 
 def _check_same(directory: Path, recipe: dict[str, int]) -> None:
     try:
+        require_regular_file(directory / _RECIPE, "a dataset's recipe", DatasetError)
         found = json.loads((directory / _RECIPE).read_text())
     except (OSError, ValueError) as error:
         raise DatasetError(
