@@ -15,7 +15,7 @@ from submodules::
     xclip_deploy.runtime.datasets       Split, SplitVideo, DATASETS
     xclip_deploy.runtime.engine_set     BuildOptions, EngineSet, read_engine_set
     xclip_deploy.runtime.evaluation     Evaluation, Matcher, evaluate_matcher
-    xclip_deploy.runtime.evidence       Contrast, Moment, draw_explanation
+    xclip_deploy.runtime.evidence       BestMoment, Contrast, draw_explanation
     xclip_deploy.runtime.features       Scores
     xclip_deploy.runtime.gallery        GalleryStats, MetadataValue, Snapshot, VideoFile
     xclip_deploy.runtime.indexing       IndexReport
@@ -23,7 +23,7 @@ from submodules::
     xclip_deploy.runtime.metrics        RetrievalMetrics, RetrievalResult, retrieval_metrics
     xclip_deploy.runtime.moments        Cut, GridCell, ThumbnailStore
     xclip_deploy.runtime.progress       Progress, ProgressFunction
-    xclip_deploy.runtime.results        FailedVideo, GrainScores
+    xclip_deploy.runtime.results        FailedVideo, GrainScores, Moment, TimeRange
     xclip_deploy.runtime.search         SearchOptions
     xclip_deploy.runtime.sessions       Placement
     xclip_deploy.runtime.tokenizer      Tokenizer

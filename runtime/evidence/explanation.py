@@ -9,7 +9,7 @@ from typing import Any
 
 from xclip_deploy.runtime.arrays import Float64Array, first_best
 from xclip_deploy.runtime.evidence.decomposition import Decomposition, decompose
-from xclip_deploy.runtime.evidence.moments import Moment, find_moment
+from xclip_deploy.runtime.evidence.moments import BestMoment, find_moment
 from xclip_deploy.runtime.evidence.words import (
     TokenKind,
     Word,
@@ -96,7 +96,7 @@ class Explanation:
     words: tuple[WordEvidence, ...]
     frames: tuple[FrameEvidence, ...]
     """Every frame, with padding at the end."""
-    best_moment: Moment
+    best_moment: BestMoment
     decomposition: Decomposition
 
     @property

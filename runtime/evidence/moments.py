@@ -14,7 +14,7 @@ from xclip_deploy.runtime.presentation import time_text
 
 
 @dataclass(frozen=True)
-class Moment:
+class BestMoment:
     """A time range of a video, seconds from its start."""
 
     start_s: float
@@ -34,7 +34,7 @@ class Moment:
 
 def find_moment(
     similarity: npt.NDArray[np.floating], times_s: Sequence[float], duration_s: float | None
-) -> Moment:
+) -> BestMoment:
     """Find the time around the frame that is most similar to a text.
 
     ``similarity`` [n]: similarity of the sentence to each of the n valid frames. ``times_s`` [n]:
@@ -55,7 +55,7 @@ def find_moment(
     end_s = max(duration_s, times_s[-1])
     # These are the gaps inside the range and the two at its ends.
     around = gaps[max(first - 1, 0) : last + 1]
-    return Moment(
+    return BestMoment(
         start_s=0.0 if first == 0 else (times_s[first - 1] + times_s[first]) / 2,
         end_s=end_s if last + 1 == len(times_s) else (times_s[last] + times_s[last + 1]) / 2,
         best_frame_time_s=times_s[best],
