@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 from xclip_deploy.runtime.grains import Grain
+from xclip_deploy.runtime.media import Cut, CutMode, Media
 from xclip_deploy.runtime.presentation import brief, html_table, time_text
 
 if TYPE_CHECKING:
@@ -140,6 +145,63 @@ class SearchResult:
     confidence: float | None = None
     """Probability that nothing in a gallery without a match scores as high; None if it was not
     asked for or cannot be told."""
+
+    media: Media | None = field(default=None, repr=False, compare=False)
+    """The video's file, for :meth:`thumbnail`, :meth:`frames` and :meth:`cut`."""
+
+    def thumbnail(self, moment: Moment | None = None) -> NDArray[np.uint8]:
+        """Return a small picture of the segment: uint8 RGB [height, width, 3].
+
+        ``moment``: one of :attr:`moments`, None for the hit itself. Without a stored thumbnail, the
+        best frame is read from the file. Raises MomentSourceError if the file is gone or changed.
+        """
+        of: SearchResult | Moment = moment or self
+        return self._media().thumbnail(of.start_s, of.best_frame_time_s)
+
+    def frames(
+        self, moment: Moment | None = None, *, max_frames: int = 64
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """Return the segment's frames, uint8 RGB [n, height, width, 3], and times, seconds [n].
+
+        They are as large as the video, thinned evenly to ``max_frames``. ``moment``: one of
+        :attr:`moments`. Raises MomentSourceError if the file is gone or changed, VideoReadError.
+        """
+        start_s, end_s = self._span(moment)
+        return self._media().frames(start_s, end_s, max_frames)
+
+    def cut(
+        self,
+        out: str | PathLike[str],
+        moment: Moment | None = None,
+        *,
+        mode: CutMode = "exact",
+        pad_s: float = 0.0,
+        overwrite: bool = False,
+    ) -> Cut:
+        """Write the segment to a video file, with sound; see :func:`runtime.moments.cut`.
+
+        ``exact`` encodes exactly these seconds anew. ``copy`` copies the streams from the key frame
+        before, and the result tells the actual start and end. ``moment``: one of :attr:`moments`.
+        ``pad_s``: seconds to add at both ends. Raises MomentSourceError if the file is gone or
+        changed, InvalidArgumentError, VideoReadError.
+        """
+        start_s, end_s = self._span(moment)
+        return self._media().cut(start_s, end_s, out, mode, pad_s, overwrite=overwrite)
+
+    def _media(self) -> Media:
+        if self.media is None:
+            raise InvalidArgumentError(
+                "this hit knows no file; expected one that a search of a Retriever returned"
+            )
+        return self.media
+
+    def _span(self, moment: Moment | None) -> tuple[float, float]:
+        of: SearchResult | Moment = moment or self
+        if of.end_s is None:
+            raise InvalidArgumentError(
+                f"the end of {self.id!r:.200} is not known; expected a video with a duration_s"
+            )
+        return of.start_s, of.end_s
 
     def __repr__(self) -> str:
         parts: dict[str, object] = {"rank": self.rank, "id": self.id, "score": self.score}

@@ -119,7 +119,7 @@ class Retriever:
             self.gallery = Gallery.open(gallery, manifest, create=create)
         warn_of_older_readings(self.gallery)
         self._scorer_weights = cache(self.bundle.scorer_weights)
-        self._searcher = Searcher(self.model, self._scorer_weights)
+        self._searcher = Searcher(self.model, self._scorer_weights, self.gallery.thumbnails)
         self._is_closed = False
 
     # -- gallery ---------------------------------------------------------------------------
@@ -134,6 +134,7 @@ class Retriever:
         stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
+        thumbnails: bool = True,
         workers: int | None = None,
         timeout_s: float = 120.0,
         progress: bool | ProgressFunction = False,
@@ -154,6 +155,7 @@ class Retriever:
                 files changed, ``skip`` leaves them, ``replace`` encodes all again, ``error`` raises
                 before anything is read.
             prune: Whether to remove videos whose files are gone from the given folders.
+            thumbnails: Whether to keep a small picture of every segment beside the gallery.
             workers: Processes that decode, None for one per core.
             timeout_s: Longest time to decode one video, seconds.
             progress: True draws a bar on standard error. A function is called with a
@@ -178,6 +180,7 @@ class Retriever:
             stride=stride,
             on_duplicate=on_duplicate,
             prune=prune,
+            thumbnails=thumbnails,
             workers=workers,
             timeout_s=timeout_s,
             progress=progress,

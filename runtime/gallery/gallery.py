@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 _SAVE_VIDEOS = 4096
 _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
+_THUMBNAILS = "thumbnails"
 _NO_ROWS: Rows = np.empty(0, np.int64)
 _MOST_VIDEOS = 1 << 40
 
@@ -144,6 +145,12 @@ class Gallery:
     def uri(self) -> str | None:
         """Location of the gallery; None in memory."""
         return self._open_store.uri
+
+    @property
+    def thumbnails(self) -> Path | None:
+        """Folder of the segments' thumbnails; None in memory and in object storage."""
+        uri = self._open_store.uri
+        return None if uri is None or "://" in uri else Path(uri, _THUMBNAILS)
 
     @property
     def model(self) -> FeatureModel:

@@ -25,6 +25,7 @@ from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
 from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.sources import open_sources
+from xclip_deploy.runtime.moments import ThumbnailStore
 from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
 from xclip_deploy.runtime.video.segmentation import Segmentation
@@ -44,6 +45,7 @@ def add_videos(
     stride: str | float | None,
     on_duplicate: OnDuplicate,
     prune: bool,
+    thumbnails: bool,
     workers: int | None,
     timeout_s: float,
     progress: bool | ProgressFunction,
@@ -51,6 +53,7 @@ def add_videos(
     """Check the arguments, then read, encode and add videos: see :meth:`Retriever.add`."""
     as_choice("on_duplicate", on_duplicate, OnDuplicate)
     as_truth("prune", prune)
+    as_truth("thumbnails", thumbnails)
     if workers is not None:
         workers = as_whole_number("workers", workers, 1, MAX_THREADS)
     timeout_s = as_number("timeout_s", timeout_s, 1e-3, _MAX_TIMEOUT_S)
@@ -83,6 +86,9 @@ def add_videos(
             model.encode_videos,
             pool,
             segmentation=segmentation,
+            thumbnails=ThumbnailStore(gallery.thumbnails)
+            if thumbnails and gallery.thumbnails is not None
+            else None,
             settings=settings,
             progress=report,
         )

@@ -5,7 +5,8 @@ Importing this package loads no video library.
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.moments.cutting import Cut, CutMode, cut
+from xclip_deploy.runtime.media import Cut, CutMode
+from xclip_deploy.runtime.moments.cutting import cut
 from xclip_deploy.runtime.moments.frames import frame_at, frames_between
 from xclip_deploy.runtime.moments.grid import GridCell, plot_results
 from xclip_deploy.runtime.moments.thumbnails import ThumbnailStore, thumbnail_key

@@ -4,58 +4,20 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from xclip_deploy.errors import InvalidArgumentError, VideoReadError
 from xclip_deploy.runtime.arguments import PathName, as_choice, as_number, as_path, as_truth
 from xclip_deploy.runtime.files import replaced_file
+from xclip_deploy.runtime.media import Cut, CutMode
 from xclip_deploy.runtime.moments.containers import OutputFormat, format_of
 from xclip_deploy.runtime.moments.copying import copy
 from xclip_deploy.runtime.moments.encoding import encode
 from xclip_deploy.runtime.moments.source import STEPS_BACK, MomentSource, UnsoundError
-from xclip_deploy.runtime.presentation import time_text
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery.records import VideoFile
-
-CutMode = Literal["exact", "copy"]
-"""How seconds are cut out: encoded anew, or copied from the key frame before."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A file that holds some seconds of a video."""
-
-    path: Path
-    """File that was written."""
-    start_s: float
-    """Where it begins, seconds in the video. A copy begins at the key frame before."""
-    end_s: float
-    """Where it ends, seconds in the video."""
-    has_sound: bool
-    """Whether it has sound."""
-    mode: CutMode
-    """How it was cut."""
-    warnings: tuple[str, ...] = ()
-    """What is wrong with the video or differs from it, one line each."""
-
-    def __str__(self) -> str:
-        start, end = time_text(self.start_s, 1), time_text(self.end_s, 1)
-        sound = "with sound" if self.has_sound else "without sound"
-        return f"{self.path}: {start} to {end} ({self.mode}, {sound})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {
-            "path": str(self.path),
-            "start_s": self.start_s,
-            "end_s": self.end_s,
-            "has_sound": self.has_sound,
-            "mode": self.mode,
-            "warnings": list(self.warnings),
-        }
 
 
 def cut(

@@ -91,6 +91,21 @@ class ThumbnailStore:
         except OSError:
             return None
 
+    def read(self, key: str) -> NDArray[np.uint8] | None:
+        """Return a thumbnail, uint8 RGB ``[height, width, 3]``; None if none is there, whole."""
+        from PIL import Image, UnidentifiedImageError
+
+        path = self.get(key)
+        if path is None:
+            return None
+        try:
+            with Image.open(path, formats=("WEBP",)) as image:
+                if max(image.size) > THUMBNAIL_SIDE:
+                    return None  # not one of ours
+                return np.asarray(image.convert("RGB"))
+        except (OSError, UnidentifiedImageError, ValueError):
+            return None
+
     def keys(self) -> Iterator[str]:
         """List the keys of all thumbnails, in no order."""
         for path in self._files():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.moments.hit_media import HitMedia
 from xclip_deploy.runtime.results import GrainScores, Moment, SearchResult, TimeRange
 from xclip_deploy.runtime.search.grouping import ranks_within
 from xclip_deploy.runtime.search.near_identical import distinct
@@ -62,9 +64,14 @@ class Page:
 
 
 def describe(
-    query: Query, page: Page, snapshot: Snapshot, groups: Groups | None, offset: int
+    query: Query,
+    page: Page,
+    snapshot: Snapshot,
+    groups: Groups | None,
+    offset: int,
+    thumbnails: Path | None,
 ) -> tuple[SearchResult, ...]:
-    """Read the records of a page and return its hits."""
+    """Read the records of a page and return its hits. ``thumbnails``: folder of the gallery's."""
     hits = page.hits
     if not len(hits):
         return ()
@@ -99,6 +106,7 @@ def describe(
                 moments=_moments(page.moments[n], frames) if page.moments else (),
                 range=frames.range(row, near[n]) if near else None,
                 confidence=None if hits.confidences is None else float(hits.confidences[n]),
+                media=HitMedia.of(video, thumbnails),
             )
         )
     return tuple(results)

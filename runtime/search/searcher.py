@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -44,8 +45,18 @@ _TEXTS_AT_ONCE = 32
 class Searcher:
     """A search of snapshots with a model. It is safe to use from several threads."""
 
-    def __init__(self, model: DeployedModel, weights: Callable[[], ScorerWeights]) -> None:
-        """Prepare to search; ``weights`` loads the scorer's matrices when needed."""
+    def __init__(
+        self,
+        model: DeployedModel,
+        weights: Callable[[], ScorerWeights],
+        thumbnails: Path | None = None,
+    ) -> None:
+        """Prepare to search.
+
+        ``weights`` loads the scorer's matrices when needed. ``thumbnails``: folder of the
+        gallery's thumbnails, which hits show.
+        """
+        self._thumbnails = thumbnails
         self._model = model
         self._weights = weights
         self._planner = Planner()
@@ -255,7 +266,7 @@ class Searcher:
             ranked = ranked.take(np.flatnonzero(is_sure))
         page = Page.of(ranked, groups, options, snapshot)
         return SearchResults(
-            describe(query, page, snapshot, groups, options.offset),
+            describe(query, page, snapshot, groups, options.offset, self._thumbnails),
             plan.method,
             scored,
             snapshot.num_videos,

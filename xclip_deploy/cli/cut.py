@@ -11,7 +11,7 @@ from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import Command, PathArgument, json_option
 
 if TYPE_CHECKING:
-    from xclip_deploy.runtime.moments import CutMode
+    from xclip_deploy.runtime.media import CutMode
 
 
 @click.command("cut", cls=Command)

@@ -51,6 +51,11 @@ if TYPE_CHECKING:
     metavar="TIME",
     help="Begin a window every so often, such as 4s.  [default: the length of a window]",
 )
+@click.option(
+    "--thumbnails/--no-thumbnails",
+    default=True,
+    help="Keep a small picture of every segment beside the gallery.  [default: thumbnails]",
+)
 @workers_option
 @click.option(
     "--timeout",
@@ -83,6 +88,7 @@ def command(
     segment: str | None,
     stride: str | None,
     prune: bool,
+    thumbnails: bool,
     workers: int | None,
     timeout_s: float,
     report_path: Path | None,
@@ -126,6 +132,7 @@ def command(
                 stride=stride,
                 on_duplicate=on_duplicate,  # type: ignore[arg-type]
                 prune=prune,
+                thumbnails=thumbnails,
                 workers=workers,
                 timeout_s=timeout_s,
                 progress=True,
