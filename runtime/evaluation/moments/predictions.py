@@ -55,24 +55,30 @@ def write_predictions(
             ``corpus`` that lie in it.
 
     Raises:
-        InvalidArgumentError: The file cannot be written, or the lengths differ.
+        InvalidArgumentError: The file cannot be written, the lengths differ, or a number is not
+            finite.
     """
     target = as_path("path", path)
+    if len(queries) != len(corpus) or (within is not None and len(queries) != len(within)):
+        counts = " and ".join(str(len(given)) for given in (corpus, within) if given is not None)
+        raise InvalidArgumentError(
+            f"{counts} rankings for {len(queries)} queries; expected one each"
+        )
     if within is None:
         within = [
             [found for found in ranking if found.video_id == query.video_id]
             for query, ranking in zip(queries, corpus, strict=True)
         ]
-    if not len(queries) == len(corpus) == len(within):
-        raise InvalidArgumentError(
-            f"{len(corpus)} and {len(within)} rankings for {len(queries)} queries; expected one "
-            "each"
-        )
     if target.suffix == ".json":
-        text = json.dumps(_submission(queries, corpus, within)) + "\n"
+        entries: list[Any] = [_submission(queries, corpus, within)]
     else:
-        lines = zip(queries, corpus, within, strict=True)
-        text = "".join(json.dumps(_line(*line)) + "\n" for line in lines)
+        entries = [_line(*line) for line in zip(queries, corpus, within, strict=True)]
+    try:
+        text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
+    except ValueError as error:
+        raise InvalidArgumentError(
+            "a prediction has a time or a score that is no finite number; expected finite ones"
+        ) from error
     try:
         replace_text(target, text)
     except OSError as error:
