@@ -133,14 +133,12 @@ def test_wrong_rankers_are_refused() -> None:
         def rank(self, texts: Sequence[str], k: int) -> list[list[Prediction]]:
             return super().rank(texts[1:], k)
 
-    cases: tuple[tuple[Ranker, str], ...] = (
+    cases: list[tuple[Ranker, str]] = [
         (Long(MANY, 30), "up to 11 moments"),
         (Short(MANY), "63 rankings"),
-    )
-    for ranker, expected in (
-        *cases,
         (Same([Prediction("elsewhere", 0.0, 1.0, 0.0)]), "names other videos"),
-    ):
+    ]
+    for ranker, expected in cases:
         with pytest.raises(InvalidArgumentError, match=expected):
             evaluate_moments(ranker, MANY, k=10)
 
