@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,15 @@ class SearchRanker:
     otherwise: other videos of a gallery take part as wrong answers.
     """
 
-    def __init__(self, retriever: Retriever, split: MomentSplit) -> None:
-        """Look up which videos of the gallery are those of the split."""
+    def __init__(
+        self, retriever: Retriever, split: MomentSplit, search: Mapping[str, Any] | None = None
+    ) -> None:
+        """Look up which videos of the gallery are those of the split.
+
+        ``search``: further keywords of every search, such as those of :class:`SearchOptions`.
+        """
         self._retriever = retriever
+        self._search = {**_SEARCH, **(search or {})}
         name_of = {_absolute(video.path): video.id for video in split.videos}
         self._name_of: dict[str, str] = {}
         """Id in the split, by id in the gallery."""
@@ -87,7 +93,7 @@ class SearchRanker:
 
     def rank(self, texts: Sequence[str], k: int) -> list[Ranking]:
         """Return at most ``k`` moments of all videos for each text, best first."""
-        found = self._retriever.search_batch(texts, k, **_SEARCH)
+        found = self._retriever.search_batch(texts, k, **self._search)
         return [self._ranking(hits) for hits in found]
 
     def rank_within(self, texts: Sequence[str], video_ids: Sequence[str], k: int) -> list[Ranking]:
@@ -102,7 +108,7 @@ class SearchRanker:
                 rankings.append([])
                 continue
             where = "id = '{}'".format(gallery_id.replace("'", "''"))
-            hits = self._retriever.search(text, k, where=where, **_SEARCH)
+            hits = self._retriever.search(text, k, where=where, **self._search)
             rankings.append([found._replace(video_id=video_id) for found in self._ranking(hits)])
         return rankings
 

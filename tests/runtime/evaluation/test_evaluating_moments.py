@@ -46,7 +46,7 @@ class Oracle:
     ) -> list[list[Prediction]]:
         for text, video_id in zip(texts, video_ids, strict=True):
             assert self._queries[text].video_id == video_id
-        return [self._right(text) for text in texts]
+        return [self._right(text)[:k] for text in texts]
 
     def _right(self, text: str) -> list[Prediction]:
         query = self._queries[text]
