@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,6 @@ from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
 _ALL_FRAMES = 1_000_000
-_DEEPEST = 4000
-"""Windows of a query that suppression looks at: all others rank behind them."""
 
 
 @dataclass(frozen=True)
@@ -115,33 +114,36 @@ class Windows:
         self, texts: Sequence[str], video_ids: Sequence[str], k: int
     ) -> list[list[Prediction]]:
         """Rank the windows of one video for each text."""
-        videos = np.array(self.video_ids)
         return [
-            self._ranked(text, np.flatnonzero(videos == video_id), k)
+            self._ranked(text, self._rows_of[video_id], k)
             for text, video_id in zip(texts, video_ids, strict=True)
         ]
 
     def _ranked(self, text: str, rows: npt.NDArray[np.intp], k: int) -> list[Prediction]:
-        scores = self.similarity[self.texts[text], rows]
-        order = rows[np.argsort(-scores, kind="stable")[:_DEEPEST]]
-        kept: dict[str, list[int]] = {}
+        scores = self.similarity[self.texts[text]]
+        is_left = np.ones(len(scores), dtype=bool)
         ranking: list[Prediction] = []
-        for row in order:
+        for row in rows[np.argsort(-scores[rows], kind="stable")].tolist():
             if len(ranking) == k:
                 break
+            if not is_left[row]:
+                continue
             video_id, (start_s, end_s) = self.video_ids[row], self.spans[row].tolist()
-            better = kept.setdefault(video_id, [])
-            if self.nms is not None and better:
-                overlaps = temporal_iou(self.spans[better], (start_s, end_s))
-                if overlaps.max() > self.nms:
-                    continue
-            better.append(row)
-            score = float(self.similarity[self.texts[text], row])
-            ranking.append(Prediction(video_id, start_s, end_s, score))
+            ranking.append(Prediction(video_id, start_s, end_s, float(scores[row])))
+            if self.nms is not None:
+                others = self._rows_of[video_id]
+                overlaps = temporal_iou(self.spans[others], (start_s, end_s))
+                is_left[others[overlaps > self.nms]] = False
         return ranking
+
+    @cached_property
+    def _rows_of(self) -> dict[str, npt.NDArray[np.intp]]:
+        videos = np.array(self.video_ids)
+        return {video_id: np.flatnonzero(videos == video_id) for video_id in set(self.video_ids)}
 
 
 def _thinned(chosen: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
     if len(chosen) <= most:
         return chosen
-    return chosen[np.linspace(0, len(chosen) - 1, most).astype(int)]
+    thinned: npt.NDArray[np.intp] = chosen[np.linspace(0, len(chosen) - 1, most).astype(int)]
+    return thinned
