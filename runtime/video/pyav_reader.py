@@ -239,6 +239,10 @@ def decode_all(
 def packets_of(
     container: InputContainer, stream: VideoStream, frames: TakenFrames
 ) -> Iterator[Packet[Any]]:
+    """Demultiplex from the container's position to its end, or to what cannot be read.
+
+    ``frames`` notes the error.
+    """
     import av
 
     try:
@@ -250,6 +254,10 @@ def packets_of(
 def decode_packet(
     stream: VideoStream, packet: Packet[Any] | None, frames: TakenFrames
 ) -> list[VideoFrame]:
+    """Return the frames that a packet brings out, and at None those that are left.
+
+    ``frames`` notes an error; the list is then empty.
+    """
     import av
 
     try:

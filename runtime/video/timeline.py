@@ -38,7 +38,7 @@ _LOSS_SHARE, _USUAL = 0.5, 1.1
 _UNINDEXED = 0.1  # share of the packets that an index may lack
 _SPREAD_S = 1e-4  # between frames that are given the same time
 REORDERED = 17
-"""Most packets between that of a frame and those of frames that are shown before it: 16 B-frames."""
+"""Most packets from that of a frame to those of frames that are shown before it: 16 B-frames."""
 _NAMED = 3
 
 
