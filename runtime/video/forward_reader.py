@@ -189,7 +189,7 @@ class ForwardReader:
 
         def shown(frames: list[VideoFrame]) -> Iterator[Shown]:
             for frame in frames:
-                place = counter.place(frame.pts)
+                place = counter.place(frame.pts, is_key=bool(frame.key_frame))
                 if frame.pts is None or not damage.hides(frame.pts):
                     yield _time(times_s, place), frame
 
@@ -206,7 +206,7 @@ class ForwardReader:
             yield from shown(decode_packet(stream, None, self._taken))
 
     def _packets(self, container: InputContainer, stream: VideoStream) -> Iterator[Packet[Any]]:
-        for packet in packets_of(container, stream, self._taken):
+        for packet in packets_of(container, stream, self._taken, past_damage=True):
             self._alive()
             yield packet
 
@@ -268,9 +268,14 @@ class _Counter:
         self._passed = 0  # of them, those whose packets lie too far back for others to come
         self._recent: list[int] = []
 
-    def place(self, packet: int | None) -> int:
+    def place(self, packet: int | None, *, is_key: bool) -> int:
         """Return the place of the next frame, which comes from the packet of this number."""
         if packet is not None:
+            if is_key:
+                # All frames of packets before a key frame's are shown before it, and no others
+                # than those that came already.
+                ahead = sum(number > packet for number in self._recent)
+                self._lost = max(self._lost, packet + ahead - self._count)
             heapq.heappush(self._recent, packet)
             # A packet before this one has given its frame, or it never will.
             settled = packet - REORDERED
@@ -279,7 +284,8 @@ class _Counter:
                 self._passed += 1
             self._lost = max(self._lost, settled + 1 - self._passed)
         self._count += 1
-        return self._count - 1 + self._lost
+        place = self._count - 1 + self._lost
+        return place if packet is None else min(place, packet + REORDERED)
 
 
 def _time(times_s: NDArray[np.float64], place: int) -> float:

@@ -237,16 +237,20 @@ def decode_all(
 
 
 def packets_of(
-    container: InputContainer, stream: VideoStream, frames: TakenFrames
+    container: InputContainer,
+    stream: VideoStream,
+    frames: TakenFrames,
+    *,
+    past_damage: bool = False,
 ) -> Iterator[Packet[Any]]:
     """Demultiplex from the container's position to its end, or to what cannot be read.
 
-    ``frames`` notes the error.
+    ``frames`` notes the error. ``past_damage`` is that of :func:`read_packets`.
     """
     import av
 
     try:
-        yield from read_packets(container, stream)
+        yield from read_packets(container, stream, past_damage=past_damage)
     except av.FFmpegError as error:
         frames.note_error(error)
 

@@ -108,9 +108,7 @@ def test_a_raw_stream_is_counted(
     found = read(write_clip(tmp_path / "clip.h264", 500, rate=25))
     assert found.numbers == list(range(0, 500, 25))
     assert found.times_s == found.ticks == list(range(20))
-    assert found.video.warnings == (
-        "has no timestamps: times are counted at 25 frames a second",
-    )
+    assert found.video.warnings == ("has no timestamps: times are counted at 25 frames a second",)
 
 
 @pytest.mark.parametrize("end_s", [8.0, 3.0])
@@ -181,23 +179,36 @@ def test_sound_that_is_longer_adds_nothing(
             if packet.size:
                 packet.stream = stream
                 target.mux(packet)
-        for start in range(0, 40 * 44100, 1024):
-            frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
-            frame.sample_rate, frame.pts = 44100, start
-            target.mux(audio.encode(frame))
-        target.mux(audio.encode())
+        add_silence(target, audio, 40)
     found = read(path)
     assert found.video.duration_s == pytest.approx(20, abs=0.01)
     assert found.ticks == list(range(20))
+
+
+def add_silence(target: Any, audio: Any, duration_s: int) -> None:
+    for start in range(0, duration_s * 44100, 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+        frame.sample_rate, frame.pts = 44100, start
+        target.mux(audio.encode(frame))
+    target.mux(audio.encode())
 
 
 def test_a_late_picture_keeps_its_time(
     write_clip: Write, read: Callable[..., Read], tmp_path: Path
 ) -> None:
     """Time 0 is the start of the sound; the picture comes five seconds later."""
-    path = write_clip(
-        tmp_path / "late.mkv", 300, rate=RATE, first_time=5 * RATE, with_audio=True
-    )
+    path = tmp_path / "late.mkv"
+    with av.open(str(write_clip(tmp_path / "early.mp4", 300, rate=RATE))) as source:
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        with av.open(str(path), "w") as target:
+            audio = target.add_stream("aac", rate=44100)
+            stream = target.add_stream_from_template(source.streams.video[0])
+            add_silence(target, audio, 40)
+            for packet in packets:
+                packet.pts += round(5 / packet.time_base)  # type: ignore[operator]
+                packet.dts += round(5 / packet.time_base)  # type: ignore[operator]
+                packet.stream = stream
+                target.mux(packet)
     found = read(path)
     assert found.ticks == list(range(5, 35))
     assert found.numbers == [RATE * (tick - 5) for tick in found.ticks]
@@ -298,15 +309,17 @@ def test_damage_in_the_middle_costs_only_itself(
         abs(number / RATE - time_s) < 0.06
         for number, time_s in zip(found.numbers, found.times_s, strict=True)
     ]
-    assert all(right)
+    assert all(right), [
+        entry for entry, ok in zip(zip(*found[1:], strict=True), right, strict=True) if not ok
+    ]
     assert found.ticks[:40] == list(range(40))
     assert found.ticks[-35:] == list(range(85, 120))
     ((start_s, end_s),) = found.video.gaps
     assert 40 < start_s < 60 < end_s < 85
     lost = sorted(set(range(120)) - set(found.ticks))
     assert lost == list(range(lost[0], lost[-1] + 1))
-    assert start_s == pytest.approx(lost[0], abs=1.1)
-    assert end_s == pytest.approx(lost[-1], abs=1.1)
+    assert start_s == pytest.approx(lost[0], abs=1.6)
+    assert end_s == pytest.approx(lost[-1], abs=1.6)
     assert any(re.fullmatch(r"no frames between \d:\d\d and \d:\d\d: damaged", line)
                for line in found.video.warnings)  # fmt: skip
 
@@ -358,9 +371,7 @@ def test_a_cut_off_file_says_so(
     assert any(line.startswith("truncated: ") for line in found.video.warnings)
 
 
-def test_odd_rates_of_frames(
-    write_clip: Write, read: Callable[..., Read], tmp_path: Path
-) -> None:
+def test_odd_rates_of_frames(write_clip: Write, read: Callable[..., Read], tmp_path: Path) -> None:
     found = read(write_clip(tmp_path / "ntsc.mp4", 900, rate=Fraction(30_000, 1001)))
     assert found.ticks == list(range(31))
     nominal = np.round(np.array(found.ticks) * 30_000 / 1001)
