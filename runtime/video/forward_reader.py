@@ -227,6 +227,8 @@ class _Damage:
         self._most = int(_MOST_DAMAGE_S / ticks) if ticks > 0 else 0
         self._start: int | None = None
         self._end: int | None = None
+        self._last = 0  # damaged packet
+        self._hid = False
         self.is_there = False
         """Whether there was any."""
 
@@ -234,8 +236,11 @@ class _Damage:
         """Note a packet before it is decoded."""
         if stamp is None:
             return
-        if is_keyframe and self._start is not None and self._end is None:
-            self._end = stamp
+        if self._start is not None and self._end is None:
+            if is_keyframe:
+                self._end = stamp
+            else:  # frames that are decoded later may be shown earlier
+                self._start = min(self._start, stamp)
         if stamp in self._broken and not is_keyframe:
             self._begin(stamp)
 
@@ -248,15 +253,20 @@ class _Damage:
 
     def hides(self, stamp: int) -> bool:
         """Return whether the frame of a packet cannot be right."""
-        if self._start is None or stamp < self._start:
+        if self._start is None:
             return False
-        return stamp < self._start + self._most and (self._end is None or stamp < self._end)
+        if stamp < self._start:
+            return self._hid  # a frame from before the damage, behind its time
+        hides = stamp < self._last + self._most and (self._end is None or stamp < self._end)
+        self._hid |= hides
+        return hides
 
     def _begin(self, stamp: int) -> None:
         self.is_there = True
         if self._start is None or self._end is not None:
-            self._start, self._end = stamp, None
+            self._start, self._end, self._hid = stamp, None, False
         self._start = min(self._start, stamp)
+        self._last = stamp
 
 
 class _Counter:

@@ -111,7 +111,9 @@ def timeline_of(
         has_counted_wrong = not np.array_equal(counted, decoding)
     shown = np.frombuffer(scan.is_shown, np.uint8).astype(bool)
     interval = _interval(decoding) or (1 / (rate * time_base) if time_base else 1.0)
-    losses = _losses(scan, decoding, interval, time_base, may_jump)
+    is_reordered = index.is_in_decoding_order or has_counted_wrong or bool((stamps == _NONE).any())
+    clock = decoding if is_reordered else stamps
+    losses = _losses(scan, clock, interval, time_base, may_jump)
     jumps = _jumps(scan, decoding, interval, time_base, may_jump, losses)
     offsets = np.zeros(len(decoding), np.int64)
     for number, offset in jumps.items():
@@ -187,7 +189,7 @@ def _interval(decoding: NDArray[np.int64]) -> float:
 
 def _losses(
     scan: PacketScan,
-    decoding: NDArray[np.int64],
+    clock: NDArray[np.int64],
     interval: float,
     time_base: float,
     may_jump: bool,
@@ -196,13 +198,15 @@ def _losses(
 
     A slide show has pauses, too. Before a loss, the file holds more bytes that belong to no video
     packet than usual: the sound and a good part of the missing frames. Or the demultiplexer finds
-    packets corrupt.
+    packets corrupt. ``clock``: timestamps of the packets, which may be reordered.
     """
-    if len(decoding) < 2:
+    if len(clock) <= REORDERED or time_base <= 0:
         return []
-    steps_s = np.diff(decoding) * time_base
-    is_long = steps_s > max(_LOSS_FRAMES * interval * time_base, _LOSS_S)
-    pauses = np.flatnonzero(is_long & (decoding[1:] != _NONE) & (decoding[:-1] != _NONE)) + 1
+    padded = np.concatenate([np.full(REORDERED - 1, clock[0]), clock[:-1]])
+    latest = np.lib.stride_tricks.sliding_window_view(padded, REORDERED).max(axis=1)
+    known = (clock[1:] != _NONE) & (latest != _NONE)
+    steps_s = np.where(known, clock[1:] - latest, 0) * time_base
+    pauses = np.flatnonzero(steps_s > max(_LOSS_FRAMES * interval * time_base, _LOSS_S)) + 1
     if not len(pauses):
         return []
     positions, sizes = _array(scan.positions), _array(scan.sizes)
@@ -218,8 +222,7 @@ def _losses(
     lengths_s = steps_s[pauses - 1]
     whole = float(positions[places[-1]] - positions[places[0]])
     others = whole - float(sizes.sum() + between.sum())
-    usual_s = float(steps_s[steps_s > 0].sum() - lengths_s.sum())
-    usual_s = max(usual_s, interval * time_base)
+    usual_s = len(clock) * interval * time_base
     rate = max(0.0, others) / usual_s
     missing = float(sizes.mean()) * lengths_s / (interval * time_base)
     is_more = between > _USUAL * rate * lengths_s + _LOSS_SHARE * missing
