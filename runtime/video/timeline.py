@@ -110,6 +110,10 @@ def timeline_of(
         counted, decoding = decoding, _by_index(decoding, _array(scan.positions), stream)
         has_counted_wrong = not np.array_equal(counted, decoding)
     shown = np.frombuffer(scan.is_shown, np.uint8).astype(bool)
+    strays = _strays(decoding, time_base)
+    stamps = np.where(strays, _NONE, stamps)
+    is_dated = bool(len(decoding)) and np.mean((decoding == _NONE) | strays) < 0.5
+    decoding = _filled(np.where(strays, _NONE, decoding))
     interval = _interval(decoding) or (1 / (rate * time_base) if time_base else 1.0)
     is_reordered = index.is_in_decoding_order or has_counted_wrong or bool((stamps == _NONE).any())
     clock = decoding if is_reordered else stamps
@@ -139,7 +143,7 @@ def timeline_of(
     else:
         known = np.sort(decoding[shown])
         is_repeated = np.diff(known, prepend=known[:1] - 1) == 0
-        if time_base > 0 and len(known) and known[0] != _NONE and is_repeated.mean() < 0.5:
+        if is_dated and time_base > 0 and len(known) and is_repeated.mean() < 0.5:
             times_s = np.asarray((known - known[0]) * time_base, np.float64)
             times_s = np.maximum.accumulate(times_s + np.cumsum(is_repeated) * _SPREAD_S)
             lost = tuple(_span(decoding, n, -known[0] * time_base, time_base) for n in losses)
@@ -178,6 +182,25 @@ def _by_index(
     if (found < 0).mean() > _UNINDEXED or bool((np.diff(found[found >= 0]) < 0).any()):
         return decoding
     return np.maximum.accumulate(found)
+
+
+def _strays(decoding: NDArray[np.int64], time_base: float) -> NDArray[np.bool_]:
+    """Return which packets have a timestamp that fits neither neighbour, as damage makes them."""
+    strays = np.zeros(len(decoding), bool)
+    if len(decoding) > 2:
+        least = int(_JUMP_S / time_base) if time_base > 0 else 0
+        is_off = np.abs(decoding[1:-1] - decoding[:-2]) > least
+        strays[1:-1] = is_off & (np.abs(decoding[2:] - decoding[:-2]) <= least)
+    return strays
+
+
+def _filled(decoding: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give packets without a timestamp that of the packet before."""
+    known = np.flatnonzero(decoding != _NONE)
+    if not len(known):
+        return decoding
+    nearest = np.searchsorted(known, np.arange(len(decoding)), side="right") - 1
+    return decoding[known[np.maximum(nearest, 0)]]
 
 
 def _interval(decoding: NDArray[np.int64]) -> float:
