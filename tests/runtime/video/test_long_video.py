@@ -297,8 +297,14 @@ def overwrite(path: Path, begin: float, end: float, fill: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("fill", ["zeros", "noise"])
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.flv", "clip.avi"])
+# Noise can be an FLV tag of any length, which swallows the rest of so small a file.
+@pytest.mark.parametrize(
+    ("name", "fill"),
+    [
+        *((f"clip.{kind}", "zeros") for kind in ("mp4", "mkv", "ts", "avi", "flv")),
+        *((f"clip.{kind}", "noise") for kind in ("mp4", "mkv", "ts", "avi")),
+    ],
+)
 def test_damage_in_the_middle_costs_only_itself(
     name: str, fill: str, write_clip: Write, read: Callable[..., Read], tmp_path: Path
 ) -> None:
