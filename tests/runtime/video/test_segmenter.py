@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_moved_windows_cover_every_moment() -> None:
         found = snapped(shots, duration_s, cuts)
         assert (found[0][0], found[-1][1]) == (0, pytest.approx(duration_s))
         assert len(found) == len(shots.spans(duration_s))
-        for (start_s, end_s), (next_s, _) in zip(found, found[1:], strict=False):
+        for (start_s, end_s), (next_s, _) in pairwise(found):
             assert start_s < end_s
             assert start_s <= next_s <= end_s
         for (start_s, end_s), (plain_s, plain_end_s) in zip(
