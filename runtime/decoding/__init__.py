@@ -1,8 +1,8 @@
 """Video decoding in child processes, which may crash or hang.
 
 ``pool`` hands videos to decoders. ``process`` is the parent's side of one decoder, ``worker``
-the program that the decoder runs. ``channel`` carries the messages between the two. ``stream`` holds
-the frames of long videos until they are used.
+the program that the decoder runs. ``channel`` carries the messages between the two. ``stream``
+holds the frames of long videos until they are used.
 """
 
 from __future__ import annotations

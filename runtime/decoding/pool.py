@@ -122,7 +122,9 @@ class DecoderPool(Generic[Key]):
             raise InvalidArgumentError("the pool of decoders is closed")
         self.in_flight += 1
         self._tasks.put(_Task(key, str(path), wants_frames, segmentation or Segmentation.whole()))
-        if len(self._threads) < min(self.workers, self.in_flight):
+        with self._news:
+            busy = len(self._streams)  # with videos that were taken already
+        if len(self._threads) < min(self.workers, self.in_flight + busy):
             thread = threading.Thread(
                 target=self._serve, name=f"decoder-{len(self._threads)}", daemon=True
             )

@@ -6,6 +6,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -151,4 +152,4 @@ def check_gaps(given: Any) -> tuple[Gap, ...]:  # noqa: ANN401 - what JSON holds
 
 
 def _increases(numbers: list[Any]) -> bool:
-    return all(before < after for before, after in zip(numbers, numbers[1:], strict=False))
+    return all(before < after for before, after in pairwise(numbers))

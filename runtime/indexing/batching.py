@@ -91,6 +91,7 @@ class WindowBatch:
 
     @property
     def is_full(self) -> bool:
+        """Whether the windows make a whole batch."""
         return len(self._windows) >= self._max_batch
 
     def add_whole(self, video: OpenVideo, frames: VideoFrames) -> None:

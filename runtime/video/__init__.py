@@ -58,6 +58,7 @@ __all__ = [
     "find_videos",
     "frames_of",
     "listed",
+    "read_blocks",
     "read_frames",
     "read_image",
     "read_video",

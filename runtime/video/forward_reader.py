@@ -189,7 +189,7 @@ class ForwardReader:
 
         def shown(frames: list[VideoFrame]) -> Iterator[Shown]:
             for frame in frames:
-                place = counter.place(frame.pts)
+                place = counter.place(frame.pts, is_key=bool(frame.key_frame))
                 if frame.pts is None or not damage.hides(frame.pts):
                     yield _time(times_s, place), frame
 
@@ -206,7 +206,7 @@ class ForwardReader:
             yield from shown(decode_packet(stream, None, self._taken))
 
     def _packets(self, container: InputContainer, stream: VideoStream) -> Iterator[Packet[Any]]:
-        for packet in packets_of(container, stream, self._taken):
+        for packet in packets_of(container, stream, self._taken, past_damage=True):
             self._alive()
             yield packet
 
@@ -227,6 +227,8 @@ class _Damage:
         self._most = int(_MOST_DAMAGE_S / ticks) if ticks > 0 else 0
         self._start: int | None = None
         self._end: int | None = None
+        self._last = 0  # damaged packet
+        self._hid = False
         self.is_there = False
         """Whether there was any."""
 
@@ -234,8 +236,11 @@ class _Damage:
         """Note a packet before it is decoded."""
         if stamp is None:
             return
-        if is_keyframe and self._start is not None and self._end is None:
-            self._end = stamp
+        if self._start is not None and self._end is None:
+            if is_keyframe:
+                self._end = stamp
+            else:  # frames that are decoded later may be shown earlier
+                self._start = min(self._start, stamp)
         if stamp in self._broken and not is_keyframe:
             self._begin(stamp)
 
@@ -248,15 +253,20 @@ class _Damage:
 
     def hides(self, stamp: int) -> bool:
         """Return whether the frame of a packet cannot be right."""
-        if self._start is None or stamp < self._start:
+        if self._start is None:
             return False
-        return stamp < self._start + self._most and (self._end is None or stamp < self._end)
+        if stamp < self._start:
+            return self._hid  # a frame from before the damage, behind its time
+        hides = stamp < self._last + self._most and (self._end is None or stamp < self._end)
+        self._hid |= hides
+        return hides
 
     def _begin(self, stamp: int) -> None:
         self.is_there = True
         if self._start is None or self._end is not None:
-            self._start, self._end = stamp, None
+            self._start, self._end, self._hid = stamp, None, False
         self._start = min(self._start, stamp)
+        self._last = stamp
 
 
 class _Counter:
@@ -268,9 +278,14 @@ class _Counter:
         self._passed = 0  # of them, those whose packets lie too far back for others to come
         self._recent: list[int] = []
 
-    def place(self, packet: int | None) -> int:
+    def place(self, packet: int | None, *, is_key: bool) -> int:
         """Return the place of the next frame, which comes from the packet of this number."""
         if packet is not None:
+            if is_key:
+                # All frames of packets before a key frame's are shown before it, and no others
+                # than those that came already.
+                ahead = sum(number > packet for number in self._recent)
+                self._lost = max(self._lost, packet + ahead - self._count)
             heapq.heappush(self._recent, packet)
             # A packet before this one has given its frame, or it never will.
             settled = packet - REORDERED
@@ -279,7 +294,8 @@ class _Counter:
                 self._passed += 1
             self._lost = max(self._lost, settled + 1 - self._passed)
         self._count += 1
-        return self._count - 1 + self._lost
+        place = self._count - 1 + self._lost
+        return place if packet is None else min(place, packet + REORDERED)
 
 
 def _time(times_s: NDArray[np.float64], place: int) -> float:

@@ -53,7 +53,7 @@ class FrameBlock:
     frames: NDArray[np.uint8]
     """RGB, ``[n, S, S, 3]``, as ``VideoFrames.frames``; n is 1 to ``MAX_BLOCK_FRAMES``."""
     gaps: tuple[Gap, ...] = ()
-    """Gaps that damage left between the block before and the last frame of this one."""
+    """Gaps that damage left, found since the block before; all up to the last frame are known."""
 
 
 class LongVideo:
@@ -87,16 +87,18 @@ class LongVideo:
         picker: TickPicker[VideoFrame] = TickPicker(rate, self.duration_s)
         block = _Block(self._reading.image_size)
         for time_s, frame in reader:
+            if (before_s := gaps.note(time_s, taken.error_count)) is not None:
+                picker.withdraw(before_s)  # damage begins within it, as a rule
             choice = picker.offer(time_s, frame, is_damaged=frame.is_corrupt)
             if choice is not None:
                 block.add(choice, taken, gaps)
-            gaps.note(time_s, taken.error_count)
             if block.is_due:
                 yield block.take()
+        if (before_s := gaps.finish(self.duration_s, taken.error_count)) is not None:
+            picker.withdraw(before_s)
         choice = picker.finish()
         if choice is not None:
             block.add(choice, taken, gaps)
-        gaps.finish(self.duration_s, taken.error_count)
         if block.is_filled:
             yield block.take()
         if not gaps.has_frames:
@@ -220,33 +222,40 @@ class _Gaps:
         self._seen_s = 0.0
         self._errors = 0
 
-    def note(self, time_s: float, errors: int) -> None:
-        """Note that a frame was decoded, and how many errors there were by then."""
+    def note(self, time_s: float, errors: int) -> float | None:
+        """Note that a frame was decoded, and how many errors there were by then.
+
+        Returns the time of the frame before, if there is a gap between the two.
+        """
+        before_s = None
         tick = math.floor(time_s * self._rate + 0.5)
         if tick > self._tick + 1 and (
             self._is_expected(tick) or errors > self._errors or self._is_lost(time_s)
         ):
-            self._add(time_s)
+            before_s = self._add(time_s)
         self.has_frames = True
         self._tick, self._seen_s, self._errors = tick, time_s, errors
+        return before_s
 
     def take(self) -> list[Gap]:
         """Return the gaps that are new."""
         new, self._new = self._new, []
         return new
 
-    def finish(self, duration_s: float, errors: int) -> None:
-        """Note that no more frames come."""
+    def finish(self, duration_s: float, errors: int) -> float | None:
+        """Note that no more frames come; return as :meth:`note` does."""
         last = math.ceil(duration_s * self._rate)  # the first tick behind the end
         is_cut = errors > self._errors and last > self._tick + 1
         if self._is_expected(last) or is_cut:
-            self._add(duration_s)
+            return self._add(duration_s)
+        return None
 
-    def _add(self, end_s: float) -> None:
+    def _add(self, end_s: float) -> float:
         self.count += 1
         self._new.append((self._seen_s, end_s))
         if len(self.found) < MAX_GAPS:
             self.found.append((self._seen_s, end_s))
+        return self._seen_s
 
     def _is_expected(self, tick: int) -> bool:
         """Return whether a tick between the last frame and ``tick`` has a frame in the file."""

@@ -93,7 +93,8 @@ def index_packets(
 ) -> PacketIndex:
     """Demultiplex a whole file without decoding. The container ends up at its end.
 
-    ``note`` gets every packet of the stream, in the order of the file, and whether it is shown.
+    ``note`` gets every packet of the stream, in the order of the file, and whether it is shown;
+    also those behind damage that ends the reading without it.
     """
     import av
 
@@ -121,7 +122,9 @@ def index_packets(
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
     try:
-        for packet in read_packets(container, None if is_whole_file else stream):
+        for packet in read_packets(
+            container, None if is_whole_file else stream, past_damage=note is not None
+        ):
             if is_whole_file:
                 latest_end_s = max(latest_end_s, _end_s(packet))
             if packet.stream_index != stream.index:

@@ -237,12 +237,20 @@ def decode_all(
 
 
 def packets_of(
-    container: InputContainer, stream: VideoStream, frames: TakenFrames
+    container: InputContainer,
+    stream: VideoStream,
+    frames: TakenFrames,
+    *,
+    past_damage: bool = False,
 ) -> Iterator[Packet[Any]]:
+    """Demultiplex from the container's position to its end, or to what cannot be read.
+
+    ``frames`` notes the error. ``past_damage`` is that of :func:`read_packets`.
+    """
     import av
 
     try:
-        yield from read_packets(container, stream)
+        yield from read_packets(container, stream, past_damage=past_damage)
     except av.FFmpegError as error:
         frames.note_error(error)
 
@@ -250,6 +258,10 @@ def packets_of(
 def decode_packet(
     stream: VideoStream, packet: Packet[Any] | None, frames: TakenFrames
 ) -> list[VideoFrame]:
+    """Return the frames that a packet brings out, and at None those that are left.
+
+    ``frames`` notes an error; the list is then empty.
+    """
     import av
 
     try:

@@ -35,7 +35,7 @@ class ShotDetector:
     def __init__(self, frames_per_second: float) -> None:
         """Load the detector. Raises MissingExtraError."""
         scenedetect = import_scenedetect()
-        self._rate = frames_per_second
+        self._rate = float(frames_per_second)
         # Frames are so far apart that two cuts in a row are two shots, and no flash.
         self._detector = scenedetect.ContentDetector(threshold=_THRESHOLD, min_scene_len=0)
         self._time_code = scenedetect.FrameTimecode

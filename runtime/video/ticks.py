@@ -78,6 +78,11 @@ class TickPicker(Generic[Frame]):
         self._best, self._distance = Choice(tick, time_s, frame), distance
         return certain
 
+    def withdraw(self, time_s: float) -> None:
+        """Drop the choice that is still open if it is the frame of this time."""
+        if self._best is not None and self._best.time_s == time_s:
+            self._best = None
+
     def finish(self) -> Choice[Frame] | None:
         """Return the choice that is still open, if any: no more frames come for its tick."""
         best, self._best = self._best, None

@@ -38,7 +38,7 @@ _LOSS_SHARE, _USUAL = 0.5, 1.1
 _UNINDEXED = 0.1  # share of the packets that an index may lack
 _SPREAD_S = 1e-4  # between frames that are given the same time
 REORDERED = 17
-"""Most packets between that of a frame and those of frames that are shown before it: 16 B-frames."""
+"""Most packets from that of a frame to those of frames that are shown before it: 16 B-frames."""
 _NAMED = 3
 
 
@@ -110,8 +110,14 @@ def timeline_of(
         counted, decoding = decoding, _by_index(decoding, _array(scan.positions), stream)
         has_counted_wrong = not np.array_equal(counted, decoding)
     shown = np.frombuffer(scan.is_shown, np.uint8).astype(bool)
+    strays = _strays(decoding, time_base)
+    stamps = np.where(strays, _NONE, stamps)
+    is_dated = bool(len(decoding)) and np.mean((decoding == _NONE) | strays) < 0.5
+    decoding = _filled(np.where(strays, _NONE, decoding))
     interval = _interval(decoding) or (1 / (rate * time_base) if time_base else 1.0)
-    losses = _losses(scan, decoding, interval, time_base, may_jump)
+    is_reordered = index.is_in_decoding_order or has_counted_wrong or bool((stamps == _NONE).any())
+    clock = decoding if is_reordered else stamps
+    losses = _losses(scan, clock, interval, time_base, may_jump)
     jumps = _jumps(scan, decoding, interval, time_base, may_jump, losses)
     offsets = np.zeros(len(decoding), np.int64)
     for number, offset in jumps.items():
@@ -137,7 +143,7 @@ def timeline_of(
     else:
         known = np.sort(decoding[shown])
         is_repeated = np.diff(known, prepend=known[:1] - 1) == 0
-        if time_base > 0 and len(known) and known[0] != _NONE and is_repeated.mean() < 0.5:
+        if is_dated and time_base > 0 and len(known) and is_repeated.mean() < 0.5:
             times_s = np.asarray((known - known[0]) * time_base, np.float64)
             times_s = np.maximum.accumulate(times_s + np.cumsum(is_repeated) * _SPREAD_S)
             lost = tuple(_span(decoding, n, -known[0] * time_base, time_base) for n in losses)
@@ -178,6 +184,25 @@ def _by_index(
     return np.maximum.accumulate(found)
 
 
+def _strays(decoding: NDArray[np.int64], time_base: float) -> NDArray[np.bool_]:
+    """Return which packets have a timestamp that fits neither neighbour, as damage makes them."""
+    strays = np.zeros(len(decoding), bool)
+    if len(decoding) > 2:
+        least = int(_JUMP_S / time_base) if time_base > 0 else 0
+        is_off = np.abs(decoding[1:-1] - decoding[:-2]) > least
+        strays[1:-1] = is_off & (np.abs(decoding[2:] - decoding[:-2]) <= least)
+    return strays
+
+
+def _filled(decoding: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give packets without a timestamp that of the packet before."""
+    known = np.flatnonzero(decoding != _NONE)
+    if not len(known):
+        return decoding
+    nearest = np.searchsorted(known, np.arange(len(decoding)), side="right") - 1
+    return decoding[known[np.maximum(nearest, 0)]]
+
+
 def _interval(decoding: NDArray[np.int64]) -> float:
     """Return the usual time between packets, in ticks; 0 if it is not known."""
     steps = np.diff(decoding[decoding != _NONE])
@@ -187,7 +212,7 @@ def _interval(decoding: NDArray[np.int64]) -> float:
 
 def _losses(
     scan: PacketScan,
-    decoding: NDArray[np.int64],
+    clock: NDArray[np.int64],
     interval: float,
     time_base: float,
     may_jump: bool,
@@ -196,13 +221,15 @@ def _losses(
 
     A slide show has pauses, too. Before a loss, the file holds more bytes that belong to no video
     packet than usual: the sound and a good part of the missing frames. Or the demultiplexer finds
-    packets corrupt.
+    packets corrupt. ``clock``: timestamps of the packets, which may be reordered.
     """
-    if len(decoding) < 2:
+    if len(clock) <= REORDERED or time_base <= 0:
         return []
-    steps_s = np.diff(decoding) * time_base
-    is_long = steps_s > max(_LOSS_FRAMES * interval * time_base, _LOSS_S)
-    pauses = np.flatnonzero(is_long & (decoding[1:] != _NONE) & (decoding[:-1] != _NONE)) + 1
+    padded = np.concatenate([np.full(REORDERED - 1, clock[0]), clock[:-1]])
+    latest = np.lib.stride_tricks.sliding_window_view(padded, REORDERED).max(axis=1)
+    known = (clock[1:] != _NONE) & (latest != _NONE)
+    steps_s = np.where(known, clock[1:] - latest, 0) * time_base
+    pauses = np.flatnonzero(steps_s > max(_LOSS_FRAMES * interval * time_base, _LOSS_S)) + 1
     if not len(pauses):
         return []
     positions, sizes = _array(scan.positions), _array(scan.sizes)
@@ -218,8 +245,7 @@ def _losses(
     lengths_s = steps_s[pauses - 1]
     whole = float(positions[places[-1]] - positions[places[0]])
     others = whole - float(sizes.sum() + between.sum())
-    usual_s = float(steps_s[steps_s > 0].sum() - lengths_s.sum())
-    usual_s = max(usual_s, interval * time_base)
+    usual_s = len(clock) * interval * time_base
     rate = max(0.0, others) / usual_s
     missing = float(sizes.mean()) * lengths_s / (interval * time_base)
     is_more = between > _USUAL * rate * lengths_s + _LOSS_SHARE * missing
