@@ -253,7 +253,7 @@ class Retriever:
 
     def __len__(self) -> int:
         """Return the number of videos in the gallery."""
-        return len(self._snapshot())
+        return self._snapshot().num_videos
 
     def __bool__(self) -> bool:
         """Return True, for an empty gallery too."""
@@ -275,7 +275,8 @@ class Retriever:
 
         ``video``: a video that hits should also resemble, as :meth:`search_by_video` takes it. The
         score is then ``(1 - video_weight) · score + video_weight · score scale · cosine``.
-        ``options``: see :class:`SearchOptions`.
+        ``options``: see :class:`SearchOptions`. Long videos rank by their best moment, which a hit
+        names by ``start_s`` and ``end_s``; ``group="moment"`` ranks moments.
 
         An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a
         word, an invalid filter or a number out of range; GalleryError.
@@ -337,7 +338,8 @@ class Retriever:
     def explain(self, query: str, a: Hit, b: Hit | None = None) -> Explanation | Contrast:
         """Explain a video's score for a text or, with ``b``, the order of two videos.
 
-        ``a``, ``b``: hits of any search, or ids of videos in the gallery. The score is computed
+        ``a``, ``b``: hits of any search, or ids of videos in the gallery. Of a hit, its segment is
+        explained; of an id, the segment with the best score for the text. The score is computed
         from the gallery as it is now and decomposed into contributions of words and frames. The
         text is also scored without each word, to find words that the video lacks. Raises
         GalleryError for a video that is not there, InvalidArgumentError for a text without a word.

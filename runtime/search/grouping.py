@@ -51,9 +51,13 @@ def best_of_groups(
 def best_with_few_each(
     scores: FloatArray, numbers: Numbers, count: int, rows_each: int
 ) -> npt.NDArray[np.intp]:
-    """Return places of the ``count`` best rows, at most ``rows_each`` of a video, best first."""
+    """Return places of the ``count`` best rows, best first.
+
+    More than ``rows_each`` rows of a video are taken only where the other videos have too few.
+    """
     order = np.argsort(-scores, kind="stable")
-    return order[ranks_within(numbers[order]) < rows_each][:count]
+    is_more = ranks_within(numbers[order]) >= rows_each
+    return order[np.sort(np.argsort(is_more, kind="stable")[:count])]
 
 
 def _by_number(numbers: Numbers) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:

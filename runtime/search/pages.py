@@ -14,7 +14,7 @@ from xclip_deploy.runtime.arrays import BoolArray, first_best
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.groups import Groups
-from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.gallery.records import Rows, times_of
 from xclip_deploy.runtime.moments.hit_media import HitMedia
 from xclip_deploy.runtime.results import GrainScores, Moment, SearchResult, TimeRange
 from xclip_deploy.runtime.search.grouping import ranks_within
@@ -110,12 +110,6 @@ def describe(
             )
         )
     return tuple(results)
-
-
-def times_of(video: GalleryVideo) -> tuple[float, float | None]:
-    """Return start and end of a row, seconds; a whole video lasts from 0 to its duration."""
-    end_s = video.duration_s if video.end_s is None else video.end_s
-    return video.start_s or 0.0, end_s
 
 
 class _Frames:

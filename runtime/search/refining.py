@@ -87,6 +87,8 @@ def refine(
     smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
     background = float(np.quantile(smooth, _BACKGROUND))
     own = np.flatnonzero((times_s >= start_s) & (times_s < end_s))
+    if not len(own):  # a slide that was on display before the segment
+        own = np.flatnonzero(times_s < end_s)[-1:]
     if not len(own):
         return whole
     peak = int(own[np.argmax(smooth[own])])

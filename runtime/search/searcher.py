@@ -299,7 +299,7 @@ class Searcher:
         if unknown is not None:
             if options.min_confidence is not None:
                 raise InvalidArgumentError(
-                    f"min_confidence is {options.min_confidence}, but {unknown}"
+                    f"min_confidence is {options.min_confidence:g}: {unknown}"
                 )
             return unknown
         if background is None:
