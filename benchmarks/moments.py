@@ -163,7 +163,7 @@ def _point(
     ranker: Ranker, split: MomentSplit, segmentation: Segmentation, nms: float | None
 ) -> dict[str, Any]:
     evaluation = evaluate_moments(ranker, split)
-    error_s = evaluation.boundary_error_s
+    error_s = evaluation.found_boundary_error_s
     return {
         "window_s": segmentation.window_s,
         "stride_s": segmentation.stride_s,
@@ -182,6 +182,7 @@ def table(result: dict[str, Any]) -> str:
         f"Text to moment over {result['videos']} videos, {result['queries']:,} events in "
         f"{result['hours']:.1f} h; recall in percent, a moment counts at IoU 0.5; {source}. "
         f"The same events, each a file of its own: R@1 {result['clips_r1']:.1f}. "
+        "The boundary error is the median over the events found at IoU 0.5 in their video. "
         "Written by `python -m benchmarks.moments`.",
         "",
         "| window | stride | nms | R@1 | of clips | R@5 | R@100 | in its video R@1 | video in 5 "

@@ -118,11 +118,14 @@ def _print(evaluation: MomentEvaluation) -> None:
         ]
         print_table(("", "Rank@1", "Rank@5", "mIoU"), didemo, right=range(1, 4))
         say("")
-    error_s = evaluation.boundary_error_s
-    far = f"{error_s:.1f} s" if math.isfinite(error_s) else "unknown, as most find nothing there"
     say(
         f"{evaluation.split}: {evaluation.num_videos} videos, {len(evaluation.queries)} queries, "
         f"{evaluation.k} moments each",
         f"first moment in its video: mean IoU {evaluation.mean_iou:.1f} %",
-        f"median boundary error: {far}",
+        f"median boundary error: {_seconds(evaluation.boundary_error_s)}; where its IoU is at "
+        f"least 0.5: {_seconds(evaluation.found_boundary_error_s)}",
     )
+
+
+def _seconds(error_s: float) -> str:
+    return f"{error_s:.1f} s" if math.isfinite(error_s) else "none found"

@@ -107,6 +107,7 @@ def evaluate_moments(
         ),
         mean_iou=mean_iou(queries, within),
         boundary_error_s=boundary_error_s(queries, within),
+        found_boundary_error_s=boundary_error_s(queries, within, least_iou=THRESHOLDS[0]),
         **_didemo(split, within),
         missing=split.missing,
         queries=queries,

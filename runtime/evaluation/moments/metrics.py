@@ -142,23 +142,40 @@ def mean_iou(queries: Sequence[MomentQuery], rankings: Sequence[Ranking]) -> flo
     return 100 * total / len(queries)
 
 
-def boundary_error_s(queries: Sequence[MomentQuery], rankings: Sequence[Ranking]) -> float:
+def boundary_error_s(
+    queries: Sequence[MomentQuery], rankings: Sequence[Ranking], *, least_iou: float = 0.0
+) -> float:
     """Return the median distance of predicted from annotated boundaries, in seconds.
 
-    The first prediction within the right video counts, with its start and its end, whether or
-    not it is the right moment. Of several annotators, the nearest counts. A query without a
-    prediction there counts as infinitely far. Errors as :func:`corpus_recall`.
+    The first prediction within the right video counts, with its start and its end. Of several
+    annotators, the nearest counts.
+
+    Args:
+        queries: The queries.
+        rankings: For each query, predictions in any videos.
+        least_iou: 0 counts every query, whether or not the right moment is found; one without a
+            prediction in the right video counts as infinitely far. Above 0, only queries count
+            whose prediction reaches this IoU.
+
+    Returns:
+        The lower median in seconds; infinite where no query counts.
+
+    Raises:
+        InvalidArgumentError: As :func:`corpus_recall`.
     """
     _check(queries, rankings)
     errors: list[float] = []
     for query, ranking in zip(queries, rankings, strict=True):
         first = spans_of(in_right_video(query, ranking)[:1])
         if not len(first):
-            errors += [np.inf, np.inf]
+            errors += [np.inf, np.inf] if least_iou == 0 else []
+            continue
+        iou = max(float(temporal_iou(first, span)[0]) for span in query.spans)
+        if iou < least_iou - _ROUNDING:
             continue
         distances = np.abs(np.asarray(query.spans) - first)  # [annotators, 2]
         errors += distances[distances.sum(axis=1).argmin()].tolist()
-    return float(np.quantile(errors, 0.5, method="lower"))
+    return float(np.quantile(errors, 0.5, method="lower")) if errors else np.inf
 
 
 def in_right_video(query: MomentQuery, ranking: Ranking) -> Ranking:

@@ -34,6 +34,8 @@ class MomentEvaluation:
     boundary_error_s: float
     """Median distance of its boundaries from the annotated ones, in seconds; infinite where
     most queries find nothing there."""
+    found_boundary_error_s: float
+    """The same over the queries whose first prediction there has an IoU of at least 0.5."""
     didemo: DidemoMetrics | None
     """DiDeMo's metrics; None for other datasets."""
     didemo_chance: DidemoMetrics | None
@@ -87,10 +89,13 @@ class MomentEvaluation:
             "VR": self.videos.to_dict(),
             "SVMR": self.within.to_dict(),
             "mean_iou": self.mean_iou,
-            "boundary_error_s": (
-                self.boundary_error_s if math.isfinite(self.boundary_error_s) else None
-            ),
+            "boundary_error_s": _finite(self.boundary_error_s),
+            "found_boundary_error_s": _finite(self.found_boundary_error_s),
             "didemo": None if self.didemo is None else self.didemo.to_dict(),
             "didemo_chance": None if chance is None else chance.to_dict(),
             "missing": list(self.missing),
         }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -147,6 +147,11 @@ def test_boundary_errors_by_hand() -> None:
     assert boundary_error_s(asked, rankings) == 1
     assert boundary_error_s(asked[1:], rankings[1:]) == 1
     assert boundary_error_s([asked[0]] * 2, [rankings[0], []]) == 2
+    # Only what is found: 5 of 8 s are shared in the first, 6 of 10 s in the second.
+    assert boundary_error_s(asked, [rankings[0], []], least_iou=0.5) == 1
+    assert boundary_error_s(asked, rankings, least_iou=0.62) == 1
+    assert boundary_error_s([asked[0], asked[0]], [found(("a", 16, 99)), []]) == 83
+    assert boundary_error_s(asked, [found(("a", 16, 99)), []], least_iou=0.5) == np.inf
 
 
 @given(st.lists(st.tuples(queries, rankings), min_size=1, max_size=6))
