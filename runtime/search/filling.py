@@ -2,8 +2,9 @@
 
 The segments of one long video can fill the candidates. The candidates therefore take more than a
 few segments of one video only where other videos leave room. If they hold too few videos, the
-best segment of each other video that the first stage found is scored too. Then the first stage runs again, without the videos found so far
-and for twice as many rows, at most ``MAX_ROUNDS`` times in all.
+best segment of each other video that the first stage found is scored too. Then the first stage
+runs again, without the videos found so far and for twice as many rows, at most ``MAX_ROUNDS``
+times in all.
 
 What a round scores does not depend on the page that is asked for. The videos of a round come
 after those of the rounds before it, so that pages neither repeat nor lose a video.
