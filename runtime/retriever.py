@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, overload
 
-import numpy as np
-import numpy.typing as npt
-
-from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     PathName,
     as_number,
     as_path,
     as_text,
     as_texts,
-    as_truth,
 )
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence import (
     Contrast,
     Explanation,
@@ -27,16 +21,16 @@ from xclip_deploy.runtime.evidence import (
     explain_hits,
     plot_explanation,
 )
-from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
 from xclip_deploy.runtime.indexing import (
     IndexEstimate,
     IndexReport,
     OnDuplicate,
     add_videos,
     estimate_videos,
-    warn_of_older_readings,
 )
+from xclip_deploy.runtime.opened import Opened
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
@@ -49,15 +43,11 @@ from xclip_deploy.runtime.search import (
     spells_out,
 )
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
-from xclip_deploy.runtime.tokenizer import clean_text
 from xclip_deploy.runtime.video import (
     ImageLike,
-    VideoFrames,
     VideoLike,
     VideoReader,
-    frames_of,
     listed,
-    read_frames,
     read_image,
 )
 
@@ -65,7 +55,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Retriever:
+class Retriever(Opened):
     """A search engine for videos, by text, video or image.
 
     >>> retriever = Retriever("xclip-bundle")                       # doctest: +SKIP
@@ -103,24 +93,19 @@ class Retriever:
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
-        options = SessionOptions.of(device, precision, threads, session)
-        as_truth("create", create)
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        manifest = self.bundle.manifest
-        self.reading = manifest.video_reading(reader)
-        self.model = DeployedModel(self.bundle, options, max_batch)
-        self._owns_gallery = not isinstance(gallery, Gallery)
-        if isinstance(gallery, Gallery):
-            gallery.check_model(manifest)
-            self.gallery = gallery
-        elif gallery is None:
-            self.gallery = Gallery(manifest)
-        else:
-            self.gallery = Gallery.open(gallery, manifest, create=create)
-        warn_of_older_readings(self.gallery)
+        super().__init__(
+            bundle,
+            gallery,
+            create=create,
+            device=device,
+            precision=precision,
+            threads=threads,
+            max_batch=max_batch,
+            reader=reader,
+            session=session,
+        )
         self._scorer_weights = cache(self.bundle.scorer_weights)
         self._searcher = Searcher(self.model, self._scorer_weights, self.gallery.thumbnails)
-        self._is_closed = False
 
     # -- gallery ---------------------------------------------------------------------------
 
@@ -358,91 +343,8 @@ class Retriever:
         self._check_open()
         plot_explanation(explanation, as_path("path", path), self.read_video)
 
-    # -- for pipelines of one's own --------------------------------------------------------
-
-    def read_video(self, path: PathName) -> VideoFrames:
-        """Read one video, sampled and resized for the model. Raises VideoError."""
-        self._check_open()
-        return read_frames(as_path("path", path), self.reading)
-
-    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Embed any number of texts. Raises InvalidArgumentError for anything but text."""
-        self._check_open()
-        return self.model.encode_texts(texts)
-
-    def encode_videos(self, videos: Sequence[VideoLike]) -> VideoFeatures:
-        """Embed any number of videos.
-
-        ``videos``: files, frames from :meth:`read_video`, or uint8 RGB [n, height, width, 3] at
-        the model's rate of frames; more than the model takes are thinned out evenly. Raises
-        VideoError, InvalidArgumentError.
-        """
-        self._check_open()
-        return self.model.encode_videos(frames_of(videos, self.reading))
-
-    def encode_frames(
-        self, frames: npt.NDArray[np.uint8], num_frames: npt.NDArray[np.integer[Any]]
-    ) -> VideoFeatures:
-        """Embed videos from prepared frames: see :meth:`DeployedModel.encode_frames`."""
-        return self.model.encode_frames(frames, num_frames)
-
-    def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
-        """Score every text against every video: logits and grains, each [T, V]."""
-        return self.model.score(texts, videos)
-
-    # -- life ------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Free the sessions, and the gallery unless an opened one was given.
-
-        Using the retriever afterwards raises ClosedError. Closing it twice does no harm.
-        """
-        if self._is_closed:
-            return
-        self._is_closed = True
-        try:
-            self.model.close()
-        finally:
-            if self._owns_gallery:
-                self.gallery.close()
-
-    def __enter__(self) -> Retriever:
-        self._check_open()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        name = type(self).__name__
-        if self._is_closed:
-            return f"<{name} of {str(self.bundle.path)!r}, closed>"
-        what = f"{self.bundle.manifest.model.family.value}, {self.model.placement.summary}"
-        return f"<{name} of {str(self.bundle.path)!r} ({what}), {self.gallery!r}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise InvalidArgumentError(
-            "a Retriever cannot be pickled or copied; open it in the worker: "
-            f"Retriever({str(self.bundle.path)!r}, {self.gallery.uri!r})"
-        )
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ClosedError(f"this Retriever of {self.bundle.path} is closed; open another")
-
-    def _snapshot(self) -> Snapshot:
-        self._check_open()
-        return self.gallery.snapshot()
-
     def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
         features = self._encode_words(texts)
         cuts = enumerate(self.model.count_cut(texts))
         queries = [Query(features[n : n + 1], truncated_tokens=cut) for n, cut in cuts]
         return self._searcher.search(queries, self._snapshot(), options)
-
-    def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
-        self._check_open()
-        empty = [text for text in texts if not clean_text(text)]
-        if empty:
-            raise InvalidArgumentError(f"the text {empty[0]!r:.200} holds no word to search for")
-        return self.encode_texts(texts)

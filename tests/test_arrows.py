@@ -34,6 +34,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("sessions",),
         ("benchmark", "deployed_model"),
         ("evaluation", "evidence", "indexing", "search"),
+        ("opened",),
         ("retriever",),
         ("async_retriever",),
     ),

@@ -24,7 +24,7 @@ from submodules::
     xclip_deploy.runtime.indexing       IndexReport
     xclip_deploy.runtime.manifest       Graph, Manifest, Precision
     xclip_deploy.runtime.metrics        RetrievalMetrics, RetrievalResult, retrieval_metrics
-    xclip_deploy.runtime.moments        Cut, GridCell, ThumbnailStore
+    xclip_deploy.runtime.moments        Cut, GridCell
     xclip_deploy.runtime.progress       Progress, ProgressFunction
     xclip_deploy.runtime.results        FailedVideo, GrainScores, Moment, TimeRange
     xclip_deploy.runtime.search         SearchOptions

@@ -30,9 +30,7 @@ from xclip_deploy.runtime.arguments import (
     as_whole_number,
     shown,
 )
-from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.gallery.checking import (
     check_frame_times,
     check_manifest,
@@ -42,15 +40,22 @@ from xclip_deploy.runtime.gallery.checking import (
     check_unique_ids,
     checked_features,
 )
-from xclip_deploy.runtime.gallery.commit_record import TABLE
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
-from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo, Rows, as_segment_of
+from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, as_segment_of
 from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     FeatureModel,
     GalleryStore,
     Snapshot,
+)
+from xclip_deploy.runtime.gallery.walking import (
+    THUMBNAILS,
+    keep_thumbnails,
+    pages,
+    rows_of_videos,
+    save_copy,
+    summarize,
 )
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
@@ -62,7 +67,6 @@ if TYPE_CHECKING:
 _SAVE_VIDEOS = 4096
 _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
-_THUMBNAILS = "thumbnails"
 _NO_ROWS: Rows = np.empty(0, np.int64)
 _MOST_VIDEOS = 1 << 40
 
@@ -150,7 +154,7 @@ class Gallery:
     def thumbnails(self) -> Path | None:
         """Folder of the segments' thumbnails; None in memory and in object storage."""
         uri = self._open_store.uri
-        return None if uri is None or "://" in uri else Path(uri, _THUMBNAILS)
+        return None if uri is None or "://" in uri else Path(uri, THUMBNAILS)
 
     @property
     def model(self) -> FeatureModel:
@@ -281,7 +285,7 @@ class Gallery:
     def count(self, where: str | None = None) -> int:
         """Count all videos, or those that match a filter."""
         snapshot = self.snapshot()
-        return snapshot.num_videos if where is None else len(_rows_of_videos(snapshot, where))
+        return snapshot.num_videos if where is None else len(rows_of_videos(snapshot, where))
 
     def videos(
         self, where: str | None = None, *, offset: int = 0, limit: int | None = None
@@ -297,7 +301,7 @@ class Gallery:
         start = as_whole_number("offset", offset, 0, _MOST_VIDEOS)
         stop = None if limit is None else start + as_whole_number("limit", limit, 0, _MOST_VIDEOS)
         snapshot = self.snapshot()
-        return snapshot.videos(_rows_of_videos(snapshot, where)[start:stop])
+        return snapshot.videos(rows_of_videos(snapshot, where)[start:stop])
 
     def get(self, video_id: str) -> GalleryVideo:
         """Return one video with its metadata. Raises GalleryError if it is not there."""
@@ -316,30 +320,11 @@ class Gallery:
     def __iter__(self) -> Iterator[GalleryVideo]:
         """Yield all videos as :meth:`videos` lists them, read a page at a time."""
         snapshot = self.snapshot()
-        yield from _pages(snapshot, _rows_of_videos(snapshot, None))
+        yield from pages(snapshot, rows_of_videos(snapshot, None))
 
     def stats(self) -> GalleryStats:
         """Summarize the gallery in one pass. Raises GalleryError."""
-        snapshot = self.snapshot()
-        num_files, total_s = 0, 0.0
-        fields: dict[str, str] = {}
-        for video in _pages(snapshot, _rows_of_videos(snapshot, None)):
-            num_files += len(video.files)
-            total_s += video.duration_s or 0.0
-            for name, value in video.metadata.items():
-                fields.setdefault(name, TYPE_NAMES[type(value)])
-        return GalleryStats(
-            uri=self.uri,
-            fingerprint=self._fingerprint,
-            num_videos=snapshot.num_videos,
-            num_segments=len(snapshot),
-            segmentation=snapshot.segmentation,
-            num_files=num_files,
-            total_duration_s=total_s,
-            metadata=fields,
-            size_bytes=self._store.size_bytes(),
-            has_index=snapshot.num_partitions is not None,
-        )
+        return summarize(self.snapshot(), self.model, self.uri, self._store.size_bytes())
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raise DuplicateIdError for an id in the gallery, or twice in ``ids``."""
@@ -359,6 +344,8 @@ class Gallery:
     ) -> None:
         """Merge small files and, from 50,000 videos on, build or extend the index.
 
+        Thumbnails older than a day that no segment has any more are deleted.
+
         ``progress``: called with the current step in ``note``. ``keep_s``: versions that were
         replaced longer ago are deleted from disk. Searches that began before then fail; in other
         processes, those without a refresh since. Raises GalleryError.
@@ -366,6 +353,8 @@ class Gallery:
         as_callback("progress", progress)
         keep_s = as_number("keep_s", keep_s, 0, _MOST_S)
         self._store.optimize(progress or ignore_progress, timedelta(seconds=keep_s))
+        if self.thumbnails is not None and self.thumbnails.is_dir():
+            keep_thumbnails(self.snapshot(), self.thumbnails)
 
     def verify(self, progress: ProgressFunction | None = None) -> Verification:
         """Read the whole gallery and compare it with its checksums.
@@ -383,27 +372,7 @@ class Gallery:
         Raises GalleryError if ``path`` is this gallery itself, holds something else or cannot be
         written.
         """
-        path = as_path("path", path)
-        from xclip_deploy.runtime.gallery.lance_files import kept_from_writers
-        from xclip_deploy.runtime.gallery.lance_store import open_store
-
-        if self.uri is not None and Path(self.uri) == path.resolve():
-            raise GalleryError(f"{path} is this gallery itself, where every change is kept at once")
-        if path.exists() and not _may_replace(path):
-            raise GalleryError(f"{path} is no gallery and not empty; choose another path")
-        snapshot = self.snapshot()
-        try:
-            with kept_from_writers(path), replaced_directory(path) as directory:
-                store = open_store(
-                    directory, self._fingerprint, self._dim, self._frames, create=True
-                )
-                for rows, features in snapshot.scan(_SAVE_VIDEOS):
-                    store.append(snapshot.videos(rows), features)
-                store.close()
-        except OSError as error:
-            raise GalleryError(
-                f"gallery {path} cannot be written ({error.strerror}); what was there stands"
-            ) from error
+        save_copy(self.snapshot(), self.model, self.uri, as_path("path", path))
 
     def close(self) -> None:
         """Release files and memory. Using the gallery afterwards raises ClosedError."""
@@ -430,24 +399,5 @@ class Gallery:
         return self._open_store
 
 
-def _rows_of_videos(snapshot: Snapshot, where: str | None) -> Rows:
-    """Return the first row of every video, or of those with a row that matches a filter."""
-    rows = snapshot.rows() if where is None else snapshot.matching(as_text("where", where))
-    groups = snapshot.groups()
-    return rows if groups is None else groups.first_rows(rows)
-
-
 def _cut(segmentation: Segmentation) -> str:
     return "whole videos" if segmentation.kind == "whole" else segmentation.text
-
-
-def _pages(snapshot: Snapshot, rows: Rows) -> Iterator[GalleryVideo]:
-    for part in slices(len(rows), _PAGE_VIDEOS):
-        yield from snapshot.videos(rows[part])
-
-
-def _may_replace(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    is_gallery = (path / f"{TABLE}.lance").is_dir() or (path / "gallery.json").is_file()
-    return is_gallery or not any(path.iterdir())

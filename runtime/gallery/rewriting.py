@@ -51,6 +51,7 @@ from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
 from xclip_deploy.runtime.gallery.lance_walk import RowKey, key_name, keys_of, walk, whole_rows
 from xclip_deploy.runtime.gallery.records import GalleryVideo, VideoFile
 from xclip_deploy.runtime.gallery.reports import Rescue
+from xclip_deploy.runtime.gallery.walking import copy_thumbnails
 from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
@@ -100,6 +101,7 @@ def rescue_gallery(
             progress(Progress("rescuing", done, reader.count, failed=len(lost)))
         store.remove_segments([key for key in lost if not isinstance(key, int)])
         _forget_files(store)
+        copy_thumbnails(str(path), directory)
         count = store.snapshot().num_videos
         store.close()
     return Rescue(

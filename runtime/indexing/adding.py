@@ -19,13 +19,13 @@ from xclip_deploy.runtime.arguments import (
 from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.gallery import Gallery, MetadataValue
+from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
 from xclip_deploy.runtime.indexing.estimating import IndexEstimate, estimate
 from xclip_deploy.runtime.indexing.in_memory import index_frames
 from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
 from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.sources import open_sources
-from xclip_deploy.runtime.moments import ThumbnailStore
 from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
 from xclip_deploy.runtime.video.segmentation import Segmentation

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from xclip_deploy.errors import InvalidArgumentError, VideoError
 from xclip_deploy.runtime.decoding import FileContent, FrameStream
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore, thumbnail_key
 from xclip_deploy.runtime.indexing.records import EncodedVideo, SegmentTimes, Task
-from xclip_deploy.runtime.moments import ThumbnailStore, thumbnail_key
 from xclip_deploy.runtime.presentation import time_text
 from xclip_deploy.runtime.video import Segmenter, SegmentFrames, VideoFrames
 

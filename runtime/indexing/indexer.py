@@ -24,6 +24,7 @@ from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent, FrameStream
 from xclip_deploy.runtime.gallery import Gallery, VideoFile
 from xclip_deploy.runtime.gallery.checking import checked_features
+from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
 from xclip_deploy.runtime.indexing.batching import (
     Encode,
     OpenVideo,
@@ -41,7 +42,6 @@ from xclip_deploy.runtime.indexing.records import (
 )
 from xclip_deploy.runtime.indexing.report import IndexReport, Tally
 from xclip_deploy.runtime.indexing.sources import Sources, folders_above
-from xclip_deploy.runtime.moments import ThumbnailStore
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.video import Segmentation, Segmenter, SegmentFrames
 from xclip_deploy.runtime.video.shots import import_scenedetect

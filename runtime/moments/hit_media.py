@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from xclip_deploy.errors import MomentSourceError
 from xclip_deploy.runtime.gallery.records import GalleryVideo, VideoFile
-from xclip_deploy.runtime.media import Cut, CutMode
-from xclip_deploy.runtime.moments.cutting import cut
-from xclip_deploy.runtime.moments.frames import frame_at, frames_between
-from xclip_deploy.runtime.moments.thumbnails import (
+from xclip_deploy.runtime.gallery.thumbnails import (
     THUMBNAIL_SIDE,
     ThumbnailStore,
     thumbnail_key,
 )
+from xclip_deploy.runtime.media import Cut, CutMode
+from xclip_deploy.runtime.moments.cutting import cut
+from xclip_deploy.runtime.moments.frames import frame_at, frames_between
 from xclip_deploy.runtime.presentation import listed
 
 

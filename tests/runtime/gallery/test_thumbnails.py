@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.moments import ThumbnailStore, thumbnail_key
+from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore, thumbnail_key
 
 SHA = "3f" * 32
 OTHER = "a0" * 32

@@ -112,10 +112,12 @@ class ThumbnailStore:
             if _KEY.fullmatch(path.stem) and path.suffix == ".webp":
                 yield path.stem
 
-    def keep(self, keys: Collection[str]) -> int:
+    def keep(self, keys: Collection[str], older_than_s: float = 0.0) -> int:
         """Remove the thumbnails whose keys are not among ``keys``, and what killed writers left.
 
-        Call it with the keys of all rows, after what was written last has been committed.
+        Args:
+            keys: Those of all rows.
+            older_than_s: Younger thumbnails stay: another process may commit their rows later.
 
         Returns:
             Number of thumbnails that were removed. Files that cannot be removed stay.
@@ -127,7 +129,11 @@ class ThumbnailStore:
                 if path.name.startswith(_UNFINISHED):
                     if time.time() - path.stat().st_mtime > _ABANDONED_S:
                         path.unlink()
-                elif _KEY.fullmatch(path.stem) and path.stem not in kept:
+                elif (
+                    _KEY.fullmatch(path.stem)
+                    and path.stem not in kept
+                    and time.time() - path.stat().st_mtime >= older_than_s
+                ):
                     path.unlink()
                     removed += 1
         for folder in self._folders():
