@@ -176,16 +176,20 @@ class SearchResult:
         *,
         mode: CutMode = "exact",
         pad_s: float = 0.0,
+        refined: bool = False,
         overwrite: bool = False,
     ) -> Cut:
         """Write the segment to a video file, with sound; see :func:`runtime.moments.cut`.
 
         ``exact`` encodes exactly these seconds anew. ``copy`` copies the streams from the key frame
         before, and the result tells the actual start and end. ``moment``: one of :attr:`moments`.
-        ``pad_s``: seconds to add at both ends. Raises MomentSourceError if the file is gone or
+        ``pad_s``: seconds to add at both ends. ``refined``: whether to cut :attr:`range` instead of
+        the segment, where the hit has one. Raises MomentSourceError if the file is gone or
         changed, InvalidArgumentError, VideoReadError.
         """
         start_s, end_s = self._span(moment)
+        if refined and moment is None and self.range is not None:
+            start_s, end_s = self.range.start_s, self.range.end_s
         return self._media().cut(start_s, end_s, out, mode, pad_s, overwrite=overwrite)
 
     def _media(self) -> Media:

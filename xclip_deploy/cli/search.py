@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from xclip_deploy.cli.display import name_of, print_json, print_table, say, warn_of_cuts
+from xclip_deploy.cli.hit_files import cut_hits, draw_hits
 from xclip_deploy.cli.options import (
     Command,
     PathArgument,
@@ -96,6 +97,17 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     help="Leave out results with a lower confidence that they are no chance; 0 shows all.",
 )
+@click.option(
+    "--cut",
+    "cut_folder",
+    type=PathArgument(),
+    help="Write the time that is shown of each hit to a video file in this folder.",
+)
+@click.option(
+    "--picture",
+    type=PathArgument(dir_okay=False),
+    help="Draw the hits of one query with their thumbnails and times, to this PNG file.",
+)
 @bundle_option
 @gallery_option
 @session_options
@@ -119,6 +131,8 @@ def command(
     from_s: str | None,
     to_s: str | None,
     min_confidence: float | None,
+    cut_folder: Path | None,
+    picture: Path | None,
     bundle: Path,
     gallery: str,
     session: SessionOptions,
@@ -133,6 +147,8 @@ def command(
         raise click.UsageError("expected texts, or --video, or one text with --video, or --image")
     if query_bank and not texts:
         raise click.UsageError("--query-bank calibrates the scores of texts; give one")
+    if picture and len(texts) > 1:
+        raise click.UsageError("--picture draws the hits of one query; expected one text")
     options: dict[str, Any] = {
         "k": k,
         "where": where,
@@ -173,6 +189,10 @@ def command(
             f"--gallery {shlex.quote(str(gallery))}",
             err=True,
         )
+    written: list[object] = [] if cut_folder is None else list(cut_hits(found, cut_folder))
+    if picture is not None:
+        draw_hits(*found[0], picture)
+        written.append(picture)
     if as_json:
         print_json(
             [
@@ -189,7 +209,13 @@ def command(
                 for query, results in found
             ]
         )
-        return
+    else:
+        _print(found, is_empty=is_empty)
+    for file in written:
+        say(f"wrote {file}", err=as_json)
+
+
+def _print(found: Sequence[tuple[str, SearchResults]], *, is_empty: bool) -> None:
     for query, results in found:
         say(query)
         if results:
