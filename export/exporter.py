@@ -58,7 +58,7 @@ def export_bundle(
     *,
     options: CheckpointOptions | None = None,
     frames_per_second: float = 1.0,
-    square_pixels: bool = False,
+    square_pixels: bool | None = None,
     bf16: bool = False,
     int8: bool = False,
     progress: ProgressFunction | None = None,
@@ -72,8 +72,8 @@ def export_bundle(
         output: Folder of the bundle.
         options: Facts that the weights do not tell.
         frames_per_second: Sampling rate of video; the published models use 1.
-        square_pixels: Whether anamorphic video is shown in its true proportions; the published
-            models were trained on stored pixels.
+        square_pixels: Whether anamorphic video is shown in its true proportions. None does as
+            the training did; the published models were trained on stored pixels.
         bf16: Whether to add BF16 graphs, for TensorRT.
         int8: Whether to add INT8 encoders, for the CPU.
         progress: Called at the start of every step, which ``note`` names, and at the end.
@@ -87,7 +87,8 @@ def export_bundle(
     source, target = as_path("checkpoint", checkpoint), as_path("output", output)
     if as_number("frames_per_second", frames_per_second, 0, 1000) == 0:
         raise InvalidArgumentError("frames_per_second is 0; expected more, 1000 at most")
-    as_truth("square_pixels", square_pixels)
+    if square_pixels is not None:
+        as_truth("square_pixels", square_pixels)
     as_truth("bf16", bf16)
     as_truth("int8", int8)
     as_callback("progress", progress)
@@ -108,7 +109,7 @@ def export_bundle(
                 image_size=loaded.config.vision.image_size,
                 mean=CLIP_MEAN,
                 std=CLIP_STD,
-                square_pixels=square_pixels,
+                square_pixels=loaded.square_pixels if square_pixels is None else square_pixels,
             )
             manifest = _write(
                 loaded, source, directory, frames_per_second, preprocessing, precisions, steps

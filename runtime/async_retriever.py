@@ -17,7 +17,7 @@ from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
-from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate
+from xclip_deploy.runtime.indexing import IndexEstimate, IndexReport, OnDuplicate
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.retriever import Retriever
@@ -104,6 +104,7 @@ class AsyncRetriever:
         stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
+        thumbnails: bool = True,
         workers: int | None = None,
         timeout_s: float = 120.0,
         progress: bool | ProgressFunction = False,
@@ -118,9 +119,29 @@ class AsyncRetriever:
             stride=stride,
             on_duplicate=on_duplicate,
             prune=prune,
+            thumbnails=thumbnails,
             workers=workers,
             timeout_s=timeout_s,
             progress=progress,
+        )
+
+    async def estimate(
+        self,
+        videos: PathName | Iterable[PathName],
+        *,
+        segment: str | float | None = None,
+        stride: str | float | None = None,
+        on_duplicate: OnDuplicate = "update",
+        workers: int | None = None,
+    ) -> IndexEstimate:
+        """Estimate what adding videos takes; see :meth:`Retriever.estimate`."""
+        return await self._read(
+            self.retriever.estimate,
+            videos,
+            segment=segment,
+            stride=stride,
+            on_duplicate=on_duplicate,
+            workers=workers,
         )
 
     async def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:

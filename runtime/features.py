@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,10 @@ class VideoFeatures:
     def __len__(self) -> int:
         return len(self.video_features)
 
-    def __getitem__(self, index: slice) -> VideoFeatures:
+    def __getitem__(
+        self, index: slice | npt.NDArray[np.integer[Any]] | Sequence[int]
+    ) -> VideoFeatures:
+        """Return some of the videos: a slice as views, rows by their numbers as copies."""
         return VideoFeatures(
             self.video_features[index], self.frame_features[index], self.num_frames[index]
         )

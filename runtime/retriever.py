@@ -30,9 +30,11 @@ from xclip_deploy.runtime.evidence import (
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
 from xclip_deploy.runtime.indexing import (
+    IndexEstimate,
     IndexReport,
     OnDuplicate,
     add_videos,
+    estimate_videos,
     warn_of_older_readings,
 )
 from xclip_deploy.runtime.progress import ProgressFunction
@@ -117,7 +119,7 @@ class Retriever:
             self.gallery = Gallery.open(gallery, manifest, create=create)
         warn_of_older_readings(self.gallery)
         self._scorer_weights = cache(self.bundle.scorer_weights)
-        self._searcher = Searcher(self.model, self._scorer_weights)
+        self._searcher = Searcher(self.model, self._scorer_weights, self.gallery.thumbnails)
         self._is_closed = False
 
     # -- gallery ---------------------------------------------------------------------------
@@ -132,6 +134,7 @@ class Retriever:
         stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
+        thumbnails: bool = True,
         workers: int | None = None,
         timeout_s: float = 120.0,
         progress: bool | ProgressFunction = False,
@@ -152,6 +155,7 @@ class Retriever:
                 files changed, ``skip`` leaves them, ``replace`` encodes all again, ``error`` raises
                 before anything is read.
             prune: Whether to remove videos whose files are gone from the given folders.
+            thumbnails: Whether to keep a small picture of every segment beside the gallery.
             workers: Processes that decode, None for one per core.
             timeout_s: Longest time to decode one video, seconds.
             progress: True draws a bar on standard error. A function is called with a
@@ -176,9 +180,36 @@ class Retriever:
             stride=stride,
             on_duplicate=on_duplicate,
             prune=prune,
+            thumbnails=thumbnails,
             workers=workers,
             timeout_s=timeout_s,
             progress=progress,
+        )
+
+    def estimate(
+        self,
+        videos: PathName | Iterable[PathName],
+        *,
+        segment: str | float | None = None,
+        stride: str | float | None = None,
+        on_duplicate: OnDuplicate = "update",
+        workers: int | None = None,
+    ) -> IndexEstimate:
+        """Estimate segments, bytes and time of :meth:`add`, which takes the same arguments.
+
+        Decodes a few seconds of up to three files and encodes one batch; nothing is written. Raises
+        as :meth:`add` does.
+        """
+        self._check_open()
+        return estimate_videos(
+            self.gallery,
+            self.model,
+            self.reading,
+            videos,
+            segment=segment,
+            stride=stride,
+            on_duplicate=on_duplicate,
+            workers=workers,
         )
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
@@ -222,7 +253,7 @@ class Retriever:
 
     def __len__(self) -> int:
         """Return the number of videos in the gallery."""
-        return len(self._snapshot())
+        return self._snapshot().num_videos
 
     def __bool__(self) -> bool:
         """Return True, for an empty gallery too."""
@@ -244,7 +275,8 @@ class Retriever:
 
         ``video``: a video that hits should also resemble, as :meth:`search_by_video` takes it. The
         score is then ``(1 - video_weight) · score + video_weight · score scale · cosine``.
-        ``options``: see :class:`SearchOptions`.
+        ``options``: see :class:`SearchOptions`. Long videos rank by their best moment, which a hit
+        names by ``start_s`` and ``end_s``; ``group="moment"`` ranks moments.
 
         An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a
         word, an invalid filter or a number out of range; GalleryError.
@@ -306,7 +338,8 @@ class Retriever:
     def explain(self, query: str, a: Hit, b: Hit | None = None) -> Explanation | Contrast:
         """Explain a video's score for a text or, with ``b``, the order of two videos.
 
-        ``a``, ``b``: hits of any search, or ids of videos in the gallery. The score is computed
+        ``a``, ``b``: hits of any search, or ids of videos in the gallery. Of a hit, its segment is
+        explained; of an id, the segment with the best score for the text. The score is computed
         from the gallery as it is now and decomposed into contributions of words and frames. The
         text is also scored without each word, to find words that the video lacks. Raises
         GalleryError for a video that is not there, InvalidArgumentError for a text without a word.

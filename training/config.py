@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import PathName, as_path, as_text, as_texts
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.model_config import (
     FrozenModel,
@@ -56,6 +57,9 @@ class DataConfig(FrozenModel):
     max_unreadable_share: Share = 0.1
     """Share of the files that may not be readable."""
     frames_per_second: Annotated[float, Field(gt=0)] = 1.0
+    square_pixels: bool = False
+    """Show anamorphic video in its true proportions. Checkpoints of the run say so, and their
+    bundles and evaluations do the same."""
     slice_position: Literal[0, 1, 2] = 2
     """Frames of a video with more than ``max_frames``: 0 its first, 1 its last, 2 evenly spaced."""
     frame_order: Literal[0, 1, 2] = 0
@@ -297,6 +301,7 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
+        require_regular_file(file, "settings in TOML or JSON")
         text = file.read_text(encoding="utf-8")
         content = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:

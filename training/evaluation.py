@@ -67,7 +67,13 @@ def evaluate_checkpoint(
     if session.threads is not None:
         torch.set_num_threads(session.threads)
     try:
-        return evaluate_matcher(matcher, split, identity=identity, **options)
+        return evaluate_matcher(
+            matcher,
+            split,
+            identity=identity,
+            square_pixels=checkpoint.square_pixels,
+            **options,
+        )
     finally:
         torch.set_num_threads(before)
 

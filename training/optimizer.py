@@ -68,6 +68,13 @@ class RecipeAdam(torch.optim.Optimizer):
         rate: float = group["lr"] * warmup_cosine(progress, self.recipe.warmup)
         return rate
 
+    def rates(self) -> tuple[float, float]:
+        """Return the learning rates of the next step, of other parameters and of CLIP's."""
+        schedule = warmup_cosine(
+            self.param_groups[0]["step"] / self.recipe.total_steps, self.recipe.warmup
+        )
+        return self.recipe.lr * schedule, self.recipe.lr * self.recipe.coef_lr * schedule
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update the parameters from their gradients."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from xclip_deploy.training.datasets.frames import (
 )
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 from xclip_deploy.training.distributed import from_first
+
+_log = logging.getLogger(__name__)
 
 GENERATED = "generated"
 """Name of the dataset that a run makes for itself."""
@@ -52,6 +55,7 @@ class RunData:
                     frames_per_second=config.frames_per_second, max_frames=model.max_frames
                 ),
                 model.vision.image_size,
+                square_pixels=config.square_pixels,
             ),
             None if cache is None else FrameCache(cache, int(config.frame_cache_gb * 1e9)),
             config.slice_position,
@@ -85,7 +89,18 @@ class RunData:
                 num_workers=config.workers,
                 on_progress=self._progress(f"reading {name}"),
             )
-            report.write(self.folder / f"{name}_videos.json")
+            path = self.folder / f"{name}_videos.json"
+            report.write(path)
+            if report.missing or report.unreadable:
+                _log.warning(
+                    "%s: of %d videos, %d without a file and %d unreadable are left out; they "
+                    "are listed in %s",
+                    split.name,
+                    report.num_videos,
+                    len(report.missing),
+                    len(report.unreadable),
+                    path,
+                )
             return report
 
         return without_unreadable(split, from_first(check), config.max_unreadable_share)

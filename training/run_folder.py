@@ -18,8 +18,8 @@ from torch import Tensor
 from xclip_deploy.errors import CheckpointReadError, InvalidArgumentError, TrainingError
 from xclip_deploy.runtime.files import replace_text, replaced_file
 from xclip_deploy.training.checkpoints import (
-    SAVED_CONFIG_KEY,
     save_checkpoint,
+    saved_settings,
     to_authors_state_dict,
 )
 from xclip_deploy.training.config import TrainConfig
@@ -53,6 +53,7 @@ class RunFolder:
         resume has another configuration. Raises TrainingError where nothing can be written.
         """
         self.path = path
+        self._has_square_pixels = config.data.square_pixels
         stored = path / _CONFIG
         if resume:
             if not stored.is_file():
@@ -107,7 +108,7 @@ class RunFolder:
         """
         content = {
             "state_dict": to_authors_state_dict(model.config, model.state_dict()),
-            SAVED_CONFIG_KEY: model.config.model_dump_json(),
+            **saved_settings(model.config, square_pixels=self._has_square_pixels),
             "optimizer": optimizer.state_dict(),
             "step": position.step,
             "best_recall": position.best_recall,
@@ -154,7 +155,12 @@ class RunFolder:
         """Save the weights of the best validation so far. Raises TrainingError."""
         path = self.path / _BEST
         try:
-            save_checkpoint(path, model.config, model.state_dict())
+            save_checkpoint(
+                path,
+                model.config,
+                model.state_dict(),
+                square_pixels=self._has_square_pixels,
+            )
         except (OSError, RuntimeError) as error:
             raise TrainingError(f"{path}: cannot be written ({error})") from error
 

@@ -189,7 +189,7 @@ class _Run:
         self.model.train()
         waited_since_s = time.monotonic()
         for batch in loader.batches(self._order(epoch), start, epoch=epoch):
-            rates = self._rates()
+            rates = self.optimizer.rates()
             result = self._step(batch)
             step = self.position.step + 1
             self.position = Position(step, self.position.best_recall)
@@ -239,11 +239,6 @@ class _Run:
             f"{self.folder.path / file}; lower the learning rate or look at the data, then "
             "start again, or go on from the last checkpoint with --resume"
         )
-
-    def _rates(self) -> tuple[float, float]:
-        """Return the next learning rates, of other parameters and of CLIP's."""
-        rates = [self.optimizer.rate(group) for group in self.optimizer.param_groups]
-        return max(rates), min(rates)
 
     def _report(
         self, epoch: int, result: StepResult, rates: tuple[float, float], seconds: float

@@ -19,7 +19,8 @@ The whole tree, with the exit status that the command line gives each branch::
     │   └── EngineBuildError
     ├── VideoError                        8
     │   ├── VideoNotFoundError
-    │   └── VideoReadError                    no frame could be decoded
+    │   ├── VideoReadError                    no frame could be decoded
+    │   └── MomentSourceError                 gone or changed since it was indexed
     ├── SessionError                      9   (device, provider or precision unavailable)
     │   ├── DriverError                       no NVIDIA driver, or one too old
     │   ├── BackendUnavailableError           an installed backend whose libraries do not load
@@ -49,11 +50,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+MAX_MESSAGE = 1000
+"""Longest message of an error, in characters."""
+
 
 class XclipDeployError(Exception):
     """Base class of every error that xclip-deploy raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message in 1,000 characters at most, cut in the middle.
+
+        Messages quote names and values of files, which nothing bounds. The end stays, since it
+        says what to do.
+        """
+        text = super().__str__()
+        if len(text) <= MAX_MESSAGE:
+            return text
+        start = MAX_MESSAGE // 2
+        return f"{text[:start]}…{text[start + 1 - MAX_MESSAGE :]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the message and the attributes, whatever the constructor of a subclass takes."""
@@ -163,6 +179,10 @@ class VideoNotFoundError(VideoError):
 
 class VideoReadError(VideoError):
     """No frame of a video could be decoded."""
+
+
+class MomentSourceError(VideoError):
+    """The file of a moment is gone, or is no longer the one that was indexed."""
 
 
 class SessionError(XclipDeployError):

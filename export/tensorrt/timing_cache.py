@@ -8,7 +8,7 @@ from typing import Any
 
 from xclip_deploy.errors import EngineBuildError
 from xclip_deploy.export.tensorrt.flavours import TensorRT
-from xclip_deploy.runtime.files import replaced_file
+from xclip_deploy.runtime.files import replaced_file, require_regular_file
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ class TimingCacheFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if path.exists():
+                require_regular_file(path, "a timing cache", EngineBuildError)
             self._content = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise EngineBuildError(

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from xclip_deploy.errors import BundleError, VerificationError
 from xclip_deploy.runtime.benchmark.results import Machine
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.manifest import Graph, Precision, Sha256, Tolerance
 from xclip_deploy.runtime.model_config import FrozenModel, Share
 from xclip_deploy.runtime.presentation import brief
@@ -253,6 +254,7 @@ def read_certificate(bundle: Bundle) -> Certificate | None:
     """
     file = bundle.path / CERTIFICATE_DIRECTORY / CERTIFICATE_NAME
     try:
+        require_regular_file(file, "a certificate", BundleError)
         return Certificate.model_validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None

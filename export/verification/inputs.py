@@ -15,6 +15,7 @@ from xclip_deploy.export.reference_inputs import drawn_videos
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.evaluation import FramesOrError, read_split
+from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.video import VideoReader, find_videos, read_videos
 
 _NUM_DRAWN_VIDEOS = 12
@@ -116,6 +117,7 @@ def read_texts(path: str | PathLike[str]) -> list[str]:
     Raises InvalidArgumentError where there are none or the file cannot be read.
     """
     try:
+        require_regular_file(Path(path), "texts, one a line")
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(

@@ -56,7 +56,13 @@ def read_activitynet(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
             raise AnnotationError(f"{path}: none of the {len(listed)} videos of {listing.name}")
         if len(wanted) < len(listed):
             bare = len(listed) - len(wanted)
-            _log.info("%s: %d of %d videos are not in %s", listing, bare, len(listed), path.name)
+            _log.warning(
+                "%s: %d of %d videos are left out: they are not in %s",
+                listing,
+                bare,
+                len(listed),
+                path.name,
+            )
     captions = CaptionCollector(path)
     for video_id in wanted:
         place = f"{path}: {video_id}"

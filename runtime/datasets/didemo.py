@@ -5,6 +5,7 @@ Hendricks et al., ICCV 2017. CLIP4Clip and X-CLIP retrieve its videos by paragra
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from xclip_deploy.runtime.datasets.annotation_files import find_annotation, read_ids
@@ -22,6 +23,8 @@ END_S = 31.0
 """End of the part that is read, in seconds. Videos were cut to 30 s for annotation; the authors
 of CLIP4Clip take 31 s."""
 
+_log = logging.getLogger(__name__)
+
 
 def read_didemo(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     """Read a split of DiDeMo.
@@ -30,7 +33,8 @@ def read_didemo(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     ending of its original file (``….mov``). ``train_data.json``, ``val_data.json`` and
     ``test_data.json`` hold a list of objects with ``video`` and ``description``; their
     ``times`` are not read. The descriptions of a video are joined, in the order of the file,
-    to one caption of its first 31 s.
+    to one caption of its first 31 s. Descriptions of videos that the list lacks are left out,
+    with a warning.
 
     Args:
         folder: Folder that holds the annotation files.
@@ -44,13 +48,22 @@ def read_didemo(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
     video_ids = read_ids(listing)
     paragraphs: dict[str, list[str]] = {video_id: [] for video_id in video_ids}
     path = find_annotation(folder, f"{split}_data.json")
-    for number, value in enumerate(expect_list(read_json(path), str(path))):
+    entries = expect_list(read_json(path), str(path))
+    num_unlisted = 0
+    for number, value in enumerate(entries):
         place = f"{path}: [{number}]"
         entry = expect_object(value, place)
         video_id = expect_text(field(entry, "video", place), f"{place}.video")
         text = expect_text(field(entry, "description", place), f"{place}.description")
         if video_id in paragraphs:
             paragraphs[video_id].append(text)
+        else:
+            num_unlisted += 1
+    if num_unlisted:
+        _log.warning(
+            "%s: %d of %d descriptions are left out: their videos are not in %s",
+            *(path, num_unlisted, len(entries), listing.name),
+        )
     captions = CaptionCollector(path)
     for video_id, descriptions in paragraphs.items():
         if descriptions:

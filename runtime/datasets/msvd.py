@@ -12,6 +12,10 @@ from xclip_deploy.runtime.datasets.json_annotations import read_json
 from xclip_deploy.runtime.datasets.split import AnnotatedVideo, SplitName
 
 CAPTION_FILES = ("raw-captions.pkl", "raw-captions.json", "captions.json")
+MAX_CHARACTERS = 1 << 26
+"""Most characters of all captions. MSVD has 3 million; a pickle can hold one text many times."""
+_COST_OF_A_CAPTION = 64
+"""Characters that each caption counts beside its own, so that empty ones are bounded too."""
 
 
 def read_msvd(folder: Path, split: SplitName) -> list[AnnotatedVideo]:
@@ -45,6 +49,7 @@ def _collect(path: Path, content: object, video_ids: frozenset[str]) -> CaptionC
         )
     captions = CaptionCollector(path)
     seen: set[str] = set()
+    num_characters = 0
     for key, sentences in content.items():
         video_id = text_of_pickle(key, f"{path}: a key")
         if video_id in seen:  # once as bytes, once as text
@@ -54,15 +59,19 @@ def _collect(path: Path, content: object, video_ids: frozenset[str]) -> CaptionC
             continue
         place = f"{path}: {video_id}"
         for number, sentence in enumerate(_as_sequence(sentences, place)):
-            text = _sentence(sentence, f"{place}[{number}]")
+            is_text = isinstance(sentence, (str, bytes))
+            tokens = [sentence] if is_text else _as_sequence(sentence, f"{place}[{number}]")
+            num_characters += _COST_OF_A_CAPTION + sum(
+                1 + len(token) for token in tokens if isinstance(token, (str, bytes))
+            )
+            if num_characters > MAX_CHARACTERS:
+                raise AnnotationError(
+                    f"{path}: the captions have more than {MAX_CHARACTERS} characters; refused "
+                    "as hostile"
+                )
+            text = " ".join(text_of_pickle(token, f"{place}[{number}]") for token in tokens)
             captions.add(video_id, text, f"{video_id}[{number}]")
     return captions
-
-
-def _sentence(value: object, place: str) -> str:
-    if isinstance(value, (str, bytes)):
-        return text_of_pickle(value, place)
-    return " ".join(text_of_pickle(token, place) for token in _as_sequence(value, place))
 
 
 def _as_sequence(value: object, place: str) -> list[object] | tuple[object, ...]:

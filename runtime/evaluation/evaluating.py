@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import groupby
 from typing import Protocol, TypedDict, cast
 
 import numpy as np
@@ -178,11 +177,10 @@ def read_split(
     videos: Sequence[SplitVideo], reading: VideoReading, *, threads: int | None = None
 ) -> Iterator[VideoFrames | VideoError]:
     """Read videos in their order with :func:`read_videos`, each up to its own end."""
-    # A dataset cuts all of its videos at one time or none, so that this is one group.
-    for end_s, group in groupby(videos, key=lambda video: video.end_s):
-        paths = [video.path for video in group]
-        for _, outcome in read_videos(paths, reading.until(end_s), num_threads=threads):
-            yield outcome
+    paths = [video.path for video in videos]
+    ends_s = [video.end_s for video in videos]
+    for _, outcome in read_videos(paths, reading, ends_s=ends_s, num_threads=threads):
+        yield outcome
 
 
 def similarity_matrix(

@@ -33,7 +33,8 @@ Words: TypeAlias = npt.NDArray[np.uint64]
 _LONG_TEXT = 4096
 """Bytes of a text from which it is hashed by itself, with BLAKE2b."""
 _BYTES_AT_ONCE = 1 << 20
-"""Bytes of texts that are hashed at a time; the tables of powers are as long."""
+"""Bytes of texts, or of the hashes of lists' elements, that are hashed at a time. The tables of
+powers, which stay in memory, hold at most twice as many numbers unless one list is longer."""
 _RATIO = np.uint64(0x9E3779B97F4A7C15)
 _BASE = 0xD1342543DE82EF95
 """The polynomials' r; r mod 8 = 5, so that its powers repeat after 2^62."""
@@ -121,9 +122,18 @@ def _hash_vectors(vectors: npt.NDArray[np.generic]) -> Words:
 
 def _hash_lists(array: pa.Array) -> Words:
     """Hash lists of numbers or texts, by the hashes of their elements."""
-    flat = _hash(_in_one_piece(array.flatten()))
     lengths = _filled(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    return _hash_runs(flat, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    hashed = np.empty(len(array), np.uint64)
+    start = 0
+    while start < len(array):
+        # As many lists as fit, or one long one.
+        most = offsets[start] + _BYTES_AT_ONCE // 8
+        stop = max(int(np.searchsorted(offsets, most, "right")) - 1, start + 1)
+        flat = _hash(_in_one_piece(array.slice(start, stop - start).flatten()))
+        hashed[start:stop] = _hash_runs(flat, offsets[start : stop + 1] - offsets[start])
+        start = stop
+    return hashed
 
 
 def _hash_texts(array: pa.Array) -> Words:

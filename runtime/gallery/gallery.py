@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 _SAVE_VIDEOS = 4096
 _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
+_THUMBNAILS = "thumbnails"
 _NO_ROWS: Rows = np.empty(0, np.int64)
 _MOST_VIDEOS = 1 << 40
 
@@ -145,6 +146,17 @@ class Gallery:
         """Location of the gallery; None in memory."""
         return self._open_store.uri
 
+    @property
+    def thumbnails(self) -> Path | None:
+        """Folder of the segments' thumbnails; None in memory and in object storage."""
+        uri = self._open_store.uri
+        return None if uri is None or "://" in uri else Path(uri, _THUMBNAILS)
+
+    @property
+    def model(self) -> FeatureModel:
+        """The model that makes the embeddings."""
+        return FeatureModel(self._fingerprint, self._dim, self._frames)
+
     def check_model(self, manifest: Manifest) -> None:
         """Raise GalleryModelError unless the features are of the model of ``manifest``."""
         check_manifest(manifest)
@@ -219,15 +231,6 @@ class Gallery:
                         self.check_segmentation(Segmentation.from_text(text))
                 self._store.put(given, features, replace=replace)
 
-    def check_features(
-        self, names: Sequence[str], num_times: Sequence[int], features: VideoFeatures
-    ) -> None:
-        """Raise InvalidArgumentError for features that :meth:`add` refuses.
-
-        ``names``: what the error calls each video. ``num_times``: its number of frame times.
-        """
-        checked_features(names, num_times, features, self._frames, self._dim)
-
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Replace the records of videos, such as their metadata, and keep the embeddings.
 
@@ -279,10 +282,6 @@ class Gallery:
         """Count all videos, or those that match a filter."""
         snapshot = self.snapshot()
         return snapshot.num_videos if where is None else len(_rows_of_videos(snapshot, where))
-
-    def count_older(self, reading_version: int) -> int:
-        """Count the videos whose files were read before this version of the reader."""
-        return self.snapshot().count_older(reading_version)
 
     def videos(
         self, where: str | None = None, *, offset: int = 0, limit: int | None = None

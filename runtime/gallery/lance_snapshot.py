@@ -15,13 +15,19 @@ from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
 from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
-from xclip_deploy.runtime.gallery.filter_sql import quoted, to_sql
+from xclip_deploy.runtime.gallery.filter_sql import outside, quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.groups import Groups, in_order
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
-from xclip_deploy.runtime.gallery.lance_reader import Columns, RowReader, Trust, row_ids
+from xclip_deploy.runtime.gallery.lance_reader import (
+    Columns,
+    RowReader,
+    Trust,
+    read_groups,
+    row_ids,
+)
 from xclip_deploy.runtime.gallery.lance_schema import (
     CONTENT_SHA256,
     matrix_of,
@@ -147,7 +153,7 @@ class LanceSnapshot:
             return None
         with self._lock:
             if self._groups is None:
-                self._groups = self._read_groups()
+                self._groups = read_groups(self.reader)
             return None if len(self._groups) == self._count else self._groups
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
@@ -160,13 +166,8 @@ class LanceSnapshot:
 
     def features(self, rows: Rows) -> VideoFeatures:
         if self._held is not None:
-            places = np.searchsorted(self._held[0], rows)
-            features = self._held[1]
-            return VideoFeatures(
-                features.video_features[places],
-                features.frame_features[places],
-                features.num_frames[places],
-            )
+            known, features = self._held
+            return features[np.searchsorted(known, rows)]
         warm = self._warm
         if warm is None:
             return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
@@ -207,18 +208,28 @@ class LanceSnapshot:
             count: int = self._table.count_rows(f"{condition} and {CONTENT_SHA256} is not null")
             return count
 
-    def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
+    def nearest(
+        self,
+        queries: QueryVectors,
+        limit: int,
+        where: str | None = None,
+        without: Rows | None = None,
+    ) -> list[Nearest]:
         if self._is_flat():
             allowed = None if where is None else self.matching(where)
-            return self._vectors().nearest(queries, limit, allowed)
+            return self._vectors().nearest(queries, limit, allowed, without)
         condition = None if where is None else self._condition(where)
+        # The nearest partitions may hold little but what is left out.
+        reads_on = without is not None and len(without) > 0
+        if without is not None and reads_on:
+            condition = outside(without, condition)
         # LanceDB reads the vectors that no index holds.
         self._check_indices()
         self.reader.ensure(Part.VIDEO, self._vectors_below)
         method: NearestMethod = "flat" if self._partitions is None else "index"
         found = []
         for query in np.asarray(queries, np.float32):
-            table = self._search(query, limit, condition)
+            table = self._search(query, limit, condition, reads_on=reads_on)
             # LanceDB's distance of inner products is 1 - product.
             similarities = 1 - table["_distance"].to_numpy()
             found.append(Nearest(row_ids(table), similarities.astype(np.float32), method))
@@ -322,7 +333,10 @@ class LanceSnapshot:
         fits = self._flat_bytes <= self._limits.flat_bytes
         return fits and (self._partitions is None or self._count <= self._limits.flat_videos)
 
-    def _search(self, vector: Any, limit: int, condition: str | None) -> pa.Table:
+    def _search(
+        self, vector: Any, limit: int, condition: str | None, *, reads_on: bool
+    ) -> pa.Table:
+        """Search with LanceDB. ``reads_on``: whether to read more partitions to fill ``limit``."""
         if limit <= 0:
             limit, condition = 1, "false"  # LanceDB reads 0 as unlimited
         with self.reader.reading():
@@ -336,26 +350,11 @@ class LanceSnapshot:
             if self._partitions is not None:
                 share = round(self._partitions * self._limits.partitions)
                 query = query.nprobes(max(share, self._limits.min_partitions))
+                if reads_on:
+                    query = query.maximum_nprobes(0)
             if condition is not None:
                 query = query.where(condition, prefilter=True)
             return query.to_arrow()
-
-    def _read_groups(self) -> Groups:
-        """Read the video and the place of every row."""
-        ids: list[pa.ChunkedArray] = []
-        rows, segments = [], []
-        for table in self.reader.batches([Part.SEGMENT]):
-            ids.append(table["id"])
-            rows.append(row_ids(table))
-            segments.append(table["_segment"].to_numpy())
-        found = np.concatenate(rows) if rows else np.empty(0, np.int64)
-        if not len(found):
-            return Groups(found, found, found)
-        chunks = [chunk for column in ids for chunk in column.chunks]
-        codes = pa.concat_arrays(chunks).dictionary_encode().indices.to_numpy()
-        order = np.argsort(found, kind="stable")
-        self.reader.note_verified([Part.SEGMENT], int(found.max()))
-        return Groups.of_codes(found[order], codes[order], np.concatenate(segments)[order])
 
     def _look_up(self, column: str, values: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
         """Return segment and row of the rows with each of the values."""

@@ -77,7 +77,10 @@ class MemorySnapshot:
                 numbers = {name: n for n, name in enumerate(self._segments)}
                 codes = np.array([numbers[video.id] for video in self._videos])
                 segments = np.array([video.segment for video in self._videos])
-                self._groups = Groups.of_codes(self._rows, codes, segments)
+                # NumPy turns None into NaN.
+                start_s = np.array([video.start_s for video in self._videos], np.float64)
+                end_s = np.array([video.end_s for video in self._videos], np.float64)
+                self._groups = Groups.of_codes(self._rows, codes, segments, start_s, end_s)
             return self._groups
 
     def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
@@ -92,10 +95,7 @@ class MemorySnapshot:
         return [self._videos[row] for row in rows]
 
     def features(self, rows: Rows) -> VideoFeatures:
-        features = self._features
-        return VideoFeatures(
-            features.video_features[rows], features.frame_features[rows], features.num_frames[rows]
-        )
+        return self._features[rows]
 
     def video_features(self, rows: Rows) -> FloatArray:
         flat = self._flat
@@ -121,12 +121,18 @@ class MemorySnapshot:
             if video.segment == 0
         )
 
-    def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
+    def nearest(
+        self,
+        queries: QueryVectors,
+        limit: int,
+        where: str | None = None,
+        without: Rows | None = None,
+    ) -> list[Nearest]:
         allowed = None if where is None else self.matching(where)
         with self._lock:
             if self._flat is None:
                 self._flat = FlatVectors(self._rows, self._features.video_features)
-        return self._flat.nearest(queries, limit, allowed)
+        return self._flat.nearest(queries, limit, allowed, without)
 
     def held(self) -> tuple[Rows, VideoFeatures]:
         return self._rows, self._features
@@ -178,11 +184,7 @@ class MemoryStore:
                 videos = [video for video, _ in found]
                 rows = [row for _, row in found]
                 if rows != list(range(self._num_rows)):
-                    features = VideoFeatures(
-                        features.video_features[rows],
-                        features.frame_features[rows],
-                        features.num_frames[rows],
-                    )
+                    features = features[rows]
                 self._content = _Content({}, [features])
                 self._enter(videos, 0)
                 self._num_rows = len(videos)

@@ -140,6 +140,12 @@ def as_segment_of(row: GalleryVideo, video: GalleryVideo) -> GalleryVideo:
     return row.model_copy(update={name: getattr(video, name) for name in names})
 
 
+def times_of(row: GalleryVideo) -> tuple[float, float | None]:
+    """Return start and end of a row, seconds; a whole video lasts from 0 to its duration."""
+    end_s = row.duration_s if row.end_s is None else row.end_s
+    return row.start_s or 0.0, end_s
+
+
 def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, MetadataValue]:
     """Convert NumPy scalars to Python's. Raises MetadataError as check_metadata does."""
     plain = {

@@ -118,8 +118,17 @@ class Snapshot(Protocol):
         """
         ...
 
-    def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
-        """Return for each query the ``limit`` videos with the largest inner product."""
+    def nearest(
+        self,
+        queries: QueryVectors,
+        limit: int,
+        where: str | None = None,
+        without: Rows | None = None,
+    ) -> list[Nearest]:
+        """Return for each query the ``limit`` rows with the largest inner product.
+
+        ``without``: rows to leave out, ascending.
+        """
         ...
 
     def held(self) -> tuple[Rows, VideoFeatures] | None:

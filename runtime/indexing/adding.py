@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     MAX_THREADS,
+    PathName,
     as_choice,
     as_instance,
     as_number,
@@ -18,11 +19,13 @@ from xclip_deploy.runtime.arguments import (
 from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.gallery import Gallery, MetadataValue
+from xclip_deploy.runtime.indexing.estimating import IndexEstimate, estimate
 from xclip_deploy.runtime.indexing.in_memory import index_frames
 from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
 from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.sources import open_sources
+from xclip_deploy.runtime.moments import ThumbnailStore
 from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
 from xclip_deploy.runtime.video.segmentation import Segmentation
@@ -42,6 +45,7 @@ def add_videos(
     stride: str | float | None,
     on_duplicate: OnDuplicate,
     prune: bool,
+    thumbnails: bool,
     workers: int | None,
     timeout_s: float,
     progress: bool | ProgressFunction,
@@ -49,6 +53,7 @@ def add_videos(
     """Check the arguments, then read, encode and add videos: see :meth:`Retriever.add`."""
     as_choice("on_duplicate", on_duplicate, OnDuplicate)
     as_truth("prune", prune)
+    as_truth("thumbnails", thumbnails)
     if workers is not None:
         workers = as_whole_number("workers", workers, 1, MAX_THREADS)
     timeout_s = as_number("timeout_s", timeout_s, 1e-3, _MAX_TIMEOUT_S)
@@ -81,10 +86,41 @@ def add_videos(
             model.encode_videos,
             pool,
             segmentation=segmentation,
+            thumbnails=ThumbnailStore(gallery.thumbnails)
+            if thumbnails and gallery.thumbnails is not None
+            else None,
             settings=settings,
             progress=report,
         )
         return run.run(on_duplicate, prune=prune)
+
+
+def estimate_videos(
+    gallery: Gallery,
+    model: DeployedModel,
+    reading: VideoReading,
+    videos: PathName | Iterable[PathName],
+    *,
+    segment: str | float | None,
+    stride: str | float | None,
+    on_duplicate: OnDuplicate,
+    workers: int | None,
+) -> IndexEstimate:
+    """Check the arguments, then estimate: see :meth:`Retriever.estimate`."""
+    as_choice("on_duplicate", on_duplicate, OnDuplicate)
+    if workers is not None:
+        workers = as_whole_number("workers", workers, 1, MAX_THREADS)
+    return estimate(
+        gallery,
+        model.encode_videos,
+        reading,
+        open_sources(as_paths("videos", videos)),
+        choose_segmentation(gallery, reading, segment, stride),
+        on_duplicate=on_duplicate,
+        max_batch=model.max_batch,
+        workers=workers,
+        shares_cores=model.placement.device == "cpu",
+    )
 
 
 def choose_segmentation(

@@ -13,6 +13,7 @@ from xclip_deploy.errors import InvalidArgumentError, VideoError
 from xclip_deploy.runtime.decoding import FileContent, FrameStream
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.indexing.records import EncodedVideo, SegmentTimes, Task
+from xclip_deploy.runtime.moments import ThumbnailStore, thumbnail_key
 from xclip_deploy.runtime.presentation import time_text
 from xclip_deploy.runtime.video import Segmenter, SegmentFrames, VideoFrames
 
@@ -75,8 +76,15 @@ class WindowBatch:
     the encoder works twice as much as without overlap; the decoder does not.
     """
 
-    def __init__(self, encode: Encode, max_batch: int, check: Check) -> None:
+    def __init__(
+        self,
+        encode: Encode,
+        max_batch: int,
+        check: Check,
+        thumbnails: ThumbnailStore | None = None,
+    ) -> None:
         self._encode_videos = encode
+        self._thumbnails = thumbnails
         self._check = check
         self._max_batch = max_batch
         self._windows: list[tuple[OpenVideo, npt.NDArray[np.uint8]]] = []
@@ -124,8 +132,16 @@ class WindowBatch:
                     f"{path}: the encoder gave wrong features{where}: {fault}"
                 )
             else:
+                self._keep_thumbnail(video, frames)
                 video.features.append(part)
         return [video for video in touched if video.failure is not None or video.is_done]
+
+    def _keep_thumbnail(self, video: OpenVideo, frames: npt.NDArray[np.uint8]) -> None:
+        """Store the frame in the middle of the window that was just encoded."""
+        if self._thumbnails is not None:
+            start_s = video.segments[len(video.features)].start_s
+            key = thumbnail_key(video.content.content_sha256, start_s)
+            self._thumbnails.put(key, frames[len(frames) // 2])
 
 
 def describe_thinning(frames: VideoFrames, frames_per_second: float) -> str | None:

@@ -23,6 +23,7 @@ from xclip_deploy.runtime.arguments import as_choice
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent, FrameStream
 from xclip_deploy.runtime.gallery import Gallery, VideoFile
+from xclip_deploy.runtime.gallery.checking import checked_features
 from xclip_deploy.runtime.indexing.batching import (
     Encode,
     OpenVideo,
@@ -40,6 +41,7 @@ from xclip_deploy.runtime.indexing.records import (
 )
 from xclip_deploy.runtime.indexing.report import IndexReport, Tally
 from xclip_deploy.runtime.indexing.sources import Sources, folders_above
+from xclip_deploy.runtime.moments import ThumbnailStore
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.video import Segmentation, Segmenter, SegmentFrames
 from xclip_deploy.runtime.video.shots import import_scenedetect
@@ -78,6 +80,7 @@ class IndexRun:
         pool: DecoderPool[Task],
         *,
         segmentation: Segmentation | None = None,
+        thumbnails: ThumbnailStore | None = None,
         settings: IndexSettings | None = None,
         progress: ProgressFunction = ignore_progress,
     ) -> None:
@@ -89,6 +92,7 @@ class IndexRun:
             encode: Called in this thread, with at most ``settings.max_batch`` videos or windows.
             pool: An empty pool of decoders, which reads the files. The caller closes it.
             segmentation: Policy by which long videos are cut; None keeps them whole.
+            thumbnails: Folder for a picture of each segment; None makes none.
             settings: Sizes of batches and commits.
             progress: Called after every video, and after every block of a long one.
 
@@ -104,7 +108,10 @@ class IndexRun:
         self._settings = settings or IndexSettings()
         self._tally = Tally(sources, progress)
         self._todo: deque[Task] = deque()
-        self._batch = WindowBatch(encode, self._settings.max_batch, gallery.check_features)
+        model = gallery.model
+        check = partial(checked_features, max_frames=model.max_frames, dim=model.embed_dim)
+        self._batch = WindowBatch(encode, self._settings.max_batch, check, thumbnails)
+        self._thumbnails = thumbnails
         self._open: list[OpenVideo] = []  # long videos that are being read
         self._ready: list[ReadyFile] = []
         self._fresh = 0  # files received since the last commit, without retries
@@ -146,6 +153,8 @@ class IndexRun:
                 self._prune(known)
         finally:
             self._writer.shutdown()
+        if self._thumbnails is not None and self._thumbnails.warning is not None:
+            self._tally.warn_of(str(self._thumbnails.directory), self._thumbnails.warning)
         return self._tally.report()
 
     def _read_all(self) -> None:

@@ -128,12 +128,13 @@ def warn_of_older_readings(gallery: Gallery) -> None:
     if gallery.uri is None:
         return
     with suppress(XclipDeployError):
-        count = gallery.count_older(READING_VERSION)
+        snapshot = gallery.snapshot()
+        count = snapshot.count_older(READING_VERSION)
         if count:
             _LOG.warning(
                 "%d of %d videos were read by an older release, which may have taken other frames; "
                 "run: xclip-deploy index VIDEOS --gallery %s --on-duplicate replace",
                 count,
-                len(gallery),
+                len(snapshot),
                 shlex.quote(gallery.uri),
             )

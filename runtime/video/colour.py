@@ -1,4 +1,4 @@
-"""Convert decoded frames to RGB, HDR and wide gamuts to BT.709.
+"""Convert decoded frames to RGB, HDR and wide gamuts to BT.709, and lay them over black.
 
 swscale of PyAV 18 and later converts transfer and primaries. The first frame of a size costs it
 2.6 s of CPU time, which goes into a table of colours; each further frame of 1080p costs 0.08 s.
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -58,6 +61,33 @@ def to_rgb(frame: VideoFrame) -> tuple[VideoFrame, str | None]:
     )
     is_known = frame.colorspace not in _UNKNOWN_MATRICES
     return rgb, None if is_known else f"FFmpeg cannot convert {what}, so colours are wrong"
+
+
+def opacity_of(frame: VideoFrame, codec: str) -> NDArray[np.uint8] | None:
+    """Return how opaque each pixel is, ``[H, W]``; None for a frame that is opaque throughout.
+
+    Args:
+        frame: Output of the decoder.
+        codec: Name of the decoder.
+
+    Raises:
+        av.FFmpegError, ValueError: the pixel format cannot be converted.
+    """
+    has_palette = frame.format.name == "pal8"
+    if not has_palette and not any(part.is_alpha for part in frame.format.components):
+        return None
+    rgba = frame.reformat(format="rgba", interpolation="BICUBIC", threads=1)
+    opacity = rgba.to_ndarray()[..., 3].astype(np.uint8, copy=False)
+    # Uncompressed AVI of 32 bits a pixel leaves the fourth byte unused, and mostly 0.
+    is_unused = (has_palette or codec == "rawvideo") and not opacity.any()
+    return None if is_unused or bool((opacity == 255).all()) else opacity
+
+
+def over_black(picture: NDArray[np.uint8], opacity: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay a picture ``[H, W, 3]`` over black, rounded as Pillow rounds images."""
+    products = picture.astype(np.uint16) * opacity[..., np.newaxis] + np.uint16(128)
+    laid: NDArray[np.uint8] = ((products + (products >> 8)) >> 8).astype(np.uint8)
+    return laid
 
 
 def needs_conversion(frame: VideoFrame) -> bool:

@@ -18,7 +18,7 @@ FORMATS: tuple[str, ...] = (
     *("mov", "mp4", "matroska", "webm", "avi", "asf", "asf_o", "flv", "live_flv", "kux", "swf"),
     *("mpeg", "mpegts", "mxf", "gxf", "lxf", "ogg", "rm", "ivr", "nut", "nuv", "nsv", "wtv", "ty"),
     *("dhav", "pva", "pmp", "mpjpeg", "smjpeg", "mjpeg_2000", "cine", "ser", "r3d", "ifv", "mtv"),
-    *("bink", "smk", "flic", "roq", "thp", "vividas", "vivo", "xmv", "cdxl", "amv", "mgsts"),
+    *("bink", "smk", "flic", "roq", "thp", "vividas", "vivo", "xmv", "cdxl", "mgsts"),
     # One stream without a container.
     *("mpegvideo", "m4v", "h261", "h263", "h264", "hevc", "vvc", "evc", "av1", "obu", "ivf"),
     *("vc1", "vc1test", "dirac", "dnxhd", "cavsvideo", "avs2", "avs3", "dv", "mjpeg", "ipu"),

@@ -11,8 +11,9 @@ decord has had no release since 2021. These facts were measured with version 0.6
   within 12 idle seconds. Here a reader lives only while one video is read.
 - It fails on very small frames, such as 16x16.
 - It reports no damage, so ``VideoFrames.warnings`` tells of none behind the first frame.
-- It reads HDR, mirrors, crops and edit lists that end early wrongly, and takes a variable rate
-  for a constant one. PyAV looks at the file first, so ``VideoFrames.warnings`` tells of these.
+- It reads HDR, mirrors, crops, transparency and edit lists that end early wrongly, and takes a
+  variable rate for a constant one. PyAV looks at the file first, so ``VideoFrames.warnings``
+  tells of these.
 
 PyAV, the default, has none of these faults.
 """
@@ -20,6 +21,7 @@ PyAV, the default, has none of these faults.
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy.errors import MissingExtraError, VideoReadError
-from xclip_deploy.runtime.video.colour import needs_conversion
+from xclip_deploy.runtime.video.colour import needs_conversion, opacity_of
 from xclip_deploy.runtime.video.containers import check_container, container_of, read_head
 from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
 from xclip_deploy.runtime.video.matroska import NO_CROP
@@ -108,20 +110,25 @@ def _look(path: Path, reading: VideoReading) -> tuple[Fraction, list[str]]:
     Raises VideoReadError for what PyAV refuses to open: decord keeps neither to the list of
     formats nor to the limit of pixels.
     """
+    import av
+
     container, stream = open_video(path)
     with container:
         index = index_packets(container, stream)
         times_s = np.asarray(index.timestamps * index.time_base, np.float64)
     frames = TakenFrames(path, reading, index)
     container, stream = open_video(path)
-    is_hdr, orientation = False, UPRIGHT
+    is_hdr, is_transparent, orientation = False, False, UPRIGHT
     with container:
         frame = next(decode_all(container, stream, frames), None)
         if frame is not None:
             is_hdr, orientation = needs_conversion(frame), orientation_of(frame)
+            with suppress(av.FFmpegError, ValueError):  # decord may convert what PyAV cannot
+                is_transparent = opacity_of(frame, index.codec) is not None
     is_variable = index.is_reliable and not has_constant_rate(times_s, index.frame_rate or 0.0)
     found = {
         "HDR or wide gamuts": is_hdr,
+        "transparency": is_transparent,
         "mirrors and odd angles": orientation.is_mirror or orientation.is_odd,
         "crops": index.crop != NO_CROP,
         "edit lists": index.hidden_count > 0,

@@ -8,7 +8,7 @@ the frames that it hits, and no others.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,8 @@ class ForwardReader:
 
     def _by_seeking(
         self, container: InputContainer, stream: VideoStream
-    ) -> Iterator[Any]:  # a generator of Shown that returns whether it succeeded
+    ) -> Generator[Shown, None, bool]:
+        """Yield frames; return whether seeking led to them."""
         import av
 
         # MP4 and MOV index key frames by decoding time, Matroska by presentation time.

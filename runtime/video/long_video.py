@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ def read_blocks(
         container, stream = open_video(file)
         scan = PacketScan()
 
-        def note(packet: Packet[object], is_shown: bool) -> None:
+        def note(packet: Packet[Any], is_shown: bool) -> None:
             alive()
             scan.note(packet, is_shown)
 

@@ -1,7 +1,8 @@
-"""Crop tags of Matroska files, which FFmpeg reads and PyAV does not pass on.
+"""Crop tags and Dolby Vision of Matroska files, which FFmpeg reads and PyAV does not pass on.
 
 A file is a tree of EBML elements: an identifier, a length and content, see RFC 8794. The crop
-stands in Segment / Tracks / TrackEntry / Video, see RFC 9559, section 5.1.4.1.28.
+stands in Segment / Tracks / TrackEntry / Video, see RFC 9559, section 5.1.4.1.28. The record of
+Dolby Vision stands in TrackEntry / BlockAdditionMapping, section 5.1.4.1.17.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 _SEGMENT, _TRACKS, _TRACK, _TYPE, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0x83, 0xE0
 _CROPS = {0x54CC: "left", 0x54DD: "right", 0x54BB: "top", 0x54AA: "bottom"}
 _VIDEO_TYPE = 1
+_MAPPING, _MAPPING_TYPE, _MAPPING_DATA = 0x41E4, 0x41E7, 0x41ED
+_DOLBY_TYPES = frozenset(int.from_bytes(name, "big") for name in (b"dvcC", b"dvvC"))
+_RECORD_BYTES = 5
 _MOST_ELEMENTS = 10_000
 """Elements that are looked at; a file of more without tracks is damaged or hostile."""
 
@@ -54,6 +58,21 @@ def crop_of(path: Path, position: int) -> Crop:
         return NO_CROP
 
 
+def dolby_vision_of(path: Path, position: int) -> bytes | None:
+    """Return the first bytes of a track's record of Dolby Vision; None without one.
+
+    Args:
+        path: A Matroska or WebM file.
+        position: Number of the track among the file's video tracks, counted from 0.
+    """
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            return _Tree(file).dolby_vision(end, position)
+    except (OSError, ValueError):
+        return None
+
+
 class _Tree:
     """Elements of an open file."""
 
@@ -62,19 +81,34 @@ class _Tree:
         self._left = _MOST_ELEMENTS
 
     def crop(self, end: int, position: int) -> Crop:
+        track = self._track(end, position)
+        for video in self._find(_VIDEO, track) if track else ():
+            found = {
+                _CROPS[name]: self._number(place)
+                for name, place in self._elements(*video)
+                if name in _CROPS
+            }
+            return Crop(**found)
+        return NO_CROP
+
+    def dolby_vision(self, end: int, position: int) -> bytes | None:
+        track = self._track(end, position)
+        for mapping in self._find(_MAPPING, track) if track else ():
+            places = dict(self._elements(*mapping))
+            is_dolby = _MAPPING_TYPE in places and self._number(places[_MAPPING_TYPE])
+            if is_dolby in _DOLBY_TYPES and _MAPPING_DATA in places:
+                self._file.seek(places[_MAPPING_DATA][0])
+                record = self._file.read(_RECORD_BYTES)
+                return record if len(record) == _RECORD_BYTES else None
+        return None
+
+    def _track(self, end: int, position: int) -> tuple[int, int] | None:
+        """Return the place of a video track."""
         for segment in self._find(_SEGMENT, (0, end)):
             for tracks in self._find(_TRACKS, segment):
                 videos = [t for t in self._find(_TRACK, tracks) if self._is_video(t)]
-                if position >= len(videos):
-                    return NO_CROP
-                for video in self._find(_VIDEO, videos[position]):
-                    found = {
-                        _CROPS[name]: self._number(place)
-                        for name, place in self._elements(*video)
-                        if name in _CROPS
-                    }
-                    return Crop(**found)
-        return NO_CROP
+                return videos[position] if position < len(videos) else None
+        return None
 
     def _is_video(self, track: tuple[int, int]) -> bool:
         return any(self._number(place) == _VIDEO_TYPE for place in self._find(_TYPE, track))

@@ -8,7 +8,7 @@ can start.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.runtime.video.matroska import NO_CROP, Crop, crop_of
+from xclip_deploy.runtime.video.matroska import dolby_vision_of as matroska_dolby_vision_of
+from xclip_deploy.runtime.video.mp4_boxes import (
+    clean_aperture_of,
+    dolby_vision_of,
+    is_compatible,
+)
 from xclip_deploy.runtime.video.pyav_container import read_packets
 from xclip_deploy.runtime.video.sampling import has_constant_rate
 
@@ -35,6 +41,8 @@ _TRUNCATION_TOLERANCE_FRAMES = 0.5  # where the number of frames says the same
 # As FFmpeg finds it: "DivX503b1393p", with a p for packed.
 _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(b|Build)\d+p")
 _PACKETS_SEARCHED = 3
+# FFmpeg's own decoders of VP8 and VP9 pass over the stream of opacity in Matroska and WebM.
+_WITHOUT_ALPHA = frozenset({"vp8", "vp9"})
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,10 @@ class PacketIndex:
     """Width of a stored pixel in units of its height."""
     crop: Crop
     """Pixels that the container hides at each edge of a stored picture."""
+    codec: str
+    """Name of the decoder."""
+    unread: tuple[str, ...]
+    """Parts of the stream that this FFmpeg or PyAV does not read, as warnings."""
     warnings: tuple[str, ...]
     """Faults of the file, one line each."""
 
@@ -96,6 +108,11 @@ def index_packets(
     latest_ticks = 0
     is_mpeg4 = stream.codec_context.name == "mpeg4"
     is_packed = is_mpeg4 and _has_packed_b_frames(stream.codec_context.extradata)
+    # Recordings of browsers announce opacity and hold none.
+    may_have_opacity = (
+        stream.codec_context.name in _WITHOUT_ALPHA and stream.metadata.get("alpha_mode") == "1"
+    )
+    has_opacity = False
     warnings: list[str] = []
     # If the video stream declares no duration, only all streams together can be compared with
     # the duration of the file.
@@ -113,6 +130,7 @@ def index_packets(
             if packet.stream_index != stream.index:
                 continue
             packet_count += 1
+            has_opacity |= may_have_opacity and packet.has_sidedata("matroska_block_additional")
             if is_mpeg4 and packet_count <= _PACKETS_SEARCHED and not is_packed:
                 is_packed = _has_packed_b_frames(memoryview(packet))
             if packet.dts is not None:
@@ -179,6 +197,8 @@ def index_packets(
         frame_rate=frame_rate,
         pixel_aspect=_pixel_aspect(stream),
         crop=_crop(container, stream),
+        codec=stream.codec_context.name,
+        unread=tuple(_unread(container, stream, has_opacity=has_opacity)),
         warnings=tuple(warnings),
     )
 
@@ -200,10 +220,37 @@ def _pixel_aspect(stream: VideoStream) -> Fraction:
 
 
 def _crop(container: InputContainer, stream: VideoStream) -> Crop:
-    if "matroska" not in container.format.name.split(","):
-        return NO_CROP
-    position = [video.index for video in container.streams.video].index(stream.index)
-    return crop_of(Path(container.name), position)
+    path, formats = Path(container.name), container.format.name.split(",")
+    if "matroska" in formats:
+        return crop_of(path, _position(container, stream))
+    if "mov" in formats:
+        codec = stream.codec_context
+        return clean_aperture_of(path, stream.id, codec.width, codec.height)
+    return NO_CROP
+
+
+def _unread(container: InputContainer, stream: VideoStream, *, has_opacity: bool) -> Iterator[str]:
+    """Warn of what the decoder leaves out, which changes the picture.
+
+    ``has_opacity``: whether the container holds the opacity of frames beside the frames.
+    """
+    if has_opacity:
+        yield "transparency is not read, so hidden colours show: this decoder leaves it out"
+    path, formats = Path(container.name), container.format.name.split(",")
+    record = None
+    if "matroska" in formats:
+        record = matroska_dolby_vision_of(path, _position(container, stream))
+    elif "mov" in formats:
+        record = dolby_vision_of(path, stream.id)
+    if record is not None and not is_compatible(record):
+        yield (
+            f"Dolby Vision profile {record[2] >> 1} is not converted, so colours are wrong: its "
+            "picture is meant for Dolby's decoders alone"
+        )
+
+
+def _position(container: InputContainer, stream: VideoStream) -> int:
+    return [video.index for video in container.streams.video].index(stream.index)
 
 
 def is_ever_shown(packet: Packet[Any], codec: str) -> bool:

@@ -92,9 +92,12 @@ def _open(path: Path, options: dict[str, str]) -> InputContainer:
     try:
         # An absolute path cannot be taken for a URL. The options keep a playlist that calls
         # itself .mp4 from reading other files.
-        return av.open(str(path.absolute()), mode="r", options=options, **lenient)
+        container: InputContainer = av.open(
+            str(path.absolute()), mode="r", options=options, **lenient
+        )
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoReadError(f"{path}: {_why_not_opened(path, error)}") from error
+    return container
 
 
 def _choose_stream(container: InputContainer, path: Path) -> VideoStream:

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def read_videos(
     paths: Iterable[str | os.PathLike[str]],
     reading: VideoReading,
     *,
+    ends_s: Iterable[float | None] | None = None,
     num_threads: int | None = None,
     prefetch: int | None = None,
 ) -> Iterator[tuple[Path, VideoFrames | VideoError]]:
@@ -95,6 +97,8 @@ def read_videos(
     Args:
         paths: Video files.
         reading: How the videos are read.
+        ends_s: End of each video's part that is read, in seconds, as many as ``paths``. Without
+            one, a video is read as ``reading`` says.
         num_threads: Videos read at the same time; by default the cores of this process.
         prefetch: Videos read ahead of the consumer; by default twice ``num_threads``. Fewer
             than ``num_threads`` leave threads idle.
@@ -115,18 +119,21 @@ def read_videos(
             f"num_threads is {num_threads} and prefetch is {prefetch}; expected at least 1 each"
         )
     # A separate generator makes wrong arguments raise here, not at the first video.
-    return _iterate(read, map(Path, paths), reading, threads, ahead)
+    ends = repeat(None) if ends_s is None else ends_s
+    pairs = zip(paths, ends, strict=ends_s is not None)
+    videos = ((Path(path), reading.until(end)) for path, end in pairs)
+    return _iterate(read, videos, threads, ahead)
 
 
 def _iterate(
-    read: _Read, paths: Iterator[Path], reading: VideoReading, num_threads: int, prefetch: int
+    read: _Read, videos: Iterator[tuple[Path, VideoReading]], num_threads: int, prefetch: int
 ) -> Iterator[tuple[Path, VideoFrames | VideoError]]:
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-video")
     waiting: deque[tuple[Path, Future[VideoFrames]]] = deque()
     try:
         while True:
-            while len(waiting) < prefetch and (path := next(paths, None)) is not None:
-                waiting.append((path, pool.submit(_read_file, read, path, reading)))
+            while len(waiting) < prefetch and (video := next(videos, None)) is not None:
+                waiting.append((video[0], pool.submit(_read_file, read, *video)))
             if not waiting:
                 return
             path, future = waiting.popleft()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
-from xclip_deploy.runtime.video.colour import to_rgb
+from xclip_deploy.runtime.video.colour import opacity_of, over_black, to_rgb
 from xclip_deploy.runtime.video.containers import check_pixels
 from xclip_deploy.runtime.video.frames import VideoReading
 from xclip_deploy.runtime.video.orientation import orientation_of
@@ -35,6 +35,7 @@ class TakenFrames:
         """
         pixel_aspect = index.pixel_aspect
         self.crop = index.crop
+        self.codec = index.codec
         self.path = path
         self.image_size = reading.image_size
         self.pixel_aspect = pixel_aspect if reading.square_pixels else Fraction(1)
@@ -45,6 +46,8 @@ class TakenFrames:
         self.last_error = ""
         self.is_in_order = True
         self._notes: dict[str, None] = {}  # in order, without repetition
+        for warning in index.unread:
+            self._note(warning)
         if abs(pixel_aspect - 1) > _SQUARE_ENOUGH and not reading.square_pixels:
             self._note(
                 f"anamorphic: pixels are {pixel_aspect.numerator}:{pixel_aspect.denominator} and "
@@ -72,10 +75,13 @@ class TakenFrames:
         try:
             rgb, colour_warning = to_rgb(frame)
             pixels = rgb.to_ndarray().astype(np.uint8, copy=False)
+            opacity = opacity_of(frame, self.codec)
         except (av.FFmpegError, ValueError) as error:
             raise VideoReadError(
                 f"{self.path}: cannot convert pixel format {frame.format.name} to RGB: {error}"
             ) from error
+        if opacity is not None:
+            pixels = over_black(pixels, opacity)
         orientation = orientation_of(frame)
         upright = orientation.apply(self.crop.apply(pixels))
         aspect = 1 / self.pixel_aspect if orientation.is_transposed else self.pixel_aspect

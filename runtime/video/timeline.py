@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +103,7 @@ def timeline_of(
 
     rate = index.frame_rate or FALLBACK_FRAME_RATE
     time_base = index.time_base
-    may_jump = bool(container.format.flags & Flags.ts_discont.value)
+    may_jump = bool(container.format.flags & cast("int", Flags.ts_discont.value))
     decoding, stamps = _array(scan.decoding), _array(scan.stamps)
     has_counted_wrong = False
     if container.format.name == "avi":

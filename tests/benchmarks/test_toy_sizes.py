@@ -40,7 +40,7 @@ def run(name: str, folder: Path, *arguments: object) -> Any:
 
 def test_no_benchmark_is_forgotten() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert tested >= BENCHMARKS == {"grains", "candidates", "galleries"}
+    assert tested >= BENCHMARKS == {"grains", "candidates", "galleries", "moments"}
 
 
 @pytest.mark.slow
@@ -59,6 +59,20 @@ def test_candidates(checkpoint_path: Path, tmp_path: Path) -> None:
     assert (content["videos"], content["queries"]) == (4 + 4 + 2 + 2, 4)
     # There are fewer videos than candidates, so that nothing is lost.
     assert {point["recall_at_10"] for point in content["points"]} == {1.0}
+
+
+@pytest.mark.slow
+def test_moments(checkpoint_path: Path, tmp_path: Path) -> None:
+    content = run("moments", tmp_path, "--checkpoint", checkpoint_path)
+    assert (content["videos"], content["queries"]) == (2, 20)
+    points = {
+        (point["window_s"], point["stride_s"], point["nms"]): point for point in content["points"]
+    }
+    assert set(points) == {(6, 6, 0.5), (6, 3, None), (6, 3, 0.5)}
+    assert (points[6, 6, 0.5]["segments"], points[6, 3, 0.5]["segments"]) == (20, 38)
+    # There are fewer windows than 100, so that only suppression and boundaries lose any.
+    assert points[6, 3, None]["r100"] >= points[6, 3, 0.5]["r100"] > 50
+    assert {point["video_r5"] for point in points.values()} == {100}
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from xclip_deploy import Bundle, CheckpointOptions, Retriever, export_bundle
+from xclip_deploy import Bundle, CheckpointOptions, Retriever, export_bundle, load_checkpoint
 from xclip_deploy.cli.program import cli
 from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
 from xclip_deploy.export.exporter import ExportResult
@@ -27,7 +27,7 @@ from xclip_deploy.runtime.manifest import Graph, ParityMethod, Precision, Prepro
 from xclip_deploy.runtime.model_config import Family, TemporalHead
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD
-from xclip_deploy.training.checkpoints import to_authors_state_dict
+from xclip_deploy.training.checkpoints import save_checkpoint, to_authors_state_dict
 from xclip_deploy.training.checkpoints.parameters import model_fingerprint
 
 PUBLISHED_FINGERPRINT = "cd58cdfb0e16e4d9cc8ee69ada722488dc4ea079420296d85f3d82996a003378"
@@ -327,11 +327,16 @@ def test_the_fingerprint_is_of_weights_and_settings_alone(make_model: Any, tmp_p
     assert model_fingerprint(changed, loaded[0].config, 1, preprocessing) != first
 
 
+@pytest.mark.parametrize("is_said_by", ["option", "checkpoint"])
 def test_square_pixels_are_part_of_the_model_where_they_are_on(
-    bundle_path: Path, checkpoint_path: Path, tmp_path: Path
+    bundle_path: Path, checkpoint_path: Path, tmp_path: Path, is_said_by: str
 ) -> None:
     program = Path(sys.executable).with_name("xclip-deploy")
     command = [program, "export", checkpoint_path, "--square-pixels", "-o", tmp_path / "bundle"]
+    if is_said_by == "checkpoint":
+        loaded, path = load_checkpoint(checkpoint_path), tmp_path / "weights.pt"
+        save_checkpoint(path, loaded.config, loaded.state_dict, square_pixels=True)
+        command = [program, "export", path, "-o", tmp_path / "bundle"]
     subprocess.run(command, check=True, capture_output=True)
     published, square = Bundle.open(bundle_path).manifest, Bundle.open(tmp_path / "bundle").manifest
     assert square.preprocessing.square_pixels

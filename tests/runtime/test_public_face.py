@@ -116,22 +116,33 @@ def records(*names: str) -> list[GalleryVideo]:
     return [GalleryVideo(id=name, frame_times_s=(0.0,), metadata={"n": 1}) for name in names]
 
 
-@pytest.fixture
-def world(
-    bundle: Bundle, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def opened(
+    bundle: Bundle, clips: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    """A filled gallery, in a working folder of its own, in which nothing may appear."""
-    folder = tmp_path / "work"
+    """A filled gallery in memory and one on disk, opened once for all cases."""
+    base = tmp_path_factory.mktemp("world")
+    folder = base / "work"
     folder.mkdir()
-    monkeypatch.chdir(folder)
-    clip = tmp_path / "clip.mov"
+    clip = base / "videos" / "clip.mov"
+    clip.parent.mkdir()
     shutil.copyfile(clips / "edge_cases/decord_video_90.mov", clip)
     with Retriever(bundle, device="cpu") as retriever:
-        retriever.add_features(records("v0", "v1"), drawn_features(bundle, 2))
-        stored = Gallery.open(tmp_path / "stored", bundle.manifest, create=True)
-        stored.add(records("v0", "v1"), drawn_features(bundle, 2))
+        stored = Gallery.open(base / "stored", bundle.manifest, create=True)
+        for gallery in (retriever.gallery, stored):
+            gallery.add(records("v0", "v1"), drawn_features(bundle, 2))
         yield World(bundle, retriever, retriever.gallery, stored, clip, folder)
         stored.close()
+
+
+@pytest.fixture
+def world(opened: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """The galleries, in a working folder in which nothing may appear."""
+    monkeypatch.chdir(opened.folder)
+    yield opened
+    empty(opened.folder)
+    for gallery in (opened.gallery, opened.stored):
+        assert not restore(gallery, opened.bundle), "the case left a changed gallery"
 
 
 def image() -> np.ndarray[Any, Any]:
@@ -364,42 +375,56 @@ def test_wrong_arguments(name: str, world: World, monkeypatch: pytest.MonkeyPatc
     faults = []
     for parameter in parameters:
         for kind, make in WRONG.items():
-            # The gallery is put back, as what is accepted may change it.
-            restore(world)
             call = partial(case.function, **{**case.good, parameter: make()})
-            if fault := fault_of(call, world.folder):
+            is_refused, fault = outcome_of(call, world.folder)
+            # What is accepted may change the gallery, which the next call needs as it was.
+            gallery = gallery_of(case, world)
+            if gallery is not None and restore(gallery, world.bundle) and is_refused:
+                fault = fault or "refused, and changed the gallery"
+            if fault:
                 faults.append(f"{parameter}, {kind}: {fault}")
     assert not faults, "\n" + "\n".join(faults)
 
 
-def restore(world: World) -> None:
-    for gallery in (world.gallery, world.stored):
-        if sorted(video.id for video in gallery) != ["v0", "v1"]:
-            gallery.remove([video.id for video in gallery])
-            gallery.add(records("v0", "v1"), drawn_features(world.bundle, 2))
+def gallery_of(case: Case, world: World) -> Gallery | None:
+    """Return the gallery that a case can change: its own, or its retriever's."""
+    owner = getattr(case.function, "__self__", None)
+    if isinstance(owner, Gallery):
+        return owner
+    return world.gallery if owner is world.retriever else None
 
 
-def fault_of(call: Callable[[], object], folder: Path) -> str | None:
-    """Call, and say what is wrong with how it ended; None where nothing is."""
+def restore(gallery: Gallery, bundle: Bundle) -> bool:
+    """Put back the videos of a gallery; return whether it had changed."""
+    found = sorted(gallery, key=lambda video: video.id)
+    if found == records("v0", "v1"):
+        return False
+    gallery.remove([video.id for video in found])
+    gallery.add(records("v0", "v1"), drawn_features(bundle, 2))
+    return True
+
+
+def outcome_of(call: Callable[[], object], folder: Path) -> tuple[bool, str | None]:
+    """Call; return whether it refused, and what is wrong with that, or None."""
     try:
         made = call()
     except XclipDeployError as error:
         message = str(error)
         if "\n" in message or not 0 < len(message) <= MAX_MESSAGE:
-            return f"message of {len(message)} characters: {message[:300]!r}"
+            return True, f"message of {len(message)} characters: {message[:300]!r}"
         if left := sorted(path.name for path in folder.iterdir()):
             empty(folder)
-            return f"refused, and left {left}"
-        return None
+            return True, f"refused, and left {left}"
+        return True, None
     except Exception as error:  # noqa: BLE001 - that is what is looked for
         empty(folder)
-        return f"{type(error).__name__}: {str(error)[:300]}"
+        return True, f"{type(error).__name__}: {str(error)[:300]}"
     if isinstance(made, (Retriever, Gallery, DeployedModel)):
         made.close()
     elif isinstance(made, AsyncRetriever):
         made.retriever.close()
     empty(folder)
-    return None
+    return False, None
 
 
 def empty(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def test_wrong_files(tmp_path: Path, name: str, content: bytes, message: str) ->
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidArgumentError, match=message):
         resolve_config(file=tmp_path / name)
+
+
+def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    with pytest.raises(InvalidArgumentError, match="is no regular file but a pipe; expected"):
+        resolve_config(file=tmp_path / "a.toml")
 
 
 def test_missing_file_and_unknown_preset(tmp_path: Path) -> None:

@@ -173,9 +173,9 @@ def test_session_options_of_a_bundle(
 ) -> None:
     workers = []
 
-    def read(*arguments: Any, num_threads: int | None) -> Any:
+    def read(*arguments: Any, num_threads: int | None, **options: Any) -> Any:
         workers.append(num_threads)
-        return read_videos(*arguments, num_threads=num_threads)
+        return read_videos(*arguments, num_threads=num_threads, **options)
 
     monkeypatch.setattr(evaluating, "read_videos", read)
     options = ["--device", "cpu", "--backend", "onnxruntime", "--precision", "fp16"]

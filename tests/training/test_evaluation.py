@@ -4,9 +4,11 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -34,6 +36,7 @@ from xclip_deploy.runtime.evaluation import (
     FramesOrError,
     ModelIdentity,
     evaluate_matcher,
+    read_split,
 )
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
@@ -41,6 +44,9 @@ from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.tokenizer import Tokenizer
+from xclip_deploy.runtime.video import VideoReading, pyav_reader
+from xclip_deploy.runtime.video.reading import read_frames
+from xclip_deploy.training.checkpoints import save_checkpoint
 from xclip_deploy.training.torch_matcher import TorchMatcher
 
 # Of words whose embeddings the small checkpoint has kept.
@@ -71,6 +77,29 @@ def split(clips: Path) -> Split:
 @pytest.fixture(scope="module")
 def of_checkpoint(checkpoint_path: Path, split: Split) -> Evaluation:
     return evaluate(checkpoint_path, split, device="cpu", dual_softmax=True)
+
+
+@pytest.mark.parametrize("square_pixels", [False, True])
+def test_videos_are_read_as_in_training(
+    checkpoint_path: Path, tmp_path: Path, square_pixels: bool
+) -> None:
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        for level in range(4):
+            picture = np.full((96, 64, 3), 60 * level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    loaded = load_checkpoint(checkpoint_path)
+    path = tmp_path / "weights.pt"
+    save_checkpoint(path, loaded.config, loaded.state_dict, square_pixels=square_pixels)
+    videos = (SplitVideo("clip", tmp_path / "clip.mp4"),)
+    split = Split("clips/test", videos, CAPTIONS[:1], np.zeros(1, np.int64))
+    damaged = evaluate(path, split, device="cpu").damaged
+    assert [video.reason.startswith("anamorphic") for video in damaged] == [True] * (
+        not square_pixels
+    )
 
 
 class Colours:
@@ -452,3 +481,29 @@ def test_threads_are_put_back(checkpoint_path: Path) -> None:
     grey = np.zeros((1, 64, 64, 3), np.uint8)
     evaluate(checkpoint_path, painted_split(["red"]), frames=[grey], device="cpu", threads=1)
     assert torch.get_num_threads() == before
+
+
+def test_videos_that_end_at_times_of_their_own_are_read_together(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = (1.5, 2.5, None, 3.5)
+    reading = VideoReading(FrameSampling(max_frames=12), 32)
+    expected = [
+        read_frames(clips / name, reading.until(end)).frames
+        for name, end in zip(FILES, ends, strict=True)
+    ]
+    # Each reader waits until another has begun, which would be for ever if they took turns.
+    begun = threading.Barrier(2, timeout=60)
+    read = pyav_reader.read_with_pyav
+
+    def read_beside_another(path: Path, reading: VideoReading) -> VideoFrames:
+        begun.wait()
+        return read(path, reading)
+
+    monkeypatch.setattr(pyav_reader, "read_with_pyav", read_beside_another)
+    videos = [SplitVideo(name, clips / name, end) for name, end in zip(FILES, ends, strict=True)]
+    found = list(read_split(videos, reading, threads=2))
+    for outcome, frames in zip(found, expected, strict=True):
+        assert isinstance(outcome, VideoFrames)
+        np.testing.assert_array_equal(outcome.frames, frames)
+    assert len({len(frames) for frames in expected}) > 1

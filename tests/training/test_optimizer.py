@@ -116,6 +116,19 @@ def test_groups(make_model: Any) -> None:
     assert not is_clips("video_encoder.temporal.frame_position_embeddings.weight")
 
 
+@pytest.mark.parametrize("coef_lr", [0.25, 1.0, 4.0])
+def test_the_rates_that_are_reported(make_model: Any, coef_lr: float) -> None:
+    model = make_model()
+    optimizer = make_optimizer(model, Recipe(lr=2.0, coef_lr=coef_lr, total_steps=10, warmup=0.5))
+    for step in range(4):
+        others, clips = optimizer.rates()
+        assert others == pytest.approx(2.0 * step / 5)
+        assert clips == others * coef_lr
+        found = {optimizer.rate(group) for group in optimizer.param_groups}
+        assert found == {others, clips}
+        optimizer.advance_schedule()
+
+
 def test_frozen_parameters_stay_out(make_model: Any) -> None:
     model = make_model()
     model.text_encoder.requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,49 @@ def test_generated_videos_can_be_shared_between_runs(tmp_path: Path) -> None:
         RunData(other.data, config.start.architecture, tmp_path / "run").split("train")
 
 
+@pytest.mark.parametrize("square_pixels", [False, True])
+def test_square_pixels(tmp_path: Path, square_pixels: bool) -> None:
+    config = resolve_config("demo", overrides=settings(**{"data.square_pixels": square_pixels}))
+    assert config.start.architecture is not None
+    data = RunData(config.data, config.start.architecture, tmp_path)
+    assert data.source.reading.square_pixels is square_pixels
+
+
 def test_found_datasets_need_their_places(tmp_path: Path) -> None:
     config = resolve_config("demo", overrides=["data.dataset=msrvtt"])
     assert config.start.architecture is not None
     data = RunData(config.data, config.start.architecture, tmp_path)
     with pytest.raises(InvalidArgumentError, match=r"data\.annotations and data\.videos"):
         data.split("train")
+
+
+def test_videos_that_are_left_out_are_counted(
+    tmp_path: Path, clips: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copyfile(clips / "edge_cases/decord_video_90.mov", tmp_path / "whole.mov")
+    (tmp_path / "damaged.mov").write_bytes(b"no video")
+    rows = "".join(f"{name}.mov,a man\n" for name in ("whole", "damaged", "gone"))
+    (tmp_path / "captions.csv").write_text(f"file,caption\n{rows}")
+    run = tmp_path / "run"
+    run.mkdir()
+    config = resolve_config(
+        "demo",
+        overrides=settings(
+            **{
+                "data.dataset": "folder",
+                "data.annotations": str(tmp_path),
+                "data.videos": str(tmp_path),
+                "data.max_missing_share": 0.5,
+                "data.max_unreadable_share": 0.5,
+            }
+        ),
+    )
+    assert config.start.architecture is not None
+    split = RunData(config.data, config.start.architecture, run).split("train")
+    assert [video.id for video in split.videos] == ["whole.mov"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "folder/train: of 3 videos, 1 without a file and 1 unreadable are left out; they are "
+        f"listed in {run / 'train_videos.json'}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,19 @@ def test_the_last_state_is_a_checkpoint_like_any_other(make_model: Any, tmp_path
         assert loaded.config == model.config
         for key, tensor in model.state_dict().items():
             assert torch.equal(loaded.state_dict[key], tensor)
+
+
+@pytest.mark.parametrize("square_pixels", [False, True])
+def test_checkpoints_tell_of_square_pixels(
+    make_model: Any, tmp_path: Path, square_pixels: bool
+) -> None:
+    config = resolve_config(overrides=[f"data.square_pixels={json.dumps(square_pixels)}"])
+    run = RunFolder(tmp_path / "run", config, resume=False)
+    model, optimizer = trained(make_model, 1)
+    run.save_last(model, optimizer, Position(1, -1))
+    run.save_best(model)
+    for name in ("last.pt", "best.pt"):
+        assert load_checkpoint(tmp_path / "run" / name).square_pixels is square_pixels
 
 
 def test_nothing_saved_yet(make_model: Any, tmp_path: Path) -> None:

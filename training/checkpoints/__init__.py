@@ -8,23 +8,23 @@ parameters   lists the names and shapes that a configuration needs
 loading      does all of it: ``load_checkpoint``
 """
 
-from xclip_deploy.training.checkpoints.choosing import SAVED_CONFIG_KEY
 from xclip_deploy.training.checkpoints.loading import (
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
+    saved_settings,
     to_authors_state_dict,
 )
 from xclip_deploy.training.checkpoints.options import CheckpointOptions
 from xclip_deploy.training.checkpoints.reading import RawWeights, read_weights
 
 __all__ = [
-    "SAVED_CONFIG_KEY",
     "Checkpoint",
     "CheckpointOptions",
     "RawWeights",
     "load_checkpoint",
     "read_weights",
     "save_checkpoint",
+    "saved_settings",
     "to_authors_state_dict",
 ]

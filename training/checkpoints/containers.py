@@ -20,6 +20,7 @@ from xclip_deploy.training.checkpoints.pickles import (
     PickleMachine,
     StorageIdentity,
 )
+from xclip_deploy.training.checkpoints.refusals import shown_name
 from xclip_deploy.training.checkpoints.torchscript import MAX_NAMES, flatten, unsafe_script
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -163,13 +164,15 @@ class _Records:
             record = self._archive.getinfo(f"{self._root}data/{key}")
             if count * dtype.itemsize != record.file_size:
                 raise CheckpointReadError(
-                    f"{self._path}: record data/{key} has {record.file_size} bytes, its storage "
-                    f"of {count} elements takes {count * dtype.itemsize}"
+                    f"{self._path}: record data/{shown_name(key)} has {record.file_size} bytes, "
+                    f"its storage of {count} elements takes {count * dtype.itemsize}"
                 )
             self._storages[key] = self._values(record, dtype, count)
         storage = self._storages[key]
         if storage.dtype != dtype or storage.numel() != count:
-            raise CheckpointReadError(f"{self._path}: record data/{key} is declared in two ways")
+            raise CheckpointReadError(
+                f"{self._path}: record data/{shown_name(key)} is declared in two ways"
+            )
         return storage
 
     def _values(self, record: zipfile.ZipInfo, dtype: torch.dtype, count: int) -> Tensor:
@@ -215,7 +218,9 @@ def read_legacy(path: Path) -> object:
             # The values come at the end of the file, and fill this memory then.
             found = storages[identity.key] = torch.empty(identity.count, dtype=identity.dtype)
         if found.dtype != identity.dtype or found.numel() != identity.count:
-            raise CheckpointReadError(f"{path}: storage {identity.key} is declared in two ways")
+            raise CheckpointReadError(
+                f"{path}: storage {shown_name(identity.key)} is declared in two ways"
+            )
         if identity.view is None:
             return found
         view: Any = identity.view  # unpacking fails where the file is damaged

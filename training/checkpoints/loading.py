@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,10 @@ from xclip_deploy.runtime.arguments import PathName, as_instance, as_path
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.model_config import Family, ModelConfig, PatchEmbedding
 from xclip_deploy.training.checkpoints import hugging_face, open_clip
-from xclip_deploy.training.checkpoints.choosing import SAVED_CONFIG_KEY
+from xclip_deploy.training.checkpoints.choosing import (
+    SAVED_CONFIG_KEY,
+    SAVED_SQUARE_PIXELS_KEY,
+)
 from xclip_deploy.training.checkpoints.dimensions import (
     OPEN_CLIP_VISION_HEAD_WIDTHS,
     ConfigReader,
@@ -58,6 +60,8 @@ class Checkpoint:
     """SHA-256 of the file; see ``RawWeights.sha256`` for a folder."""
     notes: tuple[str, ...]
     """Assumptions and omissions, a sentence each. Show them to the user."""
+    square_pixels: bool = False
+    """Whether training showed anamorphic video in its true proportions."""
 
     def build(self) -> XClip:
         """Make the PyTorch model, in evaluation mode, with these weights."""
@@ -127,7 +131,14 @@ def _convert(raw: RawWeights, options: CheckpointOptions) -> Checkpoint:
     if other:
         notes.append(f"weights stored as {' and '.join(other)} were cast to float32")
     state_dict = {name: _float32(tensors[name], name, layout) for name in parameter_shapes(config)}
-    return Checkpoint(config, state_dict, _layout_name(layout, config), raw.sha256, tuple(notes))
+    return Checkpoint(
+        config,
+        state_dict,
+        _layout_name(layout, config),
+        raw.sha256,
+        tuple(notes),
+        raw.square_pixels,
+    )
 
 
 def _float32(tensor: Tensor, name: str, layout: Layout) -> Tensor:
@@ -209,22 +220,38 @@ def to_authors_state_dict(
     return renamed
 
 
+def saved_settings(config: ModelConfig, *, square_pixels: bool) -> dict[str, object]:
+    """Return what a checkpoint holds beside the tensors, for loading without options.
+
+    ``square_pixels``: whether training showed anamorphic video in its true proportions.
+    """
+    settings: dict[str, object] = {SAVED_CONFIG_KEY: config.model_dump_json()}
+    if square_pixels:
+        settings[SAVED_SQUARE_PIXELS_KEY] = True
+    return settings
+
+
 def save_checkpoint(
-    path: str | Path, config: ModelConfig, state_dict: Mapping[str, Tensor]
+    path: str | Path,
+    config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    *,
+    square_pixels: bool = False,
 ) -> None:
     """Write a checkpoint in the authors' names that loads without options.
 
     The file is ``{"state_dict": ..., "xclip_deploy_config": JSON}``, readable by
     ``torch.load(path, weights_only=True)``. The configuration holds the settings
     that tensors do not tell: ``mask_padding``, activation, heads, grains. The new file replaces
-    an older one at ``path`` in one step.
+    an older one at ``path`` in one step. ``square_pixels``: whether training showed
+    anamorphic video in its true proportions; if so, the file says it.
 
     Raises:
         CheckpointMismatchError: the weights are not those of ``XClip(config)``.
     """
     content = {
         "state_dict": to_authors_state_dict(config, state_dict),
-        SAVED_CONFIG_KEY: json.dumps(config.model_dump(mode="json")),
+        **saved_settings(config, square_pixels=square_pixels),
     }
     with replaced_file(Path(path)) as partial:
         torch.save(content, partial)

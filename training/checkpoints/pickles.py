@@ -33,6 +33,7 @@ from xclip_deploy.training.checkpoints.pickled_names import (
     TYPES,
     WRAPPERS,
 )
+from xclip_deploy.training.checkpoints.refusals import shown_name
 
 MAX_PICKLE_BYTES = 32 << 20
 """Longest pickle that is read. X-CLIP of ViT-L/14 with its optimiser takes 0.15 MB."""
@@ -234,7 +235,7 @@ class PickleMachine:
     def _unsafe(self, named: object) -> CheckpointReadError:
         name = named if isinstance(named, str) else f"a {type(named).__name__}"
         name = named.name if isinstance(named, _Global) else name
-        return self._refused(self._unsafe_text(name))
+        return self._refused(self._unsafe_text(shown_name(name)))
 
     def _arguments(self) -> tuple[Any, ...]:
         arguments = self._stack.pop()
@@ -264,6 +265,7 @@ class PickleMachine:
     def _call(self, called: object, arguments: tuple[Any, ...]) -> object:
         """Return what torch's function of this name would make; refuse other names."""
         name = called.name if isinstance(called, _Global) else ""
+        self._spend(len(arguments))
         if name in TENSORS:
             return self._tensor(*arguments)
         if name == TYPED_TENSOR:
@@ -330,7 +332,8 @@ class PickleMachine:
         """Return a view of the storage; torch checks that it lies inside."""
         if not isinstance(storage, Tensor):
             raise TypeError("the pickle has a tensor without a storage")
-        if len(size) > _MAX_DIMENSIONS or not all(type(n) is int for n in (*size, *stride)):
+        is_short = len(size) <= _MAX_DIMENSIONS and len(stride) <= _MAX_DIMENSIONS
+        if not is_short or not all(type(n) is int for n in (*size, *stride)):
             raise TypeError("the pickle has a tensor without a shape")
         # Metadata says that the values are to be negated or conjugated.
         return NotDense() if metadata else storage.as_strided(size, stride, offset)

@@ -76,6 +76,8 @@ class RawWeights:
     """Content of Hugging Face's ``config.json``; None where none lies beside the weights."""
     open_clip_config: dict[str, Any] | None = None
     """Content of ``open_clip_config.json``; None where none lies beside the weights."""
+    square_pixels: bool = False
+    """Whether the file says that training showed anamorphic video in its true proportions."""
     saved_config: str | None = None
     """``ModelConfig`` that xclip-deploy saved with the weights, as JSON."""
     notes: tuple[str, ...] = ()
@@ -178,7 +180,13 @@ def _read_file(path: Path, choice: Choice) -> RawWeights:
     except (CheckpointReadError, InvalidArgumentError) as error:
         raise type(error)(f"{path}: {error}") from error
     tensors = _check_tensors(named, size, path)
-    return RawWeights(tensors, container, _sha256(path), saved_config=choice.saved_config)
+    return RawWeights(
+        tensors,
+        container,
+        _sha256(path),
+        saved_config=choice.saved_config,
+        square_pixels=choice.square_pixels,
+    )
 
 
 def _describe(head: bytes) -> str:

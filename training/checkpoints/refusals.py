@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from xclip_deploy.errors import UnknownLayoutError
+from xclip_deploy.runtime.presentation import printable
 
 LORA_ADVICE = (
     "merge them into the model that they were trained on: "
@@ -95,25 +96,25 @@ def refuse_known_others(names: Collection[str], hf_config: Mapping[str, Any] | N
 
 def listing(names: Iterable[str], limit: int = 5) -> str:
     """Join names into ``a, b, c and 12 more``; ``limit``: names that are spelled out."""
-    every = [shown_name(name) for name in names]
+    every = list(names)
     if not every:
         return "none"
     rest = len(every) - limit
-    return ", ".join(every[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    shown = ", ".join(map(shown_name, every[:limit]))
+    return shown + (f" and {rest} more" if rest > 0 else "")
 
 
 def shown_name(name: str) -> str:
     """Return a name of a file in printable characters, and shortened."""
     short = name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…"
-    if short.isprintable():
-        return short
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+    return printable(short)
 
 
 def first_line(error: BaseException) -> str:
     """Return the type and first line of an error; torch's messages run over many lines."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {printable(lines[0][:300])}" if lines else name
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -18,6 +18,8 @@ MAX_NAMES = 100_000
 """Most tensors and modules of a file. ViT-L/14 has some 600."""
 MAX_NAME_LENGTH = 1000
 """Most characters of a tensor's name."""
+_MAX_ENTRIES = 10 * MAX_NAMES
+"""Most attributes of an archive's modules, each as often as its module occurs."""
 
 
 def unsafe_script(name: str) -> str:
@@ -38,21 +40,25 @@ def flatten(module: object, path: Path) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     pending: list[tuple[str, object]] = [("", module)]
-    visited = 0
+    named = entries = 0
+    hostile = CheckpointReadError(
+        f"{path}: more than {MAX_NAMES} modules and tensors, more than {_MAX_ENTRIES} attributes, "
+        f"or names longer than {MAX_NAME_LENGTH} characters; refused as hostile"
+    )
     while pending:
         prefix, owner = pending.pop()
-        visited += 1
-        # A few shared objects can make a tree without end.
-        if visited + len(tensors) > MAX_NAMES or len(prefix) > MAX_NAME_LENGTH:
-            raise CheckpointReadError(
-                f"{path}: more than {MAX_NAMES} modules, or names longer than {MAX_NAME_LENGTH} "
-                "characters; refused as hostile"
-            )
-        if not isinstance(owner, ScriptObject):
-            continue
-        for name, value in owner.state.items():
+        for name, value in owner.state.items() if isinstance(owner, ScriptObject) else ():
+            # A few shared objects can make a tree without end, or names that fill the memory.
+            entries += 1
+            if entries > _MAX_ENTRIES:
+                raise hostile
+            if not isinstance(name, str) or not isinstance(value, (Tensor, ScriptObject)):
+                continue
+            named += 1
+            if named >= MAX_NAMES or len(prefix) + len(name) > MAX_NAME_LENGTH:
+                raise hostile
             if isinstance(value, Tensor):
                 tensors[f"{prefix}{name}"] = value
-            elif isinstance(value, ScriptObject):
+            else:
                 pending.append((f"{prefix}{name}.", value))
     return tensors

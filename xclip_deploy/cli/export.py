@@ -42,9 +42,10 @@ from xclip_deploy.cli.options import Command, PathArgument, json_option, weights
     help="Sample this many frames per second of video.",
 )
 @click.option(
-    "--square-pixels",
-    is_flag=True,
-    help="Show anamorphic video in its true proportions. Published models were trained without.",
+    "--square-pixels/--stored-pixels",
+    default=None,
+    help="Show anamorphic video in its true proportions, or as it is stored.  [default: as in "
+    "training; published models were trained on stored pixels]",
 )
 @click.option(
     "--activation",
@@ -91,7 +92,7 @@ def command(
     max_words: int | None,
     max_frames: int | None,
     frames_per_second: float,
-    square_pixels: bool,
+    square_pixels: bool | None,
     activation: str | None,
     temporal_head: str | None,
     vision_heads: int | None,

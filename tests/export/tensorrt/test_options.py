@@ -6,6 +6,7 @@ for it here: it has the same calls and ignores them, which is why we refuse them
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -192,8 +193,10 @@ def test_a_timing_cache_is_kept(
 
 
 def test_a_timing_cache_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(EngineBuildError, match="cannot be read"):
-        TimingCacheFile(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path, "a folder"), (tmp_path / "pipe", "a pipe")):
+        with pytest.raises(EngineBuildError, match=f"but {kind}; expected a timing cache"):
+            TimingCacheFile(path)
 
 
 def test_a_timing_cache_that_cannot_be_written(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from xclip_deploy.errors import (
     VideoNotFoundError,
 )
 from xclip_deploy.export.verification import Certificate, read_certificate
+from xclip_deploy.export.verification.inputs import read_texts
 from xclip_deploy.runtime.datasets import Split
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.progress import Progress
@@ -373,6 +375,17 @@ def test_a_certificate_of_another_export_does_not_fit(bundle_copy: Path, ruin: A
     assert found == certificate
     assert found is not None
     assert not found.fits(opened)
+
+
+def test_pipes_are_not_waited_for(bundle_copy: Path, tmp_path: Path) -> None:
+    file = bundle_copy / "verification" / "certificate.json"
+    file.parent.mkdir()
+    os.mkfifo(file)
+    with pytest.raises(BundleError, match="is no regular file but a pipe"):
+        read_certificate(Bundle.open(bundle_copy))
+    os.mkfifo(tmp_path / "texts.txt")
+    with pytest.raises(InvalidArgumentError, match="is no regular file but a pipe"):
+        read_texts(tmp_path / "texts.txt")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": "xclip-bundle"}', b"\xff"])

@@ -60,7 +60,9 @@ def test_listed_videos_without_sentences_are_left_out(
     activitynet.write_json("train_ids.json", ["v_undescribed", "v_QOlSCBRmfWY"])
     split = activitynet.open("activitynet", "train", max_missing_share=0)
     assert [video.id for video in split.videos] == ["QOlSCBRmfWY"]
-    assert "1 of 2 videos are not in train.json" in caplog.text
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "1 of 2 videos are left out: they are not in train.json" in record.getMessage()
 
 
 def test_a_list_of_other_videos(activitynet: Any) -> None:

@@ -33,6 +33,38 @@ def test_descriptions_are_one_paragraph(didemo: Any, captions_by_id: Any, split:
     assert {video.end_s for video in found.videos} == {31.0}
 
 
+def test_descriptions_that_are_left_out_are_counted(
+    didemo: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    didemo.open("didemo", "test")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().endswith(
+        "test_data.json: 1 of 4 descriptions are left out: their videos are not in test_list.txt"
+    )
+    caplog.clear()
+    didemo.write("test_list.txt", f"{MP4}\n{MOV}\nof_another_split.avi")
+    didemo.write_json("test_data.json", [*DATA, {**DATA[2], "description": "a"}])
+    didemo.open("didemo", "test", max_missing_share=0.5)
+    assert not caplog.records
+
+
+def test_every_listed_video_is_found_or_named_as_missing(didemo: Any) -> None:
+    names = [
+        f"{n:04}@N0_{n}{'' if n % 3 else '.avi'}{ending}"
+        for n, ending in enumerate([".mov", ".", ".3g2", ".qt", ".divx", ".MPG", ".m4v", ""] * 20)
+    ]
+    didemo.write("test_list.txt", "\n".join(names))
+    didemo.write_json("test_data.json", [{"video": n, "description": "a"} for n in names])
+    stored = [name for number, name in enumerate(names) if number % 7]
+    didemo.add_videos(*stored)
+    split = didemo.open("didemo", "test", max_missing_share=1.0)
+    found = [video.id for video in split.videos]
+    assert sorted([*found, *split.missing]) == sorted(names)
+    assert all(video.path.name == video.id for video in split.videos)
+    assert set(split.missing) == set(names) - set(stored)
+
+
 @pytest.mark.parametrize("name", [MOV, MOV + ".mp4", MOV.replace(".mov", ".mp4")])
 def test_a_file_may_have_the_ending_another_or_both(didemo: Any, name: str) -> None:
     (didemo.videos / MOV).unlink()

@@ -72,6 +72,20 @@ def test_a_pickle_that_runs_code_does_not(msvd: Any, tmp_path: Any) -> None:
         witness.unlink()
 
 
+@pytest.mark.parametrize("sentence", [["x" * 1000] * 1000, []])
+def test_one_caption_many_times(
+    msvd: Any, monkeypatch: pytest.MonkeyPatch, sentence: list[str]
+) -> None:
+    monkeypatch.setattr("xclip_deploy.runtime.datasets.msvd.MAX_CHARACTERS", 1 << 22)
+    # A pickle of some kilobytes that describes gigabytes of captions.
+    sentences = [sentence] * 20_000
+    ids = [f"v{n}" for n in range(200)]
+    msvd.write("train_list.txt", "\n".join(ids))
+    msvd.write("raw-captions.pkl", pickle.dumps(dict.fromkeys(ids, sentences), 2))
+    with pytest.raises(AnnotationError, match="more than 4194304 characters; refused as hostile"):
+        msvd.open("msvd", "train")
+
+
 def test_no_captions_at_all(msvd: Any) -> None:
     expected = r"expected raw-captions\.pkl or raw-captions\.json or captions\.json$"
     with pytest.raises(AnnotationError, match=expected):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,31 @@ def test_texts_are_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     found = checksums(rows, ["source"])
     monkeypatch.setattr(checksums_module, "_BYTES_AT_ONCE", 64)
     np.testing.assert_array_equal(checksums(rows, ["source"]), found)
+
+
+def test_lists_are_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [[0.5 * k for k in range(n * 7 % 50)] for n in range(500)] + [[1.0] * 300, []] * 3
+    texts = [[f"/{k}" for k in range(n * 5 % 9)] for n in range(505)] + [None]
+    rows = pa.table({"frame_times_s": numbers, "paths": texts})
+    found = checksums(rows, ["frame_times_s", "paths"])
+    monkeypatch.setattr(checksums_module, "_BYTES_AT_ONCE", 64)
+    np.testing.assert_array_equal(checksums(rows, ["frame_times_s", "paths"]), found)
+    np.testing.assert_array_equal(
+        checksums(rows.slice(123, 99), ["frame_times_s", "paths"]), found[123:222]
+    )
+
+
+def test_many_lists_leave_little_in_memory() -> None:
+    count = 1 << 18
+    values = pa.array(np.arange(4 * count, dtype=np.float64))
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * 4), values)
+    checksums_module._powers.cache_clear()
+    tracemalloc.start()
+    try:
+        checksums(pa.table({"frame_times_s": lists}), ["frame_times_s"])
+        assert tracemalloc.get_traced_memory()[0] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_texts_of_every_length() -> None:

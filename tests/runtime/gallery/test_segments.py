@@ -202,3 +202,45 @@ def test_damaged_places_are_never_a_wrong_group(tmp_path: Path) -> None:
     table = store._table.to_arrow()
     assert Part.SEGMENT.value in table.column_names
     assert len(set(table[Part.SEGMENT.value].to_pylist())) == 3
+
+
+def test_groups_know_the_place_of_every_row(store: GalleryStore) -> None:
+    backwards, features = long_video("b", 5)
+    put(store, sample(["a"]), (backwards[::-1], features), long_video("c", 3))
+    snapshot = store.snapshot()
+    groups = snapshot.groups()
+    assert groups is not None
+    assert len(groups) == 3
+    rows = snapshot.segments(["b"])["b"]
+    (number,) = set(groups.of(rows).tolist())
+    assert groups.rows_of(number).tolist() == rows.tolist()
+    for row, near in ((0, [0, 1]), (2, [1, 2, 3]), (4, [3, 4])):
+        assert groups.around(int(rows[row]), 1).tolist() == rows[near].tolist()
+    assert groups.around(int(rows[3]), 99).tolist() == rows.tolist()
+    places = groups.places(rows)
+    assert groups.start_s[places].tolist() == [0, 4, 8, 12, 16]
+    assert groups.end_s[places].tolist() == [8, 12, 16, 20, 24]
+    first = groups.places(rows_of(snapshot, ["a"]))
+    assert np.isnan(groups.start_s[first]).all()
+    assert np.isnan(groups.end_s[first]).all()
+
+
+@pytest.mark.parametrize("where", [None, "n >= 2"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_nearest_leaves_rows_out(store: GalleryStore, where: str | None, step: int) -> None:
+    """``step`` 2 names single rows, more than there are ranges in one condition."""
+    names = [f"v{n}" for n in range(200)]
+    store.put(*sample(names), replace=False)
+    snapshot = store.snapshot()
+    query = np.random.default_rng(1).standard_normal((1, DIM)).astype(np.float16)
+    rows = rows_of(snapshot, names)
+    (whole,) = snapshot.nearest(query, 200, where)
+    without = rows[3:150:step]
+    (near,) = snapshot.nearest(query, 200, where, without)
+    expected = [row for row in whole.rows.tolist() if row not in set(without.tolist())]
+    assert near.rows.tolist() == expected
+    (few,) = snapshot.nearest(query, 7, where, without)
+    assert few.rows.tolist() == expected[:7]
+    (same,) = snapshot.nearest(query, 200, where, rows[:0])
+    assert same.rows.tolist() == whole.rows.tolist()
+    assert not len(snapshot.nearest(query, 5, where, np.sort(rows))[0].rows)

@@ -36,13 +36,15 @@ def test_indexing_records_the_version(
     first, _second = make("a.mp4", 1), make("b.mp4", 2)
     index(first.parent)
     assert {video.reading_version for video in gallery} == {READING_VERSION}
-    assert gallery.count_older(READING_VERSION) == 0
+    assert gallery.snapshot().count_older(READING_VERSION) == 0
     make_older(gallery, str(first), version)
-    assert gallery.count_older(READING_VERSION) == 1
+    assert gallery.snapshot().count_older(READING_VERSION) == 1
     index(first.parent)
-    assert gallery.count_older(READING_VERSION) == 1, "an unchanged file is not read again"
+    assert gallery.snapshot().count_older(READING_VERSION) == 1, (
+        "an unchanged file is not read again"
+    )
     index(first.parent, on_duplicate="replace")
-    assert gallery.count_older(READING_VERSION) == 0
+    assert gallery.snapshot().count_older(READING_VERSION) == 0
 
 
 def test_a_retriever_says_it_once_and_how_to_mend_it(

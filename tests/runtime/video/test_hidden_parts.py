@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from xclip_deploy.runtime.video import FrameSampling, read_video, resize_and_crop
 from xclip_deploy.runtime.video.matroska import NO_CROP, Crop, crop_of
+from xclip_deploy.runtime.video.mp4_boxes import clean_aperture_of, dolby_vision_of
 
 SAMPLING = FrameSampling(frames_per_second=2, max_frames=24)
 Numbers = Callable[[Any], list[int]]
@@ -126,6 +127,126 @@ def test_a_tail_that_is_lost_is_told(
     )
 
 
+# Clean apertures and Dolby Vision in MP4
+
+
+def with_entry_box(path: Path, kind: bytes, box: bytes) -> Path:
+    """Put a box into the sample entry of the first track."""
+    content = bytearray(path.read_bytes())
+    chain: list[int] = []
+    start, end = 0, len(content)
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"):
+        box_start, box_end = find(content, name, start, end)
+        chain.append(box_start)
+        start, end = box_start + 8, box_end
+    assert find(content, b"moov", 0, len(content))[1] == len(content)  # no sample moves
+    entry = start + 8
+    (size,) = struct.unpack_from(">I", content, entry)
+    added = struct.pack(">I4s", 8 + len(box), kind) + box
+    content[entry + size : entry + size] = added
+    for position in (*chain, entry):
+        (size,) = struct.unpack_from(">I", content, position)
+        struct.pack_into(">I", content, position, size + len(added))
+    path.write_bytes(content)
+    return path
+
+
+def clap(width: int, height: int, across: tuple[int, int], down: tuple[int, int]) -> bytes:
+    return struct.pack(">IIIIiIiI", width, 1, height, 1, *across, *down)
+
+
+# Aperture, and the rows and columns that it leaves.
+APERTURES: dict[str, tuple[bytes, tuple[slice, slice]]] = {
+    "in the middle": (clap(64, 80, (0, 1), (0, 1)), (slice(8, 88), slice(16, 80))),
+    "aside": (clap(64, 80, (8, 1), (-2, 1)), (slice(6, 86), slice(24, 88))),
+    "by halves": (clap(65, 79, (1, 2), (-3, 2)), (slice(7, 86), slice(16, 81))),
+    "all of it": (clap(96, 96, (0, 1), (0, 1)), (slice(96), slice(96))),
+    "larger than the picture": (clap(104, 96, (0, 1), (0, 1)), (slice(96), slice(96))),
+    "outside": (clap(64, 80, (40, 1), (0, 1)), (slice(96), slice(96))),
+    "nothing": (clap(0, 0, (0, 1), (0, 1)), (slice(96), slice(96))),
+    "over zero": (struct.pack(">8I", 64, 0, 80, 1, 0, 1, 0, 1), (slice(96), slice(96))),
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+@pytest.mark.parametrize("kind", APERTURES)
+def test_clean_apertures_are_cropped(
+    kind: str,
+    suffix: str,
+    tmp_path: Path,
+    side: int,
+    write_clip: Callable[..., Path],
+    draw: Callable[[int], NDArray[np.uint8]],
+) -> None:
+    box, (rows, columns) = APERTURES[kind]
+    path = write_clip(tmp_path / f"c{suffix}", 20, options={"crf": "1"}, with_audio=True)
+    video = read_video(with_entry_box(path, b"clap", box), SAMPLING, side)
+    for number, picture in zip(video.frame_numbers, video.frames, strict=True):
+        expected = resize_and_crop(draw(int(number))[rows, columns], side)
+        assert np.abs(picture.astype(int) - expected).mean() < 3
+    assert video.warnings == ()
+
+
+def dolby(profile: int, compatibility: int) -> bytes:
+    """Write a record of 24 bytes: version 1.0, level 6, one layer and its metadata."""
+    return bytes([1, 0, profile << 1, 6 << 3 | 0b101, compatibility << 4]) + bytes(19)
+
+
+@pytest.mark.parametrize(
+    ("profile", "compatibility", "kind", "is_told"),
+    [
+        (5, 0, b"dvcC", True),
+        (8, 1, b"dvvC", False),
+        (8, 4, b"dvvC", False),
+        (7, 6, b"dvcC", False),
+        (10, 0, b"dvvC", True),
+        (10, 1, b"dvvC", False),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_dolby_vision_for_its_decoders_alone_is_told(
+    profile: int,
+    compatibility: int,
+    kind: bytes,
+    is_told: bool,
+    suffix: str,
+    tmp_path: Path,
+    side: int,
+    write_clip: Callable[..., Path],
+) -> None:
+    options = {"live": "1"} if suffix == ".mkv" else {}
+    path = write_clip(tmp_path / f"c{suffix}", 20, container_options=options)
+    record = dolby(profile, compatibility)
+    if suffix == ".mkv":
+        mapping = b"\x41\xe7\x84" + kind + b"\x41\xed\x98" + record
+        insert(path, ("18538067", "1654ae6b", "ae"), b"\x41\xe4\xa2" + mapping)
+    else:
+        with_entry_box(path, kind, record)
+    warnings = read_video(path, SAMPLING, side).warnings
+    said = f"Dolby Vision profile {profile} is not converted, so colours are wrong"
+    assert [warning.startswith(said) for warning in warnings] == [True] * is_told
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damaged_boxes_have_no_aperture_and_no_end(
+    seed: int, tmp_path: Path, write_clip: Callable[..., Path]
+) -> None:
+    box, _ = APERTURES["in the middle"]
+    path = with_entry_box(write_clip(tmp_path / "c.mp4", 4), b"clap", box)
+    assert clean_aperture_of(path, 1, 96, 96) == (16, 16, 8, 8)
+    assert clean_aperture_of(path, 2, 96, 96) == NO_CROP
+    content = bytearray(path.read_bytes())
+    random = np.random.default_rng(seed)
+    start = content.index(b"moov")
+    for place in random.integers(start - 4, len(content), 12):
+        content[place] = random.integers(0, 256)
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(content[: random.integers(start, len(content))])
+    assert isinstance(clean_aperture_of(damaged, 1, 96, 96).left, int)
+    dolby_vision_of(damaged, 1)
+    assert clean_aperture_of(tmp_path / "gone.mp4", 1, 96, 96) == NO_CROP
+
+
 # Crops in Matroska
 
 
@@ -147,22 +268,18 @@ def elements(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, int,
         start = stop
 
 
-def with_crop(path: Path, left: int, right: int, top: int, bottom: int) -> Path:
-    """Write crop tags into the video track of a live Matroska file, which has no offsets."""
+def insert(path: Path, parents: tuple[str, ...], added: bytes) -> Path:
+    """Put elements at the end of an element of a live Matroska file, which has no offsets."""
     content = bytearray(path.read_bytes())
     chain: list[int] = []
     begin, stop = 0, len(content)
-    for name in ("18538067", "1654ae6b", "ae", "e0"):
+    for name in parents:
         length_at, begin, stop = next(
             (at, b, e)
             for found, at, b, e in elements(content, begin, stop)
             if found == bytes.fromhex(name)
         )
         chain.append(length_at)
-    tags = {"54cc": left, "54dd": right, "54bb": top, "54aa": bottom}
-    added = b"".join(
-        bytes.fromhex(name) + b"\x82" + value.to_bytes(2, "big") for name, value in tags.items()
-    )
     content[stop:stop] = added
     for length_at in chain:
         size, count = variable(content, length_at)
@@ -171,6 +288,15 @@ def with_crop(path: Path, left: int, right: int, top: int, bottom: int) -> Path:
             content[length_at : length_at + count] = grown.to_bytes(count, "big")
     path.write_bytes(content)
     return path
+
+
+def with_crop(path: Path, left: int, right: int, top: int, bottom: int) -> Path:
+    """Write crop tags into the video track of a live Matroska file."""
+    tags = {"54cc": left, "54dd": right, "54bb": top, "54aa": bottom}
+    added = b"".join(
+        bytes.fromhex(name) + b"\x82" + value.to_bytes(2, "big") for name, value in tags.items()
+    )
+    return insert(path, ("18538067", "1654ae6b", "ae", "e0"), added)
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from crafted_files import png
 from PIL import Image, features
 
 from xclip_deploy.errors import InvalidArgumentError, VideoNotFoundError, VideoReadError
@@ -74,23 +74,6 @@ def test_a_damaged_avif(tmp_path: Path) -> None:
     (tmp_path / "a.avif").write_bytes(content)
     with pytest.raises(VideoReadError, match="cannot be read as an image"):
         read_image(tmp_path / "a.avif", 32)
-
-
-def png(
-    bits: int, colour: int, rows: list[bytes], width: int, transparent: bytes = b"", height: int = 0
-) -> bytes:
-    """Write a PNG. ``colour``: 0 is grey, 2 is RGB. ``transparent``: the colour that is."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        size, check = len(data).to_bytes(4, "big"), zlib.crc32(kind + data).to_bytes(4, "big")
-        return size + kind + data + check
-
-    sizes = width.to_bytes(4, "big") + (height or len(rows)).to_bytes(4, "big")
-    parts = [(b"IHDR", sizes + bytes([bits, colour, 0, 0, 0]))]
-    parts += [(b"tRNS", transparent)] if transparent else []
-    data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    parts += [(b"IDAT", data), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def frame(image: Any, size: int = 16) -> np.ndarray:
@@ -199,7 +182,7 @@ def test_a_colour_declared_transparent_is_black(
 ) -> None:
     rows = [hidden * 8 + other * 8] * 16
     key = hidden if bits == 16 else b"".join(bytes([0, level]) for level in hidden)
-    (tmp_path / "a.png").write_bytes(png(bits, colour, rows, 16, key))
+    (tmp_path / "a.png").write_bytes(png(bits, colour, rows, 16, 16, key))
     found = frame(tmp_path / "a.png")
     assert not found[:, :8].any()
     assert np.unique(found[:, 8:]).tolist() == [100]
@@ -212,7 +195,7 @@ def test_a_level_declared_transparent_in_few_bits(
     other = 2**bits - 1 if shown else 0
     pixels = [level] * 8 + [other] * 8
     packed = int("".join(f"{pixel:0{bits}b}" for pixel in pixels), 2).to_bytes(2 * bits, "big")
-    (tmp_path / "a.png").write_bytes(png(bits, 0, [packed] * 16, 16, bytes([0, level])))
+    (tmp_path / "a.png").write_bytes(png(bits, 0, [packed] * 16, 16, 16, bytes([0, level])))
     found = frame(tmp_path / "a.png")
     assert not found[:, :8].any()
     assert np.unique(found[:, 8:]).tolist() == [shown]
@@ -262,6 +245,6 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
 
 
 def test_a_small_file_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
-    (tmp_path / "bomb.png").write_bytes(png(8, 2, [], 50_000, height=50_000))
+    (tmp_path / "bomb.png").write_bytes(png(8, 2, [], 50_000, 50_000))
     with pytest.raises(VideoReadError, match="too many pixels"):
         read_image(tmp_path / "bomb.png", 32)

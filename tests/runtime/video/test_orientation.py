@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from crafted_files import Linear, with_matrix
 from numpy.typing import NDArray
 
 from xclip_deploy.runtime.video import FrameSampling, read_video
 
 SAMPLING = FrameSampling(max_frames=2)
 Picture = NDArray[np.uint8]
-Linear = tuple[float, float, float, float]
 
 IDENTITY = (1, 0, 0, 1)
 # Matrix (a, b, c, d), and the picture that a player shows: x is a·x + c·y, y is b·x + d·y.
@@ -31,18 +30,6 @@ SHOWN: dict[str, tuple[Linear, Callable[[Picture], Picture]]] = {
     "half a degree off": ((0.99996, 0.0087, -0.0087, 0.99996), lambda p: p),
     "twice as large, mirrored": ((-2, 0, 0, 2), np.fliplr),
 }
-
-
-def with_matrix(path: Path, matrix: Linear) -> Path:
-    """Write a display matrix into the track header of an MP4 file (ISO/IEC 14496-12, 8.3.2)."""
-    a, b, c, d = (round(value * 65536) for value in matrix)
-    content = bytearray(path.read_bytes())
-    start = content.index(b"tkhd") + 4 + 40
-    plain = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    assert content[start : start + 36] == plain
-    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(content)
-    return path
 
 
 @pytest.mark.parametrize("kind", SHOWN)

@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from crafted_files import with_matrix
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -88,12 +89,8 @@ def test_square_pixels_change_no_bit(clips: Path) -> None:
 def test_a_quarter_turn_turns_the_pixels_too(tmp_path: Path) -> None:
     path = write(tmp_path / "clip.mp4", scene(240, 120), Fraction(3, 2))
     upright = read_frames(path, SQUARE).frames
-    content = bytearray(path.read_bytes())
-    start = content.index(b"tkhd") + 4 + 40
-    fixed = [0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30]
     # In FFmpeg the matrix of a track can also stretch; this one does not.
-    content[start : start + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in fixed)
-    path.write_bytes(content)
+    with_matrix(path, (0, 1, -1, 0))
     turned = read_frames(path, SQUARE).frames
     expected = np.rot90(upright, -1, axes=(1, 2)).astype(int)
     assert np.abs(turned - expected).mean() < 2

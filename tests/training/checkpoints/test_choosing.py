@@ -135,6 +135,56 @@ def test_an_average_that_is_not_there(save: Save, raw: StateDict) -> None:
         assert str(caught.value).count("\n") == 0
 
 
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_several_averages(save: Save, raw: StateDict, average: StateDict, is_flat: bool) -> None:
+    other = {name: value * 2 for name, value in average.items()}
+    both: dict[str, Any] = {"ema_fast": other, "ema_slow": average}
+    if is_flat:
+        both = {**under("ema_fast.", other), **under("ema_slow.", average)}
+    alone = save(both, "alone.pt")
+    model = under("model.", raw) if is_flat else {"model": raw}
+    beside = save({**model, **both}, "beside.pt")
+    for path, options in (
+        (alone, CheckpointOptions()),
+        (alone, with_weights("ema")),
+        (beside, with_weights("ema")),
+    ):
+        with pytest.raises(
+            CheckpointReadError, match=r"under ema_fast, ema_slow; say which.*--weights ema_fast"
+        ):
+            load_checkpoint(path, options)
+    for path in (alone, beside):
+        assert is_average(load_checkpoint(path, with_weights("ema_slow")), average)
+        assert not is_average(load_checkpoint(path, with_weights("ema_fast")), average)
+    usual = load_checkpoint(beside)
+    assert not is_average(usual, average)
+    assert any("--weights ema_fast" in note for note in usual.notes)
+    assert not is_average(load_checkpoint(beside, with_weights("raw")), average)
+    with pytest.raises(InvalidArgumentError, match=r"weights=raw.*alone, under ema_fast"):
+        load_checkpoint(alone, with_weights("raw"))
+
+
+def test_averages_of_two_modules_are_not_mixed(
+    save: Save, raw: StateDict, average: StateDict
+) -> None:
+    # Where both have a name, the later one took the place of the earlier.
+    some = dict(list(raw.items())[1:])
+    path = save({**under("a.ema.", average), **under("b.ema.", some)})
+    for options in (CheckpointOptions(), with_weights("ema")):
+        with pytest.raises(CheckpointReadError, match=r"under a\.ema, b\.ema; say which"):
+            load_checkpoint(path, options)
+    assert is_average(load_checkpoint(path, with_weights("a.ema")), average)
+    wrapped = save(
+        {
+            **under("a.ema.", average),
+            **under("a._orig_mod.ema.", some),
+        },
+        "wrapped.pt",
+    )
+    with pytest.raises(UnknownLayoutError, match="is there twice, with and without wrappers"):
+        load_checkpoint(wrapped)
+
+
 @pytest.mark.parametrize("weights", ["", 3, b"ema"])
 def test_weights_that_are_no_name(weights: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="weights"):

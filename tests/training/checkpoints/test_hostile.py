@@ -131,6 +131,42 @@ def test_a_list_that_is_copied_again_and_again(
     assert "takes more than 10000 operations" in refusal(path)
 
 
+@pytest.mark.parametrize("function", [b"ctorch._utils\n_rebuild_parameter\n", b"ctorch\ndevice\n"])
+def test_arguments_that_are_copied_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: bytes
+) -> None:
+    monkeypatch.setattr(pickles, "MAX_OPERATIONS", 10_000)
+    arguments = b"(" + b"N" * 1000 + b"tq\x000"
+    path = write_pickle(
+        tmp_path / "model.pt", b"\x80\x02" + arguments + (function + b"h\x00R0") * 100 + b"N."
+    )
+    assert "takes more than 10000 operations" in refusal(path)
+
+
+def test_strides_of_more_dimensions_than_the_shape(tmp_path: Path) -> None:
+    strides = b"(" + b"K\x01" * 70_000 + b"t"
+    pickled = b"\x80\x02}" + text("weight") + TENSOR.replace(b"K\x01\x85\x89", strides + b"\x89")
+    path = write_pickle(tmp_path / "model.pt", pickled + b"s.")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/data/0", bytes(4))
+    assert "a tensor without a shape" in refusal(path)
+
+
+def test_long_names_are_shortened(tmp_path: Path) -> None:
+    name = b"torch." + b"x" * 5000
+    assert "it holds torch.xxx" in refusal(
+        write_pickle(tmp_path / "name.pt", b"\x80\x02c" + name + b"\nf\n.")
+    )
+    key = text("k" * 5000)
+    pickled = b"\x80\x02" + TENSOR.replace(text("0"), key) + b"."
+    path = write_pickle(tmp_path / "key.pt", pickled)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/data/" + "k" * 5000, bytes(8))
+    message = refusal(path)
+    assert "k" * 100 in message
+    assert "k" * 200 not in message
+
+
 @pytest.mark.parametrize("size", [4 << 30, 1 << 100])
 @pytest.mark.parametrize("module", ["builtins", "__builtin__"])
 def test_a_pickled_bytearray_of_4_gb(tmp_path: Path, size: int, module: str) -> None:
@@ -264,9 +300,76 @@ def test_an_old_file_that_declares_more_than_it_holds(tmp_path: Path, save: Save
     assert "refused as damaged or hostile" in refusal(path)
 
 
+@pytest.mark.parametrize("leaf", [{"step": 1}, {"weight": torch.ones(2)}])
+def test_shared_dicts_under_keys_of_averages(save: Save, leaf: dict[str, Any]) -> None:
+    # Three levels of 2,000 keys lead to one dict: a search of each path takes 8 billion steps.
+    content = leaf
+    for _ in range(4):
+        content = {f"ema_{n}": content for n in range(2000)}
+    message = refusal(save(content))
+    assert ("say which to take" in message) == ("weight" in leaf)
+    assert "and 1995 more" in message
+
+
+def test_keys_that_are_shared_tuples_of_long_texts(tmp_path: Path) -> None:
+    # 1,000 keys of 15 times one text of 1 MB: 15 GB of text, were they spelled out.
+    text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20)
+    keys = b"".join(
+        b"(h\x01" + b"h\x01" * 14 + b"M" + struct.pack("<H", n) + b"tN" for n in range(1000)
+    )
+    pickled = b"\x80\x02}(" + text + b"q\x01N" + keys + b"u."
+    path = write_pickle(tmp_path / "model.pt", pickled)
+    assert "holds no named weights: found a dict with xxx" in refusal(path)
+
+
 def test_names_that_are_too_long(save: Save) -> None:
     name = "module." * 100_000
     assert "names of up to 700000 characters" in refusal(save({name: torch.ones(1)}))
+
+
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00K\x01\x85K\x01\x85\x89"
+    b"ccollections\nOrderedDict\n)RtR"
+)
+"""Opcodes of a tensor of one number, whose record is ``data/0``."""
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def module(attributes: bytes) -> bytes:
+    return b"c__torch__\nModule\n)\x81}(" + attributes + b"ub"
+
+
+def script(path: Path, leaf: bytes, num_leaves: int) -> Path:
+    """Write a TorchScript archive of one module that holds another many times."""
+    leaves = b"".join(text(f"m{n}") + b"h\x05" for n in range(num_leaves))
+    pickled = b"\x80\x02" + module(text("leaf") + module(leaf) + b"q\x05" + leaves) + b"."
+    write_pickle(path, pickled, is_script=True)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/data/0", bytes(4))
+    return path
+
+
+def test_attributes_of_a_shared_module_are_counted_each_time(tmp_path: Path) -> None:
+    # 2.7 billion attributes, of which none is a weight.
+    leaf = b"".join(text(f"a{n}") + b"N" for n in range(30_000))
+    assert "attributes, or names" in refusal(script(tmp_path / "model.pt", leaf, 90_000))
+
+
+def test_a_long_name_in_a_shared_module(tmp_path: Path) -> None:
+    leaf = text("x" * (1 << 21)) + TENSOR
+    path = script(tmp_path / "model.pt", leaf, 2000)
+    assert "refused as hostile" in refusal(path)
+
+
+def test_a_shared_module_is_read_as_often_as_it_occurs(tmp_path: Path) -> None:
+    path = script(tmp_path / "model.pt", text("weight") + TENSOR + text("training") + b"N", 3)
+    assert sorted(read_weights(path).tensors) == [
+        *("leaf.weight", "m0.weight", "m1.weight", "m2.weight")
+    ]
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:

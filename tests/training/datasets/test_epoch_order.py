@@ -36,49 +36,12 @@ def test_every_pair_at_most_once_and_only_the_remainder_left_out(given: dict[str
     assert order.max() < given["num_pairs"]
 
 
-@given(arguments(), st.booleans(), st.data())
-def test_ranks_part_the_batch_of_one_rank(
-    given: dict[str, Any], is_apart: bool, data: st.DataObject
-) -> None:
-    if is_apart:
-        count = given["num_pairs"]
-        others = data.draw(st.lists(st.integers(0, 30), min_size=count, max_size=count))
-        # As many different videos as a batch takes, at least.
-        videos = [*range(given["batch_size"]), *others]
-        given = given | {"keep_apart": np.array(videos[:count], dtype=np.int64)}
+@given(arguments())
+def test_ranks_part_the_batch_of_one_rank(given: dict[str, Any]) -> None:
     whole = epoch_order(**given | {"world_size": 1})
     ranks = [epoch_order(**given, rank=rank) for rank in range(given["world_size"])]
     np.testing.assert_array_equal(np.concatenate(ranks, axis=1), whole)
     np.testing.assert_array_equal(epoch_order(**given | {"world_size": 1}), whole)
-
-
-@given(st.lists(st.integers(0, 12), min_size=1, max_size=150), st.integers(1, 9))
-def test_videos_kept_apart(videos: list[int], batch_size: int) -> None:
-    video_of_pair = np.array(videos, dtype=np.int64)
-    try:
-        order = epoch_order(len(videos), batch_size, seed=1, epoch=2, keep_apart=video_of_pair)
-    except InvalidArgumentError:
-        order = np.empty((0, batch_size), dtype=np.int64)
-    assert len(np.unique(order)) == order.size
-    for batch in order:
-        assert len(np.unique(video_of_pair[batch])) == batch_size
-    # What is left makes no further batch.
-    left = np.setdiff1d(np.arange(len(videos)), order)
-    assert len(np.unique(video_of_pair[left])) < batch_size
-
-
-def test_keeping_apart_changes_nothing_where_videos_differ() -> None:
-    plain = epoch_order(50, 8, seed=3, epoch=1)
-    apart = epoch_order(50, 8, seed=3, epoch=1, keep_apart=np.arange(50))
-    np.testing.assert_array_equal(plain, apart)
-
-
-def test_keeping_apart_leaves_little_out() -> None:
-    # As many captions a video as MSR-VTT has, and few videos for the batch.
-    video_of_pair = np.repeat(np.arange(300), 20)
-    for epoch in range(5):
-        order = epoch_order(6000, 100, seed=0, epoch=epoch, keep_apart=video_of_pair)
-        assert len(order) >= 58
 
 
 def test_the_order_is_the_same_for_ever() -> None:
@@ -115,8 +78,6 @@ def test_the_remainder_differs_between_epochs() -> None:
         ({"epoch": -1}, "epoch -1"),
         ({"num_pairs": 7}, "7 pairs give no batch of 8"),
         ({"num_pairs": 0}, "0 pairs give no batch of 8"),
-        ({"keep_apart": np.zeros(3, np.int64)}, r"shape \(3,\); expected \(20,\)"),
-        ({"keep_apart": np.zeros(20, np.int64)}, "no batch of 8 of different videos"),
     ],
 )
 def test_arguments_out_of_range(changes: dict[str, Any], found: str) -> None:

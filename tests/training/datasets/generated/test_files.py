@@ -54,6 +54,9 @@ def test_what_is_there_is_used_and_nothing_else_is_touched(dataset: Path, tmp_pa
     with pytest.raises(DatasetError, match="holds no generated dataset"):
         make_videos(tmp_path, SIZES)
     assert (tmp_path / "holiday.mp4").read_bytes() == b"precious"
+    os.mkfifo(tmp_path / "generated.json")
+    with pytest.raises(DatasetError, match="is no regular file but a pipe"):
+        make_videos(tmp_path, SIZES)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -1,0 +1,58 @@
+"""Files that no encoder writes: pictures of any PNG kind, and tracks with a display matrix."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+Linear = tuple[float, float, float, float]
+"""Linear part of a display matrix: a, b, c, d."""
+
+
+def png(
+    bits: int,
+    colour: int,
+    rows: Iterable[bytes],
+    width: int,
+    height: int,
+    transparent: bytes = b"",
+) -> bytes:
+    """Write a PNG. ``colour``: 0 is grey, 2 is RGB. ``transparent``: the colour that is.
+
+    ``rows`` are packed one by one, so that a generator of many takes no memory.
+    """
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        size, check = len(data).to_bytes(4, "big"), zlib.crc32(kind + data).to_bytes(4, "big")
+        return size + kind + data + check
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    packer = zlib.compressobj(9)
+    data = b"".join(packer.compress(b"\0" + row) for row in rows) + packer.flush()
+    key = chunk(b"tRNS", transparent) if transparent else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + key
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
+
+
+def black_png(width: int, height: int) -> bytes:
+    """Write a black picture of any size in a file of about a thousandth of its pixels."""
+    return png(8, 2, (bytes(3 * width) for _ in range(height)), width, height)
+
+
+def with_matrix(path: Path, matrix: Linear) -> Path:
+    """Write a display matrix into the track header of an MP4 file (ISO/IEC 14496-12, 8.3.2)."""
+    a, b, c, d = (round(value * 65536) for value in matrix)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 4 + 40
+    plain = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    assert content[start : start + 36] == plain
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
