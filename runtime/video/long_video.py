@@ -36,6 +36,7 @@ _MAX_BLOCK_S = 1.0  # of waiting for more frames
 MAX_GAPS = 1000
 """Most gaps that are told apart; a file of more is damaged throughout."""
 _NAMED_GAPS = 5
+_DECORD = ("was read by PyAV in place of decord, which does not read long videos in windows",)
 
 Gap = tuple[float, float]
 """Start and end of a time without frames, seconds on the player's clock."""
@@ -106,6 +107,7 @@ class LongVideo:
             raise VideoReadError(f"{self._path}: no frame could be decoded ({reason})")
         self.gaps = tuple(gaps.found)
         self.warnings = (
+            *(_DECORD if self._reading.reader == "decord" else ()),
             *self._timeline.warnings,
             *reader.warnings,
             *taken.warnings(),

@@ -382,3 +382,14 @@ def test_odd_rates_of_frames(write_clip: Write, read: Callable[..., Read], tmp_p
     assert found.ticks == list(range(31))
     nominal = np.round(np.array(found.ticks) * 30_000 / 1001)
     assert found.numbers == nominal.tolist()
+
+
+def test_decord_leaves_long_videos_to_pyav(
+    write_clip: Write, read: Callable[..., Read], tmp_path: Path
+) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 300, rate=RATE)
+    found = read(path, VideoReading(READING.sampling, 96, "decord"))
+    assert found.numbers == list(range(0, 300, RATE))
+    assert found.video.warnings == (
+        "was read by PyAV in place of decord, which does not read long videos in windows",
+    )
