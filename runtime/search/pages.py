@@ -22,7 +22,7 @@ from xclip_deploy.runtime.search.near_identical import distinct
 from xclip_deploy.runtime.search.options import SearchOptions
 from xclip_deploy.runtime.search.ranked import Query, Ranked
 from xclip_deploy.runtime.search.refining import curve, neighbourhood, refine
-from xclip_deploy.runtime.search.suppression import kept_first, suppressed
+from xclip_deploy.runtime.search.suppression import first_kept, kept_first, suppressed
 
 
 @dataclass
@@ -176,15 +176,17 @@ def _others(
         return []
     if options.group == "moment":
         return [Ranked.empty()] * len(hits)
-    shown = groups.of(hits.rows)
-    candidates = ranked.take(np.flatnonzero(np.isin(groups.of(ranked.rows), shown)))
-    is_out = _suppressed(candidates, groups, options)
-    numbers = groups.of(candidates.rows)
-    # A video's best moment comes first and is the hit itself.
-    return [
-        candidates.take(np.flatnonzero((numbers == number) & ~is_out)[1 : options.per_video])
-        for number in shown
-    ]
+    shown = groups.of(hits.rows).tolist()
+    places = groups.places(ranked.rows)
+    numbers = groups.numbers[places]
+    found = []
+    for number in shown:
+        own = np.flatnonzero(numbers == number)
+        starts_s, ends_s = groups.start_s[places[own]], groups.end_s[places[own]]
+        kept = first_kept(starts_s.tolist(), ends_s.tolist(), options.overlap, options.per_video)
+        # A video's best moment comes first and is the hit itself.
+        found.append(ranked.take(own[kept[1:]]))
+    return found
 
 
 def _suppressed(ranked: Ranked, groups: Groups, options: SearchOptions) -> BoolArray:

@@ -23,6 +23,7 @@ range then.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,6 @@ _REACH = 64
 """Segments on each side among which neighbours are looked for."""
 _TOUCH_S = 0.05
 """Longest gap between neighbouring segments, seconds. Damage leaves longer ones."""
-_BACKGROUND = 0.25
-"""Quantile of the curve that stands for the background."""
 
 
 def neighbourhood(groups: Groups, row: int) -> Rows:
@@ -78,37 +77,37 @@ def refine(
     ``times_s`` [n], ``similarity`` [n]: the curve. ``segment``, ``bounds``: start and end of the
     hit's segment and of its neighbourhood, seconds. The range is not empty and lies in ``bounds``.
     """
+    # Plain lists: for a few dozen frames they are faster than arrays.
     start_s, end_s = segment
-    gaps = np.diff(times_s)
-    whole = TimeRange(start_s, end_s, float(gaps.max()) if len(gaps) else end_s - start_s)
-    if len(times_s) < 2:
+    times, values = times_s.tolist(), similarity.tolist()
+    gaps = [after - before for before, after in pairwise(times)]
+    whole = TimeRange(start_s, end_s, max(gaps, default=end_s - start_s))
+    own = [n for n, time_s in enumerate(times) if start_s <= time_s < end_s]
+    if not own:  # a slide that was on display before the segment
+        own = [n for n, time_s in enumerate(times) if time_s < end_s][-1:]
+    if not own or len(times) < 2:
         return whole
-    padded = np.pad(similarity, 1, "edge")
-    smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    background = float(np.quantile(smooth, _BACKGROUND))
-    own = np.flatnonzero((times_s >= start_s) & (times_s < end_s))
-    if not len(own):  # a slide that was on display before the segment
-        own = np.flatnonzero(times_s < end_s)[-1:]
-    if not len(own):
-        return whole
-    peak = int(own[np.argmax(smooth[own])])
+    padded = [values[0], *values, values[-1]]
+    smooth = [(a + 2 * b + c) / 4 for a, b, c in zip(padded, values, padded[2:], strict=False)]
+    background = sorted(smooth)[len(smooth) // 4]
+    peak = max(own, key=smooth.__getitem__)
     if smooth[peak] - background < TEMPERATURE:
         return whole
-    level = (background + float(smooth[peak])) / 2
-    low = np.flatnonzero(smooth < level)
-    before, after = low[low < peak], low[low > peak]
-    first = int(before[-1]) if len(before) else -1
-    last = int(after[0]) if len(after) else len(times_s)
-    found_s = bounds[0] if first < 0 else _crossing(times_s, smooth, first, level)
-    stop_s = bounds[1] if last == len(times_s) else _crossing(times_s, smooth, last - 1, level)
+    level = (background + smooth[peak]) / 2
+    first = last = peak
+    while first >= 0 and smooth[first] >= level:
+        first -= 1
+    while last < len(times) and smooth[last] >= level:
+        last += 1
+    found_s = bounds[0] if first < 0 else _crossing(times, smooth, first, level)
+    stop_s = bounds[1] if last == len(times) else _crossing(times, smooth, last - 1, level)
     found_s, stop_s = max(found_s, bounds[0]), min(stop_s, bounds[1])
     if not found_s < stop_s:
         return whole
-    around = gaps[max(first, 0) : last]
-    return TimeRange(float(found_s), float(stop_s), float(around.max()))
+    return TimeRange(found_s, stop_s, max(gaps[max(first, 0) : last]))
 
 
-def _crossing(times_s: Float64Array, values: Float64Array, n: int, level: float) -> float:
+def _crossing(times_s: list[float], values: list[float], n: int, level: float) -> float:
     """Return the time at which the line from frame n to frame n + 1 crosses ``level``."""
     share = (level - values[n]) / (values[n + 1] - values[n])
-    return float(times_s[n] + share * (times_s[n + 1] - times_s[n]))
+    return times_s[n] + share * (times_s[n + 1] - times_s[n])

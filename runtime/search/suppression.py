@@ -9,22 +9,28 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.arrays import BoolArray, Float64Array
+from xclip_deploy.runtime.arrays import BoolArray, Float64Array, slices
 
+_AT_ONCE = 512
+"""Moments that are compared with each other at a time."""
 _SLACK = 1e-9
 """IoU by which sums of window lengths may miss a threshold."""
 
 
 def temporal_iou(
-    start_s: float, end_s: float, starts_s: Float64Array, ends_s: Float64Array
+    starts_s: Float64Array,
+    ends_s: Float64Array,
+    other_starts_s: Float64Array,
+    other_ends_s: Float64Array,
 ) -> Float64Array:
-    """Return the overlap of a range with others [n], divided by their union.
+    """Return the overlap of each range [m] with each other one [n], divided by their union: [m, n].
 
     An unknown time (NaN) gives NaN, an empty union 0.
     """
-    overlap = np.maximum(np.minimum(end_s, ends_s) - np.maximum(start_s, starts_s), 0)
-    union = np.maximum(end_s, ends_s) - np.minimum(start_s, starts_s)
+    starts, ends = starts_s[:, np.newaxis], ends_s[:, np.newaxis]
+    overlap = np.maximum(np.minimum(ends, other_ends_s) - np.maximum(starts, other_starts_s), 0)
     # Where ranges do not overlap, the overlap is 0 whatever lies between them.
+    union = np.maximum(ends, other_ends_s) - np.minimum(starts, other_starts_s)
     shares: Float64Array = np.divide(overlap, union, out=np.zeros_like(union), where=union != 0)
     return shares
 
@@ -41,20 +47,47 @@ def suppressed(
     ``iou``: overlap above which a moment is suppressed; None suppresses none. The answers for the
     first n moments do not depend on those after them.
     """
-    found = np.zeros(len(numbers), np.bool_)
-    if iou is None or len(numbers) < 2:
-        return found
-    order = np.argsort(numbers, kind="stable")
-    ends = np.flatnonzero(np.diff(numbers[order])) + 1
-    for places in np.split(order, ends):
-        starts, stops = starts_s[places], ends_s[places]
-        is_out = np.zeros(len(places), np.bool_)
-        for n in range(len(places) - 1):
-            if not is_out[n]:
-                overlaps = temporal_iou(starts[n], stops[n], starts[n + 1 :], stops[n + 1 :])
-                is_out[n + 1 :] |= overlaps > iou + _SLACK
-        found[places] = is_out
-    return found
+    is_out = np.zeros(len(numbers), np.bool_)
+    if iou is None:
+        return is_out
+    kept = np.empty(0, np.int64)
+    for part in slices(len(numbers), _AT_ONCE):
+        own = np.arange(part.start, part.stop)
+        others = np.concatenate([kept, own])
+        overlaps = temporal_iou(starts_s[others], ends_s[others], starts_s[part], ends_s[part])
+        rivals = (overlaps > iou + _SLACK) & (numbers[others, np.newaxis] == numbers[part])
+        out = rivals[: len(kept)].any(axis=0)
+        within = rivals[len(kept) :]
+        for n in np.flatnonzero(within.sum(axis=1) > 1).tolist():  # each is its own rival
+            if not out[n]:
+                out[n + 1 :] |= within[n, n + 1 :]
+        is_out[part] = out
+        kept = np.concatenate([kept, own[~out]])
+    return is_out
+
+
+def first_kept(
+    starts_s: list[float], ends_s: list[float], iou: float | None, count: int
+) -> list[int]:
+    """Return the places of the first ``count`` moments of one video that are not suppressed.
+
+    The moments are listed best first, as for :func:`suppressed`.
+    """
+    kept: list[int] = []
+    for n, (start_s, end_s) in enumerate(zip(starts_s, ends_s, strict=True)):
+        if len(kept) == count:
+            break
+        if iou is None or not any(
+            _overlap(start_s, end_s, starts_s[m], ends_s[m]) > iou + _SLACK for m in kept
+        ):
+            kept.append(n)
+    return kept
+
+
+def _overlap(start_s: float, end_s: float, other_start_s: float, other_end_s: float) -> float:
+    """Return the temporal IoU of two ranges, 0 for unknown times."""
+    overlap = min(end_s, other_end_s) - max(start_s, other_start_s)
+    return overlap / (max(end_s, other_end_s) - min(start_s, other_start_s)) if overlap > 0 else 0.0
 
 
 def kept_first(is_suppressed: BoolArray, block: int) -> npt.NDArray[np.intp]:

@@ -7,13 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xclip_deploy.runtime.search import suppression
 from xclip_deploy.runtime.search.grouping import (
     best_of_groups,
     best_with_few_each,
     ranks_of_groups,
     ranks_within,
 )
-from xclip_deploy.runtime.search.suppression import kept_first, suppressed, temporal_iou
+from xclip_deploy.runtime.search.suppression import (
+    first_kept,
+    kept_first,
+    suppressed,
+    temporal_iou,
+)
 
 ROWS = st.lists(st.tuples(st.integers(0, 5), st.integers(-4, 4)), max_size=40)
 """Video and score of each row; scores tie often."""
@@ -80,13 +86,14 @@ def test_parts_give_the_videos_and_best_rows_of_all(
     [((0, 8), 1), ((4, 12), 4 / 12), ((8, 16), 0), ((20, 21), 0), ((2, 4), 0.25), ((3, 3), 0)],
 )
 def test_temporal_iou(other: tuple[float, float], expected: float) -> None:
-    found = temporal_iou(0, 8, np.array([float(other[0])]), np.array([float(other[1])]))
-    assert found[0] == pytest.approx(expected)
+    found = temporal_iou(*(np.array([float(time_s)]) for time_s in (0, 8, *other)))
+    assert found[0, 0] == pytest.approx(expected)
 
 
 def test_iou_of_nothing_and_of_unknown_times() -> None:
-    assert temporal_iou(3, 3, np.array([3.0]), np.array([3.0])).tolist() == [0]
-    assert np.isnan(temporal_iou(0, 8, np.array([np.nan]), np.array([np.nan])))[0]
+    three, unknown = np.array([3.0]), np.array([np.nan])
+    assert temporal_iou(three, three, three, three).tolist() == [[0]]
+    assert np.isnan(temporal_iou(three, three + 8, unknown, unknown))[0, 0]
 
 
 WINDOWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), max_size=30)
@@ -102,7 +109,7 @@ def test_suppression_is_greedy_and_needs_no_later_moments(
     kept: list[int] = []
     for n in range(len(windows)):
         overlaps = [
-            temporal_iou(starts[m], starts[m] + 8, starts[[n]], starts[[n]] + 8)[0]
+            temporal_iou(starts[[m]], starts[[m]] + 8, starts[[n]], starts[[n]] + 8)[0, 0]
             for m in kept
             if numbers[m] == numbers[n]
         ]
@@ -110,8 +117,22 @@ def test_suppression_is_greedy_and_needs_no_later_moments(
         assert bool(found[n]) == is_out
         if not is_out:
             kept.append(n)
+    for number in set(numbers.tolist()):
+        own = np.flatnonzero(numbers == number)
+        begin = starts[own].tolist()
+        first = first_kept(begin, [start + 8 for start in begin], iou, 3)
+        assert own[first].tolist() == [n for n in kept if numbers[n] == number][:3]
     part = suppressed(numbers[:prefix], starts[:prefix], starts[:prefix] + 8, iou)
     assert part.tolist() == found[:prefix].tolist()
+
+
+def test_suppression_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    numbers, starts = rng.integers(0, 3, 300), rng.uniform(0, 200, 300)
+    whole = suppressed(numbers, starts, starts + 8, 0.4)
+    assert 0 < whole.sum() < 300
+    monkeypatch.setattr(suppression, "_AT_ONCE", 7)
+    assert suppressed(numbers, starts, starts + 8, 0.4).tolist() == whole.tolist()
 
 
 @given(st.lists(st.booleans(), max_size=50), st.integers(1, 9), st.integers(0, 5))
