@@ -24,6 +24,7 @@ from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.runtime.search import QueryBank, SearchKeywords, SimilarityKeywords, spells_out
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.video import ImageLike, VideoFrames, VideoLike, VideoReader
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -100,7 +101,7 @@ class AsyncRetriever:
         *,
         ids: str | Sequence[str] | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
-        segment: str | float | None = None,
+        segment: str | float | Segmentation | None = None,
         stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
@@ -129,7 +130,7 @@ class AsyncRetriever:
         self,
         videos: PathName | Iterable[PathName],
         *,
-        segment: str | float | None = None,
+        segment: str | float | Segmentation | None = None,
         stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         workers: int | None = None,

@@ -50,6 +50,7 @@ from xclip_deploy.runtime.video import (
     listed,
     read_image,
 )
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -115,7 +116,7 @@ class Retriever(Opened):
         *,
         ids: str | Sequence[str] | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
-        segment: str | float | None = None,
+        segment: str | float | Segmentation | None = None,
         stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
@@ -175,7 +176,7 @@ class Retriever(Opened):
         self,
         videos: PathName | Iterable[PathName],
         *,
-        segment: str | float | None = None,
+        segment: str | float | Segmentation | None = None,
         stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         workers: int | None = None,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xclip_deploy.errors import DatasetError, InvalidArgumentError
+from xclip_deploy.errors import DatasetError
 from xclip_deploy.runtime.arguments import as_instance, as_share
 from xclip_deploy.runtime.datasets.moments import MomentSplit
 from xclip_deploy.runtime.evaluation.moments import Prediction, Ranking
@@ -16,9 +16,9 @@ from xclip_deploy.runtime.results import SearchResult
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
-_SEARCH: dict[str, Any] = {}
-"""Keywords of searches that list moments. A gallery of whole videos needs none: each hit is its
-video from start to end."""
+_SEARCH: dict[str, Any] = {"group": "moment"}
+"""Keywords of searches that list moments. In a gallery of whole videos, each hit is its video from
+start to end."""
 
 
 def index_moments(
@@ -35,7 +35,8 @@ def index_moments(
     Args:
         retriever: Retriever whose gallery is filled.
         split: Videos to index.
-        segmentation: Policy by which the videos are cut; None takes the gallery's.
+        segmentation: Policy by which the videos are cut; None takes the gallery's, or windows of
+            the model's span.
         max_unreadable_share: Largest share of videos that may be unreadable, 0 to 1.
         workers: Videos decoded at the same time; None means one per core.
         progress: Progress as :meth:`Retriever.add` takes it.
@@ -48,12 +49,8 @@ def index_moments(
     as_instance("retriever", retriever, Retriever, "a Retriever")
     as_instance("split", split, MomentSplit, "a MomentSplit, as open_moments gives")
     share = as_share("max_unreadable_share", max_unreadable_share)
-    if segmentation is not None and segmentation.kind != "whole":
-        raise InvalidArgumentError(
-            f"segments are {segmentation.text}; expected whole videos, which alone can be indexed"
-        )
     paths = [video.path for video in split.videos]
-    report = retriever.add(paths, workers=workers, progress=progress)
+    report = retriever.add(paths, segment=segmentation, workers=workers, progress=progress)
     unread = len(report.failed)
     if unread and (unread > share * len(paths) or unread == len(paths)):
         raise DatasetError(
@@ -107,8 +104,7 @@ class SearchRanker:
             if gallery_id is None:
                 rankings.append([])
                 continue
-            where = "id = '{}'".format(gallery_id.replace("'", "''"))
-            hits = self._retriever.search(text, k, where=where, **self._search)
+            hits = self._retriever.search(text, k, within=gallery_id, **self._search)
             rankings.append([found._replace(video_id=video_id) for found in self._ranking(hits)])
         return rankings
 
@@ -118,11 +114,11 @@ class SearchRanker:
 
 def _prediction(hit: SearchResult, video_id: str) -> Prediction:
     """Return a hit as a prediction: its refined range, else its window, else its whole video."""
-    place = getattr(hit, "range", None) or hit
-    start_s, end_s = getattr(place, "start_s", None), getattr(place, "end_s", None)
-    if start_s is None or end_s is None:
-        start_s, end_s = 0.0, hit.duration_s or hit.best_frame_time_s
-    return Prediction(video_id, float(start_s), float(end_s), float(hit.score))
+    if hit.range is not None:
+        start_s, end_s = hit.range.start_s, hit.range.end_s
+    else:
+        start_s, end_s = hit.start_s, hit.end_s or hit.best_frame_time_s
+    return Prediction(video_id, start_s, end_s, hit.score)
 
 
 def _absolute(path: str | Path) -> str:

@@ -41,7 +41,7 @@ def add_videos(
     *,
     ids: str | Sequence[str] | None,
     metadata: Mapping[str, MetadataValue] | None,
-    segment: str | float | None,
+    segment: str | float | Segmentation | None,
     stride: str | float | None,
     on_duplicate: OnDuplicate,
     prune: bool,
@@ -101,7 +101,7 @@ def estimate_videos(
     reading: VideoReading,
     videos: PathName | Iterable[PathName],
     *,
-    segment: str | float | None,
+    segment: str | float | Segmentation | None,
     stride: str | float | None,
     on_duplicate: OnDuplicate,
     workers: int | None,
@@ -126,7 +126,7 @@ def estimate_videos(
 def choose_segmentation(
     gallery: Gallery,
     reading: VideoReading,
-    segment: str | float | None,
+    segment: str | float | Segmentation | None,
     stride: str | float | None,
 ) -> Segmentation:
     """Return the policy by which long videos are cut: the one asked for, or the gallery's.

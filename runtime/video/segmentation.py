@@ -62,16 +62,22 @@ class Segmentation:
 
     @classmethod
     def of(
-        cls, segment: str | float | None, stride: str | float | None, span_s: float
+        cls, segment: str | float | Segmentation | None, stride: str | float | None, span_s: float
     ) -> Segmentation:
         """Make a policy from what a user writes.
 
-        ``segment``: ``whole``, ``shots``, or the length of a window as a number of seconds or a
-        time such as ``8s`` or ``1:30``; None takes ``span_s``, the span of the model:
+        ``segment``: a policy, ``whole``, ``shots``, or the length of a window as a number of
+        seconds or a time such as ``8s`` or ``1:30``; None takes ``span_s``, the span of the model:
         ``max_frames / frames_per_second``. ``stride``: a time; None takes the window's length.
 
         Raises InvalidArgumentError.
         """
+        if isinstance(segment, Segmentation):
+            if stride is not None:
+                raise InvalidArgumentError(
+                    f"stride is {stride!r:.60}, and segment a policy that has one; expected None"
+                )
+            return segment
         if isinstance(segment, str) and segment.strip().lower() == "whole":
             return cls("whole", None, None if stride is None else _seconds("stride", stride))
         kind: SegmentationKind = "windows"
