@@ -107,9 +107,10 @@ def _find(snapshot: Snapshot, hit: Hit) -> Rows:
         )
     if not isinstance(hit, SearchResult):
         return rows
-    # Segments are numbered without gaps, so that the number is the place.
-    row = rows[hit.segment : hit.segment + 1]
-    if not len(row) or snapshot.videos(row)[0].segment != hit.segment:
+    groups = snapshot.groups()
+    numbers = np.zeros(1, np.int64) if groups is None else groups.segments[groups.places(rows)]
+    row = rows[numbers == hit.segment]
+    if not len(row):
         raise GalleryError(
             f"no segment {hit.segment} of {video_id!r:.200} in the gallery, which holds "
             f"{len(rows)}; it was indexed again: search again"

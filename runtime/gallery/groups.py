@@ -25,6 +25,8 @@ class Groups:
     """Places in ``rows`` [N], ordered by video and, within a video, by segment."""
     starts: npt.NDArray[np.int64]
     """Place in ``order`` at which each video begins, then N: [num_videos + 1]."""
+    segments: npt.NDArray[np.integer]
+    """Number of each row [N] within its video."""
     start_s: Float64Array
     """Start of each row [N] in its video, seconds; NaN where it is not known."""
     end_s: Float64Array
@@ -48,7 +50,7 @@ class Groups:
         order = np.lexsort((segments, numbers))
         counts = np.bincount(numbers) if len(numbers) else np.empty(0, np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return cls(rows, numbers.astype(np.int64), order, starts, start_s, end_s)
+        return cls(rows, numbers.astype(np.int64), order, starts, segments, start_s, end_s)
 
     def __len__(self) -> int:
         """Return the number of videos."""
@@ -60,8 +62,8 @@ class Groups:
         return self.rows[self.order[self.starts[:-1]]]
 
     @cached_property
-    def _ranks(self) -> npt.NDArray[np.int64]:
-        """Place of each row in ``order``."""
+    def ranks(self) -> npt.NDArray[np.int64]:
+        """Place of each row [N] in ``order``."""
         ranks = np.empty_like(self.order)
         ranks[self.order] = np.arange(len(self.order))
         return ranks
@@ -77,14 +79,6 @@ class Groups:
     def rows_of(self, number: int) -> Rows:
         """Return the rows of a video, ordered by segment."""
         return self.rows[self.order[self.starts[number] : self.starts[number + 1]]]
-
-    def around(self, row: int, reach: int) -> Rows:
-        """Return the rows at most ``reach`` segments away, itself too, ordered by segment."""
-        place = int(self.places(np.array([row]))[0])
-        number, rank = int(self.numbers[place]), int(self._ranks[place])
-        first = max(int(self.starts[number]), rank - reach)
-        last = min(int(self.starts[number + 1]), rank + reach + 1)
-        return self.rows[self.order[first:last]]
 
     def first_rows(self, rows: Rows) -> Rows:
         """Return the first rows of the videos that ``rows`` belong to, in order of appearance."""

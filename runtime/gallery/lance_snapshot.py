@@ -164,6 +164,14 @@ class LanceSnapshot:
         with self.reader.reading():
             return to_videos(table)
 
+    def frame_times(self, rows: Rows) -> list[tuple[float, ...]]:
+        if self._listing is not None:
+            known, table = self._listing
+            table = table.select(["frame_times_s"]).take(np.searchsorted(known, rows))
+        else:
+            table = self.reader.take(rows, [Part.RECORD])
+        return [tuple(times_s) for times_s in table["frame_times_s"].to_pylist()]
+
     def features(self, rows: Rows) -> VideoFeatures:
         if self._held is not None:
             known, features = self._held

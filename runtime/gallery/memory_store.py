@@ -94,6 +94,9 @@ class MemorySnapshot:
     def videos(self, rows: Rows) -> list[GalleryVideo]:
         return [self._videos[row] for row in rows]
 
+    def frame_times(self, rows: Rows) -> list[tuple[float, ...]]:
+        return [self._videos[row].frame_times_s for row in rows]
+
     def features(self, rows: Rows) -> VideoFeatures:
         return self._features[rows]
 

@@ -95,6 +95,10 @@ class Snapshot(Protocol):
         """Return the records of the videos in ``rows``, in that order."""
         ...
 
+    def frame_times(self, rows: Rows) -> list[tuple[float, ...]]:
+        """Return ``frame_times_s`` alone of ``rows``, in that order."""
+        ...
+
     def features(self, rows: Rows) -> VideoFeatures:
         """Return embeddings of the videos in ``rows``, in that order, FP16."""
         ...

@@ -28,9 +28,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.arrays import Float64Array
 from xclip_deploy.runtime.gallery.groups import Groups
-from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.grains import TEMPERATURE
 from xclip_deploy.runtime.results import TimeRange
 
@@ -40,46 +38,50 @@ _TOUCH_S = 0.05
 """Longest gap between neighbouring segments, seconds. Damage leaves longer ones."""
 
 
-def neighbourhood(groups: Groups, row: int) -> Rows:
+def neighbourhood(groups: Groups, row: int) -> list[int]:
     """Return the row and those that extend it furthest without a gap, in the order of time."""
-    near = groups.around(row, _REACH)
-    places = groups.places(near)
-    starts_s, ends_s = groups.start_s[places], groups.end_s[places]
-    own = int(np.flatnonzero(near == row)[0])
-    found = [row]
-    before = np.flatnonzero((starts_s < starts_s[own]) & (ends_s >= starts_s[own] - _TOUCH_S))
-    after = np.flatnonzero((ends_s > ends_s[own]) & (starts_s <= ends_s[own] + _TOUCH_S))
-    if len(before):
-        found.insert(0, int(near[before[np.argmin(starts_s[before])]]))
-    if len(after):
-        found.append(int(near[after[np.argmax(ends_s[after])]]))
-    return np.array(found, np.int64)
+    place = int(groups.places(np.array([row]))[0])
+    number, rank = int(groups.numbers[place]), int(groups.ranks[place])
+    first, stop = int(groups.starts[number]), int(groups.starts[number + 1])
+    start_s, end_s = float(groups.start_s[place]), float(groups.end_s[place])
+    before = after = rank
+    for n in range(rank - 1, max(first, rank - _REACH) - 1, -1):
+        if not groups.end_s[groups.order[n]] >= start_s - _TOUCH_S:
+            break
+        before = n
+    for n in range(rank + 1, min(stop, rank + _REACH + 1)):
+        if not groups.start_s[groups.order[n]] <= end_s + _TOUCH_S:
+            break
+        after = n
+    ranks = dict.fromkeys((before, rank, after))
+    return [int(groups.rows[groups.order[n]]) for n in ranks]
 
 
 def curve(
     times_s: Sequence[Sequence[float]], values: Sequence[npt.NDArray[np.floating]]
-) -> tuple[Float64Array, Float64Array]:
+) -> tuple[list[float], list[float]]:
     """Join the frames of several segments: times, ascending, and mean similarities."""
-    times = np.concatenate([np.asarray(part, np.float64) for part in times_s])
-    found, places = np.unique(times.round(6), return_inverse=True)
-    sums = np.bincount(places, np.concatenate(values).astype(np.float64))
-    return found, sums / np.bincount(places)
+    found: dict[float, list[float]] = {}
+    for times, part in zip(times_s, values, strict=True):
+        for time_s, value in zip(times, part.tolist(), strict=True):
+            found.setdefault(round(time_s, 6), []).append(value)
+    return sorted(found), [sum(found[time_s]) / len(found[time_s]) for time_s in sorted(found)]
 
 
 def refine(
-    times_s: Float64Array,
-    similarity: Float64Array,
+    times: Sequence[float],
+    values: Sequence[float],
     segment: tuple[float, float],
     bounds: tuple[float, float],
 ) -> TimeRange:
     """Find the range around the best frame of a segment; the module says how.
 
-    ``times_s`` [n], ``similarity`` [n]: the curve. ``segment``, ``bounds``: start and end of the
-    hit's segment and of its neighbourhood, seconds. The range is not empty and lies in ``bounds``.
+    ``times``, ``values``: the curve, seconds and similarities. ``segment``, ``bounds``: start and
+    end of the hit's segment and of its neighbourhood, seconds. The range is not empty and lies in
+    ``bounds``.
     """
     # Plain lists: for a few dozen frames they are faster than arrays.
     start_s, end_s = segment
-    times, values = times_s.tolist(), similarity.tolist()
     gaps = [after - before for before, after in pairwise(times)]
     whole = TimeRange(start_s, end_s, max(gaps, default=end_s - start_s))
     own = [n for n, time_s in enumerate(times) if start_s <= time_s < end_s]
@@ -107,7 +109,7 @@ def refine(
     return TimeRange(found_s, stop_s, max(gaps[max(first, 0) : last]))
 
 
-def _crossing(times_s: list[float], values: list[float], n: int, level: float) -> float:
+def _crossing(times_s: Sequence[float], values: Sequence[float], n: int, level: float) -> float:
     """Return the time at which the line from frame n to frame n + 1 crosses ``level``."""
     share = (level - values[n]) / (values[n + 1] - values[n])
     return times_s[n] + share * (times_s[n + 1] - times_s[n])

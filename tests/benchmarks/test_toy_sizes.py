@@ -40,7 +40,7 @@ def run(name: str, folder: Path, *arguments: object) -> Any:
 
 def test_no_benchmark_is_forgotten() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert tested >= BENCHMARKS == {"grains", "candidates", "galleries", "moments"}
+    assert tested >= BENCHMARKS == {*("grains", "candidates", "galleries", "grouping", "moments")}
 
 
 @pytest.mark.slow
@@ -82,3 +82,17 @@ def test_galleries(tmp_path: Path) -> None:
     for result in content:
         assert len(result["flat_ms"]) == 100
         assert result["flat_recall_at_10"] > 0.9
+
+
+@pytest.mark.slow
+def test_grouping(tmp_path: Path) -> None:
+    content = run("grouping", tmp_path)
+    assert (content["segments"], content["videos"]) == (1000, 20)
+    assert {name: len(times) for name, times in content["times_ms"].items()} == {
+        "plain": 100,
+        "grouped": 100,
+        "moments": 100,
+    }
+    # Without groups, one film fills a page.
+    assert content["videos_in_ten_hits"]["plain"] < 3
+    assert content["videos_in_ten_hits"]["grouped"] == 10

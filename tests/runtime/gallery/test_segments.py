@@ -214,12 +214,12 @@ def test_groups_know_the_place_of_every_row(store: GalleryStore) -> None:
     rows = snapshot.segments(["b"])["b"]
     (number,) = set(groups.of(rows).tolist())
     assert groups.rows_of(number).tolist() == rows.tolist()
-    for row, near in ((0, [0, 1]), (2, [1, 2, 3]), (4, [3, 4])):
-        assert groups.around(int(rows[row]), 1).tolist() == rows[near].tolist()
-    assert groups.around(int(rows[3]), 99).tolist() == rows.tolist()
     places = groups.places(rows)
+    assert groups.segments[places].tolist() == [0, 1, 2, 3, 4]
+    assert np.diff(groups.ranks[places]).tolist() == [1, 1, 1, 1]
     assert groups.start_s[places].tolist() == [0, 4, 8, 12, 16]
     assert groups.end_s[places].tolist() == [8, 12, 16, 20, 24]
+    assert snapshot.frame_times(rows[[3, 1]]) == [(12.0, 13.0), (4.0, 5.0)]
     first = groups.places(rows_of(snapshot, ["a"]))
     assert np.isnan(groups.start_s[first]).all()
     assert np.isnan(groups.end_s[first]).all()

@@ -15,7 +15,7 @@ from xclip_deploy.runtime.search.refining import curve, neighbourhood, refine
 def test_a_step_is_found_to_half_a_frame(start_s: float, stop_s: float) -> None:
     times = np.arange(36.0)
     inside = (times >= start_s) & (times < stop_s)
-    found = refine(times, np.where(inside, 0.4, 0.1), (12.0, 24.0), (0.0, 36.0))
+    found = refine(times.tolist(), (np.where(inside, 0.4, 0.1)).tolist(), (12.0, 24.0), (0.0, 36.0))
     assert found.start_s == pytest.approx(start_s, abs=0.51)
     assert found.end_s == pytest.approx(stop_s, abs=0.51)
     assert found.resolution_s == 1
@@ -25,7 +25,7 @@ def test_a_dip_of_one_frame_is_bridged() -> None:
     times = np.arange(36.0)
     values = np.where((times >= 12) & (times < 20), 0.4, 0.1)
     values[16] = 0.24
-    found = refine(times, values, (12.0, 24.0), (0.0, 36.0))
+    found = refine(times.tolist(), (values).tolist(), (12.0, 24.0), (0.0, 36.0))
     assert (found.start_s, found.end_s) == pytest.approx((11.5, 19.5))
 
 
@@ -34,25 +34,29 @@ def test_the_peak_is_the_segments_own() -> None:
     times = np.arange(36.0)
     values = np.where((times >= 2) & (times < 6), 0.6, 0.1)
     values[(times >= 14) & (times < 18)] = 0.4
-    found = refine(times, values, (12.0, 24.0), (0.0, 36.0))
+    found = refine(times.tolist(), (values).tolist(), (12.0, 24.0), (0.0, 36.0))
     assert (found.start_s, found.end_s) == pytest.approx((13.5, 17.5))
 
 
 def test_a_flat_curve_leaves_the_segment() -> None:
     times = np.arange(36.0)
-    found = refine(times, 0.3 + 1e-3 * np.sin(times), (12.0, 24.0), (0.0, 36.0))
+    found = refine(times.tolist(), (0.3 + 1e-3 * np.sin(times)).tolist(), (12.0, 24.0), (0.0, 36.0))
     assert (found.start_s, found.end_s) == (12, 24)
 
 
 def test_an_event_at_the_end_of_the_video_ends_with_it() -> None:
     times = np.arange(24.0)
-    found = refine(times, np.where(times >= 18, 0.4, 0.1), (12.0, 24.0), (0.0, 24.0))
+    found = refine(
+        times.tolist(), np.where(times >= 18, 0.4, 0.1).tolist(), (12.0, 24.0), (0.0, 24.0)
+    )
     assert (found.start_s, found.end_s) == pytest.approx((17.5, 24))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_few_frames(count: int) -> None:
-    found = refine(np.arange(float(count)), np.linspace(0.1, 0.4, count), (0.0, 3.0), (0.0, 3.0))
+    found = refine(
+        list(range(count)), np.linspace(0.1, 0.4, count).tolist(), (0.0, 3.0), (0.0, 3.0)
+    )
     assert 0 <= found.start_s < found.end_s <= 3
 
 
@@ -67,15 +71,15 @@ def test_a_range_is_never_empty_nor_outside(
     first = min(first, len(values) - 1)
     segment = (float(times[first]), float(times[first]) + length * spacing)
     bounds = (0.0, max(segment[1], float(times[-1]) + spacing))
-    found = refine(times, np.array(values, np.float64), segment, bounds)
+    found = refine(times.tolist(), values, segment, bounds)
     assert bounds[0] <= found.start_s < found.end_s <= bounds[1]
     assert found.resolution_s > 0
 
 
 def test_frames_of_overlapping_windows_are_averaged() -> None:
     times, values = curve([(0, 1, 2), (1, 2.0000001, 3)], [np.ones(3), np.array([2, 3, 4])])
-    assert times.tolist() == [0, 1, 2, 3]
-    assert values.tolist() == [1, 1.5, 2, 4]
+    assert times == [0, 1, 2, 3]
+    assert values == [1, 1.5, 2, 4]
 
 
 def groups(starts_s: list[float], window_s: float) -> Groups:
@@ -99,11 +103,11 @@ def groups(starts_s: list[float], window_s: float) -> Groups:
 def test_neighbours_extend_a_segment_without_a_gap(
     starts_s: list[float], row: int, near: list[int]
 ) -> None:
-    assert neighbourhood(groups(starts_s, 12), row).tolist() == near
+    assert neighbourhood(groups(starts_s, 12), row) == near
 
 
 def test_a_segment_without_times_is_alone() -> None:
     unknown = np.full(2, np.nan)
     zeros = np.zeros(2, np.int64)
     alone = Groups.of_codes(np.arange(2), zeros, np.arange(2), unknown, unknown)
-    assert neighbourhood(alone, 1).tolist() == [1]
+    assert neighbourhood(alone, 1) == [1]
