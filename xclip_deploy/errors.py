@@ -31,6 +31,7 @@ The whole tree, with the exit status that the command line gives each branch::
     │   ├── GalleryIntegrityError             missing, truncated or altered file
     │   ├── GalleryVersionError               written by another schema version
     │   ├── GalleryModelError                 features of another model
+    │   ├── GallerySegmentationError          videos that are cut in another way
     │   ├── MetadataError                 names or types that the gallery cannot hold
     │   └── DuplicateIdError
     ├── DatasetError                     11

@@ -174,6 +174,7 @@ class Gallery:
 
     def check_segmentation(self, wanted: Segmentation) -> None:
         """Raise GallerySegmentationError unless videos are cut as ``wanted``, or none is yet."""
+        as_instance("wanted", wanted, Segmentation, "a Segmentation")
         found = self.segmentation
         if found is not None and found != wanted:
             raise GallerySegmentationError(
