@@ -180,7 +180,7 @@ def measure(path: Path, bundle: Path, films: Films) -> dict[str, Any]:
     groups = snapshot.groups()
     groups_s = time.perf_counter() - began_s
     assert groups is not None
-    plain: Snapshot = Plain(snapshot)  # type: ignore[assignment]
+    plain: Snapshot = Plain(snapshot)
     snapshots = {name: plain if name == "plain" else snapshot for name in VARIANTS}
     times_ms: dict[str, list[float]] = {name: [] for name in VARIANTS}
     videos: dict[str, list[int]] = {name: [] for name in VARIANTS}

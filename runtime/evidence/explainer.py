@@ -109,7 +109,7 @@ def _find(snapshot: Snapshot, hit: Hit) -> Rows:
         return rows
     groups = snapshot.groups()
     numbers = np.zeros(1, np.int64) if groups is None else groups.segments[groups.places(rows)]
-    row = rows[numbers == hit.segment]
+    row: Rows = rows[numbers == hit.segment]
     if not len(row):
         raise GalleryError(
             f"no segment {hit.segment} of {video_id!r:.200} in the gallery, which holds "
