@@ -251,7 +251,7 @@ class Searcher:
             banked = self._model.score(options.query_bank.features, features).logits
             if options.has_confidence:
                 note = self._add_confidences(query, ranked, scope, options, banked)
-            ranked.scores = options.query_bank.corrected(ranked.scores, banked)
+            ranked.scores = corrected(ranked.scores, banked)
             ranked = ranked.sorted()
         elif options.has_confidence and len(ranked):
             note = self._add_confidences(query, ranked, scope, options, None)
