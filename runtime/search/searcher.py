@@ -28,6 +28,7 @@ from xclip_deploy.runtime.search.grouping import best_of_groups, best_with_few_e
 from xclip_deploy.runtime.search.options import SearchOptions
 from xclip_deploy.runtime.search.pages import Page, describe
 from xclip_deploy.runtime.search.planner import Plan, Planner
+from xclip_deploy.runtime.search.query_bank import corrected
 from xclip_deploy.runtime.search.ranked import Query, Ranked
 from xclip_deploy.runtime.search.scope import Scope
 from xclip_deploy.runtime.search.video_grains import (
