@@ -17,13 +17,14 @@ from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
-from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate
+from xclip_deploy.runtime.indexing import IndexEstimate, IndexReport, OnDuplicate
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.runtime.search import QueryBank, SearchKeywords, SimilarityKeywords, spells_out
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.video import ImageLike, VideoFrames, VideoLike, VideoReader
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -100,8 +101,11 @@ class AsyncRetriever:
         *,
         ids: str | Sequence[str] | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
+        segment: str | float | Segmentation | None = None,
+        stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
+        thumbnails: bool = True,
         workers: int | None = None,
         timeout_s: float = 120.0,
         progress: bool | ProgressFunction = False,
@@ -112,11 +116,33 @@ class AsyncRetriever:
             videos,
             ids=ids,
             metadata=metadata,
+            segment=segment,
+            stride=stride,
             on_duplicate=on_duplicate,
             prune=prune,
+            thumbnails=thumbnails,
             workers=workers,
             timeout_s=timeout_s,
             progress=progress,
+        )
+
+    async def estimate(
+        self,
+        videos: PathName | Iterable[PathName],
+        *,
+        segment: str | float | Segmentation | None = None,
+        stride: str | float | None = None,
+        on_duplicate: OnDuplicate = "update",
+        workers: int | None = None,
+    ) -> IndexEstimate:
+        """Estimate what adding videos takes; see :meth:`Retriever.estimate`."""
+        return await self._read(
+            self.retriever.estimate,
+            videos,
+            segment=segment,
+            stride=stride,
+            on_duplicate=on_duplicate,
+            workers=workers,
         )
 
     async def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:

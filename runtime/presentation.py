@@ -9,6 +9,8 @@ from itertools import islice
 
 import numpy as np
 
+from xclip_deploy.errors import InvalidArgumentError
+
 MAX_CHARACTERS = 200
 """Most characters of a line from :func:`brief`."""
 MAX_ROWS = 100
@@ -18,6 +20,12 @@ UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 """Control characters, marks that reorder text, line separators, and undecodable bytes of names."""
+
+_TIME = re.compile(
+    r"(?P<seconds>\d{1,9}(\.\d{1,9})?)\s*s?"
+    r"|((?P<hours>\d{1,5}):(?=[0-5]\d:))?(?P<minutes>\d{1,5}):(?P<rest>[0-5]\d(\.\d{1,9})?)",
+    re.ASCII,
+)
 
 
 def brief(value: object, **parts: object) -> str:
@@ -61,6 +69,22 @@ def time_text(seconds: float | None, decimals: int = 0) -> str:
     start = f"{hours}:{minutes:02}" if hours else f"{minutes}"
     end = f".{fraction:0{decimals}}" if decimals else ""
     return f"{start}:{whole:02}{end}"
+
+
+def parse_time(name: str, text: str) -> float:
+    """Return the seconds of a time as people write it: ``72``, ``8s``, ``1:12`` or ``1:02:03.5``.
+
+    ``name``: what the time is for, for errors. Raises InvalidArgumentError.
+    """
+    found = _TIME.fullmatch(text.strip().lower())
+    if found is None:
+        raise InvalidArgumentError(
+            f"{name} is {text!r:.60}; expected a time such as 72, 8s, 1:12 or 1:02:03.5"
+        )
+    if found["seconds"] is not None:
+        return float(found["seconds"])
+    hours, minutes = int(found["hours"] or 0), int(found["minutes"])
+    return 3600 * hours + 60 * minutes + float(found["rest"])
 
 
 def html_table(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from xclip_deploy.runtime.presentation import time_text
+from xclip_deploy.runtime.presentation import printable, time_text
 
 _RATE_OVER_S = 30.0
 _LINE_EVERY_S = 10.0
@@ -87,6 +87,7 @@ def _bar() -> Iterator[ProgressFunction]:
         TextColumn("videos"),
         TextColumn("{task.fields[pace]}"),
         TextColumn("{task.fields[failed]} failed"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     bars = Bars(*columns, console=Console(stderr=True))
     tasks: list[TaskID] = []
@@ -95,7 +96,7 @@ def _bar() -> Iterator[ProgressFunction]:
     def report(progress: Progress) -> None:
         if not tasks:  # with nothing to do, no bar appears
             bars.start()
-            tasks.append(bars.add_task("indexing", failed=0, pace=""))
+            tasks.append(bars.add_task("indexing", failed=0, pace="", note=""))
         pace.note(progress.done)
         bars.update(
             tasks[0],
@@ -103,6 +104,7 @@ def _bar() -> Iterator[ProgressFunction]:
             total=progress.total,
             failed=progress.failed,
             pace=pace.describe(_left(progress)),
+            note=printable(progress.note),
         )
 
     try:
@@ -157,6 +159,8 @@ class ProgressLines:
         of_all = "" if progress.total is None else f"/{progress.total}"
         self._line = f"indexing {progress.done}{of_all} videos, " + (f"{pace}, " if pace else "")
         self._line += f"{progress.failed} failed"
+        if progress.note:
+            self._line += f", {printable(progress.note)}"
         if self._clock() - self._last_s >= _LINE_EVERY_S:
             self.finish()
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 from xclip_deploy.runtime.grains import Grain
-from xclip_deploy.runtime.presentation import brief, html_table
+from xclip_deploy.runtime.media import Cut, CutMode, Media
+from xclip_deploy.runtime.presentation import brief, html_table, time_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,12 +82,40 @@ class GrainScores(Mapping[str, float]):
 
 
 @dataclass(frozen=True)
+class TimeRange:
+    """Start and end of what was searched for, in seconds from the video's start."""
+
+    start_s: float
+    end_s: float
+    resolution_s: float
+    """Largest distance between neighbouring frames at the range: nothing between was seen."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A segment of a video as a search found it."""
+
+    segment: int
+    """Number of the segment within its video, from 0."""
+    start_s: float
+    end_s: float | None
+    score: float
+    grains: GrainScores | None
+    best_frame_time_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain dictionaries and numbers for JSON."""
+        return {**vars(self), "grains": None if self.grains is None else self.grains.to_dict()}
+
+
+@dataclass(frozen=True)
 class SearchResult:
-    """One video that was found."""
+    """One video that was found, by its best moment; with ``group="moment"``, one moment."""
 
     rank: int
     """Position among the hits; 1 is best."""
     id: str
+    """Id of the video."""
     path: str | None
     score: float
     """Logit of a text query, or cosine of the two video embeddings for a video query.
@@ -98,10 +131,90 @@ class SearchResult:
     """Every file with this content, the one at ``path`` first."""
     near_identical: tuple[str, ...] = ()
     """Ids of hits that ``deduplicate`` left out as nearly the same."""
+    start_s: float = 0.0
+    """Start of the segment that was found, in seconds from the video's start."""
+    end_s: float | None = None
+    """End of the segment, seconds; None where the duration is not known."""
+    segment: int = 0
+    """Number of the segment within its video; 0 for a video that is not cut."""
+    moments: tuple[Moment, ...] = ()
+    """Other good moments of the video, best first."""
+    range: TimeRange | None = None
+    """Start and end of what was searched for, refined from the frames' similarity; None in a
+    gallery without segments."""
+    confidence: float | None = None
+    """Probability that nothing in a gallery without a match scores as high; None if it was not
+    asked for or cannot be told."""
+
+    media: Media | None = field(default=None, repr=False, compare=False)
+    """The video's file, for :meth:`thumbnail`, :meth:`frames` and :meth:`cut`."""
+
+    def thumbnail(self, moment: Moment | None = None) -> NDArray[np.uint8]:
+        """Return a small picture of the segment: uint8 RGB [height, width, 3].
+
+        ``moment``: one of :attr:`moments`, None for the hit itself. Without a stored thumbnail, the
+        best frame is read from the file. Raises MomentSourceError if the file is gone or changed.
+        """
+        of: SearchResult | Moment = moment or self
+        return self._media().thumbnail(of.start_s, of.best_frame_time_s)
+
+    def frames(
+        self, moment: Moment | None = None, *, max_frames: int = 64
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """Return the segment's frames, uint8 RGB [n, height, width, 3], and times, seconds [n].
+
+        They are as large as the video, thinned evenly to ``max_frames``. ``moment``: one of
+        :attr:`moments`. Raises MomentSourceError if the file is gone or changed, VideoReadError.
+        """
+        start_s, end_s = self._span(moment)
+        return self._media().frames(start_s, end_s, max_frames)
+
+    def cut(
+        self,
+        out: str | PathLike[str],
+        moment: Moment | None = None,
+        *,
+        mode: CutMode = "exact",
+        pad_s: float = 0.0,
+        refined: bool = False,
+        overwrite: bool = False,
+    ) -> Cut:
+        """Write the segment to a video file, with sound; see :func:`runtime.moments.cut`.
+
+        ``exact`` encodes exactly these seconds anew. ``copy`` copies the streams from the key frame
+        before, and the result tells the actual start and end. ``moment``: one of :attr:`moments`.
+        ``pad_s``: seconds to add at both ends. ``refined``: whether to cut :attr:`range` instead of
+        the segment, where the hit has one. Raises MomentSourceError if the file is gone or
+        changed, InvalidArgumentError, VideoReadError.
+        """
+        start_s, end_s = self._span(moment)
+        if refined and moment is None and self.range is not None:
+            start_s, end_s = self.range.start_s, self.range.end_s
+        return self._media().cut(start_s, end_s, out, mode, pad_s, overwrite=overwrite)
+
+    def _media(self) -> Media:
+        if self.media is None:
+            raise InvalidArgumentError(
+                "this hit knows no file; expected one that a search of a Retriever returned"
+            )
+        return self.media
+
+    def _span(self, moment: Moment | None) -> tuple[float, float]:
+        of: SearchResult | Moment = moment or self
+        if of.end_s is None:
+            raise InvalidArgumentError(
+                f"the end of {self.id!r:.200} is not known; expected a video with a duration_s"
+            )
+        return of.start_s, of.end_s
 
     def __repr__(self) -> str:
-        time_s = self.best_frame_time_s
-        return brief(self, rank=self.rank, id=self.id, score=self.score, best_frame_time_s=time_s)
+        parts: dict[str, object] = {"rank": self.rank, "id": self.id, "score": self.score}
+        if self.end_s is not None:
+            parts |= {"start_s": self.start_s, "end_s": self.end_s}
+        parts["best_frame_time_s"] = self.best_frame_time_s
+        if self.confidence is not None:
+            parts["confidence"] = self.confidence
+        return brief(self, **parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain dictionaries and numbers for JSON."""
@@ -116,6 +229,12 @@ class SearchResult:
             "metadata": dict(self.metadata),
             "paths": self.paths,
             "near_identical": self.near_identical,
+            "start_s": self.start_s,
+            "end_s": self.end_s,
+            "segment": self.segment,
+            "moments": [moment.to_dict() for moment in self.moments],
+            "range": None if self.range is None else vars(self.range).copy(),
+            "confidence": self.confidence,
         }
 
 
@@ -128,13 +247,17 @@ class SearchResults(Sequence[SearchResult]):
     """``exact`` scored every video. ``two-stage`` scored the best candidates by the
     video-sentence grain."""
     num_scored: int
-    """Number of videos whose full score was computed."""
+    """Number of videos, or of their segments, whose full score was computed."""
     num_videos: int
     """Number of videos in the gallery."""
     reason: str
     """Reason for the method."""
     truncated_tokens: int = 0
     """Number of the query's last tokens that the model did not read; 0 where it read the whole."""
+    num_segments: int | None = None
+    """Number of segments in the gallery; None where every video is one."""
+    note: str = ""
+    """Reason for hits or confidences that are missing; empty where none are."""
 
     @property
     def is_truncated(self) -> bool:
@@ -165,18 +288,30 @@ class SearchResults(Sequence[SearchResult]):
             num_scored=self.num_scored,
             num_videos=self.num_videos,
             **({"truncated_tokens": self.truncated_tokens} if self.is_truncated else {}),
+            **({"note": self.note} if self.note else {}),
         )
 
     def _repr_html_(self) -> str:
-        fields = ("rank", "id", "score", "best_frame_time_s", "duration_s")
+        fields = ["rank", "id", "score", "start_s", "end_s", "best_frame_time_s", "duration_s"]
+        if any(hit.confidence is not None for hit in self.hits):
+            fields.append("confidence")
         names = dict.fromkeys(name for hit in self.hits for name in hit.metadata)
+        times = ("start_s", "end_s", "best_frame_time_s", "duration_s")
         rows = (
-            (*(getattr(hit, name) for name in fields), *(hit.metadata.get(n) for n in names))
+            (
+                *(
+                    time_text(getattr(hit, name), 1) if name in times else getattr(hit, name)
+                    for name in fields
+                ),
+                *(hit.metadata.get(name) for name in names),
+            )
             for hit in self.hits
         )
         title = f"{len(self.hits)} of {self.num_videos} videos, {self.method}: {self.reason}"
         if self.is_truncated:
             title += f"; the query's last {self.truncated_tokens} tokens were not read"
+        if self.note:
+            title += f"; {self.note}"
         return html_table(title, [*fields, *names], rows, len(self.hits))
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,17 +323,26 @@ class SearchResults(Sequence[SearchResult]):
             "num_videos": self.num_videos,
             "reason": self.reason,
             "truncated_tokens": self.truncated_tokens,
+            "num_segments": self.num_segments,
+            "note": self.note,
         }
 
     def to_arrow(self) -> pa.Table:
         """Convert to a table with one row a hit.
 
         Its columns are the fields and the grains, always of the same types, then the metadata.
+        ``range`` and ``moments`` hold structures, the grains of other moments left out.
         Metadata with the name of a field or grain is left out.
         """
         import pyarrow as pa
 
         texts = pa.list_(pa.string())
+        span = {name: pa.float64() for name in TimeRange.__dataclass_fields__}
+        moment = {
+            name: pa.int64() if name == "segment" else pa.float64()
+            for name in Moment.__dataclass_fields__
+            if name != "grains"
+        }
         fields = {
             "rank": pa.int64(),
             "id": pa.string(),
@@ -209,6 +353,12 @@ class SearchResults(Sequence[SearchResult]):
             "duration_s": pa.float64(),
             "paths": texts,
             "near_identical": texts,
+            "start_s": pa.float64(),
+            "end_s": pa.float64(),
+            "segment": pa.int64(),
+            "moments": pa.list_(pa.struct(moment.items())),
+            "range": pa.struct(span.items()),
+            "confidence": pa.float64(),
         }
         rows = []
         for hit in self.hits:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, overload
 
-import numpy as np
-import numpy.typing as npt
-
-from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     PathName,
     as_number,
     as_path,
     as_text,
     as_texts,
-    as_truth,
 )
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence import (
     Contrast,
     Explanation,
@@ -27,14 +21,16 @@ from xclip_deploy.runtime.evidence import (
     explain_hits,
     plot_explanation,
 )
-from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
 from xclip_deploy.runtime.indexing import (
+    IndexEstimate,
     IndexReport,
     OnDuplicate,
     add_videos,
-    warn_of_older_readings,
+    estimate_videos,
 )
+from xclip_deploy.runtime.opened import Opened
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
@@ -47,23 +43,20 @@ from xclip_deploy.runtime.search import (
     spells_out,
 )
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
-from xclip_deploy.runtime.tokenizer import clean_text
 from xclip_deploy.runtime.video import (
     ImageLike,
-    VideoFrames,
     VideoLike,
     VideoReader,
-    frames_of,
     listed,
-    read_frames,
     read_image,
 )
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Retriever:
+class Retriever(Opened):
     """A search engine for videos, by text, video or image.
 
     >>> retriever = Retriever("xclip-bundle")                       # doctest: +SKIP
@@ -101,24 +94,19 @@ class Retriever:
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
-        options = SessionOptions.of(device, precision, threads, session)
-        as_truth("create", create)
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        manifest = self.bundle.manifest
-        self.reading = manifest.video_reading(reader)
-        self.model = DeployedModel(self.bundle, options, max_batch)
-        self._owns_gallery = not isinstance(gallery, Gallery)
-        if isinstance(gallery, Gallery):
-            gallery.check_model(manifest)
-            self.gallery = gallery
-        elif gallery is None:
-            self.gallery = Gallery(manifest)
-        else:
-            self.gallery = Gallery.open(gallery, manifest, create=create)
-        warn_of_older_readings(self.gallery)
+        super().__init__(
+            bundle,
+            gallery,
+            create=create,
+            device=device,
+            precision=precision,
+            threads=threads,
+            max_batch=max_batch,
+            reader=reader,
+            session=session,
+        )
         self._scorer_weights = cache(self.bundle.scorer_weights)
-        self._searcher = Searcher(self.model, self._scorer_weights)
-        self._is_closed = False
+        self._searcher = Searcher(self.model, self._scorer_weights, self.gallery.thumbnails)
 
     # -- gallery ---------------------------------------------------------------------------
 
@@ -128,8 +116,11 @@ class Retriever:
         *,
         ids: str | Sequence[str] | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
+        segment: str | float | Segmentation | None = None,
+        stride: str | float | None = None,
         on_duplicate: OnDuplicate = "update",
         prune: bool = False,
+        thumbnails: bool = True,
         workers: int | None = None,
         timeout_s: float = 120.0,
         progress: bool | ProgressFunction = False,
@@ -142,10 +133,15 @@ class Retriever:
                 memory, as :meth:`encode_videos` takes them, with ``ids``.
             ids: One id for each video; without them, a video's id is its absolute path.
             metadata: Metadata of every given video.
+            segment: Length of the windows into which longer videos are cut, in seconds or as a time
+                such as ``8s``. ``shots`` snaps windows to shots, ``whole`` keeps every video in one
+                segment. None takes the gallery's, or the model's span in an empty gallery.
+            stride: Time between the starts of two windows; None takes the window's length.
             on_duplicate: Treatment of videos that the gallery has: ``update`` encodes those whose
                 files changed, ``skip`` leaves them, ``replace`` encodes all again, ``error`` raises
                 before anything is read.
             prune: Whether to remove videos whose files are gone from the given folders.
+            thumbnails: Whether to keep a small picture of every segment beside the gallery.
             workers: Processes that decode, None for one per core.
             timeout_s: Longest time to decode one video, seconds.
             progress: True draws a bar on standard error. A function is called with a
@@ -155,7 +151,8 @@ class Retriever:
         Videos are committed in batches, which stay after an exception (Ctrl-C too).
 
         Raises VideoNotFoundError for a path that is not there, DuplicateIdError, MetadataError,
-        GalleryError, InvalidArgumentError.
+        GallerySegmentationError if the gallery's videos are cut in another way, GalleryError,
+        InvalidArgumentError.
         """
         self._check_open()
         return add_videos(
@@ -165,11 +162,40 @@ class Retriever:
             listed(videos),
             ids=ids,
             metadata=metadata,
+            segment=segment,
+            stride=stride,
             on_duplicate=on_duplicate,
             prune=prune,
+            thumbnails=thumbnails,
             workers=workers,
             timeout_s=timeout_s,
             progress=progress,
+        )
+
+    def estimate(
+        self,
+        videos: PathName | Iterable[PathName],
+        *,
+        segment: str | float | Segmentation | None = None,
+        stride: str | float | None = None,
+        on_duplicate: OnDuplicate = "update",
+        workers: int | None = None,
+    ) -> IndexEstimate:
+        """Estimate segments, bytes and time of :meth:`add`, which takes the same arguments.
+
+        Decodes a few seconds of up to three files and encodes one batch; nothing is written. Raises
+        as :meth:`add` does.
+        """
+        self._check_open()
+        return estimate_videos(
+            self.gallery,
+            self.model,
+            self.reading,
+            videos,
+            segment=segment,
+            stride=stride,
+            on_duplicate=on_duplicate,
+            workers=workers,
         )
 
     def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
@@ -213,7 +239,7 @@ class Retriever:
 
     def __len__(self) -> int:
         """Return the number of videos in the gallery."""
-        return len(self._snapshot())
+        return self._snapshot().num_videos
 
     def __bool__(self) -> bool:
         """Return True, for an empty gallery too."""
@@ -235,7 +261,8 @@ class Retriever:
 
         ``video``: a video that hits should also resemble, as :meth:`search_by_video` takes it. The
         score is then ``(1 - video_weight) · score + video_weight · score scale · cosine``.
-        ``options``: see :class:`SearchOptions`.
+        ``options``: see :class:`SearchOptions`. Long videos rank by their best moment, which a hit
+        names by ``start_s`` and ``end_s``; ``group="moment"`` ranks moments.
 
         An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a
         word, an invalid filter or a number out of range; GalleryError.
@@ -297,7 +324,8 @@ class Retriever:
     def explain(self, query: str, a: Hit, b: Hit | None = None) -> Explanation | Contrast:
         """Explain a video's score for a text or, with ``b``, the order of two videos.
 
-        ``a``, ``b``: hits of any search, or ids of videos in the gallery. The score is computed
+        ``a``, ``b``: hits of any search, or ids of videos in the gallery. Of a hit, its segment is
+        explained; of an id, the segment with the best score for the text. The score is computed
         from the gallery as it is now and decomposed into contributions of words and frames. The
         text is also scored without each word, to find words that the video lacks. Raises
         GalleryError for a video that is not there, InvalidArgumentError for a text without a word.
@@ -316,91 +344,8 @@ class Retriever:
         self._check_open()
         plot_explanation(explanation, as_path("path", path), self.read_video)
 
-    # -- for pipelines of one's own --------------------------------------------------------
-
-    def read_video(self, path: PathName) -> VideoFrames:
-        """Read one video, sampled and resized for the model. Raises VideoError."""
-        self._check_open()
-        return read_frames(as_path("path", path), self.reading)
-
-    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Embed any number of texts. Raises InvalidArgumentError for anything but text."""
-        self._check_open()
-        return self.model.encode_texts(texts)
-
-    def encode_videos(self, videos: Sequence[VideoLike]) -> VideoFeatures:
-        """Embed any number of videos.
-
-        ``videos``: files, frames from :meth:`read_video`, or uint8 RGB [n, height, width, 3] at
-        the model's rate of frames; more than the model takes are thinned out evenly. Raises
-        VideoError, InvalidArgumentError.
-        """
-        self._check_open()
-        return self.model.encode_videos(frames_of(videos, self.reading))
-
-    def encode_frames(
-        self, frames: npt.NDArray[np.uint8], num_frames: npt.NDArray[np.integer[Any]]
-    ) -> VideoFeatures:
-        """Embed videos from prepared frames: see :meth:`DeployedModel.encode_frames`."""
-        return self.model.encode_frames(frames, num_frames)
-
-    def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
-        """Score every text against every video: logits and grains, each [T, V]."""
-        return self.model.score(texts, videos)
-
-    # -- life ------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Free the sessions, and the gallery unless an opened one was given.
-
-        Using the retriever afterwards raises ClosedError. Closing it twice does no harm.
-        """
-        if self._is_closed:
-            return
-        self._is_closed = True
-        try:
-            self.model.close()
-        finally:
-            if self._owns_gallery:
-                self.gallery.close()
-
-    def __enter__(self) -> Retriever:
-        self._check_open()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        name = type(self).__name__
-        if self._is_closed:
-            return f"<{name} of {str(self.bundle.path)!r}, closed>"
-        what = f"{self.bundle.manifest.model.family.value}, {self.model.placement.summary}"
-        return f"<{name} of {str(self.bundle.path)!r} ({what}), {self.gallery!r}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise InvalidArgumentError(
-            "a Retriever cannot be pickled or copied; open it in the worker: "
-            f"Retriever({str(self.bundle.path)!r}, {self.gallery.uri!r})"
-        )
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ClosedError(f"this Retriever of {self.bundle.path} is closed; open another")
-
-    def _snapshot(self) -> Snapshot:
-        self._check_open()
-        return self.gallery.snapshot()
-
     def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
         features = self._encode_words(texts)
         cuts = enumerate(self.model.count_cut(texts))
         queries = [Query(features[n : n + 1], truncated_tokens=cut) for n, cut in cuts]
         return self._searcher.search(queries, self._snapshot(), options)
-
-    def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
-        self._check_open()
-        empty = [text for text in texts if not clean_text(text)]
-        if empty:
-            raise InvalidArgumentError(f"the text {empty[0]!r:.200} holds no word to search for")
-        return self.encode_texts(texts)

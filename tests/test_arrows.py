@@ -26,14 +26,15 @@ FOLDERS = ("runtime", "training", "export", "xclip_deploy")
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "runtime": (
         ("arguments", "arrays", "child_process", "data", "files", "grains", "presentation"),
-        ("model_config", "nvidia_driver", "progress", "resources"),
+        ("media", "model_config", "nvidia_driver", "progress", "resources"),
         ("metrics", "results", "tokenizer", "video"),
         ("datasets", "decoding", "features", "manifest", "scorer_weights"),
         ("bundle", "gallery"),
-        ("engine_set",),
+        ("engine_set", "moments"),
         ("sessions",),
         ("benchmark", "deployed_model"),
         ("evaluation", "evidence", "indexing", "search"),
+        ("opened",),
         ("retriever",),
         ("async_retriever",),
     ),
@@ -54,7 +55,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("bfloat16", "tensorrt"),
         ("exporter",),
     ),
-    "xclip_deploy": (("evaluation",), ("__init__",), ("cli",)),
+    "xclip_deploy": (("evaluation", "moment_evaluation"), ("__init__",), ("cli",)),
 }
 """Modules and packages of each folder, from the ground up. One may import from floors below it and
 from its own package. A new module or package needs a place here. All stand on ``errors``."""

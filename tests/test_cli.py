@@ -32,6 +32,7 @@ COMMANDS = (
     "export-triton",
     "index",
     "search",
+    "cut",
     "explain",
     "verify",
     "bench",

@@ -10,19 +10,23 @@ package is fast, and the runtime needs no PyTorch. The rest of the public interf
 from submodules::
 
     xclip_deploy.errors                 every error; their tree and exit statuses
+    xclip_deploy.moment_evaluation      SearchRanker, index_moments
     xclip_deploy.runtime.arguments      PathName
     xclip_deploy.runtime.benchmark      Benchmark, BenchmarkPlan, Measurement
     xclip_deploy.runtime.datasets       Split, SplitVideo, DATASETS
+    xclip_deploy.runtime.datasets.moments MomentQuery, MomentSplit, open_moments
     xclip_deploy.runtime.engine_set     BuildOptions, EngineSet, read_engine_set
     xclip_deploy.runtime.evaluation     Evaluation, Matcher, evaluate_matcher
-    xclip_deploy.runtime.evidence       Contrast, Moment, draw_explanation
+    xclip_deploy.runtime.evaluation.moments MomentEvaluation, Prediction, evaluate_moments
+    xclip_deploy.runtime.evidence       BestMoment, Contrast, draw_explanation
     xclip_deploy.runtime.features       Scores
     xclip_deploy.runtime.gallery        GalleryStats, MetadataValue, Snapshot, VideoFile
     xclip_deploy.runtime.indexing       IndexReport
     xclip_deploy.runtime.manifest       Graph, Manifest, Precision
     xclip_deploy.runtime.metrics        RetrievalMetrics, RetrievalResult, retrieval_metrics
+    xclip_deploy.runtime.moments        Cut, GridCell
     xclip_deploy.runtime.progress       Progress, ProgressFunction
-    xclip_deploy.runtime.results        FailedVideo, GrainScores
+    xclip_deploy.runtime.results        FailedVideo, GrainScores, Moment, TimeRange
     xclip_deploy.runtime.search         SearchOptions
     xclip_deploy.runtime.sessions       Placement
     xclip_deploy.runtime.tokenizer      Tokenizer

@@ -19,7 +19,8 @@ The whole tree, with the exit status that the command line gives each branch::
     │   └── EngineBuildError
     ├── VideoError                        8
     │   ├── VideoNotFoundError
-    │   └── VideoReadError                    no frame could be decoded
+    │   ├── VideoReadError                    no frame could be decoded
+    │   └── MomentSourceError                 gone or changed since it was indexed
     ├── SessionError                      9   (device, provider or precision unavailable)
     │   ├── DriverError                       no NVIDIA driver, or one too old
     │   ├── BackendUnavailableError           an installed backend whose libraries do not load
@@ -30,6 +31,7 @@ The whole tree, with the exit status that the command line gives each branch::
     │   ├── GalleryIntegrityError             missing, truncated or altered file
     │   ├── GalleryVersionError               written by another schema version
     │   ├── GalleryModelError                 features of another model
+    │   ├── GallerySegmentationError          videos that are cut in another way
     │   ├── MetadataError                 names or types that the gallery cannot hold
     │   └── DuplicateIdError
     ├── DatasetError                     11
@@ -180,6 +182,10 @@ class VideoReadError(VideoError):
     """No frame of a video could be decoded."""
 
 
+class MomentSourceError(VideoError):
+    """The file of a moment is gone, or is no longer the one that was indexed."""
+
+
 class SessionError(XclipDeployError):
     """An inference session could not be opened or run as asked."""
 
@@ -222,6 +228,10 @@ class GalleryVersionError(GalleryError):
 
 class GalleryModelError(GalleryError):
     """The gallery holds features of another model than the one in use."""
+
+
+class GallerySegmentationError(GalleryError):
+    """The gallery's videos are cut in another way than asked for."""
 
 
 class MetadataError(GalleryError):

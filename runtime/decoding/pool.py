@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -19,8 +20,9 @@ from xclip_deploy.runtime.decoding.process import (
     shelf,
     worker_command,
 )
+from xclip_deploy.runtime.decoding.stream import FrameStream
 from xclip_deploy.runtime.resources import usable_cores
-from xclip_deploy.runtime.video import VideoReading, check_reader
+from xclip_deploy.runtime.video import Segmentation, VideoReading, check_reader
 
 Key = TypeVar("Key")
 STARTS = 4
@@ -34,6 +36,7 @@ class _Task(Generic[Key]):
     key: Key
     path: str
     wants_frames: Callable[[str], bool]
+    segmentation: Segmentation
 
 
 class DecoderPool(Generic[Key]):
@@ -60,7 +63,7 @@ class DecoderPool(Generic[Key]):
             reading: How the videos are read.
             workers: Number of processes; by default one for each core of this process.
             timeout_s: Time limit for decoding one video, and for silence while its file is
-                hashed, seconds.
+                hashed or the frames of a long video come, seconds.
             window: Most videos in work or waiting to be taken; by default twice ``workers``.
             command: Command that starts a decoder, for tests. The pool appends the parent's
                 process id.
@@ -77,14 +80,15 @@ class DecoderPool(Generic[Key]):
                 f"workers is {workers}, window {window} and timeout_s {timeout_s}; expected at "
                 "least 1 each, and more than 0 seconds"
             )
-        self._reading = reading
+        self.reading = reading
+        """How the videos are read."""
         self._timeout_s = timeout_s
         self._is_default = command is None
         self._command = worker_command() if command is None else tuple(command)
         self._tasks: queue.SimpleQueue[_Task[Key] | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[Key, FileContent | BaseException]] = (
-            queue.SimpleQueue()
-        )
+        self._news = threading.Condition()
+        self._results: deque[tuple[Key, FileContent | BaseException]] = deque()
+        self._streams: set[FrameStream] = set()
         self._threads: list[threading.Thread] = []
         self._running: set[DecoderProcess] = set()
         self._lock = threading.Lock()
@@ -106,32 +110,45 @@ class DecoderPool(Generic[Key]):
         key: Key,
         path: str | os.PathLike[str],
         wants_frames: Callable[[str], bool] = lambda _content_sha256: True,
+        segmentation: Segmentation | None = None,
     ) -> None:
         """Queue a video; the next free decoder reads it.
 
         ``path`` is absolute. Another thread calls ``wants_frames`` with the file's SHA-256; the
-        decoder decodes the video only if it returns True.
+        decoder decodes the video only if it returns True. A video that ``segmentation`` cuts is
+        read as a stream; None leaves every video whole.
         """
         if self._closed.is_set():
             raise InvalidArgumentError("the pool of decoders is closed")
         self.in_flight += 1
-        self._tasks.put(_Task(key, str(path), wants_frames))
-        if len(self._threads) < min(self.workers, self.in_flight):
+        self._tasks.put(_Task(key, str(path), wants_frames, segmentation or Segmentation.whole()))
+        with self._news:
+            busy = len(self._streams)  # with videos that were taken already
+        if len(self._threads) < min(self.workers, self.in_flight + busy):
             thread = threading.Thread(
                 target=self._serve, name=f"decoder-{len(self._threads)}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
 
-    def take(self, timeout_s: float | None = None) -> tuple[Key, FileContent | VideoError] | None:
-        """Return the next finished video, or None if none finishes within ``timeout_s``.
+    def take(
+        self, timeout_s: float | None = None, streams: Collection[FrameStream] = ()
+    ) -> tuple[Key, FileContent | VideoError] | None:
+        """Return the next finished video, or the next long video once its stream begins.
+
+        Returns None if there is none within ``timeout_s``, or as soon as one of ``streams`` has
+        something to give. A decoder works on one stream at a time, so at most ``workers`` of
+        them are open.
 
         Raises DecoderStartError after ``STARTS`` failed starts in a row.
         """
-        try:
-            key, outcome = self._results.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
+        with self._news:
+            self._news.wait_for(
+                lambda: self._results or any(stream.has_news for stream in streams), timeout_s
+            )
+            if not self._results:
+                return None
+            key, outcome = self._results.popleft()
         self.in_flight -= 1
         if isinstance(outcome, DecoderStartError):
             raise outcome
@@ -145,6 +162,10 @@ class DecoderPool(Generic[Key]):
             self._closed.set()
             for process in self._running:
                 process.interrupt()
+        with self._news:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
@@ -160,7 +181,15 @@ class DecoderPool(Generic[Key]):
         process: DecoderProcess | None = None
         while (task := self._tasks.get()) is not None and not self._closed.is_set():
             process, outcome = self._read(process, task)
-            self._results.put((task.key, outcome))
+            stream = outcome.frames if isinstance(outcome, FileContent) else None
+            with self._news:
+                if isinstance(stream, FrameStream):
+                    self._streams.add(stream)
+                self._results.append((task.key, outcome))
+                self._news.notify_all()
+            if isinstance(stream, FrameStream):
+                assert process is not None
+                process = self._fill(process, task, stream)
         if process is not None:
             if self._is_default:
                 shelf.put_back(process)
@@ -179,7 +208,12 @@ class DecoderPool(Generic[Key]):
                 try:
                     with self._interruptible(process):
                         content = process.read(
-                            task.path, self._reading, self._timeout_s, task.wants_frames
+                            task.path,
+                            self.reading,
+                            task.segmentation,
+                            self._timeout_s,
+                            task.wants_frames,
+                            self._news,
                         )
                         self._successes += 1
                         return process, content
@@ -196,6 +230,27 @@ class DecoderPool(Generic[Key]):
                 process.end()
                 process = None
             return process, error
+
+    def _fill(
+        self, process: DecoderProcess, task: _Task[Key], stream: FrameStream
+    ) -> DecoderProcess | None:
+        """Read the frames of a long video. Return the decoder, None if it ended."""
+        try:
+            with self._interruptible(process):
+                if self._closed.is_set():
+                    stream.close()
+                process.fill(stream, task.path, self.reading, self._timeout_s)
+        except VideoError as error:
+            stream.fail(error)
+        except BaseException as error:  # noqa: BLE001 - raised where the stream is used
+            stream.fail(VideoReadError(f"{task.path}: cannot be read: {error!r:.200}"))
+        finally:
+            with self._news:
+                self._streams.discard(stream)
+        if process.is_alive():
+            return process
+        process.end()
+        return None
 
     def _start(self) -> DecoderProcess:
         """Return a ready decoder, trying again where one is killed while it starts.

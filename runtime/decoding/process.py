@@ -8,7 +8,7 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -23,8 +23,11 @@ from xclip_deploy.runtime.decoding.channel import (
     ChannelTimeoutError,
     ProtocolError,
 )
-from xclip_deploy.runtime.video import SampledBy, VideoFrames, VideoReading
+from xclip_deploy.runtime.decoding.stream import BlockReceiver, FrameStream, check_gaps
+from xclip_deploy.runtime.video import SampledBy, Segmentation, VideoFrames, VideoReading
 
+MAX_DURATION_S = 1e9
+"""Longest video, seconds: 31 years."""
 _START_S = 120.0
 """Time limit for loading the decoder's libraries, for a busy machine with a cold disk."""
 
@@ -63,8 +66,9 @@ class FileContent:
     modified_ns: int
     content_sha256: str
     """SHA-256 of the file, hexadecimal."""
-    frames: VideoFrames | None
-    """Frames of the video; None if the caller wanted only the hash."""
+    frames: VideoFrames | FrameStream | None
+    """Frames of the video, or the stream of a long one; None if the caller wanted only the
+    hash."""
 
 
 class DecoderProcess:
@@ -108,20 +112,50 @@ class DecoderProcess:
         self,
         path: str,
         reading: VideoReading,
+        segmentation: Segmentation,
         timeout_s: float,
         wants_frames: Callable[[str], bool],
+        news: threading.Condition | None = None,
     ) -> FileContent:
         """Read one video. Before decoding, ask ``wants_frames`` with the file's SHA-256.
 
         ``timeout_s`` limits the time for decoding, and for silence while the file is hashed,
-        seconds.
+        seconds. Of a long video, a stream without frames is returned, which notifies ``news``;
+        :meth:`fill` then reads the frames.
 
         Raises VideoError for a video that cannot be read; the process may have crashed or hung
         on it. Afterwards, :meth:`is_alive` tells whether the process can read another video.
         Raises WentAwayError if another decoder must read this video.
         """
+        with self._blaming(path, timeout_s):
+            return self._read(path, reading, segmentation, timeout_s, wants_frames, news)
+
+    def fill(self, stream: FrameStream, path: str, reading: VideoReading, timeout_s: float) -> None:
+        """Read the frames of a long video into its stream, or until that is closed.
+
+        ``timeout_s`` limits the silence of the decoder, not the time that the stream is full.
+        Raises VideoError as :meth:`read` does.
+        """
+        with self._blaming(path, timeout_s):
+            receiver = BlockReceiver(self._channel, reading, stream.duration_s)
+            while True:
+                answer = self._channel.receive(timeout_s)
+                _raise_if_failed(answer)
+                if "decoding" in answer:
+                    continue
+                if "ended" in answer:
+                    warnings = tuple(map(str, answer["warnings"]))
+                    stream.complete(warnings, check_gaps(answer["gaps"]))
+                    return
+                if not stream.put(receiver.block(answer, timeout_s)):
+                    self.end()  # it would go on for hours
+                    return
+
+    @contextlib.contextmanager
+    def _blaming(self, path: str, timeout_s: float) -> Iterator[None]:
+        """Turn what the process does wrong into an error of the video that it reads."""
         try:
-            content = self._read(path, reading, timeout_s, wants_frames)
+            yield
         except ChannelTimeoutError as error:
             self.end()
             raise VideoReadError(
@@ -142,17 +176,23 @@ class DecoderProcess:
             raise
         finally:
             self._forget_log()
-        return content
 
     def _read(
         self,
         path: str,
         reading: VideoReading,
+        segmentation: Segmentation,
         timeout_s: float,
         wants_frames: Callable[[str], bool],
+        news: threading.Condition | None,
     ) -> FileContent:
+        request = {
+            "path": path,
+            "reading": reading.to_dict(),
+            "segmentation": segmentation.text,
+        }
         try:
-            self._channel.send({"path": path, "reading": reading.to_dict()})
+            self._channel.send(request)
             answer = self._channel.receive(timeout_s)
         except ChannelClosedError:
             # The decoder has not opened the file yet: a crash here is not the video's doing.
@@ -165,12 +205,21 @@ class DecoderProcess:
         size_bytes, modified_ns = int(answer["size_bytes"]), int(answer["modified_ns"])
         wanted = wants_frames(content_sha256)
         self._channel.send({"decode": wanted})
-        frames = self._receive_frames(reading, timeout_s) if wanted else None
+        frames = self._receive_frames(reading, timeout_s, news) if wanted else None
         return FileContent(path, size_bytes, modified_ns, content_sha256, frames)
 
-    def _receive_frames(self, reading: VideoReading, timeout_s: float) -> VideoFrames:
+    def _receive_frames(
+        self, reading: VideoReading, timeout_s: float, news: threading.Condition | None
+    ) -> VideoFrames | FrameStream:
         answer = self._channel.receive(timeout_s)
+        while "decoding" in answer:
+            answer = self._channel.receive(timeout_s)
         _raise_if_failed(answer)
+        if "long" in answer:
+            duration_s = float(answer["duration_s"])
+            if not 0 < duration_s < MAX_DURATION_S:
+                raise ProtocolError("a duration that is no time")
+            return FrameStream(duration_s, news)
         count, size = int(answer["count"]), reading.image_size
         most = reading.sampling.max_frames
         times, numbers = answer["times_s"], answer["frame_numbers"]

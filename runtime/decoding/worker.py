@@ -1,11 +1,13 @@
 """The program of a decoder process. It may crash or hang without harm to its parent.
 
 ``python -m xclip_deploy.runtime.decoding.worker PARENT`` reads requests from standard input and
-writes answers to standard output. For each request ``{path, reading}`` it sends
+writes answers to standard output. For each request ``{path, reading, segmentation}`` it sends
 
 - ``{hashing}`` about once a second while it hashes a long file;
 - ``{content_sha256, size_bytes, modified_ns}``, to which the parent replies ``{decode}``;
 - if ``decode`` is true, ``{count, …}``, followed by the frames;
+- or, for a long video, ``{long, duration_s}``, then ``{block, …}`` followed by frames for each
+  block, ``{decoding}`` about once a second without one, and at the end ``{ended, …}``;
 - or, at any point, ``{error, changed}``, which says what was wrong with the video.
 """
 
@@ -28,7 +30,14 @@ from xclip_deploy.runtime.decoding.channel import (
     ChannelClosedError,
     ChannelTimeoutError,
 )
-from xclip_deploy.runtime.video import VideoFrames, VideoReading, read_frames
+from xclip_deploy.runtime.video import (
+    LongVideo,
+    Segmentation,
+    VideoFrames,
+    VideoReading,
+    read_blocks,
+    read_frames,
+)
 
 IDLE_S = 60.0
 """Seconds without work after which a decoder ends."""
@@ -51,7 +60,8 @@ def main() -> None:
 def _answer(channel: Channel, request: dict[str, Any]) -> None:
     path = request["path"]
     try:
-        _read(channel, Path(path), VideoReading.from_dict(request["reading"]))
+        reading = VideoReading.from_dict(request["reading"])
+        _read(channel, Path(path), reading, Segmentation.from_text(request["segmentation"]))
     except VideoError as error:
         channel.send({"error": str(error)})
     except OSError as error:
@@ -65,7 +75,7 @@ def _answer(channel: Channel, request: dict[str, Any]) -> None:
         channel.send({"error": f"{path}: cannot be read: {type(error).__name__}: {said}"})
 
 
-def _read(channel: Channel, path: Path, reading: VideoReading) -> None:
+def _read(channel: Channel, path: Path, reading: VideoReading, segmentation: Segmentation) -> None:
     if not path.is_file() or path.stat().st_size == 0:
         read_frames(path, reading)  # raises the error that says what is wrong
     before = path.stat()
@@ -81,9 +91,52 @@ def _read(channel: Channel, path: Path, reading: VideoReading) -> None:
     )
     if not channel.receive()["decode"]:
         return
-    frames = read_frames(path, reading)
+    alive = _Pulse(channel)
+    video = read_blocks(path, reading, segmentation, alive)
+    if isinstance(video, LongVideo):
+        _stream(channel, path, before, video, alive)
+    elif not _has_changed(channel, path, before):
+        channel.send(_header(video), video.frames)
+
+
+def _stream(
+    channel: Channel, path: Path, before: os.stat_result, video: LongVideo, alive: _Pulse
+) -> None:
+    """Send a long video block by block. A full pipe holds the decoder up until there is room."""
+    if _has_changed(channel, path, before):
+        return
+    channel.send({"long": True, "duration_s": video.duration_s})
+    for block in video.blocks(alive):
+        # The look at the file is cheap, and spares hours in vain.
+        if _has_changed(channel, path, before):
+            return
+        header = {
+            "block": len(block.frames),
+            "ticks": block.ticks.tolist(),
+            "times_s": block.times_s.tolist(),
+            "gaps": block.gaps,
+        }
+        channel.send(header, block.frames)
+        alive.rest()
     if not _has_changed(channel, path, before):
-        channel.send(_header(frames), frames.frames)
+        channel.send({"ended": True, "warnings": video.warnings, "gaps": video.gaps})
+
+
+class _Pulse:
+    """Signs of life, about one a second, while a library that could hang goes on."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.rest()
+
+    def rest(self) -> None:
+        """Count the second from now, because something else was sent."""
+        self._spoke = time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._spoke > _SIGN_OF_LIFE_S:
+            self._channel.send({"decoding": True})
+            self.rest()
 
 
 def _header(frames: VideoFrames) -> dict[str, Any]:

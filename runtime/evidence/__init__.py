@@ -21,12 +21,13 @@ from xclip_deploy.runtime.evidence.explanation import (
     WordEvidence,
     explain_video,
 )
-from xclip_deploy.runtime.evidence.moments import Moment, find_moment
+from xclip_deploy.runtime.evidence.moments import BestMoment, find_moment
 from xclip_deploy.runtime.evidence.picture import draw_explanation
 from xclip_deploy.runtime.evidence.words import TokenKind, Word, without, words_of
 
 __all__ = [
     "AttentionWeights",
+    "BestMoment",
     "Contrast",
     "Decomposition",
     "Explanation",
@@ -34,7 +35,6 @@ __all__ = [
     "FrameEvidence",
     "FramesFirst",
     "Hit",
-    "Moment",
     "TokenKind",
     "Word",
     "WordContrast",

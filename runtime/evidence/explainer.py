@@ -9,12 +9,15 @@ import numpy as np
 
 from xclip_deploy.errors import GalleryError, InvalidArgumentError, VideoError
 from xclip_deploy.runtime.arguments import as_instance, as_text, shown
+from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation, explain_video
 from xclip_deploy.runtime.evidence.picture import draw_explanation
 from xclip_deploy.runtime.evidence.words import TokenKind, without, words_of
+from xclip_deploy.runtime.features import TextFeatures
 from xclip_deploy.runtime.gallery import Snapshot
+from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.results import SearchResult
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.tokenizer import clean_text
@@ -22,6 +25,8 @@ from xclip_deploy.runtime.video import VideoFrames
 
 Hit = SearchResult | str
 """A search result, or the id of a video in the gallery."""
+_ROWS_AT_ONCE = 2048
+"""Segments of one video whose features are in memory at a time."""
 ReadVideo = Callable[[str], VideoFrames]
 
 
@@ -39,12 +44,13 @@ def explain_hits(
     """
     if not clean_text(as_text("query", query)):
         raise InvalidArgumentError(f"the text {query!r:.200} holds no word to explain")
-    rows = np.array([_find(snapshot, hit) for hit in hits], np.int64)
+    found = [_find(snapshot, hit) for hit in hits]
     token_ids = model.tokenizer.encode([query], model.config.max_words)
     words = words_of(model.tokenizer, token_ids[0])
     proper = [word for word in words if word.kind is TokenKind.WORD]
     variants = [token_ids[0], *(without(token_ids[0], word) for word in proper)]
     texts = model.encode_token_ids(np.stack(variants))
+    rows = np.array([_best(rows, texts[:1], snapshot, model) for rows in found], np.int64)
     features = snapshot.features(rows)
     return [
         explain_video(query, words, texts, video, features[n : n + 1], weights, model.config)
@@ -71,6 +77,8 @@ def _thumbnails(explanation: Explanation, read: ReadVideo) -> tuple[VideoFrames 
     """Return the encoded frames, or a note that says why they are missing."""
     if explanation.path is None:
         return None, "no frames: the features were added without a file"
+    if explanation.num_segments > 1:
+        return None, "no frames: they are drawn only of videos that are not cut into segments"
     try:
         frames = read(explanation.path)
     except VideoError as error:
@@ -81,17 +89,41 @@ def _thumbnails(explanation: Explanation, read: ReadVideo) -> tuple[VideoFrames 
     return frames, None
 
 
-def _find(snapshot: Snapshot, hit: Hit) -> int:
-    """Return the row of a video in a snapshot. Raises GalleryError if it is not there."""
+def _find(snapshot: Snapshot, hit: Hit) -> Rows:
+    """Return the row of a hit's segment, or all rows of an id.
+
+    Raises GalleryError for what is not in the snapshot.
+    """
     video_id = hit.id if isinstance(hit, SearchResult) else hit
     if not isinstance(video_id, str):
         raise InvalidArgumentError(
             f"a video is {shown(video_id)}; expected a search result or an id (str)"
         )
-    found = snapshot.find([video_id])
-    if video_id not in found:
+    rows = snapshot.segments([video_id]).get(video_id)
+    if rows is None:
         raise GalleryError(
-            f"no video {video_id!r:.200} in the gallery of {len(snapshot)}; expected an id or a "
-            "search result of this gallery"
+            f"no video {video_id!r:.200} in the gallery of {snapshot.num_videos}; expected an id "
+            "or a search result of this gallery"
         )
-    return found[video_id]
+    if not isinstance(hit, SearchResult):
+        return rows
+    groups = snapshot.groups()
+    numbers = np.zeros(1, np.int64) if groups is None else groups.segments[groups.places(rows)]
+    row: Rows = rows[numbers == hit.segment]
+    if not len(row):
+        raise GalleryError(
+            f"no segment {hit.segment} of {video_id!r:.200} in the gallery, which holds "
+            f"{len(rows)}; it was indexed again: search again"
+        )
+    return row
+
+
+def _best(rows: Rows, text: TextFeatures, snapshot: Snapshot, model: DeployedModel) -> int:
+    """Return the row with the best score; of equal ones the first."""
+    if len(rows) == 1:
+        return int(rows[0])
+    scores = [
+        model.score(text, snapshot.features(rows[part])).logits[0]
+        for part in slices(len(rows), _ROWS_AT_ONCE)
+    ]
+    return int(rows[np.argmax(np.concatenate(scores))])

@@ -9,7 +9,7 @@ from typing import Any
 
 from xclip_deploy.runtime.arrays import Float64Array, first_best
 from xclip_deploy.runtime.evidence.decomposition import Decomposition, decompose
-from xclip_deploy.runtime.evidence.moments import Moment, find_moment
+from xclip_deploy.runtime.evidence.moments import BestMoment, find_moment
 from xclip_deploy.runtime.evidence.words import (
     TokenKind,
     Word,
@@ -18,9 +18,10 @@ from xclip_deploy.runtime.evidence.words import (
 )
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo
+from xclip_deploy.runtime.gallery.records import times_of
 from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.runtime.presentation import brief
+from xclip_deploy.runtime.presentation import brief, time_text
 from xclip_deploy.runtime.results import GrainScores
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
@@ -96,8 +97,16 @@ class Explanation:
     words: tuple[WordEvidence, ...]
     frames: tuple[FrameEvidence, ...]
     """Every frame, with padding at the end."""
-    best_moment: Moment
+    best_moment: BestMoment
     decomposition: Decomposition
+    segment: int = 0
+    """Number of the explained segment within its video; 0 for a video that is not cut."""
+    num_segments: int = 1
+    """Number of the video's segments."""
+    start_s: float = 0.0
+    """Start of the segment, in seconds from the video's start."""
+    end_s: float | None = None
+    """End of the segment, seconds; None where the duration is not known."""
 
     @property
     def points(self) -> dict[str, float]:
@@ -145,7 +154,11 @@ class Explanation:
         if self.missing_words:
             names = ", ".join(f"“{word.text}”" for word in self.missing_words)
             found += f"; nothing found for {names}"
-        return f"score {self.score:.2f} = {parts}; {found}"
+        where = ""
+        if self.num_segments > 1:
+            span = f"{time_text(self.start_s, 1)} to {time_text(self.end_s, 1)}"
+            where = f"segment {self.segment + 1} of {self.num_segments}, {span}: "
+        return f"{where}score {self.score:.2f} = {parts}; {found}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists and numbers, for JSON."""
@@ -153,6 +166,10 @@ class Explanation:
             "query": self.query,
             "video_id": self.video_id,
             "path": self.path,
+            "segment": self.segment,
+            "num_segments": self.num_segments,
+            "start_s": self.start_s,
+            "end_s": self.end_s,
             "score": self.score,
             "grains": self.grains.to_dict(),
             "points": self.points,
@@ -208,6 +225,7 @@ def explain_video(
         )
         for n in range(len(parts.sentence_similarity))
     )
+    start_s, end_s = times_of(entry)
     return Explanation(
         query,
         entry.id,
@@ -216,8 +234,12 @@ def explain_video(
         GrainScores(parts.grains),
         word_evidence,
         frame_evidence,
-        find_moment(parts.sentence_similarity[:valid], entry.frame_times_s, entry.duration_s),
+        find_moment(parts.sentence_similarity[:valid], entry.frame_times_s, end_s, start_s),
         parts,
+        entry.segment,
+        entry.num_segments,
+        start_s,
+        end_s,
     )
 
 

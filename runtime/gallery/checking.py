@@ -11,7 +11,12 @@ from xclip_deploy.runtime.arguments import as_instance, shown
 from xclip_deploy.runtime.arrays import Float32Array, FloatArray, check_finite, slices
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.lance_errors import REINDEX
-from xclip_deploy.runtime.gallery.records import GalleryVideo, check_metadata, check_texts
+from xclip_deploy.runtime.gallery.records import (
+    GalleryVideo,
+    as_segment_of,
+    check_metadata,
+    check_texts,
+)
 from xclip_deploy.runtime.gallery.store import FeatureModel, Snapshot
 from xclip_deploy.runtime.manifest import Manifest
 
@@ -95,6 +100,34 @@ def _lengths(vectors: FloatArray) -> Float32Array:
     wide = vectors.astype(np.float32)
     lengths: Float32Array = np.sqrt(np.einsum("...d,...d->...", wide, wide))
     return lengths
+
+
+def check_segments(videos: Sequence[GalleryVideo]) -> None:
+    """Raise for rows that are not all the segments of their videos, each once.
+
+    Raises DuplicateIdError for a segment that is given twice, and InvalidArgumentError for one that
+    is missing or differs from the others in what belongs to the video.
+    """
+    segments: dict[str, dict[int, GalleryVideo]] = {}
+    for video in videos:
+        known = segments.setdefault(video.id, {})
+        if video.segment in known:
+            raise DuplicateIdError(f"the id {video.id!r:.200} is given to two videos")
+        known[video.segment] = video
+    for name, known in segments.items():
+        first = next(iter(known.values()))
+        if len(known) != first.num_segments:
+            raise InvalidArgumentError(
+                f"video {name!r:.200} comes with {len(known)} of its {first.num_segments} "
+                "segments; expected all of them at once"
+            )
+        for row in known.values() if len(known) > 1 else ():
+            is_same = row.num_segments == first.num_segments and as_segment_of(row, first) == row
+            if not is_same or row.segmentation != first.segmentation:
+                raise InvalidArgumentError(
+                    f"segment {row.segment} of video {name!r:.200} differs from the others; "
+                    "expected the same files, duration, metadata and segmentation"
+                )
 
 
 def check_unique_ids(ids: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
 """64-bit checksums of a gallery's rows.
 
-Each row carries four checksums, so that a reader verifies what it reads and reads nothing else::
+Each row carries five checksums, so that a reader verifies what it reads and reads nothing else::
 
-    _check_record     id, files, content, duration, frame times, num_frames, reading version
+    _check_record     id, files, content, duration, frame times, num_frames, version of reading
+    _check_segment    id, place of the row in its video, policy of segmentation
     _check_metadata   the user's own fields, those without a value left out
     _check_video      num_frames, video_features
     _check_frames     frame_features
@@ -25,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xclip_deploy.runtime.gallery.records import RECORD_COLUMNS
+from xclip_deploy.runtime.gallery.records import RECORD_COLUMNS, SEGMENT_COLUMNS
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 
@@ -46,6 +47,7 @@ class Part(Enum):
     """A part of a row with a checksum of its own; the value names the checksum's column."""
 
     RECORD = "_check_record"
+    SEGMENT = "_check_segment"
     METADATA = "_check_metadata"
     VIDEO = "_check_video"
     FRAMES = "_check_frames"
@@ -53,11 +55,15 @@ class Part(Enum):
 
 COLUMNS: dict[Part, tuple[str, ...]] = {
     Part.RECORD: RECORD_COLUMNS,
+    Part.SEGMENT: ("id", *SEGMENT_COLUMNS),
     Part.METADATA: (),
     Part.VIDEO: ("num_frames", "video_features"),
     Part.FRAMES: ("frame_features",),
 }
 """Columns of each part; those of the metadata are the gallery's own."""
+
+RECORDS = (Part.RECORD, Part.SEGMENT)
+"""Parts of a row's record, apart from the metadata."""
 
 
 def checksums(table: pa.Table, columns: Sequence[str]) -> Words:

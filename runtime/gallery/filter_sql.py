@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from xclip_deploy.runtime.gallery.conditions import (
     Column,
     Comparison,
@@ -17,9 +19,11 @@ from xclip_deploy.runtime.gallery.conditions import (
     Not,
     Operand,
 )
-from xclip_deploy.runtime.gallery.records import MetadataValue
+from xclip_deploy.runtime.gallery.records import MetadataValue, Rows
 
 _IN_A_ROW = 16
+_MOST_RANGES = 64
+"""Most ranges of rows in one condition; LanceDB looks up more rows faster in a list."""
 
 
 def to_sql(condition: Condition) -> str:
@@ -46,6 +50,22 @@ def to_sql(condition: Condition) -> str:
     kind = _common(condition.column, condition.other)
     left, right = (_operand(side, kind) for side in (condition.column, condition.other))
     return f"({left} {condition.sign} {right})"
+
+
+def outside(rows: Rows, condition: str | None) -> str:
+    """Add to a condition's SQL that a row is none of ``rows``, which ascend.
+
+    The rows of a video follow each other, so that few ranges name many rows.
+    """
+    ends = np.flatnonzero(np.diff(rows) != 1)
+    firsts = rows[np.concatenate([[0], ends + 1])].tolist()
+    lasts = rows[np.concatenate([ends, [len(rows) - 1]])].tolist()
+    if len(firsts) > _MOST_RANGES:
+        parts = [f"_rowid not in ({', '.join(map(str, rows.tolist()))})"]
+    else:
+        pairs = zip(firsts, lasts, strict=True)
+        parts = [f"(_rowid < {first} or _rowid > {last})" for first, last in pairs]
+    return _joined("and", [*parts, *([] if condition is None else [condition])])
 
 
 def quoted(value: str) -> str:

@@ -23,8 +23,7 @@ from xclip_deploy.runtime.gallery.conditions import (
     Operand,
 )
 from xclip_deploy.runtime.gallery.lance_schema import ARROW_TYPES, CONTENT_SHA256
-from xclip_deploy.runtime.gallery.records import GalleryVideo
-from xclip_deploy.runtime.gallery.store import Rows
+from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows
 
 _COMPARE: dict[str, Callable[..., Any]] = {
     "=": pc.equal,
@@ -46,6 +45,10 @@ class FilterTable:
             CONTENT_SHA256: pa.array([video.content_sha256 for video in videos], pa.string()),
             "duration_s": pa.array([video.duration_s for video in videos], pa.float64()),
             "num_frames": pa.array([len(video.frame_times_s) for video in videos], pa.int64()),
+            "_segment": pa.array([video.segment for video in videos], pa.int64()),
+            "_num_segments": pa.array([video.num_segments for video in videos], pa.int64()),
+            "_start_s": pa.array([video.start_s for video in videos], pa.float64()),
+            "_end_s": pa.array([video.end_s for video in videos], pa.float64()),
         }
         for name, kind in metadata.items():
             values = [video.metadata.get(name) for video in videos]

@@ -46,6 +46,10 @@ OWN_COLUMNS: Mapping[str, type] = {
     "fingerprint": str,
     "duration_s": float,
     "num_frames": int,
+    "_segment": int,
+    "_num_segments": int,
+    "_start_s": float,
+    "_end_s": float,
 }
 """Columns of every gallery that a filter can name."""
 _TOKEN = re.compile(
@@ -253,7 +257,8 @@ class _Parser:
             raise self._unexpected("a column or value")
         column = self._columns.get(name.lower())
         if column is None:
-            known = ", ".join(sorted(column.name for column in self._columns.values()))
+            names = [column.name for column in self._columns.values()]
+            known = ", ".join(sorted(name for name in names if not name.startswith("_")))
             raise filter_error(self._where, f"no column {name!r:.70}; there are {known}")
         return column
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors, Rows
+from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors
 
 
 class FlatVectors:
@@ -27,12 +28,21 @@ class FlatVectors:
         return self._vectors[np.searchsorted(self.rows, rows)]
 
     def nearest(
-        self, queries: QueryVectors, limit: int, allowed: Rows | None = None
+        self,
+        queries: QueryVectors,
+        limit: int,
+        allowed: Rows | None = None,
+        without: Rows | None = None,
     ) -> list[Nearest]:
         """Return what :meth:`Snapshot.nearest` does; of equal videos the one added first wins."""
         rows, vectors = self.rows, self._vectors
-        if allowed is not None:
-            places = np.flatnonzero(np.isin(rows, allowed))
+        if allowed is not None or without is not None:
+            is_open = np.ones(len(rows), np.bool_)
+            if allowed is not None:
+                is_open = np.isin(rows, allowed)
+            if without is not None:
+                is_open[np.searchsorted(rows, without)] = False
+            places = np.flatnonzero(is_open)
             rows = rows[places]
             if len(places) * 4 < len(vectors):  # above a quarter, the copy costs more than it saves
                 vectors, places = vectors[places], np.arange(len(places))

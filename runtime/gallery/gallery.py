@@ -14,6 +14,7 @@ from xclip_deploy.errors import (
     ClosedError,
     DuplicateIdError,
     GalleryError,
+    GallerySegmentationError,
     InvalidArgumentError,
 )
 from xclip_deploy.runtime.arguments import (
@@ -29,30 +30,36 @@ from xclip_deploy.runtime.arguments import (
     as_whole_number,
     shown,
 )
-from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.gallery.checking import (
     check_frame_times,
     check_manifest,
     check_model,
     check_records,
+    check_segments,
     check_unique_ids,
     checked_features,
 )
-from xclip_deploy.runtime.gallery.commit_record import TABLE
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
-from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo
+from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, as_segment_of
 from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     FeatureModel,
     GalleryStore,
-    Rows,
     Snapshot,
+)
+from xclip_deploy.runtime.gallery.walking import (
+    THUMBNAILS,
+    keep_thumbnails,
+    pages,
+    rows_of_videos,
+    save_copy,
+    summarize,
 )
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
@@ -60,6 +67,7 @@ if TYPE_CHECKING:
 _SAVE_VIDEOS = 4096
 _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
+_NO_ROWS: Rows = np.empty(0, np.int64)
 _MOST_VIDEOS = 1 << 40
 
 
@@ -143,6 +151,12 @@ class Gallery:
         return self._open_store.uri
 
     @property
+    def thumbnails(self) -> Path | None:
+        """Folder of the segments' thumbnails; None in memory and in object storage."""
+        uri = self._open_store.uri
+        return None if uri is None or "://" in uri else Path(uri, THUMBNAILS)
+
+    @property
     def model(self) -> FeatureModel:
         """The model that makes the embeddings."""
         return FeatureModel(self._fingerprint, self._dim, self._frames)
@@ -152,8 +166,25 @@ class Gallery:
         check_manifest(manifest)
         check_model("the gallery", self._fingerprint, manifest)
 
+    @property
+    def segmentation(self) -> Segmentation | None:
+        """The policy by which its videos are cut; None until the first video that has one."""
+        text = self.snapshot().segmentation
+        return None if text is None else Segmentation.from_text(text)
+
+    def check_segmentation(self, wanted: Segmentation) -> None:
+        """Raise GallerySegmentationError unless videos are cut as ``wanted``, or none is yet."""
+        as_instance("wanted", wanted, Segmentation, "a Segmentation")
+        found = self.segmentation
+        if found is not None and found != wanted:
+            raise GallerySegmentationError(
+                f"gallery {self.uri or 'in memory'} holds {_cut(found)}, not {_cut(wanted)}; run: "
+                f"xclip-deploy index VIDEOS --gallery NEW_GALLERY {wanted.options}"
+            )
+
     def __len__(self) -> int:
-        return len(self.snapshot())
+        """Return the number of videos; a long one in segments counts once."""
+        return self.snapshot().num_videos
 
     def __contains__(self, video_id: object) -> bool:
         return isinstance(video_id, str) and bool(self.snapshot().find([video_id]))
@@ -186,21 +217,29 @@ class Gallery:
     ) -> None:
         """Add encoded videos, all or none.
 
-        ``replace``: whether to overwrite videos with the same ids. Raises DuplicateIdError for an
-        id twice among ``videos`` or, without ``replace``, in the gallery. Raises MetadataError, and
-        InvalidArgumentError for features of other shapes, not finite or not of unit length.
+        A video in segments comes with all of them, one record each. ``replace``: whether to
+        overwrite videos with the same ids. Raises DuplicateIdError for an id twice among ``videos``
+        or, without ``replace``, in the gallery. Raises MetadataError, GallerySegmentationError for
+        videos that are cut in another way than the gallery's, and InvalidArgumentError for features
+        of other shapes, not finite or not of unit length.
         """
         as_truth("replace", replace)
         given: list[GalleryVideo] = list(as_sequence("videos", videos, "GalleryVideo"))
         check_records(given)
-        check_unique_ids([video.id for video in given])
+        check_segments(given)
         ids, counts = [v.id for v in given], [len(v.frame_times_s) for v in given]
         features = checked_features(ids, counts, features, self._frames, self._dim)
         if given:
-            self._store.put(given, features, replace=replace)
+            with self._store.exclusive():
+                for text in dict.fromkeys(video.segmentation for video in given):
+                    if text is not None:
+                        self.check_segmentation(Segmentation.from_text(text))
+                self._store.put(given, features, replace=replace)
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Replace the records of videos, such as their metadata, and keep the embeddings.
+
+        All segments of a video get the id, files, duration and metadata of its record here.
 
         Raises GalleryError for an id that is not there, MetadataError, and InvalidArgumentError
         for more or fewer frame times than the video has.
@@ -211,8 +250,16 @@ class Gallery:
         if not given:
             return
         with self._store.exclusive():
-            check_frame_times(given, self.snapshot())
-            self._store.update(given)
+            snapshot = self.snapshot()
+            is_cut = snapshot.groups() is not None
+            long = snapshot.segments([video.id for video in given]) if is_cut else {}
+            rows: list[GalleryVideo] = []
+            for video in given:
+                stored = long.get(video.id, _NO_ROWS)
+                segments = snapshot.videos(stored) if len(stored) > 1 else [video]
+                rows += [as_segment_of(segment, video) for segment in segments]
+            check_frame_times([row for row in rows if row.num_segments == 1], snapshot)
+            self._store.update(rows)
 
     def remove(self, ids: str | Collection[str] | None = None, *, where: str | None = None) -> int:
         """Remove videos, all or none: those with ``ids``, or those that match a filter.
@@ -232,19 +279,22 @@ class Gallery:
                 found = snapshot.find(names)
                 if unknown := sorted(set(names) - set(found)):
                     raise GalleryError(f"no video {unknown[0]!r:.200} in the gallery")
-            return self._store.remove(names) if names else 0
+            return self._store.remove(list(dict.fromkeys(names))) if names else 0
 
     # -- looking into it -------------------------------------------------------------------
 
     def count(self, where: str | None = None) -> int:
         """Count all videos, or those that match a filter."""
         snapshot = self.snapshot()
-        return len(snapshot) if where is None else len(snapshot.matching(as_text("where", where)))
+        return snapshot.num_videos if where is None else len(rows_of_videos(snapshot, where))
 
     def videos(
         self, where: str | None = None, *, offset: int = 0, limit: int | None = None
     ) -> list[GalleryVideo]:
         """List videos with their metadata, in the order in which they were added.
+
+        A long video is listed by its first segment; :meth:`segments` lists all of them. A filter
+        finds a video that has a matching segment.
 
         ``where``: a filter, as for searches. ``offset``: number of videos to skip. ``limit``: most
         videos to list, None for all. Raises InvalidArgumentError, GalleryError.
@@ -252,42 +302,30 @@ class Gallery:
         start = as_whole_number("offset", offset, 0, _MOST_VIDEOS)
         stop = None if limit is None else start + as_whole_number("limit", limit, 0, _MOST_VIDEOS)
         snapshot = self.snapshot()
-        rows = snapshot.rows() if where is None else snapshot.matching(as_text("where", where))
-        return snapshot.videos(rows[start:stop])
+        return snapshot.videos(rows_of_videos(snapshot, where)[start:stop])
 
     def get(self, video_id: str) -> GalleryVideo:
         """Return one video with its metadata. Raises GalleryError if it is not there."""
         snapshot = self.snapshot()
         found = snapshot.find([as_text("video_id", video_id)])
         if video_id not in found:
-            raise GalleryError(f"no video {video_id!r:.200} in the gallery of {len(snapshot)}")
+            raise GalleryError(f"no video {video_id!r:.200} in the gallery of {len(self)}")
         return snapshot.videos(np.array([found[video_id]], np.int64))[0]
 
-    def __iter__(self) -> Iterator[GalleryVideo]:
-        """Yield all videos with their metadata, read a page at a time."""
+    def segments(self, video_id: str) -> list[GalleryVideo]:
+        """List the segments of a video in order. Raises GalleryError if it is not there."""
+        self.get(video_id)
         snapshot = self.snapshot()
-        yield from _pages(snapshot, snapshot.rows())
+        return snapshot.videos(snapshot.segments([video_id]).get(video_id, _NO_ROWS))
+
+    def __iter__(self) -> Iterator[GalleryVideo]:
+        """Yield all videos as :meth:`videos` lists them, read a page at a time."""
+        snapshot = self.snapshot()
+        yield from pages(snapshot, rows_of_videos(snapshot, None))
 
     def stats(self) -> GalleryStats:
         """Summarize the gallery in one pass. Raises GalleryError."""
-        snapshot = self.snapshot()
-        num_files, total_s = 0, 0.0
-        fields: dict[str, str] = {}
-        for video in _pages(snapshot, snapshot.rows()):
-            num_files += len(video.files)
-            total_s += video.duration_s or 0.0
-            for name, value in video.metadata.items():
-                fields.setdefault(name, TYPE_NAMES[type(value)])
-        return GalleryStats(
-            uri=self.uri,
-            fingerprint=self._fingerprint,
-            num_videos=len(snapshot),
-            num_files=num_files,
-            total_duration_s=total_s,
-            metadata=fields,
-            size_bytes=self._store.size_bytes(),
-            has_index=snapshot.num_partitions is not None,
-        )
+        return summarize(self.snapshot(), self.model, self.uri, self._store.size_bytes())
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raise DuplicateIdError for an id in the gallery, or twice in ``ids``."""
@@ -307,6 +345,8 @@ class Gallery:
     ) -> None:
         """Merge small files and, from 50,000 videos on, build or extend the index.
 
+        Thumbnails older than a day that no segment has any more are deleted.
+
         ``progress``: called with the current step in ``note``. ``keep_s``: versions that were
         replaced longer ago are deleted from disk. Searches that began before then fail; in other
         processes, those without a refresh since. Raises GalleryError.
@@ -314,6 +354,8 @@ class Gallery:
         as_callback("progress", progress)
         keep_s = as_number("keep_s", keep_s, 0, _MOST_S)
         self._store.optimize(progress or ignore_progress, timedelta(seconds=keep_s))
+        if self.thumbnails is not None and self.thumbnails.is_dir():
+            keep_thumbnails(self.snapshot(), self.thumbnails)
 
     def verify(self, progress: ProgressFunction | None = None) -> Verification:
         """Read the whole gallery and compare it with its checksums.
@@ -331,27 +373,7 @@ class Gallery:
         Raises GalleryError if ``path`` is this gallery itself, holds something else or cannot be
         written.
         """
-        path = as_path("path", path)
-        from xclip_deploy.runtime.gallery.lance_files import kept_from_writers
-        from xclip_deploy.runtime.gallery.lance_store import open_store
-
-        if self.uri is not None and Path(self.uri) == path.resolve():
-            raise GalleryError(f"{path} is this gallery itself, where every change is kept at once")
-        if path.exists() and not _may_replace(path):
-            raise GalleryError(f"{path} is no gallery and not empty; choose another path")
-        snapshot = self.snapshot()
-        try:
-            with kept_from_writers(path), replaced_directory(path) as directory:
-                store = open_store(
-                    directory, self._fingerprint, self._dim, self._frames, create=True
-                )
-                for rows, features in snapshot.scan(_SAVE_VIDEOS):
-                    store.put(snapshot.videos(rows), features, replace=False)
-                store.close()
-        except OSError as error:
-            raise GalleryError(
-                f"gallery {path} cannot be written ({error.strerror}); what was there stands"
-            ) from error
+        save_copy(self.snapshot(), self.model, self.uri, as_path("path", path))
 
     def close(self) -> None:
         """Release files and memory. Using the gallery afterwards raises ClosedError."""
@@ -378,13 +400,5 @@ class Gallery:
         return self._open_store
 
 
-def _pages(snapshot: Snapshot, rows: Rows) -> Iterator[GalleryVideo]:
-    for part in slices(len(rows), _PAGE_VIDEOS):
-        yield from snapshot.videos(rows[part])
-
-
-def _may_replace(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    is_gallery = (path / f"{TABLE}.lance").is_dir() or (path / "gallery.json").is_file()
-    return is_gallery or not any(path.iterdir())
+def _cut(segmentation: Segmentation) -> str:
+    return "whole videos" if segmentation.kind == "whole" else segmentation.text

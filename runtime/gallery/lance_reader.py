@@ -13,14 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.errors import GalleryIntegrityError
-from xclip_deploy.runtime.gallery.checksums import Part
+from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
+from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
 from xclip_deploy.runtime.gallery.lance_schema import (
     array_of,
     columns_of,
     is_whole,
 )
-from xclip_deploy.runtime.gallery.store import Rows
+from xclip_deploy.runtime.gallery.records import Rows
 
 BATCH_ROWS = 4096
 _FRAGMENT_ROWS = 1 << 32
@@ -111,9 +112,17 @@ class RowReader:
     def matching(self, condition: str) -> pa.Table:
         """Read the records of the rows that meet an SQL condition."""
         with self.reading():
-            query = self._table.search().where(condition).select(self._names([Part.RECORD]))
+            query = self._table.search().where(condition).select(self._names(RECORDS))
             table = query.with_row_id(True).to_arrow()
-            self._verify(table, [Part.RECORD])
+            self._verify(table, RECORDS)
+            return table
+
+    def first(self, condition: str, part: Part) -> pa.Table:
+        """Read a part of one row that meets an SQL condition, if there is one."""
+        with self.reading():
+            query = self._table.search().where(condition).limit(1).select(self._names([part]))
+            table = query.with_row_id(True).to_arrow()
+            self._verify(table, [part])
             return table
 
     def ids_unverified(self) -> Rows:
@@ -214,3 +223,24 @@ def row_ids(table: pa.Table) -> Rows:
     """Return the row ids of a table that was read with them."""
     rows: Rows = table["_rowid"].to_numpy().astype(np.int64)
     return rows
+
+
+def read_groups(reader: RowReader) -> Groups:
+    """Read the video and the place in it of every row. Raises GalleryIntegrityError."""
+    ids: list[pa.Array] = []
+    rows, segments, times = [], [], []
+    for table in reader.batches([Part.SEGMENT]):
+        ids += table["id"].chunks
+        rows.append(row_ids(table))
+        segments.append(table["_segment"].to_numpy())
+        times.append([table[name].to_numpy() for name in ("_start_s", "_end_s")])  # NaN for null
+    if not rows:
+        nothing = np.empty(0, np.int64)
+        return Groups.of_codes(nothing, nothing, nothing, *np.empty((2, 0)))
+    found = np.concatenate(rows)
+    codes = pa.concat_arrays(ids).dictionary_encode().indices.to_numpy()
+    order = np.argsort(found, kind="stable")
+    reader.note_verified([Part.SEGMENT], int(found.max()))
+    start_s, end_s = np.concatenate(times, axis=1)[:, order]
+    numbers = np.concatenate(segments)[order]
+    return Groups.of_codes(found[order], codes[order], numbers, start_s, end_s)

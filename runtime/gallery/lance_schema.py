@@ -14,14 +14,14 @@ import pyarrow as pa
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import COLUMNS, Part, Words, checksums
 from xclip_deploy.runtime.gallery.records import (
-    READING_VERSION_COLUMN,
     RESERVED,
     GalleryVideo,
     VideoFile,
 )
 
 SCHEMA_VERSION = 3
-"""Version 3 added checksums to the LanceDB table of 2; version 1 was one file for all features."""
+"""Version 3 added checksums and segments to the LanceDB table of 2; version 1 was one file for all
+features."""
 UNCHECKED_VERSION = 2
 """Version without checksums, which ``gallery upgrade`` reads."""
 _KEY = b"xclip-deploy"
@@ -34,8 +34,6 @@ ARROW_TYPES: dict[type, pa.DataType] = {
 SQL_TYPES: dict[type, str] = {bool: "boolean", int: "bigint", float: "double", str: "string"}
 CONTENT_SHA256 = "fingerprint"
 """Column of ``GalleryVideo.content_sha256``; the name is that of the first galleries."""
-
-_READING_VERSION = pa.field(READING_VERSION_COLUMN, pa.int32())
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,7 @@ class TableHeader:
 def make_schema(fingerprint: str, dim: int, max_frames: int) -> pa.Schema:
     """Return the columns of an empty gallery."""
     header = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
-    checks = [pa.field(part.value, pa.uint64()) for part in Part]
-    fields = [*_fields(dim, max_frames * dim), _READING_VERSION, *checks]
+    fields = [*_fields(dim, max_frames * dim), *(pa.field(p.value, pa.uint64()) for p in Part)]
     return pa.schema(fields, metadata={_KEY: json.dumps(header).encode()})
 
 
@@ -65,6 +62,12 @@ def _fields(dim: int, frame_values: int) -> list[pa.Field]:
         pa.field("duration_s", pa.float64()),
         pa.field("frame_times_s", pa.list_(pa.float64())),
         pa.field("num_frames", pa.int32()),
+        pa.field("_reading_version", pa.int32()),
+        pa.field("_segment", pa.int32()),
+        pa.field("_num_segments", pa.int32()),
+        pa.field("_start_s", pa.float64()),
+        pa.field("_end_s", pa.float64()),
+        pa.field("_segmentation", pa.string()),
         pa.field("video_features", pa.list_(pa.float16(), dim)),
         pa.field("frame_features", pa.list_(pa.float16(), frame_values)),
     ]
@@ -87,8 +90,8 @@ def schema_fault(schema: pa.Schema, *, is_checked: bool = True) -> str | None:
     expected = _fields(dim, frame_values)
     if is_checked:
         expected += [pa.field(part.value, pa.uint64()) for part in Part]
-    if READING_VERSION_COLUMN in schema.names:
-        expected.append(_READING_VERSION)
+    else:  # version 2 knew neither segments nor versions of reading
+        expected = [field for field in expected if not field.name.startswith("_")]
     for field in expected:
         if schema.names.count(field.name) != 1:
             return f"it has {schema.names.count(field.name)} columns {field.name!r}, expected 1"
@@ -120,8 +123,6 @@ def metadata_types(schema: pa.Schema) -> dict[str, type]:
 
 def columns_of(part: Part, schema: pa.Schema) -> tuple[str, ...]:
     """Return the columns of a part; for metadata, the gallery's own fields."""
-    if part is Part.RECORD and READING_VERSION_COLUMN in schema.names:
-        return (*COLUMNS[part], READING_VERSION_COLUMN)
     return COLUMNS[part] or tuple(sorted(metadata_types(schema)))
 
 
@@ -145,7 +146,12 @@ def to_table(
         "duration_s": [video.duration_s for video in videos],
         "frame_times_s": [list(video.frame_times_s) for video in videos],
         "num_frames": features.num_frames,
-        READING_VERSION_COLUMN: [video.reading_version for video in videos],
+        "_segment": [video.segment for video in videos],
+        "_num_segments": [video.num_segments for video in videos],
+        "_start_s": [video.start_s for video in videos],
+        "_end_s": [video.end_s for video in videos],
+        "_segmentation": [video.segmentation for video in videos],
+        "_reading_version": [video.reading_version for video in videos],
     }
     for name in ("video_features", "frame_features"):
         field = schema.field(name).type
@@ -188,8 +194,13 @@ def _to_video(row: Mapping[str, Any], fields: Sequence[str]) -> GalleryVideo:
         content_sha256=row[CONTENT_SHA256],
         duration_s=row["duration_s"],
         frame_times_s=tuple(row["frame_times_s"]),
-        reading_version=row.get(READING_VERSION_COLUMN),
+        reading_version=row.get("_reading_version"),
         metadata={name: row[name] for name in fields if row[name] is not None},
+        segment=row.get("_segment", 0),
+        num_segments=row.get("_num_segments", 1),
+        start_s=row.get("_start_s"),
+        end_s=row.get("_end_s"),
+        segmentation=row.get("_segmentation"),
     )
 
 

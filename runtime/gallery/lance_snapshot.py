@@ -9,17 +9,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.checksums import Part
+from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
 from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
-from xclip_deploy.runtime.gallery.filter_sql import quoted, to_sql
+from xclip_deploy.runtime.gallery.filter_sql import outside, quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
+from xclip_deploy.runtime.gallery.groups import Groups, in_order
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
-from xclip_deploy.runtime.gallery.lance_reader import Columns, RowReader, Trust, row_ids
+from xclip_deploy.runtime.gallery.lance_reader import (
+    Columns,
+    RowReader,
+    Trust,
+    read_groups,
+    row_ids,
+)
 from xclip_deploy.runtime.gallery.lance_schema import (
     CONTENT_SHA256,
     matrix_of,
@@ -27,8 +35,8 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
-from xclip_deploy.runtime.gallery.records import READING_VERSION_COLUMN, GalleryVideo
-from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors, Rows
+from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows
+from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
 
 ID_INDEX = "id_idx"
 VECTOR_INDEX = "video_features_ivf"
@@ -93,6 +101,8 @@ class LanceSnapshot:
         self._held: tuple[Rows, VideoFeatures] | None = None
         self._warm: Columns | None = None
         self._listing: tuple[Rows, pa.Table] | None = None
+        self._segmentation: tuple[str | None] | None = None
+        self._groups: Groups | None = None
         dim = self._schema.field("video_features").type.list_size
         frame_values = self._schema.field("frame_features").type.list_size
         self._shape = frame_values // dim, dim
@@ -108,19 +118,59 @@ class LanceSnapshot:
         """Number of partitions of the index; None without an index."""
         return self._partitions
 
+    @property
+    def segmentation(self) -> str | None:
+        with self._lock:
+            if self._segmentation is None:
+                found = self.reader.first("_segmentation is not null", Part.SEGMENT)
+                self._segmentation = (
+                    found["_segmentation"].to_pylist()[0] if len(found) else None,
+                )
+            return self._segmentation[0]
+
+    @property
+    def num_videos(self) -> int:
+        groups = self.groups()
+        return self._count if groups is None else len(groups)
+
     def find(self, ids: Sequence[str]) -> dict[str, int]:
-        return self._look_up("id", ids)
+        return {name: min(places)[1] for name, places in self._look_up("id", ids).items()}
 
     def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
-        return self._look_up(CONTENT_SHA256, hashes)
+        found = self._look_up(CONTENT_SHA256, hashes)
+        return {name: min(places)[1] for name, places in found.items()}
+
+    def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
+        return {name: in_order(places) for name, places in self._look_up("id", ids).items()}
+
+    def places(self, ids: Sequence[str]) -> dict[tuple[str, int], int]:
+        """Return the row of each segment of these ids, by id and segment."""
+        found = self._look_up("id", ids)
+        return {(name, n): row for name, places in found.items() for n, row in places}
+
+    def groups(self) -> Groups | None:
+        if self.segmentation in (None, "whole"):
+            return None
+        with self._lock:
+            if self._groups is None:
+                self._groups = read_groups(self.reader)
+            return None if len(self._groups) == self._count else self._groups
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
         if self._listing is not None:
             known, table = self._listing
             return to_videos(table.take(np.searchsorted(known, rows)))
-        table = self.reader.take(rows, [Part.RECORD, Part.METADATA])
+        table = self.reader.take(rows, [*RECORDS, Part.METADATA])
         with self.reader.reading():
             return to_videos(table)
+
+    def frame_times(self, rows: Rows) -> list[tuple[float, ...]]:
+        if self._listing is not None:
+            known, table = self._listing
+            table = table.select(["frame_times_s"]).take(np.searchsorted(known, rows))
+        else:
+            table = self.reader.take(rows, [Part.RECORD])
+        return [tuple(times_s) for times_s in table["frame_times_s"].to_pylist()]
 
     def features(self, rows: Rows) -> VideoFeatures:
         if self._held is not None:
@@ -157,28 +207,37 @@ class LanceSnapshot:
             return np.sort(row_ids(query.to_arrow()))
 
     def count_older(self, reading_version: int) -> int:
-        column, condition = READING_VERSION_COLUMN, "true"
-        if column in self._schema.names:
-            condition = f"({column} is null or {column} < {reading_version})"
+        column = "_reading_version"
+        condition = f"_segment = 0 and ({column} is null or {column} < {reading_version})"
         with self.reader.reading():
             # A gallery of one release answers without a look at the hashes, which are longer.
-            if condition != "true" and not self._table.count_rows(condition):
+            if not self._table.count_rows(condition):
                 return 0
             count: int = self._table.count_rows(f"{condition} and {CONTENT_SHA256} is not null")
             return count
 
-    def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
+    def nearest(
+        self,
+        queries: QueryVectors,
+        limit: int,
+        where: str | None = None,
+        without: Rows | None = None,
+    ) -> list[Nearest]:
         if self._is_flat():
             allowed = None if where is None else self.matching(where)
-            return self._vectors().nearest(queries, limit, allowed)
+            return self._vectors().nearest(queries, limit, allowed, without)
         condition = None if where is None else self._condition(where)
+        # The nearest partitions may hold little but what is left out.
+        reads_on = without is not None and len(without) > 0
+        if without is not None and reads_on:
+            condition = outside(without, condition)
         # LanceDB reads the vectors that no index holds.
         self._check_indices()
         self.reader.ensure(Part.VIDEO, self._vectors_below)
         method: NearestMethod = "flat" if self._partitions is None else "index"
         found = []
         for query in np.asarray(queries, np.float32):
-            table = self._search(query, limit, condition)
+            table = self._search(query, limit, condition, reads_on=reads_on)
             # LanceDB's distance of inner products is 1 - product.
             similarities = 1 - table["_distance"].to_numpy()
             found.append(Nearest(row_ids(table), similarities.astype(np.float32), method))
@@ -216,12 +275,12 @@ class LanceSnapshot:
 
     def listing(self) -> Iterator[GalleryVideo]:
         highest = -1
-        for table in self.reader.batches([Part.RECORD]):
+        for table in self.reader.batches(RECORDS):
             highest = max(highest, int(row_ids(table).max()))
             with self.reader.reading():
-                videos = to_videos(table)
+                videos = to_videos(table.filter(pc.equal(table["_segment"], 0)))
             yield from videos
-        self.reader.note_verified([Part.RECORD], highest)
+        self.reader.note_verified(RECORDS, highest)
 
     def damaged_files(self) -> list[str]:
         """Read all files beside the rows; name those that changed or are gone."""
@@ -255,7 +314,7 @@ class LanceSnapshot:
     def _read_listing(self) -> tuple[Rows, pa.Table] | None:
         """Return the records of all videos, ordered by row; None above ``listing_bytes``."""
         tables, size_bytes = [], 0
-        parts = [Part.RECORD, Part.METADATA]
+        parts = [*RECORDS, Part.METADATA]
         for table in self.reader.batches(parts):
             size_bytes += table.nbytes
             if size_bytes > self._limits.listing_bytes:
@@ -282,7 +341,10 @@ class LanceSnapshot:
         fits = self._flat_bytes <= self._limits.flat_bytes
         return fits and (self._partitions is None or self._count <= self._limits.flat_videos)
 
-    def _search(self, vector: Any, limit: int, condition: str | None) -> pa.Table:
+    def _search(
+        self, vector: Any, limit: int, condition: str | None, *, reads_on: bool
+    ) -> pa.Table:
+        """Search with LanceDB. ``reads_on``: whether to read more partitions to fill ``limit``."""
         if limit <= 0:
             limit, condition = 1, "false"  # LanceDB reads 0 as unlimited
         with self.reader.reading():
@@ -296,12 +358,15 @@ class LanceSnapshot:
             if self._partitions is not None:
                 share = round(self._partitions * self._limits.partitions)
                 query = query.nprobes(max(share, self._limits.min_partitions))
+                if reads_on:
+                    query = query.maximum_nprobes(0)
             if condition is not None:
                 query = query.where(condition, prefilter=True)
             return query.to_arrow()
 
-    def _look_up(self, column: str, values: Sequence[str]) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def _look_up(self, column: str, values: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+        """Return segment and row of the rows with each of the values."""
+        found: dict[str, list[tuple[int, int]]] = {}
         # A file name may not be UTF-8; no gallery holds such a text.
         texts = [value for value in values if value.encode(errors="replace").decode() == value]
         if texts:
@@ -310,16 +375,17 @@ class LanceSnapshot:
         for start in range(0, len(texts), _IDS_PER_QUERY):
             listed = ", ".join(map(quoted, texts[start : start + _IDS_PER_QUERY]))
             table = self.reader.matching(f"{column} in ({listed})")
-            names = table[column].to_pylist()
-            found.update(zip(names, map(int, row_ids(table)), strict=True))
+            places = zip(table["_segment"].to_pylist(), map(int, row_ids(table)), strict=True)
+            for name, place in zip(table[column].to_pylist(), places, strict=True):
+                found.setdefault(name, []).append(place)
         return found
 
     def _condition(self, where: str) -> str:
         """Translate a filter; verify all that LanceDB reads to evaluate it."""
         condition = to_sql(parse_filter(where, metadata_types(self._schema)))
         self._check_indices()
-        self.reader.ensure(Part.RECORD)
-        self.reader.ensure(Part.METADATA)
+        for part in (*RECORDS, Part.METADATA):
+            self.reader.ensure(part)
         return condition
 
 

@@ -48,7 +48,7 @@ from xclip_deploy.runtime.gallery.lance_snapshot import (
     partitions_for,
 )
 from xclip_deploy.runtime.gallery.lance_walk import verify_rows
-from xclip_deploy.runtime.gallery.records import READING_VERSION_COLUMN, GalleryVideo, merged_types
+from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
 from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, FeatureModel
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
@@ -139,6 +139,28 @@ class LanceStore:
                 self._add_columns(types)
                 rows = to_table(videos, features, self._table.schema)
                 if present:
+                    self._replace(rows, present)
+                else:
+                    self._table.add(rows)
+
+    def append(
+        self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool = False
+    ) -> None:
+        """Add rows that may be a part of their videos' segments.
+
+        ``replace``: whether to overwrite rows with the same id and segment; without it, none may be
+        there. Raises MetadataError.
+        """
+        if not videos:
+            return
+        with self.exclusive():
+            types = merged_types(
+                metadata_types(self._table.schema), (video.metadata for video in videos)
+            )
+            with self._writing():
+                self._add_columns(types)
+                rows = to_table(videos, features, self._table.schema)
+                if replace:
                     self._upsert(rows)
                 else:
                     self._table.add(rows)
@@ -146,9 +168,9 @@ class LanceStore:
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         with self.exclusive():
             snapshot = self.snapshot()
-            rows = snapshot.find([video.id for video in videos])
+            rows = snapshot.places([video.id for video in videos])
             for video in videos:
-                if video.id not in rows:
+                if (video.id, video.segment) not in rows:
                     raise GalleryError(f"no video {video.id!r} in the gallery {self._uri}")
             types = merged_types(
                 metadata_types(self._table.schema), (video.metadata for video in videos)
@@ -158,7 +180,7 @@ class LanceStore:
             def batches() -> Iterator[pa.RecordBatch]:
                 for start in range(0, len(videos), _ROWS_PER_WRITE):
                     part = videos[start : start + _ROWS_PER_WRITE]
-                    places = np.array([rows[video.id] for video in part], np.int64)
+                    places = np.array([rows[video.id, video.segment] for video in part], np.int64)
                     try:
                         features = snapshot.features(places)
                     except XclipDeployError as error:  # LanceDB would make a text of it
@@ -184,6 +206,21 @@ class LanceStore:
                 with self._writing():
                     self._table.delete(f"id in ({', '.join(map(quoted, present))})")
             return len(present)
+
+    def remove_segments(self, keys: Sequence[tuple[str, int]]) -> None:
+        """Remove rows by id and segment, of whatever videos."""
+        with self.exclusive():
+            places = self.snapshot().places([name for name, _ in keys])
+            present = [key for key in keys if key in places]
+            for start in range(0, len(present), _ROWS_PER_WRITE):
+                some = present[start : start + _ROWS_PER_WRITE]
+                by_segment: dict[int, list[str]] = {}
+                for name, segment in some:
+                    by_segment.setdefault(segment, []).append(quoted(name))
+                for segment, names in by_segment.items():
+                    with self._writing():
+                        listed = ", ".join(names)
+                        self._table.delete(f"_segment = {segment} and id in ({listed})")
 
     def optimize(self, progress: ProgressFunction, keep: timedelta = KEEP_VERSIONS) -> None:
         with self.exclusive(), self._writing():
@@ -273,14 +310,19 @@ class LanceStore:
             for name, kind in types.items()
             if name not in known
         }
-        if READING_VERSION_COLUMN not in self._table.schema.names:
-            new[READING_VERSION_COLUMN] = "cast(null as int)"
         if new:
             self._table.add_columns(new)
 
     def _upsert(self, rows: Any) -> None:
-        merge = self._table.merge_insert("id")
+        merge = self._table.merge_insert(["id", "_segment"])
         merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def _replace(self, rows: pa.Table, ids: Collection[str]) -> None:
+        """Write rows and remove all other rows of the videos ``ids``, in one commit."""
+        merge = self._table.merge_insert(["id", "_segment"])
+        merge = merge.when_matched_update_all().when_not_matched_insert_all()
+        condition = f"id in ({', '.join(map(quoted, ids))})"
+        merge.when_not_matched_by_source_delete(condition).execute(rows)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,12 @@ from xclip_deploy.runtime.arrays import BoolArray, slices
 from xclip_deploy.runtime.gallery.checksums import Part
 from xclip_deploy.runtime.gallery.lance_reader import BATCH_ROWS, RowReader, row_ids
 from xclip_deploy.runtime.gallery.lance_schema import is_whole
+from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.gallery.reports import Verification
-from xclip_deploy.runtime.gallery.store import Rows
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
+
+RowKey: TypeAlias = tuple[str, int] | int
+"""Id and segment of a row; its row id where these may be damaged."""
 
 
 def verify_rows(
@@ -55,17 +59,27 @@ def whole_rows(reader: RowReader, table: pa.Table) -> BoolArray:
 def damaged_names(reader: RowReader, table: pa.Table) -> list[str]:
     """Name the damaged rows of a table by id, or by row if the id may be damaged."""
     lost = np.flatnonzero(~whole_rows(reader, table))
-    names = names_of(reader, table.take(pa.array(lost)))
-    return [name if isinstance(name, str) else f"row {name}" for name in names]
+    return [key_name(key) for key in keys_of(reader, table.take(pa.array(lost)))]
 
 
-def names_of(reader: RowReader, table: pa.Table) -> list[str | int]:
-    """Name each row of a table by its id, or by its row id where the record may be damaged."""
+def keys_of(reader: RowReader, table: pa.Table) -> list[RowKey]:
+    """Return the key of each row of a table."""
     if not len(table):
         return []
-    is_named = _part_is_whole(reader, table, Part.RECORD)
+    is_named = _part_is_whole(reader, table, Part.SEGMENT)
     rows = row_ids(table)
-    return [table["id"][n].as_py() if is_named[n] else int(rows[n]) for n in range(len(table))]
+    return [
+        (table["id"][n].as_py(), table["_segment"][n].as_py()) if is_named[n] else int(rows[n])
+        for n in range(len(table))
+    ]
+
+
+def key_name(key: RowKey) -> str:
+    """Name a row in reports: by its video, or as ``row N``."""
+    if isinstance(key, int):
+        return f"row {key}"
+    name, segment = key
+    return f"{name}, segment {segment}" if segment else name
 
 
 def _read(reader: RowReader, rows: Rows) -> Iterator[tuple[Rows, pa.Table | None]]:

@@ -16,13 +16,13 @@ from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
-from xclip_deploy.runtime.gallery.records import GalleryVideo, coerced, merged_types
+from xclip_deploy.runtime.gallery.groups import Groups, in_order
+from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, coerced, merged_types
 from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     Nearest,
     QueryVectors,
-    Rows,
 )
 from xclip_deploy.runtime.progress import ProgressFunction
 
@@ -46,27 +46,56 @@ class MemorySnapshot:
         self._features = features
         self._types = types
         self._rows = np.arange(len(videos))
-        self._places = {video.id: n for n, video in enumerate(videos)}
+        self._segments: dict[str, list[tuple[int, int]]] = {}
+        for n, video in enumerate(videos):
+            self._segments.setdefault(video.id, []).append((video.segment, n))
+        policies = (video.segmentation for video in videos)
+        self.segmentation = next((text for text in policies if text is not None), None)
         self._lock = threading.Lock()
         self._flat: FlatVectors | None = None
+        self._groups: Groups | None = None
         self._table: FilterTable | None = None
 
     def __len__(self) -> int:
         return len(self._videos)
 
+    @property
+    def num_videos(self) -> int:
+        return len(self._segments)
+
     def find(self, ids: Sequence[str]) -> dict[str, int]:
-        return {name: self._places[name] for name in ids if name in self._places}
+        return {name: min(self._segments[name])[1] for name in ids if name in self._segments}
+
+    def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
+        return {name: in_order(self._segments[name]) for name in ids if name in self._segments}
+
+    def groups(self) -> Groups | None:
+        if len(self._segments) == len(self._videos):
+            return None
+        with self._lock:
+            if self._groups is None:
+                numbers = {name: n for n, name in enumerate(self._segments)}
+                codes = np.array([numbers[video.id] for video in self._videos])
+                segments = np.array([video.segment for video in self._videos])
+                # NumPy turns None into NaN.
+                start_s = np.array([video.start_s for video in self._videos], np.float64)
+                end_s = np.array([video.end_s for video in self._videos], np.float64)
+                self._groups = Groups.of_codes(self._rows, codes, segments, start_s, end_s)
+            return self._groups
 
     def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
         wanted = set(hashes)
         return {
-            video.content_sha256: n
+            str(video.content_sha256): n
             for n, video in enumerate(self._videos)
-            if video.content_sha256 is not None and video.content_sha256 in wanted
+            if video.content_sha256 in wanted and video.segment == 0
         }
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
         return [self._videos[row] for row in rows]
+
+    def frame_times(self, rows: Rows) -> list[tuple[float, ...]]:
+        return [self._videos[row].frame_times_s for row in rows]
 
     def features(self, rows: Rows) -> VideoFeatures:
         return self._features[rows]
@@ -92,14 +121,21 @@ class MemorySnapshot:
         return sum(
             video.content_sha256 is not None and (video.reading_version or 0) < reading_version
             for video in self._videos
+            if video.segment == 0
         )
 
-    def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
+    def nearest(
+        self,
+        queries: QueryVectors,
+        limit: int,
+        where: str | None = None,
+        without: Rows | None = None,
+    ) -> list[Nearest]:
         allowed = None if where is None else self.matching(where)
         with self._lock:
             if self._flat is None:
                 self._flat = FlatVectors(self._rows, self._features.video_features)
-        return self._flat.nearest(queries, limit, allowed)
+        return self._flat.nearest(queries, limit, allowed, without)
 
     def held(self) -> tuple[Rows, VideoFeatures]:
         return self._rows, self._features
@@ -116,13 +152,13 @@ class MemorySnapshot:
             yield part, self.features(part)
 
     def listing(self) -> Iterator[GalleryVideo]:
-        return iter(self._videos)
+        return (video for video in self._videos if video.segment == 0)
 
 
 @dataclass
 class _Content:
-    videos: dict[str, tuple[GalleryVideo, int]]
-    """Id to video and its row among all ``parts``."""
+    videos: dict[str, dict[int, tuple[GalleryVideo, int]]]
+    """Id and segment to the record and its row among all ``parts``."""
     parts: list[VideoFeatures]
 
 
@@ -147,12 +183,13 @@ class MemoryStore:
         with self._lock:
             if self._snapshot is None:
                 features = VideoFeatures.concatenate(self._content.parts)
-                videos = [video for video, _ in self._content.videos.values()]
-                rows = [row for _, row in self._content.videos.values()]
+                found = [pair for parts in self._content.videos.values() for pair in parts.values()]
+                videos = [video for video, _ in found]
+                rows = [row for _, row in found]
                 if rows != list(range(self._num_rows)):
                     features = features[rows]
-                places = {video.id: (video, n) for n, video in enumerate(videos)}
-                self._content = _Content(places, [features])
+                self._content = _Content({}, [features])
+                self._enter(videos, 0)
                 self._num_rows = len(videos)
                 self._snapshot = MemorySnapshot(tuple(videos), features, self._types)
             return self._snapshot
@@ -169,15 +206,17 @@ class MemoryStore:
         self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool
     ) -> None:
         with self._lock:
-            present = [video.id for video in videos if video.id in self._content.videos]
+            present = [
+                name
+                for name in dict.fromkeys(video.id for video in videos)
+                if name in self._content.videos
+            ]
             if present and not replace:
                 raise DuplicateIdError(f"a video {present[0]!r} is already in the gallery")
             self._types = merged_types(self._types, (video.metadata for video in videos))
             for name in present:
                 del self._content.videos[name]
-            for n, video in enumerate(videos):
-                known = coerced(video, self._types)
-                self._content.videos[video.id] = (known, self._num_rows + n)
+            self._enter([coerced(video, self._types) for video in videos], self._num_rows)
             self._content.parts.append(features)
             self._num_rows += len(videos)
             self._snapshot = None
@@ -185,12 +224,13 @@ class MemoryStore:
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         with self._lock:
             for video in videos:
-                if video.id not in self._content.videos:
+                if video.segment not in self._content.videos.get(video.id, {}):
                     raise GalleryError(f"no video {video.id!r} in the gallery")
             self._types = merged_types(self._types, (video.metadata for video in videos))
             for video in videos:
-                row = self._content.videos[video.id][1]
-                self._content.videos[video.id] = (coerced(video, self._types), row)
+                segments = self._content.videos[video.id]
+                row = segments[video.segment][1]
+                segments[video.segment] = (coerced(video, self._types), row)
             self._snapshot = None
 
     def remove(self, ids: Collection[str]) -> int:
@@ -209,10 +249,14 @@ class MemoryStore:
     def verify(self, progress: ProgressFunction) -> Verification:
         """Report memory as whole: it is not checked."""
         del progress
-        return Verification(len(self.snapshot()))
+        return Verification(self.snapshot().num_videos)
 
     def size_bytes(self) -> None:
         return None
 
     def close(self) -> None:
         """Do nothing: memory is freed with the object."""
+
+    def _enter(self, videos: Sequence[GalleryVideo], first_row: int) -> None:
+        for n, video in enumerate(videos, first_row):
+            self._content.videos.setdefault(video.id, {})[video.segment] = (video, n)

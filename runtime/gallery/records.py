@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import (
     ConfigDict,
     Field,
@@ -37,11 +38,12 @@ RECORD_COLUMNS = (
     "duration_s",
     "frame_times_s",
     "num_frames",
+    "_reading_version",
 )
 """Columns that every video has, apart from its metadata and features."""
-READING_VERSION_COLUMN = "reading_version"
-"""Column of ``GalleryVideo.reading_version``, which galleries lack until a video is added."""
-RESERVED = frozenset({*RECORD_COLUMNS, READING_VERSION_COLUMN, "video_features", "frame_features"})
+SEGMENT_COLUMNS = ("_segment", "_num_segments", "_start_s", "_end_s", "_segmentation")
+"""Columns that tell which part of its video a row is. No metadata field begins with ``_``."""
+RESERVED = frozenset({*RECORD_COLUMNS, *SEGMENT_COLUMNS, "video_features", "frame_features"})
 """Columns of the gallery itself; metadata fields may not take these names."""
 TYPE_NAMES: dict[type, str] = {
     bool: "truth values",
@@ -49,7 +51,10 @@ TYPE_NAMES: dict[type, str] = {
     float: "decimal numbers",
     str: "texts",
 }
+Rows: TypeAlias = npt.NDArray[np.int64]
+"""Row numbers of videos or their segments, valid in one snapshot only."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_INT32 = 1 << 31
 _INT64 = 1 << 63
 _EXACT = 1 << 53
 """2^53: FP64 represents every whole number up to here."""
@@ -67,12 +72,17 @@ class VideoFile(FrozenModel):
 
 
 class GalleryVideo(FrozenModel):
-    """One video of a gallery, apart from its embeddings."""
+    """One row of a gallery, apart from its embeddings: a video, or a segment of a long one.
+
+    The segments of a video differ in ``segment``, ``start_s``, ``end_s`` and ``frame_times_s``
+    alone.
+    """
 
     # JSON has no infinity, and no video has such a time.
     model_config = ConfigDict(allow_inf_nan=False)
 
     id: Annotated[str, Field(min_length=1)]
+    """Id of the video; all its segments have it."""
     path: str | None = None
     """Location of the video; None for features that were added without a file."""
     files: tuple[VideoFile, ...] = ()
@@ -87,6 +97,16 @@ class GalleryVideo(FrozenModel):
     """``READING_VERSION`` of the release that read the file; None if it recorded none."""
     metadata: Mapping[str, MetadataValue] = Field(default_factory=dict)
     """The user's own fields; filters can name them."""
+    segment: Annotated[int, Field(ge=0, lt=_INT32)] = 0
+    """Number of this segment within its video, from 0."""
+    num_segments: Annotated[int, Field(ge=1, lt=_INT32)] = 1
+    """Number of the video's segments."""
+    start_s: float | None = None
+    """Start of the segment, seconds; None if it is not known, as for features without a file."""
+    end_s: float | None = None
+    """End of the segment, seconds."""
+    segmentation: str | None = None
+    """:attr:`Segmentation.text` of the policy that cut the video; None takes the gallery's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -94,6 +114,12 @@ class GalleryVideo(FrozenModel):
         if isinstance(data, dict) and data.get("path") is not None and not data.get("files"):
             return {**data, "files": (VideoFile(path=data["path"]),)}
         return data
+
+    @model_validator(mode="after")
+    def _segment_is_one_of_them(self) -> GalleryVideo:
+        if self.segment >= self.num_segments:
+            raise ValueError(f"segment is {self.segment} of {self.num_segments}")
+        return self
 
     @model_validator(mode="after")
     def _path_is_the_first_file(self) -> GalleryVideo:
@@ -106,6 +132,18 @@ class GalleryVideo(FrozenModel):
     def _metadata_can_be_stored(cls, metadata: object) -> object:
         # Runs before Pydantic's own check, which turns NumPy's 1 and True into 1.0.
         return plain_metadata(metadata) if isinstance(metadata, Mapping) else metadata
+
+
+def as_segment_of(row: GalleryVideo, video: GalleryVideo) -> GalleryVideo:
+    """Return a row with the id, files, content, duration and metadata of ``video``."""
+    names = ("id", "path", "files", "content_sha256", "duration_s", "metadata")
+    return row.model_copy(update={name: getattr(video, name) for name in names})
+
+
+def times_of(row: GalleryVideo) -> tuple[float, float | None]:
+    """Return start and end of a row, seconds; a whole video lasts from 0 to its duration."""
+    end_s = row.duration_s if row.end_s is None else row.end_s
+    return row.start_s or 0.0, end_s
 
 
 def plain_metadata(metadata: Mapping[Any, Any]) -> dict[str, MetadataValue]:

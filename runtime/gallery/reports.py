@@ -16,6 +16,10 @@ class GalleryStats:
     fingerprint: str
     """Fingerprint of the model that made the features."""
     num_videos: int
+    num_segments: int
+    """Number of rows; a long video in segments has several."""
+    segmentation: str | None
+    """Policy by which videos are cut; None where none is set."""
     num_files: int
     """Number of files; several may hold the same video."""
     total_duration_s: float

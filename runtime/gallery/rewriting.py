@@ -48,10 +48,12 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_videos,
 )
 from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
-from xclip_deploy.runtime.gallery.lance_walk import names_of, walk, whole_rows
-from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.gallery.lance_walk import RowKey, key_name, keys_of, walk, whole_rows
+from xclip_deploy.runtime.gallery.records import GalleryVideo, VideoFile
 from xclip_deploy.runtime.gallery.reports import Rescue
+from xclip_deploy.runtime.gallery.walking import copy_thumbnails
 from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 _NO_DELETIONS = pa.schema([pa.field("row_id", pa.uint32(), nullable=False)])
 
@@ -72,7 +74,7 @@ def rescue_gallery(
         record = read_record(path)
     except GalleryIntegrityError:
         record = None
-    lost: dict[str | int, None] = {}
+    lost: dict[RowKey, None] = {}
     with (
         _readable(path, record) as (table, version, bad_deletions),
         replaced_directory(output) as directory,
@@ -87,23 +89,25 @@ def rescue_gallery(
             found = _found(reader, part)
             # Without its deletions, a fragment holds rows that later ones replace. So the last row
             # of a video counts: it is whole, or the video is lost whatever the older ones hold.
-            newest: dict[str | int, int] = {}
+            newest: dict[RowKey, int] = {}
             for n, video in enumerate(found):
                 if isinstance(video, GalleryVideo):
-                    lost.pop(video.id, None)
-                    newest[video.id] = n
+                    lost.pop((video.id, video.segment), None)
+                    newest[video.id, video.segment] = n
                 else:
                     newest.pop(video, None)
                     lost[video] = None
             _copy(part, found, list(newest.values()), store, replace=True)
             progress(Progress("rescuing", done, reader.count, failed=len(lost)))
-        store.remove([name for name in lost if isinstance(name, str)])
-        count = len(store.snapshot())
+        store.remove_segments([key for key in lost if not isinstance(key, int)])
+        _forget_files(store)
+        copy_thumbnails(str(path), directory)
+        count = store.snapshot().num_videos
         store.close()
     return Rescue(
         output=str(output),
         num_videos=count,
-        lost=tuple(name if isinstance(name, str) else f"row {name}" for name in lost),
+        lost=tuple(key_name(key) for key in lost),
         version=version,
         committed_version=None if record is None else record.version,
         # An older version may lack the removals of those after it.
@@ -172,20 +176,43 @@ def _header(uri: str, table: Any) -> TableHeader:  # noqa: ANN401
     return header
 
 
-def _found(reader: RowReader, table: pa.Table) -> list[GalleryVideo | str | int]:
+def _forget_files(store: LanceStore) -> None:
+    """Forget the files of videos that lost a segment, so that ``index`` reads these again."""
+    snapshot = store.snapshot()
+    groups = snapshot.groups()
+    if groups is None:
+        return
+    firsts = snapshot.videos(groups.firsts)
+    counts = np.bincount(groups.numbers, minlength=len(groups))
+    partial = [v.id for v, n in zip(firsts, counts, strict=True) if v.num_segments != n]
+    for name, rows in snapshot.segments(partial).items():
+        videos = [
+            video.model_copy(
+                update={
+                    "files": tuple(VideoFile(path=file.path) for file in video.files),
+                    "content_sha256": None,
+                }
+            )
+            for video in snapshot.videos(rows)
+        ]
+        assert name == videos[0].id
+        store.update(videos)
+
+
+def _found(reader: RowReader, table: pa.Table) -> list[GalleryVideo | RowKey]:
     """Read each row of a table with all columns.
 
-    A row gives its video if it is whole, its id if that alone is legible, and else its row id.
+    A row gives its video if it is whole, its key if that alone is legible, and else its row id.
     """
     rows = row_ids(table)
     is_checked = "_check_record" in table.schema.names
     whole = whole_rows(reader, table) if is_checked else np.ones(len(table), np.bool_)
-    found: list[GalleryVideo | str | int] = []
+    found: list[GalleryVideo | RowKey] = []
     for n in range(len(table)):
         row = table.slice(n, 1)
         video = _video_of(reader, row) if whole[n] else None
         if video is None:
-            found.append(names_of(reader, row)[0] if is_checked else int(rows[n]))
+            found.append(keys_of(reader, row)[0] if is_checked else int(rows[n]))
         else:
             found.append(video)
     return found
@@ -205,7 +232,7 @@ def _video_of(reader: RowReader, row: pa.Table) -> GalleryVideo | None:
 
 def _copy(
     table: pa.Table,
-    found: Sequence[GalleryVideo | str | int],
+    found: Sequence[GalleryVideo | RowKey],
     places: list[int],
     store: LanceStore,
     *,
@@ -215,7 +242,10 @@ def _copy(
     videos = [video for n in places if isinstance(video := found[n], GalleryVideo)]
     # A list without elements would become an array of nulls, which picks nothing.
     features = to_features(table.take(pa.array(places, pa.int64())))
-    store.put(videos, features, replace=replace)
+    if not replace:  # the videos of releases that knew no segments are whole
+        whole = Segmentation.whole().text
+        videos = [video.model_copy(update={"segmentation": whole}) for video in videos]
+    store.append(videos, features, replace=replace)
 
 
 @contextmanager

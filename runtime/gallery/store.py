@@ -13,12 +13,11 @@ import numpy.typing as npt
 
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.records import GalleryVideo
+from xclip_deploy.runtime.gallery.groups import Groups
+from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows
 from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.progress import ProgressFunction
 
-Rows: TypeAlias = npt.NDArray[np.int64]
-"""Row numbers of videos, valid in one snapshot only."""
 QueryVectors: TypeAlias = npt.NDArray[np.floating[Any]]
 """Vectors to compare with ``video_features``, [Q, D]."""
 KEEP_VERSIONS = timedelta(hours=1)
@@ -62,18 +61,42 @@ class Snapshot(Protocol):
         """Number of partitions of the approximate index; None where there is no index."""
         ...
 
-    def __len__(self) -> int: ...
+    @property
+    def segmentation(self) -> str | None:
+        """Policy by which videos are cut, as :attr:`Segmentation.text`; None while none is set."""
+        ...
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos; a long one has several rows."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of rows: of videos, or of their segments."""
+        ...
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
-        """Return the row of each of these ids that is there."""
+        """Return the first row of each of these ids that is there."""
         ...
 
     def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
-        """Return the row of each of these SHA-256 of contents that is there."""
+        """Return the first row of each of these SHA-256 of contents that is there."""
+        ...
+
+    def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
+        """Return the rows of each of these ids that is there, ordered by segment."""
+        ...
+
+    def groups(self) -> Groups | None:
+        """Return the video of every row; None where every row is a video of its own."""
         ...
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
         """Return the records of the videos in ``rows``, in that order."""
+        ...
+
+    def frame_times(self, rows: Rows) -> list[tuple[float, ...]]:
+        """Return ``frame_times_s`` alone of ``rows``, in that order."""
         ...
 
     def features(self, rows: Rows) -> VideoFeatures:
@@ -85,7 +108,7 @@ class Snapshot(Protocol):
         ...
 
     def rows(self) -> Rows:
-        """Return the rows of all videos, in the order in which they were added."""
+        """Return all rows, ascending, in the order in which they were added."""
         ...
 
     def matching(self, where: str) -> Rows:
@@ -99,8 +122,17 @@ class Snapshot(Protocol):
         """
         ...
 
-    def nearest(self, queries: QueryVectors, limit: int, where: str | None = None) -> list[Nearest]:
-        """Return for each query the ``limit`` videos with the largest inner product."""
+    def nearest(
+        self,
+        queries: QueryVectors,
+        limit: int,
+        where: str | None = None,
+        without: Rows | None = None,
+    ) -> list[Nearest]:
+        """Return for each query the ``limit`` rows with the largest inner product.
+
+        ``without``: rows to leave out, ascending.
+        """
         ...
 
     def held(self) -> tuple[Rows, VideoFeatures] | None:
@@ -121,7 +153,7 @@ class Snapshot(Protocol):
         ...
 
     def listing(self) -> Iterator[GalleryVideo]:
-        """Yield all videos without embeddings and metadata, read ahead in parts."""
+        """Yield the first row of every video without metadata, read ahead in parts."""
         ...
 
 
@@ -156,14 +188,15 @@ class GalleryStore(Protocol):
     ) -> None:
         """Add all videos or none; with ``replace``, overwrite those with the same ids.
 
+        Every video comes with all its segments. Those of an overwritten one are all removed.
         Raises MetadataError, and DuplicateIdError without ``replace``.
         """
         ...
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
-        """Replace the records of videos and keep their embeddings.
+        """Replace the records of rows, by id and segment, and keep their embeddings.
 
-        Raises GalleryError for a video that is not there.
+        Raises GalleryError for a row that is not there.
         """
         ...
 

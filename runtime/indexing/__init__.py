@@ -7,7 +7,8 @@ it to the gallery. ``indexer`` drives the stages; ``records`` defines the record
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.indexing.adding import add_videos
+from xclip_deploy.runtime.indexing.adding import add_videos, estimate_videos
+from xclip_deploy.runtime.indexing.estimating import IndexEstimate
 from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
 from xclip_deploy.runtime.indexing.planning import warn_of_older_readings
 from xclip_deploy.runtime.indexing.records import OnDuplicate, SourceVideo, Task
@@ -20,6 +21,7 @@ from xclip_deploy.runtime.indexing.sources import (
 )
 
 __all__ = [
+    "IndexEstimate",
     "IndexReport",
     "IndexRun",
     "IndexSettings",
@@ -28,6 +30,7 @@ __all__ = [
     "Sources",
     "Task",
     "add_videos",
+    "estimate_videos",
     "find_sources",
     "name_sources",
     "open_sources",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     MAX_THREADS,
+    PathName,
     as_choice,
     as_instance,
     as_number,
@@ -18,6 +19,8 @@ from xclip_deploy.runtime.arguments import (
 from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.gallery import Gallery, MetadataValue
+from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
+from xclip_deploy.runtime.indexing.estimating import IndexEstimate, estimate
 from xclip_deploy.runtime.indexing.in_memory import index_frames
 from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
 from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
@@ -25,6 +28,7 @@ from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.sources import open_sources
 from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 _MAX_TIMEOUT_S = 1e6
 
@@ -37,8 +41,11 @@ def add_videos(
     *,
     ids: str | Sequence[str] | None,
     metadata: Mapping[str, MetadataValue] | None,
+    segment: str | float | Segmentation | None,
+    stride: str | float | None,
     on_duplicate: OnDuplicate,
     prune: bool,
+    thumbnails: bool,
     workers: int | None,
     timeout_s: float,
     progress: bool | ProgressFunction,
@@ -46,6 +53,7 @@ def add_videos(
     """Check the arguments, then read, encode and add videos: see :meth:`Retriever.add`."""
     as_choice("on_duplicate", on_duplicate, OnDuplicate)
     as_truth("prune", prune)
+    as_truth("thumbnails", thumbnails)
     if workers is not None:
         workers = as_whole_number("workers", workers, 1, MAX_THREADS)
     timeout_s = as_number("timeout_s", timeout_s, 1e-3, _MAX_TIMEOUT_S)
@@ -56,11 +64,16 @@ def add_videos(
     if ids is not None:
         ids = [ids] if isinstance(ids, str) else as_texts("ids", ids)
     if are_frames(videos):
+        if segment is not None or stride is not None:
+            raise InvalidArgumentError(
+                "segment and stride are for files; expected neither for frames in memory"
+            )
         if prune:
             raise InvalidArgumentError("prune is for files; expected none for frames in memory")
         return index_frames(
             gallery, model.encode_videos, reading, videos, ids, metadata, on_duplicate
         )
+    segmentation = choose_segmentation(gallery, reading, segment, stride)
     sources = open_sources(as_paths("videos", videos), ids, metadata)
     with (
         DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s) as pool,
@@ -68,6 +81,63 @@ def add_videos(
     ):
         settings = IndexSettings(max_batch=model.max_batch)
         run = IndexRun(
-            sources, gallery, model.encode_videos, pool, settings=settings, progress=report
+            sources,
+            gallery,
+            model.encode_videos,
+            pool,
+            segmentation=segmentation,
+            thumbnails=ThumbnailStore(gallery.thumbnails)
+            if thumbnails and gallery.thumbnails is not None
+            else None,
+            settings=settings,
+            progress=report,
         )
         return run.run(on_duplicate, prune=prune)
+
+
+def estimate_videos(
+    gallery: Gallery,
+    model: DeployedModel,
+    reading: VideoReading,
+    videos: PathName | Iterable[PathName],
+    *,
+    segment: str | float | Segmentation | None,
+    stride: str | float | None,
+    on_duplicate: OnDuplicate,
+    workers: int | None,
+) -> IndexEstimate:
+    """Check the arguments, then estimate: see :meth:`Retriever.estimate`."""
+    as_choice("on_duplicate", on_duplicate, OnDuplicate)
+    if workers is not None:
+        workers = as_whole_number("workers", workers, 1, MAX_THREADS)
+    return estimate(
+        gallery,
+        model.encode_videos,
+        reading,
+        open_sources(as_paths("videos", videos)),
+        choose_segmentation(gallery, reading, segment, stride),
+        on_duplicate=on_duplicate,
+        max_batch=model.max_batch,
+        workers=workers,
+        shares_cores=model.placement.device == "cpu",
+    )
+
+
+def choose_segmentation(
+    gallery: Gallery,
+    reading: VideoReading,
+    segment: str | float | Segmentation | None,
+    stride: str | float | None,
+) -> Segmentation:
+    """Return the policy by which long videos are cut: the one asked for, or the gallery's.
+
+    A gallery without a policy gets windows of the model's span by default. Raises
+    GallerySegmentationError if the gallery has another policy, InvalidArgumentError.
+    """
+    sampling = reading.sampling
+    span_s = sampling.max_frames / sampling.frames_per_second
+    wanted = Segmentation.of(segment, stride, span_s)
+    if segment is None and stride is None:
+        return gallery.segmentation or wanted
+    gallery.check_segmentation(wanted)
+    return wanted

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.indexing.edit import GalleryEdit
-from xclip_deploy.runtime.indexing.records import Placed, ReadyFile, Task, What
+from xclip_deploy.runtime.indexing.records import EncodedVideo, Placed, ReadyFile, Task, What
 from xclip_deploy.runtime.video import READING_VERSION
 
 
@@ -93,11 +93,11 @@ class _Commit:
             files=(item.file,),
             content_sha256=item.content_sha256,
             duration_s=encoded.duration_s,
-            frame_times_s=encoded.frame_times_s,
+            frame_times_s=(),
             reading_version=READING_VERSION,
             metadata=metadata,
         )
-        edit.add(video, encoded.features)
+        edit.add(_segments_of(video, encoded), encoded.features)
         self._note(task, "changed" if was_there else "indexed", wanted)
 
     def _join(self, item: ReadyFile, video_id: str, *, was_listed: bool) -> None:
@@ -107,14 +107,11 @@ class _Commit:
         is_encoded = task.replace and item.encoded is not None and was_listed
         if is_encoded:
             assert item.encoded is not None
-            reading = {
-                "duration_s": item.encoded.duration_s,
-                "frame_times_s": item.encoded.frame_times_s,
-                "reading_version": READING_VERSION,
-            }
             video = self.edit.get(video_id)
             assert video is not None
-            self.edit.add(video.model_copy(update=reading), item.encoded.features)
+            read = {"duration_s": item.encoded.duration_s, "reading_version": READING_VERSION}
+            video = video.model_copy(update=read)
+            self.edit.add(_segments_of(video, item.encoded), item.encoded.features)
         name, warning = self._describe(task, video_id)
         what: What = "unchanged" if was_listed else "duplicate"
         self._note(task, "changed" if is_encoded else what, name, warning)
@@ -164,3 +161,21 @@ class _Commit:
 
     def _note(self, task: Task, what: What, name: str, warning: str | None = None) -> None:
         self._result.placed.append(Placed(task, what, name, warning))
+
+
+def _segments_of(video: GalleryVideo, encoded: EncodedVideo) -> list[GalleryVideo]:
+    """Return a row for each segment of an encoded video."""
+    count = len(encoded.segments)
+    return [
+        video.model_copy(
+            update={
+                "segment": n,
+                "num_segments": count,
+                "start_s": segment.start_s,
+                "end_s": segment.end_s,
+                "frame_times_s": segment.frame_times_s,
+                "segmentation": encoded.segmentation,
+            }
+        )
+        for n, segment in enumerate(encoded.segments)
+    ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, VideoFile
+from xclip_deploy.runtime.gallery.records import Rows, as_segment_of
 
 
 class GalleryEdit:
@@ -24,7 +25,8 @@ class GalleryEdit:
         self._gallery = gallery
         self._snapshot = gallery.snapshot()
         self._videos: dict[str, GalleryVideo] = {}
-        self._rows: dict[str, int] = {}
+        self._rows: dict[str, Rows] = {}
+        self._segments: dict[str, tuple[GalleryVideo, ...]] = {}
         self._features: dict[str, VideoFeatures] = {}
         self._changed: dict[str, None] = {}
         self._absent: set[str] = set()
@@ -56,9 +58,11 @@ class GalleryEdit:
         name = self._contents.get(content_sha256)
         return None if name is None else self._videos.get(name)
 
-    def add(self, video: GalleryVideo, features: VideoFeatures) -> None:
-        """Add or replace a video. ``features``: its embeddings, V = 1."""
+    def add(self, segments: Sequence[GalleryVideo], features: VideoFeatures) -> None:
+        """Add or replace a video, given by its segments in order, with a row of features each."""
+        video = segments[0]
         self._put(video)
+        self._segments[video.id] = tuple(segments)
         self._features[video.id] = features
         self._rows.pop(video.id, None)
 
@@ -100,15 +104,15 @@ class GalleryEdit:
     def rename(self, video_id: str, new_id: str) -> None:
         """Give a video another id, and replace the video that has it now."""
         video = self._videos[video_id]
-        features, row = self._features.get(video_id), self._rows.get(video_id)
+        features, rows = self._features.get(video_id), self._rows.get(video_id)
+        segments = self._segments.get(video_id)
         self.drop(video_id)
         self.get(new_id)  # loads the video there now, so that no later look-up restores it
-        self._features.pop(new_id, None)
-        self._rows.pop(new_id, None)
-        if features is not None:
-            self._features[new_id] = features
-        if row is not None:
-            self._rows[new_id] = row
+        self._forget(new_id)
+        if features is not None and segments is not None:
+            self._features[new_id], self._segments[new_id] = features, segments
+        if rows is not None:
+            self._rows[new_id] = rows
         self._put(video.model_copy(update={"id": new_id}))
         self._new_names[video_id] = new_id
 
@@ -120,8 +124,7 @@ class GalleryEdit:
             and self._contents.get(video.content_sha256) == video_id
         ):
             del self._contents[video.content_sha256]
-        self._rows.pop(video_id, None)
-        self._features.pop(video_id, None)
+        self._forget(video_id)
         self._changed.pop(video_id, None)
         self._removed.add(video_id)
         self._absent.add(video_id)
@@ -130,15 +133,28 @@ class GalleryEdit:
         """Write the changes. Raises GalleryError."""
         old = [name for name in self._changed if name not in self._features]
         new = [name for name in self._changed if name in self._features]
+        videos: list[GalleryVideo] = []
         parts = [self._features[name] for name in new]
         if old:
-            rows = np.array([self._rows[name] for name in old], np.int64)
+            rows = np.concatenate([self._rows[name] for name in old])
             parts.insert(0, self._snapshot.features(rows))
+            stored = iter(self._snapshot.videos(rows))
+            for name in old:
+                videos += [
+                    as_segment_of(next(stored), self._videos[name]) for _ in self._rows[name]
+                ]
+        for name in new:
+            videos += [as_segment_of(row, self._videos[name]) for row in self._segments[name]]
         if parts:
-            videos = [self._videos[name] for name in (*old, *new)]
             self._gallery.add(videos, VideoFeatures.concatenate(parts), replace=True)
-        stored = self._snapshot.find(sorted(self._removed - self._changed.keys()))
-        self._gallery.remove(list(stored))
+        gone = self._snapshot.find(sorted(self._removed - self._changed.keys()))
+        self._gallery.remove(list(gone))
+
+    def _forget(self, video_id: str) -> None:
+        """Forget where a video's embeddings are."""
+        self._rows.pop(video_id, None)
+        self._segments.pop(video_id, None)
+        self._features.pop(video_id, None)
 
     def _put(self, video: GalleryVideo) -> None:
         before = self._videos.get(video.id)
@@ -156,10 +172,12 @@ class GalleryEdit:
         wanted = np.array(sorted({*found.values(), *rows}), np.int64)
         if not len(wanted):
             return
-        for row, video in zip(wanted, self._snapshot.videos(wanted), strict=True):
+        videos = self._snapshot.videos(wanted)
+        long = self._snapshot.segments([video.id for video in videos if video.num_segments > 1])
+        for row, video in zip(wanted, videos, strict=True):
             if video.id not in self._videos and video.id not in self._removed:
                 self._videos[video.id] = video
-                self._rows[video.id] = int(row)
+                self._rows[video.id] = long.get(video.id, np.array([row], np.int64))
                 self._absent.discard(video.id)
                 if video.content_sha256 is not None:
                     self._contents.setdefault(video.content_sha256, video.id)

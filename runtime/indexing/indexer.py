@@ -6,16 +6,12 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
-import numpy.typing as npt
 
 from xclip_deploy.errors import (
     GalleryError,
@@ -25,10 +21,16 @@ from xclip_deploy.errors import (
 )
 from xclip_deploy.runtime.arguments import as_choice
 from xclip_deploy.runtime.arrays import slices
-from xclip_deploy.runtime.decoding import DecoderPool, FileContent
-from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.decoding import DecoderPool, FileContent, FrameStream
 from xclip_deploy.runtime.gallery import Gallery, VideoFile
 from xclip_deploy.runtime.gallery.checking import checked_features
+from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
+from xclip_deploy.runtime.indexing.batching import (
+    Encode,
+    OpenVideo,
+    WindowBatch,
+    describe_thinning,
+)
 from xclip_deploy.runtime.indexing.claims import Claims
 from xclip_deploy.runtime.indexing.committing import commit_files, detach_files
 from xclip_deploy.runtime.indexing.planning import KnownFiles, plan_files
@@ -41,9 +43,9 @@ from xclip_deploy.runtime.indexing.records import (
 from xclip_deploy.runtime.indexing.report import IndexReport, Tally
 from xclip_deploy.runtime.indexing.sources import Sources, folders_above
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
+from xclip_deploy.runtime.video import Segmentation, Segmenter, SegmentFrames
+from xclip_deploy.runtime.video.shots import import_scenedetect
 
-Encode = Callable[[Sequence[npt.NDArray[np.uint8]]], VideoFeatures]
-"""Function that embeds videos, given by their frames: uint8 [n, S, S, 3] each."""
 Result = TypeVar("Result")
 
 _LOG = logging.getLogger(__name__)
@@ -77,6 +79,8 @@ class IndexRun:
         encode: Encode,
         pool: DecoderPool[Task],
         *,
+        segmentation: Segmentation | None = None,
+        thumbnails: ThumbnailStore | None = None,
         settings: IndexSettings | None = None,
         progress: ProgressFunction = ignore_progress,
     ) -> None:
@@ -85,19 +89,30 @@ class IndexRun:
         Args:
             sources: The files.
             gallery: The gallery to write to.
-            encode: Called in this thread, with at most ``settings.max_batch`` videos.
+            encode: Called in this thread, with at most ``settings.max_batch`` videos or windows.
             pool: An empty pool of decoders, which reads the files. The caller closes it.
+            segmentation: Policy by which long videos are cut; None keeps them whole.
+            thumbnails: Folder for a picture of each segment; None makes none.
             settings: Sizes of batches and commits.
-            progress: Called after every video.
+            progress: Called after every video, and after every block of a long one.
+
+        Raises:
+            MissingExtraError: shots are wanted, and the package that finds them is not installed.
         """
+        if segmentation is not None and segmentation.kind == "shots":
+            import_scenedetect()
         self._sources = sources
         self._gallery = gallery
-        self._encode_videos = encode
         self._pool = pool
+        self._segmentation = segmentation or Segmentation.whole()
         self._settings = settings or IndexSettings()
         self._tally = Tally(sources, progress)
         self._todo: deque[Task] = deque()
-        self._batch: list[tuple[Task, FileContent]] = []
+        model = gallery.model
+        check = partial(checked_features, max_frames=model.max_frames, dim=model.embed_dim)
+        self._batch = WindowBatch(encode, self._settings.max_batch, check, thumbnails)
+        self._thumbnails = thumbnails
+        self._open: list[OpenVideo] = []  # long videos that are being read
         self._ready: list[ReadyFile] = []
         self._fresh = 0  # files received since the last commit, without retries
         self._fresh_since = 0.0
@@ -138,6 +153,8 @@ class IndexRun:
                 self._prune(known)
         finally:
             self._writer.shutdown()
+        if self._thumbnails is not None and self._thumbnails.warning is not None:
+            self._tally.warn_of(str(self._thumbnails.directory), self._thumbnails.warning)
         return self._tally.report()
 
     def _read_all(self) -> None:
@@ -146,18 +163,22 @@ class IndexRun:
             # The decoders fill the next batch while the encoder works on one.
             while self._todo and pool.has_room(beside=self._settings.max_batch):
                 task = self._todo.popleft()
-                pool.submit(task, task.source.path, partial(claims.wants_frames, task))
-            if not pool.in_flight:
+                wants_frames = partial(claims.wants_frames, task)
+                pool.submit(task, task.source.path, wants_frames, self._segmentation)
+            if not pool.in_flight and not self._open:
                 self._encode()
                 self._commit()
                 if not self._todo:
                     return
                 continue
-            taken = pool.take(self._time_left_s())
+            streams = [video.stream for video in self._open if video.stream is not None]
+            taken = pool.take(self._time_left_s(), streams)
             if taken is not None:
                 self._receive(*taken)
-            if len(self._batch) >= self._settings.max_batch:
+            if self._batch.is_full:
                 self._encode()
+            for video in list(self._open):
+                self._read_on(video)
             if self._fresh >= self._settings.commit_videos or self._time_left_s() == 0:
                 self._encode()
                 self._commit()
@@ -170,42 +191,108 @@ class IndexRun:
 
     def _receive(self, task: Task, outcome: FileContent | VideoError) -> None:
         if isinstance(outcome, VideoError):
-            self._claims.fail(task, outcome)
-            self._tally.fail(task, str(outcome))
+            self._fail(task, outcome)
+        elif isinstance(outcome.frames, FrameStream):
+            self._open_stream(task, outcome, outcome.frames)
+            return  # the file counts once it was read
         else:
-            if not self._fresh:
-                self._fresh_since = time.monotonic()
-            self._fresh += 1
             if outcome.frames is None:
                 self._ready.append(_ready(task, outcome, None))
             else:
-                self._batch.append((task, outcome))
-                if outcome.frames.warnings:
-                    self._tally.warn(task, "; ".join(outcome.frames.warnings))
-            self._tally.read(task)
+                self._batch.add_whole(
+                    OpenVideo.whole(task, outcome, outcome.frames), outcome.frames
+                )
+                warnings = outcome.frames.warnings
+                rate = self._pool.reading.sampling.frames_per_second
+                if thinning := describe_thinning(outcome.frames, rate):
+                    warnings = (*warnings, thinning)
+                if warnings:
+                    self._tally.warn(task, "; ".join(warnings))
+            self._note_read(task)
         self._tally.show()
 
-    def _encode(self) -> None:
-        # The batch is emptied first: one that cannot be encoded must not be tried again.
-        batch, self._batch = self._batch, []
-        if not batch:
+    def _fail(self, task: Task, error: VideoError) -> None:
+        self._claims.fail(task, error)
+        self._tally.fail(task, str(error))
+
+    def _note_read(self, task: Task) -> None:
+        if not self._fresh:
+            self._fresh_since = time.monotonic()
+        self._fresh += 1
+        self._tally.read(task)
+
+    def _open_stream(self, task: Task, content: FileContent, stream: FrameStream) -> None:
+        try:
+            segmenter = Segmenter(
+                self._segmentation, self._pool.reading.sampling, stream.duration_s
+            )
+        except InvalidArgumentError as error:  # too many segments
+            stream.close()
+            self._fail(task, VideoError(f"{task.source.path}: {error}"))
+            self._tally.show()
             return
-        videos = [content.frames for _, content in batch if content.frames is not None]
-        features = self._encode_videos([video.frames for video in videos])
-        model = self._gallery.model
-        for n, ((task, content), video) in enumerate(zip(batch, videos, strict=True)):
-            part, path = features[n : n + 1], task.source.path
-            try:
-                # What the gallery refuses costs this file, not all that is committed with it.
-                name, times = Path(path).name, tuple(map(float, video.times_s))
-                checked_features([name], [len(times)], part, model.max_frames, model.embed_dim)
-            except InvalidArgumentError as fault:
-                error = VideoError(f"{path}: the encoder gave wrong features: {fault}")
-                self._claims.fail(task, error)
-                self._tally.fail(task, str(error))
-                continue
-            encoded = EncodedVideo(video.duration_s, times, part)
-            self._ready.append(_ready(task, content, encoded))
+        self._open.append(OpenVideo(task, content, stream.duration_s, stream, segmenter))
+
+    def _read_on(self, video: OpenVideo) -> None:
+        """Take the next block of a long video, if there is one, and encode full batches."""
+        stream, segmenter, task = video.stream, video.segmenter, video.task
+        assert stream is not None
+        assert segmenter is not None
+        try:
+            block = stream.poll()
+        except VideoError as error:
+            video.failure = error
+            self._close(video)
+            return
+        if block is not None:
+            video.position_s = float(block.times_s[-1])
+            self._add(video, segmenter.add(block))
+        if stream.has_ended and video.failure is None:
+            self._add(video, segmenter.finish(stream.gaps))
+            warnings = stream.warnings
+            if segmenter.left_out:
+                count = len(segmenter.left_out)
+                warnings = (*warnings, f"{count} segments have no frame and are left out")
+            if warnings and video.failure is None:
+                self._tally.warn(task, "; ".join(warnings))
+            video.is_complete = True
+        if video.is_complete or video.failure is not None:
+            self._close(video)
+        self._tally.show(self._open[0].progress if self._open else "")
+
+    def _add(self, video: OpenVideo, windows: Iterator[SegmentFrames]) -> None:
+        for window in windows:
+            self._batch.add(video, window)
+            if self._batch.is_full:
+                self._encode()
+            if video.failure is not None:
+                return
+
+    def _close(self, video: OpenVideo) -> None:
+        """End the reading of a long video, which is complete or has failed."""
+        self._open.remove(video)
+        assert video.stream is not None
+        video.stream.close()
+        if video.failure is not None:
+            self._fail(video.task, video.failure)
+            return
+        self._note_read(video.task)
+        if video.is_done:
+            self._finish(video)
+
+    def _finish(self, video: OpenVideo) -> None:
+        self._ready.append(
+            _ready(video.task, video.content, video.encoded(self._segmentation.text))
+        )
+
+    def _encode(self) -> None:
+        for video in self._batch.encode():
+            if video in self._open:
+                continue  # it failed, and is closed where it is read
+            if video.failure is not None:
+                self._fail(video.task, video.failure)
+            else:
+                self._finish(video)
 
     def _commit(self) -> None:
         ready, self._ready, self._fresh = self._ready, [], 0

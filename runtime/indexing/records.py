@@ -66,14 +66,26 @@ class Task:
     """SHA-256 of the file, hexadecimal, once it was read."""
 
 
+@dataclass(frozen=True)
+class SegmentTimes:
+    """Times of a segment within its video, seconds."""
+
+    start_s: float
+    end_s: float
+    frame_times_s: tuple[float, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedVideo:
     """The result of decoding and encoding."""
 
     duration_s: float
-    frame_times_s: tuple[float, ...]
+    segments: tuple[SegmentTimes, ...]
+    """The video's segments in order; a short video is one."""
     features: VideoFeatures
-    """Features of one video, V = 1."""
+    """Features of the segments, V of them."""
+    segmentation: str | None = None
+    """:attr:`Segmentation.text` of the policy that cut the video; None takes the gallery's."""
 
 
 @dataclass(frozen=True, eq=False)

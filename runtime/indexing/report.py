@@ -107,7 +107,7 @@ class Tally:
         self._progress = progress
         self._total = len(sources.videos) + len(sources.failed)
         self._done = self._failures = len(sources.failed)
-        self._shown = (self._done, self._failures)
+        self._shown = (self._done, self._failures, "")
         self._ids: dict[str, list[tuple[int, str]]] = {
             "indexed": [],
             "changed": [],
@@ -117,6 +117,7 @@ class Tally:
         self._passed_over = sources.passed_over
         self._failed = [(-1, failure) for failure in sources.failed]
         self._warnings: list[tuple[int, FailedVideo]] = []
+        self._others: list[FailedVideo] = []
         self._read: set[int] = set()
         self.pruned: list[str] = []
         """Paths of files that were removed."""
@@ -154,12 +155,17 @@ class Tally:
         """Note a fault of a file that is indexed all the same."""
         self._warnings.append((task.order, FailedVideo(task.source.path, reason)))
 
-    def show(self) -> None:
-        """Report progress to the caller if there is any."""
-        now = (self._done, self._failures)
+    def warn_of(self, path: str, reason: str) -> None:
+        """Note a fault of something that is not one of the files."""
+        self._others.append(FailedVideo(path, reason))
+
+    def show(self, note: str = "") -> None:
+        """Report progress to the caller if there is any. ``note``: where a long video is."""
+        now = (self._done, self._failures, note)
         if now != self._shown:
             self._shown = now
-            self._progress(Progress("videos", self._done, self._total, self._failures))
+            progress = Progress("videos", self._done, self._total, self._failures, note=note)
+            self._progress(progress)
 
     def so_far(self) -> str:
         """Describe the progress in words."""
@@ -169,7 +175,7 @@ class Tally:
         """Make the report, in the order of the sources."""
         names = {what: tuple(name for _, name in sorted(ids)) for what, ids in self._ids.items()}
         in_order = sorted(self._warnings, key=lambda entry: entry[0])
-        warnings = [warning for _, warning in in_order]
+        warnings = [*(warning for _, warning in in_order), *self._others]
         for folder, count in self.kept.items():
             said = (
                 f"holds no video at all, as when a disk is not mounted: its {count} videos stay "

@@ -10,7 +10,8 @@ from xclip_deploy.runtime.search.options import (
     spells_out,
 )
 from xclip_deploy.runtime.search.query_bank import QueryBank
-from xclip_deploy.runtime.search.searcher import Query, Searcher
+from xclip_deploy.runtime.search.ranked import Query
+from xclip_deploy.runtime.search.searcher import Searcher
 
 __all__ = [
     "DEFAULT_CANDIDATES",

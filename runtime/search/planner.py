@@ -30,19 +30,19 @@ class Planner:
         self._pair_s = _FIRST_GUESS_S
         self._measured = False
 
-    def plan(self, num_videos: int, options: SearchOptions) -> Plan:
-        """Choose the method for a gallery of ``num_videos``."""
+    def plan(self, num_videos: int, options: SearchOptions, unit: str = "videos") -> Plan:
+        """Choose the method for ``num_videos``; ``unit`` is the word for them."""
         if options.exact is not None:
             return Plan("exact" if options.exact else "two-stage", "asked for")
         if num_videos <= options.num_candidates:
-            return Plan("exact", f"{num_videos} videos are no more than the candidates would be")
+            return Plan("exact", f"{num_videos} {unit} are no more than the candidates would be")
         cost_s = self._pair_s * num_videos
         how = "measured" if self._measured else "assumed"
         if cost_s <= EXACT_BUDGET_S:
             return Plan("exact", f"scoring all takes {cost_s * 1e3:.1f} ms a text ({how})")
         return Plan(
             "two-stage",
-            f"scoring all {num_videos} videos would take {cost_s * 1e3:.0f} ms a text ({how})",
+            f"scoring all {num_videos} {unit} would take {cost_s * 1e3:.0f} ms a text ({how})",
         )
 
     def learn(self, num_pairs: int, seconds: float) -> None:

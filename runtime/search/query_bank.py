@@ -50,8 +50,15 @@ class QueryBank:
         as_array("logits", logits, np.floating, (count,), f"decimal numbers [{count}]")
         if not callable(score):
             raise InvalidArgumentError(f"score is {shown(score)}; expected a function")
-        bank = score(self.features, videos).astype(np.float64)  # [B, V]
-        peak = bank.max(axis=0)
-        norm = peak + np.log(np.exp(bank - peak).mean(axis=0))
-        calibrated: npt.NDArray[np.float32] = (logits - norm).astype(np.float32)
-        return calibrated
+        return corrected(logits, score(self.features, videos))
+
+
+def corrected(
+    logits: npt.NDArray[np.float32], banked: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Calibrate ``logits`` [V] with a bank's scores ``banked`` [B, V]; see :class:`QueryBank`."""
+    bank = banked.astype(np.float64)
+    peak = bank.max(axis=0)
+    norm = peak + np.log(np.exp(bank - peak).mean(axis=0))
+    calibrated: npt.NDArray[np.float32] = (logits - norm).astype(np.float32)
+    return calibrated

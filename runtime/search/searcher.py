@@ -2,195 +2,209 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.arrays import Float32Array, first_best, to_float32
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arrays import Float32Array, to_float32
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
-from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.gallery.flat import best_first
-from xclip_deploy.runtime.gallery.store import Rows
-from xclip_deploy.runtime.results import GrainScores, SearchMethod, SearchResult, SearchResults
+from xclip_deploy.runtime.gallery.groups import Groups
+from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.gallery.store import Nearest
+from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
-from xclip_deploy.runtime.search.near_identical import distinct
+from xclip_deploy.runtime.search.confidence import confidences, sample_rows, why_unknown
+from xclip_deploy.runtime.search.filling import Stages, num_candidates, rows_each
+from xclip_deploy.runtime.search.grouping import best_of_groups, best_with_few_each
 from xclip_deploy.runtime.search.options import SearchOptions
-from xclip_deploy.runtime.search.planner import Planner
+from xclip_deploy.runtime.search.pages import Page, describe
+from xclip_deploy.runtime.search.planner import Plan, Planner
+from xclip_deploy.runtime.search.query_bank import corrected
+from xclip_deploy.runtime.search.ranked import Query, Ranked
+from xclip_deploy.runtime.search.scope import Scope
 from xclip_deploy.runtime.search.video_grains import (
     of_videos,
     project_sentences,
     tells_more_than_first_stage,
 )
 
-_SCAN_VIDEOS = 2048
-"""Videos that an exact search reads and scores at a time if they do not fit into memory."""
 _NEAREST_PER_CANDIDATE = 3
 """Videos that the first stage ranks by ``video_features`` for each candidate."""
 _TEXTS_AT_ONCE = 32
 """Texts whose scores for a whole gallery are in memory at a time."""
 
 
-@dataclass(frozen=True)
-class Query:
-    """A text, a video, or both."""
-
-    text: TextFeatures | None
-    """One text."""
-    video: VideoFeatures | None = None
-    """One video."""
-    video_weight: float = 0.0
-    """Share of the video in the score, from 0 to 1."""
-    truncated_tokens: int = 0
-    """Number of the text's last tokens that the model does not read."""
-
-
-@dataclass
-class _Ranked:
-    """Scored videos of one query, best first."""
-
-    rows: Rows
-    scores: Float32Array
-    grains: dict[str, Float32Array]
-    read: tuple[Rows, VideoFeatures] | None = None
-    """Features that were read for scoring, rows ascending, for reuse."""
-
-    def take(self, order: npt.NDArray[np.integer[Any]]) -> _Ranked:
-        grains = {name: values[order] for name, values in self.grains.items()}
-        return _Ranked(self.rows[order], self.scores[order], grains, self.read)
-
-    def join(self, other: _Ranked) -> _Ranked:
-        grains = {n: np.concatenate([v, other.grains[n]]) for n, v in self.grains.items()}
-        return _Ranked(
-            np.concatenate([self.rows, other.rows]),
-            np.concatenate([self.scores, other.scores]),
-            grains,
-        )
-
-    def features(self, snapshot: Snapshot) -> VideoFeatures:
-        """Return the features of the videos, in this order."""
-        if self.read is None:
-            return snapshot.features(self.rows)
-        rows, features = self.read
-        return features[np.searchsorted(rows, self.rows)]
-
-
 class Searcher:
     """A search of snapshots with a model. It is safe to use from several threads."""
 
-    def __init__(self, model: DeployedModel, weights: Callable[[], ScorerWeights]) -> None:
-        """Prepare to search; ``weights`` loads the scorer's matrices when needed."""
+    def __init__(
+        self,
+        model: DeployedModel,
+        weights: Callable[[], ScorerWeights],
+        thumbnails: Path | None = None,
+    ) -> None:
+        """Prepare to search.
+
+        ``weights`` loads the scorer's matrices when needed. ``thumbnails``: folder of the
+        gallery's thumbnails, which hits show.
+        """
+        self._thumbnails = thumbnails
         self._model = model
         self._weights = weights
         self._planner = Planner()
+        self._lock = threading.Lock()
+        self._samples: WeakKeyDictionary[Snapshot, tuple[Rows, VideoFeatures]] = WeakKeyDictionary()
 
     def search(
         self, queries: Sequence[Query], snapshot: Snapshot, options: SearchOptions
     ) -> list[SearchResults]:
         """Return the hits of each query; all queries have a text, or none has."""
-        total = len(snapshot)
-        if not total or not queries:
+        if not len(snapshot) or not queries:
             plan = self._planner.plan(0, options)
             return [
                 SearchResults((), plan.method, 0, 0, "the gallery is empty", query.truncated_tokens)
                 for query in queries
             ]
+        scope, groups = Scope.of(snapshot, options), snapshot.groups()
         if queries[0].text is None:
-            return [self._by_video(query, snapshot, options) for query in queries]
-        plan = self._planner.plan(total, options)
+            return [self._by_video(query, scope, options, groups) for query in queries]
+        plan = self._planner.plan(len(scope), options, f"{_unit(groups)}s")
         if plan.method == "exact":
-            ranked = self._exact(queries, snapshot, options)
+            ranked = self._exact(queries, scope, options, groups)
         else:
-            ranked = self._two_stage(queries, snapshot, options, self._weights())
+            ranked = self._two_stage(queries, scope, options, groups)
         return [
-            self._finish(query, found, scored, snapshot, options, plan.method, plan.reason)
+            self._finish(query, found, scored, scope, options, groups, plan)
             for query, (found, scored) in zip(queries, ranked, strict=True)
         ]
 
     # -- the stages ------------------------------------------------------------------------
 
     def _two_stage(
+        self, queries: Sequence[Query], scope: Scope, options: SearchOptions, groups: Groups | None
+    ) -> list[tuple[Ranked, int]]:
+        folded = np.concatenate([fold(query, self._weights()) for query in queries])
+        count = num_candidates(options, groups)
+        steps = [
+            self._steps(query, folded[n : n + 1], scope, options, groups)
+            for n, query in enumerate(queries)
+        ]
+        nearest = scope.nearest(folded, count * steps[0].per_candidate)
+        found = []
+        for each, first in zip(steps, nearest, strict=True):
+            ranked = _run(each, count, first, groups, options)
+            found.append((ranked.sorted(), len(ranked)))
+        return found
+
+    def _steps(
         self,
-        queries: Sequence[Query],
-        snapshot: Snapshot,
+        query: Query,
+        vector: Float32Array,
+        scope: Scope,
         options: SearchOptions,
-        weights: ScorerWeights,
-    ) -> list[tuple[_Ranked, int]]:
-        folded = np.concatenate([fold(query, weights) for query in queries])
+        groups: Groups | None,
+    ) -> Stages:
+        """Return the stages of a search by text; ``vector``: the folded query."""
         # If more grains than video-sentence need no frames, they rank a larger first set.
         looks_twice = tells_more_than_first_stage(self._model.config)
-        wanted = options.num_candidates * (_NEAREST_PER_CANDIDATE if looks_twice else 1)
-        nearest = snapshot.nearest(folded, wanted, options.where)
-        ranked = []
-        for query, found in zip(queries, nearest, strict=True):
+
+        def candidates(rows: Rows, count: int) -> Rows:
             # Ascending rows: of equal scores the video added first wins, as in an exact search.
-            rows = np.sort(found.rows)
-            if len(rows) > options.num_candidates:
-                rows = self._candidates(query, rows, snapshot, options.num_candidates, weights)
-            features = snapshot.features(rows)
+            rows = np.sort(rows)
+            if len(rows) <= count:
+                return rows
+            return self._candidates(query, rows, scope.snapshot, count, options, groups)
+
+        def score(rows: Rows) -> Ranked:
+            features = scope.snapshot.features(rows)
             (part,) = self._score([query], rows, features)
-            part.read = rows, features
-            ranked.append((part.take(np.argsort(-part.scores, kind="stable")), len(rows)))
-        return ranked
+            part.read.parts.append((rows, features))
+            return part
+
+        return Stages(
+            lambda limit, without: scope.nearest(vector, limit, without)[0],
+            candidates,
+            score,
+            _NEAREST_PER_CANDIDATE if looks_twice else 1,
+        )
 
     def _candidates(
-        self, query: Query, rows: Rows, snapshot: Snapshot, count: int, weights: ScorerWeights
+        self,
+        query: Query,
+        rows: Rows,
+        snapshot: Snapshot,
+        count: int,
+        options: SearchOptions,
+        groups: Groups | None,
     ) -> Rows:
         """Choose the ``count`` best of ``rows`` by the grains without frames, ascending."""
         assert query.text is not None
         vectors = snapshot.video_features(rows)
-        scores = of_videos(query.text, vectors, weights, self._model.config)
+        scores = of_videos(query.text, vectors, self._weights(), self._model.config)
         if query.video is not None:
             weight = query.video_weight
             cosines = to_float32(vectors) @ query.video.video_features[0]
             scores = (1 - weight) * scores + weight * cosines
-        return rows[np.sort(best_first(scores, count))]
+        if groups is None or options.group == "moment":
+            return rows[np.sort(best_first(scores, count))]
+        few = rows_each(options)
+        return rows[np.sort(best_with_few_each(scores, groups.of(rows), count, few))]
 
     def _exact(
-        self, queries: Sequence[Query], snapshot: Snapshot, options: SearchOptions
-    ) -> list[tuple[_Ranked, int]]:
-        # Deduplication and calibration can drop or reorder hits: keep more than asked for.
-        drops = options.near_identical is not None or options.query_bank is not None
-        keep = max(options.num_candidates, 1) if drops else options.depth
-        results: list[tuple[_Ranked, int]] = []
+        self, queries: Sequence[Query], scope: Scope, options: SearchOptions, groups: Groups | None
+    ) -> list[tuple[Ranked, int]]:
+        choose = _chooser(options, groups)
+        results: list[tuple[Ranked, int]] = []
         for start in range(0, len(queries), _TEXTS_AT_ONCE):
             some = queries[start : start + _TEXTS_AT_ONCE]
-            best: list[_Ranked] | None = None
+            best: list[Ranked] | None = None
             scored = 0
-            for rows, features, stays in _parts(snapshot, options.where):
+            for rows, features, stays in scope.parts():
                 scored += len(rows)
                 parts = self._score(some, rows, features, stays=stays)
-                tops = [part.take(best_first(part.scores, keep)) for part in parts]
-                best = tops if best is None else [_best_of(*p, keep) for p in zip(best, tops)]  # noqa: B905
-            if best is None:
-                best = [_Ranked(np.empty(0, np.int64), np.empty(0, np.float32), {})] * len(some)
-            results += [(found, scored) for found in best]
+                if best is not None:
+                    # Joined before the choice: a good video may have more rows in this part.
+                    parts = [Ranked.join(pair) for pair in zip(best, parts, strict=True)]
+                best = [part.take(choose(part)) for part in parts]
+            results += [(found, scored) for found in best or [Ranked.empty()] * len(some)]
         return results
 
-    def _by_video(self, query: Query, snapshot: Snapshot, options: SearchOptions) -> SearchResults:
+    def _by_video(
+        self, query: Query, scope: Scope, options: SearchOptions, groups: Groups | None
+    ) -> SearchResults:
         assert query.video is not None
-        wanted = len(snapshot) if options.exact else options.num_candidates
-        (found,) = snapshot.nearest(query.video.video_features, wanted, options.where)
-        rows = np.sort(found.rows)
-        features = snapshot.features(rows)
-        vectors = features.video_features.astype(np.float32)
-        # Rounding to FP16 makes some unit vectors slightly longer.
-        cosines = (vectors @ query.video.video_features[0]).clip(-1, 1).astype(np.float32)
-        order = np.argsort(-cosines, kind="stable")
-        ranked = _Ranked(rows, cosines, {}, (rows, features)).take(order)
-        is_flat = found.method == "flat"
-        method: SearchMethod = "exact" if is_flat else "two-stage"
-        reason = (
-            "one inner product with every video"
-            if is_flat
-            else f"the {len(rows)} nearest by the gallery's index, then their cosines"
+        vector, snapshot = query.video.video_features, scope.snapshot
+
+        def score(rows: Rows) -> Ranked:
+            features = snapshot.features(rows)
+            ranked = Ranked(rows, _cosines(query, features), {})
+            ranked.read.parts.append((rows, features))
+            return ranked
+
+        steps = Stages(
+            lambda limit, without: scope.nearest(vector, limit, without)[0],
+            lambda rows, _count: np.sort(rows),
+            score,
+            1,
         )
-        scored = len(snapshot) if is_flat else len(rows)
-        return self._finish(query, ranked, scored, snapshot, options, method, reason)
+        wanted = len(scope) if options.exact else num_candidates(options, groups)
+        first = steps.nearest(wanted, None)
+        ranked = _run(steps, wanted, first, groups, options).sorted()
+        if first.method == "flat":
+            plan = Plan("exact", f"one inner product with every {_unit(groups)}")
+            return self._finish(query, ranked, len(scope), scope, options, groups, plan)
+        reason = f"the {len(ranked)} nearest by the gallery's index, then their cosines"
+        plan = Plan("two-stage", reason)
+        return self._finish(query, ranked, len(ranked), scope, options, groups, plan)
 
     def _score(
         self,
@@ -199,7 +213,7 @@ class Searcher:
         features: VideoFeatures,
         *,
         stays: bool = False,
-    ) -> list[_Ranked]:
+    ) -> list[Ranked]:
         """Compute full scores of queries with a text, in the order of ``rows``."""
         texts = _texts(queries)
         started_s = time.perf_counter()
@@ -215,7 +229,7 @@ class Searcher:
                 weight = query.video_weight
                 logits = ((1 - weight) * logits + weight * scale * cosines).astype(np.float32)
             grains = {name: values[n] for name, values in scores.grains.items()}
-            found.append(_Ranked(rows, logits, grains))
+            found.append(Ranked(rows, logits, grains))
         return found
 
     # -- from ranked videos to hits --------------------------------------------------------
@@ -223,66 +237,90 @@ class Searcher:
     def _finish(
         self,
         query: Query,
-        ranked: _Ranked,
+        ranked: Ranked,
         scored: int,
-        snapshot: Snapshot,
+        scope: Scope,
         options: SearchOptions,
-        method: SearchMethod,
-        reason: str,
+        groups: Groups | None,
+        plan: Plan,
     ) -> SearchResults:
-        if options.query_bank is not None and len(ranked.rows):
+        snapshot, note = scope.snapshot, ""
+        if not len(ranked) and scope.is_part:
+            note = f"{scope.name} holds nothing to search"
+        if options.query_bank is not None and len(ranked):
             features = ranked.features(snapshot)
-            ranked.scores = options.query_bank.calibrate(
-                ranked.scores, features, lambda t, v: self._model.score(t, v).logits
-            )
-            ranked = ranked.take(np.lexsort((ranked.rows, -ranked.scores)))
+            banked = self._model.score(options.query_bank.features, features).logits
+            if options.has_confidence:
+                note = self._add_confidences(query, ranked, scope, options, banked)
+            ranked.scores = corrected(ranked.scores, banked)
+            ranked = ranked.sorted()
+        elif options.has_confidence and len(ranked):
+            note = self._add_confidences(query, ranked, scope, options, None)
         if options.min_score is not None:
             ranked = ranked.take(np.flatnonzero(ranked.scores >= options.min_score))
-        dropped: dict[int, list[int]] = {}
-        if options.near_identical is not None and len(ranked.rows):
-            features = ranked.features(snapshot)
-            kept, dropped = distinct(features, options.near_identical, options.depth)
-            dropped = {
-                int(ranked.rows[n]): [int(ranked.rows[m]) for m in others]
-                for n, others in dropped.items()
-            }
-            ranked = ranked.take(np.array(kept, np.int64))
-        page = ranked.take(np.arange(len(ranked.rows))[options.offset : options.depth])
-        hits = self._hits(query, page, snapshot, options.offset, dropped) if len(page.rows) else ()
-        cut = query.truncated_tokens
-        return SearchResults(hits, method, scored, len(snapshot), reason, cut)
+        least = options.min_confidence
+        if least is not None and ranked.confidences is not None and len(ranked):
+            is_sure = ranked.confidences >= least
+            if not is_sure.any():
+                best = ranked.confidences.max()
+                note = f"nothing is found with a confidence of {least:g}; the best has {best:.2g}"
+            ranked = ranked.take(np.flatnonzero(is_sure))
+        page = Page.of(ranked, groups, options, snapshot)
+        return SearchResults(
+            describe(query, page, snapshot, groups, options.offset, self._thumbnails),
+            plan.method,
+            scored,
+            snapshot.num_videos,
+            plan.reason,
+            query.truncated_tokens,
+            None if groups is None else len(snapshot),
+            note,
+        )
 
-    def _hits(
+    def _add_confidences(
         self,
         query: Query,
-        page: _Ranked,
-        snapshot: Snapshot,
-        offset: int,
-        dropped: dict[int, list[int]],
-    ) -> tuple[SearchResult, ...]:
-        features = page.features(snapshot)
-        videos = snapshot.videos(page.rows)
-        others = sorted({row for rows in dropped.values() for row in rows})
-        known = snapshot.videos(np.array(others, np.int64)) if others else []
-        names = dict(zip(others, known, strict=True))
-        hits = []
-        for n, (row, video) in enumerate(zip(page.rows, videos, strict=True)):
-            grains = {name: float(values[n]) for name, values in page.grains.items()}
-            hits.append(
-                SearchResult(
-                    rank=offset + n + 1,
-                    id=video.id,
-                    path=video.path,
-                    score=float(page.scores[n]),
-                    grains=GrainScores(grains) if grains else None,
-                    best_frame_time_s=_best_frame(query, features.frame_features[n], video),
-                    duration_s=video.duration_s,
-                    metadata=dict(video.metadata),
-                    paths=tuple(file.path for file in video.files),
-                    near_identical=tuple(names[other].id for other in dropped.get(int(row), ())),
+        ranked: Ranked,
+        scope: Scope,
+        options: SearchOptions,
+        banked: Float32Array | None,
+    ) -> str:
+        """Add the confidence of each row; return the reason if it cannot be told.
+
+        ``banked``: scores [B, n] of a query bank for the rows. Raises InvalidArgumentError if a
+        least confidence was asked for and none can be told.
+        """
+        if banked is None:
+            rows, features = self._sample(scope.snapshot)
+            background = None
+            count = len(rows)
+        else:
+            background, count = banked, len(banked)
+        unknown = why_unknown(count, has_bank=banked is not None)
+        if unknown is not None:
+            if options.min_confidence is not None:
+                raise InvalidArgumentError(
+                    f"min_confidence is {options.min_confidence:g}: {unknown}"
                 )
-            )
-        return tuple(hits)
+            return unknown
+        if background is None:
+            if query.text is None:
+                background = _cosines(query, features)
+            else:
+                background = self._score([query], rows, features)[0].scores
+        ranked.confidences = confidences(ranked.scores, background, scope.count())
+        return ""
+
+    def _sample(self, snapshot: Snapshot) -> tuple[Rows, VideoFeatures]:
+        """Return the sample of a snapshot's rows, read once."""
+        with self._lock:
+            found = self._samples.get(snapshot)
+        if found is None:
+            rows = sample_rows(snapshot)
+            found = rows, snapshot.features(rows)
+            with self._lock:
+                self._samples[snapshot] = found
+        return found
 
 
 def fold(query: Query, weights: ScorerWeights) -> Float32Array:
@@ -298,25 +336,42 @@ def fold(query: Query, weights: ScorerWeights) -> Float32Array:
     return np.asarray(vector, np.float32)
 
 
-def _parts(snapshot: Snapshot, where: str | None) -> Iterator[tuple[Rows, VideoFeatures, bool]]:
-    """Yield every video's rows and features, and whether later searches get the same object."""
-    held = snapshot.held()
-    if held is not None and where is None:
-        yield *held, True
-        return
-    if held is not None and where is not None:
-        rows = snapshot.matching(where)
-        for start in range(0, len(rows), _SCAN_VIDEOS):
-            part = rows[start : start + _SCAN_VIDEOS]
-            yield part, snapshot.features(part), False
-        return
-    for part, features in snapshot.scan(_SCAN_VIDEOS, where):
-        yield part, features, False
+def _run(
+    steps: Stages, count: int, first: Nearest, groups: Groups | None, options: SearchOptions
+) -> Ranked:
+    if groups is None or options.group == "moment":
+        return steps.run(count, first)
+    # Deduplication drops hits.
+    num_videos = options.depth * (1 if options.near_identical is None else 4)
+    return steps.fill(count, first, groups, num_videos)
 
 
-def _best_of(first: _Ranked, second: _Ranked, keep: int) -> _Ranked:
-    both = first.join(second)
-    return both.take(best_first(both.scores, keep))
+def _chooser(
+    options: SearchOptions, groups: Groups | None
+) -> Callable[[Ranked], npt.NDArray[np.intp]]:
+    """Return the choice of the rows that an exact search keeps, best first."""
+    # Deduplication and calibration can drop or reorder hits: keep more than asked for.
+    drops = options.near_identical is not None or options.query_bank is not None
+    if groups is None or options.group == "moment":
+        suppresses = groups is not None and options.overlap is not None
+        keep = num_candidates(options, groups) if drops or suppresses else options.depth
+        return lambda ranked: best_first(ranked.scores, keep)
+    keep = options.num_candidates if drops else options.depth
+    few = rows_each(options)
+    return lambda ranked: best_of_groups(ranked.scores, groups.of(ranked.rows), keep, few)
+
+
+def _cosines(query: Query, features: VideoFeatures) -> Float32Array:
+    """Return the cosine of the query's video to each video [V]."""
+    assert query.video is not None
+    vectors = features.video_features.astype(np.float32)
+    # Rounding to FP16 makes some unit vectors slightly longer.
+    cosines: Float32Array = (vectors @ query.video.video_features[0]).clip(-1, 1)
+    return cosines.astype(np.float32)
+
+
+def _unit(groups: Groups | None) -> str:
+    return "video" if groups is None else "segment"
 
 
 def _texts(queries: Sequence[Query]) -> TextFeatures:
@@ -327,15 +382,3 @@ def _texts(queries: Sequence[Query]) -> TextFeatures:
         np.concatenate([text.word_features for text in texts]),
         np.concatenate([text.num_words for text in texts]),
     )
-
-
-def _best_frame(query: Query, frames: npt.NDArray[Any], video: GalleryVideo) -> float:
-    """Return the time of the most similar valid frame, seconds. ``frames``: [F, D]."""
-    valid = frames[: len(video.frame_times_s)].astype(np.float32)
-    if query.text is not None:
-        similarity = valid @ query.text.sentence_features[0]
-    else:
-        assert query.video is not None
-        others = query.video.frame_features[0, : query.video.num_frames[0]]
-        similarity = (valid @ others.T).max(axis=1)
-    return video.frame_times_s[first_best(similarity)]

@@ -22,6 +22,7 @@ from xclip_deploy.runtime.video.in_memory import (
     listed,
     take_frames,
 )
+from xclip_deploy.runtime.video.long_video import FrameBlock, LongVideo, read_blocks
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
 from xclip_deploy.runtime.video.reading import (
     check_reader,
@@ -31,15 +32,22 @@ from xclip_deploy.runtime.video.reading import (
     read_videos,
 )
 from xclip_deploy.runtime.video.sampling import FrameSampling, sample_frame_numbers
+from xclip_deploy.runtime.video.segmentation import Segmentation
+from xclip_deploy.runtime.video.segmenter import Segmenter, SegmentFrames
 
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
     "READING_VERSION",
     "VIDEO_SUFFIXES",
+    "FrameBlock",
     "FrameSampling",
     "ImageLike",
+    "LongVideo",
     "SampledBy",
+    "SegmentFrames",
+    "Segmentation",
+    "Segmenter",
     "VideoFrames",
     "VideoLike",
     "VideoReader",
@@ -50,6 +58,7 @@ __all__ = [
     "find_videos",
     "frames_of",
     "listed",
+    "read_blocks",
     "read_frames",
     "read_image",
     "read_video",

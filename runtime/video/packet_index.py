@@ -8,7 +8,7 @@ can start.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -86,8 +86,16 @@ class PacketIndex:
     """Faults of the file, one line each."""
 
 
-def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
-    """Demultiplex a whole file without decoding. The container ends up at its end."""
+def index_packets(
+    container: InputContainer,
+    stream: VideoStream,
+    note: Callable[[Packet[Any], bool], None] | None = None,
+) -> PacketIndex:
+    """Demultiplex a whole file without decoding. The container ends up at its end.
+
+    ``note`` gets every packet of the stream, in the order of the file, and whether it is shown;
+    also those behind damage that ends the reading without it.
+    """
     import av
 
     time_base = float(stream.time_base) if stream.time_base else 0.0
@@ -114,7 +122,9 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
     try:
-        for packet in read_packets(container, None if is_whole_file else stream):
+        for packet in read_packets(
+            container, None if is_whole_file else stream, past_damage=note is not None
+        ):
             if is_whole_file:
                 latest_end_s = max(latest_end_s, _end_s(packet))
             if packet.stream_index != stream.index:
@@ -130,7 +140,10 @@ def index_packets(container: InputContainer, stream: VideoStream) -> PacketIndex
                 dts = packet.dts if packet.dts is not None else packet.pts
                 keyframes.append((packet.pts, dts))
             hidden_count += packet.is_discard
-            if packet.is_discard or _is_never_shown(packet, stream.codec_context.name):
+            is_shown = is_ever_shown(packet, stream.codec_context.name)
+            if note is not None:
+                note(packet, is_shown)
+            if not is_shown:
                 continue
             shown_count += 1
             if packet.pts is not None:
@@ -240,10 +253,12 @@ def _position(container: InputContainer, stream: VideoStream) -> int:
     return [video.index for video in container.streams.video].index(stream.index)
 
 
-def _is_never_shown(packet: Packet[Any], codec: str) -> bool:
+def is_ever_shown(packet: Packet[Any], codec: str) -> bool:
+    """Return whether a packet of this codec holds a picture that players show."""
     # VP8 writes alternative reference frames as separate packets. Bit 4 of the first byte is
     # show_frame (RFC 6386, section 9.1).
-    return codec in {"vp8", "libvpx"} and not memoryview(packet)[0] & 0x10
+    is_reference = codec in {"vp8", "libvpx"} and not memoryview(packet)[0] & 0x10
+    return not (packet.is_discard or is_reference)
 
 
 def _start_s(container: InputContainer, first_s: float) -> float:

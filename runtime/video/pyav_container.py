@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 # FFmpeg renders these character codes to pictures; a text file is no video.
+# Calls without a packet after which a file counts as read: 4 GiB of a transport stream, or as often
+# as a format with an end marks one part after the other as damaged.
+_MOST_TRIES, _MOST_REPEATS = 1 << 16, 64
 _TEXT_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})
 
 
@@ -40,12 +43,13 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 
 
 def read_packets(
-    container: InputContainer, stream: VideoStream | None = None
+    container: InputContainer, stream: VideoStream | None = None, *, past_damage: bool = False
 ) -> Iterator[Packet[Any]]:
     """Demultiplex from the container's position to its end.
 
     Args:
         stream: Stream whose packets are returned; None returns those of all streams.
+        past_damage: Go on behind what cannot be read, where the format allows it.
 
     Yields:
         Packets with content. An empty packet would tell a decoder that the video ends.
@@ -53,14 +57,30 @@ def read_packets(
     Raises:
         av.FFmpegError: the rest of the file cannot be read.
     """
-    try:
-        for packet in container.demux() if stream is None else container.demux(stream):
-            if packet.size:
-                yield packet
-    except IndexError:
-        # PyAV fails like this at the end of a file in which streams appeared on the way, as
-        # they do in a damaged transport stream. By then all packets have been read.
-        return
+    import av
+
+    tries = 0
+    while True:
+        try:
+            for packet in container.demux() if stream is None else container.demux(stream):
+                if packet.size:
+                    tries = 0
+                    yield packet
+        except IndexError:
+            # PyAV fails like this at the end of a file in which streams appeared on the way, as
+            # they do in a damaged transport stream. By then all packets have been read.
+            return
+        except av.error.BlockingIOError:
+            # A transport stream has no packet within 64 KiB; the next call looks further.
+            tries += 1
+            if not past_damage or tries > _MOST_TRIES:
+                raise
+        except av.error.InvalidDataError:
+            tries += 1
+            if not past_damage or tries > _MOST_REPEATS:
+                raise
+        else:
+            return
 
 
 def _open(path: Path, options: dict[str, str]) -> InputContainer:

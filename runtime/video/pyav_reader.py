@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 # The index of these formats finds keyframes exactly. Others guess byte positions.
-_SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
+SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
 # FFmpeg assumes this rate for raw streams, which have neither a rate nor timestamps.
-_FALLBACK_FRAME_RATE = 25.0
+FALLBACK_FRAME_RATE = 25.0
 
 
 def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
@@ -61,7 +61,7 @@ def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
         index = index_packets(container, stream)
         frames = TakenFrames(path, reading, index)
         targets, sampled_by = _targets(index, reading.sampling)
-        is_seekable = not _SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))
+        is_seekable = not SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))
         if targets and is_seekable:
             _decode_by_seeking(container, stream, index, targets, frames)
     if targets and not is_seekable:
@@ -91,7 +91,7 @@ def _choose(
     sampling: FrameSampling,
 ) -> tuple[NDArray[np.int64], SampledBy]:
     """Choose frame numbers; by times where these are known and the rate is not constant."""
-    frame_rate = index.frame_rate or _FALLBACK_FRAME_RATE
+    frame_rate = index.frame_rate or FALLBACK_FRAME_RATE
     if times_s is None or has_constant_rate(times_s, frame_rate):
         return sample_frame_numbers(frame_count, frame_rate, sampling), "frame numbers"
     return sample_frame_times(times_s, sampling), "times"
@@ -130,13 +130,13 @@ def _decode_run(
 ) -> None:
     """Take the frames with the wanted timestamps, from the container's position on."""
     codec = stream.codec_context
-    is_skipping = _can_skip_unreferenced(codec.name, codec.extradata)
+    is_skipping = can_skip_unreferenced(codec.name, codec.extradata)
     unsent = set(wanted)
     last = -(2**63)
-    for packet in _packets(container, stream, frames):
+    for packet in packets_of(container, stream, frames):
         if is_skipping:
             codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-        for frame in _decode(stream, packet, frames):
+        for frame in decode_packet(stream, packet, frames):
             if frame.pts is None:
                 continue
             # Frames come out in display order. If their timestamps do not, these are wrong.
@@ -148,12 +148,12 @@ def _decode_run(
             unsent.discard(packet.pts)
         if not unsent:
             break
-    for frame in _decode(stream, None, frames):  # frames that the decoder still holds
+    for frame in decode_packet(stream, None, frames):  # frames that the decoder still holds
         if frame.pts is not None and frame.pts in wanted:
             frames.take(frame.pts, frame)
 
 
-def _can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
+def can_skip_unreferenced(codec: str, extradata: bytes | None) -> bool:
     """Return whether the decoder may skip frames that no other frame refers to.
 
     HEVC with temporal layers forbids it, because "not referenced" holds within a layer only.
@@ -231,25 +231,37 @@ def decode_all(
     Yields:
         Frames in display order. ``frames`` notes the errors; no frame is put into it.
     """
-    for packet in _packets(container, stream, frames):
-        yield from _decode(stream, packet, frames)
-    yield from _decode(stream, None, frames)
+    for packet in packets_of(container, stream, frames):
+        yield from decode_packet(stream, packet, frames)
+    yield from decode_packet(stream, None, frames)
 
 
-def _packets(
-    container: InputContainer, stream: VideoStream, frames: TakenFrames
+def packets_of(
+    container: InputContainer,
+    stream: VideoStream,
+    frames: TakenFrames,
+    *,
+    past_damage: bool = False,
 ) -> Iterator[Packet[Any]]:
+    """Demultiplex from the container's position to its end, or to what cannot be read.
+
+    ``frames`` notes the error. ``past_damage`` is that of :func:`read_packets`.
+    """
     import av
 
     try:
-        yield from read_packets(container, stream)
+        yield from read_packets(container, stream, past_damage=past_damage)
     except av.FFmpegError as error:
         frames.note_error(error)
 
 
-def _decode(
+def decode_packet(
     stream: VideoStream, packet: Packet[Any] | None, frames: TakenFrames
 ) -> list[VideoFrame]:
+    """Return the frames that a packet brings out, and at None those that are left.
+
+    ``frames`` notes an error; the list is then empty.
+    """
     import av
 
     try:
@@ -274,7 +286,7 @@ def _result(
         shown: Timestamps of all frames in display order.
         numbers: Frame number of every key of ``frames.pictures``.
     """
-    rate = index.frame_rate or _FALLBACK_FRAME_RATE
+    rate = index.frame_rate or FALLBACK_FRAME_RATE
     keys = sorted(frames.pictures, key=numbers.__getitem__)
     frame_numbers = np.array([numbers[key] for key in keys], dtype=np.int64)
     times_s = _times_s(index, shown)

@@ -40,7 +40,7 @@ def run(name: str, folder: Path, *arguments: object) -> Any:
 
 def test_no_benchmark_is_forgotten() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert tested >= BENCHMARKS == {"grains", "candidates", "galleries"}
+    assert tested >= BENCHMARKS == {*("grains", "candidates", "galleries", "grouping", "moments")}
 
 
 @pytest.mark.slow
@@ -62,9 +62,37 @@ def test_candidates(checkpoint_path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_moments(checkpoint_path: Path, tmp_path: Path) -> None:
+    content = run("moments", tmp_path, "--checkpoint", checkpoint_path)
+    assert (content["videos"], content["queries"]) == (2, 20)
+    points = {
+        (point["window_s"], point["stride_s"], point["nms"]): point for point in content["points"]
+    }
+    assert set(points) == {(6, 6, 0.5), (6, 3, None), (6, 3, 0.5)}
+    assert (points[6, 6, 0.5]["segments"], points[6, 3, 0.5]["segments"]) == (20, 38)
+    # There are fewer windows than 100, so that only suppression and boundaries lose any.
+    assert points[6, 3, None]["r100"] >= points[6, 3, 0.5]["r100"] > 50
+    assert {point["video_r5"] for point in points.values()} == {100}
+
+
+@pytest.mark.slow
 def test_galleries(tmp_path: Path) -> None:
     content = run("galleries", tmp_path)
     assert [result["videos"] for result in content] == [100, 300]
     for result in content:
         assert len(result["flat_ms"]) == 100
         assert result["flat_recall_at_10"] > 0.9
+
+
+@pytest.mark.slow
+def test_grouping(tmp_path: Path) -> None:
+    content = run("grouping", tmp_path)
+    assert (content["segments"], content["videos"]) == (1000, 20)
+    assert {name: len(times) for name, times in content["times_ms"].items()} == {
+        "plain": 100,
+        "grouped": 100,
+        "moments": 100,
+    }
+    # Without groups, one film fills a page.
+    assert content["videos_in_ten_hits"]["plain"] < 3
+    assert content["videos_in_ten_hits"]["grouped"] == 10

@@ -26,7 +26,7 @@ from xclip_deploy.runtime.indexing import (
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.progress import ignore_progress
-from xclip_deploy.runtime.video import FrameSampling, VideoReading
+from xclip_deploy.runtime.video import FrameSampling, Segmentation, VideoReading
 
 DIM, FRAMES, SIZE = 12, 3, 16
 SAMPLING = FrameSampling(max_frames=FRAMES)
@@ -61,6 +61,7 @@ def index_files(
     workers: int = 2,
     settings: dict[str, Any] | None = None,
     pool: dict[str, Any] | None = None,
+    segmentation: Segmentation | None = None,
     **options: Any,
 ) -> IndexReport:
     """Index paths, or sources, with a pool of decoders. ``pool``: its options."""
@@ -70,6 +71,7 @@ def index_files(
             gallery,
             encode,
             decoders,
+            segmentation=segmentation,
             settings=IndexSettings(**(settings or {})),
             progress=options.pop("progress", ignore_progress),
         )

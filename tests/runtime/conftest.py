@@ -53,9 +53,9 @@ MISBEHAVING = """
 import os, signal, sys, time
 from xclip_deploy.runtime.decoding import worker
 
-read_frames = worker.read_frames
+read_blocks = worker.read_blocks
 
-def read(path, reading):
+def read(path, reading, segmentation, alive):
     if "crash" in path.name:
         os.write(2, b"about to crash\\n")
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -75,12 +75,12 @@ def read(path, reading):
         with path.open("ab") as file:
             file.write(b"more")
     if "many" in path.name:
-        frames = read_frames(path, reading)
+        frames = read_blocks(path, reading, segmentation, alive)
         object.__setattr__(frames, "frames", frames.frames.repeat(50, 0))
         return frames
-    return read_frames(path, reading)
+    return read_blocks(path, reading, segmentation, alive)
 
-worker.read_frames = read
+worker.read_blocks = read
 worker.main()
 """
 

@@ -39,6 +39,7 @@ from xclip_deploy.errors import BundleNotFoundError, InvalidArgumentError
 from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.results import GrainScores
+from xclip_deploy.runtime.video.segmentation import Segmentation
 
 WRONG: dict[str, Callable[[], object]] = {
     "none": lambda: None,
@@ -205,6 +206,8 @@ OF_GALLERY: dict[str, Callable[[World], dict[str, Any]]] = {
     "count": lambda w: {},
     "videos": lambda w: {},
     "get": lambda w: {"video_id": "v0"},
+    "segments": lambda w: {"video_id": "v0"},
+    "check_segmentation": lambda w: {"wanted": Segmentation.whole()},
     "check_new": lambda w: {"ids": ["a"]},
     "optimize": lambda w: {},
     "verify": lambda w: {},
@@ -217,6 +220,7 @@ CASES: dict[str, Make] = {
         Retriever,
         {
             "add": lambda w: {"videos": w.clip, "ids": "new", "metadata": {"n": 2}},
+            "estimate": lambda w: {"videos": w.clip},
             "add_features": lambda w: {"videos": records("a", "b"), "features": w.videos},
             "remove": lambda w: {},
             "save": lambda w: {"path": w.folder / "saved"},

@@ -14,7 +14,7 @@ import pytest
 
 from xclip_deploy import SearchResult, SearchResults
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
-from xclip_deploy.runtime.results import GrainScores
+from xclip_deploy.runtime.results import GrainScores, Moment, TimeRange
 
 NAMES = ("video_sentence", "video_word", "frame_sentence", "frame_word")
 HITS = (
@@ -70,7 +70,8 @@ def test_a_dictionary_has_every_field_and_copies_nothing_deeply() -> None:
     content = results.to_dict()
     assert list(content) == [field.name for field in fields(results)]
     (hit,) = content["hits"]
-    assert list(hit) == [field.name for field in fields(results.hits[0])]
+    names = [field.name for field in fields(results.hits[0])]
+    assert list(hit) == [name for name in names if name != "media"]
     assert hit["metadata"] == {"source": "cam1"}
     hit["metadata"]["source"] = "cam2"
     assert metadata["source"] == "cam1"
@@ -136,3 +137,50 @@ def test_pandas_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MissingExtraError, match="xclip-deploy\\[pandas\\]"):
         RESULTS.to_pandas()
+
+
+MOMENT = Moment(3, 12.0, 24.0, 8.25, HITS[0].grains, 15.0)
+LONG = replace(
+    HITS[0],
+    start_s=3720.0,
+    end_s=3732.0,
+    segment=310,
+    moments=(MOMENT,),
+    range=TimeRange(3723.5, 3729.25, 1.0),
+    confidence=0.98,
+)
+
+
+def test_moments_as_json_and_table() -> None:
+    results = SearchResults((LONG, HITS[1]), "exact", 9, 2, "asked for", 0, 9, "a note")
+    again = json.loads(json.dumps(results.to_dict(), allow_nan=False))
+    assert (again["num_segments"], again["note"]) == (9, "a note")
+    first, second = again["hits"]
+    assert first["range"] == {"start_s": 3723.5, "end_s": 3729.25, "resolution_s": 1.0}
+    assert (first["start_s"], first["end_s"], first["segment"]) == (3720, 3732, 310)
+    assert first["confidence"] == 0.98
+    assert first["moments"][0]["best_frame_time_s"] == 15
+    assert first["moments"][0]["grains"]["frame_word"] == 0.4
+    assert (second["range"], second["moments"], second["confidence"]) == (None, [], None)
+    table = results.to_arrow()
+    assert table["start_s"].to_pylist() == [3720.0, 0.0]
+    assert table["range"].to_pylist()[0]["end_s"] == 3729.25
+    assert table["range"].to_pylist()[1] is None
+    (moment,) = table["moments"].to_pylist()[0]
+    assert (moment["segment"], moment["score"]) == (3, 8.25)
+    empty = SearchResults((), "exact", 0, 0, "empty").to_arrow()
+    assert table.select(empty.schema.names).schema == empty.schema
+    assert len(results.to_pandas()) == 2
+    assert pickle.loads(pickle.dumps(results)) == deepcopy(results) == results
+
+
+def test_moments_are_shown_by_their_times() -> None:
+    assert "start_s=3720, end_s=3732" in repr(LONG)
+    assert "confidence=0.98" in repr(LONG)
+    assert "confidence" not in repr(HITS[0])
+    results = SearchResults((LONG,), "exact", 9, 2, "asked for", 0, 9, "a note")
+    page = results._repr_html_()
+    assert "1:02:00.0" in page
+    assert "confidence" in page
+    assert "a note" in page
+    assert "note='a note'" in repr(results)

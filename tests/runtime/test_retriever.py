@@ -57,7 +57,7 @@ def filled(
 ) -> Iterator[Retriever]:
     """All the real clips, encoded once. Not to be changed."""
     with Retriever(bundle, device="cpu") as retriever:
-        retriever.add(clips)
+        retriever.add(clips, segment="whole")
         yield retriever
 
 

@@ -32,7 +32,7 @@ from xclip_deploy.runtime.video import VideoReading
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"XCLIPFRM"
-_VERSION = 2
+_VERSION = 3
 """Version of the files; it rises when a reading gives other frames, or the layout changes."""
 _HEADER = struct.Struct("<8sI32sII")
 """Magic, version, key, number of frames n, side S. The checksum and the frames follow."""

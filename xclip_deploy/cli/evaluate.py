@@ -28,10 +28,18 @@ if TYPE_CHECKING:
 @click.command("evaluate", cls=Command)
 @click.argument("model", type=PathArgument())
 @click.option(
+    "--task",
+    type=click.Choice(["videos", "moments"]),
+    default="videos",
+    show_default=True,
+    help="Measure how well videos are found, or moments in them.",
+)
+@click.option(
     "--dataset",
     required=True,
     help="Read this dataset: msrvtt, msvd, lsmdc, didemo, activitynet, or folder. The last takes "
-    "captions from a CSV or JSONL file.",
+    "captions from a CSV or JSONL file. Moments have didemo, activitynet, tvr, or folder, which "
+    "takes a JSONL file of captions with start_s and end_s.",
 )
 @click.option(
     "--annotations",
@@ -104,10 +112,34 @@ if TYPE_CHECKING:
     help="Set the activation of CLIP's MLPs; only for checkpoints.",
 )
 @weights_option
+@click.option(
+    "--gallery",
+    metavar="PATH",
+    help="Index the videos in this gallery, and search it; those that it has are not read. "
+    "[default: a gallery in memory]",
+)
+@click.option("--segment", help="Cut the videos into segments this long, such as 8s; or whole.")
+@click.option("--stride", help="Begin a segment every so often, such as 4s.")
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Take this many moments for a query.",
+)
+@click.option(
+    "--predictions",
+    type=PathArgument(dir_okay=False),
+    help="Write the moments found to this file, as JSON lines; or, if it ends in .json, as TVR's "
+    "submissions.",
+)
 @click.option("-o", "--output", type=PathArgument(), help="Write the result to this JSON file.")
 @json_option
+@click.pass_context
 def command(
+    context: click.Context,
     model: Path,
+    task: str,
     dataset: str,
     annotations: Path,
     videos: Path,
@@ -125,6 +157,11 @@ def command(
     max_frames: int | None,
     activation: str | None,
     weights: str | None,
+    gallery: str | None,
+    segment: str | None,
+    stride: str | None,
+    k: int,
+    predictions: Path | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -132,6 +169,10 @@ def command(
 
     MODEL is a bundle, or a checkpoint that `xclip-deploy export` reads. A checkpoint runs in
     PyTorch, in FP32, and accepts neither --backend nor --device-id.
+
+    With --task moments, MODEL is a bundle. The command indexes the videos, searches for every
+    caption, and measures whether the seconds found are those annotated. --gallery, --segment,
+    --stride, -k and --predictions are for this task alone.
     """
     import xclip_deploy
     from xclip_deploy.runtime.datasets import open_dataset
@@ -139,6 +180,33 @@ def command(
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         # Check this before hours of encoding.
         raise click.UsageError(f"--output {output}: expected a file in a folder that is there")
+    _refuse_other_task(context, task)
+    if task == "moments":
+        from xclip_deploy.cli.moment_evaluation import MomentJob, evaluate
+
+        evaluate(
+            MomentJob(
+                bundle=model,
+                dataset=dataset,
+                split=split,
+                annotations=annotations,
+                videos=videos,
+                gallery=gallery,
+                segment=segment,
+                stride=stride,
+                k=k,
+                max_missing_share=max_missing_share,
+                max_unreadable_share=max_unreadable_share,
+                workers=workers,
+                max_batch=batch_size,
+                reader=reader,
+                predictions=predictions,
+                output=output,
+            ),
+            session,
+            as_json=as_json,
+        )
+        return
     opened = open_dataset(dataset, split, annotations, videos, max_missing_share=max_missing_share)
     with encoding_progress() as progress:
         evaluation = xclip_deploy.evaluate(
@@ -162,6 +230,23 @@ def command(
     if output is not None:
         write_json(output, evaluation.to_dict())
         say(f"wrote {output}", err=as_json)
+
+
+_OF_VIDEOS = (
+    *("dual_softmax", "temperature", "frames_per_second", "max_words", "max_frames"),
+    *("activation", "weights"),
+)
+_OF_MOMENTS = ("gallery", "segment", "stride", "k", "predictions")
+"""Parameters that only one task takes."""
+
+
+def _refuse_other_task(context: click.Context, task: str) -> None:
+    """Raise UsageError where an option of the other task is given."""
+    foreign = _OF_VIDEOS if task == "moments" else _OF_MOMENTS
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in foreign and source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[-1]} does not go with --task {task}")
 
 
 def _options(

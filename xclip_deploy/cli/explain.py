@@ -19,6 +19,7 @@ from xclip_deploy.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from xclip_deploy.runtime.evidence import Hit
     from xclip_deploy.runtime.retriever import Retriever
     from xclip_deploy.runtime.sessions import SessionOptions
 
@@ -48,18 +49,18 @@ def command(
     """Explain in words and in a picture why a video has its score for QUERY.
 
     VIDEOS are ids or files of the gallery. One video is explained by itself. Two are compared:
-    why does one rank above the other? Without VIDEOS, the best hit is explained.
+    why does one rank above the other? Without VIDEOS, the best hit is explained. Of a video that
+    is cut into segments, the one that fits QUERY best is explained.
     """
     import xclip_deploy
 
     if len(videos) > 2:
         raise click.UsageError(f"found {len(videos)} videos; expected none, one or two")
     with xclip_deploy.Retriever(bundle, gallery, session=session) as retriever:
-        ids = [find_video(retriever.gallery, video).id for video in videos] or _best(
-            query, retriever
-        )
+        hits: list[Hit] = [find_video(retriever.gallery, video).id for video in videos]
+        hits = hits or _best(query, retriever)
         warn_of_cuts(retriever, "the query", [query])
-        explanation = retriever.explain(query, *ids)
+        explanation = retriever.explain(query, *hits)
         if output is None and not as_json:
             output = Path("explain.png")
         if output is not None:
@@ -71,7 +72,7 @@ def command(
     say(f"wrote {output}")
 
 
-def _best(query: str, retriever: Retriever) -> list[str]:
+def _best(query: str, retriever: Retriever) -> list[Hit]:
     from xclip_deploy.errors import GalleryError
 
     hits = retriever.search(query, k=1)
@@ -79,4 +80,4 @@ def _best(query: str, retriever: Retriever) -> list[str]:
         raise GalleryError(
             "the gallery holds no videos to explain; run: xclip-deploy index VIDEOS --gallery PATH"
         )
-    return [hits[0].id]
+    return [hits[0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,6 +39,23 @@ if TYPE_CHECKING:
 @click.option(
     "--prune", is_flag=True, help="Remove videos whose files are gone from the folders given."
 )
+@click.option(
+    "--segment",
+    metavar="LENGTH|whole|shots",
+    help="Cut longer videos into windows of this length, such as 8s or 1:30. whole keeps each "
+    "video in one segment; shots snaps windows to shots.  [default: the gallery's, or the model's "
+    "span]",
+)
+@click.option(
+    "--stride",
+    metavar="TIME",
+    help="Begin a window every so often, such as 4s.  [default: the length of a window]",
+)
+@click.option(
+    "--thumbnails/--no-thumbnails",
+    default=True,
+    help="Keep a small picture of every segment beside the gallery.  [default: thumbnails]",
+)
 @workers_option
 @click.option(
     "--timeout",
@@ -54,6 +71,11 @@ if TYPE_CHECKING:
     type=PathArgument(dir_okay=False),
     help="Write the report to this JSON file.",
 )
+@click.option(
+    "--estimate",
+    is_flag=True,
+    help="Print segments, bytes and expected time, and stop before anything is written.",
+)
 @click.option("--strict", is_flag=True, help="Exit with status 8 if any video failed.")
 @session_options
 @reader_option
@@ -63,10 +85,14 @@ def command(
     bundle: Path,
     gallery: str,
     on_duplicate: str,
+    segment: str | None,
+    stride: str | None,
     prune: bool,
+    thumbnails: bool,
     workers: int | None,
     timeout_s: float,
     report_path: Path | None,
+    estimate: bool,
     strict: bool,
     session: SessionOptions,
     reader: str,
@@ -86,6 +112,11 @@ def command(
     if report_path is not None and not report_path.absolute().parent.is_dir():
         # Check this before hours of indexing.
         raise InvalidArgumentError(f"{report_path} cannot be written: no such folder")
+    if estimate:
+        options: dict[str, Any] = {"segment": segment, "stride": stride}
+        options |= {"on_duplicate": on_duplicate, "workers": workers}
+        _estimate(bundle, gallery, paths, session, reader, options, as_json=as_json)
+        return
     with xclip_deploy.Retriever(
         bundle,
         gallery,
@@ -97,8 +128,11 @@ def command(
         try:
             report = retriever.add(
                 paths,
+                segment=segment,
+                stride=stride,
                 on_duplicate=on_duplicate,  # type: ignore[arg-type]
                 prune=prune,
+                thumbnails=thumbnails,
                 workers=workers,
                 timeout_s=timeout_s,
                 progress=True,
@@ -120,6 +154,34 @@ def command(
     has_failed_folder = any(video.path in given for video in report.failed)
     if report.failed and (strict or not done or has_failed_folder):
         raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")
+
+
+def _estimate(
+    bundle: Path,
+    gallery: str,
+    paths: tuple[Path, ...],
+    session: SessionOptions,
+    reader: str,
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    import xclip_deploy
+    from xclip_deploy.errors import GalleryNotFoundError
+
+    def opened(place: str | None) -> xclip_deploy.Retriever:
+        return xclip_deploy.Retriever(bundle, place, session=session, reader=reader)  # type: ignore[arg-type]
+
+    try:
+        retriever = opened(gallery)
+    except GalleryNotFoundError:
+        retriever = opened(None)  # an estimate makes no gallery
+    with retriever:
+        found = retriever.estimate(paths, **options)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        say(*str(found).split("\n"))
 
 
 def _print(report: IndexReport, total: str) -> None:

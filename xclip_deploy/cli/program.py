@@ -26,6 +26,7 @@ _COMMANDS = {
     "index": ("index", "Bring a gallery up to date with folders of videos."),
     "gallery": ("gallery", "List, show and remove videos of a gallery, or compact it."),
     "search": ("search", "Find videos of a gallery by text, video or image."),
+    "cut": ("cut", "Cut seconds out of a video, with sound."),
     "explain": ("explain", "Explain why a video has its score for a text."),
     "evaluate": ("evaluate", "Measure retrieval of a bundle or checkpoint on a dataset."),
     "verify": ("verify", "Compare every graph and engine of a bundle with its model."),

@@ -66,7 +66,7 @@ def test_rows_as_they_were_written_are_whole() -> None:
         ("duration_s", 0.0, Part.RECORD),
         ("frame_times_s", [1.5, 0.0], Part.RECORD),
         ("frame_times_s", [0.0, 1.5, 0.0], Part.RECORD),
-        ("reading_version", 0, Part.RECORD),
+        ("_reading_version", 0, Part.RECORD),
         ("n", None, Part.METADATA),
         ("n", -4, Part.METADATA),
         ("ok", False, Part.METADATA),
@@ -119,12 +119,6 @@ def test_a_new_field_leaves_the_checksums_of_others() -> None:
     more = rows.append_column("late", pa.array([None] * 5, pa.string()))
     assert is_whole(more, Part.METADATA, more.schema).all()
     assert not is_whole(set_value(more, "late", 2, "x"), Part.METADATA, more.schema)[2]
-
-
-def test_a_gallery_without_reading_versions_keeps_its_checksums() -> None:
-    rows = table()
-    older = rows.drop_columns(["reading_version"])
-    assert is_whole(older, Part.RECORD, older.schema).all()
 
 
 def test_values_of_two_fields_are_not_exchanged() -> None:

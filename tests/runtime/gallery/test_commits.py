@@ -23,6 +23,7 @@ from gallery_samples import (
 
 from xclip_deploy.errors import GalleryError, GalleryIntegrityError, GalleryModelError
 from xclip_deploy.runtime.gallery import FeatureModel, Gallery, lance_commits
+from xclip_deploy.runtime.gallery.checksums import Part
 from xclip_deploy.runtime.gallery.commit_record import (
     RECORD_FILE,
     make_record,
@@ -288,9 +289,10 @@ def test_rows_are_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     read: list[int] = []
     is_whole = lance_reader.is_whole
 
-    def counted(table: Any, *rest: Any) -> Any:
-        read.append(len(table))
-        return is_whole(table, *rest)
+    def counted(table: Any, part: Part, *rest: Any) -> Any:
+        if part is Part.RECORD:
+            read.append(len(table))
+        return is_whole(table, part, *rest)
 
     monkeypatch.setattr(lance_reader, "is_whole", counted)
     assert store.snapshot().find(["v3"]).keys() == {"v3"}

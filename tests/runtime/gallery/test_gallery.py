@@ -354,7 +354,7 @@ def test_a_save_that_fails_leaves_the_old_one(
     def full(*_arguments: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(LanceStore, "put", full)
+    monkeypatch.setattr(LanceStore, "append", full)
     with pytest.raises(GalleryError, match=r"No space left on device.*what was there stands"):
         gallery.save(tmp_path / "copy")
     monkeypatch.undo()

@@ -56,8 +56,8 @@ def test_the_header_and_columns(tmp_path: Path) -> None:
     assert set(table.column_names) == {
         *("id", "paths", "file_sizes", "file_times", "fingerprint", "duration_s"),
         *("frame_times_s", "num_frames", "video_features", "frame_features", "n", "source"),
-        "reading_version",
-        *("_check_record", "_check_metadata", "_check_video", "_check_frames"),
+        *("_reading_version", "_segment", "_num_segments", "_start_s", "_end_s", "_segmentation"),
+        *("_check_record", "_check_segment", "_check_metadata", "_check_video", "_check_frames"),
     }
 
 

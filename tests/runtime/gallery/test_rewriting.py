@@ -310,8 +310,7 @@ def unchecked(path: Path, features: VideoFeatures | None = None) -> dict[str, An
     features = features or made_features
     schema = make_schema(MODEL, DIM, FRAMES).append(pa.field("n", pa.int64()))
     schema = schema.append(pa.field("source", pa.string()))
-    later = [name for name in schema.names if name.startswith("_check")] + ["reading_version"]
-    names = [name for name in schema.names if name not in later]
+    names = [name for name in schema.names if not name.startswith("_")]
     header = (schema.metadata or {})[lance_schema._KEY].replace(
         b'"schema_version": 3', b'"schema_version": 2'
     )
@@ -320,7 +319,9 @@ def unchecked(path: Path, features: VideoFeatures | None = None) -> dict[str, An
     table = lancedb.connect(path).create_table("videos", schema=old)
     table.add(rows.replace_schema_metadata(old.metadata))
     table.delete("id = 'v4'")
-    return {video.id: video for video in videos if video.id != "v4"}
+    whole = {video.id: video.model_copy(update={"segmentation": "whole"}) for video in videos}
+    del whole["v4"]
+    return whole
 
 
 def test_a_gallery_without_checksums_is_refused_and_upgraded(tmp_path: Path) -> None:

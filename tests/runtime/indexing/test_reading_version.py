@@ -7,16 +7,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import lancedb
 import pytest
-from gallery_samples import DIM, FRAMES, MODEL, content_of, lance_store, sample
+from gallery_samples import DIM, FRAMES, lance_store, sample
 
 from xclip_deploy import Bundle, Retriever
-from xclip_deploy.runtime.gallery import Gallery
-from xclip_deploy.runtime.gallery.commit_record import make_record, write_record
-from xclip_deploy.runtime.gallery.lance_schema import make_schema, to_table
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import Gallery, GalleryStore
+from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.indexing import warn_of_older_readings
-from xclip_deploy.runtime.progress import ignore_progress
 from xclip_deploy.runtime.video import READING_VERSION
 
 
@@ -70,32 +68,22 @@ def test_a_retriever_says_it_once_and_how_to_mend_it(
         assert not [line for line in said(caplog) if "older release" in line]
 
 
-def test_a_gallery_without_the_column(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It was made before galleries recorded who read a video, and is whole all the same."""
-    path = tmp_path / "gallery"
-    schema = make_schema(MODEL, DIM, FRAMES)
-    schema = schema.remove(schema.get_field_index("reading_version"))
-    table = lancedb.connect(path).create_table("videos", schema=schema)
-    table.add(to_table(*sample(["a", "b"]), schema))
-    write_record(path, make_record(path, table.version, None))
-    store = lance_store(path, create=False)
-    before = content_of(store.snapshot())
-    warn_of_older_readings(Gallery(store.model, store))
-    (line,) = said(caplog)
-    assert line.startswith("2 of 2 videos")
-    videos, features = sample(["c"])
-    new = videos[0].model_copy(update={"reading_version": READING_VERSION})
-    store.put([new], features, replace=False)
-    store = lance_store(path, create=False)
-    found = content_of(store.snapshot())
-    assert found.pop("c")[0] == new
-    assert found == before
-    assert store.verify(ignore_progress).is_whole
-    assert store.snapshot().find(["a", "c"]).keys() == {"a", "c"}
-    assert store.snapshot().count_older(READING_VERSION) == 2
-    # Features that were added as such have no file to read again.
-    store.put([new.model_copy(update={"id": "d", "content_sha256": None})], features, replace=False)
-    assert store.snapshot().count_older(READING_VERSION + 1) == 3
+@pytest.mark.parametrize("kind", ["memory", "lancedb"])
+def test_videos_count_once_and_features_without_a_file_not_at_all(
+    kind: str, tmp_path: Path
+) -> None:
+    store: GalleryStore = MemoryStore(DIM, FRAMES)
+    if kind == "lancedb":
+        store = lance_store(tmp_path / "gallery")
+    (video,), features = sample(["a"])
+    update = {"num_segments": 2, "reading_version": READING_VERSION}
+    segments = [video.model_copy(update={"segment": n, **update}) for n in range(2)]
+    store.put(segments, VideoFeatures.concatenate([features, features]), replace=False)
+    store.put(*sample(["b"]), replace=False)
+    bare = sample(["c"])[0][0].model_copy(update={"content_sha256": None})
+    store.put([bare], features, replace=False)
+    assert store.snapshot().count_older(READING_VERSION) == 1
+    assert store.snapshot().count_older(READING_VERSION + 1) == 2
 
 
 def test_damage_is_left_to_the_searches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOptions
+from xclip_deploy.runtime.search import scope as scope_module
 from xclip_deploy.runtime.search import searcher as searcher_module
 from xclip_deploy.runtime.search.near_identical import NEAR_IDENTICAL
 from xclip_deploy.runtime.search.searcher import fold
@@ -75,7 +76,7 @@ def test_exact_in_parts_is_exact_at_once(
     queries = make_queries(5)
     snapshot = gallery.snapshot()
     whole = searcher.search(queries, snapshot, options)
-    monkeypatch.setattr(searcher_module, "_SCAN_VIDEOS", 7)
+    monkeypatch.setattr(scope_module, "_SCAN_VIDEOS", 7)
     monkeypatch.setattr(searcher_module, "_TEXTS_AT_ONCE", 2)
     monkeypatch.setattr(type(snapshot), "held", lambda _self: None)
     parts = searcher.search(queries, snapshot, options)

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from fractions import Fraction
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-import av
 import numpy as np
 
 from xclip_deploy.errors import DatasetError
 from xclip_deploy.runtime.datasets import SplitName
 from xclip_deploy.runtime.datasets.folder import CSV_NAME
-from xclip_deploy.runtime.files import replaced_directory, require_regular_file
+from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
-from xclip_deploy.training.datasets.generated.rendering import FRAME_RATE, IMAGE_SIZE, render
+from xclip_deploy.training.datasets.generated.encoding import (
+    check_recipe,
+    video_writer,
+    write_recipe,
+)
+from xclip_deploy.training.datasets.generated.rendering import render
 from xclip_deploy.training.datasets.generated.scenes import Scene
 from xclip_deploy.training.datasets.generated.splits import SplitSizes, make_splits
 
-_RECIPE = "generated.json"
 _VERSION = 2
 """Version of the dataset; it rises when a seed gives other scenes or drawings."""
 _CHUNK = 16
@@ -61,34 +61,19 @@ def make_videos(
     recipe = {"version": _VERSION, "seed": seed, **vars(sizes)}
     captions = directory / CSV_NAME
     if directory.exists() and any(directory.iterdir()):
-        _check_same(directory, recipe)
+        check_recipe(directory, recipe)
         return captions
     splits = make_splits(sizes, seed)
     try:
         with replaced_directory(directory) as partial_directory:
             _write(partial_directory, splits, seed, num_workers, on_progress)
-            (partial_directory / _RECIPE).write_text(json.dumps(recipe) + "\n")
+            write_recipe(partial_directory, recipe)
     except OSError as error:
         raise DatasetError(
             f"{directory}: videos cannot be written ({error.strerror or error}); "
             "make room or choose another folder"
         ) from error
     return captions
-
-
-def _check_same(directory: Path, recipe: dict[str, int]) -> None:
-    try:
-        require_regular_file(directory / _RECIPE, "a dataset's recipe", DatasetError)
-        found = json.loads((directory / _RECIPE).read_text())
-    except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{directory} is not empty and holds no generated dataset; choose another folder"
-        ) from error
-    if found != recipe:
-        raise DatasetError(
-            f"{directory} holds a generated dataset of {found}, expected {recipe}; "
-            f"choose another folder, or run: rm -r {directory}"
-        )
 
 
 def _write(
@@ -132,20 +117,7 @@ def _results(
 
 def _draw_all(jobs: list[tuple[Path, Scene, tuple[int, ...]]]) -> int:
     for path, scene, seed in jobs:
-        _draw(path, scene, np.random.default_rng(seed))
+        with video_writer(path) as write:
+            for picture in render(scene, np.random.default_rng(seed)):
+                write(picture)
     return len(jobs)
-
-
-def _draw(path: Path, scene: Scene, random: np.random.Generator) -> None:
-    # One thread and no look-ahead: x264's macroblock-tree rate control sometimes made other
-    # bytes of the same frames.
-    options = {"preset": "veryfast", "crf": "20", "threads": "1"}
-    options["x264-params"] = "mbtree=0:rc-lookahead=0"
-    with av.open(os.fspath(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FRAME_RATE, options=options)
-        stream.width = stream.height = IMAGE_SIZE
-        stream.pix_fmt = "yuv420p"
-        stream.time_base = Fraction(1, FRAME_RATE)
-        for picture in render(scene, random):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())

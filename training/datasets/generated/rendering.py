@@ -16,6 +16,8 @@ IMAGE_SIZE = 96
 
 _FLASH_S = 1.0
 """Duration of a flash: at one frame a second, one of six shows it."""
+_NOISE_BLOCKS = 8
+"""Blocks of noise along each side."""
 _TRAVEL = 0.62
 """Distance of a motion, in sides of the image."""
 
@@ -30,9 +32,12 @@ _Grid = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 def render(
-    scene: Scene, random: np.random.Generator, size: int = IMAGE_SIZE
+    scene: Scene,
+    random: np.random.Generator,
+    size: int = IMAGE_SIZE,
+    duration_s: float = DURATION_S,
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Draw the ``DURATION_S * FRAME_RATE`` frames of a scene, uint8 RGB [size, size, 3].
+    """Draw the ``duration_s * FRAME_RATE`` frames of a scene, uint8 RGB [size, size, 3].
 
     ``random`` varies paths, sizes, brightness and texture, and the time and place of a flash.
     Hence no two drawings of a scene are alike.
@@ -40,8 +45,8 @@ def render(
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32) / size
     texture = random.normal(scale=5.0, size=(size, size, 1)) + random.uniform(85, 150)
     background = np.broadcast_to(texture, (size, size, 3)).astype(np.float32)
-    actors = _actors(scene, random)
-    for number in range(DURATION_S * FRAME_RATE):
+    actors = _actors(scene, random, duration_s)
+    for number in range(round(duration_s * FRAME_RATE)):
         frame = background.copy()
         for actor in actors:
             actor.draw(frame, (rows, columns), number / FRAME_RATE)
@@ -71,18 +76,32 @@ class _Actor:
         frame[_covered(self.event.shape, grid, centre, radius)] = self.colour
 
 
-def _actors(scene: Scene, random: np.random.Generator) -> list[_Actor]:
+def render_noise(
+    random: np.random.Generator, duration_s: float, size: int = IMAGE_SIZE
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Draw ``duration_s * FRAME_RATE`` frames of grey blocks that flicker.
+
+    The blocks are as large as things in scenes and have none of their colours. Frames are uint8
+    RGB [size, size, 3].
+    """
+    for _ in range(round(duration_s * FRAME_RATE)):
+        blocks = random.uniform(85, 150, (_NOISE_BLOCKS, _NOISE_BLOCKS))
+        wide = np.kron(blocks, np.ones((-(-size // _NOISE_BLOCKS),) * 2))[:size, :size]
+        yield np.repeat(wide[:, :, None], 3, axis=2).astype(np.uint8)
+
+
+def _actors(scene: Scene, random: np.random.Generator, duration_s: float) -> list[_Actor]:
     if scene.kind == "single" or scene.second is None:
-        return [_Actor(scene.first, 0, DURATION_S, random)]
+        return [_Actor(scene.first, 0, duration_s, random)]
     if scene.kind == "sequence":
-        half_s = DURATION_S / 2
+        half_s = duration_s / 2
         return [
             _Actor(scene.first, 0, half_s, random),
-            _Actor(scene.second, half_s, DURATION_S, random),
+            _Actor(scene.second, half_s, duration_s, random),
         ]
     assert scene.second.action == FLASH
-    start_s = random.uniform(0, DURATION_S - _FLASH_S)
-    moving = _Actor(scene.first, 0, DURATION_S, random)
+    start_s = random.uniform(0, duration_s - _FLASH_S)
+    moving = _Actor(scene.first, 0, duration_s, random)
     flashing = _Actor(scene.second, start_s, start_s + _FLASH_S, random)
     flashing.start = _place_beside(moving, random)
     # The flash is in front where their ways cross.

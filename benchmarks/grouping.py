@@ -1,0 +1,250 @@
+"""Latency of searches that group segments by video, against the same searches without groups.
+
+    python -m benchmarks.grouping --output benchmarks/results
+
+A gallery holds films of 900 segments, an hour of 8 s windows every 4 s, with synthetic features:
+D = 512 and F = 12. The segments of a film resemble each other. A query is a noisy copy of one
+segment. All variants search the same rows of the same open gallery in one process, in turns, so
+that the load of the machine falls on all of them alike. ``plain`` sees every segment as a video of
+its own, as searches did before there were segments. Text encoding is not measured. Indexed and
+warmed up, the first stage is LanceDB's index; ``--toy`` measures a gallery of a thousand segments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.galleries import (
+    BATCH,
+    DIM,
+    FRAMES,
+    INDEXED,
+    Floats,
+    World,
+    make_bundle,
+    read_queries,
+    unit,
+)
+from xclip_deploy import Bundle, DeployedModel
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.files import replace_text, replaced_file
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
+from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
+from xclip_deploy.runtime.video.segmentation import Segmentation
+
+SEGMENTS_PER_FILM = 900
+WINDOWS = Segmentation("windows", 8.0, 4.0)
+QUERIES = 100
+VARIANTS = {
+    "plain": SearchOptions(exact=False),
+    "grouped": SearchOptions(exact=False),
+    "moments": SearchOptions(exact=False, group="moment"),
+}
+
+
+def main() -> None:
+    """Build the gallery if it is missing, measure, then write table and picture."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--work", type=Path, default=Path("grouping-work"))
+    parser.add_argument("--segments", type=int, default=1_000_000)
+    parser.add_argument("--toy", action="store_true", help="measure a small gallery")
+    options = parser.parse_args()
+    size, per_film = (1000, 50) if options.toy else (options.segments, SEGMENTS_PER_FILM)
+    bundle = options.work / "bundle"
+    options.work.mkdir(parents=True, exist_ok=True)
+    if not bundle.is_dir():
+        make_bundle(bundle, options.work / "model.pt")
+    path = options.work / f"films-{size}"
+    films = Films(size, per_film)
+    if not (options.work / f"built-{size}").is_file():
+        build(path, bundle, films)
+        (options.work / f"built-{size}").touch()
+    result = measure(path, bundle, films)
+    options.output.mkdir(parents=True, exist_ok=True)
+    replace_text(options.output / "grouping.json", json.dumps(result, indent=1) + "\n")
+    replace_text(options.output / "grouping.md", table(result))
+    draw(result, options.output / "grouping.png")
+    print(table(result))
+
+
+class Films:
+    """Source of synthetic segments, the same in every process."""
+
+    def __init__(self, size: int, per_film: int) -> None:
+        self.size, self.per_film = size, per_film
+        self.world = World(size)
+        rng = np.random.default_rng(23)
+        count = -(-size // per_film)
+        self.films = unit(rng.standard_normal((count, DIM), dtype=np.float32))
+
+    def features(self, start: int, count: int) -> VideoFeatures:
+        """Return the FP16 features of ``count`` segments from number ``start`` on."""
+        rng = np.random.default_rng([29, start])
+        films = self.films[np.arange(start, start + count) // self.per_film]
+        own = unit(rng.standard_normal((count, DIM), dtype=np.float32))
+        core = unit(0.6 * films + 0.8 * own)
+        noise = self.world.noise
+        picked = noise[rng.integers(0, len(noise), (count, FRAMES))]
+        frames = unit(core[:, np.newaxis] + 0.6 * picked)  # [V, F, D]
+        return VideoFeatures(
+            unit(frames.mean(axis=1)).astype(np.float16),
+            frames.astype(np.float16),
+            np.full(count, FRAMES, np.int32),
+        )
+
+    def rows(self, start: int, count: int) -> list[GalleryVideo]:
+        """Return the records of these segments."""
+        window_s, stride_s = WINDOWS.window_s or 0.0, WINDOWS.stride_s or 0.0
+        rows = []
+        for n in range(start, start + count):
+            film, segment = divmod(n, self.per_film)
+            segments = min(self.per_film, self.size - film * self.per_film)
+            start_s = segment * stride_s
+            rows.append(
+                GalleryVideo(
+                    id=f"/films/{film:06d}.mkv",
+                    path=f"/films/{film:06d}.mkv",
+                    content_sha256=f"{film:064x}",
+                    duration_s=segments * stride_s + window_s - stride_s,
+                    segment=segment,
+                    num_segments=segments,
+                    start_s=start_s,
+                    end_s=start_s + window_s,
+                    segmentation=WINDOWS.text,
+                    frame_times_s=tuple(start_s + window_s * f / FRAMES for f in range(FRAMES)),
+                    metadata={"source": f"cam{film % 8}"},
+                )
+            )
+        return rows
+
+    def queries(self) -> list[Query]:
+        """Return queries that are noisy copies of segments all over the gallery."""
+        step = self.per_film * max(1, BATCH // self.per_film)
+        places = np.random.default_rng(17).integers(0, self.size, QUERIES)
+        targets: Floats = np.zeros((QUERIES, DIM), np.float32)
+        for start in np.unique(places // step) * step:
+            here = places // step == start // step
+            features = self.features(int(start), min(step, self.size - int(start)))
+            targets[here] = features.video_features[places[here] - start]
+        return read_queries(*self.world.queries(targets))
+
+
+class Plain:
+    """A snapshot whose segments are videos of their own."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self.num_videos = len(snapshot)
+
+    def __len__(self) -> int:
+        return len(self._snapshot)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all that a snapshot has
+        return getattr(self._snapshot, name)
+
+    def groups(self) -> None:
+        """Return None: every row is a video."""
+
+
+def build(path: Path, bundle: Path, films: Films) -> None:
+    """Write and optimise the gallery; each commit holds whole films."""
+    shutil.rmtree(path, ignore_errors=True)
+    gallery = Gallery.open(path, Bundle.open(bundle).manifest, create=True)
+    step = films.per_film * max(1, BATCH // films.per_film)
+    for start in range(0, films.size, step):
+        count = min(step, films.size - start)
+        gallery.add(films.rows(start, count), films.features(start, count))
+        print(f"{start + count} segments written", file=sys.stderr)
+    gallery.optimize(lambda progress: print(progress.note, file=sys.stderr), keep_s=0)
+    gallery.close()
+
+
+def measure(path: Path, bundle: Path, films: Films) -> dict[str, Any]:
+    """Search the gallery in turns; return milliseconds of each query by variant."""
+    opened = Bundle.open(bundle)
+    weights = opened.scorer_weights()
+    searcher = Searcher(DeployedModel(opened), lambda: weights)
+    gallery = Gallery.open(path, opened.manifest, limits=INDEXED)
+    gallery.warm_up()
+    snapshot = gallery.snapshot()
+    began_s = time.perf_counter()
+    groups = snapshot.groups()
+    groups_s = time.perf_counter() - began_s
+    assert groups is not None
+    plain: Snapshot = Plain(snapshot)
+    snapshots = {name: plain if name == "plain" else snapshot for name in VARIANTS}
+    times_ms: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    videos: dict[str, list[int]] = {name: [] for name in VARIANTS}
+    queries = films.queries()
+    names = list(VARIANTS)
+    for n, query in enumerate([queries[0], *queries]):
+        for name in names[n % 3 :] + names[: n % 3]:
+            began_s = time.perf_counter()
+            (found,) = searcher.search([query], snapshots[name], VARIANTS[name])
+            if n:  # the first one warms up
+                times_ms[name].append((time.perf_counter() - began_s) * 1e3)
+                videos[name].append(len({hit.id for hit in found}))
+    gallery.close()
+    medians = {name: float(np.median(times)) for name, times in times_ms.items()}
+    return {
+        "segments": films.size,
+        "videos": len(groups),
+        "groups_s": groups_s,
+        "times_ms": times_ms,
+        "median_ms": medians,
+        "ratio": {name: value / medians["plain"] for name, value in medians.items()},
+        "videos_in_ten_hits": {name: float(np.mean(counts)) for name, counts in videos.items()},
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return a Markdown table with a row for each variant."""
+    lines = [
+        f"{result['segments']:,} segments of {result['videos']:,} films, synthetic, D = {DIM}, "
+        f"F = {FRAMES}; two stages, 300 candidates, k = 10; in turns in one process; milliseconds "
+        f"a query. Groups are read once, in {result['groups_s']:.1f} s. Written by "
+        "`python -m benchmarks.grouping`.",
+        "",
+        "| search | median | 99th percentile | median to plain | different videos in 10 hits |",
+        "|---|---|---|---|---|",
+    ]
+    for name, times in result["times_ms"].items():
+        cells = [
+            name,
+            f"{result['median_ms'][name]:.1f}",
+            f"{np.quantile(times, 0.99):.1f}",
+            f"{result['ratio'][name]:.2f}",
+            f"{result['videos_in_ten_hits'][name]:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw the latencies of each variant, sorted."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, times in result["times_ms"].items():
+        axes.plot(np.linspace(0, 100, len(times)), sorted(times), label=name)
+    axes.set(xlabel="share of queries, %", ylabel="ms a query", ylim=(0, None))
+    axes.set_title(f"{result['segments']:,} segments", fontsize=10)
+    axes.legend()
+    with replaced_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()

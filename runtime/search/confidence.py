@@ -1,0 +1,74 @@
+"""Confidence of a hit: how surely its score is more than chance in a gallery of this size.
+
+Scores differ between queries, so that no fixed score separates right from wrong. The confidence
+compares a hit with scores that the same query reaches by chance, its background::
+
+    p(s)        = 0.1 · exp(-(s - q90) / beta),   beta = (q99 - q90) / ln 10
+    confidence  = exp(-N · p(s))
+
+q90 and q99 are quantiles of the background, and p is the probability that one segment scores above
+s by chance. N is the number of segments that were searched. The confidence is thus the probability
+that none of N segments without a match scores as high. It is the Gumbel distribution of the
+largest of N scores. Below q90 it is 0.
+
+p extends the line through log(0.1) at q90 and log(0.01) at q99: peaks over a threshold with an
+exponential tail (Pickands 1975, shape 0). For every background with a log-concave density, such as
+a normal or logistic one, that line lies above the true tail. The confidence is then too low rather
+than too high. Of queries without a match, at most 1 - c have a hit with a confidence of c or more.
+The best 1 % of the background do not count, so that matches among it do little harm.
+
+The background is a fixed sample of the gallery's segments. With a query bank, it is the bank's
+texts: their scores for the same segment. Below 200 scores, no confidence can be told. Where more
+than 1 % of a gallery fits a query, the fitting segments pass for background and lower confidences.
+A confidence is no probability that a person would agree with the hit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xclip_deploy.runtime.arrays import Float64Array, FloatArray
+from xclip_deploy.runtime.gallery import Snapshot
+from xclip_deploy.runtime.gallery.records import Rows
+
+SAMPLE = 1024
+"""Segments of the gallery in the background."""
+LEAST = 200
+"""Fewest scores that make a background."""
+_LOW, _HIGH = 0.90, 0.99
+_SEED = 20
+
+
+def sample_rows(snapshot: Snapshot) -> Rows:
+    """Return the sampled rows of a snapshot, ascending, the same at every call."""
+    groups = snapshot.groups()
+    rows = snapshot.rows() if groups is None else groups.rows
+    if len(rows) <= SAMPLE:
+        return rows
+    return np.sort(np.random.default_rng(_SEED).choice(rows, SAMPLE, replace=False))
+
+
+def why_unknown(num_scores: int, *, has_bank: bool) -> str | None:
+    """Return the reason why a background of this size gives no confidence, or None."""
+    if num_scores >= LEAST:
+        return None
+    if has_bank:
+        return f"no confidence: the query bank holds {num_scores} texts; expected {LEAST} or more"
+    return (
+        f"no confidence: the gallery holds {num_scores} segments; expected {LEAST} or more, or a "
+        "query bank of as many texts"
+    )
+
+
+def confidences(scores: FloatArray, background: FloatArray, num_searched: int) -> Float64Array:
+    """Return the confidence of each score [n].
+
+    ``background``: [B], or [B, n] with the scores for each row apart. ``num_searched``: N.
+    """
+    low, high = np.quantile(background.astype(np.float64), (_LOW, _HIGH), axis=0)
+    # Equal scores have no tail: whatever is higher is no chance.
+    beta = np.maximum((high - low) / np.log((1 - _LOW) / (1 - _HIGH)), 1e-9)
+    above = (scores.astype(np.float64) - low) / beta
+    chance = (1 - _LOW) * np.exp(-np.maximum(above, 0))
+    found: Float64Array = np.where(above > 0, np.exp(-num_searched * chance), 0.0)
+    return found

@@ -1,0 +1,126 @@
+"""Scored rows of a gallery, as they pass from the stages of a search to its hits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.arrays import Float32Array, Float64Array
+from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.gallery import Snapshot
+from xclip_deploy.runtime.gallery.records import Rows
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text, a video, or both."""
+
+    text: TextFeatures | None
+    """One text."""
+    video: VideoFeatures | None = None
+    """One video."""
+    video_weight: float = 0.0
+    """Share of the video in the score, from 0 to 1."""
+    truncated_tokens: int = 0
+    """Number of the text's last tokens that the model does not read."""
+
+
+@dataclass
+class ReadFeatures:
+    """Features that a search has read, kept so that no row is read twice."""
+
+    parts: list[tuple[Rows, VideoFeatures]] = field(default_factory=list)
+    """Rows, ascending, and their features."""
+
+    def of(self, rows: Rows, snapshot: Snapshot) -> VideoFeatures:
+        """Return the features of ``rows`` in this order; read those that are missing."""
+        if not self.parts:
+            return snapshot.features(rows)
+        found = [_places(known, rows) for known, _ in self.parts]
+        missing = np.flatnonzero(np.logical_and.reduce([places < 0 for places in found]))
+        if len(missing):
+            more = np.unique(rows[missing])
+            self.parts.append((more, snapshot.features(more)))
+            found.append(_places(more, rows))
+        if len(found) == 1:
+            return self.parts[0][1][found[0]]
+        out = self.parts[0][1][np.maximum(found[0], 0)]
+        for (_, features), places in zip(self.parts[1:], found[1:], strict=True):
+            there = places >= 0
+            part = features[places[there]]
+            out.video_features[there] = part.video_features
+            out.frame_features[there] = part.frame_features
+            out.num_frames[there] = part.num_frames
+        return out
+
+
+@dataclass
+class Ranked:
+    """Scored rows of one query, best first."""
+
+    rows: Rows
+    scores: Float32Array
+    grains: dict[str, Float32Array]
+    blocks: npt.NDArray[np.int64] | None = None
+    """Number of the set that each row was scored in; the rows of a lower one rank before. None for
+    one set."""
+    confidences: Float64Array | None = None
+    """Confidence of each row, if it was asked for."""
+    read: ReadFeatures = field(default_factory=ReadFeatures)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, order: npt.NDArray[np.integer[Any]]) -> Ranked:
+        """Return the rows at some places."""
+        return Ranked(
+            self.rows[order],
+            self.scores[order],
+            {name: values[order] for name, values in self.grains.items()},
+            None if self.blocks is None else self.blocks[order],
+            None if self.confidences is None else self.confidences[order],
+            self.read,
+        )
+
+    def sorted(self) -> Ranked:
+        """Return the rows best first; of equal scores, the row added first."""
+        keys = (self.rows, -self.scores)
+        return self.take(np.lexsort(keys if self.blocks is None else (*keys, self.blocks)))
+
+    def features(self, snapshot: Snapshot) -> VideoFeatures:
+        """Return the features of the rows, in this order."""
+        return self.read.of(self.rows, snapshot)
+
+    @classmethod
+    def empty(cls) -> Ranked:
+        """Return no rows."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.float32), {})
+
+    @classmethod
+    def join(cls, parts: Sequence[Ranked], *, as_blocks: bool = False) -> Ranked:
+        """Join rows; ``as_blocks`` makes each part a block of its own."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            {
+                name: np.concatenate([part.grains[name] for part in parts])
+                for name in parts[0].grains
+            },
+            np.repeat(np.arange(len(parts)), [len(part) for part in parts]) if as_blocks else None,
+            None,
+            ReadFeatures([pair for part in parts for pair in part.read.parts]),
+        )
+
+
+def _places(known: Rows, rows: Rows) -> npt.NDArray[np.int64]:
+    """Return the place of each row in ``known``, -1 for one that is not there."""
+    places = np.searchsorted(known, rows)
+    places[places == len(known)] = 0
+    is_there = known[places] == rows if len(known) else np.zeros(len(rows), np.bool_)
+    return np.where(is_there, places, -1)

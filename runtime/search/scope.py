@@ -1,0 +1,173 @@
+"""The part of a gallery that a search looks into: all, what a filter leaves, or one video."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xclip_deploy.errors import GalleryError, InvalidArgumentError
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery import Snapshot
+from xclip_deploy.runtime.gallery.flat import FlatVectors
+from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors
+from xclip_deploy.runtime.presentation import listed, time_text
+from xclip_deploy.runtime.search.options import SearchOptions
+
+_SCAN_VIDEOS = 2048
+"""Videos that an exact search reads and scores at a time if they do not fit into memory."""
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|"[^"]+"|`[^`]+`""")
+_MAX_NAME = 4096
+"""Longest name that a video is looked for by, in characters."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The rows of a snapshot that a search may find."""
+
+    snapshot: Snapshot
+    where: str | None
+    """Filter that rows must match; None for every row."""
+    rows: Rows | None = None
+    """The only rows, ascending, which match all filters already; None for no such limit."""
+    name: str = "the gallery"
+    """The scope in words, for messages."""
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, options: SearchOptions) -> Scope:
+        """Read the scope of a search from its options.
+
+        Raises GalleryError and InvalidArgumentError as :func:`find_video` does.
+        """
+        start_s, end_s = options.span_s
+        where, times = options.where, _times(start_s, end_s)
+        if where is not None and (times or options.within):
+            _check_parentheses(snapshot, where)
+        if times is not None:
+            where = times if where is None else f"({times}) and ({where})"
+        span = _span_text(start_s, end_s)
+        if options.within is None:
+            return cls(snapshot, where, None, f"the gallery{span}")
+        video_id = find_video(snapshot, options.within)
+        name = f"{options.within!r:.200}{span}"
+        if where is None:
+            rows = np.sort(snapshot.segments([video_id])[video_id])
+        else:
+            rows = snapshot.matching(f"id = {_quoted(video_id)} and ({where})")
+        return cls(snapshot, None, rows, name)
+
+    def __len__(self) -> int:
+        """Return how many rows an exact search scores, if no filter leaves any out."""
+        return len(self.snapshot) if self.rows is None else len(self.rows)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether options limit the scope to a video or to a span of time."""
+        return self.name != "the gallery"
+
+    def count(self) -> int:
+        """Return how many rows the scope holds, after evaluating its filter."""
+        return len(self) if self.where is None else len(self.snapshot.matching(self.where))
+
+    def parts(self) -> Iterator[tuple[Rows, VideoFeatures, bool]]:
+        """Yield rows and features, and whether later searches get the same object."""
+        held = self.snapshot.held() if self.rows is None else None
+        if held is not None and self.where is None:
+            yield *held, True
+            return
+        if held is None and self.rows is None:
+            for part, features in self.snapshot.scan(_SCAN_VIDEOS, self.where):
+                yield part, features, False
+            return
+        rows = self.rows
+        if rows is None:
+            assert self.where is not None
+            rows = self.snapshot.matching(self.where)
+        for start in range(0, len(rows), _SCAN_VIDEOS):
+            part = rows[start : start + _SCAN_VIDEOS]
+            yield part, self.snapshot.features(part), False
+
+    def nearest(
+        self, queries: QueryVectors, limit: int, without: Rows | None = None
+    ) -> list[Nearest]:
+        """Return what :meth:`Snapshot.nearest` does, of the scope's rows."""
+        if self.rows is None:
+            return self.snapshot.nearest(queries, limit, self.where, without)
+        vectors = FlatVectors(self.rows, self.snapshot.video_features(self.rows))
+        left_out = None if without is None else np.intersect1d(without, self.rows)
+        return vectors.nearest(queries, limit, None, left_out)
+
+
+def find_video(snapshot: Snapshot, name: str) -> str:
+    """Return the id of the video with this id or path, or with a file name of its own.
+
+    Raises GalleryError for a name that no video has, InvalidArgumentError for one that several
+    have.
+    """
+    if len(name) <= _MAX_NAME and name.encode(errors="replace").decode() == name:
+        names = [name, *([] if "\0" in name else [str(Path(name).absolute())])]
+        found = snapshot.find(names)
+        if found:
+            return next(each for each in names if each in found)
+        if "/" not in name:
+            ids = _ids_ending(snapshot, name)
+            if len(ids) == 1:
+                return ids[0]
+            if ids:
+                raise InvalidArgumentError(
+                    f"{name!r:.200} names {len(ids)} videos ({listed(ids)}); expected the id of one"
+                )
+    raise GalleryError(
+        f"no video {name!r:.200} in the gallery of {snapshot.num_videos}; expected an id, or a "
+        "file name that one video has"
+    )
+
+
+def _ids_ending(snapshot: Snapshot, name: str) -> list[str]:
+    """Return the ids of the videos whose path ends with a file name."""
+    pattern = name.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    rows = snapshot.matching(f"id like {_quoted('%/' + pattern)}")
+    groups = snapshot.groups()
+    firsts = rows if groups is None else groups.first_rows(rows)
+    return [video.id for video in snapshot.videos(firsts)]
+
+
+def _times(start_s: float, end_s: float | None) -> str | None:
+    """Return the filter for rows that overlap a span; None for the span of every row.
+
+    A row without times is a whole video: it lasts from 0 to its duration.
+    """
+    parts = []
+    if start_s > 0:
+        parts.append(f"(_end_s > {start_s!r} or _end_s is null and duration_s > {start_s!r})")
+    if end_s is not None:
+        parts.append(f"(_start_s < {end_s!r} or _start_s is null)")
+    return " and ".join(parts) or None
+
+
+def _check_parentheses(snapshot: Snapshot, where: str) -> None:
+    """Refuse a filter that would end the parentheses around it. Raises InvalidArgumentError."""
+    depth = 0
+    for sign in _QUOTED.sub("", where):
+        depth += (sign == "(") - (sign == ")")
+        if depth < 0 or sign in "'\"`":
+            break
+    else:
+        if not depth:
+            return
+    snapshot.matching(where)  # names the mistake
+
+
+def _span_text(start_s: float, end_s: float | None) -> str:
+    if start_s == 0 and end_s is None:
+        return ""
+    end = "" if end_s is None else f" to {time_text(end_s, 1)}"
+    return f" from {time_text(start_s, 1)}{end}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
