@@ -44,6 +44,13 @@ def test_a_flat_curve_leaves_the_segment() -> None:
     assert (found.start_s, found.end_s) == (12, 24)
 
 
+def test_an_event_that_fills_the_neighbourhood_leaves_the_segment() -> None:
+    times = np.arange(36.0)
+    values = np.where((times >= 6) & (times < 30), 0.4, 0.1).tolist()
+    found = refine(times.tolist(), values, (12.0, 24.0), (0.0, 36.0))
+    assert (found.start_s, found.end_s) == (12, 24)
+
+
 def test_an_event_at_the_end_of_the_video_ends_with_it() -> None:
     times = np.arange(24.0)
     found = refine(
