@@ -25,6 +25,7 @@ from xclip_deploy.runtime.indexing.in_memory import index_frames
 from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
 from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
+from xclip_deploy.runtime.indexing.reuse import FrameReuse, encodes_frames_independently
 from xclip_deploy.runtime.indexing.sources import open_sources
 from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
@@ -86,6 +87,9 @@ def add_videos(
             model.encode_videos,
             pool,
             segmentation=segmentation,
+            reuse=FrameReuse(model.encode_videos, model.config.max_frames)
+            if encodes_frames_independently(model.config)
+            else None,
             thumbnails=ThumbnailStore(gallery.thumbnails)
             if thumbnails and gallery.thumbnails is not None
             else None,

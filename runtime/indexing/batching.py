@@ -14,11 +14,10 @@ from xclip_deploy.runtime.decoding import FileContent, FrameStream
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore, thumbnail_key
 from xclip_deploy.runtime.indexing.records import EncodedVideo, SegmentTimes, Task
+from xclip_deploy.runtime.indexing.reuse import Encode, FrameReuse, Window
 from xclip_deploy.runtime.presentation import time_text
 from xclip_deploy.runtime.video import Segmenter, SegmentFrames, VideoFrames
 
-Encode = Callable[[Sequence[npt.NDArray[np.uint8]]], VideoFeatures]
-"""Function that embeds videos, given by their frames: uint8 [n, S, S, 3] each."""
 Check = Callable[[Sequence[str], Sequence[int], VideoFeatures], object]
 """Function that raises InvalidArgumentError for features that the gallery refuses."""
 _THIN = 3.0
@@ -71,9 +70,9 @@ class OpenVideo:
 class WindowBatch:
     """Windows that wait for the encoder, of one video or of many.
 
-    Overlapping windows share frames, and each window encodes them anew: a model with temporal
-    attention gives a frame another embedding in another window. With a stride of half a window,
-    the encoder works twice as much as without overlap; the decoder does not.
+    Overlapping windows share frames. A model with a temporal head encodes them anew in each window:
+    with a stride of half a window, the encoder works twice as much as without overlap. With mean
+    pooling, :class:`FrameReuse` encodes each frame once.
     """
 
     def __init__(
@@ -82,12 +81,14 @@ class WindowBatch:
         max_batch: int,
         check: Check,
         thumbnails: ThumbnailStore | None = None,
+        reuse: FrameReuse | None = None,
     ) -> None:
         self._encode_videos = encode
+        self._reuse = reuse
         self._thumbnails = thumbnails
         self._check = check
         self._max_batch = max_batch
-        self._windows: list[tuple[OpenVideo, npt.NDArray[np.uint8]]] = []
+        self._windows: list[tuple[OpenVideo, Window]] = []
 
     @property
     def is_full(self) -> bool:
@@ -98,24 +99,29 @@ class WindowBatch:
         """Add the frames of a video that is one window."""
         times_s = tuple(float(time_s) for time_s in frames.times_s)
         video.segments.append(SegmentTimes(0.0, frames.duration_s, times_s))
-        self._windows.append((video, frames.frames))
+        self._windows.append((video, Window(frames.frames)))
 
     def add(self, video: OpenVideo, window: SegmentFrames) -> None:
         """Add a window of a long video."""
         times_s = tuple(float(time_s) for time_s in window.times_s)
         video.segments.append(SegmentTimes(window.start_s, window.end_s, times_s))
-        self._windows.append((video, window.frames))
+        names = tuple((video.task.order, number) for number in window.numbers.tolist())
+        self._windows.append((video, Window(window.frames, names)))
 
     def encode(self) -> list[OpenVideo]:
         """Encode the windows; return their videos that are done or failed with it."""
         # The batch is emptied first: one that cannot be encoded must not be tried again.
         windows, self._windows = self._windows, []
-        windows = [(video, frames) for video, frames in windows if video.failure is None]
+        windows = [(video, window) for video, window in windows if video.failure is None]
         if not windows:
             return []
-        features = self._encode_videos([frames for _, frames in windows])
+        if self._reuse is None:
+            features = self._encode_videos([window.frames for _, window in windows])
+        else:
+            features = self._reuse.encode([window for _, window in windows])
         touched: dict[OpenVideo, None] = {}
-        for n, (video, frames) in enumerate(windows):
+        for n, (video, window) in enumerate(windows):
+            frames = window.frames
             touched[video] = None
             if video.failure is not None:
                 continue

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from xclip_deploy.errors import VideoError
-from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery
 from xclip_deploy.runtime.indexing.planning import KnownFiles, plan_files
 from xclip_deploy.runtime.indexing.records import OnDuplicate
+from xclip_deploy.runtime.indexing.reuse import Encode
 from xclip_deploy.runtime.indexing.sources import Sources
 from xclip_deploy.runtime.presentation import brief, time_text
 from xclip_deploy.runtime.resources import usable_cores
@@ -24,7 +23,6 @@ from xclip_deploy.runtime.video import VideoFrames, VideoReading, read_blocks
 from xclip_deploy.runtime.video.pyav_container import open_video
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
-Encode = Callable[[Sequence[npt.NDArray[np.uint8]]], VideoFeatures]
 _SAMPLED_FILES = 3
 _SAMPLE_S = 2.0
 """Longest time to decode of one file, seconds of the clock."""

@@ -26,7 +26,6 @@ from xclip_deploy.runtime.gallery import Gallery, VideoFile
 from xclip_deploy.runtime.gallery.checking import checked_features
 from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
 from xclip_deploy.runtime.indexing.batching import (
-    Encode,
     OpenVideo,
     WindowBatch,
     describe_thinning,
@@ -41,6 +40,7 @@ from xclip_deploy.runtime.indexing.records import (
     Task,
 )
 from xclip_deploy.runtime.indexing.report import IndexReport, Tally
+from xclip_deploy.runtime.indexing.reuse import Encode, FrameReuse
 from xclip_deploy.runtime.indexing.sources import Sources, folders_above
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.video import Segmentation, Segmenter, SegmentFrames
@@ -81,6 +81,7 @@ class IndexRun:
         *,
         segmentation: Segmentation | None = None,
         thumbnails: ThumbnailStore | None = None,
+        reuse: FrameReuse | None = None,
         settings: IndexSettings | None = None,
         progress: ProgressFunction = ignore_progress,
     ) -> None:
@@ -92,6 +93,7 @@ class IndexRun:
             encode: Called in this thread, with at most ``settings.max_batch`` videos or windows.
             pool: An empty pool of decoders, which reads the files. The caller closes it.
             segmentation: Policy by which long videos are cut; None keeps them whole.
+            reuse: Encoder of overlapping windows for models that encode frames independently.
             thumbnails: Folder for a picture of each segment; None makes none.
             settings: Sizes of batches and commits.
             progress: Called after every video, and after every block of a long one.
@@ -110,7 +112,7 @@ class IndexRun:
         self._todo: deque[Task] = deque()
         model = gallery.model
         check = partial(checked_features, max_frames=model.max_frames, dim=model.embed_dim)
-        self._batch = WindowBatch(encode, self._settings.max_batch, check, thumbnails)
+        self._batch = WindowBatch(encode, self._settings.max_batch, check, thumbnails, reuse)
         self._thumbnails = thumbnails
         self._open: list[OpenVideo] = []  # long videos that are being read
         self._ready: list[ReadyFile] = []
