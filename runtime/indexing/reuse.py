@@ -61,8 +61,9 @@ class FrameReuse:
         new: dict[Hashable, npt.NDArray[np.uint8]] = {}
         named: list[list[Hashable]] = []
         for n, window in enumerate(windows):
-            names = window.names or [(id(windows), n, place) for place in range(len(window.frames))]
-            named.append(list(names))
+            alone = ((id(windows), n, place) for place in range(len(window.frames)))
+            names: list[Hashable] = list(window.names or alone)
+            named.append(names)
             for name, frame in zip(names, window.frames, strict=True):
                 if name not in self._known:
                     new.setdefault(name, frame)
