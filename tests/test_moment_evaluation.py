@@ -10,7 +10,7 @@ import pytest
 from command_line import Run, runner
 
 from xclip_deploy import Retriever
-from xclip_deploy.errors import DatasetError, InvalidArgumentError
+from xclip_deploy.errors import DatasetError
 from xclip_deploy.moment_evaluation import SearchRanker, index_moments
 from xclip_deploy.runtime.datasets.moments import MomentSplit, open_moments
 from xclip_deploy.runtime.evaluation.moments import evaluate_moments, read_predictions
@@ -151,6 +151,18 @@ def test_unreadable_videos(
     assert [len(ranking) for ranking in evaluation.within_rankings] == [0, 1]
 
 
-def test_segments_wait_for_an_index_that_cuts(retriever: Retriever, split: MomentSplit) -> None:
-    with pytest.raises(InvalidArgumentError, match="expected whole videos"):
-        index_moments(retriever, split, Segmentation.of("8s", "4s", 12.0))
+def test_segments_are_ranked_where_videos_are_cut(retriever: Retriever, split: MomentSplit) -> None:
+    segmentation = Segmentation("windows", 1.0, 0.5)
+    report = index_moments(retriever, split, segmentation)
+    assert retriever.gallery.segmentation == segmentation
+    assert len(retriever.gallery.snapshot()) > len(report.indexed) == len(split.videos)
+    ranker = SearchRanker(retriever, split)
+    (ranking,) = ranker.rank([split.queries[0].text], 100)
+    assert len(ranking) == len(retriever.gallery.snapshot())
+    durations = {video.id: video.duration_s for video in retriever.gallery}
+    longest_s = max(duration or 0 for duration in durations.values())
+    assert all(0 <= found.start_s < found.end_s <= longest_s for found in ranking)
+    video_id = split.videos[0].id
+    (within,) = ranker.rank_within([split.queries[0].text], [video_id], 100)
+    assert {found.video_id for found in within} == {video_id}
+    assert within == [found for found in ranking if found.video_id == video_id]

@@ -327,9 +327,8 @@ def test_the_fingerprint_is_of_weights_and_settings_alone(make_model: Any, tmp_p
     assert model_fingerprint(changed, loaded[0].config, 1, preprocessing) != first
 
 
-@pytest.mark.parametrize(
-    "is_said_by", [pytest.param("option", marks=pytest.mark.slow), "checkpoint"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("is_said_by", ["option", "checkpoint"])
 def test_square_pixels_are_part_of_the_model_where_they_are_on(
     bundle_path: Path, checkpoint_path: Path, tmp_path: Path, is_said_by: str
 ) -> None:
