@@ -265,6 +265,19 @@ def test_beyond_the_end_is_nothing(searcher: Searcher, gallery: Gallery, world: 
         assert found.note == "'short.mp4' from 5:00.0 holds nothing to search"
 
 
+@pytest.mark.parametrize("exact", [True, False, None])
+@pytest.mark.parametrize("group", ["video", "moment"])
+def test_a_filter_that_nothing_matches(
+    searcher: Searcher, gallery: Gallery, world: World, exact: bool | None, group: str
+) -> None:
+    options = {"where": "kind = 'none'", "group": group, "exact": exact, "confidence": True}
+    assert len(search(searcher, gallery, world, **options)) == 0
+    (by_video,) = searcher.search(
+        [Query(None, world.features[:1])], gallery.snapshot(), SearchOptions(where="kind = 'none'")
+    )
+    assert len(by_video) == 0
+
+
 def test_a_whole_video_lasts_to_its_end(searcher: Searcher, gallery: Gallery, world: World) -> None:
     (clip,) = search(searcher, gallery, world, within="short.mp4")
     assert (clip.start_s, clip.end_s, clip.segment, clip.moments) == (0.0, 8.0, 0, ())
