@@ -26,15 +26,17 @@ def verify_rows(
 ) -> Verification:
     """Read all rows and name the damaged ones. ``files``: damaged files beside them."""
     lost: list[str] = []
-    done = 0
+    done = num_videos = 0
     for rows, table in walk(reader):
         done += len(rows)
         if table is None:
             lost += [f"row {row}" for row in rows]
+            num_videos += len(rows)
         else:
             lost += damaged_names(reader, table)
+            num_videos += sum(segment == 0 for segment in table["_segment"].to_pylist())
         progress(Progress("verifying", done, reader.count, failed=len(lost)))
-    return Verification(done, tuple(lost), tuple(files))
+    return Verification(num_videos, tuple(lost), tuple(files))
 
 
 def walk(reader: RowReader) -> Iterator[tuple[Rows, pa.Table | None]]:

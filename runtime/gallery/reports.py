@@ -43,7 +43,8 @@ class Verification:
     num_videos: int
     """Number of videos that were read, damaged ones among them."""
     damaged_videos: tuple[str, ...] = ()
-    """Ids of damaged videos; ``row N`` for one whose id is not legible."""
+    """Ids of damaged videos, with the segment of a long one; ``row N`` where they are not
+    legible."""
     damaged_files: tuple[str, ...] = ()
     """Files beside the rows that are damaged, by their path below the table."""
 

@@ -379,7 +379,12 @@ def _print_video(video: GalleryVideo) -> None:
         duration = f"{time_text(video.duration_s)} ({video.duration_s:.3f} s)"
         rows.append(("duration", duration))
     times = ", ".join(f"{time:.1f}" for time in video.frame_times_s)
-    rows.append(("frames", f"{len(video.frame_times_s)}, at {times} s"))
+    if video.num_segments > 1:
+        rows.append(("segments", f"{video.num_segments}, {video.segmentation}"))
+        times += " s of the first segment"
+    else:
+        times += " s"
+    rows.append(("frames", f"{len(video.frame_times_s)}, at {times}"))
     rows += [("metadata", f"{name} = {value}") for name, value in video.metadata.items()]
     print_fields(rows, 14)
 
@@ -391,6 +396,8 @@ def _print_stats(stats: GalleryStats) -> None:
         ("files", f"{stats.num_files:,}"),
         ("duration", time_text(stats.total_duration_s)),
     ]
+    if stats.segmentation is not None:
+        rows.append(("segments", f"{stats.num_segments:,}, {stats.segmentation}"))
     if stats.size_bytes is not None:
         rows.append(("size on disk", f"{stats.size_bytes / 1e6:.1f} MB"))
     rows.append(("model", stats.fingerprint[:16]))
