@@ -140,8 +140,8 @@ class SearchResult:
     moments: tuple[Moment, ...] = ()
     """Other good moments of the video, best first."""
     range: TimeRange | None = None
-    """Start and end of what was searched for, refined from the frames' similarity; None in a
-    gallery without segments."""
+    """Start and end of what was searched for, refined from the frames' similarity; None without
+    ``refine``, and in a gallery without segments."""
     confidence: float | None = None
     """Probability that nothing in a gallery without a match scores as high; None if it was not
     asked for or cannot be told."""

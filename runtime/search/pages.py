@@ -35,6 +35,8 @@ class Page:
     """Places in ``ranked`` of the other good moments of each hit's video."""
     dropped: dict[int, list[int]]
     """Row of a hit to the rows that it replaces as nearly identical."""
+    near: list[list[int]]
+    """Rows whose frames refine the range of each hit; empty where none is refined."""
 
     @classmethod
     def of(
@@ -66,7 +68,10 @@ class Page:
         moments: list[list[int]] = [[]] * len(hits)
         if groups is not None and options.group == "video":
             moments = _others(ranked, hits, groups, options)
-        return cls(hits, ranked, moments, dropped)
+        near = []
+        if groups is not None and options.refine:
+            near = [neighbourhood(groups, row) for row in hits.rows.tolist()]
+        return cls(hits, ranked, moments, dropped, near)
 
 
 def describe(
@@ -82,9 +87,8 @@ def describe(
     if not len(hits):
         return ()
     rows: list[int] = hits.rows.tolist()
-    near = [[row] if groups is None else neighbourhood(groups, row) for row in rows]
     others = [int(page.ranked.rows[n]) for places in page.moments for n in places]
-    more = [row for part in near for row in part] + others
+    more = [row for part in page.near for row in part] + others
     seen = list(dict.fromkeys([*rows, *more]))
     dropped = list(dict.fromkeys(row for part in page.dropped.values() for row in part))
     known = snapshot.videos(np.array([*rows, *dropped], np.int64))
@@ -104,8 +108,8 @@ def describe(
         found, moments = None, []
         if groups is not None:
             moments = [_moment(page.ranked, place, groups, frames) for place in page.moments[n]]
-            if end_s is not None:
-                found = _range(near[n], groups, frames, (start_s, end_s))
+            if page.near and end_s is not None:
+                found = _range(page.near[n], groups, frames, (start_s, end_s))
         results.append(
             SearchResult(
                 rank=offset + n + 1,

@@ -91,6 +91,7 @@ def test_grouping(tmp_path: Path) -> None:
     assert {name: len(times) for name, times in content["times_ms"].items()} == {
         "plain": 100,
         "grouped": 100,
+        "grouped, refined": 100,
         "moments": 100,
     }
     # Without groups, one film fills a page.

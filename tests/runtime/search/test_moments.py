@@ -118,6 +118,13 @@ def test_exact_is_the_best_score_of_each_video(
         assert hit.range.resolution_s == pytest.approx(8 / 12, abs=1e-5)  # times in microseconds
 
 
+def test_ranges_can_be_left_out(searcher: Searcher, gallery: Gallery, world: World) -> None:
+    whole = search(searcher, gallery, world)
+    plain = search(searcher, gallery, world, refine=False)
+    assert [hit.range for hit in plain] == [None] * 10
+    assert [replace(hit, range=None) for hit in whole] == list(plain)
+
+
 def test_exact_in_parts(
     searcher: Searcher,
     gallery: Gallery,
@@ -378,6 +385,7 @@ def test_equal_scores_keep_the_order_of_addition(
         ({"from_s": "1:00", "to_s": 60}, "to_s is 60 s and from_s 60 s"),
         ({"to_s": True}, "to_s is True"),
         ({"min_confidence": 1.1}, "min_confidence is 1.1"),
+        ({"refine": 1}, "refine is 1"),
         ({"confidence": "yes"}, "confidence is 'yes'"),
     ],
 )
