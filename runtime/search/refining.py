@@ -64,11 +64,12 @@ def curve(
     times_s: Sequence[Sequence[float]], values: Sequence[npt.NDArray[np.floating]]
 ) -> tuple[list[float], list[float]]:
     """Join the frames of several segments: times, ascending, and mean similarities."""
-    found: dict[float, list[float]] = {}
+    found: dict[float, tuple[float, list[float]]] = {}
     for times, part in zip(times_s, values, strict=True):
         for time_s, value in zip(times, part.tolist(), strict=True):
-            found.setdefault(round(time_s, 6), []).append(value)
-    return sorted(found), [sum(found[time_s]) / len(found[time_s]) for time_s in sorted(found)]
+            found.setdefault(round(time_s, 6), (time_s, []))[1].append(value)
+    frames = sorted(found.values())
+    return [time_s for time_s, _ in frames], [sum(part) / len(part) for _, part in frames]
 
 
 def refine(
