@@ -18,15 +18,18 @@ from xclip_deploy.runtime.evidence.words import TokenKind, without, words_of
 from xclip_deploy.runtime.features import TextFeatures
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.moments import frame_at
 from xclip_deploy.runtime.results import SearchResult
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.tokenizer import clean_text
-from xclip_deploy.runtime.video import VideoFrames
+from xclip_deploy.runtime.video import VideoFrames, resize_and_crop
 
 Hit = SearchResult | str
 """A search result, or the id of a video in the gallery."""
 _ROWS_AT_ONCE = 2048
 """Segments of one video whose features are in memory at a time."""
+_SIDE = 224
+"""Side of the pictures of a segment, pixels."""
 ReadVideo = Callable[[str], VideoFrames]
 
 
@@ -77,9 +80,9 @@ def _thumbnails(explanation: Explanation, read: ReadVideo) -> tuple[VideoFrames 
     """Return the encoded frames, or a note that says why they are missing."""
     if explanation.path is None:
         return None, "no frames: the features were added without a file"
-    if explanation.num_segments > 1:
-        return None, "no frames: they are drawn only of videos that are not cut into segments"
     try:
+        if explanation.num_segments > 1:
+            return _frames_of_segment(explanation), None
         frames = read(explanation.path)
     except VideoError as error:
         return None, f"no frames: {error}"
@@ -87,6 +90,24 @@ def _thumbnails(explanation: Explanation, read: ReadVideo) -> tuple[VideoFrames 
     if times != tuple(float(time) for time in frames.times_s):
         return None, f"no frames: {explanation.path} is another video than was encoded"
     return frames, None
+
+
+def _frames_of_segment(explanation: Explanation) -> VideoFrames:
+    """Read the frames of a segment of a long video. Raises VideoError."""
+    assert explanation.path is not None
+    times = [frame.time_s for frame in explanation.frames if frame.time_s is not None]
+    pictures = [
+        resize_and_crop(frame_at(explanation.path, time_s, expected=explanation.file), _SIDE)
+        for time_s in times
+    ]
+    duration_s = times[-1] if explanation.end_s is None else explanation.end_s
+    return VideoFrames(
+        frames=np.stack(pictures),
+        times_s=np.array(times, np.float64),
+        frame_numbers=np.arange(len(times)),
+        duration_s=duration_s,
+        frame_rate=len(times) / max(duration_s - explanation.start_s, 1e-3),
+    )
 
 
 def _find(snapshot: Snapshot, hit: Hit) -> Rows:

@@ -17,7 +17,7 @@ from xclip_deploy.runtime.evidence.words import (
     sum_by_word,
 )
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
-from xclip_deploy.runtime.gallery import GalleryVideo
+from xclip_deploy.runtime.gallery import GalleryVideo, VideoFile
 from xclip_deploy.runtime.gallery.records import times_of
 from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.model_config import ModelConfig
@@ -107,6 +107,8 @@ class Explanation:
     """Start of the segment, in seconds from the video's start."""
     end_s: float | None = None
     """End of the segment, seconds; None where the duration is not known."""
+    file: VideoFile | None = None
+    """The video's file, as it was when it was encoded."""
 
     @property
     def points(self) -> dict[str, float]:
@@ -240,6 +242,7 @@ def explain_video(
         entry.num_segments,
         start_s,
         end_s,
+        entry.files[0] if entry.files else None,
     )
 
 

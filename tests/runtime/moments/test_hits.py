@@ -6,12 +6,14 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numbered_movies import number_in, write_movie
 
 from xclip_deploy import Bundle, Retriever
 from xclip_deploy.errors import InvalidArgumentError, MomentSourceError
+from xclip_deploy.runtime.evidence import explainer
 from xclip_deploy.runtime.gallery import GalleryVideo
 from xclip_deploy.runtime.results import SearchResult
 from xclip_deploy.runtime.video import read_video
@@ -184,3 +186,22 @@ def test_a_copy_of_a_gallery_has_its_thumbnails(retriever: Retriever, tmp_path: 
     ]
     assert len(files[0]) == 6
     assert files[0] == files[1]
+
+
+def test_a_segment_is_explained_with_its_own_frames(
+    retriever: Retriever, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        explainer, "draw_explanation", lambda *arguments: drawn.append(arguments[2:])
+    )
+    explanation = retriever.explain("a dog", hit_at(retriever, 6))
+    retriever.plot_explanation(explanation, tmp_path / "plot.png")
+    ((frames,), (note,)) = drawn[0]
+    assert note is None
+    assert [number_in(frame) for frame in frames.frames] == list(range(60, 120, RATE))
+    os.utime(video, (1, 1))
+    retriever.plot_explanation(explanation, tmp_path / "plot.png")
+    ((frames,), (note,)) = drawn[1]
+    assert frames is None
+    assert "no frames" in note
