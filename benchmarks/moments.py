@@ -42,7 +42,7 @@ MAIN_NMS = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """Videos, windows and levels of suppression to measure."""
 
     sizes: LongVideoSizes
     windows: tuple[tuple[float, float], ...]

@@ -47,12 +47,12 @@ class FrameStream:
 
     @property
     def has_news(self) -> bool:
-        """Whether :meth:`poll` gives a block, raises, or has come to the end."""
+        """True if :meth:`poll` gives a block, raises, or has come to the end."""
         return bool(self._blocks) or self._is_complete or self._error is not None
 
     @property
     def has_ended(self) -> bool:
-        """Whether every block was taken."""
+        """True once every block was taken."""
         return self._is_complete and not self._blocks
 
     def poll(self) -> FrameBlock | None:

@@ -100,7 +100,7 @@ def rescue_gallery(
             _copy(part, found, list(newest.values()), store, replace=True)
             progress(Progress("rescuing", done, reader.count, failed=len(lost)))
         store.remove_segments([key for key in lost if not isinstance(key, int)])
-        _forget_files(store)
+        _close_up(store)
         copy_thumbnails(str(path), directory)
         count = store.snapshot().num_videos
         store.close()
@@ -176,27 +176,32 @@ def _header(uri: str, table: Any) -> TableHeader:  # noqa: ANN401
     return header
 
 
-def _forget_files(store: LanceStore) -> None:
-    """Forget the files of videos that lost a segment, so that ``index`` reads these again."""
+def _close_up(store: LanceStore) -> None:
+    """Renumber the segments of videos that lost one, and forget the files of these videos.
+
+    Each is then a complete video of fewer segments, which can be found, listed and written. The
+    next ``index`` does not know its files, so it reads them and restores the video.
+    """
     snapshot = store.snapshot()
     groups = snapshot.groups()
     if groups is None:
         return
     firsts = snapshot.videos(groups.firsts)
-    counts = np.bincount(groups.numbers, minlength=len(groups))
+    counts = np.diff(groups.starts)
     partial = [v.id for v, n in zip(firsts, counts, strict=True) if v.num_segments != n]
-    for name, rows in snapshot.segments(partial).items():
+    for rows in snapshot.segments(partial).values():
         videos = [
             video.model_copy(
                 update={
+                    "segment": n,
+                    "num_segments": len(rows),
                     "files": tuple(VideoFile(path=file.path) for file in video.files),
                     "content_sha256": None,
                 }
             )
-            for video in snapshot.videos(rows)
+            for n, video in enumerate(snapshot.videos(rows))
         ]
-        assert name == videos[0].id
-        store.update(videos)
+        store.put(videos, snapshot.features(rows), replace=True)
 
 
 def _found(reader: RowReader, table: pa.Table) -> list[GalleryVideo | RowKey]:

@@ -105,7 +105,8 @@ class WindowBatch:
         """Add a window of a long video."""
         times_s = tuple(float(time_s) for time_s in window.times_s)
         video.segments.append(SegmentTimes(window.start_s, window.end_s, times_s))
-        names = tuple((video.task.order, number) for number in window.numbers.tolist())
+        content = video.content.content_sha256
+        names = tuple((content, number) for number in window.numbers.tolist())
         self._windows.append((video, Window(window.frames, names)))
 
     def encode(self) -> list[OpenVideo]:

@@ -18,6 +18,7 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import FeatureModel, Gallery, GalleryStore, GalleryVideo
 from xclip_deploy.runtime.gallery.checksums import Part
 from xclip_deploy.runtime.gallery.rewriting import rescue_gallery
+from xclip_deploy.runtime.indexing.edit import GalleryEdit
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
 WINDOWS = Segmentation("windows", 8.0, 4.0)
@@ -190,9 +191,34 @@ def test_damage_names_the_segment(tmp_path: Path) -> None:
     assert (rescue.num_videos, rescue.lost) == (2, ("b, segment 1",))
     rescued = Gallery.open(tmp_path / "rescued")
     kept = rescued.segments("b")
-    assert [video.segment for video in kept] == [0, 2]
+    assert [(v.segment, v.num_segments, v.start_s) for v in kept] == [(0, 2, 0), (1, 2, 8)]
+    np.testing.assert_array_equal(
+        rescued.snapshot().features(rescued.snapshot().segments(["b"])["b"]).frame_features,
+        features.frame_features[[0, 2]],
+    )
     # So the next run reads the file again, whatever its size and time.
     assert {(video.content_sha256, video.files[0].size_bytes) for video in kept} == {(None, None)}
+
+
+def test_a_rescued_video_without_its_first_segment_is_whole_again(tmp_path: Path) -> None:
+    """It is found, listed and written like any other, until its file is read again."""
+    path = tmp_path / "gallery"
+    videos, features = long_video("b", 3)
+    put(lance_store(path), (videos, features))
+    row = features.frame_features[0].tobytes()
+    (file,) = (f for f in (path / "videos.lance" / "data").rglob("*") if row in f.read_bytes())
+    content = bytearray(file.read_bytes())
+    content[content.index(row)] ^= 4
+    file.write_bytes(content)
+    assert rescue_gallery(path, tmp_path / "rescued").lost == ("b",)
+    rescued = Gallery.open(tmp_path / "rescued")
+    assert [video.start_s for video in rescued.segments("b")] == [4, 8]
+    assert [video.id for video in rescued.snapshot().listing()] == ["b"]
+    rescued.update([rescued.get("b").model_copy(update={"metadata": {"n": 5}})])
+    edit = GalleryEdit(rescued, ["b"])
+    edit.set_metadata("b", {"n": 6})
+    edit.write()
+    assert [video.metadata for video in rescued.segments("b")] == [{"n": 6}] * 2
 
 
 def test_damaged_places_are_never_a_wrong_group(tmp_path: Path) -> None:
