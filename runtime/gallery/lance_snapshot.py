@@ -15,7 +15,7 @@ from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
 from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
-from xclip_deploy.runtime.gallery.filter_sql import outside, quoted, to_sql
+from xclip_deploy.runtime.gallery.filter_sql import named_sql, outside, quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.groups import Groups, in_order
@@ -35,7 +35,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
-from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows
+from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, has_name
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
 
 ID_INDEX = "id_idx"
@@ -139,6 +139,15 @@ class LanceSnapshot:
     def find_content(self, hashes: Sequence[str]) -> dict[str, int]:
         found = self._look_up(CONTENT_SHA256, hashes)
         return {name: min(places)[1] for name, places in found.items()}
+
+    def named(self, paths: Sequence[str], name: str | None) -> list[GalleryVideo]:
+        self._check_indices()
+        for part in RECORDS:
+            self.reader.ensure(part)
+        table = self.reader.matching(named_sql(paths, name))
+        with self.reader.reading():
+            videos = to_videos(table.take(np.argsort(row_ids(table))))
+        return [video for video in videos if has_name(video, paths, name)]
 
     def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
         return {name: in_order(places) for name, places in self._look_up("id", ids).items()}

@@ -28,7 +28,6 @@ from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
 from xclip_deploy.runtime.indexing.batching import (
     OpenVideo,
     WindowBatch,
-    describe_thinning,
 )
 from xclip_deploy.runtime.indexing.claims import Claims
 from xclip_deploy.runtime.indexing.committing import commit_files, detach_files
@@ -206,8 +205,9 @@ class IndexRun:
                 )
                 warnings = outcome.frames.warnings
                 rate = self._pool.reading.sampling.frames_per_second
-                if thinning := describe_thinning(outcome.frames, rate):
-                    warnings = (*warnings, thinning)
+                if thinning := outcome.frames.thinning(rate):
+                    hint = "what lies between is not found: index it in segments"
+                    warnings = (*warnings, f"{thinning}; {hint}")
                 if warnings:
                     self._tally.warn(task, "; ".join(warnings))
             self._note_read(task)

@@ -91,7 +91,7 @@ class SearchOptions:
     suppresses none. With ``group="moment"``, suppressed moments follow all others, so that paging
     reaches them."""
     within: str | None = None
-    """Id of the one video to search, or its file name if no other video has that name."""
+    """Id or path of the one video to search, or its file name if no other video has that name."""
     from_s: float | str | None = None
     """Search only moments that end after this time of their video: seconds, or a text such as
     ``1:02:03.5``. A video that is one segment counts from 0 to its duration."""

@@ -71,7 +71,15 @@ class Searcher:
         if not len(snapshot) or not queries:
             plan = self._planner.plan(0, options)
             return [
-                SearchResults((), plan.method, 0, 0, "the gallery is empty", query.truncated_tokens)
+                SearchResults(
+                    (),
+                    plan.method,
+                    0,
+                    0,
+                    "the gallery is empty",
+                    query.truncated_tokens,
+                    warnings=query.warnings,
+                )
                 for query in queries
             ]
         scope, groups = Scope.of(snapshot, options), snapshot.groups()
@@ -275,6 +283,7 @@ class Searcher:
             query.truncated_tokens,
             None if groups is None else len(snapshot),
             note,
+            query.warnings,
         )
 
     def _add_confidences(

@@ -26,8 +26,8 @@ from xclip_deploy.runtime.video.long_video import FrameBlock, LongVideo, read_bl
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
 from xclip_deploy.runtime.video.reading import (
     check_reader,
-    frames_of,
     read_frames,
+    read_or_take,
     read_video,
     read_videos,
 )
@@ -56,11 +56,11 @@ __all__ = [
     "as_videos",
     "check_reader",
     "find_videos",
-    "frames_of",
     "listed",
     "read_blocks",
     "read_frames",
     "read_image",
+    "read_or_take",
     "read_video",
     "read_videos",
     "resize_and_crop",

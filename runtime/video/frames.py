@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.runtime.arguments import as_choice, as_truth, as_whole_number
-from xclip_deploy.runtime.presentation import brief
+from xclip_deploy.runtime.presentation import brief, time_text
 from xclip_deploy.runtime.video.sampling import FrameSampling
 
 VideoReader = Literal["pyav", "decord"]
@@ -23,6 +23,8 @@ READING_VERSION = 1
 changes, so that a gallery knows which of its videos were read differently."""
 SampledBy = Literal["frame numbers", "times"]
 """How frames were chosen: by the authors' frame numbers, or by timestamps."""
+_THIN = 3.0
+"""Times as few frames as the model's rate asks for: so thin, a whole video is worth a warning."""
 MAX_IMAGE_SIZE = 1 << 14
 """Largest side of the frames, pixels. Pillow refuses images that are much larger."""
 
@@ -94,6 +96,17 @@ class VideoFrames:
     warnings: tuple[str, ...] = ()
     """Faults of a file whose frames could be read: truncation, corrupt frames, packets that did
     not decode, a change of resolution. One line each; empty for an intact file."""
+
+    def thinning(self, frames_per_second: float) -> str | None:
+        """Say how far apart the frames are if they are far fewer than the model's rate asks for.
+
+        Returns None for at least a third of them.
+        """
+        count = len(self.frames)
+        if self.duration_s * frames_per_second <= _THIN * count or count < 2:
+            return None
+        span_s = float(self.times_s[-1] - self.times_s[0]) / (count - 1)
+        return f"{time_text(self.duration_s)} are seen in {count} frames, one every {span_s:.0f} s"
 
     def __repr__(self) -> str:
         return brief(
