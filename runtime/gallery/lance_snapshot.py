@@ -190,7 +190,8 @@ class LanceSnapshot:
             return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
         places = np.searchsorted(warm.rows, rows)
         vectors = warm.values["video_features"][places]
-        frames = matrix_of(self.reader.take(rows, [Part.FRAMES]), "frame_features")
+        sums = {Part.FRAMES: warm.values[Part.FRAMES.value][places]}
+        frames = matrix_of(self.reader.take(rows, [Part.FRAMES], sums), "frame_features")
         shape = (len(rows), -1, vectors.shape[1]) if len(rows) else (0, *self._shape)
         return VideoFeatures(vectors, frames.reshape(shape), warm.values["num_frames"][places])
 
@@ -270,7 +271,7 @@ class LanceSnapshot:
         if self.held() is None and self._warm_bytes <= self._limits.warm_bytes:
             with self._lock:
                 if self._warm is None:
-                    self._warm = self.reader.read_all(Part.VIDEO)
+                    self._warm = self.reader.read_all(Part.VIDEO, sums_of=[Part.FRAMES])
         with self._lock:
             if self._listing is None:
                 self._listing = self._read_listing()
