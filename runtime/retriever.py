@@ -272,10 +272,10 @@ class Retriever(Opened):
         chosen = SearchOptions.of(k, options)
         if video is None:
             return self._search_texts([text], chosen)[0]
-        cuts = self.model.count_cut([text])
+        (cut,) = self.model.count_cut([text])
         words = self._encode_words([text])
         features, warnings = self._encode_read([video])
-        query = Query(words, features, weight, *cuts, warnings)
+        query = Query(words, features, weight, cut, warnings)
         return self._searcher.search([query], self._snapshot(), chosen)[0]
 
     @spells_out(SearchKeywords)
