@@ -226,7 +226,8 @@ def test_within_one_video(
             searcher, gallery, world, within=name, group="moment", k=5, nms=None, exact=exact
         )
         assert [hit.id for hit in found] == ["/films/crowd.mkv"] * 5
-        if exact is not False:  # the untrained scorer's first stage is another ranking
+        assert exact is None or (found.method == "exact") is exact
+        if found.method == "exact":  # the untrained scorer's first stage is another ranking
             assert found[0].segment == int(np.argmax(logits[:CROWD]))
     span = search(
         searcher, gallery, world, within="crowd.mkv", from_s="1:40", to_s=120, k=99,
