@@ -1,0 +1,8 @@
+"""HTTP service over one bundle and one gallery, with a page (extra ``serve``)."""
+
+from __future__ import annotations
+
+from xclip_deploy.service.app import create_app
+from xclip_deploy.service.settings import ServiceSettings
+
+__all__ = ["ServiceSettings", "create_app"]
