@@ -93,7 +93,7 @@ def translated(error: BaseException) -> BaseException:
     phrase = HTTPStatus(error.status_code).phrase
     detail = str(error.detail)
     if error.status_code == 404 and detail == phrase:
-        detail = "found no such address; /docs lists all"
+        detail = "found no such address; the API's description lists all"
     return Refusal(
         error.status_code,
         phrase.replace(" ", "").replace("-", ""),

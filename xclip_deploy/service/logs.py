@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.security.headers import secure
+from xclip_deploy.wire import API
 
 REQUEST_ID = "X-Request-Id"
 """Header with the id of a request, which clients may choose."""
@@ -148,7 +149,10 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 def _route_of(scope: Scope) -> str:
     """Return the template of the address that matched, so that labels stay few."""
-    path = getattr(scope.get("route"), "path", None)
-    if isinstance(path, str):
+    path, route = scope["path"], getattr(scope.get("route"), "path", None)
+    if isinstance(route, str):
+        # A route of an included router does not know the router's prefix.
+        return API + route if path.startswith(API) and not route.startswith(API) else route
+    if path == f"{API}/openapi.json":
         return path
-    return "/static" if scope["path"].startswith("/static/") else "none"
+    return "/static" if path.startswith("/static/") else "none"

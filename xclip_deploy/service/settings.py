@@ -58,6 +58,8 @@ class ServiceSettings:
     """Processes that decode; None for one per core."""
     timeout_s: float = 120.0
     """Longest time to decode one video, seconds."""
+    stall_s: float = 30.0
+    """Longest time between two pieces of a request's body, seconds."""
     refresh_s: float = 2.0
     """Time between looks for the gallery's changes by other processes, seconds."""
     shutdown_s: float = 60.0

@@ -70,7 +70,9 @@ def add_page(app: FastAPI) -> None:
         """Return the page."""
         index = PAGE / "index.html"
         if not index.is_file():
-            raise Refusal(404, "NotFound", "this installation holds no page; see /docs")
+            raise Refusal(
+                404, "NotFound", "this installation holds no page; expected the package's own files"
+            )
         return FileResponse(index, headers={"Cache-Control": "no-cache"})
 
     @app.get("/docs", include_in_schema=False)

@@ -16,10 +16,8 @@ MAX_JSON_BYTES = 16 << 20
 """Largest JSON body."""
 MAX_SCORE_BYTES = 64 << 20
 """Largest body of a request to score, which can hold embeddings."""
-STALL_S = 30.0
-"""Longest time between two pieces of a body."""
 SLOWEST_BYTES_S = 1024
-"""Fewest bytes a second on average, after the first 30 seconds."""
+"""Fewest bytes a second on average, once a body takes longer than the time to stall."""
 _FORM_BYTES = 1 << 20
 """Room in a form for its options and the heads of its parts."""
 
@@ -54,8 +52,8 @@ class LimitedBody:
     checked first, and one with a length may come a byte at a time.
     """
 
-    def __init__(self, receive: Receive, limit: int, stall_s: float = STALL_S) -> None:
-        """Limit the body of ``receive`` to ``limit`` bytes. ``stall_s``: see ``STALL_S``."""
+    def __init__(self, receive: Receive, limit: int, stall_s: float) -> None:
+        """Limit the body of ``receive`` to ``limit`` bytes and waits of ``stall_s`` seconds."""
         self._receive = receive
         self._limit = limit
         self._stall_s = stall_s

@@ -47,6 +47,7 @@ class Gate:
         self._limit_of = body_limits(settings)
         rate = settings.requests_per_minute
         self._rate = None if rate is None else RateLimit(rate)
+        self._stall_s = settings.stall_s
         self._most_running = settings.max_running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +60,7 @@ class Gate:
             return
         path: str = scope["path"]
         headers = Headers(scope=scope)
-        body = LimitedBody(receive, self._limit_of(path))
+        body = LimitedBody(receive, self._limit_of(path), self._stall_s)
         has_begun = False
 
         async def watched(message: Message) -> None:
