@@ -42,7 +42,9 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        opened = service or await asyncio.to_thread(Service, settings, metrics, health)
+        opened = service
+        if opened is None:
+            opened = await asyncio.to_thread(Service, settings, metrics, health)
         app.state.service = opened
         try:
             if not health.is_ready:
