@@ -72,6 +72,7 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
         redirect_slashes=False,
     )
     app.state.guard = guard
+    app.state.health = health
 
     async def answer(_request: Request, error: Exception) -> Response:
         return answers.response(error)
