@@ -414,3 +414,11 @@ def test_headers_of_security(api: TestClient, path: str) -> None:
 def test_refusals_have_the_headers_too(api: TestClient) -> None:
     response = api.get("/", headers={"host": "attacker.example"})
     assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_too_many_requests_at_the_same_time(open_service: OpenService) -> None:
+    client = open_service(max_running=0)
+    response = client.get(f"{API}/session")
+    assert refusal_of(response, 429) == "TooManyRequests"
+    assert response.headers["retry-after"] == "1"
+    assert client.get("/health/ready").status_code == 200

@@ -164,6 +164,42 @@ def fields(record: Any) -> dict[str, Any]:
     return dict(getattr(record, "fields", {}))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET /%00 HTTP/1.1",
+        b"GET /static/%00 HTTP/1.1",
+        b"GET /static/%ff%fe HTTP/1.1",
+        b"GET /docs/%ff HTTP/1.1",
+        b"GET //attacker.example/docs HTTP/1.1",
+        b"GET http://attacker.example/health/live HTTP/1.1",
+        b"GET /health/live?%ff=%00&&=%zz HTTP/1.1",
+        b"GET /" + b"a/" * 10_000 + b" HTTP/1.1",
+        b"GET * HTTP/1.1",
+        b"CONNECT 127.0.0.1:80 HTTP/1.1",
+        b"TRACE / HTTP/1.1",
+        b"OPTIONS * HTTP/1.1",
+        b"GET /health/live HTTP/9.9",
+        b"\x16\x03\x01\x02\x00",
+        b"GET / HTTP/1.1\r\nCookie: \xff=\xfe; =; ;;a",
+        b"GET / HTTP/1.1\r\nAuthorization: \xff \xfe",
+        b"GET / HTTP/1.1\r\nOrigin: \xff://[",
+        b"GET / HTTP/1.1\r\nX-Request-Id: a\x00b",
+        b"POST /api/v1/session HTTP/1.1\r\nContent-Type: \xff;;\r\nContent-Length: 0",
+        b"POST /api/v1/session HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2",
+        b"POST /api/v1/session HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked",
+    ],
+)
+def test_malformed_requests_are_refused(impatient: str, line: bytes) -> None:
+    with connected(impatient) as opened:
+        opened.sendall(line + b"\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        answer = read_all(opened)
+    found = re.match(rb"HTTP/1.1 (\d+) ", answer)
+    assert found, answer
+    assert int(found[1]) < 500
+    assert httpx2.get(f"{impatient}/health/ready").status_code == 200
+
+
 def test_no_web_sockets(impatient: str) -> None:
     with connected(impatient) as opened:
         opened.sendall(
