@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 
 from xclip_deploy.runtime.retriever import Retriever
+from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.settings import ServiceSettings
 
 P = ParamSpec("P")
@@ -24,9 +25,10 @@ class Service:
     Routes get it from :func:`service_of`. Blocking calls go through :meth:`run`.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, metrics: ServiceMetrics | None = None) -> None:
         """Open the bundle and the gallery. Raises as :class:`Retriever` does."""
         self.settings = settings
+        self.metrics = metrics or ServiceMetrics()
         self.retriever = Retriever(
             settings.bundle,
             settings.gallery,
