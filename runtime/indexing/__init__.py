@@ -23,6 +23,7 @@ from xclip_deploy.runtime.indexing.sources import (
     find_sources,
     name_sources,
     open_sources,
+    with_metadata,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "name_sources",
     "open_sources",
     "warn_of_older_readings",
+    "with_metadata",
 ]

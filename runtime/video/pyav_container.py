@@ -67,7 +67,8 @@ def read_packets(
         try:
             for packet in container.demux() if stream is None else container.demux(stream):
                 count += 1
-                policy.check_packets(container.name, count)
+                if policy.max_packets is not None:
+                    policy.check_packets(container.name, count)
                 if packet.size:
                     tries = 0
                     yield packet
