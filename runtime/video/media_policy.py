@@ -84,13 +84,11 @@ class MediaPolicy:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> MediaPolicy:
         """Restore a policy from the result of :meth:`to_dict`."""
-        values = {each.name: content[each.name] for each in fields(cls)}
-        return cls(
-            **{
-                name: tuple(map(str, value)) if isinstance(value, list | tuple) else value
-                for name, value in values.items()
-            }
-        )
+        values: dict[str, Any] = {each.name: content[each.name] for each in fields(cls)}
+        for name in ("formats", "codecs", "within"):
+            if values[name] is not None:
+                values[name] = tuple(map(str, values[name]))
+        return cls(**values)
 
     # -- checks, each of which raises VideoReadError -----------------------------------------
 

@@ -11,8 +11,11 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 
 from xclip_deploy.runtime.retriever import Retriever
+from xclip_deploy.service.jobs.ledger import Ledger
+from xclip_deploy.service.jobs.queue import Jobs
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.settings import ServiceSettings
+from xclip_deploy.service.uploads import Uploads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +40,9 @@ class Service:
             session=settings.session,
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
+        self._ledger = Ledger(settings.data / "jobs.sqlite")
+        self.uploads = Uploads(settings, self._ledger)
+        self.jobs = Jobs(settings, self.retriever, self._ledger, self.uploads, self.metrics)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a blocking function on a thread and return its result."""
@@ -45,7 +51,10 @@ class Service:
 
     def close(self) -> None:
         """Wait for running calls, then close the retriever."""
+        self.jobs.close()
         self._threads.shutdown(wait=True)
+        self.uploads.close()
+        self._ledger.close()
         self.retriever.close()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ CREATE TABLE jobs (
     num_starts INTEGER NOT NULL DEFAULT 0,
     num_lost INTEGER NOT NULL DEFAULT 0,
     was_checked INTEGER NOT NULL DEFAULT 0,
+    was_cancelled INTEGER NOT NULL DEFAULT 0,
     last_event INTEGER NOT NULL DEFAULT 0,
     report TEXT,
     error TEXT,
@@ -58,7 +60,7 @@ INSERT INTO starts VALUES (0);
 """
 _COLUMNS = (
     "number, id, kind, title, request, created_s, state, started_s, ended_s, num_starts, num_lost, "
-    "was_checked, last_event, report, error, videos"
+    "was_checked, was_cancelled, last_event, report, error, videos"
 )
 _ENDED = "('done', 'failed', 'cancelled')"
 _videos: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
@@ -75,16 +77,17 @@ class Ledger:
 
         Raises:
             InvalidArgumentError: The file is damaged, cannot be written, or a later release made
-                it.
+                it; or another service uses it.
         """
         self._lock = threading.RLock()
-        self._path = path
+        self._claim = _claim(path.with_suffix(".lock"))
         try:
             self._connection = sqlite3.connect(
                 path, timeout=10, isolation_level=None, check_same_thread=False
             )
             self._open()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, Refusal) as error:
+            os.close(self._claim)
             raise InvalidArgumentError(
                 f"{path}: the ledger of jobs cannot be used: {error}; expected a database of this "
                 "release in a folder with room; to begin without its jobs, move it away"
@@ -107,9 +110,12 @@ class Ledger:
             )
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database. Closing it twice does no harm."""
         with self._lock:
-            self._connection.close()
+            if self._claim >= 0:
+                self._connection.close()
+                os.close(self._claim)
+                self._claim = -1
 
     @property
     def first_event(self) -> int:
@@ -150,8 +156,8 @@ class Ledger:
         with self._changing() as change:
             change.execute(
                 "UPDATE jobs SET state = ?, started_s = ?, ended_s = ?, num_starts = ?, "
-                "num_lost = ?, was_checked = ?, last_event = ?, report = ?, error = ?, videos = ? "
-                "WHERE number = ?",
+                "num_lost = ?, was_checked = ?, was_cancelled = ?, last_event = ?, report = ?, "
+                "error = ?, videos = ? WHERE number = ?",
                 (
                     job.state,
                     job.started_s,
@@ -159,6 +165,7 @@ class Ledger:
                     job.num_starts,
                     job.num_lost,
                     job.was_checked,
+                    job.was_cancelled,
                     job.last_event,
                     None if job.report is None else job.report.model_dump_json(),
                     None if job.error is None else job.error.model_dump_json(),
@@ -250,18 +257,40 @@ class Ledger:
                 raise
 
 
+def _claim(path: Path) -> int:
+    """Lock the folder against another service until the descriptor is closed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"{path.parent}: cannot be written: {error.strerror or error}; expected a folder of "
+            "the service's own"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise InvalidArgumentError(
+            f"{path.parent}: another service uses this folder; expected one of its own: --data"
+        ) from error
+    return descriptor
+
+
 def _is_full(error: sqlite3.Error) -> bool:
     # SQLite calls a full disk SQLITE_FULL, and a full log an input or output error.
     return "full" in str(error) or "disk I/O" in str(error)
 
 
 def _job_of(row: tuple[Any, ...]) -> Job:
-    job = Job(*row[:4], JobRequest.model_validate_json(row[4]), *row[5:13])
-    report, error, videos = row[13:]
-    return replace(
-        job,
-        was_checked=bool(job.was_checked),
+    fields: dict[str, Any] = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    report, error = fields.pop("report"), fields.pop("error")
+    return Job(
+        request=JobRequest.model_validate_json(fields.pop("request")),
+        was_checked=bool(fields.pop("was_checked")),
+        was_cancelled=bool(fields.pop("was_cancelled")),
         report=None if report is None else ReportModel.model_validate_json(report),
         error=None if error is None else ErrorModel.model_validate_json(error),
-        videos=_videos.validate_json(videos),
+        videos=_videos.validate_json(fields.pop("videos")),
+        **fields,
     )

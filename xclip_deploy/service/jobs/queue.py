@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +18,9 @@ from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.errors import Refusal, error_of, shortened
 from xclip_deploy.service.jobs.ledger import Ledger
-from xclip_deploy.service.jobs.news import News
 from xclip_deploy.service.jobs.records import Job, JobKind, JobRequest, UploadedFile
 from xclip_deploy.service.jobs.reports import ReportWriter, progress_model
+from xclip_deploy.service.jobs.table import JobTable
 from xclip_deploy.service.jobs.work import (
     Control,
     JobCancelledError,
@@ -29,14 +31,13 @@ from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.paths import AllowedRoots
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.service.uploads import Received, Uploads
-from xclip_deploy.wire import AddOptions, IndexRequest, JobModel, JobPage, ProgressModel
+from xclip_deploy.wire import AddOptions, IndexRequest, JobModel
 from xclip_deploy.wire.base import ErrorModel
 
 MAX_WAITING = 256
 """Most jobs that wait; more are refused with 429."""
 MAX_LOST = 20
 """Starts in a row after which the service ended without a word that make a job fail."""
-_PAGE = 100
 _EVERY_S = 0.25
 _RETRY_S = 5.0
 _MAX_TITLE = 200
@@ -44,7 +45,7 @@ _NAMED = 3
 _LOG = logging.getLogger(__name__)
 
 
-class Jobs:
+class Jobs(JobTable):
     """The jobs of a service. It is safe to use from several threads."""
 
     def __init__(
@@ -59,23 +60,14 @@ class Jobs:
 
         Raises InvalidArgumentError if one of ``settings.roots`` is no folder.
         """
+        super().__init__(ledger, metrics)
         self._settings = settings
         self._retriever = retriever
-        self._ledger = ledger
         self._uploads = uploads
-        self._metrics = metrics
         self.roots = AllowedRoots(settings.roots, excluded=[settings.data, settings.gallery])
         """Folders whose files may be added by path."""
-        self.news = News(ledger.first_event)
-        self._wake = threading.Condition(threading.RLock())
-        self._is_stopping = False
         self._control: Control | None = None
-        self._progress: ProgressModel | None = None
         self._shown_s = 0.0
-        self._active: dict[str, Job] = {}
-        for job in ledger.unfinished():
-            self._change(job)  # so that clients hear that it waits again
-        self._count()
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
         self._thread.start()
 
@@ -117,10 +109,25 @@ class Jobs:
             "index", names, JobRequest(options=options, paths=paths, prune=request.prune)
         )
 
-    def _check(self, options: AddOptions) -> None:
-        """Refuse at once what would fail later."""
+    def check_open(self) -> None:
+        """Raise Refusal if no job can be added now, before an upload is received in vain."""
         if self._settings.read_only:
             raise Refusal(403, "ReadOnly", "this service only reads; expected one that may add")
+        if self._is_stopping:
+            raise Refusal(
+                503, "Stopping", "the service is shutting down; try again", retry_after_s=10
+            )
+        if len(self._active) >= MAX_WAITING:
+            raise Refusal(
+                429,
+                "TooManyJobs",
+                f"{len(self._active)} jobs wait; expected fewer, so try again later",
+                retry_after_s=30,
+            )
+
+    def _check(self, options: AddOptions) -> None:
+        """Refuse at once what would fail later."""
+        self.check_open()
         if options.metadata is not None:
             check_metadata(options.metadata)
         choose_segmentation(
@@ -131,17 +138,7 @@ class Jobs:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         title = shortened(", ".join(names[:_NAMED]), _MAX_TITLE) + more
         with self._wake:
-            if self._is_stopping:
-                raise Refusal(
-                    503, "Stopping", "the service is shutting down; try again", retry_after_s=10
-                )
-            if len(self._active) >= MAX_WAITING:
-                raise Refusal(
-                    429,
-                    "TooManyJobs",
-                    f"{len(self._active)} jobs wait; expected fewer, so try again later",
-                    retry_after_s=30,
-                )
+            self.check_open()
             job = self._ledger.add(
                 uuid.uuid4().hex, kind, title, request, self.news.number(), time.time()
             )
@@ -151,40 +148,7 @@ class Jobs:
         self.news.announce()
         return job.model()
 
-    # -- what clients see -------------------------------------------------------------------
-
-    def get(self, job_id: str) -> JobModel:
-        """Return a job. Raises Refusal (404) if there is none."""
-        with self._wake:
-            job = self._active.get(job_id) or self._ledger.get(job_id)
-            if job is None:
-                raise Refusal(404, "UnknownJob", "no such job; expected the id of one that is kept")
-            return self._model(job)
-
-    def page(self, limit: int, offset: int) -> JobPage:
-        """Return jobs, the newest first."""
-        with self._wake:
-            jobs, total = self._ledger.newest(limit, offset)
-            models = [self._model(self._active.get(job.id, job)) for job in jobs]
-        return JobPage(jobs=models, total=total)
-
-    def changed_since(self, event: int, job_id: str | None = None) -> list[JobModel]:
-        """Return the jobs, or the one, whose last event is later, in the order of these events."""
-        with self._wake:
-            if job_id is not None:
-                job = self.get(job_id)
-                return [job] if job.last_event > event else []
-            ended = self._ledger.ended_since(event, _PAGE)
-            most = ended[-1].last_event if len(ended) == _PAGE else self.news.last
-            jobs = [*ended, *self._active.values()]
-            found = [self._model(job) for job in jobs if event < job.last_event <= most]
-        return sorted(found, key=lambda job: job.last_event)
-
-    def unfinished(self) -> list[JobModel]:
-        """Return the jobs that wait or run, in the order of their last events."""
-        with self._wake:
-            models = [self._model(job) for job in self._active.values()]
-        return sorted(models, key=lambda job: job.last_event)
+    # -- the end of jobs, and of all ----------------------------------------------------
 
     def cancel(self, job_id: str) -> JobModel:
         """Cancel a job, and return it: a running one stops soon, an ended one stays as it is.
@@ -196,6 +160,7 @@ class Jobs:
             if job is None:
                 return self.get(job_id)
             if job.state == "running":
+                job = self._change(job, was_cancelled=True)  # a start after a crash knows, too
                 if self._control is not None:
                     self._control.cancel()
                 return self._model(job)
@@ -203,16 +168,6 @@ class Jobs:
         self._let_go(job)
         self.news.announce()
         return job.model()
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether the service is shutting down; streams of events then end."""
-        return self._is_stopping
-
-    def _model(self, job: Job) -> JobModel:
-        return job.model(self._progress if job.state == "running" else None)
-
-    # -- the end --------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Ask the running job to stop after its video in work, and streams of events to end."""
@@ -232,30 +187,38 @@ class Jobs:
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            try:
+            with _logged(job):
                 self._run(job)
-            except Exception:
-                _LOG.exception("job %s could not be recorded", job.id)
-                with self._wake:
-                    self._active.pop(job.id, None)  # the next start of the service has it again
+            with self._wake:
+                self._control = None
+                if self._active.get(job.id, job).state == "running":
+                    # It could not be recorded. The next start of the service has it again.
+                    self._active.pop(job.id, None)
 
     def _next(self) -> Job | None:
         """Wait for the next job and start it; None when the service stops."""
         with self._wake:
-            while True:
-                if self._is_stopping:
-                    return None
+            while not self._is_stopping:
                 waiting = [job for job in self._active.values() if job.state == "waiting"]
-                if waiting:
-                    job = min(waiting, key=lambda job: job.number)
+                if not waiting:
+                    self._wake.wait()
+                    continue
+                job = min(waiting, key=lambda job: job.number)
+                starts = {"started_s": time.time(), "num_starts": job.num_starts + 1}
+                if (started := self._try(job, state="running", **starts)) is not None:
                     self._progress = None
                     self._control = Control(self._show)
-                    return job
-                self._wake.wait()
+                    return started
+                self._wake.wait(_RETRY_S)
+        return None
 
     def _run(self, job: Job) -> None:
         control = self._control
         assert control is not None
+        self.news.announce()
+        if job.was_cancelled:
+            self._finish(job, state="cancelled")
+            return
         if job.num_lost >= MAX_LOST:
             message = (
                 f"the service ended {job.num_lost} times while this job ran; expected it to go "
@@ -263,10 +226,6 @@ class Jobs:
             )
             self._finish(job, state="failed", error=_error(Refusal(500, "JobLost", message), job))
             return
-        job = self._settled(
-            job, state="running", started_s=time.time(), num_starts=job.num_starts + 1
-        )
-        self.news.announce()
         _LOG.info("job %s started: %s", job.id, job.title)
         try:
             with self._metrics.time("index"):
@@ -306,7 +265,7 @@ class Jobs:
             "videos": writer.handles(report),
         }
 
-    def _finish(self, job: Job, **outcome: Any) -> None:
+    def _finish(self, job: Job, **outcome: Any) -> None:  # noqa: ANN401 - fields of a job
         job = self._settled(job, ended_s=time.time(), num_lost=0, **outcome)
         _LOG.info("job %s %s", job.id, job.state)
         self._let_go(job)
@@ -347,35 +306,14 @@ class Jobs:
             self._active[running.id] = replace(running, last_event=self.news.number())
         self.news.announce()
 
-    # -- states ---------------------------------------------------------------------------
 
-    def _change(self, job: Job, **changes: Any) -> Job:
-        """Give a job another state under a new event, in the ledger first."""
-        with self._wake:
-            job = replace(job, last_event=self.news.number(), **changes)
-            self._ledger.save(job)
-            if job.has_ended:
-                self._active.pop(job.id, None)
-            else:
-                self._active[job.id] = job
-            self._count()
-        return job
-
-    def _settled(self, job: Job, **changes: Any) -> Job:
-        """Change a job, trying again while the disk is full."""
-        while True:
-            try:
-                return self._change(job, **changes)
-            except Refusal as error:
-                _LOG.warning("job %s cannot be recorded, so it is tried again: %s", job.id, error)
-                with self._wake:
-                    if self._is_stopping:
-                        raise
-                    self._wake.wait(_RETRY_S)
-
-    def _count(self) -> None:
-        waiting = sum(job.state == "waiting" for job in self._active.values())
-        self._metrics.waiting("jobs").set(waiting)
+@contextmanager
+def _logged(job: Job) -> Iterator[None]:
+    """Keep the thread alive whatever a job does."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - it is logged
+        _LOG.exception("job %s could not be recorded", job.id)
 
 
 def _error(error: Exception, job: Job, settings: ServiceSettings | None = None) -> ErrorModel:

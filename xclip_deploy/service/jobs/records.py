@@ -60,6 +60,8 @@ class Job:
     """Starts in a row after which the service ended without a word."""
     was_checked: bool = False
     """Whether its videos were found to be new, where duplicates are an error."""
+    was_cancelled: bool = False
+    """Whether a client cancelled it while it ran."""
     last_event: int = 0
     report: ReportModel | None = None
     error: ErrorModel | None = None
