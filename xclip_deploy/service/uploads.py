@@ -16,7 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -38,11 +38,6 @@ RESERVED_BYTES = 64 << 20
 MAX_AT_ONCE = 16
 """Most uploads that run at the same time."""
 MAX_OPTIONS_BYTES = 1 << 18
-IDLE_S = 60.0
-"""Longest silence of a client in the middle of an upload, seconds."""
-_DRAIN_BYTES, _DRAIN_S = 32 << 20, 5.0
-_FORM_BYTES = 1 << 16
-"""Room for the headers and the boundaries of a form."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -110,15 +105,11 @@ class Uploads:
         away.
 
         Raises:
-            Refusal: Too large or too many files (413), no room (507), too many uploads (429), a
-                silent client (408), another type of content (415).
+            Refusal: Too large or too many files (413), no room (507), too many uploads (429),
+                another type of content (415).
             InvalidArgumentError: The form is malformed.
         """
-        settings = self._settings
-        most = settings.max_upload_files * settings.max_upload_bytes + MAX_OPTIONS_BYTES
         if content_length is not None:
-            if content_length > most + _FORM_BYTES:
-                raise _too_large(f"the upload has {content_length} bytes", f"{most} at most")
             self._check_room(content_length)
         form = MultipartForm(content_type)
         if self._running >= MAX_AT_ONCE:
@@ -131,23 +122,18 @@ class Uploads:
         self._running += 1
         received = Received()
         try:
-            chunks = _patiently(stream)
-            try:
-                await self._receive(form, chunks, received)
-            except Refusal:
-                await _drain(chunks)  # or the client would not read the answer
-                raise
+            await self._receive(form, stream, received)
             yield received
         finally:
             self._running -= 1
             received.discard()
 
     async def _receive(
-        self, form: MultipartForm, chunks: AsyncIterator[bytes], received: Received
+        self, form: MultipartForm, stream: AsyncIterator[bytes], received: Received
     ) -> None:
         file: PartialFile | None = None
         options = bytearray()
-        async for chunk in chunks:
+        async for chunk in stream:
             for event in form.feed(chunk):
                 if isinstance(event, PartStart):
                     file = self._begin(event, received)
@@ -351,31 +337,3 @@ def _size_of(path: Path) -> int | None:
 
 def _too_large(found: str, expected: str) -> Refusal:
     return Refusal(413, "TooLarge", f"{found}; expected {expected}")
-
-
-async def _patiently(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield what a client sends. Raises Refusal (408) for one that falls silent."""
-    while True:
-        try:
-            chunk = await asyncio.wait_for(stream.__anext__(), IDLE_S)
-        except StopAsyncIteration:
-            return
-        except asyncio.TimeoutError:
-            raise Refusal(
-                408, "TooSlow", f"nothing arrived for {IDLE_S:g} s; expected the rest of the upload"
-            ) from None
-        yield chunk
-
-
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Read on for a while, as a client that still sends does not see the answer."""
-
-    async def read() -> None:
-        left = _DRAIN_BYTES
-        async for chunk in chunks:
-            left -= len(chunk)
-            if left < 0:
-                return
-
-    with suppress(asyncio.TimeoutError, Refusal):
-        await asyncio.wait_for(read(), _DRAIN_S)

@@ -115,7 +115,7 @@ class Jobs(JobTable):
             raise Refusal(403, "ReadOnly", "this service only reads; expected one that may add")
         if self._is_stopping:
             raise Refusal(
-                503, "Stopping", "the service is shutting down; try again", retry_after_s=10
+                503, "ShuttingDown", "the service is shutting down; try again", retry_after_s=10
             )
         if len(self._active) >= MAX_WAITING:
             raise Refusal(

@@ -9,14 +9,11 @@ from pydantic import ValidationError
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.service.state import Service, service_of
-from xclip_deploy.wire import API, AddOptions, ErrorBody, IndexRequest, JobModel
+from xclip_deploy.wire import API, AddOptions, IndexRequest, JobModel
 
 router = APIRouter(tags=["adding"])
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (403, 404, 409, 413, 415, 422, 429, 503, 507)
-}
-_FORM = {
+_FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -45,7 +42,7 @@ _FORM = {
 }
 
 
-@router.post("/videos", status_code=202, responses=_ERRORS, openapi_extra=_FORM)
+@router.post("/videos", status_code=202, openapi_extra=_FORM)
 async def upload_videos(
     request: Request, response: Response, service: Annotated[Service, Depends(service_of)]
 ) -> JobModel:
@@ -68,7 +65,7 @@ async def upload_videos(
     return job
 
 
-@router.post("/index", status_code=202, responses=_ERRORS)
+@router.post("/index", status_code=202)
 async def index_paths(
     body: IndexRequest, response: Response, service: Annotated[Service, Depends(service_of)]
 ) -> JobModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
@@ -13,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from xclip_deploy.service.errors import Refusal
 from xclip_deploy.service.jobs.records import ENDED
 from xclip_deploy.service.state import Service, service_of
-from xclip_deploy.wire import ErrorBody, JobModel, JobPage
+from xclip_deploy.wire import JobModel, JobPage
 from xclip_deploy.wire.gallery import MAX_PAGE
 
 router = APIRouter(tags=["jobs"])
@@ -23,14 +22,12 @@ MAX_LISTENERS = 128
 ALIVE_S = 15.0
 """Seconds between two signs of life of a stream, which keep proxies from closing it."""
 _RECONNECT_MS = 2000
-_ERRORS: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody}, 422: {"model": ErrorBody}}
 _EVENTS: dict[int | str, dict[str, Any]] = {
-    **_ERRORS,
     200: {
         "description": "Events named 'job', each with the whole state of one job (JobModel).",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
-    429: {"model": ErrorBody},
+    204: {"description": "The job has ended, and nothing is newer."},
 }
 JobId = Annotated[str, Path(max_length=64)]
 After = Annotated[
@@ -40,7 +37,7 @@ After = Annotated[
 LastEventId = Annotated[str | None, Header(max_length=64)]
 
 
-@router.get("/jobs", responses={422: {"model": ErrorBody}})
+@router.get("/jobs")
 async def list_jobs(
     service: Annotated[Service, Depends(service_of)],
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
@@ -50,13 +47,13 @@ async def list_jobs(
     return await service.run(service.jobs.page, limit, offset)
 
 
-@router.get("/jobs/{job_id}", responses=_ERRORS)
+@router.get("/jobs/{job_id}")
 async def get_job(job_id: JobId, service: Annotated[Service, Depends(service_of)]) -> JobModel:
     """Return one job."""
     return await service.run(service.jobs.get, job_id)
 
 
-@router.delete("/jobs/{job_id}", responses=_ERRORS)
+@router.delete("/jobs/{job_id}")
 async def cancel_job(job_id: JobId, service: Annotated[Service, Depends(service_of)]) -> JobModel:
     """Cancel a job. One that runs stops soon, and its events tell; an ended one stays as it is.
 
@@ -121,7 +118,7 @@ def _stream(service: Service, seen: int | None, job_id: str | None) -> Streaming
 
 
 async def _events(service: Service, seen: int | None, job_id: str | None) -> AsyncIterator[str]:
-    jobs = service.jobs
+    jobs, stopping = service.jobs, service.health.stopping
     news = jobs.news.listen()
     try:
         yield f"retry: {_RECONNECT_MS}\n\n"
@@ -130,7 +127,7 @@ async def _events(service: Service, seen: int | None, job_id: str | None) -> Asy
             for job in await service.run(jobs.unfinished):
                 yield _event(job)
                 seen = max(seen, job.last_event)
-        while not jobs.is_stopping:
+        while not (jobs.is_stopping or stopping.is_set()):
             news.clear()
             changed = await service.run(jobs.changed_since, seen, job_id)
             for job in changed:
@@ -140,10 +137,14 @@ async def _events(service: Service, seen: int | None, job_id: str | None) -> Asy
                     return
             if changed:
                 continue
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(news.wait(), ALIVE_S)
-                continue
-            yield ": alive\n\n"
+            waits = [asyncio.ensure_future(news.wait()), asyncio.ensure_future(stopping.wait())]
+            try:
+                done, _ = await asyncio.wait(waits, timeout=ALIVE_S, return_when="FIRST_COMPLETED")
+            finally:
+                for wait in waits:
+                    wait.cancel()
+            if not done:
+                yield ": alive\n\n"
     finally:
         jobs.news.leave(news)
 
