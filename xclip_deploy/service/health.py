@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +22,23 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.retriever import Retriever
 
 _LOG = logging.getLogger(__name__)
+_STOPPED_S = 2.0
+"""Time without a piece of a response after which its reader counts as stopped."""
 _PROBE_TEXT = "a person walks"
+
+
+@dataclass(eq=False)
+class Running:
+    """A request that is being answered."""
+
+    has_begun: bool = False
+    """Whether its response has begun."""
+    moved: float = field(default_factory=time.monotonic)
+    """Time when a piece of its response last went out, in seconds of a steady clock."""
+
+    def move(self) -> None:
+        """Note that a piece of the response went out."""
+        self.moved = time.monotonic()
 
 
 class Health:
@@ -32,8 +50,8 @@ class Health:
         """Set when the service begins to shut down; streams end then."""
         self.is_stopping = False
         """The same, for threads."""
-        self.num_running = 0
-        """Requests that are being answered."""
+        self.running: set[Running] = set()
+        """Requests that are being answered, apart from those for health."""
         self.is_doubtful = False
         """Whether the model must answer again, since a session failed."""
         self._faults: dict[str, str] = {"model": "it has not answered a request yet"}
@@ -63,6 +81,14 @@ class Health:
         """Doubt the model after an error of a session."""
         if isinstance(error, SessionError):
             self.is_doubtful = True
+
+    def is_busy(self) -> bool:
+        """Return whether a request is worth waiting for at the end.
+
+        A browser's player stops reading once it has enough, and holds its response for hours.
+        """
+        oldest = time.monotonic() - _STOPPED_S
+        return any(not request.has_begun or request.moved > oldest for request in self.running)
 
     def begin_shutdown(self) -> None:
         """Turn unready for good, and let streams end. Runs in the event loop."""
