@@ -15,8 +15,11 @@ from fastapi import Request
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.health import Health
+from xclip_deploy.service.jobs.ledger import Ledger
+from xclip_deploy.service.jobs.queue import Jobs
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.settings import ServiceSettings
+from xclip_deploy.service.uploads import Uploads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,6 +42,8 @@ class Service:
         self.settings = settings
         self.metrics = metrics or ServiceMetrics()
         self.health = health or Health()
+        # It claims the folder of data, so it comes before what takes time.
+        self._ledger = Ledger(settings.data / "jobs.sqlite")
         self.retriever = Retriever(
             settings.bundle,
             settings.gallery,
@@ -54,6 +59,8 @@ class Service:
             lambda: self._num_videos, lambda: self._num_segments, lambda: self.health.is_ready
         )
         self.follow_gallery()
+        self.uploads = Uploads(settings, self._ledger)
+        self.jobs = Jobs(settings, self.retriever, self._ledger, self.uploads, self.metrics)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a blocking function on a thread and return its result.
@@ -80,7 +87,10 @@ class Service:
 
     def close(self) -> None:
         """Wait for running calls, then close the retriever."""
+        self.jobs.close()
         self._threads.shutdown(wait=True)
+        self.uploads.close()
+        self._ledger.close()
         self._snapshot = self._warmed = None
         self.retriever.close()
 
