@@ -12,6 +12,7 @@ from fastapi import Request
 
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.metrics import ServiceMetrics
+from xclip_deploy.service.searching import Searching
 from xclip_deploy.service.settings import ServiceSettings
 
 P = ParamSpec("P")
@@ -36,6 +37,7 @@ class Service:
             max_batch=settings.max_batch,
             session=settings.session,
         )
+        self.searching = Searching(self.retriever, settings, self.metrics)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -46,6 +48,7 @@ class Service:
     def close(self) -> None:
         """Wait for running calls, then close the retriever."""
         self._threads.shutdown(wait=True)
+        self.searching.close()
         self.retriever.close()
 
 
