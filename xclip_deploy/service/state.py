@@ -52,7 +52,7 @@ class Service:
         self.retriever.close()
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     """Return the service that a request is for."""
     service = request.app.state.service
     assert isinstance(service, Service)
