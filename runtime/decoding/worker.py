@@ -31,10 +31,13 @@ from xclip_deploy.runtime.decoding.channel import (
     ChannelTimeoutError,
 )
 from xclip_deploy.runtime.video import (
+    NO_POLICY,
     LongVideo,
     Segmentation,
     VideoFrames,
     VideoReading,
+    current_policy,
+    limited_memory,
     read_blocks,
     read_frames,
 )
@@ -61,7 +64,11 @@ def _answer(channel: Channel, request: dict[str, Any]) -> None:
     path = request["path"]
     try:
         reading = VideoReading.from_dict(request["reading"])
-        _read(channel, Path(path), reading, Segmentation.from_text(request["segmentation"]))
+        segmentation = Segmentation.from_text(request["segmentation"])
+        policy = reading.policy or NO_POLICY
+        with policy.enforced(), limited_memory(policy.memory_bytes):
+            policy.check_place(path)
+            _read(channel, Path(path), reading, segmentation)
     except VideoError as error:
         channel.send({"error": str(error)})
     except OSError as error:
@@ -166,8 +173,11 @@ def _hash(channel: Channel, path: Path) -> str:
 
 
 def _has_changed(channel: Channel, path: Path, before: os.stat_result) -> bool:
+    current_policy().check_place(path)
     after = path.stat()
-    if (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+    # Behind a link that was put in place meanwhile lies another file.
+    names = ("st_size", "st_mtime_ns", "st_dev", "st_ino")
+    if all(getattr(after, name) == getattr(before, name) for name in names):
         return False
     said = f"{path}: changed while it was read; run the command again when it is complete"
     channel.send({"error": said, "changed": True})

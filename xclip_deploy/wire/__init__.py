@@ -11,6 +11,7 @@ from __future__ import annotations
 from xclip_deploy.wire.arrays import ArrayModel, TextFeaturesModel, VideoFeaturesModel
 from xclip_deploy.wire.base import API, ErrorBody, ErrorModel, WireModel
 from xclip_deploy.wire.gallery import (
+    AddOptions,
     GalleryModel,
     IndexRequest,
     RemovedModel,
@@ -37,6 +38,7 @@ from xclip_deploy.wire.search import (
 
 __all__ = [
     "API",
+    "AddOptions",
     "ArrayModel",
     "BatchModel",
     "BatchRequest",
