@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 
 from xclip_deploy.runtime.retriever import Retriever
+from xclip_deploy.service.media import MediaLibrary
 from xclip_deploy.service.settings import ServiceSettings
 
 P = ParamSpec("P")
@@ -34,6 +35,7 @@ class Service:
             max_batch=settings.max_batch,
             session=settings.session,
         )
+        self.media = MediaLibrary(settings, self.retriever)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -44,6 +46,7 @@ class Service:
     def close(self) -> None:
         """Wait for running calls, then close the retriever."""
         self._threads.shutdown(wait=True)
+        self.media.close()
         self.retriever.close()
 
 
