@@ -12,6 +12,7 @@ from fastapi import Request
 
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.media import MediaLibrary
+from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.settings import ServiceSettings
 
 P = ParamSpec("P")
@@ -25,9 +26,10 @@ class Service:
     Routes get it from :func:`service_of`. Blocking calls go through :meth:`run`.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, metrics: ServiceMetrics | None = None) -> None:
         """Open the bundle and the gallery. Raises as :class:`Retriever` does."""
         self.settings = settings
+        self.metrics = metrics or ServiceMetrics()
         self.retriever = Retriever(
             settings.bundle,
             settings.gallery,
@@ -35,7 +37,7 @@ class Service:
             max_batch=settings.max_batch,
             session=settings.session,
         )
-        self.media = MediaLibrary(settings, self.retriever)
+        self.media = MediaLibrary(settings, self.retriever, self.metrics)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
