@@ -46,7 +46,10 @@ class Media:
 
     client: TestClient
     handles: dict[str, str]
-    folder: Path
+    paths: dict[str, Path]
+
+    def path(self, name: str) -> Path:
+        return self.paths[name]
 
     @property
     def service(self) -> Service:
@@ -63,6 +66,18 @@ class Media:
 
     def get(self, name: str, what: str, headers: dict[str, str] | None = None, **query: Any) -> Any:
         return self.client.get(self.address(name, what), headers=headers, params=query)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A movie that a test may spoil."""
+
+    media: Media
+    name: str
+    path: Path
+
+    def get(self, what: str, headers: dict[str, str] | None = None, **query: Any) -> Any:
+        return self.media.get(self.name, what, headers, **query)
 
 
 OpenMedia = Callable[..., Media]
@@ -90,7 +105,8 @@ def opened(stack: ExitStack, settings: ServiceSettings, limits: Any, command: An
         service.media = MediaLibrary(settings, service.retriever, limits=limits, command=command)
     videos = service.retriever.gallery.videos()
     handles = {Path(str(video.path)).name: str(video.content_sha256) for video in videos}
-    return Media(client, handles, Path(str(videos[0].path)).parent)
+    paths = {Path(str(video.path)).name: Path(str(video.path)) for video in videos}
+    return Media(client, handles, paths)
 
 
 def picture_of(content: bytes) -> NDArray[np.uint8]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from media_samples import CLIPS, SAMPLES, SECONDS, Media, OpenMedia, opened
+from media_samples import CLIPS, SAMPLES, SECONDS, Media, OpenMedia, Own, opened
 from numbered_movies import write_movie
 
 from xclip_deploy import Retriever
 from xclip_deploy.service import ServiceSettings
+
+NUM_OWN = 16
+_OWN = count()
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +47,7 @@ def samples_gallery(
 
 
 @pytest.fixture(scope="session")
-def media(
-    settings_of: Callable[..., ServiceSettings], samples_gallery: Path
-) -> Iterator[Media]:
+def media(settings_of: Callable[..., ServiceSettings], samples_gallery: Path) -> Iterator[Media]:
     """One service for tests that read."""
     with ExitStack() as stack:
         yield opened(stack, settings_of(gallery=samples_gallery, read_only=True), None, None)
@@ -68,17 +70,27 @@ def open_media(
         yield open_one
 
 
-@pytest.fixture
-def own_media(
-    settings_of: Callable[..., ServiceSettings], bundle_path: Path, tmp_path: Path
+@pytest.fixture(scope="session")
+def spoilt_media(
+    settings_of: Callable[..., ServiceSettings],
+    bundle_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Media]:
-    """A service over one movie of the test's own, ``movie.mp4``, which it may spoil."""
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    write_movie(videos / "movie.mp4", SECONDS)
-    with Retriever(bundle_path, tmp_path / "gallery", create=True, device="cpu") as retriever:
-        retriever.add([videos], workers=1, segment="4s", thumbnails=False)
+    """A service over movies of which each test spoils one; see ``own``."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    for number in range(NUM_OWN):
+        path = folder / f"{number}" / f"movie-{number}.mp4"
+        path.parent.mkdir()
+        write_movie(path, 4 + number / 10, sounds=[(0, 4)])
+    gallery = folder / "gallery"
+    with Retriever(bundle_path, gallery, create=True, device="cpu") as retriever:
+        retriever.add([folder], workers=1, segment="4s", thumbnails=False)
     with ExitStack() as stack:
-        yield opened(stack, settings_of(gallery=tmp_path / "gallery"), None, None)
+        yield opened(stack, settings_of(gallery=gallery), None, None)
 
 
+@pytest.fixture
+def own(spoilt_media: Media) -> Own:
+    """A movie of the test's own, which it may spoil, in a folder without others."""
+    name = f"movie-{next(_OWN)}.mp4"
+    return Own(spoilt_media, name, spoilt_media.path(name))
