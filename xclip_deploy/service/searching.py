@@ -87,7 +87,9 @@ class Searching:
 
     # -- queries from requests -------------------------------------------------------------
 
-    def options_of(self, asked: SimilarityFields, snapshot: Snapshot) -> SearchOptions:
+    def options_of(
+        self, asked: SimilarityFields, snapshot: Snapshot, *, has_text: bool
+    ) -> SearchOptions:
         """Return the options of a request. May read the gallery and encode a query bank.
 
         Raises InvalidArgumentError, and GalleryError for a ``within`` that is no video.
@@ -98,6 +100,10 @@ class Searching:
         if asked.within is not None:
             keywords["within"] = self._find_within(asked.within, snapshot)
         bank = asked.query_bank if isinstance(asked, SearchFields) else None
+        if bank is not None and not has_text:
+            raise InvalidArgumentError(
+                "query_bank calibrates the scores of texts; expected none in a search by video alone"
+            )
         if bank is not None:
             keywords["query_bank"] = self._bank(tuple(bank))
         return SearchOptions(**keywords)

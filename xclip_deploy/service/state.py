@@ -17,7 +17,10 @@ from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.health import Health
 from xclip_deploy.service.jobs.ledger import Ledger
 from xclip_deploy.service.jobs.queue import Jobs
+from xclip_deploy.service.listing import Summary
+from xclip_deploy.service.media import MediaLibrary
 from xclip_deploy.service.metrics import ServiceMetrics
+from xclip_deploy.service.query_files import QueryFiles
 from xclip_deploy.service.searching import Searching
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.service.uploads import Uploads
@@ -51,6 +54,9 @@ class Service:
             session=settings.session,
         )
         self.searching = Searching(self.retriever, settings, self.metrics)
+        self.summary = Summary()
+        self.query_files = QueryFiles(settings, self.retriever.reading)
+        self.media = MediaLibrary(settings, self.retriever, self.metrics)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
         self._snapshot: Snapshot | None = None
         self._warmed: Snapshot | None = None
@@ -94,6 +100,7 @@ class Service:
         self.uploads.close()
         self._ledger.close()
         self._snapshot = self._warmed = None
+        self.media.close()
         self.retriever.close()
 
 
