@@ -57,11 +57,12 @@ _STATUS: tuple[tuple[type[XclipDeployError], int], ...] = (
     (errors.GalleryIntegrityError, 500),
     (errors.GalleryVersionError, 503),
     (errors.GalleryModelError, 503),
-    (errors.GalleryError, 404),  # a name that the gallery does not hold
+    (errors.GalleryError, 404),  # a name that the gallery lacks
     (errors.AnnotationError, 422),  # a list of files to index
     (errors.DatasetError, 422),
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_FULL = "the disk is full"  # as the gallery's messages say it
 _GONE = re.compile(r"\bis gone\b")
 
 
@@ -74,8 +75,8 @@ def status_of(error: BaseException) -> int:
     if isinstance(error, errors.MomentSourceError):
         is_gone = isinstance(error.__cause__, FileNotFoundError) or _GONE.search(str(error))
         return 410 if is_gone else 409
-    if type(error) is errors.GalleryError and isinstance(error.__cause__, OSError):
-        return 503  # its files cannot be written
+    if type(error) is errors.GalleryError and error.__cause__ is not None:
+        return 507 if _FULL in str(error) else 503  # its files cannot be read or written
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
@@ -139,8 +140,8 @@ _START = re.compile(
     r"(?:[A-Za-z][A-Za-z0-9+.-]*:/+|~[^\s/]*/|\.{0,2}/|[^\s/'\"`(\[{<>=:,;]+/[^\s/'\"]+/)",
     re.MULTILINE,
 )
-# Within a clause, only an absolute path is told from a folder whose name has a space.
-_NEXT = re.compile(r"(?<=\s)['\"`(\[{<]?[~/]")
+# Within a clause, only a slash after white space is told from one within a path.
+_NEXT = re.compile(r"(?<=\s)/")
 # A sentence goes on after these marks; folders with such names are too rare to count.
 _END = re.compile(r"[;:]\s|\n|\Z")
 _CLOSING = re.compile(r"/+(?=[\s'\"`)\]}>,;:…]|\Z)")
@@ -155,10 +156,10 @@ def redacted(message: str, folders: Sequence[Path] = ()) -> str:
     """
     for folder in sorted({str(folder) for folder in folders}, key=len, reverse=True):
         if below := re.escape(folder.strip("/")):
-            name = Path(folder).name
+            name = Path(folder).name.replace("\\", r"\\")
             start = r"(?<![\w./-])/?" + below
             message = re.sub(start + r"/+(?=[^\s/'\"])", "/", message)
-            message = re.sub(start + r"(?![\w-])/*", lambda _, name=name: name, message)
+            message = re.sub(start + r"(?![\w-])/*", name, message)
     parts: list[str] = []
     position = 0
     while found := _START.search(message, position):
