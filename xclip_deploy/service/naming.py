@@ -12,6 +12,8 @@ import binascii
 import re
 from pathlib import Path
 
+import numpy as np
+
 from xclip_deploy.errors import GalleryError
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 
@@ -51,7 +53,7 @@ def find_id(snapshot: Snapshot, name: str) -> str:
         if video_id and snapshot.find([video_id]):
             return video_id
     if _CONTENT.fullmatch(name):
-        rows = snapshot.matching(f"fingerprint = '{name}'")
-        if len(rows):
-            return snapshot.videos(rows[:1])[0].id
+        found = snapshot.find_content([name])
+        if found:
+            return snapshot.videos(np.array([found[name]], np.int64))[0].id
     raise GalleryError(f"no video {name!r:.200} in the gallery; expected an id or a handle")
