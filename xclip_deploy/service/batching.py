@@ -15,6 +15,8 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 _RETRY_AFTER_S = 1.0
 _CLOCK_S = 1e-3
+_SHARE = 4
+"""Fewest items that one thread takes before it leaves some to another that is free."""
 
 
 @dataclass(eq=False)
@@ -28,7 +30,8 @@ class Batcher(Generic[Item, Outcome]):
     """A bounded queue whose items are run together, on threads of its own.
 
     A run begins once ``max_batch`` items wait, or once the first of them has waited ``wait_s``.
-    While all threads are busy, items wait longer and the next run takes more of them. Every method
+    Free threads share what waits. While all are busy, items wait longer and the next run takes
+    more of them. Every method
     but :meth:`close` belongs to one event loop.
     """
 
@@ -127,7 +130,8 @@ class Batcher(Generic[Item, Outcome]):
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         entries: list[_Entry[Item, Outcome]] = []
-        while self._waiting and len(entries) < self._max_batch:
+        share = max(_SHARE, -(-len(self._waiting) // self._free_lanes))
+        while self._waiting and len(entries) < min(share, self._max_batch):
             entry = self._waiting.popleft()
             if not entry.future.done():  # its client may have gone away
                 entries.append(entry)
