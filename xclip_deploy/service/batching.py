@@ -109,8 +109,8 @@ class Batcher(Generic[Item, Outcome]):
 
     def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin every run that is due, and set the timer for the next."""
-        while self._free_lanes and self._is_due(loop.time()):
-            self._begin(loop)
+        if self._is_due(loop.time()):
+            self._begin_all(loop)
         if self._free_lanes and self._waiting and self._timer is None:
             due_s = self._waiting[0].since_s + self._wait_s
             self._timer = loop.call_at(due_s, self._tick, loop)
@@ -119,14 +119,18 @@ class Batcher(Generic[Item, Outcome]):
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         # A timer can fire early by the clock's resolution.
-        if self._free_lanes and self._is_due(loop.time() + _CLOCK_S):
-            self._begin(loop)
+        if self._is_due(loop.time() + _CLOCK_S):
+            self._begin_all(loop)
         self._dispatch(loop)
 
     def _is_due(self, now_s: float) -> bool:
         if len(self._waiting) >= self._max_batch:
             return True
         return bool(self._waiting) and now_s >= self._waiting[0].since_s + self._wait_s
+
+    def _begin_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._free_lanes and self._waiting:
+            self._begin(loop)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         entries: list[_Entry[Item, Outcome]] = []
