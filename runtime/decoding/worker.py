@@ -1,7 +1,8 @@
 """The program of a decoder process. It may crash or hang without harm to its parent.
 
 ``python -m xclip_deploy.runtime.decoding.worker PARENT`` reads requests from standard input and
-writes answers to standard output. For each request ``{path, reading, segmentation}`` it sends
+writes answers to standard output. For each request
+``{path, reading, segmentation, is_image}`` it sends
 
 - ``{hashing}`` about once a second while it hashes a long file;
 - ``{content_sha256, size_bytes, modified_ns}``, to which the parent replies ``{decode}``;
@@ -40,6 +41,7 @@ from xclip_deploy.runtime.video import (
     limited_memory,
     read_blocks,
     read_frames,
+    read_image,
 )
 
 IDLE_S = 60.0
@@ -52,8 +54,8 @@ _PIPE_BYTES = 1 << 20
 
 def main() -> None:
     """Answer requests until there are no more."""
-    _die_with(int(sys.argv[1]))
-    channel = _take_over_standard_streams()
+    die_with(int(sys.argv[1]))
+    channel = take_over_standard_streams()
     with contextlib.suppress(ChannelClosedError, ChannelTimeoutError):
         channel.send({"ready": os.getpid()})
         while True:
@@ -68,7 +70,7 @@ def _answer(channel: Channel, request: dict[str, Any]) -> None:
         policy = reading.policy or NO_POLICY
         with policy.enforced(), limited_memory(policy.memory_bytes):
             policy.check_place(path)
-            _read(channel, Path(path), reading, segmentation)
+            _read(channel, Path(path), reading, segmentation, is_image=request["is_image"])
     except VideoError as error:
         channel.send({"error": str(error)})
     except OSError as error:
@@ -82,7 +84,14 @@ def _answer(channel: Channel, request: dict[str, Any]) -> None:
         channel.send({"error": f"{path}: cannot be read: {type(error).__name__}: {said}"})
 
 
-def _read(channel: Channel, path: Path, reading: VideoReading, segmentation: Segmentation) -> None:
+def _read(
+    channel: Channel,
+    path: Path,
+    reading: VideoReading,
+    segmentation: Segmentation,
+    *,
+    is_image: bool,
+) -> None:
     if not path.is_file() or path.stat().st_size == 0:
         read_frames(path, reading)  # raises the error that says what is wrong
     before = path.stat()
@@ -99,7 +108,11 @@ def _read(channel: Channel, path: Path, reading: VideoReading, segmentation: Seg
     if not channel.receive()["decode"]:
         return
     alive = _Pulse(channel)
-    video = read_blocks(path, reading, segmentation, alive)
+    video: VideoFrames | LongVideo
+    if is_image:
+        video = read_image(path, reading.image_size)
+    else:
+        video = read_blocks(path, reading, segmentation, alive)
     if isinstance(video, LongVideo):
         _stream(channel, path, before, video, alive)
     elif not _has_changed(channel, path, before):
@@ -184,7 +197,7 @@ def _has_changed(channel: Channel, path: Path, before: os.stat_result) -> bool:
     return True
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent ends, even in the middle of a video."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -192,7 +205,7 @@ def _die_with(parent: int) -> None:
         sys.exit(0)
 
 
-def _take_over_standard_streams() -> Channel:
+def take_over_standard_streams() -> Channel:
     """Reserve the pipes for messages, and send what libraries print to standard error."""
     requests, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)

@@ -16,7 +16,18 @@ from xclip_deploy.service.answers import ErrorAnswers
 from xclip_deploy.service.health import Health
 from xclip_deploy.service.logs import RequestLog
 from xclip_deploy.service.metrics import ServiceMetrics
-from xclip_deploy.service.routes import adding, jobs, page, search, session
+from xclip_deploy.service.routes import (
+    adding,
+    encoding,
+    evidence,
+    gallery,
+    jobs,
+    media,
+    page,
+    search,
+    session,
+    similar,
+)
 from xclip_deploy.service.routes import health as health_routes
 from xclip_deploy.service.security.gate import Gate
 from xclip_deploy.service.security.tokens import Guard, check_binding
@@ -83,7 +94,7 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
     # The last one added is the outermost.
     app.add_middleware(Gate, settings=settings, guard=guard, health=health, answers=answers)
     app.add_middleware(RequestLog, metrics=metrics)
-    for module in (search, adding, jobs, session):
+    for module in (search, similar, evidence, encoding, gallery, media, adding, jobs, session):
         app.include_router(module.router, prefix=API)
     app.include_router(health_routes.router)
     page.add_page(app)

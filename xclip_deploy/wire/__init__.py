@@ -10,6 +10,11 @@ from __future__ import annotations
 
 from xclip_deploy.wire.arrays import ArrayModel, TextFeaturesModel, VideoFeaturesModel
 from xclip_deploy.wire.base import API, ErrorBody, ErrorModel, WireModel
+from xclip_deploy.wire.evidence import (
+    ContrastModel,
+    EvidenceModel,
+    ExplanationModel,
+)
 from xclip_deploy.wire.gallery import (
     AddOptions,
     GalleryModel,
@@ -42,9 +47,12 @@ __all__ = [
     "ArrayModel",
     "BatchModel",
     "BatchRequest",
+    "ContrastModel",
     "ErrorBody",
     "ErrorModel",
+    "EvidenceModel",
     "ExplainRequest",
+    "ExplanationModel",
     "GalleryModel",
     "HitModel",
     "IndexRequest",
