@@ -84,7 +84,9 @@ def upload(
 
 def list_jobs(rules: Rules) -> Flow[JobPage]:
     """Ask for all jobs, the newest first."""
-    return (yield from exchange(Request("GET", address_of("jobs")), rules, model_of(JobPage, rules)))
+    return (
+        yield from exchange(Request("GET", address_of("jobs")), rules, model_of(JobPage, rules))
+    )
 
 
 def cancel(rules: Rules, job_id: str) -> Flow[JobModel]:
@@ -148,7 +150,8 @@ def _segmentation(
                 "segment is a policy of shots, whose length does not travel; expected "
                 "segment='shots' and a stride"
             )
-        segment, stride = segment.window_s or segment.kind, segment.stride_s
+        stride = segment.stride_s
+        segment = "whole" if segment.window_s is None else segment.window_s
     return _text("segment", segment), _text("stride", stride)
 
 

@@ -43,13 +43,14 @@ class ThreadHTTP:
 
     def run(self, flow: Flow[T]) -> T:
         """Carry out a call and return its result."""
-        steps = self.follow(flow)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                result: T = end.value
-                return result
+        result: list[T] = []
+
+        def finish() -> Iterator[None]:
+            result.append((yield from self.follow(flow)))
+
+        for _ in finish():
+            pass  # values that nobody asked for
+        return result[0]
 
     def follow(self, flow: Flow[T]) -> Generator[Any, None, T]:
         """Carry out a call and yield the values that it emits; return its result."""

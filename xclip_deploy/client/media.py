@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,7 @@ from xclip_deploy.errors import ClosedError, InvalidArgumentError, ServiceError
 from xclip_deploy.runtime.arguments import (
     PathName,
     as_choice,
+    as_instance,
     as_number,
     as_path,
     as_truth,
@@ -30,6 +31,7 @@ from xclip_deploy.runtime.arguments import (
 )
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.media import Cut, CutMode
+from xclip_deploy.runtime.results import SearchResult
 
 Frames = tuple[NDArray[np.uint8], NDArray[np.float64]]
 Run = Callable[[Flow[Any]], Any]
@@ -82,6 +84,40 @@ class RemoteMedia:
         if self.rules is None or self.run is None:
             raise ClosedError("this hit was copied away from its client; search again")
         return self.rules, self.run
+
+
+@dataclass(frozen=True)
+class _FlowMedia:
+    """Media whose methods return flows, for the coroutines of an AsyncClient."""
+
+    handle: str
+    rules: Rules
+
+    def thumbnail(self, start_s: float, time_s: float) -> Any:  # noqa: ANN401 - a flow
+        return thumbnail(self.rules, self.handle, start_s, time_s)
+
+    def frames(self, start_s: float, end_s: float, max_frames: int) -> Any:  # noqa: ANN401
+        return frames(self.rules, self.handle, start_s, end_s, max_frames)
+
+    def cut(
+        self,
+        start_s: float,
+        end_s: float,
+        out: str | os.PathLike[str],
+        mode: CutMode,
+        pad_s: float,
+        *,
+        overwrite: bool,
+    ) -> Any:  # noqa: ANN401
+        span_s = (start_s, end_s)
+        return cut(self.rules, self.handle, span_s, out, mode, pad_s, overwrite=overwrite)
+
+
+def flows_of(rules: Rules, hit: SearchResult) -> SearchResult:
+    """Return a hit whose ``thumbnail``, ``frames`` and ``cut`` return flows."""
+    as_instance("hit", hit, SearchResult, "a hit of a search")
+    handle = hit.media.handle if isinstance(hit.media, RemoteMedia) else hit.id
+    return replace(hit, media=_FlowMedia(handle, rules))
 
 
 def thumbnail(rules: Rules, handle: str, start_s: float, time_s: float) -> Flow[NDArray[np.uint8]]:

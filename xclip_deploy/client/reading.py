@@ -126,9 +126,7 @@ def _hit(hit: HitModel, media_of: MediaOf) -> SearchResult:
         end_s=hit.end_s,
         segment=hit.segment,
         moments=tuple(_moment(moment) for moment in hit.moments),
-        range=None
-        if found is None
-        else TimeRange(found.start_s, found.end_s, found.resolution_s),
+        range=None if found is None else TimeRange(found.start_s, found.end_s, found.resolution_s),
         confidence=hit.confidence,
         media=media_of(hit.handle),
     )

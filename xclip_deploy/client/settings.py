@@ -72,7 +72,7 @@ class ClientSettings:
         object.__setattr__(self, "token", None if token is None else token.strip())
         if token is not None and parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
             _log.warning(
-                "the token goes to %s without encryption; expected https, or a network of one's own",
+                "the token goes to %s without encryption; expected https, or a network of yours",
                 parts.hostname,
             )
 

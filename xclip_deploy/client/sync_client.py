@@ -6,8 +6,7 @@ import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn, overload
 
-
-from xclip_deploy.client import adding, evidence, media
+from xclip_deploy.client import adding, evidence
 from xclip_deploy.client.adding import AddOptions
 from xclip_deploy.client.http import ThreadHTTP
 from xclip_deploy.client.jobs import Job
@@ -111,7 +110,8 @@ class Client:
         of :meth:`Retriever.add`. Raises ServiceAccessError for paths elsewhere, and as that does.
         """
         options = AddOptions(metadata, segment, stride, on_duplicate, prune, thumbnails)
-        return Job(self._open().run(adding.add(self._rules, paths, options)), self._rules, self._http)
+        model = self._open().run(adding.add(self._rules, paths, options))
+        return Job(model, self._rules, self._http)
 
     def upload(
         self,
@@ -241,16 +241,9 @@ class Client:
         """Explain the score of a video, or the order of two; see :meth:`Retriever.explain`."""
         return self._open().run(evidence.explain(self._rules, query, a, b))
 
-    def plot_explanation(
-        self, explanation: Explanation | Contrast, path: PathName
-    ) -> None:
+    def plot_explanation(self, explanation: Explanation | Contrast, path: PathName) -> None:
         """Write an explanation as a PNG, which the service draws from the gallery as it is now."""
         self._open().run(evidence.plot(self._rules, explanation, path))
-
-    # -- pictures and cuts of hits ---------------------------------------------------------
-
-    def _media_of(self, handle: str) -> RemoteMedia:
-        return RemoteMedia(handle, self._rules, lambda flow: self._open().run(flow))
 
     # -- for pipelines of one's own --------------------------------------------------------
 
@@ -294,6 +287,9 @@ class Client:
             "a Client cannot be pickled or copied; make one in the worker: "
             f"Client({self._settings.shown_address!r})"
         )
+
+    def _media_of(self, handle: str) -> RemoteMedia:
+        return RemoteMedia(handle, self._rules, lambda flow: self._open().run(flow))
 
     def _open(self) -> ThreadHTTP:
         if self._is_closed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -273,14 +273,14 @@ class Verbs:
             )
         names = None
         if ids is not None:
-            given = [ids] if isinstance(ids, (str, SearchResult)) else as_sequence("ids", ids, "ids")
+            given = (
+                [ids] if isinstance(ids, (str, SearchResult)) else as_sequence("ids", ids, "ids")
+            )
             names = [name_of("ids", each) for each in given]
             if not names:
                 return 0
         request = made(RemoveRequest, videos=names, where=where)
-        model = yield from self._post(
-            "videos/remove", request, RemovedModel, repeat=Repeat.REFUSED
-        )
+        model = yield from self._post("videos/remove", request, RemovedModel, repeat=Repeat.REFUSED)
         return model.num_removed
 
     def refresh(self) -> Flow[None]:
