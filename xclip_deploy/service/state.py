@@ -11,6 +11,8 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 
 from xclip_deploy.runtime.retriever import Retriever
+from xclip_deploy.service.metrics import ServiceMetrics
+from xclip_deploy.service.searching import Searching
 from xclip_deploy.service.settings import ServiceSettings
 
 P = ParamSpec("P")
@@ -24,9 +26,10 @@ class Service:
     Routes get it from :func:`service_of`. Blocking calls go through :meth:`run`.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, metrics: ServiceMetrics | None = None) -> None:
         """Open the bundle and the gallery. Raises as :class:`Retriever` does."""
         self.settings = settings
+        self.metrics = metrics or ServiceMetrics()
         self.retriever = Retriever(
             settings.bundle,
             settings.gallery,
@@ -34,6 +37,7 @@ class Service:
             max_batch=settings.max_batch,
             session=settings.session,
         )
+        self.searching = Searching(self.retriever, settings, self.metrics)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -44,6 +48,7 @@ class Service:
     def close(self) -> None:
         """Wait for running calls, then close the retriever."""
         self._threads.shutdown(wait=True)
+        self.searching.close()
         self.retriever.close()
 
 
