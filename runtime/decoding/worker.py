@@ -49,8 +49,8 @@ _PIPE_BYTES = 1 << 20
 
 def main() -> None:
     """Answer requests until there are no more."""
-    _die_with(int(sys.argv[1]))
-    channel = _take_over_standard_streams()
+    die_with(int(sys.argv[1]))
+    channel = take_over_standard_streams()
     with contextlib.suppress(ChannelClosedError, ChannelTimeoutError):
         channel.send({"ready": os.getpid()})
         while True:
@@ -174,7 +174,7 @@ def _has_changed(channel: Channel, path: Path, before: os.stat_result) -> bool:
     return True
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent ends, even in the middle of a video."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -182,7 +182,7 @@ def _die_with(parent: int) -> None:
         sys.exit(0)
 
 
-def _take_over_standard_streams() -> Channel:
+def take_over_standard_streams() -> Channel:
     """Reserve the pipes for messages, and send what libraries print to standard error."""
     requests, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)

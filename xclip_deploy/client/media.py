@@ -37,7 +37,14 @@ Frames = tuple[NDArray[np.uint8], NDArray[np.float64]]
 Run = Callable[[Flow[Any]], Any]
 _PICTURES = ("image/webp", "image/jpeg", "image/png")
 _ARCHIVES = ("application/x-npz", "application/octet-stream", "application/zip")
-_CONTAINERS = {".mp4": "video/mp4", ".m4v": "video/mp4"}
+_CONTAINERS = {
+    ".mp4": ("mp4", "video/mp4"),
+    ".m4v": ("mp4", "video/mp4"),
+    ".mov": ("mov", "video/quicktime"),
+    ".mkv": ("mkv", "video/x-matroska"),
+    ".webm": ("webm", "video/webm"),
+}
+"""The service's name of a container and its media type, by the ending of a file's name."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,7 @@ def cut(
     _check_target(target, overwrite=as_truth("overwrite", overwrite))
     params = [("start_s", repr(span_s[0])), ("end_s", repr(span_s[1]))]
     params += [("mode", mode), ("pad_s", repr(pad))]
+    params.append(("container", _CONTAINERS[target.suffix.lower()][0]))
     request = Request("GET", address_of("videos", handle, "cut"), params)
     try:
         with ExitStack() as stack:
@@ -174,7 +182,7 @@ def cut(
 
 def _download(head: Head, until: float, *, rules: Rules, path: Path, target: Path) -> Flow[Cut]:
     """Write an answer to a file. It begins anew for every attempt."""
-    check_kind(head, (_CONTAINERS[target.suffix.lower()],))
+    check_kind(head, (_CONTAINERS[target.suffix.lower()][1],))
     if head.length is None and "chunked" not in head.headers.get("transfer-encoding", ""):
         raise ServiceError("the service sent a file of no known length; expected a whole one")
     made = _cut_of(head, target)

@@ -97,6 +97,14 @@ def search_fields(k: int, options: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _named(video: Video | None) -> dict[str, Any]:
+    """Return the fields that name a video of the gallery, and of a hit its segment."""
+    if video is None:
+        return {}
+    segment = video.segment if isinstance(video, SearchResult) else None
+    return {"video": name_of("video", video), "segment": segment}
+
+
 @dataclass(frozen=True)
 class Verbs:
     """The verbs of a client. Each returns a flow; a driver runs it."""
@@ -125,7 +133,7 @@ class Verbs:
         request = made(
             SearchRequest,
             text=as_text("text", text),
-            video=None if video is None else name_of("video", video),
+            **_named(video),
             video_weight=weight,
             **values,
         )
@@ -149,7 +157,7 @@ class Verbs:
         file = local_file(video)
         if file is not None:
             return (yield from self._uploaded("video", FilePart.of("file", file), values, []))
-        request = made(SearchRequest, video=name_of("video", video), **values)
+        request = made(SearchRequest, **_named(video), **values)
         return (yield from self._search(request, video))
 
     def search_by_image(

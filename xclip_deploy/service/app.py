@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from xclip_deploy import __version__
-from xclip_deploy.service.routes import search
+from xclip_deploy.service.routes import media, search
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.service.state import Service
 from xclip_deploy.wire import API
@@ -35,4 +35,5 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         openapi_url=f"{API}/openapi.json",
     )
     app.include_router(search.router, prefix=API)
+    app.include_router(media.router, prefix=API)
     return app

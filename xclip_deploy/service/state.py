@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 
 from xclip_deploy.runtime.retriever import Retriever
+from xclip_deploy.service.media import MediaLibrary
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.searching import Searching
 from xclip_deploy.service.settings import ServiceSettings
@@ -38,6 +39,7 @@ class Service:
             session=settings.session,
         )
         self.searching = Searching(self.retriever, settings, self.metrics)
+        self.media = MediaLibrary(settings, self.retriever, self.metrics)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -49,6 +51,7 @@ class Service:
         """Wait for running calls, then close the retriever."""
         self._threads.shutdown(wait=True)
         self.searching.close()
+        self.media.close()
         self.retriever.close()
 
 
