@@ -110,7 +110,7 @@ class Rules:
 def _checked_address(address: str) -> SplitResult:
     wanted = "expected one such as http://127.0.0.1:8000"
     try:
-        parts = urlsplit(as_text("address", address).strip())
+        parts = urlsplit(as_text("address", address))
         is_fit = parts.scheme in ("http", "https") and bool(parts.hostname)
         _ = parts.port
     except ValueError as error:
@@ -119,7 +119,9 @@ def _checked_address(address: str) -> SplitResult:
         raise InvalidArgumentError(
             "the address of the service holds a name or password; expected them in `token`"
         )
-    if not is_fit or parts.query or parts.fragment or not address.isprintable() or " " in address:
+    if parts.query or parts.fragment:  # it may hold a secret, and is not shown
+        raise InvalidArgumentError(f"the address of the service holds a query; {wanted}")
+    if not is_fit or not address.isprintable() or " " in address:
         raise InvalidArgumentError(f"the address is {address!r:.200}; {wanted}")
     return parts
 
