@@ -18,6 +18,7 @@ from xclip_deploy.client.exchange import (
     RefusedError,
     Request,
     address_of,
+    attempt,
     connection_error,
     exchange,
     may_repeat,
@@ -95,9 +96,11 @@ class EventReader:
 
 def get_job(job_id: str, rules: Rules, until: float | None = None) -> Flow[JobModel]:
     """Ask for the state of a job."""
-    return exchange(
-        Request("GET", address_of("jobs", job_id)), rules, model_of(JobModel, rules), until
-    )
+    return exchange(_state_of(job_id), rules, model_of(JobModel, rules), until)
+
+
+def _state_of(job_id: str) -> Request:
+    return Request("GET", address_of("jobs", job_id))
 
 
 def follow_job(
@@ -129,7 +132,9 @@ def follow_job(
             if ended is not None:
                 return ended
             # The stream ended and the job did not, or its last event was lost.
-            job = yield from get_job(job_id, rules, min(until, rules.deadline()))
+            until_s = min(until, rules.deadline())
+            read = model_of(JobModel, rules)
+            job = yield from attempt(_state_of(job_id), rules, read, until_s)
             seen.contact_s = rules.clock()
             if job.state in ENDED:
                 yield Emit(job)

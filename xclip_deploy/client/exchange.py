@@ -140,7 +140,7 @@ def exchange(
     for repetition in count(1):
         retry_after_s = None
         try:
-            return (yield from _attempt(request, rules, read, until))
+            return (yield from attempt(request, rules, read, until))
         except BrokenError as broken:
             error: Exception = connection_error(broken, rules)
             is_safe = request.repeat is Repeat.ALWAYS or not broken.is_sent
@@ -153,6 +153,14 @@ def exchange(
             raise error
         yield Pause(pause_s)
     raise AssertionError("unreachable")
+
+
+def attempt(
+    request: Request, rules: Rules, read: Callable[[Head, float], Flow[T]], until: float
+) -> Flow[T]:
+    """Send a request once, and return what ``read`` makes of the answer; see :func:`opened`."""
+    head = yield from opened(request, rules, until)
+    return (yield from read(head, until))
 
 
 def opened(request: Request, rules: Rules, until: float) -> Flow[Head]:
@@ -237,13 +245,6 @@ def connection_error(broken: BrokenError, rules: Rules) -> ServiceError:
         f"the connection to the service at {address} broke ({broken}); it may have carried the "
         "request out"
     )
-
-
-def _attempt(
-    request: Request, rules: Rules, read: Callable[[Head, float], Flow[T]], until: float
-) -> Flow[T]:
-    head = yield from opened(request, rules, until)
-    return (yield from read(head, until))
 
 
 def may_repeat(refused: RefusedError, repeat: Repeat = Repeat.ALWAYS) -> bool:

@@ -20,6 +20,8 @@ try:
 except ModuleNotFoundError as error:
     raise errors.MissingExtraError("httpx2", "client", "a client") from error
 
+from xclip_deploy.client.deadlines import Deadline, timed_transport
+
 T = TypeVar("T")
 _UNSENT = (
     httpx2.ConnectError,
@@ -39,7 +41,12 @@ class ThreadHTTP:
     ) -> None:
         """Prepare connections; none is made yet."""
         self._settings = settings
-        self._http = httpx2.Client(**_options(settings), transport=transport)
+        self._deadline = Deadline()
+        self._http = httpx2.Client(
+            transport=transport or timed_transport(settings, self._deadline),
+            follow_redirects=settings.follow_redirects,
+            trust_env=False,
+        )
 
     def run(self, flow: Flow[T]) -> T:
         """Carry out a call and return its result."""
@@ -54,7 +61,7 @@ class ThreadHTTP:
 
     def follow(self, flow: Flow[T]) -> Generator[Any, None, T]:
         """Carry out a call and yield the values that it emits; return its result."""
-        answer = _ThreadAnswer(self._http, self._settings)
+        answer = _ThreadAnswer(self._http, self._settings, self._deadline)
         outcome: Any = None
         broken: BrokenError | None = None
         try:
@@ -84,14 +91,16 @@ class ThreadHTTP:
 class _ThreadAnswer:
     """The answer that is being read."""
 
-    def __init__(self, http: httpx2.Client, settings: ClientSettings) -> None:
+    def __init__(self, http: httpx2.Client, settings: ClientSettings, deadline: Deadline) -> None:
         self._http = http
+        self._deadline = deadline
         self._settings = settings
         self._response: httpx2.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
 
     def perform(self, step: object) -> Any:  # noqa: ANN401 - each step has an outcome of its own
         if isinstance(step, Read):
+            self._deadline.set(step.left_s)
             return next(self._chunks, None)
         if isinstance(step, Work):
             return step.function()
@@ -100,6 +109,7 @@ class _ThreadAnswer:
             time.sleep(step.seconds)
             return None
         assert isinstance(step, Open)
+        self._deadline.set(step.left_s)
         body = step.request.body
         content = None if body is None else _ThreadContent(body)
         request = self._http.build_request(
@@ -134,7 +144,14 @@ class LoopHTTP:
     ) -> None:
         """Prepare connections; none is made yet."""
         self._settings = settings
-        self._http = httpx2.AsyncClient(**_options(settings), transport=transport)
+        self._http = httpx2.AsyncClient(
+            verify=settings.verify,
+            proxy=settings.proxy,
+            transport=transport,
+            follow_redirects=settings.follow_redirects,
+            # The environment's proxies, and passwords of ~/.netrc, are not asked for.
+            trust_env=False,
+        )
 
     async def run(self, flow: Flow[T]) -> T:
         """Carry out a call and return its result."""
@@ -238,16 +255,6 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
 
 def _finite(seconds: float) -> float | None:
     return None if math.isinf(seconds) else seconds
-
-
-def _options(settings: ClientSettings) -> dict[str, Any]:
-    return {
-        "verify": settings.verify,
-        "proxy": settings.proxy,
-        "follow_redirects": settings.follow_redirects,
-        # The environment's proxies, and passwords of ~/.netrc, are not asked for.
-        "trust_env": False,
-    }
 
 
 def _request_options(step: Open, settings: ClientSettings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from xclip_deploy.client.answers import Head
 from xclip_deploy.client.exchange import Flow, Request, Work, address_of, chunks_of, exchange
 from xclip_deploy.client.reading import bytes_of, check_kind, picture_of, warnings_of
 from xclip_deploy.client.settings import Rules
+from xclip_deploy.client.videos import address_name
 from xclip_deploy.errors import ClosedError, InvalidArgumentError, ServiceError
 from xclip_deploy.runtime.arguments import (
     PathName,
@@ -130,7 +131,7 @@ def flows_of(rules: Rules, hit: SearchResult) -> SearchResult:
 def thumbnail(rules: Rules, handle: str, start_s: float, time_s: float) -> Flow[NDArray[np.uint8]]:
     """Ask for the thumbnail of the segment at ``start_s``, or the frame at ``time_s``."""
     params = [("start_s", repr(start_s)), ("time_s", repr(time_s))]
-    request = Request("GET", address_of("videos", handle, "thumbnail"), params)
+    request = Request("GET", address_of("videos", address_name(handle), "thumbnail"), params)
     _, content = yield from exchange(request, rules, bytes_of(rules, *_PICTURES))
     return picture_of(content)
 
@@ -141,7 +142,7 @@ def frames(
     """Ask for the frames from ``start_s`` to ``end_s``, ``max_frames`` at most."""
     count = as_whole_number("max_frames", max_frames, 1)
     params = [("start_s", repr(start_s)), ("end_s", repr(end_s)), ("max_frames", str(count))]
-    request = Request("GET", address_of("videos", handle, "frames"), params)
+    request = Request("GET", address_of("videos", address_name(handle), "frames"), params)
     _, content = yield from exchange(request, rules, bytes_of(rules, *_ARCHIVES))
     return _frames_of(content, rules.settings.max_response_bytes)
 
@@ -164,7 +165,7 @@ def cut(
     params = [("start_s", repr(span_s[0])), ("end_s", repr(span_s[1]))]
     params += [("mode", mode), ("pad_s", repr(pad))]
     params.append(("container", _CONTAINERS[target.suffix.lower()][0]))
-    request = Request("GET", address_of("videos", handle, "cut"), params)
+    request = Request("GET", address_of("videos", address_name(handle), "cut"), params)
     try:
         with ExitStack() as stack:
             partial_path = stack.enter_context(replaced_file(target))

@@ -21,7 +21,7 @@ from xclip_deploy.client.reading import (
     scores_of,
 )
 from xclip_deploy.client.settings import Rules
-from xclip_deploy.client.videos import Video, local_file, name_of, picture_part
+from xclip_deploy.client.videos import Video, address_name, local_file, name_of, picture_part
 from xclip_deploy.errors import GalleryError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import as_number, as_sequence, as_text, as_texts
 from xclip_deploy.runtime.arrays import slices
@@ -269,7 +269,7 @@ class Verbs:
 
     def get_video(self, video: str | SearchResult) -> Flow[VideoModel]:
         """Ask for one video with its segments."""
-        return (yield from self._get(("videos", name_of("video", video)), VideoModel))
+        return (yield from self._get(("videos", address_name(name_of("video", video))), VideoModel))
 
     def remove(
         self, ids: str | SearchResult | Iterable[str | SearchResult] | None, where: str | None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TypeAlias
@@ -15,6 +17,7 @@ from xclip_deploy.runtime.arguments import as_array, as_path, shown
 from xclip_deploy.runtime.results import SearchResult
 from xclip_deploy.runtime.video import ImageLike
 
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 Video: TypeAlias = str | PathLike[str] | SearchResult
 """A local file, or a video of the gallery: by id, handle or hit. A path object is always a file. A
 text is a file where there is one of that name, else an id."""
@@ -44,6 +47,16 @@ def name_of(argument: str, video: object) -> str:
             f"{argument} is {shown(video)}; expected an id, a handle or a hit of the gallery"
         )
     return name
+
+
+def address_name(name: str) -> str:
+    """Return the name of a video in addresses: letters, digits, ``-`` and ``_``.
+
+    An id may hold slashes and more, so it becomes a handle, as the service makes them.
+    """
+    if _PLAIN.fullmatch(name):
+        return name
+    return "id-" + base64.urlsafe_b64encode(name.encode()).decode("ascii").rstrip("=")
 
 
 def picture_part(image: ImageLike) -> FilePart:
