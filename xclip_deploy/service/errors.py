@@ -57,11 +57,12 @@ _STATUS: tuple[tuple[type[XclipDeployError], int], ...] = (
     (errors.GalleryIntegrityError, 500),
     (errors.GalleryVersionError, 503),
     (errors.GalleryModelError, 503),
-    (errors.GalleryError, 404),  # a name that the gallery does not hold
+    (errors.GalleryError, 404),  # a name that the gallery lacks
     (errors.AnnotationError, 422),  # a list of files to index
     (errors.DatasetError, 422),
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_FULL = "the disk is full"  # as the gallery's messages say it
 _GONE = re.compile(r"\bis gone\b")
 
 
@@ -74,8 +75,8 @@ def status_of(error: BaseException) -> int:
     if isinstance(error, errors.MomentSourceError):
         is_gone = isinstance(error.__cause__, FileNotFoundError) or _GONE.search(str(error))
         return 410 if is_gone else 409
-    if type(error) is errors.GalleryError and isinstance(error.__cause__, OSError):
-        return 503  # its files cannot be written
+    if type(error) is errors.GalleryError and error.__cause__ is not None:
+        return 507 if _FULL in str(error) else 503  # its files cannot be read or written
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 

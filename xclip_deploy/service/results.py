@@ -44,7 +44,9 @@ def results_to_json(
     """
     known = other_ids or {}
     note = results.note if show_paths else redacted(results.note)
-    said = [*warnings, *_cut_warning(results.truncated_tokens)]
+    said = list(warnings)
+    if results.is_truncated:
+        said.append(cut_warning(results.truncated_tokens))
     return to_json(
         {
             "hits": [_hit(hit, known, show_paths=show_paths) for hit in results.hits],
@@ -65,11 +67,10 @@ def batch_to_json(results: Sequence[bytes]) -> bytes:
     return b'{"results":[' + b",".join(results) + b"]}"
 
 
-def _cut_warning(count: int) -> list[str]:
-    if not count:
-        return []
-    tokens = "token was" if count == 1 else f"{count} tokens were"
-    return [f"the text is longer than the model reads: its last {tokens} not read"]
+def cut_warning(count: int) -> str:
+    """Return the warning about a text whose last ``count`` tokens the model does not read."""
+    tokens = "last token was" if count == 1 else f"last {count} tokens were"
+    return f"the text is longer than the model reads: its {tokens} not read"
 
 
 def _hit(hit: SearchResult, other_ids: Mapping[str, str], *, show_paths: bool) -> Json:

@@ -37,8 +37,6 @@ _MAX_LANES = 4
 _OPTIONS = tuple(each.name for each in fields(SearchOptions) if each.name != "query_bank")
 _MAX_BANKS = 8
 """Query banks whose embeddings are kept."""
-_WARM_AFTER_S = 0.5
-"""Time for which the gallery stays unchanged before it is warmed up again, seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,6 @@ class Searching:
         self._searcher = Searcher(self.model, self.weights, retriever.gallery.thumbnails)
         self._banks: OrderedDict[tuple[str, ...], QueryBank] = OrderedDict()
         self._lock = threading.Lock()
-        self._warming = Warming(retriever)
         on_cpu = self.model.placement.device == "cpu"
         self._batcher: Batcher[AskedQuery, bytes] = Batcher(
             self._run,
@@ -90,7 +87,9 @@ class Searching:
 
     # -- queries from requests -------------------------------------------------------------
 
-    def options_of(self, asked: SimilarityFields, snapshot: Snapshot) -> SearchOptions:
+    def options_of(
+        self, asked: SimilarityFields, snapshot: Snapshot, *, has_text: bool
+    ) -> SearchOptions:
         """Return the options of a request. May read the gallery and encode a query bank.
 
         Raises InvalidArgumentError, and GalleryError for a ``within`` that is no video.
@@ -101,6 +100,10 @@ class Searching:
         if asked.within is not None:
             keywords["within"] = self._find_within(asked.within, snapshot)
         bank = asked.query_bank if isinstance(asked, SearchFields) else None
+        if bank is not None and not has_text:
+            raise InvalidArgumentError(
+                "query_bank calibrates the scores of texts; expected none in a search by video alone"
+            )
         if bank is not None:
             keywords["query_bank"] = self._bank(tuple(bank))
         return SearchOptions(**keywords)
@@ -168,7 +171,6 @@ class Searching:
     def close(self) -> None:
         """Wait for the runs that began, then free the sessions."""
         self._batcher.close()
-        self._warming.close()
         if self.model is not self._retriever.model:
             self.model.close()
         self._limits.restore_original_limits()
@@ -191,7 +193,6 @@ class Searching:
     def _results(self, queries: Sequence[AskedQuery]) -> list[bytes]:
         """Search for all queries; one error is the error of all."""
         snapshot = self._retriever.gallery.snapshot()
-        self._warming.note(snapshot)
         made = self._make(queries)
         together: dict[tuple[SearchOptions, bool], list[int]] = {}
         for n, query in enumerate(queries):
@@ -258,56 +259,6 @@ class Searching:
             while len(self._banks) > _MAX_BANKS:
                 self._banks.popitem(last=False)
         return bank
-
-
-class Warming:
-    """A thread that warms the gallery up again after it changed.
-
-    Searches in between read from disk what they need, which takes longer.
-    """
-
-    def __init__(self, retriever: Retriever) -> None:
-        self._retriever = retriever
-        self._known: Snapshot | None = None
-        self._lock = threading.Lock()
-        self._is_running = False
-        self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def note(self, snapshot: Snapshot) -> None:
-        """Begin to warm a snapshot up, unless it is the one that was noted before."""
-        if snapshot is self._known:
-            return
-        with self._lock:
-            is_first, self._known = self._known is None, snapshot
-            if is_first or self._is_running or self._closed.is_set():
-                return
-            self._is_running = True
-            self._thread = threading.Thread(target=self._work, name="warm-up", daemon=True)
-            self._thread.start()
-
-    def close(self) -> None:
-        """Wait for the thread."""
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _work(self) -> None:
-        while True:
-            seen = self._known
-            if self._closed.wait(_WARM_AFTER_S):
-                return
-            if seen is not self._known:
-                continue
-            try:
-                assert seen is not None
-                seen.warm_up()
-            except GalleryError:
-                pass  # the search that reads the damaged file reports it
-            with self._lock:
-                if seen is self._known:
-                    self._is_running = False
-                    return
 
 
 def _search_model(retriever: Retriever, settings: ServiceSettings) -> DeployedModel:

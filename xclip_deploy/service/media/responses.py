@@ -83,7 +83,7 @@ class OpenFileResponse(Response):
 
         Raises Refusal (416) for a range behind the file's end.
         """
-        self._content = content
+        self._content: OpenFile | None = content
         size = content.status.st_size
         told = {**validity.headers(), "Accept-Ranges": "bytes", **(headers or {})}
         if filename is not None:
@@ -121,6 +121,7 @@ class OpenFileResponse(Response):
             except Exception as error:  # noqa: BLE001 - raised below, outside the group
                 failure = error
             group.cancel_scope.cancel()
+        self._content = None  # an error's traceback must not keep the file open
         if failure is not None:
             raise failure
 
@@ -134,21 +135,23 @@ class OpenFileResponse(Response):
         )
         place, end = self._range.start, self._range.end
         while place < end and not is_head:
-            chunk = await anyio.to_thread.run_sync(self._read, place, end)
+            chunk = await anyio.to_thread.run_sync(_read, self._content, place, end)
             place += len(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": place < end})
         if is_head or self._range.start == end:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _read(self, place: int, end: int) -> bytes:
-        chunk = self._content.read(place, min(_CHUNK_BYTES, end - place))
-        if not chunk or not self._content.is_unchanged():
-            raise ChangedWhileSentError("the file changed while it was sent")
-        return chunk
-
 
 class ChangedWhileSentError(Exception):
     """The file was written to while it was sent, so the connection must end early."""
+
+
+def _read(content: OpenFile | None, place: int, end: int) -> bytes:
+    assert content is not None
+    chunk = content.read(place, min(_CHUNK_BYTES, end - place))
+    if not chunk or not content.is_unchanged():
+        raise ChangedWhileSentError("the file changed while it was sent")
+    return chunk
 
 
 async def _gone(receive: Receive) -> None:

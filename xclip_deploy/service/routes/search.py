@@ -22,6 +22,8 @@ async def search(request: SearchRequest, service: ServiceOf) -> Response:
     """Find videos or moments by text, by a video of the gallery, or by both."""
     if request.text is None and request.video is None:
         raise InvalidArgumentError("the search has neither text nor video; expected one, or both")
+    if request.segment is not None and request.video is None:
+        raise InvalidArgumentError("segment is given without video; expected both")
     searching = service.searching
     if request.video is None and searching.is_plain(request):
         query = _query(service, request)
@@ -35,7 +37,7 @@ async def search_batch(request: BatchRequest, service: ServiceOf) -> Response:
     """Find videos or moments by several texts with the same options."""
     searching = service.searching
     snapshot = service.retriever.gallery.snapshot()
-    options = await service.run(searching.options_of, request, snapshot)
+    options = await service.run(searching.options_of, request, snapshot, has_text=True)
     warnings = await service.run(searching.warnings_of, request)
     queries = [AskedQuery(options, text, warnings=warnings) for text in request.texts]
     return json_response(batch_to_json(await searching.search_all(queries)))
@@ -43,7 +45,8 @@ async def search_batch(request: BatchRequest, service: ServiceOf) -> Response:
 
 def _query(service: Service, request: SearchRequest) -> AskedQuery:
     searching = service.searching
-    options = searching.options_of(request, service.retriever.gallery.snapshot())
+    snapshot = service.retriever.gallery.snapshot()
+    options = searching.options_of(request, snapshot, has_text=request.text is not None)
     warnings = searching.warnings_of(request)
     if request.video is None:
         return AskedQuery(options, request.text, warnings=warnings)
