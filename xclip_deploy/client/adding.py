@@ -14,12 +14,13 @@ from xclip_deploy.client.reading import model_of, report_of
 from xclip_deploy.client.settings import Rules
 from xclip_deploy.client.verbs import made
 from xclip_deploy.errors import InvalidArgumentError, ServiceError
-from xclip_deploy.runtime.arguments import as_number, as_paths
+from xclip_deploy.runtime.arguments import as_number, as_paths, as_whole_number
 from xclip_deploy.runtime.gallery import MetadataValue
 from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.video.segmentation import Segmentation
 from xclip_deploy.wire import IndexRequest, JobModel, JobPage
+from xclip_deploy.wire.gallery import MAX_PAGE
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ def upload(
     return (yield from exchange(request, rules, model_of(JobModel, rules), until))
 
 
-def list_jobs(rules: Rules) -> Flow[JobPage]:
-    """Ask for all jobs, the newest first."""
+def list_jobs(rules: Rules, limit: int) -> Flow[JobPage]:
+    """Ask for the newest jobs."""
+    count = as_whole_number("limit", limit, 1, MAX_PAGE)
+    request = Request("GET", address_of("jobs"), [("limit", str(count))])
     return (
         yield from exchange(Request("GET", address_of("jobs")), rules, model_of(JobPage, rules))
     )

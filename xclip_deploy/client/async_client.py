@@ -156,9 +156,9 @@ class AsyncClient:
 
     # -- jobs ------------------------------------------------------------------------------
 
-    async def jobs(self) -> list[AsyncJob]:
-        """Return the service's jobs, the newest first."""
-        page = await self._open().run(adding.list_jobs(self._rules))
+    async def jobs(self, limit: int = 50) -> list[AsyncJob]:
+        """Return the service's newest jobs; see :meth:`Client.jobs`."""
+        page = await self._open().run(adding.list_jobs(self._rules, limit))
         return [AsyncJob(model, self._rules, self._http) for model in page.jobs]
 
     async def job(self, job_id: str) -> AsyncJob:

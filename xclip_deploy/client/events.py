@@ -108,22 +108,18 @@ def follow_job(
     rules: Rules,
     timeout_s: float | None,
     patience_s: float = _PATIENCE_S,
-    last_event: int | None = None,
 ) -> Flow[JobModel]:
     """Emit every state of a job until it ends; return the last.
 
     A connection that breaks is made again, from the event after the last one. ``timeout_s``: most
     seconds in all; None waits for ever. ``patience_s``: most seconds without a connection.
-    ``last_event``: number of the event after which to begin; None begins with the state now.
     """
     until = float("inf") if timeout_s is None else rules.deadline(timeout_s)
-    if last_event is None:
-        job = yield from get_job(job_id, rules, min(until, rules.deadline()))
-        yield Emit(job)
-        if job.state in ENDED:
-            return job
-        last_event = job.last_event
-    seen = _Seen(last_event, rules.clock())
+    job = yield from get_job(job_id, rules, min(until, rules.deadline()))
+    yield Emit(job)
+    if job.state in ENDED:
+        return job
+    seen = _Seen(job.last_event, rules.clock())
     failures = 0
     while True:
         before, retry_after_s = seen.last_event, None
@@ -175,6 +171,8 @@ def _listen(job_id: str, rules: Rules, until: float, seen: _Seen) -> Flow[JobMod
     )
     head = yield from opened(request, rules, until)
     seen.contact_s = rules.clock()
+    if head.status == 204:
+        return None  # the job has ended, and nothing is newer
     if head.kind != "text/event-stream":
         raise ServiceError(
             f"the events of a job came as {head.kind!r:.100}; expected text/event-stream",

@@ -44,11 +44,16 @@ _log = logging.getLogger(__name__)
 
 
 def model_of(kind: type[Model], rules: Rules) -> Callable[[Head, float], Flow[Model]]:
-    """Return a reader of JSON. It raises ServiceError for anything but such a model."""
+    """Return a reader of JSON. It raises ServiceError for anything but such a model.
+
+    Warnings of the service are logged.
+    """
 
     def read(head: Head, until: float) -> Flow[Model]:
         settings = rules.settings
         content = yield from whole_body(head, rules, until, settings.max_response_bytes)
+        for warning in warnings_of(head):
+            _log.warning("%s", printable_line(warning))
         try:
             if head.kind != "application/json":
                 raise ValueError

@@ -172,9 +172,9 @@ class Client:
 
     # -- jobs ------------------------------------------------------------------------------
 
-    def jobs(self) -> list[Job]:
-        """Return the service's jobs, the newest first."""
-        page = self._open().run(adding.list_jobs(self._rules))
+    def jobs(self, limit: int = 50) -> list[Job]:
+        """Return the service's newest jobs, ``limit`` at most."""
+        page = self._open().run(adding.list_jobs(self._rules, limit))
         return [Job(model, self._rules, self._http) for model in page.jobs]
 
     def job(self, job_id: str) -> Job:

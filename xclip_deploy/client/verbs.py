@@ -23,7 +23,13 @@ from xclip_deploy.client.reading import (
 from xclip_deploy.client.settings import Rules
 from xclip_deploy.client.videos import Video, address_name, local_file, name_of, picture_part
 from xclip_deploy.errors import GalleryError, InvalidArgumentError
-from xclip_deploy.runtime.arguments import as_number, as_sequence, as_text, as_texts
+from xclip_deploy.runtime.arguments import (
+    as_number,
+    as_sequence,
+    as_text,
+    as_texts,
+    as_whole_number,
+)
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.results import SearchResult, SearchResults
@@ -47,6 +53,7 @@ from xclip_deploy.wire import (
     VideoPage,
     WireModel,
 )
+from xclip_deploy.wire.gallery import MAX_PAGE
 from xclip_deploy.wire.search import MAX_BATCH, SearchFields
 
 Model = TypeVar("Model", bound=WireModel)
@@ -250,7 +257,9 @@ class Verbs:
 
     def list_videos(self, where: str | None, limit: int, offset: int) -> Flow[VideoPage]:
         """Ask for one page of videos."""
-        params = [("limit", str(limit)), ("offset", str(offset))]
+        count = as_whole_number("limit", limit, 1, MAX_PAGE)
+        first = as_whole_number("offset", offset, 0)
+        params = [("limit", str(count)), ("offset", str(first))]
         if where is not None:
             params.append(("where", as_text("where", where)))
         return (yield from self._get(("videos",), VideoPage, params))
