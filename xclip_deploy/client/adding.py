@@ -13,9 +13,11 @@ from xclip_deploy.client.exchange import Flow, Repeat, Request, address_of, exch
 from xclip_deploy.client.reading import model_of, report_of
 from xclip_deploy.client.settings import Rules
 from xclip_deploy.client.verbs import made
+from xclip_deploy.client.videos import sendable
 from xclip_deploy.errors import InvalidArgumentError, ServiceError
-from xclip_deploy.runtime.arguments import as_number, as_paths, as_whole_number
+from xclip_deploy.runtime.arguments import as_instance, as_number, as_paths, as_whole_number
 from xclip_deploy.runtime.gallery import MetadataValue
+from xclip_deploy.runtime.gallery.records import plain_metadata
 from xclip_deploy.runtime.indexing import IndexReport, OnDuplicate
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.video.segmentation import Segmentation
@@ -37,10 +39,12 @@ class AddOptions:
     def request(self, paths: Sequence[str]) -> IndexRequest:
         """Return the request for some paths. Raises InvalidArgumentError."""
         segment, stride = _segmentation(self.segment, self.stride)
+        if self.metadata is not None:
+            as_instance("metadata", self.metadata, Mapping, "a mapping of fields to values")
         return made(
             IndexRequest,
             paths=list(paths),
-            metadata=None if self.metadata is None else dict(self.metadata),
+            metadata=None if self.metadata is None else plain_metadata(self.metadata),
             segment=segment,
             stride=stride,
             on_duplicate=self.on_duplicate,
@@ -87,9 +91,7 @@ def list_jobs(rules: Rules, limit: int) -> Flow[JobPage]:
     """Ask for the newest jobs."""
     count = as_whole_number("limit", limit, 1, MAX_PAGE)
     request = Request("GET", address_of("jobs"), [("limit", str(count))])
-    return (
-        yield from exchange(Request("GET", address_of("jobs")), rules, model_of(JobPage, rules))
-    )
+    return (yield from exchange(request, rules, model_of(JobPage, rules)))
 
 
 def cancel(rules: Rules, job_id: str) -> Flow[JobModel]:
@@ -106,7 +108,7 @@ def follow(rules: Rules, job_id: str, timeout_s: float | None) -> Flow[JobModel]
 
 def job_state(rules: Rules, job_id: str) -> Flow[JobModel]:
     """Ask for the state of a job."""
-    return (yield from get_job(job_id, rules))
+    return (yield from get_job(sendable("job_id", job_id), rules))
 
 
 def outcome_of(job: JobModel) -> IndexReport:

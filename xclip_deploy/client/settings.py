@@ -60,8 +60,8 @@ class ClientSettings:
         as_truth("follow_redirects", self.follow_redirects)
         if not isinstance(self.verify, ssl.SSLContext):
             as_truth("verify", self.verify)
-        if self.proxy is not None and not as_text("proxy", self.proxy):
-            raise InvalidArgumentError("proxy is ''; expected an address, or None")
+        if self.proxy is not None:
+            _check_proxy(self.proxy)
         token = self.token if self.token is not None else os.environ.get(TOKEN_VARIABLE)
         if token is not None and not _TOKEN.fullmatch(as_text("token", token).strip()):
             # The message does not show the secret.
@@ -124,6 +124,20 @@ def _checked_address(address: str) -> SplitResult:
     if not is_fit or not address.isprintable() or " " in address:
         raise InvalidArgumentError(f"the address is {address!r:.200}; {wanted}")
     return parts
+
+
+def _check_proxy(proxy: str) -> None:
+    """Check the address of a proxy, which may hold a password and is not shown."""
+    try:
+        parts = urlsplit(as_text("proxy", proxy))
+        is_fit = parts.scheme in ("http", "https") and bool(parts.hostname) and proxy.isprintable()
+        _ = parts.port
+    except ValueError:
+        is_fit = False
+    if not is_fit:
+        raise InvalidArgumentError(
+            "the proxy is no address; expected one such as http://127.0.0.1:3128, or None"
+        )
 
 
 def _is_loopback(host: str) -> bool:

@@ -21,7 +21,14 @@ from xclip_deploy.client.reading import (
     scores_of,
 )
 from xclip_deploy.client.settings import Rules
-from xclip_deploy.client.videos import Video, address_name, local_file, name_of, picture_part
+from xclip_deploy.client.videos import (
+    Video,
+    address_name,
+    local_file,
+    name_of,
+    picture_part,
+    sendable,
+)
 from xclip_deploy.errors import GalleryError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     as_number,
@@ -79,7 +86,7 @@ def made(kind: type[Model], **values: Any) -> Model:  # noqa: ANN401 - checked b
         fault = error.errors(include_url=False)[0]
         where = ".".join(map(str, fault["loc"][:2])) or "the request"
         raise InvalidArgumentError(
-            f"{where} is {fault['input']!r:.100}; expected what the service takes: {fault['msg']}"
+            f"{where} is {shown(fault['input'])}; expected what the service takes: {fault['msg']}"
         ) from error
 
 
@@ -261,7 +268,7 @@ class Verbs:
         first = as_whole_number("offset", offset, 0)
         params = [("limit", str(count)), ("offset", str(first))]
         if where is not None:
-            params.append(("where", as_text("where", where)))
+            params.append(("where", sendable("where", where)))
         return (yield from self._get(("videos",), VideoPage, params))
 
     def all_videos(self, where: str | None) -> Flow[list[VideoModel]]:

@@ -13,10 +13,12 @@ import numpy as np
 
 from xclip_deploy.client.bodies import FilePart
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.arguments import as_array, as_path, shown
+from xclip_deploy.runtime.arguments import as_array, as_path, as_text, shown
 from xclip_deploy.runtime.results import SearchResult
 from xclip_deploy.runtime.video import ImageLike
 
+_MAX_BYTES = 16_384
+"""Longest text in an address, in bytes of UTF-8."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 Video: TypeAlias = str | PathLike[str] | SearchResult
 """A local file, or a video of the gallery: by id, handle or hit. A path object is always a file. A
@@ -46,7 +48,22 @@ def name_of(argument: str, video: object) -> str:
         raise InvalidArgumentError(
             f"{argument} is {shown(video)}; expected an id, a handle or a hit of the gallery"
         )
-    return name
+    return sendable(argument, name)
+
+
+def sendable(argument: str, text: object) -> str:
+    """Accept a text that is not empty and has a form in UTF-8. Raises InvalidArgumentError."""
+    try:
+        content = as_text(argument, text).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"{argument} is {shown(text)}; expected a text of characters"
+        ) from error
+    if not 0 < len(content) <= _MAX_BYTES:
+        raise InvalidArgumentError(
+            f"{argument} has {len(content):,} bytes; expected 1 to {_MAX_BYTES:,}"
+        )
+    return str(text)
 
 
 def address_name(name: str) -> str:
