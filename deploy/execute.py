@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 
 SKIPPED = re.compile(r"\bapt-get\b")
 SHARED = ("usr", "bin", "sbin", "lib", "lib64")
@@ -197,9 +198,9 @@ class Machine:
             elif name == "COPY":
                 self.copy(stage, argument)
             elif name == "ENV":
+                known = dict(stage.environment)
                 for key, value in re.findall(r"(\w+)=(\S+)", argument):
-                    known = stage.environment
-                    known[key] = re.sub(r"\$(\w+)", lambda m, known=known: known[m[1]], value)
+                    stage.environment[key] = Template(value).substitute(known)
             elif name == "WORKDIR":
                 stage.folder = argument
                 (stage.root / argument.lstrip("/")).mkdir(parents=True, exist_ok=True)

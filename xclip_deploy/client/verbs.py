@@ -36,6 +36,7 @@ from xclip_deploy.runtime.arguments import (
     as_text,
     as_texts,
     as_whole_number,
+    shown,
 )
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
