@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xclip_deploy.errors import SessionError, XclipDeployError
+from xclip_deploy.errors import SessionError
 from xclip_deploy.service.errors import Refusal
 
 if TYPE_CHECKING:
+    from xclip_deploy.runtime.deployed_model import DeployedModel
     from xclip_deploy.runtime.retriever import Retriever
-    from xclip_deploy.service.state import Service
 
 _LOG = logging.getLogger(__name__)
-_BAD_REFRESHES = 3
-"""Failed refreshes in a row after which the gallery counts as unreadable."""
 _PROBE_TEXT = "a person walks"
 
 
@@ -73,53 +71,18 @@ class Health:
         self.stopping.set()
 
 
-def probe(retriever: Retriever) -> None:
+def probe(retriever: Retriever, model: DeployedModel | None = None) -> None:
     """Run a real request through all three graphs. Raises SessionError.
 
-    A text and a black video are embedded and scored, and the numbers must be finite.
+    A text and a black video are embedded and scored, and the numbers must be finite. ``model``:
+    the one that embeds texts and scores for searches; None for the retriever's.
     """
+    asked = model or retriever.model
     side = retriever.reading.image_size
-    texts = retriever.encode_texts([_PROBE_TEXT])
+    texts = asked.encode_texts([_PROBE_TEXT])
     videos = retriever.encode_videos([np.zeros((1, side, side, 3), np.uint8)])
-    logits = retriever.score(texts, videos).logits
+    logits = asked.score(texts, videos).logits
     if logits.shape != (1, 1) or not np.isfinite(logits).all():
         raise SessionError(
             f"the model scored a text and a video with {logits.tolist()}; expected one number"
         )
-
-
-async def ask_model(service: Service) -> None:
-    """Ask the model once, and set its state. Never raises for a model that fails."""
-    health = service.health
-    health.is_doubtful = False
-    try:
-        await service.run(probe, service.retriever)
-    except Exception as error:  # noqa: BLE001 - whatever a driver or a library raises
-        health.is_doubtful = True
-        known = isinstance(error, XclipDeployError)
-        health.set_fault("model", str(error) if known else f"it failed ({type(error).__name__})")
-        _LOG.debug("the model failed", exc_info=error)
-    else:
-        health.set_fault("model", None)
-
-
-async def keep_watch(service: Service) -> None:
-    """Follow the gallery's changes on a timer, and ask a doubtful model again, until cancelled."""
-    failures = 0
-    while True:
-        await asyncio.sleep(service.settings.refresh_s)
-        if service.health.is_doubtful:
-            await ask_model(service)
-        try:
-            await service.run(service.follow_gallery)
-        except Exception as error:  # noqa: BLE001 - the timer goes on, whatever a library raises
-            failures += 1
-            service.metrics.failures.labels(type(error).__name__).inc()
-            _LOG.warning("the gallery was not refreshed: %s", error)
-            if failures >= _BAD_REFRESHES:
-                known = isinstance(error, XclipDeployError)
-                fault = str(error) if known else f"it cannot be read ({type(error).__name__})"
-                service.health.set_fault("gallery", fault)
-        else:
-            failures = 0
-            service.health.set_fault("gallery", None)
