@@ -93,10 +93,10 @@ def test_a_query_bank(client: Client, local: Retriever) -> None:
     bank = ["a square", "a triangle"]
     expected = local.search(QUERIES[0], query_bank=local.query_bank(bank))
     for given in (client.query_bank(bank), bank):
-        found = client.search(QUERIES[0], query_bank=given)  # type: ignore[arg-type]
+        found = client.search(QUERIES[0], query_bank=given)
         assert comparable(found) == comparable(expected)
     with pytest.raises(InvalidArgumentError, match="QueryBank"):
-        client.search(QUERIES[0], query_bank=local.query_bank(bank))
+        client.search(QUERIES[0], query_bank=local.query_bank(bank))  # type: ignore[arg-type]
 
 
 def test_searches_by_videos_and_images(client: Client, local: Retriever, videos_path: Path) -> None:

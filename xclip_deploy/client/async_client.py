@@ -18,7 +18,7 @@ from xclip_deploy.client.http import LoopHTTP, ThreadHTTP
 from xclip_deploy.client.jobs import AsyncJob
 from xclip_deploy.client.media import RemoteMedia
 from xclip_deploy.client.settings import ClientSettings, Rules
-from xclip_deploy.client.verbs import TextBank, Verbs
+from xclip_deploy.client.verbs import ClientSearchKeywords, TextBank, Verbs
 from xclip_deploy.client.videos import Video
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import PathName, as_texts
@@ -176,14 +176,14 @@ class AsyncClient:
         *,
         video: Video | None = None,
         video_weight: float = 0.5,
-        **options: Unpack[SearchKeywords],
+        **options: Unpack[ClientSearchKeywords],
     ) -> SearchResults:
         """Find the ``k`` videos that fit a text best; see :meth:`Client.search`."""
         return await self._open().run(self._verbs.search(text, k, video, video_weight, {**options}))
 
     @spells_out(SearchKeywords)
     async def search_batch(
-        self, texts: Sequence[str], k: int = 10, **options: Unpack[SearchKeywords]
+        self, texts: Sequence[str], k: int = 10, **options: Unpack[ClientSearchKeywords]
     ) -> list[SearchResults]:
         """Search for several texts at once; see :meth:`Client.search_batch`."""
         return await self._open().run(self._verbs.search_batch(texts, k, {**options}))

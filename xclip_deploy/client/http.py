@@ -14,6 +14,7 @@ from xclip_deploy.client.answers import Head
 from xclip_deploy.client.bodies import Body, JsonBody
 from xclip_deploy.client.exchange import BrokenError, Emit, Flow, Open, Pause, Read, Work
 from xclip_deploy.client.settings import ClientSettings
+from xclip_deploy.runtime.arguments import as_instance
 
 try:
     import httpx2
@@ -40,6 +41,8 @@ class ThreadHTTP:
         self, settings: ClientSettings, transport: httpx2.BaseTransport | None = None
     ) -> None:
         """Prepare connections; none is made yet."""
+        if transport is not None:
+            as_instance("transport", transport, httpx2.BaseTransport, "a transport of httpx2")
         self._settings = settings
         self._deadline = Deadline()
         self._http = httpx2.Client(
@@ -143,6 +146,9 @@ class LoopHTTP:
         self, settings: ClientSettings, transport: httpx2.AsyncBaseTransport | None = None
     ) -> None:
         """Prepare connections; none is made yet."""
+        if transport is not None:
+            kind = httpx2.AsyncBaseTransport
+            as_instance("transport", transport, kind, "a transport of httpx2 for asyncio")
         self._settings = settings
         self._http = httpx2.AsyncClient(
             verify=settings.verify,

@@ -12,7 +12,7 @@ from xclip_deploy.client.http import ThreadHTTP
 from xclip_deploy.client.jobs import Job
 from xclip_deploy.client.media import RemoteMedia
 from xclip_deploy.client.settings import ClientSettings, Rules
-from xclip_deploy.client.verbs import TextBank, Verbs
+from xclip_deploy.client.verbs import ClientSearchKeywords, TextBank, Verbs
 from xclip_deploy.client.videos import Video
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import PathName, as_texts
@@ -192,7 +192,7 @@ class Client:
         *,
         video: Video | None = None,
         video_weight: float = 0.5,
-        **options: Unpack[SearchKeywords],
+        **options: Unpack[ClientSearchKeywords],
     ) -> SearchResults:
         """Find the ``k`` videos that fit a text best; see :meth:`Retriever.search`.
 
@@ -203,7 +203,7 @@ class Client:
 
     @spells_out(SearchKeywords)
     def search_batch(
-        self, texts: Sequence[str], k: int = 10, **options: Unpack[SearchKeywords]
+        self, texts: Sequence[str], k: int = 10, **options: Unpack[ClientSearchKeywords]
     ) -> list[SearchResults]:
         """Search for several texts at once; see :meth:`Retriever.search_batch`."""
         return self._open().run(self._verbs.search_batch(texts, k, {**options}))

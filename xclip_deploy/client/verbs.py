@@ -41,7 +41,7 @@ from xclip_deploy.runtime.arguments import (
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.results import SearchResult, SearchResults
-from xclip_deploy.runtime.search import QueryBank, SearchOptions
+from xclip_deploy.runtime.search import QueryBank, SearchOptions, SimilarityKeywords
 from xclip_deploy.runtime.video import ImageLike
 from xclip_deploy.wire import (
     BatchModel,
@@ -77,6 +77,12 @@ class TextBank:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+class ClientSearchKeywords(SimilarityKeywords, total=False):
+    """Keywords of searches by text; the query bank holds texts, which the service encodes."""
+
+    query_bank: TextBank | Sequence[str] | None
 
 
 def made(kind: type[Model], **values: Any) -> Model:  # noqa: ANN401 - checked by the model
