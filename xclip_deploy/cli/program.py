@@ -77,7 +77,7 @@ def cli(verbose: bool) -> None:
     Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
     4 checkpoint, 5 export, 6 bundle, 7 engine, 8 video, 9 device or session, 10 gallery,
     11 dataset, 12 training, 13 verification, 14 standard output cannot be written (closed,
-    or a full disk), 130 interrupted, 141 the reader of standard output went away.
+    or a full disk), 15 service, 130 interrupted, 141 the reader of standard output went away.
 
     Messages go to standard error. If that is closed or full, they are lost, and the status
     alone tells the result.
