@@ -54,7 +54,7 @@ export function hitCard(hit, { most, on, isMoment }) {
         el("div", { class: "card-actions" },
           on.why && button("Why?", { symbol: "why", "aria-label": `Why was ${title} found?`, onclick: () => on.why(openingOf(hit.handle, moments.find((moment) => moment.isBest))) }),
           hit.has_media && button("More like this", { symbol: "like", "aria-label": `More like ${hit.name}`, onclick: () => on.like() }),
-          moments.length > 1 && button("Only here", { symbol: "within", "aria-label": `Search only in ${hit.name}`, onclick: () => on.within() })),
+          moments.length > 1 && button(`Search only in ${hit.name}`, { symbol: "within", quiet: true, class: "push", onclick: () => on.within() })),
       )));
 }
 
@@ -72,8 +72,8 @@ export function videoCard(video, on) {
         metadataLine(video),
         el("div", { class: "card-actions" },
           video.has_media && button("More like this", { symbol: "like", "aria-label": `More like ${video.name}`, onclick: () => on.like() }),
-          button("Only here", { symbol: "within", "aria-label": `Search only in ${video.name}`, onclick: () => on.within() }),
-          button("Remove", { symbol: "remove", quiet: true, class: "push", "aria-label": `Remove ${video.name}`, onclick: () => on.remove() })))));
+          button(`Search only in ${video.name}`, { symbol: "within", quiet: true, class: "push", onclick: () => on.within() }),
+          button(`Remove ${video.name}`, { symbol: "remove", quiet: true, onclick: () => on.remove() })))));
 }
 
 /** Return the largest grain of hits; bars are drawn relative to it. */
@@ -111,7 +111,7 @@ export function grainBars(grains, most) {
 export function metadataLine({ metadata }) {
   const entries = Object.entries(metadata);
   if (!entries.length) return null;
-  return el("p", { class: "metadata" }, entries.map(([name, value], n) => [n ? " · " : "", el("span", { class: "field" }, `${name} `), String(value)]));
+  return el("p", { class: "metadata" }, entries.map(([name, value]) => el("span", { class: "pair" }, el("span", { class: "field" }, `${name} `), String(value))));
 }
 
 function momentRow(hit, moments, on, isMoment) {
@@ -120,7 +120,7 @@ function momentRow(hit, moments, on, isMoment) {
     el("li", {}, el("button", {
       type: "button", class: moment.isBest ? "moment is-best" : "moment", disabled: !hit.has_media,
       "aria-label": `Play ${hit.name} at ${clock(moment.start_s)}, score ${moment.score.toFixed(2)}`, onclick: () => on.play(openingOf(hit.handle, moment)),
-    }, clock(moment.start_s))),
+    }, clock(moment.start_s, 0))),
   );
   return [strip(hit.duration_s, moments, (moment) => moment.isBest), moments.length > 1 && el("ul", { class: "moments", "aria-label": `Moments in ${hit.name}` }, buttons)];
 }
@@ -128,6 +128,11 @@ function momentRow(hit, moments, on, isMoment) {
 function picture(handle, { start_s: startS, best_frame_time_s: timeS, has_media: hasMedia }) {
   if (!hasMedia) return el("span", { class: "no-picture" }, "no file");
   const image = el("img", { src: addressOf(handle, "thumbnail", { start_s: startS, time_s: timeS }), alt: "", loading: "lazy", decoding: "async", width: 320, height: 180 });
+  image.addEventListener("load", () => {
+    // Pictures near 16:9 fill the frame; others keep their sides.
+    const ratio = image.naturalWidth / image.naturalHeight;
+    image.classList.toggle("is-wide", ratio > 1.5 && ratio < 2.1);
+  }, { once: true });
   image.addEventListener("error", () => image.replaceWith(el("span", { class: "no-picture" }, "no picture")), { once: true });
   return image;
 }

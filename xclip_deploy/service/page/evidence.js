@@ -16,15 +16,16 @@ export const GRAINS = [
  *
  * `onTime(seconds)` is called for a click on a cell or a frame.
  */
-export async function showEvidence(root, { query, handle, segment }, { onTime, signal }) {
+export async function showEvidence(root, { query, handle, segment }, { onTime, onShown, signal }) {
   fill(root, el("p", { class: "note busy" }, "Working out the evidence…"));
   try {
     const json = { query, hit: { video: handle, segment } };
     const answer = await ask("explain", { method: "POST", json, signal, again: true });
     fill(root, drawing(explanationIn(answer), handle, onTime));
+    onShown?.();
   } catch (error) {
     if (error.name === "AbortError") return;
-    const retry = button("Try again", { onclick: () => showEvidence(root, { query, handle, segment }, { onTime, signal }) });
+    const retry = button("Try again", { onclick: () => showEvidence(root, { query, handle, segment }, { onTime, onShown, signal }) });
     fill(root, el("p", { class: "note error", role: "alert" }, inWords(error)), retry);
   }
 }
@@ -66,8 +67,10 @@ function verdict(missing, { words }) {
 
 function map({ words, frames, values, query }, handle, missing, onTime, readout) {
   const seen = words.flatMap(({ row }) => frames.map(({ column }) => values[row][column]));
-  const [least, most] = [Math.min(...seen), Math.max(...seen)];
-  const heat = (value) => (most > least ? (value - least) / (most - least) : 0.5);
+  const sorted = seen.toSorted((a, b) => a - b);
+  // The lowest tenth shares one colour: a single low value would hide the others' differences.
+  const [least, most] = [sorted[Math.floor(sorted.length / 10)], sorted.at(-1)];
+  const heat = (value) => (most > least ? Math.max(0, (value - least) / (most - least)) : 0.5);
   const largest = Math.max(...words.map(({ contribution }) => Math.abs(contribution)), 1e-9);
   const tell = (cell) => {
     readout.textContent = cell.getAttribute("aria-label");
@@ -77,7 +80,7 @@ function map({ words, frames, values, query }, handle, missing, onTime, readout)
     const value = values[word.row][frame.column];
     const cell = el("td", {
       role: "gridcell", class: "cell", tabindex: "-1", vars: { heat: heat(value).toFixed(3) },
-      "aria-label": `“${word.text}” at ${clock(frame.time_s)}: similarity ${value.toFixed(3)}`,
+      "aria-label": `“${word.text}” at ${clock(frame.time_s)}: similarity ${signed(value, 3)}`,
       onclick: () => onTime(frame.time_s),
       onpointerenter: () => tell(cell),
       onfocus: () => tell(cell),
@@ -154,6 +157,6 @@ function points({ points: parts, score }) {
   return el("section", { class: "points" }, el("h4", {}, `Score ${score.toFixed(2)}, by what was compared`), el("dl", {}, bars));
 }
 
-function signed(value) {
-  return value < 0 ? `−${Math.abs(value).toFixed(2)}` : value.toFixed(2);
+function signed(value, digits = 2) {
+  return value < 0 ? `−${Math.abs(value).toFixed(digits)}` : value.toFixed(digits);
 }

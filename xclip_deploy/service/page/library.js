@@ -63,7 +63,7 @@ export class Library {
     this.cards = el("ol", { class: "cards is-library", "aria-label": "Videos of the gallery" });
     this.more = el("div", { class: "more" });
     const hint = page.total ? null : el("div", { class: "empty" }, el("h2", {}, "No video fits"), button("Clear the filters", { onclick: () => go({ filters: [], where: "" }) }));
-    fill(this.root, el("div", { class: "list-head" }, el("h1", {}, "All videos"), this.#addButtons()), this.cards, hint, this.more);
+    fill(this.root, el("div", { class: "list-head" }, el("h1", {}, "All videos"), this.#addButtons({ isShort: true })), this.cards, hint, this.more);
     this.#append(page, where);
   }
 
@@ -87,10 +87,10 @@ export class Library {
     } }));
   }
 
-  #addButtons() {
+  #addButtons({ isShort = false } = {}) {
     const { can_upload: canUpload, can_add_paths: canAddPaths } = gallery();
     return el("div", { class: "list-actions" },
-      canUpload && button("Add videos", { symbol: "add", class: "primary", onclick: () => this.onAdd() }),
+      canUpload && !isShort && button("Add videos", { symbol: "add", class: "primary", onclick: () => this.onAdd() }),
       canAddPaths && button("Add a folder of the server", { onclick: () => this.onAddPaths() }));
   }
 

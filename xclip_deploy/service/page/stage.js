@@ -191,7 +191,9 @@ export class Stage {
   #loadEvidence() {
     const { open, q } = state();
     if (!open || !q.trim()) return;
-    showEvidence(this.evidence.body, { query: q.trim(), handle: open.handle, segment: open.segment }, { onTime: (time) => this.player.seek(time), signal: this.#abort.signal });
+    showEvidence(this.evidence.body, { query: q.trim(), handle: open.handle, segment: open.segment }, {
+      onTime: (time) => this.player.seek(time), onShown: () => this.#reveal(this.evidence.root), signal: this.#abort.signal,
+    });
   }
 
   #loadCut() {
@@ -199,6 +201,13 @@ export class Stage {
     if (!open || !this.#shown) return;
     const { video } = this.#shown;
     cutForm(this.cutting.body, { ...open, name: video.name, durationS: video.duration_s }, { timeOf: () => this.player.timeS, onTime: (time) => this.player.seek(time) });
+    this.#reveal(this.cutting.root);
+  }
+
+  /** Scroll the stage so that a section begins below the picture. */
+  #reveal(section) {
+    const picture = this.screen.parentElement.getBoundingClientRect();
+    this.root.scrollBy({ top: Math.max(0, section.getBoundingClientRect().top - picture.bottom - 4) });
   }
 
   #toggleLoop() {
