@@ -11,6 +11,7 @@ import { addressOf, inWords, send, ServiceError } from "./api.js";
 const EPSILON_S = 0.001; // a seek to a frame's very time may show the frame before
 const NO_FRAME_MS = 2500;
 const AROUND_S = 3; // seconds around a moment that a copy holds too
+const LEAST_ZERO_S = 0.15; // a longer duration than the service knows may mean another zero
 const COPY_S = 30; // length of a copy where the moment has no end
 
 export class Player {
@@ -43,7 +44,7 @@ export class Player {
     return this.#source?.handle ?? null;
   }
 
-  /** Show a moment {handle, startS, endS}; with `play`, play on from its start. */
+  /** Show a moment {handle, startS, endS, durationS}; with `play`, play on from its start. */
   async show(moment, { play = false } = {}) {
     const turn = this.#begin();
     this.moment = moment;
@@ -107,24 +108,45 @@ export class Player {
       await once(this.video, "loadedmetadata", this.#abort.signal);
     }
     if (turn !== this.#turn || this.video.videoWidth === 0) return;
+    if (!this.#source.isCopy) await this.#findZero(moment, turn);
+    if (turn !== this.#turn) return;
     const isShown = this.#frameShown(moment, turn, play);
     this.video.currentTime = Math.max(0, moment.startS - this.#source.offsetS) + EPSILON_S;
     if (play) this.#play();
     await isShown;
   }
 
+  /**
+   * Find the time of a file's first frame, where browsers do not count from it.
+   *
+   * The service's times begin with the file. A browser's begin at 0, which may lie before.
+   */
+  async #findZero({ durationS }, turn) {
+    const { video } = this;
+    const surplus = video.duration - durationS;
+    if (this.#source.isFound || !video.requestVideoFrameCallback || !(surplus > LEAST_ZERO_S)) return;
+    const first = new Promise((resolve) => {
+      video.requestVideoFrameCallback((_, { mediaTime }) => resolve(mediaTime));
+    });
+    const zero = await Promise.race([first, later(NO_FRAME_MS)]);
+    if (turn !== this.#turn) return;
+    this.#source.isFound = true;
+    if (zero && Math.abs(surplus - zero) < surplus / 4) this.#source.offsetS = -zero;
+  }
+
   /** Wait for a frame on the screen; without one, fall back. */
   async #frameShown(moment, turn, play) {
     const { video } = this;
     const signal = this.#abort.signal;
-    await once(video, "seeked", signal);
     if (!video.requestVideoFrameCallback) {
+      await once(video, "seeked", signal);
       this.onNote("", "none");
       return;
     }
     const shown = new Promise((resolve) => {
       video.requestVideoFrameCallback(() => resolve(true));
     });
+    await once(video, "seeked", signal);
     for (;;) {
       const isSeen = await Promise.race([shown, later(NO_FRAME_MS)]);
       if (turn !== this.#turn) return;

@@ -109,9 +109,9 @@ export class Stage {
     }
     if (this.#wantsWhy) this.openEvidence();
     this.#wantsWhy = false;
-    const playing = this.player.show(next.open, { play });
     await this.#describe(next.open);
-    await playing;
+    if (state().open !== next.open) return;
+    await this.player.show({ ...next.open, durationS: this.#shown?.video.duration_s ?? null }, { play });
   }
 
   async #describe(open) {
@@ -124,7 +124,10 @@ export class Stage {
       try {
         video = await ask(`videos/${encodeURIComponent(open.handle)}`, { signal });
       } catch (error) {
-        if (error.name !== "AbortError") this.#say(inWords(error), "error");
+        if (error.name === "AbortError") return;
+        this.#shown = null;
+        this.title.textContent = "Not there";
+        this.#say(inWords(error), "error");
         return;
       }
       hit = this.findHit(open.handle, open);
