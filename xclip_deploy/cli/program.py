@@ -31,6 +31,7 @@ _COMMANDS = {
     "evaluate": ("evaluate", "Measure retrieval of a bundle or checkpoint on a dataset."),
     "verify": ("verify", "Compare every graph and engine of a bundle with its model."),
     "bench": ("bench", "Measure how fast a bundle runs on this machine."),
+    "serve": ("serve", "Serve a page and a JSON API over a bundle and a gallery."),
     "inspect": ("inspect", "Show what is in a bundle."),
 }
 

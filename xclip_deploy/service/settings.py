@@ -40,6 +40,8 @@ class ServiceSettings:
     """Most requests that wait for the model; more are refused with 429."""
     requests_per_minute: int | None = None
     """Most requests a minute of one client; None for no limit."""
+    max_running: int = 512
+    """Most requests that are answered at the same time; more are refused with 429."""
     max_upload_bytes: int = 4 << 30
     """Largest file that is uploaded to the gallery."""
     max_upload_files: int = 32
@@ -56,3 +58,9 @@ class ServiceSettings:
     """Processes that decode; None for one per core."""
     timeout_s: float = 120.0
     """Longest time to decode one video, seconds."""
+    stall_s: float = 30.0
+    """Longest time between two pieces of a request's body, seconds."""
+    refresh_s: float = 2.0
+    """Time between looks for the gallery's changes by other processes, seconds."""
+    shutdown_s: float = 60.0
+    """Longest time that a shutdown waits for running requests, seconds."""

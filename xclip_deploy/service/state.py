@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
+from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.retriever import Retriever
+from xclip_deploy.service.health import Health
+from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.settings import ServiceSettings
 
 P = ParamSpec("P")
@@ -24,9 +29,16 @@ class Service:
     Routes get it from :func:`service_of`. Blocking calls go through :meth:`run`.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        metrics: ServiceMetrics | None = None,
+        health: Health | None = None,
+    ) -> None:
         """Open the bundle and the gallery. Raises as :class:`Retriever` does."""
         self.settings = settings
+        self.metrics = metrics or ServiceMetrics()
+        self.health = health or Health()
         self.retriever = Retriever(
             settings.bundle,
             settings.gallery,
@@ -35,16 +47,48 @@ class Service:
             session=settings.session,
         )
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
+        self._snapshot: Snapshot | None = None
+        self._warmed: Snapshot | None = None
+        self._num_videos = self._num_segments = 0
+        self.metrics.watch(
+            lambda: self._num_videos, lambda: self._num_segments, lambda: self.health.is_ready
+        )
+        self.follow_gallery()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a blocking function on a thread and return its result."""
-        call = partial(function, *args, **kwargs)
+        """Call a blocking function on a thread and return its result.
+
+        Log messages of the function carry the request's id.
+        """
+        call = partial(copy_context().run, partial(function, *args, **kwargs))
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def follow_gallery(self) -> None:
+        """Load what other processes wrote to the gallery. Raises GalleryError.
+
+        A gallery that has not changed since the last call is warmed up, so that a long run of
+        additions does not load all embeddings after each.
+        """
+        self.retriever.refresh()
+        snapshot = self.retriever.gallery.snapshot()
+        if snapshot is not self._snapshot:
+            self._snapshot = snapshot
+            self._num_videos, self._num_segments = snapshot.num_videos, len(snapshot)
+        elif snapshot is not self._warmed:
+            self.retriever.warm_up()
+            self._warmed = snapshot
 
     def close(self) -> None:
         """Wait for running calls, then close the retriever."""
         self._threads.shutdown(wait=True)
+        self._snapshot = self._warmed = None
         self.retriever.close()
+
+
+def folders_of(settings: ServiceSettings) -> tuple[Path, ...]:
+    """Return the folders of a service, for :func:`redacted`."""
+    given = (settings.bundle, settings.gallery, settings.data, *settings.roots)
+    return tuple({folder for path in given for folder in (path.absolute(), path.resolve())})
 
 
 def service_of(request: Request) -> Service:
