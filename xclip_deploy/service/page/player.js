@@ -11,7 +11,8 @@ import { addressOf, inWords, send, ServiceError } from "./api.js";
 const EPSILON_S = 0.001; // a seek to a frame's very time may show the frame before
 const NO_FRAME_MS = 2500;
 const AROUND_S = 3; // seconds around a moment that a copy holds too
-const LEAST_ZERO_S = 0.15; // a longer duration than the service knows may mean another zero
+const LEAST_ZERO_S = 0.05;
+const NO_DATA_MS = 1500; // some browsers load no data before they play
 const COPY_S = 30; // length of a copy where the moment has no end
 
 export class Player {
@@ -44,7 +45,7 @@ export class Player {
     return this.#source?.handle ?? null;
   }
 
-  /** Show a moment {handle, startS, endS, durationS}; with `play`, play on from its start. */
+  /** Show a moment {handle, startS, endS}; with `play`, play on from its start. */
   async show(moment, { play = false } = {}) {
     const turn = this.#begin();
     this.moment = moment;
@@ -108,7 +109,7 @@ export class Player {
       await once(this.video, "loadedmetadata", this.#abort.signal);
     }
     if (turn !== this.#turn || this.video.videoWidth === 0) return;
-    if (!this.#source.isCopy) await this.#findZero(moment, turn);
+    if (!this.#source.isCopy) await this.#findZero();
     if (turn !== this.#turn) return;
     const isShown = this.#frameShown(moment, turn, play);
     this.video.currentTime = Math.max(0, moment.startS - this.#source.offsetS) + EPSILON_S;
@@ -117,21 +118,22 @@ export class Player {
   }
 
   /**
-   * Find the time of a file's first frame, where browsers do not count from it.
+   * Find the time of a file's start, where the browser does not count from it.
    *
-   * The service's times begin with the file. A browser's begin at 0, which may lie before.
+   * The service's times begin with the file. Once data is there, a browser stands at the file's
+   * start, which may lie after its own 0. The first frame tells where exactly.
    */
-  async #findZero({ durationS }, turn) {
+  async #findZero() {
     const { video } = this;
-    const surplus = video.duration - durationS;
-    if (this.#source.isFound || !video.requestVideoFrameCallback || !(surplus > LEAST_ZERO_S)) return;
-    const first = new Promise((resolve) => {
-      video.requestVideoFrameCallback((_, { mediaTime }) => resolve(mediaTime));
-    });
-    const zero = await Promise.race([first, later(NO_FRAME_MS)]);
-    if (turn !== this.#turn) return;
+    if (this.#source.isFound) return;
+    const first = frameTime(video);
+    if (video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) {
+      await Promise.race([once(video, "loadeddata", this.#abort.signal), later(NO_DATA_MS)]);
+    }
     this.#source.isFound = true;
-    if (zero && Math.abs(surplus - zero) < surplus / 4) this.#source.offsetS = -zero;
+    if (video.currentTime < LEAST_ZERO_S) return;
+    const zero = await Promise.race([first, later(NO_DATA_MS)]);
+    this.#source.offsetS = -(zero || video.currentTime);
   }
 
   /** Wait for a frame on the screen; without one, fall back. */
@@ -143,9 +145,7 @@ export class Player {
       this.onNote("", "none");
       return;
     }
-    const shown = new Promise((resolve) => {
-      video.requestVideoFrameCallback(() => resolve(true));
-    });
+    const shown = frameTime(video).then(() => true);
     await once(video, "seeked", signal);
     for (;;) {
       const isSeen = await Promise.race([shown, later(NO_FRAME_MS)]);
@@ -218,6 +218,13 @@ export class Player {
 
 function decoded(video) {
   return video.getVideoPlaybackQuality?.().totalVideoFrames ?? 1;
+}
+
+/** Return the time of the next frame on the screen, in the file; never where browsers cannot tell. */
+function frameTime(video) {
+  return new Promise((resolve) => {
+    video.requestVideoFrameCallback?.((_, { mediaTime }) => resolve(mediaTime));
+  });
 }
 
 function later(milliseconds) {

@@ -111,7 +111,7 @@ export class Stage {
     this.#wantsWhy = false;
     await this.#describe(next.open);
     if (state().open !== next.open) return;
-    await this.player.show({ ...next.open, durationS: this.#shown?.video.duration_s ?? null }, { play });
+    await this.player.show(next.open, { play });
   }
 
   async #describe(open) {
