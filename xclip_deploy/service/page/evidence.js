@@ -32,32 +32,24 @@ export async function showEvidence(root, { query, handle, segment }, { onTime, o
 
 /** Return what the page needs of the service's answer. */
 export function explanationIn(answer) {
-  const explanation = answer.first ?? answer.explanation ?? answer;
+  const { explanation } = answer;
   const words = explanation.words.map((word, row) => ({ ...word, row })).filter(({ kind }) => kind === "word");
   const frames = explanation.frames.map((frame, column) => ({ ...frame, column })).filter(({ time_s: time }) => time !== null);
-  const values = explanation.word_frame_similarity ?? byWord(explanation);
-  return { ...explanation, words, frames, values };
-}
-
-function byWord({ words, decomposition }) {
-  return words.map(({ positions }) =>
-    decomposition.similarity[0].map((_, frame) => Math.max(...positions.map((place) => decomposition.similarity[place][frame]))),
-  );
+  return { ...explanation, words, frames };
 }
 
 function drawing(explanation, handle, onTime) {
-  const missing = new Set(explanation.missing_words ?? []);
   const readout = el("p", { class: "readout" }, "Point at a cell to see its value. A click jumps to the frame.");
   return [
-    verdict([...missing], explanation),
-    map(explanation, handle, missing, onTime, readout),
+    verdict(explanation),
+    map(explanation, handle, onTime, readout),
     readout,
     el("div", { class: "scale", "aria-hidden": "true" }, el("span", {}, "unlike"), el("span", { class: "scale-bar" }), el("span", {}, "alike")),
     points(explanation),
   ];
 }
 
-function verdict(missing, { words }) {
+function verdict({ missing_words: missing, words }) {
   if (!missing.length) {
     return el("p", { class: "verdict" }, words.length === 1 ? "The word has a part in the score." : "Every word has a part in the score.");
   }
@@ -65,7 +57,7 @@ function verdict(missing, { words }) {
   return el("p", { class: "verdict is-missing" }, "Nothing found for ", names, ". Without ", missing.length === 1 ? "it" : "each of them", " the score would be as high or higher.");
 }
 
-function map({ words, frames, values, query }, handle, missing, onTime, readout) {
+function map({ words, frames, similarity: values, query }, handle, onTime, readout) {
   const seen = words.flatMap(({ row }) => frames.map(({ column }) => values[row][column]));
   const sorted = seen.toSorted((a, b) => a - b);
   // The lowest tenth shares one colour: a single low value would hide the others' differences.
@@ -93,7 +85,7 @@ function map({ words, frames, values, query }, handle, missing, onTime, readout)
     el("th", { role: "columnheader", scope: "col", class: "points-head" }, "points"),
   );
   const rows = words.map((word) =>
-    el("tr", { role: "row", class: missing.has(word.text) ? "is-missing" : null },
+    el("tr", { role: "row", class: word.is_missing ? "is-missing" : null },
       el("th", { role: "rowheader", scope: "row" }, word.text),
       frames.map((frame) => cellOf(word, frame)),
       el("td", { role: "gridcell", class: "points-cell", vars: { part: Math.abs(word.contribution) / largest } },

@@ -8,6 +8,7 @@
 export const DEFAULTS = Object.freeze({
   q: "",
   like: null, // handle of a video that hits resemble
+  likeSegment: null, // segment of that video; null for the whole
   upload: null, // number of a picture or video that was dropped; it lives as long as the page
   weight: 0.5, // weight of the video beside the text
   group: "video",
@@ -23,10 +24,11 @@ export const DEFAULTS = Object.freeze({
   open: null, // {handle, startS, endS, segment}
 });
 
-const NUMBERS = { w: "weight", k: "k", offset: "offset", from: "fromS", to: "toS", conf: "minConfidence" };
+const NUMBERS = { ls: "likeSegment", w: "weight", k: "k", offset: "offset", from: "fromS", to: "toS", conf: "minConfidence" };
 const TEXTS = { q: "q", like: "like", upload: "upload", within: "within", where: "where" };
 
 const LIMITS = {
+  likeSegment: [0, 1e6],
   weight: [0, 1],
   k: [1, 1000],
   offset: [0, 100000],

@@ -43,7 +43,7 @@ export function searchWith(file) {
     return;
   }
   const isVideo = kindOf(file) === "video";
-  go({ upload: keep(file), like: null, q: isVideo ? state().q : "", offset: 0, open: null });
+  go({ upload: keep(file), like: null, likeSegment: null, q: isVideo ? state().q : "", offset: 0, open: null });
 }
 
 /** Show a state in the form. */
@@ -62,7 +62,7 @@ export async function showQuery(wanted) {
   const name = wanted.upload ? (has(wanted.upload) ? example(wanted.upload).name : "gone") : await nameOf(wanted.like);
   input.placeholder = wanted.upload && has(wanted.upload) && example(wanted.upload).kind === "image" ? "Words start a new search" : "Add words, if you like";
   fill(place, pictureOf(wanted), el("span", { class: "example-name" }, name),
-    button(`Stop searching with ${name}`, { symbol: "close", quiet: true, class: "bare", onclick: () => go({ upload: null, like: null, open: null, offset: 0 }) }));
+    button(`Stop searching with ${name}`, { symbol: "close", quiet: true, class: "bare", onclick: () => go({ upload: null, like: null, likeSegment: null, open: null, offset: 0 }) }));
   place.hidden = false;
 }
 

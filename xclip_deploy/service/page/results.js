@@ -100,7 +100,7 @@ export class Results {
       on: {
         play: (opening) => this.onPlay(opening),
         why: state().q.trim() ? (opening) => this.onPlay(opening, { why: true }) : null,
-        like: () => restart({ like: hit.handle }),
+        like: () => restart({ like: hit.handle, likeSegment: hit.segment }),
         within: () => go({ within: hit.handle, group: "moment", open: null, offset: 0 }),
       },
     })));
@@ -138,12 +138,13 @@ async function search(wanted, signal) {
     const form = new FormData();
     form.append("file", file, file.name);
     if (text && file.kind === "video") form.append("text", text);
-    form.append("options", JSON.stringify(file.kind === "video" && text ? { ...fields } : fields));
+    form.append("options", JSON.stringify(fields));
     results = await ask(`search/${file.kind}`, { method: "POST", form, signal, again: true });
   } else {
     const json = { ...fields };
     if (text) json.text = text;
     if (wanted.like) json.video = wanted.like;
+    if (wanted.like && wanted.likeSegment !== null) json.segment = wanted.likeSegment;
     if (text && wanted.like) json.video_weight = wanted.weight;
     results = await ask("search", { method: "POST", json, signal, again: true });
   }
