@@ -143,7 +143,8 @@ def test_words_without_evidence_are_named(site: Any) -> None:
     answer = site.page.evaluate(
         """async handle => (await fetch("/api/v1/explain", {method: "POST",
             headers: {"Content-Type": "application/json"},
-            body: JSON.stringify({query: "a red square and a dog", hit: {video: handle}})})).json()""",
+            body: JSON.stringify({query: "a red square and a dog",
+                hit: {video: handle}})})).json()""",
         site.handle_of("0000.mp4"),
     )
     missing = answer["explanation"]["missing_words"]
