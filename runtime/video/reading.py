@@ -22,6 +22,7 @@ from xclip_deploy.runtime.arguments import as_instance, as_path, as_sequence
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.video.frames import VideoFrames, VideoReader, VideoReading
 from xclip_deploy.runtime.video.in_memory import take_frames
+from xclip_deploy.runtime.video.media_policy import NO_POLICY
 from xclip_deploy.runtime.video.sampling import FrameSampling
 
 _Read = Callable[[Path, VideoReading], VideoFrames]
@@ -168,6 +169,7 @@ def _read_file(read: _Read, path: Path, reading: VideoReading) -> VideoFrames:
     try:
         if path.stat().st_size == 0:
             raise VideoReadError(f"{path}: is empty (0 bytes); expected a video file")
-        return read(path, reading)
+        with (reading.policy or NO_POLICY).enforced():
+            return read(path, reading)
     except OSError as error:
         raise VideoReadError(f"{path}: cannot be read: {error.strerror or error}") from error

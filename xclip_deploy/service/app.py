@@ -16,8 +16,19 @@ from xclip_deploy.service.answers import ErrorAnswers
 from xclip_deploy.service.health import Health, ask_model, keep_watch
 from xclip_deploy.service.logs import RequestLog
 from xclip_deploy.service.metrics import ServiceMetrics
+from xclip_deploy.service.routes import (
+    adding,
+    encoding,
+    evidence,
+    gallery,
+    jobs,
+    media,
+    page,
+    search,
+    session,
+    similar,
+)
 from xclip_deploy.service.routes import health as health_routes
-from xclip_deploy.service.routes import page, search, session
 from xclip_deploy.service.security.gate import Gate
 from xclip_deploy.service.security.tokens import Guard, check_binding
 from xclip_deploy.service.settings import ServiceSettings
@@ -79,7 +90,7 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
     # The last one added is the outermost.
     app.add_middleware(Gate, settings=settings, guard=guard, health=health, answers=answers)
     app.add_middleware(RequestLog, metrics=metrics)
-    for module in (search, session):
+    for module in (search, similar, evidence, encoding, gallery, media, adding, jobs, session):
         app.include_router(module.router, prefix=API)
     app.include_router(health_routes.router)
     page.add_page(app)

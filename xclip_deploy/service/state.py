@@ -15,8 +15,15 @@ from fastapi import Request
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.health import Health
+from xclip_deploy.service.jobs.ledger import Ledger
+from xclip_deploy.service.jobs.queue import Jobs
+from xclip_deploy.service.listing import Summary
+from xclip_deploy.service.media import MediaLibrary
 from xclip_deploy.service.metrics import ServiceMetrics
+from xclip_deploy.service.query_files import QueryFiles
+from xclip_deploy.service.searching import Searching
 from xclip_deploy.service.settings import ServiceSettings
+from xclip_deploy.service.uploads import Uploads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +53,10 @@ class Service:
             max_batch=settings.max_batch,
             session=settings.session,
         )
+        self.searching = Searching(self.retriever, settings, self.metrics)
+        self.summary = Summary()
+        self.query_files = QueryFiles(settings, self.retriever.reading)
+        self.media = MediaLibrary(settings, self.retriever, self.metrics)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
         self._snapshot: Snapshot | None = None
         self._warmed: Snapshot | None = None
@@ -54,6 +65,9 @@ class Service:
             lambda: self._num_videos, lambda: self._num_segments, lambda: self.health.is_ready
         )
         self.follow_gallery()
+        self._ledger = Ledger(settings.data / "jobs.sqlite")
+        self.uploads = Uploads(settings, self._ledger)
+        self.jobs = Jobs(settings, self.retriever, self._ledger, self.uploads, self.metrics)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a blocking function on a thread and return its result.
@@ -75,13 +89,18 @@ class Service:
             self._snapshot = snapshot
             self._num_videos, self._num_segments = snapshot.num_videos, len(snapshot)
         elif snapshot is not self._warmed:
-            self.retriever.warm_up()
+            self.searching.warm_up()
             self._warmed = snapshot
 
     def close(self) -> None:
         """Wait for running calls, then close the retriever."""
+        self.jobs.close()
         self._threads.shutdown(wait=True)
+        self.searching.close()
+        self.uploads.close()
+        self._ledger.close()
         self._snapshot = self._warmed = None
+        self.media.close()
         self.retriever.close()
 
 
@@ -91,7 +110,7 @@ def folders_of(settings: ServiceSettings) -> tuple[Path, ...]:
     return tuple({folder for path in given for folder in (path.absolute(), path.resolve())})
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     """Return the service that a request is for."""
     service = request.app.state.service
     assert isinstance(service, Service)

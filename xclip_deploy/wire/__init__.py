@@ -10,7 +10,13 @@ from __future__ import annotations
 
 from xclip_deploy.wire.arrays import ArrayModel, TextFeaturesModel, VideoFeaturesModel
 from xclip_deploy.wire.base import API, ErrorBody, ErrorModel, WireModel
+from xclip_deploy.wire.evidence import (
+    ContrastModel,
+    EvidenceModel,
+    ExplanationModel,
+)
 from xclip_deploy.wire.gallery import (
+    AddOptions,
     GalleryModel,
     IndexRequest,
     RemovedModel,
@@ -37,12 +43,16 @@ from xclip_deploy.wire.search import (
 
 __all__ = [
     "API",
+    "AddOptions",
     "ArrayModel",
     "BatchModel",
     "BatchRequest",
+    "ContrastModel",
     "ErrorBody",
     "ErrorModel",
+    "EvidenceModel",
     "ExplainRequest",
+    "ExplanationModel",
     "GalleryModel",
     "HitModel",
     "IndexRequest",

@@ -69,19 +69,22 @@ class VideoPage(WireModel):
     next_offset: int | None
 
 
-class IndexRequest(WireModel):
-    """Files or folders on the server to add; see :meth:`Retriever.add`."""
+class AddOptions(WireModel):
+    """How videos are added; see :meth:`Retriever.add`."""
 
-    paths: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=4096)]],
-        Field(min_length=1, max_length=1000),
-    ]
     metadata: Metadata | None = None
     segment: Annotated[str, Field(max_length=32)] | None = None
     stride: Annotated[str, Field(max_length=32)] | None = None
     on_duplicate: Literal["update", "skip", "replace", "error"] = "update"
-    prune: bool = False
     thumbnails: bool = True
+
+
+class IndexRequest(AddOptions):
+    """Files or folders on the server to add."""
+
+    paths: Annotated[list[PathText], Field(min_length=1, max_length=1000)]
+    """Absolute, or relative to a folder whose files may be added."""
+    prune: bool = False
 
 
 class RemoveRequest(WireModel):

@@ -52,6 +52,8 @@ class SearchRequest(SearchFields):
     text: QueryText | None = None
     video: VideoName | None = None
     """Video of the gallery that hits should resemble."""
+    segment: Annotated[int, Field(ge=0)] | None = None
+    """Segment of that video; None takes the mean of all its segments."""
     video_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
