@@ -5,32 +5,27 @@ and its settings alone. ``open_service`` opens services of a test's own, each wi
 gallery. ``live_address`` and ``open_live`` do the same over a real socket.
 
 The service refuses strange hosts, so that a client of a test's own needs
-``TestClient(app, base_url=BASE_URL)``.
+``TestClient(app, base_url=BASE_URL)``, as in ``running_services``.
 """
 
 from __future__ import annotations
 
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from numbered_movies import write_movie
+from running_services import BASE_URL, OpenLive, OpenService, served
 from starlette.testclient import TestClient
 
 from xclip_deploy import Retriever, SessionOptions
 from xclip_deploy.service import ServiceSettings, create_app
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
-BASE_URL = "http://127.0.0.1:8000"
 LONG_SECONDS = 40
-OpenService = Callable[..., TestClient]
-OpenLive = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -108,29 +103,6 @@ def open_service(settings_of: Callable[..., ServiceSettings]) -> Iterator[OpenSe
             return stack.enter_context(client)
 
         yield opened
-
-
-@contextmanager
-def served(settings: ServiceSettings) -> Iterator[str]:
-    """Serve on a free port from a thread of this process; give the address."""
-    config = uvicorn.Config(
-        create_app(settings), "127.0.0.1", 0, log_config=None, timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        deadline = time.monotonic() + 60
-        while not server.started:
-            assert thread.is_alive(), "the service did not start"
-            assert time.monotonic() < deadline, "the service takes too long to start"
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive(), "the service did not end"
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,9 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        opened = service or await asyncio.to_thread(Service, settings, metrics, health)
+        opened = service
+        if opened is None:
+            opened = await asyncio.to_thread(Service, settings, metrics, health)
         app.state.service = opened
         try:
             if not health.is_ready:
@@ -81,6 +83,7 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
         redirect_slashes=False,
     )
     app.state.guard = guard
+    app.state.health = health
 
     async def answer(_request: Request, error: Exception) -> Response:
         return answers.response(error)

@@ -140,8 +140,8 @@ _START = re.compile(
     r"(?:[A-Za-z][A-Za-z0-9+.-]*:/+|~[^\s/]*/|\.{0,2}/|[^\s/'\"`(\[{<>=:,;]+/[^\s/'\"]+/)",
     re.MULTILINE,
 )
-# Within a clause, only an absolute path is told from a folder whose name has a space.
-_NEXT = re.compile(r"(?<=\s)['\"`(\[{<]?[~/]")
+# Within a clause, only a slash after white space is told from one within a path.
+_NEXT = re.compile(r"(?<=\s)/")
 # A sentence goes on after these marks; folders with such names are too rare to count.
 _END = re.compile(r"[;:]\s|\n|\Z")
 _CLOSING = re.compile(r"/+(?=[\s'\"`)\]}>,;:…]|\Z)")
@@ -156,10 +156,10 @@ def redacted(message: str, folders: Sequence[Path] = ()) -> str:
     """
     for folder in sorted({str(folder) for folder in folders}, key=len, reverse=True):
         if below := re.escape(folder.strip("/")):
-            name = Path(folder).name
+            name = Path(folder).name.replace("\\", r"\\")
             start = r"(?<![\w./-])/?" + below
             message = re.sub(start + r"/+(?=[^\s/'\"])", "/", message)
-            message = re.sub(start + r"(?![\w-])/*", lambda _, name=name: name, message)
+            message = re.sub(start + r"(?![\w-])/*", name, message)
     parts: list[str] = []
     position = 0
     while found := _START.search(message, position):

@@ -149,7 +149,8 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 def _route_of(scope: Scope) -> str:
     """Return the template of the address that matched, so that labels stay few."""
-    path, route = scope["path"], getattr(scope.get("route"), "path", None)
+    path: str = scope["path"]
+    route = getattr(scope.get("route"), "path", None)
     if isinstance(route, str):
         # A route of an included router does not know the router's prefix.
         return API + route if path.startswith(API) and not route.startswith(API) else route

@@ -150,13 +150,14 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came. Closes the connection on a head that is too large."""
-        if self._is_in_head and self._timer is None:
-            self._wait()
         super().data_received(data)
-        if self._is_in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("The head of the request is too large.")
+        if not self._is_in_head or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response("The head of the request is too large.")
+        elif self._timer is None:
+            self._wait()
 
     def on_message_begin(self) -> None:
         """Begin a request's head."""
@@ -189,8 +190,12 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._timer = None
-        if self._is_in_head and not self.transport.is_closing():
+        if not self._is_in_head or self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+        else:
+            self._wait()  # the answer to the request before comes first
 
 
 def _config(app: Any) -> uvicorn.Config:  # noqa: ANN401 - uvicorn's
