@@ -73,8 +73,8 @@ def find_sources(
     ``.jsonl`` file has an object a line with the same names. Paths in a list are relative to
     the list's folder. Any other file is a video.
 
-    ``accepts`` is asked about every link below a folder and about every file that a list names.
-    Those that it refuses are among the failures. It is not asked about ``paths`` themselves.
+    ``accepts`` is asked about every link and folder below a folder, and about every file that a
+    list names. Those that it refuses are among the failures. It is not asked about ``paths`` themselves.
 
     A listed file need not exist; reading it then fails. Raises VideoNotFoundError for one of
     ``paths`` that does not exist, and InvalidArgumentError for a malformed list.
@@ -142,7 +142,7 @@ class _Collected:
         found = False
         others: list[str] = []
         for path in search_folder(
-            folder, self._note, lambda other: others.append(str(other)), self._accepts_link
+            folder, self._note, lambda other: others.append(str(other)), self._accepts_path
         ):
             found = True
             self.add(SourceVideo(str(path)))
@@ -156,7 +156,7 @@ class _Collected:
 
     def add_listed(self, source: SourceVideo, where: str) -> None:
         """Add a file that a list names. ``where`` is its place, for errors."""
-        if not self._accepts_link(Path(source.path)):
+        if not self._accepts_path(Path(source.path)):
             return
         before = self._videos.get(source.path)
         if source.id is None and source.metadata is None:
@@ -196,7 +196,7 @@ class _Collected:
             tuple(self._passed_over),
         )
 
-    def _accepts_link(self, path: Path) -> bool:
+    def _accepts_path(self, path: Path) -> bool:
         if self._accepts(path):
             return True
         name = _printable(str(path))

@@ -90,7 +90,7 @@ def search_folder(
 
     ``on_error`` is called for a folder that cannot be listed, and the search goes on. Without
     it, the error is raised. ``on_other`` is called for every file that is no video, hidden ones
-    apart. ``accepts`` is asked about links as :func:`walk_files` asks it.
+    apart. ``accepts`` is asked as :func:`walk_files` asks it.
     """
     for path in walk_files(folder, on_error, accepts):
         if is_video(path):
@@ -106,7 +106,7 @@ def walk_files(
 ) -> Iterator[Path]:
     """Yield everything below one folder but folders and hidden files, in the order of names.
 
-    ``accepts`` is asked about every link to a file or folder; one that it refuses is passed over.
+    ``accepts`` is asked about every folder and every link; those that it refuses are passed over.
     """
 
     def fail(error: OSError) -> None:
@@ -128,17 +128,12 @@ def walk_files(
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and _is_followed(Path(root, name), accepts)
+            name for name in folders if not name.startswith(".") and accepts(Path(root, name))
         )
         for name in sorted(files):
-            if not name.startswith(".") and _is_followed(Path(root, name), accepts):
-                yield Path(root, name)
-
-
-def _is_followed(path: Path, accepts: Callable[[Path], bool]) -> bool:
-    return not path.is_symlink() or accepts(path)
+            path = Path(root, name)
+            if not name.startswith(".") and (not path.is_symlink() or accepts(path)):
+                yield path
 
 
 def is_video(path: Path) -> bool:

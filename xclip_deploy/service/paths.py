@@ -67,15 +67,15 @@ class AllowedRoots:
         candidates = (
             [text] if text.startswith("/") else [os.path.join(root, text) for root in self._roots]  # noqa: PTH118
         )
-        inside = [real for path in candidates if self._root_of(real := os.path.realpath(path))]
-        if not inside:
+        reals = [os.path.realpath(path) for path in candidates]
+        if not reals or not all(map(self._root_of, reals)):
             raise Refusal(
                 403,
                 "PathNotAllowed",
                 f"{_shown(text)!r} is not below a folder whose files may be added; expected one "
                 "that is",
             )
-        found = next((real for real in inside if os.path.lexists(real)), None)
+        found = next((real for real in reals if os.path.lexists(real)), None)
         if found is None:
             raise VideoNotFoundError(f"{_shown(text)}: no such file or folder; expected videos")
         try:
