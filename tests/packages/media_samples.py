@@ -96,13 +96,10 @@ def with_errors(app: FastAPI) -> FastAPI:
     return app
 
 
-def opened(stack: ExitStack, settings: ServiceSettings, limits: Any, command: Any) -> Media:
+def opened(stack: ExitStack, settings: ServiceSettings) -> Media:
     app = with_errors(create_app(settings))
     client = stack.enter_context(TestClient(app, base_url=BASE_URL))
     service: Service = app.state.service
-    if limits is not None or command is not None:
-        service.media.close()
-        service.media = MediaLibrary(settings, service.retriever, limits=limits, command=command)
     videos = service.retriever.gallery.videos()
     handles = {Path(str(video.path)).name: str(video.content_sha256) for video in videos}
     paths = {Path(str(video.path)).name: Path(str(video.path)) for video in videos}

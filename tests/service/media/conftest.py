@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from numbered_movies import write_movie
 
 from xclip_deploy import Retriever
 from xclip_deploy.service import ServiceSettings
+from xclip_deploy.service.media import MediaLibrary
 
 NUM_OWN = 16
 _OWN = count()
@@ -42,6 +45,9 @@ def samples_gallery(
         with Retriever(bundle_path, folder / "gallery", create=True, device="cpu") as retriever:
             report = retriever.add([samples_path], workers=1, segment="4s")
             assert len(report.indexed) == len(SAMPLES) + len(CLIPS), report
+            found = {Path(str(video.path)).name: video for video in retriever.gallery.videos()}
+        handles = {name: video.content_sha256 for name, video in found.items()}
+        (folder / "gallery" / "handles.json").write_text(json.dumps(handles))
 
     return once_per_run("media-gallery", fill) / "gallery"
 
@@ -50,24 +56,30 @@ def samples_gallery(
 def media(settings_of: Callable[..., ServiceSettings], samples_gallery: Path) -> Iterator[Media]:
     """One service for tests that read."""
     with ExitStack() as stack:
-        yield opened(stack, settings_of(gallery=samples_gallery, read_only=True), None, None)
+        yield opened(stack, settings_of(gallery=samples_gallery, read_only=True))
 
 
 @pytest.fixture
-def open_media(
-    settings_of: Callable[..., ServiceSettings], samples_gallery: Path
-) -> Iterator[OpenMedia]:
-    """Open services of a test's own over the samples.
+def open_media(media: Media, tmp_path: Path) -> Iterator[OpenMedia]:
+    """Give the service another library with a data folder of its own, until the test's end.
 
-    ``limits`` and ``command`` are those of :class:`MediaLibrary`, other keywords settings.
+    The keywords are those of :class:`MediaLibrary`, and ``data``.
     """
-    with ExitStack() as stack:
+    service = media.service
+    kept, made = service.media, count()
 
-        def open_one(*, limits: Any = None, command: Any = None, **changes: Any) -> Media:
-            changes = {"gallery": samples_gallery, "read_only": True, **changes}
-            return opened(stack, settings_of(**changes), limits, command)
+    def open_one(*, data: Path | None = None, **options: Any) -> Media:
+        folder = data or tmp_path / f"data-{next(made)}"
+        settings = replace(service.settings, data=folder)
+        if service.media is not kept:
+            service.media.close()
+        service.media = MediaLibrary(settings, service.retriever, service.metrics, **options)
+        return media
 
-        yield open_one
+    yield open_one
+    if service.media is not kept:
+        service.media.close()
+    service.media = kept
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +98,7 @@ def spoilt_media(
     with Retriever(bundle_path, gallery, create=True, device="cpu") as retriever:
         retriever.add([folder], workers=1, segment="4s", thumbnails=False)
     with ExitStack() as stack:
-        yield opened(stack, settings_of(gallery=gallery), None, None)
+        yield opened(stack, settings_of(gallery=gallery))
 
 
 @pytest.fixture

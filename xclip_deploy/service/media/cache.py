@@ -95,7 +95,9 @@ class MediaCache:
             self._sizes[key] = size
             self._sizes.move_to_end(key)
         with suppress(OSError):
-            os.utime(path)
+            os.utime(
+                path.with_suffix(".json")
+            )  # the file itself must look unchanged to its readers
         return CachedFile(content, facts)
 
     @contextmanager
@@ -168,9 +170,9 @@ class MediaCache:
         """List time, key and bytes of the files in the folder."""
         for path in self._folder.glob("??/*.bin"):
             with suppress(OSError):
-                status = path.stat()
+                used_ns = path.with_suffix(".json").stat().st_mtime_ns
                 if _NAME.fullmatch(path.stem):
-                    yield status.st_mtime_ns, path.stem, status.st_size
+                    yield used_ns, path.stem, path.stat().st_size
 
     def _remove_abandoned(self) -> None:
         """Remove unfinished files whose service is gone: nobody holds the lock on them."""

@@ -98,6 +98,12 @@ class MediaLookup:
                 known.popitem(last=False)
         return found
 
+    def forget(self) -> None:
+        """Let go of the snapshot."""
+        with self._lock:
+            self._known_of = None
+            self._known = OrderedDict()
+
 
 @dataclass(frozen=True, eq=False)
 class SourceFile:

@@ -250,6 +250,7 @@ class MediaLibrary:
     def close(self) -> None:
         """End the processes, and remove what is unfinished."""
         self.workers.close()
+        self._lookup.forget()
         self.cache.close()
 
     async def _made(
