@@ -48,9 +48,9 @@ MaxSide = Annotated[
 Container = Literal["mp4", "mov", "mkv", "webm"]
 
 
-def library_of(request: Request) -> MediaLibrary:
+async def library_of(request: Request) -> MediaLibrary:
     """Return the media library of the service that a request is for."""
-    return service_of(request).media
+    return (await service_of(request)).media
 
 
 Library = Annotated[MediaLibrary, Depends(library_of)]
