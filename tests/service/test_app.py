@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from xclip_deploy import Retriever, SessionOptions
 from xclip_deploy.errors import SessionError, VideoReadError
 from xclip_deploy.service import ServiceSettings, create_app
-from xclip_deploy.service.health import ask_model
 from xclip_deploy.service.logs import JsonLines, log_as_json
+from xclip_deploy.service.watching import ask_model
 from xclip_deploy.wire import API, ErrorBody
 
 

@@ -256,7 +256,7 @@ def test_running_requests_finish_and_streams_end(settings_of: MakeSettings) -> N
     threads = [threading.Thread(target=ask, args=(path,)) for path in ("/slow", "/stream")]
     for thread in threads:
         thread.start()
-    wait_until(lambda: ending.app.state.health.num_running == 2)
+    wait_until(lambda: len(ending.app.state.health.running) == 2)
     service = ending.app.state.service
     ending.stop()
     wait_until(lambda: httpx2.get(f"{ending.address}/health/ready").status_code == 503)
@@ -295,10 +295,48 @@ def test_a_request_that_never_ends_is_cut_off(settings_of: MakeSettings) -> None
 
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_until(lambda: app.state.health.num_running == 1)
+    wait_until(lambda: len(app.state.health.running) == 1)
     ending.stop()
     assert ending.gone.wait(20)
     thread.join(10)
+
+
+def test_a_player_that_stopped_reading_holds_nothing_up(settings_of: MakeSettings) -> None:
+    settings = settings_of()
+    app = create_app(settings)
+
+    @app.get(API + "/film")
+    async def film() -> StreamingResponse:
+        async def pieces() -> AsyncIterator[bytes]:
+            while True:
+                yield b" " * (1 << 20)
+
+        return StreamingResponse(pieces(), media_type="video/mp4")
+
+    ending = Ending(app, settings)
+    with connected(ending.address) as opened:
+        opened.sendall(f"GET {API}/film HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert opened.recv(1000).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: not app.state.health.is_busy())
+        ending.stop()
+        assert ending.gone.wait(15)
+
+
+@pytest.mark.slow
+def test_a_missing_extra_is_named() -> None:
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        code = (
+            f"import sys; sys.modules[{package!r}] = None; "
+            "from xclip_deploy.cli.program import main; main(['serve'])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 3, done.stderr
+        assert done.stderr == (
+            f"error: xclip-deploy serve needs {package}, which is not installed; "
+            "run: pip install 'xclip-deploy[serve]'\n"
+        )
 
 
 # The command

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import say
+from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import (
     Command,
     PathArgument,
     gallery_option,
+    json_option,
     session_options,
     workers_option,
 )
@@ -111,6 +113,7 @@ if TYPE_CHECKING:
     help="Log from this level on, as JSON on standard error.",
 )
 @session_options
+@json_option
 def command(
     bundle: Path,
     gallery: str,
@@ -130,6 +133,7 @@ def command(
     workers: int | None,
     log_level: str,
     session: SessionOptions,
+    as_json: bool,
 ) -> None:
     """Serve a page and a JSON API over BUNDLE and a gallery.
 
@@ -172,6 +176,11 @@ def command(
     log_as_json(log_level)
 
     def announce(address: str) -> None:
+        if as_json:
+            print_json({"address": address, "docs": f"{address}/docs"})
+            sys.stdout.flush()
+            return
         say(f"xclip-deploy serves at {address} (the API: {address}/docs)")
+        sys.stdout.flush()  # it may be a pipe, whose reader waits for the line
 
     serve(settings, announce)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from xclip_deploy import __version__
 from xclip_deploy.service.answers import ErrorAnswers
-from xclip_deploy.service.health import Health, ask_model, keep_watch
+from xclip_deploy.service.health import Health
 from xclip_deploy.service.logs import RequestLog
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.routes import (
@@ -33,6 +33,7 @@ from xclip_deploy.service.security.gate import Gate
 from xclip_deploy.service.security.tokens import Guard, check_binding
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.service.state import Service, folders_of
+from xclip_deploy.service.watching import ask_model, keep_watch
 from xclip_deploy.wire import API, ErrorBody
 
 _ERRORS = (400, 401, 403, 404, 405, 408, 409, 410, 411, 413, 415, 416, 422, 429, 500, 501, 503, 507)
@@ -74,7 +75,7 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
 
     app = FastAPI(
         title="xclip-deploy",
-        version=__version__,
+        version=_version(),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -98,3 +99,11 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
     app.include_router(health_routes.router)
     page.add_page(app)
     return app
+
+
+def _version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return version("xclip-deploy")
+    except PackageNotFoundError:  # a source tree
+        return "unknown"

@@ -9,21 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xclip_deploy.errors import SessionError, XclipDeployError
+from xclip_deploy.errors import SessionError
 from xclip_deploy.service.errors import Refusal
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.retriever import Retriever
-    from xclip_deploy.service.state import Service
 
 _LOG = logging.getLogger(__name__)
-_BAD_REFRESHES = 3
-"""Failed refreshes in a row after which the gallery counts as unreadable."""
+_STOPPED_S = 2.0
+"""Time without a piece of a response after which its reader counts as stopped."""
 _PROBE_TEXT = "a person walks"
+
+
+@dataclass(eq=False)
+class Running:
+    """A request that is being answered."""
+
+    has_begun: bool = False
+    """Whether its response has begun."""
+    moved: float = field(default_factory=time.monotonic)
+    """Time when a piece of its response last went out, in seconds of a steady clock."""
+
+    def move(self) -> None:
+        """Note that a piece of the response went out."""
+        self.moved = time.monotonic()
 
 
 class Health:
@@ -35,8 +50,8 @@ class Health:
         """Set when the service begins to shut down; streams end then."""
         self.is_stopping = False
         """The same, for threads."""
-        self.num_running = 0
-        """Requests that are being answered."""
+        self.running: set[Running] = set()
+        """Requests that are being answered, apart from those for health."""
         self.is_doubtful = False
         """Whether the model must answer again, since a session failed."""
         self._faults: dict[str, str] = {"model": "it has not answered a request yet"}
@@ -67,6 +82,14 @@ class Health:
         if isinstance(error, SessionError):
             self.is_doubtful = True
 
+    def is_busy(self) -> bool:
+        """Return whether a request is worth waiting for at the end.
+
+        A browser's player stops reading once it has enough, and holds its response for hours.
+        """
+        oldest = time.monotonic() - _STOPPED_S
+        return any(not request.has_begun or request.moved > oldest for request in self.running)
+
     def begin_shutdown(self) -> None:
         """Turn unready for good, and let streams end. Runs in the event loop."""
         self.is_stopping = True
@@ -86,40 +109,3 @@ def probe(retriever: Retriever) -> None:
         raise SessionError(
             f"the model scored a text and a video with {logits.tolist()}; expected one number"
         )
-
-
-async def ask_model(service: Service) -> None:
-    """Ask the model once, and set its state. Never raises for a model that fails."""
-    health = service.health
-    health.is_doubtful = False
-    try:
-        await service.run(probe, service.retriever)
-    except Exception as error:  # noqa: BLE001 - whatever a driver or a library raises
-        health.is_doubtful = True
-        known = isinstance(error, XclipDeployError)
-        health.set_fault("model", str(error) if known else f"it failed ({type(error).__name__})")
-        _LOG.debug("the model failed", exc_info=error)
-    else:
-        health.set_fault("model", None)
-
-
-async def keep_watch(service: Service) -> None:
-    """Follow the gallery's changes on a timer, and ask a doubtful model again, until cancelled."""
-    failures = 0
-    while True:
-        await asyncio.sleep(service.settings.refresh_s)
-        if service.health.is_doubtful:
-            await ask_model(service)
-        try:
-            await service.run(service.follow_gallery)
-        except Exception as error:  # noqa: BLE001 - the timer goes on, whatever a library raises
-            failures += 1
-            service.metrics.failures.labels(type(error).__name__).inc()
-            _LOG.warning("the gallery was not refreshed: %s", error)
-            if failures >= _BAD_REFRESHES:
-                known = isinstance(error, XclipDeployError)
-                fault = str(error) if known else f"it cannot be read ({type(error).__name__})"
-                service.health.set_fault("gallery", fault)
-        else:
-            failures = 0
-            service.health.set_fault("gallery", None)

@@ -29,8 +29,8 @@ HEAD_S = 15.0
 MAX_HEAD_BYTES = 64 << 10
 """Largest head of a request."""
 _KEEP_ALIVE_S = 60
-_LAST_S = 5
-"""Seconds after which responses that still run are cut off."""
+_LAST_S = 2
+"""Seconds after which responses that nobody reads are cut off."""
 
 
 def serve(settings: ServiceSettings, on_ready: Callable[[str], None]) -> None:
@@ -128,7 +128,7 @@ class Server(uvicorn.Server):
         """Wait for running requests, then close everything."""
         self._health.begin_shutdown()
         end = time.monotonic() + self._shutdown_s
-        while self._health.num_running and time.monotonic() < end:
+        while self._health.is_busy() and time.monotonic() < end:
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xclip_deploy.service.answers import ErrorAnswers
 from xclip_deploy.service.errors import Refusal
-from xclip_deploy.service.health import Health
+from xclip_deploy.service.health import Health, Running
 from xclip_deploy.service.security.bodies import LimitedBody, body_limits, check_length
 from xclip_deploy.service.security.rates import RateLimit
 from xclip_deploy.service.security.sources import HostNames, check_content, check_origin
@@ -61,22 +61,22 @@ class Gate:
         path: str = scope["path"]
         headers = Headers(scope=scope)
         body = LimitedBody(receive, self._limit_of(path), self._stall_s)
-        has_begun = False
+        request = Running()
 
         async def watched(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
+            request.has_begun = True
             await send(message)
+            request.move()
 
         try:
             self._check(scope, path, headers)
             check_length(headers.get("content-length"), self._limit_of(path))
-            with self._counted(path):
+            with self._counted(request, path):
                 await self._app(scope, body, watched)
         except ClientDisconnect:
             raise
         except Exception as error:
-            if has_begun:
+            if request.has_begun:
                 raise  # the server closes the connection, so that nobody takes a part for all
             has_body = "content-length" in headers or "transfer-encoding" in headers
             await self._answers.send(body.refusal or error, send, unread=body if has_body else None)
@@ -105,20 +105,21 @@ class Gate:
             self._guard.check(headers)
 
     @contextmanager
-    def _counted(self, path: str) -> Iterator[None]:
+    def _counted(self, request: Running, path: str) -> Iterator[None]:
         """Count a running request. Raises Refusal if too many run."""
         if path in _HEALTH:
             yield
             return
-        if self._health.num_running >= self._most_running:
+        running = self._health.running
+        if len(running) >= self._most_running:
             raise Refusal(
                 429,
                 "TooManyRequests",
                 f"{self._most_running} requests are running; try again later",
                 retry_after_s=_BUSY_S,
             )
-        self._health.num_running += 1
+        running.add(request)
         try:
             yield
         finally:
-            self._health.num_running -= 1
+            running.discard(request)
