@@ -38,9 +38,9 @@ def table(result: Result) -> str:
     first, last = run["resident_bytes"][0], run["resident_bytes"][-1]
     lines += [
         "",
-        f"{run['requests']:,} searches in {run['seconds']:.0f} s, {failed(run['statuses'])} of them "
-        f"failed: the server's memory went from {first / 1e6:.0f} MB after the first tenth to "
-        f"{last / 1e6:.0f} MB at the end ({run['growth']:+.1%}).",
+        f"{run['requests']:,} searches in {run['seconds']:.0f} s, of which "
+        f"{failed(run['statuses'])} failed. The server's memory was {first / 1e6:.0f} MB after the "
+        f"first tenth, and {last / 1e6:.0f} MB at the end ({run['growth']:+.1%}).",
     ]
     return "\n".join(lines) + "\n"
 

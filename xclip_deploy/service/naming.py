@@ -118,6 +118,6 @@ def check_filter(where: str | None, *, show_paths: bool) -> None:
     named = sorted(_PATH_COLUMNS & names_in(where))
     if named:
         raise InvalidArgumentError(
-            f"the filter names {named[0]!r}, which can hold paths of the server; expected metadata, "
-            "duration_s or num_frames"
+            f"the filter names {named[0]!r}, which can hold paths of the server; expected "
+            "metadata, duration_s or num_frames"
         )

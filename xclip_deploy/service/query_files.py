@@ -131,11 +131,7 @@ class QueryFiles:
             raise InvalidArgumentError(
                 "the form holds no part 'file'; expected an image or a video"
             )
-        for name, content in values.items():
-            try:
-                received.fields[name] = content.decode()
-            except UnicodeDecodeError as error:
-                raise InvalidArgumentError(f"the part {name!r} is no UTF-8 text") from error
+        received.fields = {name: _decoded(name, content) for name, content in values.items()}
         return received
 
     def _begin(
@@ -182,7 +178,7 @@ class QueryFiles:
             frames = await asyncio.to_thread(self._decode, path, is_image=is_image)
         warnings = [_without_path(each, path) for each in frames.warnings]
         thin = None if is_image else _thinning(frames, self._reading)
-        return frames, tuple([*warnings, *([] if thin is None else [thin])])
+        return frames, (*warnings, *([] if thin is None else [thin]))
 
     def _decode(self, path: Path, *, is_image: bool) -> VideoFrames:
         timeout_s = self._settings.timeout_s
@@ -222,6 +218,13 @@ def _thinning(frames: VideoFrames, reading: VideoReading) -> str | None:
 def _without_path(message: str, path: Path) -> str:
     """Return a message about a received file without its temporary name."""
     return message.replace(str(path), "the file").replace(path.name, "the file")
+
+
+def _decoded(name: str, content: bytearray) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"the part {name!r} is no UTF-8 text") from error
 
 
 def _discard(parts: Sequence[PartialFile]) -> None:

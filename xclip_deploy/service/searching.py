@@ -102,7 +102,7 @@ class Searching:
         bank = asked.query_bank if isinstance(asked, SearchFields) else None
         if bank is not None and not has_text:
             raise InvalidArgumentError(
-                "query_bank calibrates the scores of texts; expected none in a search by video alone"
+                "query_bank calibrates the scores of texts; expected none without a text"
             )
         if bank is not None:
             keywords["query_bank"] = self._bank(tuple(bank))
