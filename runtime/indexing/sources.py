@@ -74,7 +74,7 @@ def find_sources(
     the list's folder. Any other file is a video.
 
     ``accepts`` is asked about every link and folder below a folder, and about every file that a
-    list names. Those that it refuses are among the failures. It is not asked about ``paths`` themselves.
+    list names, but not about ``paths`` themselves. Those that it refuses are among the failures.
 
     A listed file need not exist; reading it then fails. Raises VideoNotFoundError for one of
     ``paths`` that does not exist, and InvalidArgumentError for a malformed list.

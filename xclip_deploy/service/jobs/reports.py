@@ -66,8 +66,9 @@ class ReportWriter:
     def handles(self, report: IndexReport) -> tuple[str, ...]:
         """Return the names in addresses of the videos that are in the gallery now."""
         ids = [*report.indexed, *report.changed, *report.unchanged, *report.duplicates.values()]
-        videos = self._videos(list(dict.fromkeys(ids))[:MAX_VIDEOS])
-        return tuple(dict.fromkeys(handle_of(video) for video in videos.values()))
+        named = list(dict.fromkeys(ids))[:MAX_VIDEOS]
+        videos = self._videos(named)
+        return tuple(dict.fromkeys(handle_of(videos[each]) for each in named if each in videos))
 
     def _duplicates(self, report: IndexReport) -> dict[str, str]:
         ids = self._ids("duplicates", list(report.duplicates.values()))
