@@ -7,6 +7,7 @@ content policy. A test says ``site.expect_refusals()`` where the server refuses 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -67,9 +68,17 @@ class Site:
     def expect_refusals(self) -> None:
         self._refusals = True
 
-    def open(self, path: str = "/") -> None:
+    def open(self, path: str = "/", *, is_ready: bool = True) -> None:
         self.page.goto(self.address + path)
-        self.page.wait_for_selector(READY)
+        if is_ready:
+            self.page.wait_for_selector(READY)
+
+    def wait(self, condition: str) -> None:
+        """Wait until an expression is true. Playwright's own way is against the page's policy."""
+        deadline = time.monotonic() + TIMEOUT_MS / 1000
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < deadline, f"not true in time: {condition}"
+            self.page.wait_for_timeout(50)
 
     def search(self, text: str) -> Any:
         """Type a query; return the cards."""
@@ -84,7 +93,7 @@ class Site:
 
     def moment(self) -> None:
         """Wait until the player shows a frame of the moment, and nothing is left to say."""
-        self.page.wait_for_function(
+        self.wait(
             """() => {
                 const video = document.getElementById("video");
                 const note = document.querySelector(".screen-note");
@@ -162,12 +171,19 @@ def visit(chromium: Any) -> Iterator[Callable[..., Site]]:
     with ExitStack() as stack:
         sites: list[Site] = []
 
-        def opened(address: str, path: str = "/", *, browser: Any = None, **options: Any) -> Site:
+        def opened(
+            address: str,
+            path: str = "/",
+            *,
+            browser: Any = None,
+            is_ready: bool = True,
+            **options: Any,
+        ) -> Site:
             context = (browser or chromium).new_context(**{"viewport": SIZE, **options})
             stack.callback(context.close)
             site = Site(context.new_page(), address)
             sites.append(site)
-            site.open(path)
+            site.open(path, is_ready=is_ready)
             return site
 
         yield opened

@@ -16,6 +16,7 @@ from numbered_movies import write_movie
 from xclip_deploy.service import create_app
 
 OpenLive = Callable[..., str]
+TOKEN = "a-long-token-for-the-tests"
 
 
 def choose(site: Any, *paths: Path) -> None:
@@ -42,7 +43,7 @@ def test_an_added_video_is_found(visit: Any, open_live: OpenLive, tmp_path: Path
     page.get_by_label("Value").fill("mine")
     page.click("dialog[open] button[type=submit]")
     assert "1 added" in outcome(site)
-    page.wait_for_function("document.querySelectorAll('.is-library .card').length === 8")
+    site.wait("document.querySelectorAll('.is-library .card').length === 8")
     assert "8 videos" in page.locator("#summary").inner_text()
     site.drop("#drop-search", movie)
     card = site.cards().first
@@ -108,7 +109,7 @@ def test_a_video_is_removed_after_a_question(visit: Any, open_live: OpenLive) ->
                          "document.activeElement.innerText") == "Remove numbers.mp4"  # fmt: skip
     page.get_by_role("button", name="Remove numbers.mp4").click()
     page.locator("dialog[open] .danger").click()
-    page.wait_for_function("document.querySelectorAll('.card').length === 6")
+    site.wait("document.querySelectorAll('.card').length === 6")
     assert "6 videos" in page.locator("#summary").inner_text()
 
 
@@ -126,25 +127,21 @@ def test_an_empty_gallery_tells_how_to_start(
     assert site.search("numbers").count() == 1
 
 
-def test_the_token_opens_the_page(visit: Any, open_live: OpenLive, chromium: Any) -> None:
-    address = open_live(token="a-long-token-for-tests")
-    context = chromium.new_context()
-    try:
-        page = context.new_page()
-        page.goto(address)
-        page.fill("dialog[open] #token", "wrong")
-        page.click("dialog[open] button[type=submit]")
-        page.wait_for_selector("#token-fault:not([hidden])")
-        page.fill("dialog[open] #token", "a-long-token-for-tests")
-        page.click("dialog[open] button[type=submit]")
-        page.wait_for_selector(".is-library .card")
-        page.wait_for_function("document.querySelector('.card img').naturalWidth > 0")
-        assert "a-long-token" not in page.url
-        assert page.evaluate("document.cookie") == ""
-        page.reload()
-        page.wait_for_selector(".is-library .card")
-    finally:
-        context.close()
+def test_the_token_opens_the_page(visit: Any, open_live: OpenLive) -> None:
+    site = visit(open_live(token=TOKEN), is_ready=False)
+    site.expect_refusals()
+    page = site.page
+    page.fill("dialog[open] #token", "wrong")
+    page.click("dialog[open] button[type=submit]")
+    page.wait_for_selector("#token-fault:not([hidden])")
+    page.fill("dialog[open] #token", TOKEN)
+    page.click("dialog[open] button[type=submit]")
+    page.wait_for_selector(".is-library .card")
+    site.wait("document.querySelector('.card img').naturalWidth > 0")
+    assert TOKEN not in page.url
+    assert page.evaluate("document.cookie") == "", "a script can read the session"
+    page.reload()
+    page.wait_for_selector(".is-library .card")
 
 
 @contextmanager

@@ -37,9 +37,7 @@ def test_every_click_plays_from_its_own_moment(site: Any) -> None:
         button.click()
         site.moment()
         start_s = float(page.url.split("&t=")[1].split("&")[0])
-        page.wait_for_function(
-            f"Math.abs(document.getElementById('video').currentTime - {start_s}) < 0.01"
-        )
+        site.wait(f"Math.abs(document.getElementById('video').currentTime - {start_s}) < 0.01")
         assert abs(site.shown_number() - round(start_s * RATE)) <= 1
 
 
@@ -47,9 +45,9 @@ def test_a_click_plays_and_space_pauses(site: Any) -> None:
     page = site.page
     site.search("numbers").first.locator(".play-button").click()
     site.moment()
-    page.wait_for_function("!document.getElementById('video').paused")
+    site.wait("!document.getElementById('video').paused")
     page.keyboard.press("Space")
-    page.wait_for_function("document.getElementById('video').paused")
+    site.wait("document.getElementById('video').paused")
     page.keyboard.press("Escape")
     page.wait_for_selector("#stage", state="hidden")
     assert page.evaluate("document.activeElement.className") == "play-button"
@@ -84,7 +82,7 @@ def test_what_the_browser_cannot_play_is_converted_and_shows_the_same_frame(
     # A time that the copy does not hold needs another copy.
     site.page.locator(".track").focus()
     site.page.keyboard.press("Home")
-    site.page.wait_for_function("document.querySelector('.now').textContent.startsWith('0:00')")
+    site.wait("document.querySelector('.now').textContent.startsWith('0:00')")
     site.moment()
     assert site.shown_number() <= 1
 
@@ -136,7 +134,7 @@ def test_the_evidence_opens_tells_values_and_jumps(site: Any) -> None:
     cells.nth(0).focus()
     page.keyboard.press("ArrowDown")
     assert page.locator(".readout").inner_text().startswith("“red” at")
-    page.wait_for_function("document.querySelector('.frame-button img').naturalWidth > 0")
+    site.wait("document.querySelector('.frame-button img').naturalWidth > 0")
 
 
 def test_words_without_evidence_are_named(site: Any) -> None:

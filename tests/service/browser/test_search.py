@@ -24,8 +24,8 @@ def test_a_query_shows_cards_and_says_how_many(site: Any) -> None:
     first = cards.first
     assert first.locator(".score").inner_text().startswith("score")
     assert first.locator(".grain").count() == 4
-    site.page.wait_for_function("document.querySelector('.card img').naturalWidth > 0")
-    site.page.wait_for_function("document.getElementById('announcements').textContent !== ''")
+    site.wait("document.querySelector('.card img').naturalWidth > 0")
+    site.wait("document.getElementById('announcements').textContent !== ''")
     assert "of 7 videos" in text_of(site, "#announcements")
     assert "q=a+red+square" in site.page.url
 
@@ -50,7 +50,7 @@ def test_back_and_forward_restore_lists(site: Any) -> None:
     site.search(QUERY)
     site.search("a dog")
     site.page.go_back()
-    site.page.wait_for_function(f"document.getElementById('query').value === {QUERY!r}")
+    site.wait(f"document.getElementById('query').value === {QUERY!r}")
     site.page.go_back()
     site.page.wait_for_selector(".cards.is-library")
     site.page.go_forward()
@@ -90,13 +90,13 @@ def test_filters_narrow_hits_and_go_into_the_address(site: Any) -> None:
     row.locator("select").nth(1).select_option("eq")
     row.locator("input").fill("train")
     page.click(".filter-form button[type=submit]")
-    page.wait_for_function("document.querySelectorAll('.cards .card').length === 4")
+    site.wait("document.querySelectorAll('.cards .card').length === 4")
     assert page.locator(".chip").inner_text().startswith("split is train")
     page.reload()
     site.cards()
     assert page.locator(".card").count() == 4
     page.click(".chip button")
-    page.wait_for_function("document.querySelectorAll('.cards .card').length === 7")
+    site.wait("document.querySelectorAll('.cards .card').length === 7")
 
 
 def test_a_wrong_expression_is_explained(site: Any) -> None:
@@ -149,7 +149,7 @@ def test_more_like_this_survives_a_reload(site: Any) -> None:
     site.search(QUERY)
     name = site.page.locator(".card-name").nth(2).inner_text()
     site.page.locator(".card").nth(2).get_by_text("More like this").click()
-    site.page.wait_for_function("document.querySelectorAll('.grain').length === 0")
+    site.wait("document.querySelectorAll('.grain').length === 0")
     assert site.cards().first.locator(".card-name").inner_text() == name
     site.page.reload()
     assert site.cards().first.locator(".card-name").inner_text() == name
