@@ -11,21 +11,29 @@ export function onReturn(listener) {
   listeners.add(listener);
 }
 
-/** Look for the server until it answers. Called whenever a request got no answer. */
-export async function lookForServer() {
+/**
+ * Look for the server until it answers.
+ *
+ * `isRequest`: whether a request got no answer, so that it must be sent again in any case.
+ */
+export async function lookForServer({ isRequest = false } = {}) {
   if (isWatching) return;
   isWatching = true;
   const banner = byId("silence");
   let wait = 400;
   try {
     // One lost request is no reason to alarm anybody.
-    if (await answers()) return;
+    if (await answers()) {
+      if (!isRequest) return;
+      // Should the same request fail again, the page does not ask without a pause.
+      await later(1500);
+      tell();
+      return;
+    }
     banner.textContent = "The server does not answer. This page goes on by itself when it is back.";
     banner.hidden = false;
     for (;;) {
-      await new Promise((resolve) => {
-        setTimeout(resolve, wait);
-      });
+      await later(wait);
       if (await answers()) break;
       wait = Math.min(wait * 1.6, LONGEST_MS);
     }
@@ -33,7 +41,17 @@ export async function lookForServer() {
     isWatching = false;
     banner.hidden = true;
   }
+  tell();
+}
+
+function tell() {
   for (const listener of listeners) listener();
+}
+
+function later(milliseconds) {
+  return new Promise((resolve) => {
+    setTimeout(resolve, milliseconds);
+  });
 }
 
 async function answers() {
@@ -46,4 +64,4 @@ async function answers() {
   }
 }
 
-addEventListener("online", lookForServer);
+addEventListener("online", () => lookForServer());

@@ -90,7 +90,7 @@ async function askToken() {
       begin(input.value, fault).then((isDone) => (isDone ? close(true) : input.select()));
     } },
     el("label", { for: "token" }, "Token"), input,
-    el("p", { class: "hint", id: "token-hint" }, "Whoever started the service has it. It stays in this browser until you log out of it."),
+    el("p", { class: "hint", id: "token-hint" }, "Whoever started the service has it. It stays in this browser until you log out."),
     fault,
     el("div", { class: "dialog-actions" }, el("button", { type: "submit", class: "primary" }, "Log in")));
   });
@@ -102,7 +102,10 @@ async function begin(token, fault) {
     const response = await fetch("/api/v1/session", {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ token: token.trim() }), credentials: "same-origin",
     });
-    if (response.ok) return true;
+    if (response.ok) {
+      localStorage.setItem("has-session", "1");
+      return true;
+    }
     fault.textContent = response.status === 429 ? "Too many tries. Wait a minute." : "That is not the token. Look at how the service was started.";
   } catch {
     fault.textContent = "The server does not answer. Try again.";
@@ -111,8 +114,14 @@ async function begin(token, fault) {
   return false;
 }
 
-/** End the session, as for a shared computer. */
+/** Whether somebody logged in from this browser. */
+export function hasSession() {
+  return localStorage.getItem("has-session") === "1";
+}
+
+/** End the session, as on a shared computer. */
 export async function logOut() {
   await ask("session", { method: "DELETE" });
+  localStorage.removeItem("has-session");
   location.reload();
 }

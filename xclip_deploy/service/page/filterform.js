@@ -62,6 +62,8 @@ function draw(panel) {
   const to = timeInput("filter-to", "Moments before", wanted.toS);
   const least = el("input", { id: "filter-confidence", type: "number", min: 0, max: 100, step: 5, inputmode: "numeric", value: wanted.minConfidence === null ? "" : Math.round(wanted.minConfidence * 100), placeholder: "any" });
   const hits = el("input", { id: "filter-k", type: "number", min: 1, max: 1000, value: wanted.k });
+  const weight = el("input", { id: "filter-weight", type: "number", min: 0, max: 100, step: 10, value: Math.round(wanted.weight * 100) });
+  const hasBoth = Boolean(wanted.like && wanted.q.trim());
   const near = el("input", { id: "filter-near", type: "checkbox", checked: wanted.deduplicate });
   const where = el("input", { id: "filter-where", type: "text", value: wanted.where, spellcheck: "false", autocomplete: "off", placeholder: "duration_s < 30 and source = 'cam1'", maxlength: 4000 });
 
@@ -74,7 +76,7 @@ function draw(panel) {
       const confidence = least.value === "" ? null : Math.min(1, Math.max(0, Number(least.value) / 100));
       const k = Math.min(1000, Math.max(1, Math.round(Number(hits.value) || 24)));
       fault.hidden = true;
-      go({ filters, where: where.value.trim(), fromS: from.read(), toS: to.read(), minConfidence: confidence, deduplicate: near.checked, k, offset: 0, open: null });
+      go({ filters, where: where.value.trim(), fromS: from.read(), toS: to.read(), minConfidence: confidence, deduplicate: near.checked, k, ...(hasBoth ? { weight: Math.min(1, Math.max(0, Number(weight.value) / 100)) } : {}), offset: 0, open: null });
       setOpen(false, { returnFocus: true });
     } catch (error) {
       fault.textContent = `${error.message}.`;
@@ -89,6 +91,7 @@ function draw(panel) {
     el("fieldset", { class: "plain-options" }, el("legend", {}, "Search"),
       labelled(from.input, "Moments after"), labelled(to.input, "Moments before"),
       labelled(least, "Least confidence, %"), labelled(hits, "Hits"),
+      hasBoth && labelled(weight, "Weight of the video beside the words, %"),
       el("div", { class: "check" }, near, el("label", { for: "filter-near" }, "Leave out near copies"))),
     el("details", { class: "expert", open: Boolean(wanted.where) }, el("summary", {}, "Expression"),
       labelled(where, "Condition in the filter language"),

@@ -57,7 +57,7 @@ function space(event, stage) {
 }
 
 function isTyping(target) {
-  return target.closest?.("input:not([type=radio]):not([type=checkbox]), textarea, select, [contenteditable]") !== null;
+  return Boolean(target.closest?.("input:not([type=radio]):not([type=checkbox]), textarea, select, [contenteditable]"));
 }
 
 /** Move the focus between cards, by rows and columns as they are on the screen. */

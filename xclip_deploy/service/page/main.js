@@ -5,7 +5,7 @@ import { Adding } from "./adding.js";
 import { ask, configure, inWords } from "./api.js";
 import { openingOf, rangeOf } from "./cards.js";
 import { lookForServer, onReturn } from "./connection.js";
-import { logIn, showKeys } from "./dialogs.js";
+import { hasSession, logIn, logOut, showKeys } from "./dialogs.js";
 import { button, byId } from "./elements.js";
 import { filterForm, showChips } from "./filterform.js";
 import { gallery, loadGallery } from "./gallery.js";
@@ -17,7 +17,7 @@ import { queryForm, showQuery } from "./queryform.js";
 import { Results } from "./results.js";
 import { Stage } from "./stage.js";
 
-configure({ logIn, onSilence: lookForServer });
+configure({ logIn, onSilence: () => lookForServer({ isRequest: true }) });
 
 const results = new Results({
   onPlay: (opening, options) => stage.play(opening, options),
@@ -89,6 +89,7 @@ byId("home").addEventListener("click", (event) => {
 watch((next, before, { isSame }) => {
   markOpenCard();
   if (isSame && next.open) return;
+  if (isSame) results.forget(); // the same question once more asks the server
   if (listKey(next) === listKey(before) && !isSame) return;
   showQuery(next);
   showChips(next);
@@ -114,6 +115,7 @@ async function begin() {
   showChips(state());
   await showList();
   if (state().open) stage.restore();
+  if (hasSession()) byId("top-actions").append(button("Log out", { class: "bare", onclick: logOut }));
   jobs.start();
   document.documentElement.dataset.ready = "true";
 }

@@ -13,6 +13,7 @@ const NO_FRAME_MS = 2500;
 const AROUND_S = 3; // seconds around a moment that a copy holds too
 const LEAST_ZERO_S = 0.05;
 const NO_DATA_MS = 1500; // some browsers load no data before they play
+const DRAG_MS = 200;
 const COPY_S = 30; // length of a copy where the moment has no end
 
 export class Player {
@@ -20,6 +21,8 @@ export class Player {
   #source = null; // {handle, isCopy, offsetS, startS, endS}
   #needsCopy = new Set();
   #abort = new AbortController();
+  #plays = false;
+  #later = 0;
 
   /**
    * `video` is the element. `onNote(text, kind)` is told what the player does; kind is `busy`,
@@ -49,6 +52,7 @@ export class Player {
   async show(moment, { play = false } = {}) {
     const turn = this.#begin();
     this.moment = moment;
+    this.#plays = play;
     try {
       if (this.#needsCopy.has(moment.handle)) await this.#showCopy(moment, turn, play);
       else await this.#showFile(moment, turn, play);
@@ -58,12 +62,16 @@ export class Player {
   }
 
   /** Go to a time of the same video, and keep playing if it plays. */
-  async seek(timeS) {
+  seek(timeS) {
     if (!this.#source || !this.moment) return;
     const { isCopy, startS, endS, handle } = this.#source;
     if (isCopy && (timeS < startS || timeS > endS)) {
-      const wasPlaying = !this.video.paused;
-      await this.show({ handle, startS: timeS, endS: timeS + COPY_S }, { play: wasPlaying });
+      // A drag along the timeline asks for one copy, where it ends.
+      clearTimeout(this.#later);
+      const turn = this.#turn;
+      this.#later = setTimeout(() => {
+        if (turn === this.#turn) this.show({ handle, startS: timeS, endS: timeS + COPY_S }, { play: !this.video.paused });
+      }, DRAG_MS);
       return;
     }
     this.video.currentTime = Math.max(0, timeS - this.#source.offsetS) + EPSILON_S;
@@ -195,7 +203,7 @@ export class Player {
         headers: { Range: "bytes=0-0" }, signal: this.#abort.signal,
       }).then((response) => response.body?.cancel());
       const next = turn === this.#turn ? this.#begin() : 0;
-      if (next) await this.#fallBack(moment, next, true);
+      if (next) await this.#fallBack(moment, next, this.#plays);
     } catch (error) {
       if (error.name !== "AbortError" && turn <= this.#turn) this.onNote(inWords(error), "error");
     }

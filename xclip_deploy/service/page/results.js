@@ -32,6 +32,7 @@ export class Results {
   stop() {
     this.#abort.abort();
     this.hits = [];
+    this.#rest();
   }
 
   /** Return the hit that a moment belongs to. */
@@ -50,6 +51,7 @@ export class Results {
     const before = kept.get(key);
     if (before) {
       this.#draw(before);
+      announce(byId("summary").textContent);
       return;
     }
     this.root.setAttribute("aria-busy", "true");
@@ -59,7 +61,7 @@ export class Results {
       kept.set(key, results);
       if (kept.size > KEPT) kept.delete(kept.keys().next().value);
       this.#draw(results);
-      announce(`${byId("summary").textContent}`);
+      announce(byId("summary").textContent);
     } catch (error) {
       if (error.name === "AbortError") return;
       this.hits = [];
