@@ -146,7 +146,7 @@ function points({ points: parts, score }) {
     setVars(bar, { part: Math.max(0, parts[name] / most) });
     return el("div", { class: "point-row", title: meaning }, el("dt", {}, words), el("dd", {}, bar, el("span", { class: "number" }, signed(parts[name]))));
   });
-  return el("section", { class: "points" }, el("h4", {}, `Score ${score.toFixed(2)}, by what was compared`), el("dl", {}, bars));
+  return el("section", { class: "points" }, el("h3", {}, `Score ${score.toFixed(2)}, by what was compared`), el("dl", {}, bars));
 }
 
 function signed(value, digits = 2) {

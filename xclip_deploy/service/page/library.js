@@ -63,7 +63,7 @@ export class Library {
     this.cards = el("ol", { class: "cards is-library", "aria-label": "Videos of the gallery" });
     this.more = el("div", { class: "more" });
     const hint = page.total ? null : el("div", { class: "empty" }, el("h2", {}, "No video fits"), button("Clear the filters", { onclick: () => go({ filters: [], where: "" }) }));
-    fill(this.root, el("div", { class: "list-head" }, el("h1", {}, "All videos"), this.#addButtons({ isShort: true })), this.cards, hint, this.more);
+    fill(this.root, el("div", { class: "list-head" }, el("h2", {}, "All videos"), this.#addButtons({ isShort: true })), this.cards, hint, this.more);
     this.#append(page, where);
   }
 
@@ -97,7 +97,7 @@ export class Library {
   #drawEmpty(summary) {
     const canAdd = summary.can_upload || summary.can_add_paths;
     fill(this.root, el("div", { class: "empty is-first" },
-      el("h1", {}, "No videos yet"),
+      el("h2", {}, "No videos yet"),
       el("p", {}, canAdd ? "Three steps lead to the first moment:" : "This service is read-only. Whoever runs it adds videos with:"),
       canAdd && el("ol", { class: "steps" },
         el("li", {}, el("strong", {}, "Add videos. "), "Drop files on this page, or choose them below."),

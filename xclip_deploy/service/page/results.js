@@ -88,7 +88,7 @@ export class Results {
       this.cards = el("ol", { class: "cards", "aria-label": "Hits, best first" });
       this.#append(results.hits);
       this.more = el("div", { class: "more" });
-      fill(this.root, notices(results), this.cards, this.more, meaning());
+      fill(this.root, el("h2", { class: "unseen" }, "Hits"), notices(results), this.cards, this.more, meaning());
       this.#offerMore(results);
     }
     this.onShown();

@@ -179,7 +179,7 @@ export class Stage {
   #fence() {
     const isOver = this.isOpen && narrow.matches;
     document.body.classList.toggle("is-covered", isOver);
-    for (const each of document.querySelectorAll(".top, .options, #list, .skip")) each.inert = isOver;
+    for (const each of document.querySelectorAll(".top > :not(h1), .options, #list, .skip")) each.inert = isOver;
   }
 
   #section(words, symbol, load) {
