@@ -65,11 +65,11 @@ def test_no_state_violates_the_rules(
 
 
 def test_an_empty_list_and_an_error_violate_nothing(visit: Any, live_address: str) -> None:
-    site = visit(live_address, "/?q=x&where=nonsense+%3C")
+    site = visit(live_address)
     site.expect_refusals()
+    site.open("/?q=x&where=nonsense+%3C")
     site.page.wait_for_selector(".empty[role=alert]")
     check(site, "error")
-    site.faults.clear()
     site.open("/?q=x&f=split~eq~nothing")
     site.page.wait_for_selector(".empty")
     check(site, "nothing found")
