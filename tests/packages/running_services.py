@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.testclient import TestClient
@@ -71,3 +73,11 @@ def wait_until(is_met: Callable[[], bool], seconds: float = 20) -> None:
     while not is_met():
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.02)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[socket.socket]:
+    """Open a socket to the server at an address."""
+    place = urlsplit(address)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as opened:
+        yield opened

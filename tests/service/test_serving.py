@@ -1,4 +1,4 @@
-"""The server process over real sockets: slow and greedy clients, its end, and what it refuses."""
+"""The server process its socket, its end, and the command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,163 +15,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from fastapi import FastAPI, Request
-from running_services import MakeSettings, served, wait_until
+from fastapi import FastAPI
+from running_services import MakeSettings, connected, wait_until
 from starlette.responses import StreamingResponse
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.service import create_app
 from xclip_deploy.service.serving import Server, address_of, listen
 from xclip_deploy.wire import API
-
-ECHO = f"{API}/echo"
-
-
-@pytest.fixture(scope="module")
-def impatient(settings_of: MakeSettings) -> Iterator[str]:
-    """A server that gives up on slow clients after a moment."""
-    settings = settings_of(stall_s=0.4)
-    app = create_app(settings)
-
-    @app.post(ECHO)
-    async def echo(request: Request) -> dict[str, int]:
-        return {"bytes": len(await request.body())}
-
-    with pytest.MonkeyPatch.context() as patch, served(settings, app) as address:
-        patch.setattr("xclip_deploy.service.serving.HEAD_S", 0.4)
-        yield address
-
-
-@contextmanager
-def connected(address: str) -> Iterator[socket.socket]:
-    place = urlsplit(address)
-    with socket.create_connection((place.hostname, place.port), timeout=10) as opened:
-        yield opened
-
-
-def read_all(opened: socket.socket) -> bytes:
-    """Read until the server closes the connection."""
-    content = b""
-    while part := opened.recv(65536):
-        content += part
-    return content
-
-
-def head(length: str) -> bytes:
-    lines = (
-        f"POST {ECHO} HTTP/1.1",
-        "Host: 127.0.0.1",
-        "Content-Type: application/json",
-        length,
-        "",
-        "",
-    )
-    return "\r\n".join(lines).encode()
-
-
-@pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])
-def test_a_body_that_stalls(impatient: str, length: str) -> None:
-    with connected(impatient) as opened:
-        opened.sendall(head(length) + b"5\r\n12345\r\n")
-        answer = read_all(opened)
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b'"SlowBody"' in answer
-    assert b"connection: close" in answer.lower()
-
-
-def test_a_body_that_drips(impatient: str) -> None:
-    """A byte in time, again and again, would hold a connection for ever."""
-    start = time.monotonic()
-    with connected(impatient) as opened:
-        opened.sendall(head("Content-Length: 1000000"))
-        opened.settimeout(0.1)
-        answer = b""
-        while not answer:
-            assert time.monotonic() - start < 15
-            opened.sendall(b"1")
-            try:
-                answer = opened.recv(65536)
-            except TimeoutError:
-                continue
-    assert answer.startswith(b"HTTP/1.1 408 ")
-
-
-@pytest.mark.parametrize("begun", [b"", b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "])
-def test_a_head_that_does_not_come(impatient: str, begun: bytes) -> None:
-    with connected(impatient) as opened:
-        opened.sendall(begun)
-        assert read_all(opened) == b""
-
-
-def test_a_second_head_that_does_not_come(impatient: str) -> None:
-    request = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    with connected(impatient) as opened:
-        opened.sendall(request + request[:20])
-        assert read_all(opened).count(b"HTTP/1.1 200 OK") == 1
-
-
-def test_connections_stay_open_between_requests(impatient: str) -> None:
-    with httpx2.Client(base_url=impatient) as client:
-        for _ in range(2):
-            assert client.get("/health/live").status_code == 200
-            time.sleep(0.6)  # longer than the head of a request may take
-        body = b" " * 300_000
-        for _ in range(2):
-            answer = client.post(ECHO, content=body, headers={"content-type": "application/json"})
-            assert answer.json() == {"bytes": len(body)}
-
-
-def test_a_head_without_end(impatient: str) -> None:
-    with connected(impatient) as opened:
-        opened.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
-        with pytest.raises(OSError):  # noqa: PT012 - the server closes in the middle
-            for _ in range(10_000):
-                opened.sendall(b"x" * 65536)
-                time.sleep(0.001)
-
-
-def test_a_body_in_chunks_without_end(impatient: str) -> None:
-    """The refusal arrives, though the sender is in the middle of its body."""
-
-    def chunks() -> Iterator[bytes]:
-        for _ in range(18):
-            yield b" " * (1 << 20)
-
-    answer = httpx2.post(
-        impatient + ECHO, content=chunks(), headers={"content-type": "application/json"}
-    )
-    assert answer.status_code == 413
-    assert answer.json()["error"]["kind"] == "BodyTooLarge"
-
-
-def test_a_client_that_goes_away_in_its_body(
-    impatient: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "xclip_deploy")
-    with connected(impatient) as opened:
-        opened.sendall(head("Content-Length: 100") + b"12345")
-        time.sleep(0.1)
-    wait_until(lambda: any(fields(record).get("status") == 499 for record in caplog.records))
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
-
-
-def fields(record: Any) -> dict[str, Any]:
-    return dict(getattr(record, "fields", {}))
-
-
-def test_no_web_sockets(impatient: str) -> None:
-    with connected(impatient) as opened:
-        opened.sendall(
-            b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade, close\r\n"
-            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-        )
-        assert b" 101 " not in read_all(opened)
-
 
 # Sockets
 
@@ -409,7 +262,10 @@ def test_a_second_signal_ends_at_once(settings_of: Callable[..., Any], first: in
         assert address
         with connected(address[0]) as opened:
             # A request whose body does not come holds the service for half a minute.
-            opened.sendall(head("Content-Length: 100").replace(b"echo", b"search"))
+            opened.sendall(
+                f"POST {API}/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n"
+                "Content-Type: application/json\r\n\r\n".encode()
+            )
             time.sleep(1)
             process.send_signal(first)
             time.sleep(1)
