@@ -134,9 +134,8 @@ def build(bundle: Path, path: Path, count: int) -> None:
 
 def serve(bundle: Path, work: Path, mode: dict[str, float], port: int) -> None:
     """Serve until a signal comes."""
-    import uvicorn
-
-    from xclip_deploy.service import ServiceSettings, create_app
+    from xclip_deploy.service import ServiceSettings
+    from xclip_deploy.service.serving import serve as run_server
 
     settings = ServiceSettings(
         bundle,
@@ -146,7 +145,7 @@ def serve(bundle: Path, work: Path, mode: dict[str, float], port: int) -> None:
         max_batch=int(mode["max_batch"]),
         batch_wait_ms=mode["batch_wait_ms"],
     )
-    uvicorn.run(create_app(settings), port=port, log_level="warning", access_log=False)
+    run_server(settings, lambda address: print(address, file=sys.stderr))
 
 
 @contextlib.contextmanager

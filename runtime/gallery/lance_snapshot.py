@@ -38,7 +38,8 @@ from xclip_deploy.runtime.gallery.lance_schema import (
 from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
 
-ID_INDEX = "id_idx"
+COLUMN_INDICES = {"id": "id_idx", CONTENT_SHA256: "fingerprint_idx"}
+"""Names of the indices by which videos are looked up, by column."""
 VECTOR_INDEX = "video_features_ivf"
 """Prefix of the index's name. The number of partitions follows, which LanceDB does not report."""
 _IDS_PER_QUERY = 500
@@ -95,7 +96,9 @@ class LanceSnapshot:
             names = [index.name for index in self._table.list_indices()]
         self._partitions = _partitions_of(names)
         indexed_below = 0 if self._record is None else self._record.indexed_below
-        self._ids_below = indexed_below if ID_INDEX in names else 0
+        self._found_below = {
+            column: indexed_below for column, name in COLUMN_INDICES.items() if name in names
+        }
         self._vectors_below = 0 if self._partitions is None else indexed_below
         self._flat: FlatVectors | None = None
         self._held: tuple[Rows, VideoFeatures] | None = None
@@ -371,7 +374,7 @@ class LanceSnapshot:
         texts = [value for value in values if value.encode(errors="replace").decode() == value]
         if texts:
             self._check_indices()
-            self.reader.ensure(Part.RECORD, self._ids_below if column == "id" else 0)
+            self.reader.ensure(Part.RECORD, self._found_below.get(column, 0))
         for start in range(0, len(texts), _IDS_PER_QUERY):
             listed = ", ".join(map(quoted, texts[start : start + _IDS_PER_QUERY]))
             table = self.reader.matching(f"{column} in ({listed})")

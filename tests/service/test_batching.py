@@ -122,9 +122,7 @@ def test_an_error_of_the_run_reaches_every_item() -> None:
         raise RuntimeError("broken")
 
     async def work(tested: Batcher[int, int]) -> list[Any]:
-        first = await asyncio.gather(
-            *(tested.submit(n) for n in range(2)), return_exceptions=True
-        )
+        first = await asyncio.gather(*(tested.submit(n) for n in range(2)), return_exceptions=True)
         with pytest.raises(RuntimeError, match="broken"):  # the thread is free again
             await tested.submit(5)
         return first

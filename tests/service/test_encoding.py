@@ -127,7 +127,5 @@ def test_embeddings_of_another_shape_are_refused(api: TestClient, retriever: Ret
         (422, {"texts": ["a"] * 65, "videos": ["0" * 64]}),
     ],
 )
-def test_bad_requests_are_refused(
-    api: TestClient, status: int, content: dict[str, Any]
-) -> None:
+def test_bad_requests_are_refused(api: TestClient, status: int, content: dict[str, Any]) -> None:
     assert api.post(f"{API}/score", json=content).status_code == status

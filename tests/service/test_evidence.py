@@ -145,9 +145,7 @@ def test_a_picture_of_a_video_that_is_gone_has_grey_boxes(
         (404, {"query": TEXT, "hit": {"video": "0" * 64}}),
     ],
 )
-def test_bad_questions_are_refused(
-    api: TestClient, status: int, content: dict[str, Any]
-) -> None:
+def test_bad_questions_are_refused(api: TestClient, status: int, content: dict[str, Any]) -> None:
     for address in ("explain", "explain.png"):
         assert api.post(f"{API}/{address}", json=content).status_code == status
 

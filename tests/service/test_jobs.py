@@ -152,13 +152,10 @@ def test_a_folder_is_indexed(desk: TestClient, folder: Path) -> None:
     assert listed["total"] >= 1
 
 
-def test_progress_comes_while_it_runs(
-    open_service: Callable[..., TestClient], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_comes_while_it_runs(desk: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "_EVERY_S", 0.0)
-    client = open_service(roots=(folder,))
-    job = index(client, "sam2_dog.mp4", "mdn_frog.webm")
-    progress = [job.progress for _, job in events(client, f"/jobs/{job.id}/events") if job.progress]
+    job = index(desk, "sam2_dog.mp4", "mdn_frog.webm", on_duplicate="replace")
+    progress = [job.progress for _, job in events(desk, f"/jobs/{job.id}/events") if job.progress]
     assert progress
     assert progress[-1].done == progress[-1].total == 2
     assert any("sam2_dog.mp4" in each.note or "mdn_frog.webm" in each.note for each in progress)
@@ -263,12 +260,12 @@ def test_duplicates_as_an_error(desk: TestClient, folder: Path) -> None:
 
 
 def test_a_waiting_job_is_cancelled_at_once(
-    open_service: Callable[..., TestClient], folder: Path, clips: Path, held: threading.Event
+    desk: TestClient, clips: Path, held: threading.Event
 ) -> None:
-    client = open_service(roots=(folder,))
+    client = desk
     first = index(client, "sam2_dog.mp4")
     until(client, first.id, "running")
-    content = (clips / "mdn_frog.webm").read_bytes()
+    content = (clips / "intel_asl_walk.mkv").read_bytes()
     files = [("files", ("frog.webm", content, "video/webm"))]
     second = client.post(f"{API}/videos", files=files).json()
     store = service_of(client).uploads
@@ -282,10 +279,8 @@ def test_a_waiting_job_is_cancelled_at_once(
     assert client.delete(f"{API}/jobs/{first.id}").json()["state"] == "done"
 
 
-def test_a_running_job_is_cancelled_soon(
-    open_service: Callable[..., TestClient], folder: Path, held: threading.Event
-) -> None:
-    client = open_service(roots=(folder,))
+def test_a_running_job_is_cancelled_soon(desk: TestClient, held: threading.Event) -> None:
+    client = desk
     size = len(service_of(client).retriever)
     job = index(client, ".")
     until(client, job.id, "running")
@@ -320,13 +315,10 @@ def test_a_decoder_that_hangs_does_not_hold_a_cancelled_job(
 
 
 def test_too_many_jobs(
-    open_service: Callable[..., TestClient],
-    folder: Path,
-    held: threading.Event,
-    monkeypatch: pytest.MonkeyPatch,
+    desk: TestClient, held: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "MAX_WAITING", 2)
-    client = open_service(roots=(folder,))
+    client = desk
     jobs = [index(client, "sam2_dog.mp4"), index(client, "sam2_dog.mp4")]
     refused = client.post(f"{API}/index", json={"paths": ["."]})
     assert refused.status_code == 429

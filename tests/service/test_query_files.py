@@ -45,9 +45,7 @@ def png(side: int = 96) -> bytes:
     return out.getvalue()
 
 
-def test_an_image_is_searched_by(
-    api: TestClient, retriever: Retriever, tmp_path: Path
-) -> None:
+def test_an_image_is_searched_by(api: TestClient, retriever: Retriever, tmp_path: Path) -> None:
     (tmp_path / "query.png").write_bytes(png())
     expected = retriever.search_by_image(tmp_path / "query.png", 4)
     options = json.dumps({"k": 4})

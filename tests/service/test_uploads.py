@@ -415,3 +415,18 @@ def test_one_folder_for_one_service(settings_of: Callable[..., ServiceSettings])
         pytest.raises(InvalidArgumentError, match="another service uses this folder"),
     ):
         Service(settings)
+
+
+def test_a_crash_between_the_end_of_a_job_and_its_files(
+    settings_of: Callable[..., ServiceSettings], frog: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is recorded as done, and the process ends before anything else happens."""
+    settings = settings_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads.Uploads, "settle", lambda *_words: None)
+        with TestClient(create_app(settings), base_url=BASE_URL) as client:
+            (content,) = finished(client, send(client, ("frog.webm", frog)))["videos"]
+            finished(client, send(client, ("broken.mp4", b"no video" * 100)))
+            assert len(stored(client)) == 2
+    with TestClient(create_app(settings), base_url=BASE_URL) as client:
+        assert stored(client) == [f"{content}/frog.webm"]

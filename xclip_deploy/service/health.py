@@ -19,6 +19,7 @@ from xclip_deploy.errors import SessionError
 from xclip_deploy.service.errors import Refusal
 
 if TYPE_CHECKING:
+    from xclip_deploy.runtime.deployed_model import DeployedModel
     from xclip_deploy.runtime.retriever import Retriever
 
 _LOG = logging.getLogger(__name__)
@@ -96,15 +97,17 @@ class Health:
         self.stopping.set()
 
 
-def probe(retriever: Retriever) -> None:
+def probe(retriever: Retriever, model: DeployedModel | None = None) -> None:
     """Run a real request through all three graphs. Raises SessionError.
 
-    A text and a black video are embedded and scored, and the numbers must be finite.
+    A text and a black video are embedded and scored, and the numbers must be finite. ``model``:
+    the one that embeds texts and scores for searches; None for the retriever's.
     """
+    asked = model or retriever.model
     side = retriever.reading.image_size
-    texts = retriever.encode_texts([_PROBE_TEXT])
+    texts = asked.encode_texts([_PROBE_TEXT])
     videos = retriever.encode_videos([np.zeros((1, side, side, 3), np.uint8)])
-    logits = retriever.score(texts, videos).logits
+    logits = asked.score(texts, videos).logits
     if logits.shape != (1, 1) or not np.isfinite(logits).all():
         raise SessionError(
             f"the model scored a text and a video with {logits.tolist()}; expected one number"

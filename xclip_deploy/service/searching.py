@@ -166,7 +166,9 @@ class Searching:
         if len(self._retriever.gallery):
             options = SearchOptions(1)
             for count in (1, 2, 1):  # the first run is slow, and the planner learns from all
-                self._results([AskedQuery(options, "warm-up")] * count)
+                for outcome in self._run([AskedQuery(options, "warm-up")] * count):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
 
     def close(self) -> None:
         """Wait for the runs that began, then free the sessions."""
@@ -181,33 +183,43 @@ class Searching:
         self._metrics.batch("search").observe(len(queries))
         with self._metrics.time("search"):
             try:
-                return list(self._results(queries))
-            except Exception as error:  # noqa: BLE001 - of one query, perhaps
+                made = self._make(queries)
+            except Exception as error:  # noqa: BLE001 - of one text, perhaps
                 if len(queries) == 1:
                     return [error]
-        outcomes: list[bytes | BaseException] = []
-        for query in queries:
-            outcomes += self._run([query])
-        return outcomes
+                return [outcome for query in queries for outcome in self._run([query])]
+            together: dict[tuple[SearchOptions, bool], list[int]] = {}
+            for n, query in enumerate(queries):
+                together.setdefault((query.options, query.text is None), []).append(n)
+            found: dict[int, bytes | BaseException] = {}
+            for places in together.values():
+                asked = [queries[n] for n in places]
+                found.update(
+                    zip(places, self._group(asked, [made[n] for n in places]), strict=True)
+                )
+            return [found[n] for n in range(len(queries))]
 
-    def _results(self, queries: Sequence[AskedQuery]) -> list[bytes]:
-        """Search for all queries; one error is the error of all."""
+    def _group(
+        self, asked: Sequence[AskedQuery], made: Sequence[Query]
+    ) -> list[bytes | BaseException]:
+        """Search for queries with equal options. One that fails leaves the others their results."""
         snapshot = self._retriever.gallery.snapshot()
-        made = self._make(queries)
-        together: dict[tuple[SearchOptions, bool], list[int]] = {}
-        for n, query in enumerate(queries):
-            together.setdefault((query.options, query.text is None), []).append(n)
-        found: dict[int, bytes] = {}
-        for (options, _), places in together.items():
-            results = self._searcher.search([made[n] for n in places], snapshot, options)
-            for n, each in zip(places, results, strict=True):
-                found[n] = results_to_json(
+        try:
+            results = self._searcher.search(made, snapshot, asked[0].options)
+            return [
+                results_to_json(
                     each,
                     show_paths=self._settings.show_paths,
-                    warnings=queries[n].warnings,
+                    warnings=query.warnings,
                     other_ids=self._other_ids(each, snapshot),
                 )
-        return [found[n] for n in range(len(queries))]
+                for query, each in zip(asked, results, strict=True)
+            ]
+        except Exception as error:  # noqa: BLE001 - of one query, perhaps
+            if len(asked) == 1 or isinstance(error, InvalidArgumentError):
+                return [error] * len(asked)  # options that are wrong are wrong for all
+            pairs = zip(asked, made, strict=True)
+            return [outcome for query, one in pairs for outcome in self._group([query], [one])]
 
     def _make(self, queries: Sequence[AskedQuery]) -> list[Query]:
         """Encode the texts of a batch together."""

@@ -246,6 +246,18 @@ class Uploads:
         self._note(file)
         return file
 
+    def keep(
+        self, files: Iterable[UploadedFile], is_listed: Callable[[UploadedFile], bool | None]
+    ) -> None:
+        """Note which files the gallery lists, before the job is recorded as ended.
+
+        A crash between the two would else leave files that no job claims, which the next start
+        removes. ``is_listed``: as :meth:`settle` takes it; what cannot be told is kept.
+        """
+        for file in files:
+            if is_listed(file) is not False:
+                self._ledger.keep_file(file.content_sha256)
+
     def settle(
         self, files: Iterable[UploadedFile], is_listed: Callable[[UploadedFile], bool | None]
     ) -> None:

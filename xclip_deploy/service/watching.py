@@ -19,7 +19,7 @@ async def ask_model(service: Service) -> None:
     health = service.health
     health.is_doubtful = False
     try:
-        await service.run(probe, service.retriever)
+        await service.run(probe, service.retriever, service.searching.model)
     except Exception as error:  # noqa: BLE001 - whatever a driver or a library raises
         health.is_doubtful = True
         known = isinstance(error, XclipDeployError)

@@ -266,6 +266,7 @@ class Jobs(JobTable):
         }
 
     def _finish(self, job: Job, **outcome: Any) -> None:  # noqa: ANN401 - fields of a job
+        self._uploads.keep(job.request.files, self._is_listed)
         job = self._settled(job, ended_s=time.time(), num_lost=0, **outcome)
         _LOG.info("job %s %s", job.id, job.state)
         self._let_go(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 import weakref
@@ -22,6 +23,7 @@ from xclip_deploy.service.naming import find_id, handle_of, shown_name
 MAX_KNOWN = 20_000
 """Videos whose files are remembered of one snapshot."""
 _HEAD_BYTES = 4096
+_CONTENT = re.compile(r"[0-9a-f]{64}")
 
 
 class OpenFile:
@@ -88,9 +90,7 @@ class MediaLookup:
             if found is not None:
                 known.move_to_end(name)
                 return found
-        video_id = find_id(snapshot, name)
-        row = snapshot.find([video_id])[video_id]
-        found = MediaVideo.of(snapshot.videos(np.array([row], np.int64))[0])
+        found = MediaVideo.of(_row_of(snapshot, name))
         with self._lock:
             # It may be another snapshot's by now; then nobody reads this table any more.
             known[name] = found
@@ -103,6 +103,15 @@ class MediaLookup:
         with self._lock:
             self._known_of = None
             self._known = OrderedDict()
+
+
+def _row_of(snapshot: Snapshot, name: str) -> GalleryVideo:
+    # A handle is a content mostly, which one look finds.
+    rows = snapshot.find_content([name]) if _CONTENT.fullmatch(name) else {}
+    if not rows:
+        name = find_id(snapshot, name)
+        rows = snapshot.find([name])
+    return snapshot.videos(np.array([rows[name]], np.int64))[0]
 
 
 @dataclass(frozen=True, eq=False)
