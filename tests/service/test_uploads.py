@@ -9,9 +9,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 from starlette.testclient import TestClient
 
@@ -20,6 +22,7 @@ from xclip_deploy.runtime.gallery import VideoFile
 from xclip_deploy.service import ServiceSettings, create_app, uploads
 from xclip_deploy.service.errors import Refusal
 from xclip_deploy.service.file_names import MAX_NAME_BYTES, safe_name
+from xclip_deploy.service.jobs import work
 from xclip_deploy.service.multipart import MultipartForm, PartData, PartEnd, PartStart
 from xclip_deploy.service.state import Service
 
@@ -66,9 +69,19 @@ def finished(client: TestClient, answer: Any) -> dict[str, Any]:
         time.sleep(0.05)
 
 
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def stored(client: TestClient) -> list[str]:
     """Files in the store, as content/name; unfinished ones too."""
-    folder = service_of(client).uploads.folder
+    service = service_of(client)
+    # A job is seen as ended shortly before its files are let go.
+    until(lambda: not service.uploads._claims)
+    folder = service.uploads.folder
     found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     return sorted(found)
 
@@ -196,6 +209,7 @@ def test_equal_content_is_stored_once(open_service: Callable[..., TestClient], f
     (content,) = first["videos"]
     assert stored(client) == [f"{content}/Frosch im Teich.webm"]
     service = service_of(client)
+    until(lambda: not service.uploads._claims)
     assert service.uploads.stored_bytes == len(frog)
     video = service.retriever.gallery.snapshot().videos(
         service.retriever.gallery.snapshot().matching(f"fingerprint = '{content}'")
@@ -380,13 +394,6 @@ def test_a_client_that_goes_away(open_live: Callable[..., str], settings_of: Any
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_what_a_crash_leaves(settings_of: Callable[..., ServiceSettings], frog: bytes) -> None:
     settings = settings_of()
     folder = settings.data / "uploads"
@@ -427,6 +434,45 @@ def test_a_crash_between_the_end_of_a_job_and_its_files(
         with TestClient(create_app(settings), base_url=BASE_URL) as client:
             (content,) = finished(client, send(client, ("frog.webm", frog)))["videos"]
             finished(client, send(client, ("broken.mp4", b"no video" * 100)))
-            assert len(stored(client)) == 2
     with TestClient(create_app(settings), base_url=BASE_URL) as client:
         assert stored(client) == [f"{content}/frog.webm"]
+
+
+def test_a_bomb_does_not_end_the_service(
+    shop: TestClient, frog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file with large pictures costs its decoder's memory, and nothing else."""
+    path = tmp_path / "bomb.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 4096, 4096, "yuv420p"
+        for _ in range(2):
+            black = av.VideoFrame(4096, 4096, "yuv420p")
+            container.mux(stream.encode(black))
+        container.mux(stream.encode(None))
+    assert path.stat().st_size < 1_000_000
+    monkeypatch.setattr(work, "UPLOADS", replace(work.UPLOADS, memory_bytes=48 << 20))
+    job = finished(shop, send(shop, ("bomb.mp4", path.read_bytes())))
+    assert [each["name"] for each in job["report"]["failed"]] == ["bomb.mp4"]
+    assert shop.get("/health/ready").status_code == 200
+    assert stored(shop) == []
+
+
+def test_a_codec_that_is_not_let_in(shop: TestClient, tmp_path: Path) -> None:
+    path = tmp_path / "clip.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("magicyuv", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
+        container.mux(stream.encode(av.VideoFrame(64, 48, "yuv444p")))
+        container.mux(stream.encode(None))
+    job = finished(shop, send(shop, ("clip.avi", path.read_bytes())))
+    (failed,) = job["report"]["failed"]
+    assert failed["name"] == "clip.avi"
+    assert "codec magicyuv, which is not accepted" in failed["reason"]
+    assert stored(shop) == []
+
+
+def test_a_video_that_is_too_long(open_service: Callable[..., TestClient], frog: bytes) -> None:
+    client = open_service(max_duration_s=1)
+    (failed,) = finished(client, send(client, ("frog.webm", frog)))["report"]["failed"]
+    assert "expected 1 s at most" in failed["reason"]

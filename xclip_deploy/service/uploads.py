@@ -269,12 +269,13 @@ class Uploads:
         known = self._ledger.files()
         for file in files:
             content = file.content_sha256
-            listed = is_listed(file)
             with self._lock:
                 self._claims[content] -= 1
                 if self._claims[content] > 0:
                     continue
                 del self._claims[content]
+                # Asked under the lock: a removal meanwhile is seen here, or forgets the file next.
+                listed = is_listed(file)
                 if listed:
                     self._ledger.keep_file(content)
                 elif listed is False or content not in known:

@@ -16,6 +16,7 @@ from xclip_deploy.runtime.gallery.records import check_metadata
 from xclip_deploy.runtime.indexing import IndexReport, choose_segmentation
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.retriever import Retriever
+from xclip_deploy.runtime.video.media_policy import flaw_of_ffmpeg
 from xclip_deploy.service.errors import Refusal, error_of, shortened
 from xclip_deploy.service.jobs.ledger import Ledger
 from xclip_deploy.service.jobs.records import Job, JobKind, JobRequest, UploadedFile
@@ -61,6 +62,8 @@ class Jobs(JobTable):
         Raises InvalidArgumentError if one of ``settings.roots`` is no folder.
         """
         super().__init__(ledger, metrics)
+        if (flaw := flaw_of_ffmpeg()) is not None:
+            _LOG.warning("libavcodec is %s: %s", flaw.version, flaw.advice)
         self._settings = settings
         self._retriever = retriever
         self._uploads = uploads
@@ -266,16 +269,19 @@ class Jobs(JobTable):
         }
 
     def _finish(self, job: Job, **outcome: Any) -> None:  # noqa: ANN401 - fields of a job
-        self._uploads.keep(job.request.files, self._is_listed)
+        files = job.request.files
+        self._insist(job, lambda: self._uploads.keep(files, self._is_listed))
         job = self._settled(job, ended_s=time.time(), num_lost=0, **outcome)
+        self.news.announce()
         _LOG.info("job %s %s", job.id, job.state)
         self._let_go(job)
-        self._ledger.prune()
-        self.news.announce()
+        with _logged(job):
+            self._ledger.prune()
 
     def _let_go(self, job: Job) -> None:
         """Keep the uploaded files that the gallery lists, and remove the others."""
-        self._uploads.settle(job.request.files, self._is_listed)
+        with _logged(job):  # the next start removes what could not be removed now
+            self._uploads.settle(job.request.files, self._is_listed)
 
     def _is_listed(self, file: UploadedFile) -> bool | None:
         try:
@@ -310,11 +316,11 @@ class Jobs(JobTable):
 
 @contextmanager
 def _logged(job: Job) -> Iterator[None]:
-    """Keep the thread alive whatever a job does."""
+    """Log what happens to a job unexpectedly, and go on."""
     try:
         yield
     except Exception:  # noqa: BLE001 - it is logged
-        _LOG.exception("job %s could not be recorded", job.id)
+        _LOG.exception("job %s could not be recorded in full", job.id)
 
 
 def _error(error: Exception, job: Job, settings: ServiceSettings | None = None) -> ErrorModel:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from xclip_deploy.service.errors import Refusal
 from xclip_deploy.service.jobs.ledger import Ledger
 from xclip_deploy.service.jobs.news import News
 from xclip_deploy.service.jobs.records import Job
 from xclip_deploy.service.metrics import ServiceMetrics
-from xclip_deploy.service.uploads import no_room
 from xclip_deploy.wire import JobModel, JobPage, ProgressModel
 
+Result = TypeVar("Result")
 _PAGE = 100
 _RETRY_S = 5.0
 _LOG = logging.getLogger(__name__)
@@ -99,12 +100,19 @@ class JobTable:
 
     def _settled(self, job: Job, **changes: Any) -> Job:  # noqa: ANN401 - fields of a job
         """Change a job, trying again while the disk is full. Raises Refusal once that stops."""
-        while (changed := self._try(job, **changes)) is None:
-            with self._wake:
-                if self._is_stopping:
-                    raise no_room()
-                self._wake.wait(_RETRY_S)
-        return changed
+        return self._insist(job, lambda: self._change(job, **changes))
+
+    def _insist(self, job: Job, change: Callable[[], Result]) -> Result:
+        """Write to the ledger, trying again while the disk is full. Raises Refusal at the end."""
+        while True:
+            try:
+                return change()
+            except Refusal as error:  # noqa: PERF203 - once in seconds
+                _LOG.warning("job %s cannot be recorded, so it is tried again: %s", job.id, error)
+                with self._wake:
+                    if self._is_stopping:
+                        raise
+                    self._wake.wait(_RETRY_S)
 
     def _try(self, job: Job, **changes: Any) -> Job | None:  # noqa: ANN401 - fields of a job
         """Change a job; None if the disk is full."""
