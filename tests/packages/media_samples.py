@@ -11,21 +11,16 @@ from typing import Any
 
 import av
 import numpy as np
-from fastapi import FastAPI
 from numpy.typing import NDArray
 from PIL import Image
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from running_services import BASE_URL
 from starlette.testclient import TestClient
 
-from xclip_deploy.errors import XclipDeployError
 from xclip_deploy.service import ServiceSettings, create_app
-from xclip_deploy.service.errors import Refusal, error_body, headers_of, status_of
 from xclip_deploy.service.media import MediaLibrary
 from xclip_deploy.service.state import Service
 from xclip_deploy.wire import API
 
-BASE_URL = "http://127.0.0.1:8000"
 SECONDS = 12
 VFR_MS = [0, 100, 150, 400, 1400, 1500, 1900, 2500, 2600, 3900, 4000, 4600, 5000, 5900, 6000, 7000]
 SAMPLES: dict[str, dict[str, Any]] = {
@@ -83,21 +78,8 @@ class Own:
 OpenMedia = Callable[..., Media]
 
 
-def with_errors(app: FastAPI) -> FastAPI:
-    """Answer errors as the service does, where the application does not yet."""
-
-    def answer(_: Request, error: Exception) -> JSONResponse:
-        body = error_body(error).model_dump()
-        return JSONResponse(body, status_of(error), headers_of(error))
-
-    for kind in (XclipDeployError, Refusal):
-        if kind not in app.exception_handlers:
-            app.add_exception_handler(kind, answer)
-    return app
-
-
 def opened(stack: ExitStack, settings: ServiceSettings) -> Media:
-    app = with_errors(create_app(settings))
+    app = create_app(settings)
     client = stack.enter_context(TestClient(app, base_url=BASE_URL))
     service: Service = app.state.service
     videos = service.retriever.gallery.videos()

@@ -217,8 +217,8 @@ def test_a_full_disk(open_media: OpenMedia, monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(media.library.cache, "put", full)
-    with pytest.raises(OSError):  # which the service answers with 507
-        play(media, 0)
+    found = play(media, 0)
+    assert (found.status_code, found.json()["error"]["kind"]) == (507, "NoRoom")
     assert media.get("h264.mp4", "thumbnail", start_s=0.5).status_code == 200
 
 
