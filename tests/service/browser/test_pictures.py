@@ -17,7 +17,7 @@ from xclip_deploy import Retriever
 from xclip_deploy.training.datasets.generated import LongVideoSizes, make_long_videos
 
 FOLDER = os.environ.get("XCLIP_DEPLOY_PICTURES")
-QUERY = "a red circle moves down"
+QUERY = "a yellow triangle shrinks while a green circle flashes"
 
 
 @pytest.mark.slow
