@@ -2,7 +2,6 @@
 
 import { ask } from "./api.js";
 
-const listeners = new Set();
 let latest = null;
 
 /** Return the summary that was loaded last; null before the first. */
@@ -15,17 +14,9 @@ export function metadataKinds() {
   return latest?.metadata ?? {};
 }
 
-/** Call a function with every new summary. */
-export function onGallery(listener) {
-  listeners.add(listener);
-  if (latest) listener(latest);
-}
-
 /** Load the summary anew. Throws a ServiceError. */
 export async function loadGallery() {
-  const before = latest && JSON.stringify(latest);
   latest = await ask("gallery");
-  if (JSON.stringify(latest) !== before) for (const listener of listeners) listener(latest);
   return latest;
 }
 

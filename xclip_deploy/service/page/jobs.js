@@ -2,7 +2,7 @@
 
 import { API, ask, inWords } from "./api.js";
 import { lookForServer } from "./connection.js";
-import { announce, button, byId, el, fill, icon, setVars } from "./elements.js";
+import { announce, button, byId, el, fill } from "./elements.js";
 import { countText, sizeText } from "./times.js";
 
 const ENDED = new Set(["done", "failed", "cancelled"]);
