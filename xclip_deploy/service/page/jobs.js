@@ -33,15 +33,18 @@ export class Jobs {
   async start() {
     clearTimeout(this.#timer);
     this.#source?.close();
+    let last = 0;
     try {
       const { jobs } = await ask("jobs");
+      last = Math.max(0, ...jobs.map((job) => job.last_event));
       for (const job of jobs) this.#put(job, { isNew: false });
       this.#draw();
     } catch {
       this.#again();
       return;
     }
-    const source = new EventSource(`${API}/events`);
+    // Jobs that changed since the list was made come too.
+    const source = new EventSource(last ? `${API}/events?after=${last}` : `${API}/events`);
     this.#source = source;
     source.addEventListener("job", (event) => this.#put(JSON.parse(event.data)));
     source.addEventListener("open", () => {
