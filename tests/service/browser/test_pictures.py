@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from xclip_deploy import Retriever
 from xclip_deploy.training.datasets.generated import LongVideoSizes, make_long_videos
@@ -47,10 +48,18 @@ def test_pictures(
         site.page.wait_for_selector(".heat-map")
         site.page.mouse.move(2, 2)
         site.page.wait_for_timeout(1500)
-        site.page.screenshot(path=folder / f"page-{scheme}.png")
+        take(site, folder / f"page-{scheme}.png")
     site = visit(
         address, f"/?q={QUERY}", viewport={"width": 360, "height": 740}, device_scale_factor=2
     )
     site.cards()
     site.page.wait_for_timeout(1000)
-    site.page.screenshot(path=folder / "page-phone.png")
+    take(site, folder / "page-phone.png")
+
+
+def take(site: Any, path: Path) -> None:
+    """Take a picture of the page, with few colours, as it is part of the repository."""
+    site.page.screenshot(path=path)
+    with Image.open(path) as picture:
+        few = picture.convert("RGB").quantize(200, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)

@@ -129,9 +129,10 @@ function picture(handle, { start_s: startS, best_frame_time_s: timeS, has_media:
   if (!hasMedia) return el("span", { class: "no-picture" }, "no file");
   const image = el("img", { src: addressOf(handle, "thumbnail", { start_s: startS, time_s: timeS }), alt: "", loading: "lazy", decoding: "async", width: 320, height: 180 });
   image.addEventListener("load", () => {
-    // Pictures near 16:9 fill the frame; others keep their sides.
+    // Pictures near 16:9 fill the frame; others keep their sides and lie on a blurred copy.
     const ratio = image.naturalWidth / image.naturalHeight;
-    image.classList.toggle("is-wide", ratio > 1.5 && ratio < 2.1);
+    if (ratio > 1.5 && ratio < 2.1) image.classList.add("is-wide");
+    else image.before(el("img", { class: "backdrop", src: image.src, alt: "" }));
   }, { once: true });
   image.addEventListener("error", () => image.replaceWith(el("span", { class: "no-picture" }, "no picture")), { once: true });
   return image;
