@@ -40,7 +40,11 @@ def run(name: str, folder: Path, *arguments: object) -> Any:
 
 def test_no_benchmark_is_forgotten() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert tested >= BENCHMARKS == {*("grains", "candidates", "galleries", "grouping", "moments")}
+    assert (
+        tested
+        >= BENCHMARKS
+        == {*("grains", "candidates", "galleries", "grouping", "moments", "ten_minutes")}
+    )
 
 
 @pytest.mark.slow
@@ -73,6 +77,19 @@ def test_moments(checkpoint_path: Path, tmp_path: Path) -> None:
     # There are fewer windows than 100, so that only suppression and boundaries lose any.
     assert points[6, 3, None]["r100"] >= points[6, 3, 0.5]["r100"] > 50
     assert {point["video_r5"] for point in points.values()} == {100}
+
+
+@pytest.mark.slow
+def test_ten_minutes(checkpoint_path: Path, tmp_path: Path) -> None:
+    content = run("ten_minutes", tmp_path, "--checkpoint", checkpoint_path)
+    whole, windows = (content["answers"][name] for name in ("whole", "windows"))
+    assert len(whole) == len(windows) == content["events"] == 10
+    # The whole video has few frames, so that most events have none that could be right.
+    frames = {answer["best_frame_s"] for answer in whole}
+    assert len(frames) <= 4
+    assert sum(answer["is_right"] for answer in whole) <= 4
+    assert {tuple(answer["shown_s"]) for answer in whole} == {(0, 60)}
+    assert all(answer["shown_s"][1] - answer["shown_s"][0] < 20 for answer in windows)
 
 
 @pytest.mark.slow
