@@ -67,7 +67,7 @@ def main() -> None:
             retriever.add([video], segment=segment, stride=stride)
             answers[name] = [answer(retriever, scene, n) for n, scene in enumerate(scenes)]
     question = scenes[asked].caption
-    draw(question, bundle, options.work / "windows", options.output / "ten_minutes.png")
+    draw(question, bundle, options.work, options.output / "ten_minutes.png")
     result = {"events": events, "event_s": DURATION_S, "asked": asked, "question": question}
     result["answers"] = answers
     replace_text(options.output / "ten_minutes.json", json.dumps(result, indent=1) + "\n")
@@ -101,12 +101,13 @@ def _shown(hit: SearchResult) -> tuple[float, float | None]:
     return hit.start_s, hit.end_s
 
 
-def draw(question: str, bundle: Path, gallery: Path, path: Path) -> None:
-    """Draw the first hits as ``xclip-deploy search`` does."""
+def draw(question: str, bundle: Path, work: Path, path: Path) -> None:
+    """Draw the first hits as ``xclip-deploy search`` does, with file names relative to ``work``."""
     program = Path(sys.executable).parent / "xclip-deploy"
-    command = [str(program), "search", question, "-k", "6", "--group", "moment"]
-    command += ["--bundle", str(bundle), "--gallery", str(gallery), "--picture", str(path)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    command = [str(program), "search", question, "-k", "5", "--group", "moment"]
+    command += ["--bundle", str(bundle.resolve()), "--gallery", "windows"]
+    command += ["--picture", str(path.resolve())]
+    subprocess.run(command, cwd=work, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
 
 
 def table(result: dict[str, Any]) -> str:
