@@ -19,7 +19,7 @@ BENCHMARKS = {
     for file in (ROOT / "benchmarks").glob("*.py")
     if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
 }
-TOYS = ("grains", "candidates", "galleries", "grouping", "moments", "serving")
+TOYS = ("grains", "candidates", "galleries", "grouping", "moments", "serving", "ten_minutes")
 
 
 def run(name: str, folder: Path, *arguments: object) -> Any:
@@ -74,6 +74,19 @@ def test_moments(checkpoint_path: Path, tmp_path: Path) -> None:
     # There are fewer windows than 100, so that only suppression and boundaries lose any.
     assert points[6, 3, None]["r100"] >= points[6, 3, 0.5]["r100"] > 50
     assert {point["video_r5"] for point in points.values()} == {100}
+
+
+@pytest.mark.slow
+def test_ten_minutes(checkpoint_path: Path, tmp_path: Path) -> None:
+    content = run("ten_minutes", tmp_path, "--checkpoint", checkpoint_path)
+    whole, windows = (content["answers"][name] for name in ("whole", "windows"))
+    assert len(whole) == len(windows) == content["events"] == 10
+    # The whole video has few frames, so that most events have none that could be right.
+    frames = {answer["best_frame_s"] for answer in whole}
+    assert len(frames) <= 4
+    assert sum(answer["is_right"] for answer in whole) <= 4
+    assert {tuple(answer["shown_s"]) for answer in whole} == {(0, 60)}
+    assert all(answer["shown_s"][1] - answer["shown_s"][0] < 20 for answer in windows)
 
 
 @pytest.mark.slow
