@@ -51,16 +51,17 @@ class Searcher:
         model: DeployedModel,
         weights: Callable[[], ScorerWeights],
         thumbnails: Path | None = None,
+        planner: Planner | None = None,
     ) -> None:
         """Prepare to search.
 
         ``weights`` loads the scorer's matrices when needed. ``thumbnails``: folder of the
-        gallery's thumbnails, which hits show.
+        gallery's thumbnails, which hits show. ``planner``: None for one with the usual budget.
         """
         self._thumbnails = thumbnails
         self._model = model
         self._weights = weights
-        self._planner = Planner()
+        self._planner = planner or Planner()
         self._lock = threading.Lock()
         self._samples: WeakKeyDictionary[Snapshot, tuple[Rows, VideoFeatures]] = WeakKeyDictionary()
 

@@ -179,3 +179,13 @@ def test_an_item_whose_client_went_away_is_not_run() -> None:
     assert run.runs == [[0], [2]]
     assert changes[-1] == 0
     assert max(changes) == 2
+
+
+def test_free_threads_share_what_waits() -> None:
+    run = Recorder()
+
+    async def work(tested: Batcher[int, int]) -> list[int]:
+        return await tested.submit_all(list(range(12)))
+
+    assert in_loop(run, work, lanes=2, max_batch=12) == list(range(0, 24, 2))
+    assert sorted(run.runs) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]

@@ -148,7 +148,7 @@ def test_concurrent_searches_share_runs_and_equal_lone_ones(
     # All were encoded at once, and the six with equal options searched at once.
     metrics = service.metrics.text().decode()
     assert 'xclip_batch_size_sum{stage="encode_text"} 8.0' in metrics
-    assert 'xclip_batch_size_bucket{le="4.0",stage="encode_text"} 0.0' in metrics
+    assert 'xclip_batch_size_bucket{le="2.0",stage="encode_text"} 0.0' in metrics
 
 
 def test_too_many_searches_are_told_to_come_back(open_service: OpenService) -> None:

@@ -15,6 +15,8 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 _RETRY_AFTER_S = 1.0
 _CLOCK_S = 1e-3
+_SHARE = 4
+"""Fewest items that one thread takes before it leaves some to another that is free."""
 
 
 @dataclass(eq=False)
@@ -28,7 +30,8 @@ class Batcher(Generic[Item, Outcome]):
     """A bounded queue whose items are run together, on threads of its own.
 
     A run begins once ``max_batch`` items wait, or once the first of them has waited ``wait_s``.
-    While all threads are busy, items wait longer and the next run takes more of them. Every method
+    Free threads share what waits. While all are busy, items wait longer and the next run takes
+    more of them. Every method
     but :meth:`close` belongs to one event loop.
     """
 
@@ -106,8 +109,8 @@ class Batcher(Generic[Item, Outcome]):
 
     def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin every run that is due, and set the timer for the next."""
-        while self._free_lanes and self._is_due(loop.time()):
-            self._begin(loop)
+        if self._is_due(loop.time()):
+            self._begin_all(loop)
         if self._free_lanes and self._waiting and self._timer is None:
             due_s = self._waiting[0].since_s + self._wait_s
             self._timer = loop.call_at(due_s, self._tick, loop)
@@ -116,8 +119,8 @@ class Batcher(Generic[Item, Outcome]):
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         # A timer can fire early by the clock's resolution.
-        if self._free_lanes and self._is_due(loop.time() + _CLOCK_S):
-            self._begin(loop)
+        if self._is_due(loop.time() + _CLOCK_S):
+            self._begin_all(loop)
         self._dispatch(loop)
 
     def _is_due(self, now_s: float) -> bool:
@@ -125,9 +128,14 @@ class Batcher(Generic[Item, Outcome]):
             return True
         return bool(self._waiting) and now_s >= self._waiting[0].since_s + self._wait_s
 
+    def _begin_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._free_lanes and self._waiting:
+            self._begin(loop)
+
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         entries: list[_Entry[Item, Outcome]] = []
-        while self._waiting and len(entries) < self._max_batch:
+        share = max(_SHARE, -(-len(self._waiting) // self._free_lanes))
+        while self._waiting and len(entries) < min(share, self._max_batch):
             entry = self._waiting.popleft()
             if not entry.future.done():  # its client may have gone away
                 entries.append(entry)

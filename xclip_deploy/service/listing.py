@@ -1,16 +1,14 @@
-"""The gallery as responses show it: its summary, its videos, and what was removed."""
+"""Videos of the gallery as responses show them, and their removal."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery import GalleryVideo
 from xclip_deploy.runtime.gallery.records import times_of
 from xclip_deploy.runtime.gallery.walking import rows_of_videos
-from xclip_deploy.service.errors import redacted
 from xclip_deploy.service.naming import check_filter, find_id, names_of
 from xclip_deploy.wire.gallery import (
-    GalleryModel,
     RemovedModel,
     RemoveRequest,
     SegmentModel,
@@ -20,47 +18,6 @@ from xclip_deploy.wire.gallery import (
 
 if TYPE_CHECKING:
     from xclip_deploy.service.state import Service
-
-
-class Summary:
-    """The summary of the gallery, computed once for each of its states."""
-
-    def __init__(self) -> None:
-        self._of: Snapshot | None = None
-        self._model: GalleryModel | None = None
-
-    def model(self, service: Service) -> GalleryModel:
-        """Summarize the gallery in one pass, unless it is as it was. Raises GalleryError."""
-        retriever, settings = service.retriever, service.settings
-        before, known = self._of, self._model
-        snapshot = retriever.gallery.snapshot()
-        if known is not None and before is snapshot:
-            return known
-        stats = retriever.gallery.stats()
-        placement = retriever.model.placement.summary
-        model = GalleryModel(
-            num_videos=stats.num_videos,
-            num_segments=stats.num_segments,
-            num_files=stats.num_files,
-            segmentation=stats.segmentation,
-            total_duration_s=stats.total_duration_s,
-            metadata=dict(stats.metadata),
-            size_bytes=stats.size_bytes,
-            has_index=stats.has_index,
-            fingerprint=stats.fingerprint,
-            family=retriever.model.config.family.value,
-            placement=placement if settings.show_paths else redacted(placement),
-            can_add_paths=bool(settings.roots) and not settings.read_only,
-            can_upload=not settings.read_only,
-        )
-        if retriever.gallery.snapshot() is snapshot:
-            self._model, self._of = model, snapshot
-        return model
-
-
-def gallery_model(service: Service) -> GalleryModel:
-    """Return the summary of the gallery. Raises GalleryError."""
-    return service.summary.model(service)
 
 
 def list_videos(service: Service, where: str | None, limit: int, offset: int) -> VideoPage:

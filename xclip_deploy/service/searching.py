@@ -23,6 +23,7 @@ from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOptions
+from xclip_deploy.runtime.search.planner import Planner
 from xclip_deploy.runtime.search.scope import find_video
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.tokenizer import clean_text
@@ -34,6 +35,8 @@ from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.wire.search import SearchFields, SimilarityFields
 
 _MAX_LANES = 4
+_EXACT_BUDGET_S = 0.004
+"""Longest time to score a whole gallery for one text, seconds: searches of others wait for it."""
 _OPTIONS = tuple(each.name for each in fields(SearchOptions) if each.name != "query_bank")
 _MAX_BANKS = 8
 """Query banks whose embeddings are kept."""
@@ -72,7 +75,9 @@ class Searching:
         self._limits = threadpool_limits(1, user_api="blas")
         self.model = _search_model(retriever, settings)
         self.weights = cache(retriever.bundle.scorer_weights)
-        self._searcher = Searcher(self.model, self.weights, retriever.gallery.thumbnails)
+        self._searcher = Searcher(
+            self.model, self.weights, retriever.gallery.thumbnails, Planner(_EXACT_BUDGET_S)
+        )
         self._banks: OrderedDict[tuple[str, ...], QueryBank] = OrderedDict()
         self._lock = threading.Lock()
         on_cpu = self.model.placement.device == "cpu"

@@ -17,12 +17,12 @@ from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.health import Health
 from xclip_deploy.service.jobs.ledger import Ledger
 from xclip_deploy.service.jobs.queue import Jobs
-from xclip_deploy.service.listing import Summary
 from xclip_deploy.service.media import MediaLibrary
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.query_files import QueryFiles
 from xclip_deploy.service.searching import Searching
 from xclip_deploy.service.settings import ServiceSettings
+from xclip_deploy.service.summary import Summary
 from xclip_deploy.service.uploads import Uploads
 
 P = ParamSpec("P")
@@ -54,7 +54,7 @@ class Service:
             session=settings.session,
         )
         self.searching = Searching(self.retriever, settings, self.metrics)
-        self.summary = Summary()
+        self.summary = Summary(self.retriever, settings)
         self.query_files = QueryFiles(settings, self.retriever.reading)
         self.media = MediaLibrary(settings, self.retriever, self.metrics)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")

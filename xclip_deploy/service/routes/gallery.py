@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.service.errors import Refusal
-from xclip_deploy.service.listing import gallery_model, list_videos, remove_videos, video_model
+from xclip_deploy.service.listing import list_videos, remove_videos, video_model
 from xclip_deploy.service.state import Service, service_of
 from xclip_deploy.wire import GalleryModel, RemovedModel, RemoveRequest, VideoModel, VideoPage
 from xclip_deploy.wire.gallery import MAX_PAGE
@@ -21,7 +21,7 @@ MAX_OFFSET = 1 << 31
 @router.get("/gallery")
 async def describe(service: ServiceOf) -> GalleryModel:
     """Describe the gallery and the model."""
-    return await service.run(gallery_model, service)
+    return await service.run(service.summary.model)
 
 
 @router.post("/gallery/refresh", status_code=204)
