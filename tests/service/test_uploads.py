@@ -76,11 +76,16 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def is_settled(service: Service) -> bool:
+    """Tell whether no job has a claim on a file. A job is seen as ended shortly before."""
+    with service.uploads._lock:
+        return not service.uploads._claims
+
+
 def stored(client: TestClient) -> list[str]:
     """Files in the store, as content/name; unfinished ones too."""
     service = service_of(client)
-    # A job is seen as ended shortly before its files are let go.
-    until(lambda: not service.uploads._claims)
+    until(lambda: is_settled(service))
     folder = service.uploads.folder
     found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     return sorted(found)
@@ -209,7 +214,7 @@ def test_equal_content_is_stored_once(open_service: Callable[..., TestClient], f
     (content,) = first["videos"]
     assert stored(client) == [f"{content}/Frosch im Teich.webm"]
     service = service_of(client)
-    until(lambda: not service.uploads._claims)
+    until(lambda: is_settled(service))
     assert service.uploads.stored_bytes == len(frog)
     video = service.retriever.gallery.snapshot().videos(
         service.retriever.gallery.snapshot().matching(f"fingerprint = '{content}'")

@@ -46,6 +46,8 @@ class Service:
         self.settings = settings
         self.metrics = metrics or ServiceMetrics()
         self.health = health or Health()
+        # It claims the folder of data, so it comes before what takes time.
+        self._ledger = Ledger(settings.data / "jobs.sqlite")
         self.retriever = Retriever(
             settings.bundle,
             settings.gallery,
@@ -65,7 +67,6 @@ class Service:
             lambda: self._num_videos, lambda: self._num_segments, lambda: self.health.is_ready
         )
         self.follow_gallery()
-        self._ledger = Ledger(settings.data / "jobs.sqlite")
         self.uploads = Uploads(settings, self._ledger)
         self.jobs = Jobs(settings, self.retriever, self._ledger, self.uploads, self.metrics)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import TypeAdapter
 
@@ -87,7 +86,7 @@ class Ledger:
             )
             self._open()
         except (sqlite3.Error, Refusal) as error:
-            os.close(self._claim)
+            self._claim.close()
             raise InvalidArgumentError(
                 f"{path}: the ledger of jobs cannot be used: {error}; expected a database of this "
                 "release in a folder with room; to begin without its jobs, move it away"
@@ -112,10 +111,8 @@ class Ledger:
     def close(self) -> None:
         """Close the database. Closing it twice does no harm."""
         with self._lock:
-            if self._claim >= 0:
-                self._connection.close()
-                os.close(self._claim)
-                self._claim = -1
+            self._connection.close()
+            self._claim.close()
 
     @property
     def first_event(self) -> int:
@@ -257,24 +254,24 @@ class Ledger:
                 raise
 
 
-def _claim(path: Path) -> int:
-    """Lock the folder against another service until the descriptor is closed."""
+def _claim(path: Path) -> IO[bytes]:
+    """Lock the folder against another service until the file is closed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = path.open("ab")
     except OSError as error:
         raise InvalidArgumentError(
             f"{path.parent}: cannot be written: {error.strerror or error}; expected a folder of "
             "the service's own"
         ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(descriptor)
+        file.close()
         raise InvalidArgumentError(
             f"{path.parent}: another service uses this folder; expected one of its own: --data"
         ) from error
-    return descriptor
+    return file
 
 
 def _is_full(error: sqlite3.Error) -> bool:
