@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import CLIPS, SAMPLES, Media, Own
+from running_services import served
 from starlette.datastructures import Headers
 
 from xclip_deploy.service.media.files import OpenFile
@@ -272,3 +273,32 @@ def test_a_real_server_sends_ranges(live_address: str, videos_path: Path) -> Non
     found = httpx2.get(address, headers={"Range": "bytes=1000-1999"})
     assert (found.status_code, found.content) == (206, path.read_bytes()[1000:2000])
     assert httpx2.head(address).headers["content-length"] == str(path.stat().st_size)
+
+
+def test_a_player_that_jumps_leaves_the_rest(tmp_path: Path) -> None:
+    """A player opens an end that is open, takes what it needs and hangs up."""
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(400 << 20)
+    read: list[int] = []
+
+    class Counted(OpenFile):
+        def read(self, place: int, count: int) -> bytes:
+            chunk = super().read(place, count)
+            read.append(len(chunk))
+            return chunk
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            content = Counted(os.open(path, os.O_RDONLY))
+            headers = Headers(scope=scope)
+            response = OpenFileResponse(content, headers, "video/mp4", Validity('"a"', True))
+            await response(scope, receive, send)
+
+    with served(None, app) as address:  # type: ignore[arg-type]
+        for start in (0, 390 << 20, 200 << 20):
+            headers = {"Range": f"bytes={start}-"}
+            with httpx2.stream("GET", address, headers=headers) as found:
+                assert found.status_code == 206
+                next(found.iter_bytes(256 << 10))
+    assert 0 < sum(read) < 0.05 * (400 << 20)

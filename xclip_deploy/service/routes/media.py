@@ -293,9 +293,18 @@ async def _unless_gone(request: Request, made: Coroutine[Any, Any, Response]) ->
             return making.result()
         return Response(status_code=CLIENT_GONE)
     finally:
-        for task in (making, leaving):
+        await _end(making, leaving)
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks until they end, since Python 3.11 swallows a cancellation of ``wait_for``."""
+    while not all(task.done() for task in tasks):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(making, leaving, return_exceptions=True)
+        await asyncio.wait(tasks, timeout=0.05)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # asyncio logs errors that nobody looked at
 
 
 async def _gone(request: Request) -> None:
