@@ -24,7 +24,7 @@ QUERY = "a yellow triangle shrinks while a green circle flashes"
 @pytest.mark.slow
 @pytest.mark.skipif(FOLDER is None, reason="XCLIP_DEPLOY_PICTURES names no folder for pictures")
 def test_pictures(
-    visit: Any, open_live: Callable[..., str], bundle_path: Path, clips: Path, tmp_path: Path
+    open_live: Callable[..., str], visit: Any, bundle_path: Path, clips: Path, tmp_path: Path
 ) -> None:
     assert FOLDER is not None
     folder = Path(FOLDER)
