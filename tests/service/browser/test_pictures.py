@@ -58,8 +58,8 @@ def test_pictures(
 
 
 def take(site: Any, path: Path) -> None:
-    """Take a picture of the page, with few colours, as it is part of the repository."""
+    """Take a picture of the page, packed well, as it is part of the repository."""
     site.page.screenshot(path=path)
     with Image.open(path) as picture:
-        few = picture.convert("RGB").quantize(200, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
+        content = picture.convert("RGB")
+    content.save(path, optimize=True)
