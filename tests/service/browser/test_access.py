@@ -29,8 +29,15 @@ def check(site: Any, state: str) -> None:
     assert not told, "\n".join(told)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [(1280, 800), (360, 740)], ids=["desk", "phone"])
+@pytest.mark.parametrize(
+    ("scheme", "size"),
+    [
+        ("light", (1280, 800)),
+        pytest.param("dark", (1280, 800), marks=pytest.mark.slow),
+        pytest.param("light", (360, 740), marks=pytest.mark.slow),
+        ("dark", (360, 740)),
+    ],
+)
 def test_no_state_violates_the_rules(
     visit: Any, live_address: str, scheme: Any, size: tuple[int, int]
 ) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 from numbered_movies import write_movie
 
@@ -32,7 +33,7 @@ def outcome(site: Any) -> str:
     return text
 
 
-def test_an_added_video_is_found(visit: Any, open_live: OpenLive, tmp_path: Path) -> None:
+def test_an_added_video_is_found(open_live: OpenLive, visit: Any, tmp_path: Path) -> None:
     movie = write_movie(tmp_path / "new movie.mp4", 6)
     site = visit(open_live())
     page = site.page
@@ -54,7 +55,8 @@ def test_an_added_video_is_found(visit: Any, open_live: OpenLive, tmp_path: Path
     assert "1 added" in outcome(site), "a reload forgot the job"
 
 
-def test_files_that_fail_are_named(visit: Any, open_live: OpenLive, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_files_that_fail_are_named(open_live: OpenLive, visit: Any, tmp_path: Path) -> None:
     movie = write_movie(tmp_path / "whole.mp4", 4)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(movie.read_bytes()[:2000])
@@ -66,8 +68,9 @@ def test_files_that_fail_are_named(visit: Any, open_live: OpenLive, tmp_path: Pa
     assert str(tmp_path) not in told
 
 
+@pytest.mark.slow
 def test_dropped_videos_are_added_and_others_left_out(
-    visit: Any, open_live: OpenLive, tmp_path: Path
+    open_live: OpenLive, visit: Any, tmp_path: Path
 ) -> None:
     movie = write_movie(tmp_path / "dropped.mp4", 4)
     notes = tmp_path / "notes.txt"
@@ -80,8 +83,9 @@ def test_dropped_videos_are_added_and_others_left_out(
     assert "1 added" in outcome(site)
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_server_is_added_below_its_roots_alone(
-    visit: Any, open_live: OpenLive, tmp_path: Path
+    open_live: OpenLive, visit: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "open").mkdir()
     write_movie(tmp_path / "open" / "one.mp4", 4)
@@ -99,7 +103,8 @@ def test_a_folder_of_the_server_is_added_below_its_roots_alone(
     assert "1 added" in outcome(site)
 
 
-def test_a_video_is_removed_after_a_question(visit: Any, open_live: OpenLive) -> None:
+@pytest.mark.slow
+def test_a_video_is_removed_after_a_question(open_live: OpenLive, visit: Any) -> None:
     site = visit(open_live())
     page = site.page
     page.get_by_role("button", name="Remove numbers.mp4").click()
@@ -113,8 +118,9 @@ def test_a_video_is_removed_after_a_question(visit: Any, open_live: OpenLive) ->
     site.wait("document.getElementById('summary').textContent.startsWith('6 videos')")
 
 
+@pytest.mark.slow
 def test_an_empty_gallery_tells_how_to_start(
-    visit: Any, open_live: OpenLive, tmp_path: Path
+    open_live: OpenLive, visit: Any, tmp_path: Path
 ) -> None:
     site = visit(open_live(gallery=tmp_path / "gallery"))
     page = site.page
@@ -127,7 +133,7 @@ def test_an_empty_gallery_tells_how_to_start(
     assert site.search("numbers").count() == 1
 
 
-def test_the_token_opens_the_page(visit: Any, open_live: OpenLive) -> None:
+def test_the_token_opens_the_page(open_live: OpenLive, visit: Any) -> None:
     site = visit(open_live(token=TOKEN), is_ready=False)
     site.expect_refusals()
     page = site.page

@@ -48,7 +48,7 @@ def write_long(path: Path, seconds: int) -> Path:
 
 @pytest.mark.slow
 def test_an_hour_into_two_hours_transfers_little(
-    visit: Any, open_live: Callable[..., str], bundle_path: Path, tmp_path: Path
+    open_live: Callable[..., str], visit: Any, bundle_path: Path, tmp_path: Path
 ) -> None:
     movie = write_long(tmp_path / "long.mp4", HOURS_S)
     size = movie.stat().st_size

@@ -24,7 +24,7 @@ QUERY = "a yellow triangle shrinks while a green circle flashes"
 @pytest.mark.slow
 @pytest.mark.skipif(FOLDER is None, reason="XCLIP_DEPLOY_PICTURES names no folder for pictures")
 def test_pictures(
-    visit: Any, open_live: Callable[..., str], bundle_path: Path, clips: Path, tmp_path: Path
+    open_live: Callable[..., str], visit: Any, bundle_path: Path, clips: Path, tmp_path: Path
 ) -> None:
     assert FOLDER is not None
     folder = Path(FOLDER)
@@ -58,8 +58,8 @@ def test_pictures(
 
 
 def take(site: Any, path: Path) -> None:
-    """Take a picture of the page, with few colours, as it is part of the repository."""
+    """Take a picture of the page, packed well, as it is part of the repository."""
     site.page.screenshot(path=path)
     with Image.open(path) as picture:
-        few = picture.convert("RGB").quantize(200, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
+        content = picture.convert("RGB")
+    content.save(path, optimize=True)

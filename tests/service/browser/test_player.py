@@ -69,8 +69,9 @@ def test_the_timeline_seeks_by_keys_and_clicks(site: Any) -> None:
     assert abs(site.shown_number() - 300) <= 2
 
 
+@pytest.mark.slow
 def test_what_the_browser_cannot_play_is_converted_and_shows_the_same_frame(
-    visit: Any, open_live: Callable[..., str], settings_of: Any, tmp_path: Path
+    open_live: Callable[..., str], visit: Any, tmp_path: Path
 ) -> None:
     movie = write_movie(tmp_path / "old.avi", 20, codecs=("mpeg4", "mp2"), sounds=((0, 20),))
     site = visit(open_live(roots=(tmp_path,)))
