@@ -230,12 +230,13 @@ class LanceStore:
             self._committed.note()
             names = {index.name for index in self._table.list_indices()}
             count = self._table.count_rows()
-            for column, name in COLUMN_INDICES.items():
-                if count and name not in names:
+            for column, index in COLUMN_INDICES.items():
+                if count and index not in names:
                     from lancedb.index import BTree
 
-                    progress(Progress("optimizing", 1, None, note=f"indexing {column}"))
-                    self._table.create_index(column, config=BTree(), name=name)
+                    what = "ids" if column == "id" else "fingerprints"
+                    progress(Progress("optimizing", 1, None, note=f"indexing {what}"))
+                    self._table.create_index(column, config=BTree(), name=index)
             partitions = partitions_for(count)
             old = [name for name in names if name.startswith(VECTOR_INDEX)]
             # optimize() has extended the index. One for far fewer videos is rebuilt.

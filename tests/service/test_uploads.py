@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -452,8 +453,8 @@ def test_a_bomb_does_not_end_the_service(
         stream = container.add_stream("mpeg4", rate=2)
         stream.width, stream.height, stream.pix_fmt = 4096, 4096, "yuv420p"
         for _ in range(2):
-            black = av.VideoFrame(4096, 4096, "yuv420p")
-            container.mux(stream.encode(black))
+            grey = av.VideoFrame.from_ndarray(np.full((6144, 4096), 128, np.uint8), "yuv420p")
+            container.mux(stream.encode(grey))
         container.mux(stream.encode(None))
     assert path.stat().st_size < 1_000_000
     monkeypatch.setattr(work, "UPLOADS", replace(work.UPLOADS, memory_bytes=48 << 20))

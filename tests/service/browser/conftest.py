@@ -139,14 +139,14 @@ def kind_of(path: Path) -> str:
     return {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}.get(path.suffix, "")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def playwright() -> Iterator[Any]:
-    # It keeps an event loop running in this thread, so that it ends with these tests.
+    # It keeps an event loop running in this thread, so that it ends with each module.
     with playwright_api.sync_playwright() as started:
         yield started
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium(playwright: Any) -> Iterator[Any]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
@@ -156,7 +156,7 @@ def chromium(playwright: Any) -> Iterator[Any]:
     browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def firefox(playwright: Any) -> Iterator[Any]:
     if not Path(playwright.firefox.executable_path).exists():
         pytest.skip("Playwright's Firefox is not installed")
