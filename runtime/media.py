@@ -14,6 +14,8 @@ from xclip_deploy.runtime.presentation import time_text
 
 CutMode = Literal["exact", "copy"]
 """How seconds are cut out: encoded anew, or copied from the key frame before."""
+CutQuality = Literal["full", "playback"]
+"""What seconds that are encoded anew are for: keeping them, or playing them at once."""
 
 
 @dataclass(frozen=True)

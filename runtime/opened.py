@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
-from xclip_deploy.runtime.arguments import PathName, as_path, as_truth
+from xclip_deploy.runtime.arguments import PathName, as_path, as_sequence, as_truth
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
@@ -21,12 +22,14 @@ from xclip_deploy.runtime.video import (
     VideoFrames,
     VideoLike,
     VideoReader,
-    frames_of,
     read_frames,
+    read_or_take,
 )
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_LOG = logging.getLogger(__name__)
 
 
 class Opened:
@@ -82,16 +85,19 @@ class Opened:
         """Embed any number of videos.
 
         ``videos``: files, frames from :meth:`read_video`, or uint8 RGB [n, height, width, 3] at
-        the model's rate of frames; more than the model takes are thinned out evenly. Raises
-        VideoError, InvalidArgumentError.
+        the model's rate of frames; more than the model takes are thinned out evenly. A log
+        message warns of a damaged video and of one that is thinned out more than three times.
+        Raises VideoError, InvalidArgumentError.
         """
-        self._check_open()
-        return self.model.encode_videos(frames_of(videos, self.reading))
+        return self._encode_read(videos)[0]
 
     def encode_frames(
         self, frames: npt.NDArray[np.uint8], num_frames: npt.NDArray[np.integer[Any]]
     ) -> VideoFeatures:
-        """Embed videos from prepared frames: see :meth:`DeployedModel.encode_frames`."""
+        """Embed videos from prepared frames: see :meth:`DeployedModel.encode_frames`.
+
+        Prepared frames carry no times, so that nothing warns of frames that are far apart.
+        """
         return self.model.encode_frames(frames, num_frames)
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
@@ -143,6 +149,16 @@ class Opened:
     def _snapshot(self) -> Snapshot:
         self._check_open()
         return self.gallery.snapshot()
+
+    def _encode_read(self, videos: object) -> tuple[VideoFeatures, tuple[str, ...]]:
+        """Embed videos as :meth:`encode_videos` does; return the warnings that it logs, too."""
+        self._check_open()
+        given = as_sequence("videos", videos, "videos")
+        read = [read_or_take(video, self.reading) for video in given]
+        warnings = tuple(warning for frames in read for warning in frames.warnings)
+        for warning in warnings:
+            _LOG.warning("%s", warning)
+        return self.model.encode_videos([frames.frames for frames in read]), warnings
 
     def _encode_words(self, texts: Sequence[str]) -> TextFeatures:
         self._check_open()

@@ -258,6 +258,9 @@ class SearchResults(Sequence[SearchResult]):
     """Number of segments in the gallery; None where every video is one."""
     note: str = ""
     """Reason for hits or confidences that are missing; empty where none are."""
+    warnings: tuple[str, ...] = ()
+    """Faults of the video that was searched by, and frames of it that are far apart. Each is
+    logged, too."""
 
     @property
     def is_truncated(self) -> bool:
@@ -289,6 +292,7 @@ class SearchResults(Sequence[SearchResult]):
             num_videos=self.num_videos,
             **({"truncated_tokens": self.truncated_tokens} if self.is_truncated else {}),
             **({"note": self.note} if self.note else {}),
+            **({"warnings": self.warnings} if self.warnings else {}),
         )
 
     def _repr_html_(self) -> str:
@@ -310,8 +314,8 @@ class SearchResults(Sequence[SearchResult]):
         title = f"{len(self.hits)} of {self.num_videos} videos, {self.method}: {self.reason}"
         if self.is_truncated:
             title += f"; the query's last {self.truncated_tokens} tokens were not read"
-        if self.note:
-            title += f"; {self.note}"
+        for said in filter(None, [self.note, *self.warnings]):
+            title += f"; {said}"
         return html_table(title, [*fields, *names], rows, len(self.hits))
 
     def to_dict(self) -> dict[str, Any]:
@@ -325,6 +329,7 @@ class SearchResults(Sequence[SearchResult]):
             "truncated_tokens": self.truncated_tokens,
             "num_segments": self.num_segments,
             "note": self.note,
+            "warnings": list(self.warnings),
         }
 
     def to_arrow(self) -> pa.Table:

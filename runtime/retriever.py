@@ -272,8 +272,10 @@ class Retriever(Opened):
         chosen = SearchOptions.of(k, options)
         if video is None:
             return self._search_texts([text], chosen)[0]
-        cuts = self.model.count_cut([text])
-        query = Query(self._encode_words([text]), self.encode_videos([video]), weight, *cuts)
+        (cut,) = self.model.count_cut([text])
+        words = self._encode_words([text])
+        features, warnings = self._encode_read([video])
+        query = Query(words, features, weight, cut, warnings)
         return self._searcher.search([query], self._snapshot(), chosen)[0]
 
     @spells_out(SearchKeywords)
@@ -291,11 +293,13 @@ class Retriever(Opened):
 
         ``video``: a file, frames from :func:`read_video`, or uint8 RGB [n, height, width, 3], at
         the model's rate of frames. The score is the cosine of the two video embeddings. A search
-        finds the video itself too if the gallery holds it. ``options``: see
+        finds the video itself too if the gallery holds it. Results have ``warnings`` of a damaged
+        file, and of a long one that is seen in few frames. ``options``: see
         :class:`SearchOptions`. Raises VideoError, InvalidArgumentError, GalleryError.
         """
         chosen = SearchOptions.of(k, options)
-        query = Query(None, self.encode_videos([video]))
+        features, warnings = self._encode_read([video])
+        query = Query(None, features, warnings=warnings)
         return self._searcher.search([query], self._snapshot(), chosen)[0]
 
     @spells_out(SimilarityKeywords)

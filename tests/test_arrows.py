@@ -55,7 +55,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("bfloat16", "tensorrt"),
         ("exporter",),
     ),
-    "xclip_deploy": (("evaluation", "moment_evaluation"), ("__init__",), ("cli",)),
+    "xclip_deploy": (
+        ("evaluation", "moment_evaluation", "wire"),
+        ("client", "service"),
+        ("__init__",),
+        ("cli",),
+    ),
 }
 """Modules and packages of each folder, from the ground up. One may import from floors below it and
 from its own package. A new module or package needs a place here. All stand on ``errors``."""

@@ -37,6 +37,7 @@ COMMANDS = (
     "verify",
     "bench",
     "inspect",
+    "serve",
 )
 GROUPS = ("gallery",)
 FROG, TURNED = "mdn_frog.webm", "edge_cases/decord_video_90.mov"

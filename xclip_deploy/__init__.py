@@ -9,6 +9,7 @@
 package is fast, and the runtime needs no PyTorch. The rest of the public interface is imported
 from submodules::
 
+    xclip_deploy.client                 AsyncJob, Job, TextBank
     xclip_deploy.errors                 every error; their tree and exit statuses
     xclip_deploy.moment_evaluation      SearchRanker, index_moments
     xclip_deploy.runtime.arguments      PathName
@@ -49,6 +50,7 @@ from typing import TYPE_CHECKING
 from xclip_deploy.errors import MissingExtraError, XclipDeployError
 
 if TYPE_CHECKING:
+    from xclip_deploy.client import AsyncClient, Client
     from xclip_deploy.evaluation import evaluate
     from xclip_deploy.export.exporter import export_bundle
     from xclip_deploy.export.tensorrt import build_engines
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "client": ("AsyncClient", "Client"),
     "evaluation": ("evaluate",),
     "export.exporter": ("export_bundle",),
     "export.tensorrt": ("build_engines",),
@@ -114,6 +117,7 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _EXTRA_OF_PACKAGE = {
+    "httpx2": "client",
     "matplotlib": "train",
     "tomli": "train",
     "torch": "export",
@@ -124,9 +128,11 @@ _EXTRA_OF_PACKAGE = {
 }
 
 __all__ = [
+    "AsyncClient",
     "AsyncRetriever",
     "Bundle",
     "CheckpointOptions",
+    "Client",
     "DeployedModel",
     "Explanation",
     "FrameSampling",

@@ -40,7 +40,12 @@ The whole tree, with the exit status that the command line gives each branch::
     │   └── MissingVideosError                more annotated videos without a file than allowed
     ├── TrainingError                    12   (a run that cannot go on)
     ├── VerificationError                13   (a graph or engine differs from its model)
-    └── OutputError                      14   (standard output cannot be written)
+    ├── OutputError                      14   (standard output cannot be written)
+    └── ServiceError                     15   (a service that fails, refuses, or is another)
+        ├── ServiceConnectionError            no connection, or one that broke
+        ├── ServiceTimeoutError               no answer in time
+        ├── ServiceBusyError                  too many requests, or a service that shuts down
+        └── ServiceAccessError                a token that is missing or wrong, or no permission
 
 A message is one line. It says what was found, what was expected and, where one exists, the
 command that mends it.
@@ -286,3 +291,44 @@ class OutputError(XclipDeployError):
     """Results cannot be written to standard output: it is closed, or its disk is full."""
 
     exit_code = 14
+
+
+class ServiceError(XclipDeployError):
+    """A service failed, refused a request, or gave an answer that the client does not know."""
+
+    exit_code = 15
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        kind: str | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        """HTTP status of the answer; None where there was none."""
+        self.kind = kind
+        """The service's name of the error; None where it gave none."""
+        self.request_id = request_id
+        """Id of the request in the service's log."""
+        self.retry_after_s = retry_after_s
+        """Time after which the service asks for the request again, seconds."""
+
+
+class ServiceConnectionError(ServiceError):
+    """No connection to a service could be made, or it broke."""
+
+
+class ServiceTimeoutError(ServiceError):
+    """A service did not answer in time."""
+
+
+class ServiceBusyError(ServiceError):
+    """A service has too many requests, or shuts down; the request was not carried out."""
+
+
+class ServiceAccessError(ServiceError):
+    """A service wants another token, or does not allow the request."""

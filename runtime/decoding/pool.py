@@ -37,6 +37,7 @@ class _Task(Generic[Key]):
     path: str
     wants_frames: Callable[[str], bool]
     segmentation: Segmentation
+    is_image: bool
 
 
 class DecoderPool(Generic[Key]):
@@ -111,17 +112,21 @@ class DecoderPool(Generic[Key]):
         path: str | os.PathLike[str],
         wants_frames: Callable[[str], bool] = lambda _content_sha256: True,
         segmentation: Segmentation | None = None,
+        *,
+        is_image: bool = False,
     ) -> None:
         """Queue a video; the next free decoder reads it.
 
         ``path`` is absolute. Another thread calls ``wants_frames`` with the file's SHA-256; the
         decoder decodes the video only if it returns True. A video that ``segmentation`` cuts is
-        read as a stream; None leaves every video whole.
+        read as a stream; None leaves every video whole. ``is_image``: whether the file is an image,
+        which counts as a video of one frame.
         """
         if self._closed.is_set():
             raise InvalidArgumentError("the pool of decoders is closed")
         self.in_flight += 1
-        self._tasks.put(_Task(key, str(path), wants_frames, segmentation or Segmentation.whole()))
+        cut = segmentation or Segmentation.whole()
+        self._tasks.put(_Task(key, str(path), wants_frames, cut, is_image))
         with self._news:
             busy = len(self._streams)  # with videos that were taken already
         if len(self._threads) < min(self.workers, self.in_flight + busy):
@@ -214,6 +219,7 @@ class DecoderPool(Generic[Key]):
                             self._timeout_s,
                             task.wants_frames,
                             self._news,
+                            is_image=task.is_image,
                         )
                         self._successes += 1
                         return process, content

@@ -116,19 +116,27 @@ class DecoderProcess:
         timeout_s: float,
         wants_frames: Callable[[str], bool],
         news: threading.Condition | None = None,
+        *,
+        is_image: bool = False,
     ) -> FileContent:
         """Read one video. Before decoding, ask ``wants_frames`` with the file's SHA-256.
 
         ``timeout_s`` limits the time for decoding, and for silence while the file is hashed,
         seconds. Of a long video, a stream without frames is returned, which notifies ``news``;
-        :meth:`fill` then reads the frames.
+        :meth:`fill` then reads the frames. ``is_image``: whether the file is an image.
 
         Raises VideoError for a video that cannot be read; the process may have crashed or hung
         on it. Afterwards, :meth:`is_alive` tells whether the process can read another video.
         Raises WentAwayError if another decoder must read this video.
         """
         with self._blaming(path, timeout_s):
-            return self._read(path, reading, segmentation, timeout_s, wants_frames, news)
+            request = {
+                "path": path,
+                "reading": reading.to_dict(),
+                "segmentation": segmentation.text,
+                "is_image": is_image,
+            }
+            return self._read(request, path, reading, timeout_s, wants_frames, news)
 
     def fill(self, stream: FrameStream, path: str, reading: VideoReading, timeout_s: float) -> None:
         """Read the frames of a long video into its stream, or until that is closed.
@@ -179,18 +187,13 @@ class DecoderProcess:
 
     def _read(
         self,
+        request: dict[str, Any],
         path: str,
         reading: VideoReading,
-        segmentation: Segmentation,
         timeout_s: float,
         wants_frames: Callable[[str], bool],
         news: threading.Condition | None,
     ) -> FileContent:
-        request = {
-            "path": path,
-            "reading": reading.to_dict(),
-            "segmentation": segmentation.text,
-        }
         try:
             self._channel.send(request)
             answer = self._channel.receive(timeout_s)

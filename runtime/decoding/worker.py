@@ -1,7 +1,8 @@
 """The program of a decoder process. It may crash or hang without harm to its parent.
 
 ``python -m xclip_deploy.runtime.decoding.worker PARENT`` reads requests from standard input and
-writes answers to standard output. For each request ``{path, reading, segmentation}`` it sends
+writes answers to standard output. For each request
+``{path, reading, segmentation, is_image}`` it sends
 
 - ``{hashing}`` about once a second while it hashes a long file;
 - ``{content_sha256, size_bytes, modified_ns}``, to which the parent replies ``{decode}``;
@@ -31,12 +32,16 @@ from xclip_deploy.runtime.decoding.channel import (
     ChannelTimeoutError,
 )
 from xclip_deploy.runtime.video import (
+    NO_POLICY,
     LongVideo,
     Segmentation,
     VideoFrames,
     VideoReading,
+    current_policy,
+    limited_memory,
     read_blocks,
     read_frames,
+    read_image,
 )
 
 IDLE_S = 60.0
@@ -49,8 +54,8 @@ _PIPE_BYTES = 1 << 20
 
 def main() -> None:
     """Answer requests until there are no more."""
-    _die_with(int(sys.argv[1]))
-    channel = _take_over_standard_streams()
+    die_with(int(sys.argv[1]))
+    channel = take_over_standard_streams()
     with contextlib.suppress(ChannelClosedError, ChannelTimeoutError):
         channel.send({"ready": os.getpid()})
         while True:
@@ -61,7 +66,11 @@ def _answer(channel: Channel, request: dict[str, Any]) -> None:
     path = request["path"]
     try:
         reading = VideoReading.from_dict(request["reading"])
-        _read(channel, Path(path), reading, Segmentation.from_text(request["segmentation"]))
+        segmentation = Segmentation.from_text(request["segmentation"])
+        policy = reading.policy or NO_POLICY
+        with policy.enforced(), limited_memory(policy.memory_bytes):
+            policy.check_place(path)
+            _read(channel, Path(path), reading, segmentation, is_image=request["is_image"])
     except VideoError as error:
         channel.send({"error": str(error)})
     except OSError as error:
@@ -75,7 +84,14 @@ def _answer(channel: Channel, request: dict[str, Any]) -> None:
         channel.send({"error": f"{path}: cannot be read: {type(error).__name__}: {said}"})
 
 
-def _read(channel: Channel, path: Path, reading: VideoReading, segmentation: Segmentation) -> None:
+def _read(
+    channel: Channel,
+    path: Path,
+    reading: VideoReading,
+    segmentation: Segmentation,
+    *,
+    is_image: bool,
+) -> None:
     if not path.is_file() or path.stat().st_size == 0:
         read_frames(path, reading)  # raises the error that says what is wrong
     before = path.stat()
@@ -92,7 +108,11 @@ def _read(channel: Channel, path: Path, reading: VideoReading, segmentation: Seg
     if not channel.receive()["decode"]:
         return
     alive = _Pulse(channel)
-    video = read_blocks(path, reading, segmentation, alive)
+    video: VideoFrames | LongVideo
+    if is_image:
+        video = read_image(path, reading.image_size)
+    else:
+        video = read_blocks(path, reading, segmentation, alive)
     if isinstance(video, LongVideo):
         _stream(channel, path, before, video, alive)
     elif not _has_changed(channel, path, before):
@@ -166,15 +186,18 @@ def _hash(channel: Channel, path: Path) -> str:
 
 
 def _has_changed(channel: Channel, path: Path, before: os.stat_result) -> bool:
+    current_policy().check_place(path)
     after = path.stat()
-    if (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+    # Behind a link that was put in place meanwhile lies another file.
+    names = ("st_size", "st_mtime_ns", "st_dev", "st_ino")
+    if all(getattr(after, name) == getattr(before, name) for name in names):
         return False
     said = f"{path}: changed while it was read; run the command again when it is complete"
     channel.send({"error": said, "changed": True})
     return True
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent ends, even in the middle of a video."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -182,7 +205,7 @@ def _die_with(parent: int) -> None:
         sys.exit(0)
 
 
-def _take_over_standard_streams() -> Channel:
+def take_over_standard_streams() -> Channel:
     """Reserve the pipes for messages, and send what libraries print to standard error."""
     requests, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)

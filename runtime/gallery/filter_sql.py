@@ -68,6 +68,24 @@ def outside(rows: Rows, condition: str | None) -> str:
     return _joined("and", [*parts, *([] if condition is None else [condition])])
 
 
+def named_sql(paths: Sequence[str], name: str | None) -> str:
+    """Return the condition for first segments with one of ``paths``, or with a file name.
+
+    Names with a line feed can match too much.
+    """
+    parts = [f"array_has(paths, {quoted(path)})" for path in paths]
+    if name is not None:
+        ending = f"%/{escaped(name)}"
+        lines = "concat(array_to_string(paths, '\n'), '\n')"  # a path on each
+        parts += [f"id like {quoted(ending)}", f"{lines} like {quoted(ending + chr(10) + '%')}"]
+    return f"_segment = 0 and ({' or '.join(parts)})"
+
+
+def escaped(text: str) -> str:
+    """Escape a text, so that as an SQL pattern it matches itself."""
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
 def quoted(value: str) -> str:
     """Quote a text as an SQL literal."""
     return "'" + value.replace("'", "''") + "'"

@@ -275,3 +275,18 @@ class _Parser:
         if not math.isfinite(number) or (isinstance(number, int) and abs(number) >= 1 << 63):
             raise filter_error(self._where, f"{text:.40} is no number of 64 bits")
         return number
+
+
+def names_in(where: str) -> set[str]:
+    """Return every name that a filter may use as a column, in lower case, texts left out.
+
+    What cannot be parsed ends the search: :func:`parse_filter` refuses such a filter.
+    """
+    found, start = set(), 0
+    while (token := _TOKEN.match(where, start)) is not None and token.lastgroup != "end":
+        if token.lastgroup == "word":
+            found.add(token["word"].lower())
+        elif token.lastgroup == "quoted":
+            found.add(token["quoted"][1:-1].lower())
+        start = token.end()
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.errors import GalleryIntegrityError
-from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
+from xclip_deploy.runtime.gallery.checksums import RECORDS, Part, Words
 from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
 from xclip_deploy.runtime.gallery.lance_schema import (
@@ -65,6 +65,7 @@ class RowReader:
         self._table = table
         self.trusted = trust
         self._lock = threading.Lock()
+        self._ensured: set[tuple[Part, int]] = set()
         with self.reading():
             self.schema: pa.Schema = table.schema
             self.count: int = table.count_rows()
@@ -73,9 +74,17 @@ class RowReader:
         """Translate LanceDB's errors."""
         return lance_errors(self._uri, "read")
 
-    def take(self, rows: Rows, parts: Sequence[Part]) -> pa.Table:
-        """Read parts of rows, in the order of ``rows``."""
-        names = self._names(parts)
+    def take(
+        self, rows: Rows, parts: Sequence[Part], sums: Mapping[Part, Words] | None = None
+    ) -> pa.Table:
+        """Read parts of rows, in the order of ``rows``.
+
+        ``sums``: checksums of the rows that were read before. For rows all over a gallery, they
+        take LanceDB nearly as long to read as the frames.
+        """
+        sums = sums or {}
+        held = {part.value for part in sums}
+        names = [name for name in self._names(parts) if name not in held]
         if not len(rows):
             return pa.schema([self.schema.field(name) for name in names]).empty_table()
         with self.reading():
@@ -87,14 +96,24 @@ class RowReader:
                 if len(places) != len(found) or not all(int(row) in places for row in rows):
                     raise self._changed(len(found), len(rows))
                 table = table.take([places[int(row)] for row in rows])
+            for part, values in sums.items():
+                table = table.append_column(part.value, pa.array(values))
             self._verify(table, parts)
             return table
 
     def batches(
-        self, parts: Sequence[Part], condition: str | None = None, size: int = BATCH_ROWS
+        self,
+        parts: Sequence[Part],
+        condition: str | None = None,
+        size: int = BATCH_ROWS,
+        sums_of: Sequence[Part] = (),
     ) -> Iterator[pa.Table]:
-        """Read parts of all rows, or of those that meet an SQL condition, in batches."""
-        query = self._table.search().select(self._names(parts)).with_row_id(True)
+        """Read parts of all rows, or of those that meet an SQL condition, in batches.
+
+        ``sums_of``: parts whose checksums alone are read, too.
+        """
+        names = [*self._names(parts), *(part.value for part in sums_of)]
+        query = self._table.search().select(names).with_row_id(True)
         if condition is not None:
             query = query.where(condition)
         count = 0
@@ -141,15 +160,19 @@ class RowReader:
                 raise self._changed(len(table), count)
             return table.take(np.argsort(row_ids(table), kind="stable"))
 
-    def read_all(self, part: Part | None, *more: Part) -> Columns:
-        """Read columns of every row, ordered by row; without parts, the row ids alone."""
+    def read_all(self, part: Part | None, *more: Part, sums_of: Sequence[Part] = ()) -> Columns:
+        """Read columns of every row, ordered by row; without parts, the row ids alone.
+
+        ``sums_of``: parts whose checksums alone are read, too, for :meth:`take`.
+        """
         parts = [] if part is None else [part, *more]
         names = [name for each in parts for name in columns_of(each, self.schema)]
+        names += [each.value for each in sums_of]
         rows = np.empty(self.count, np.int64)
         values: dict[str, npt.NDArray[Any]] = {}
         start = 0
         # Each batch is copied at once: joined at the end, all would be in memory twice.
-        for table in self.batches(parts):
+        for table in self.batches(parts, sums_of=sums_of):
             stop = start + len(table)
             if stop > self.count:
                 raise self._changed(stop, self.count)
@@ -171,10 +194,15 @@ class RowReader:
         """Verify a part of all rows from id ``start`` on, unless this process has done so.
 
         LanceDB searches and filters columns by itself. It must not see damaged values, which could
-        hide a row as well as show one.
+        hide a row as well as show one. This version never gets more rows, so that the answer is
+        remembered: LanceDB takes 10 ms to find that there are none.
         """
+        if (part, start) in self._ensured:
+            return
         key = self._key(part)
         with self._lock:
+            if (part, start) in self._ensured:
+                return
             known = self.trusted.below
             below = max(known.get(key, 0), known.get((*key, start), start))
             highest = -1
@@ -182,6 +210,7 @@ class RowReader:
             for table in self.batches([part], condition):
                 highest = max(highest, int(row_ids(table).max()))
             known[(*key, start) if start else key] = max(below, end_of_fragment(highest))
+            self._ensured.add((part, start))
 
     def note_verified(self, parts: Sequence[Part], highest: int) -> None:
         """Note that all rows of this version were verified; ``highest``: the last row's id."""

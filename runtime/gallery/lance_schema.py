@@ -181,13 +181,15 @@ def to_videos(table: pa.Table) -> list[GalleryVideo]:
 
 
 def _to_video(row: Mapping[str, Any], fields: Sequence[str]) -> GalleryVideo:
+    # Records were checked when they were written, and their checksums when they were read. To check
+    # them once more would take a sixth of a search.
     files = tuple(
-        VideoFile(path=path, size_bytes=size, modified_ns=time)
+        VideoFile.model_construct(path=path, size_bytes=size, modified_ns=time)
         for path, size, time in zip(
             row["paths"] or (), row["file_sizes"] or (), row["file_times"] or (), strict=True
         )
     )
-    return GalleryVideo(
+    return GalleryVideo.model_construct(
         id=row["id"],
         path=files[0].path if files else None,
         files=files,

@@ -15,7 +15,7 @@ from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
 from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
-from xclip_deploy.runtime.gallery.filter_sql import outside, quoted, to_sql
+from xclip_deploy.runtime.gallery.filter_sql import named_sql, outside, quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.groups import Groups, in_order
@@ -35,10 +35,11 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
-from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows
+from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, has_name
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
 
-ID_INDEX = "id_idx"
+COLUMN_INDICES = {"id": "id_idx", CONTENT_SHA256: "fingerprint_idx"}
+"""Names of the indices by which videos are looked up, by column."""
 VECTOR_INDEX = "video_features_ivf"
 """Prefix of the index's name. The number of partitions follows, which LanceDB does not report."""
 _IDS_PER_QUERY = 500
@@ -95,7 +96,9 @@ class LanceSnapshot:
             names = [index.name for index in self._table.list_indices()]
         self._partitions = _partitions_of(names)
         indexed_below = 0 if self._record is None else self._record.indexed_below
-        self._ids_below = indexed_below if ID_INDEX in names else 0
+        self._found_below = {
+            column: indexed_below for column, name in COLUMN_INDICES.items() if name in names
+        }
         self._vectors_below = 0 if self._partitions is None else indexed_below
         self._flat: FlatVectors | None = None
         self._held: tuple[Rows, VideoFeatures] | None = None
@@ -140,6 +143,15 @@ class LanceSnapshot:
         found = self._look_up(CONTENT_SHA256, hashes)
         return {name: min(places)[1] for name, places in found.items()}
 
+    def named(self, paths: Sequence[str], name: str | None) -> list[GalleryVideo]:
+        self._check_indices()
+        for part in RECORDS:
+            self.reader.ensure(part)
+        table = self.reader.matching(named_sql(paths, name))
+        with self.reader.reading():
+            videos = to_videos(table.take(np.argsort(row_ids(table))))
+        return [video for video in videos if has_name(video, paths, name)]
+
     def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
         return {name: in_order(places) for name, places in self._look_up("id", ids).items()}
 
@@ -181,7 +193,8 @@ class LanceSnapshot:
             return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
         places = np.searchsorted(warm.rows, rows)
         vectors = warm.values["video_features"][places]
-        frames = matrix_of(self.reader.take(rows, [Part.FRAMES]), "frame_features")
+        sums = {Part.FRAMES: warm.values[Part.FRAMES.value][places]}
+        frames = matrix_of(self.reader.take(rows, [Part.FRAMES], sums), "frame_features")
         shape = (len(rows), -1, vectors.shape[1]) if len(rows) else (0, *self._shape)
         return VideoFeatures(vectors, frames.reshape(shape), warm.values["num_frames"][places])
 
@@ -261,7 +274,7 @@ class LanceSnapshot:
         if self.held() is None and self._warm_bytes <= self._limits.warm_bytes:
             with self._lock:
                 if self._warm is None:
-                    self._warm = self.reader.read_all(Part.VIDEO)
+                    self._warm = self.reader.read_all(Part.VIDEO, sums_of=[Part.FRAMES])
         with self._lock:
             if self._listing is None:
                 self._listing = self._read_listing()
@@ -371,7 +384,7 @@ class LanceSnapshot:
         texts = [value for value in values if value.encode(errors="replace").decode() == value]
         if texts:
             self._check_indices()
-            self.reader.ensure(Part.RECORD, self._ids_below if column == "id" else 0)
+            self.reader.ensure(Part.RECORD, self._found_below.get(column, 0))
         for start in range(0, len(texts), _IDS_PER_QUERY):
             listed = ", ".join(map(quoted, texts[start : start + _IDS_PER_QUERY]))
             table = self.reader.matching(f"{column} in ({listed})")

@@ -41,7 +41,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_table,
 )
 from xclip_deploy.runtime.gallery.lance_snapshot import (
-    ID_INDEX,
+    COLUMN_INDICES,
     VECTOR_INDEX,
     LanceSnapshot,
     SearchLimits,
@@ -230,11 +230,13 @@ class LanceStore:
             self._committed.note()
             names = {index.name for index in self._table.list_indices()}
             count = self._table.count_rows()
-            if count and ID_INDEX not in names:
-                from lancedb.index import BTree
+            for column, index in COLUMN_INDICES.items():
+                if count and index not in names:
+                    from lancedb.index import BTree
 
-                progress(Progress("optimizing", 1, None, note="indexing ids"))
-                self._table.create_index("id", config=BTree(), name=ID_INDEX)
+                    what = "ids" if column == "id" else "fingerprints"
+                    progress(Progress("optimizing", 1, None, note=f"indexing {what}"))
+                    self._table.create_index(column, config=BTree(), name=index)
             partitions = partitions_for(count)
             old = [name for name in names if name.startswith(VECTOR_INDEX)]
             # optimize() has extended the index. One for far fewer videos is rebuilt.

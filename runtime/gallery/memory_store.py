@@ -17,7 +17,13 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.groups import Groups, in_order
-from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, coerced, merged_types
+from xclip_deploy.runtime.gallery.records import (
+    GalleryVideo,
+    Rows,
+    coerced,
+    has_name,
+    merged_types,
+)
 from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
@@ -65,6 +71,9 @@ class MemorySnapshot:
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
         return {name: min(self._segments[name])[1] for name in ids if name in self._segments}
+
+    def named(self, paths: Sequence[str], name: str | None) -> list[GalleryVideo]:
+        return [video for video in self.listing() if has_name(video, paths, name)]
 
     def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
         return {name: in_order(self._segments[name]) for name in ids if name in self._segments}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
@@ -222,6 +222,14 @@ def merged_types(
                     f"metadata field {name!r} holds decimal numbers, which {value} is too long for"
                 )
     return types
+
+
+def has_name(video: GalleryVideo, paths: Collection[str], name: str | None) -> bool:
+    """Tell whether a video has a file at one of ``paths``, or a path or id with this file name."""
+    own = [file.path for file in video.files] or ([] if video.path is None else [video.path])
+    if any(path in paths for path in own):
+        return True
+    return name is not None and any(path.endswith(f"/{name}") for path in (video.id, *own))
 
 
 def coerced(video: GalleryVideo, types: Mapping[str, type]) -> GalleryVideo:

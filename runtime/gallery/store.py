@@ -83,6 +83,14 @@ class Snapshot(Protocol):
         """Return the first row of each of these SHA-256 of contents that is there."""
         ...
 
+    def named(self, paths: Sequence[str], name: str | None) -> list[GalleryVideo]:
+        """Return the videos with a file at one of ``paths``, or with this file name.
+
+        The file name is that of a path or of an id. The result holds the first segment of each
+        video, without metadata.
+        """
+        ...
+
     def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
         """Return the rows of each of these ids that is there, ordered by segment."""
         ...

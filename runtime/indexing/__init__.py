@@ -7,7 +7,12 @@ it to the gallery. ``indexer`` drives the stages; ``records`` defines the record
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.indexing.adding import add_videos, estimate_videos
+from xclip_deploy.runtime.indexing.adding import (
+    add_sources,
+    add_videos,
+    choose_segmentation,
+    estimate_videos,
+)
 from xclip_deploy.runtime.indexing.estimating import IndexEstimate
 from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
 from xclip_deploy.runtime.indexing.planning import warn_of_older_readings
@@ -18,6 +23,7 @@ from xclip_deploy.runtime.indexing.sources import (
     find_sources,
     name_sources,
     open_sources,
+    with_metadata,
 )
 
 __all__ = [
@@ -29,10 +35,13 @@ __all__ = [
     "SourceVideo",
     "Sources",
     "Task",
+    "add_sources",
     "add_videos",
+    "choose_segmentation",
     "estimate_videos",
     "find_sources",
     "name_sources",
     "open_sources",
     "warn_of_older_readings",
+    "with_metadata",
 ]

@@ -22,11 +22,11 @@ from xclip_deploy.runtime.gallery import Gallery, MetadataValue
 from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
 from xclip_deploy.runtime.indexing.estimating import IndexEstimate, estimate
 from xclip_deploy.runtime.indexing.in_memory import index_frames
-from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings
+from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings, PulseFunction
 from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.reuse import FrameReuse, encodes_frames_independently
-from xclip_deploy.runtime.indexing.sources import open_sources
+from xclip_deploy.runtime.indexing.sources import Sources, open_sources
 from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
 from xclip_deploy.runtime.video.segmentation import Segmentation
@@ -76,11 +76,44 @@ def add_videos(
         )
     segmentation = choose_segmentation(gallery, reading, segment, stride)
     sources = open_sources(as_paths("videos", videos), ids, metadata)
-    with (
-        DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s) as pool,
-        progress_function(progress) as report,
-    ):
-        settings = IndexSettings(max_batch=model.max_batch)
+    with progress_function(progress) as report:
+        return add_sources(
+            gallery,
+            model,
+            reading,
+            sources,
+            segmentation=segmentation,
+            on_duplicate=on_duplicate,
+            prune=prune,
+            thumbnails=thumbnails,
+            workers=workers,
+            timeout_s=timeout_s,
+            progress=report,
+        )
+
+
+def add_sources(
+    gallery: Gallery,
+    model: DeployedModel,
+    reading: VideoReading,
+    sources: Sources,
+    *,
+    segmentation: Segmentation,
+    on_duplicate: OnDuplicate,
+    prune: bool,
+    thumbnails: bool,
+    workers: int | None,
+    timeout_s: float,
+    progress: ProgressFunction,
+    pulse: PulseFunction | None = None,
+) -> IndexReport:
+    """Read, encode and add files that were found: see :meth:`Retriever.add`.
+
+    ``pulse`` is called about once a second, also while nothing gets done. An exception from it or
+    from ``progress`` ends the run; what was encoded by then is committed.
+    """
+    with DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s) as pool:
+        settings = IndexSettings(max_batch=model.max_batch, pulse=pulse)
         run = IndexRun(
             sources,
             gallery,
@@ -94,7 +127,7 @@ def add_videos(
             if thumbnails and gallery.thumbnails is not None
             else None,
             settings=settings,
-            progress=report,
+            progress=progress,
         )
         return run.run(on_duplicate, prune=prune)
 

@@ -20,8 +20,6 @@ from xclip_deploy.runtime.video import Segmenter, SegmentFrames, VideoFrames
 
 Check = Callable[[Sequence[str], Sequence[int], VideoFeatures], object]
 """Function that raises InvalidArgumentError for features that the gallery refuses."""
-_THIN = 3.0
-"""Times as few frames as the model's rate asks for: so thin, a whole video is worth a warning."""
 
 
 @dataclass(eq=False)
@@ -149,15 +147,3 @@ class WindowBatch:
             start_s = video.segments[len(video.features)].start_s
             key = thumbnail_key(video.content.content_sha256, start_s)
             self._thumbnails.put(key, frames[len(frames) // 2])
-
-
-def describe_thinning(frames: VideoFrames, frames_per_second: float) -> str | None:
-    """Return a warning if a whole video is seen in far fewer frames than the model's rate asks."""
-    count = len(frames.frames)
-    if frames.duration_s * frames_per_second <= _THIN * count or count < 2:
-        return None
-    span_s = float(frames.times_s[-1] - frames.times_s[0]) / (count - 1)
-    return (
-        f"{time_text(frames.duration_s)} are seen in {count} frames, one every {span_s:.0f} s; "
-        "what lies between is not found: index it in segments"
-    )

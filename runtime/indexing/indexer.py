@@ -28,7 +28,6 @@ from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
 from xclip_deploy.runtime.indexing.batching import (
     OpenVideo,
     WindowBatch,
-    describe_thinning,
 )
 from xclip_deploy.runtime.indexing.claims import Claims
 from xclip_deploy.runtime.indexing.committing import commit_files, detach_files
@@ -50,6 +49,8 @@ Result = TypeVar("Result")
 
 _LOG = logging.getLogger(__name__)
 _TOUCHES_PER_COMMIT = 1024
+_PULSE_S = 1.0
+PulseFunction = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class IndexSettings:
     """Longest time between reading and committing a video, seconds, without encoding."""
     on_commit: Callable[[Sequence[str]], None] | None = None
     """Function that gets the committed paths after each commit."""
+    pulse: PulseFunction | None = None
+    """Function that is called about once a second, also while a decoder keeps the run waiting. An
+    exception from it ends the run."""
 
 
 class IndexRun:
@@ -174,7 +178,9 @@ class IndexRun:
                     return
                 continue
             streams = [video.stream for video in self._open if video.stream is not None]
-            taken = pool.take(self._time_left_s(), streams)
+            taken = pool.take(self._patience_s(), streams)
+            if self._settings.pulse is not None:
+                self._settings.pulse()
             if taken is not None:
                 self._receive(*taken)
             if self._batch.is_full:
@@ -184,6 +190,13 @@ class IndexRun:
             if self._fresh >= self._settings.commit_videos or self._time_left_s() == 0:
                 self._encode()
                 self._commit()
+
+    def _patience_s(self) -> float | None:
+        """Return how long to wait for a decoder."""
+        left_s = self._time_left_s()
+        if self._settings.pulse is None:
+            return left_s
+        return _PULSE_S if left_s is None else min(_PULSE_S, left_s)
 
     def _time_left_s(self) -> float | None:
         """Return the time until the next commit; None if there is nothing to commit."""
@@ -206,8 +219,9 @@ class IndexRun:
                 )
                 warnings = outcome.frames.warnings
                 rate = self._pool.reading.sampling.frames_per_second
-                if thinning := describe_thinning(outcome.frames, rate):
-                    warnings = (*warnings, thinning)
+                if thinning := outcome.frames.thinning(rate):
+                    hint = "what lies between is not found: index it in segments"
+                    warnings = (*warnings, f"{thinning}; {hint}")
                 if warnings:
                     self._tally.warn(task, "; ".join(warnings))
             self._note_read(task)

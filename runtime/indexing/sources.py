@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,17 +38,21 @@ def open_sources(
     paths: Sequence[str | os.PathLike[str]],
     ids: Sequence[str] | None = None,
     metadata: Mapping[str, MetadataValue] | None = None,
+    accepts: Callable[[Path], bool] = lambda _path: True,
 ) -> Sources:
     """Find the videos that ``paths`` name, and give them ``ids`` where there are any.
 
     ``metadata`` applies to every video. Metadata in a list of videos takes precedence. Raises
-    MetadataError, and the errors of :func:`find_sources` and :func:`name_sources`.
+    MetadataError, and the errors of :func:`find_sources` and :func:`name_sources`. ``accepts`` is
+    asked as :func:`find_sources` asks it.
     """
-    if metadata is not None:
-        check_metadata(metadata)
-    sources = find_sources(paths) if ids is None else name_sources(paths, ids)
-    if metadata is None:
-        return sources
+    sources = find_sources(paths, accepts) if ids is None else name_sources(paths, ids)
+    return sources if metadata is None else with_metadata(sources, metadata)
+
+
+def with_metadata(sources: Sources, metadata: Mapping[str, MetadataValue]) -> Sources:
+    """Give every source metadata, which its own takes precedence over. Raises MetadataError."""
+    check_metadata(metadata)
     videos = [
         replace(source, metadata={**metadata, **(source.metadata or {})})
         for source in sources.videos
@@ -56,7 +60,10 @@ def open_sources(
     return replace(sources, videos=videos)
 
 
-def find_sources(paths: Iterable[str | os.PathLike[str]]) -> Sources:
+def find_sources(
+    paths: Iterable[str | os.PathLike[str]],
+    accepts: Callable[[Path], bool] = lambda _path: True,
+) -> Sources:
     """Find the videos that ``paths`` name.
 
     A folder stands for the videos below it, as ``find_videos`` lists them. A folder that holds
@@ -66,10 +73,13 @@ def find_sources(paths: Iterable[str | os.PathLike[str]]) -> Sources:
     ``.jsonl`` file has an object a line with the same names. Paths in a list are relative to
     the list's folder. Any other file is a video.
 
+    ``accepts`` is asked about every link and folder below a folder, and about every file that a
+    list names, but not about ``paths`` themselves. Those that it refuses are among the failures.
+
     A listed file need not exist; reading it then fails. Raises VideoNotFoundError for one of
     ``paths`` that does not exist, and InvalidArgumentError for a malformed list.
     """
-    collected = _Collected()
+    collected = _Collected(accepts)
     for given in paths:
         path = _absolute(given)
         if path.is_dir():
@@ -112,7 +122,8 @@ def name_sources(paths: Sequence[str | os.PathLike[str]], ids: Sequence[str]) ->
 class _Collected:
     """Sources collected so far, each file once, in the order in which they were named."""
 
-    def __init__(self) -> None:
+    def __init__(self, accepts: Callable[[Path], bool] = lambda _path: True) -> None:
+        self._accepts = accepts
         self._videos: dict[str, SourceVideo] = {}
         self._ids: set[str] = set()
         self._folders: dict[str, bool] = {}
@@ -130,7 +141,9 @@ class _Collected:
     def add_folder(self, folder: Path) -> None:
         found = False
         others: list[str] = []
-        for path in search_folder(folder, self._note, lambda other: others.append(str(other))):
+        for path in search_folder(
+            folder, self._note, lambda other: others.append(str(other)), self._accepts_path
+        ):
             found = True
             self.add(SourceVideo(str(path)))
         self._folders[str(folder)] = found
@@ -143,6 +156,8 @@ class _Collected:
 
     def add_listed(self, source: SourceVideo, where: str) -> None:
         """Add a file that a list names. ``where`` is its place, for errors."""
+        if not self._accepts_path(Path(source.path)):
+            return
         before = self._videos.get(source.path)
         if source.id is None and source.metadata is None:
             self.add(source)
@@ -180,6 +195,14 @@ class _Collected:
             tuple(self._failed),
             tuple(self._passed_over),
         )
+
+    def _accepts_path(self, path: Path) -> bool:
+        if self._accepts(path):
+            return True
+        name = _printable(str(path))
+        reason = "leads out of the folders whose files can be added; expected a file below them"
+        self._failed.append(FailedVideo(name, f"{name}: {reason}"))
+        return False
 
     def _note(self, error: VideoError) -> None:
         path = str(error).split(": folder cannot")[0]

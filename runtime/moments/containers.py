@@ -1,4 +1,4 @@
-"""Containers that cuts are written in, chosen by the ending of a file's name."""
+"""Containers that cuts are written in, chosen by the ending of a file's name, and encoders."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.media import CutQuality
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -55,6 +56,33 @@ FORMATS: Mapping[str, OutputFormat] = {
     ),
 }
 """Formats by the endings of names."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Settings of an encoder of pictures."""
+
+    options: Mapping[str, str]
+    """Options that FFmpeg knows."""
+    max_side: int | None = None
+    """Longer side of the pictures, pixels, where they are larger; None keeps their size."""
+    key_frames_s: float | None = None
+    """Longest time from one key frame to the next, seconds; None leaves it to the encoder."""
+
+
+# H.264 without B-frames needs no edit list, so that a player's time 0 is the first picture.
+ENCODERS: Mapping[tuple[CutQuality, str], Encoder] = {
+    ("full", "libx264"): Encoder({"preset": "veryfast", "crf": "18", "bf": "0"}),
+    ("full", "libvpx-vp9"): Encoder({"crf": "30", "b": "0", "cpu-used": "5", "row-mt": "1"}),
+    # A player waits for these pictures. They are smaller, and short groups make jumps quick.
+    ("playback", "libx264"): Encoder(
+        {"preset": "superfast", "crf": "23", "bf": "0", "tune": "fastdecode"}, 1280, 1.0
+    ),
+    ("playback", "libvpx-vp9"): Encoder(
+        {"crf": "33", "b": "0", "deadline": "realtime", "cpu-used": "8", "row-mt": "1"}, 1280, 1.0
+    ),
+}
+"""Encoders by purpose and FFmpeg's name."""
 
 
 def format_of(path: Path) -> OutputFormat:

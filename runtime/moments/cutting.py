@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from xclip_deploy.errors import InvalidArgumentError, VideoReadError
 from xclip_deploy.runtime.arguments import PathName, as_choice, as_number, as_path, as_truth
 from xclip_deploy.runtime.files import replaced_file
-from xclip_deploy.runtime.media import Cut, CutMode
-from xclip_deploy.runtime.moments.containers import OutputFormat, format_of
+from xclip_deploy.runtime.media import Cut, CutMode, CutQuality
+from xclip_deploy.runtime.moments.containers import ENCODERS, Encoder, OutputFormat, format_of
 from xclip_deploy.runtime.moments.copying import copy
 from xclip_deploy.runtime.moments.encoding import encode
 from xclip_deploy.runtime.moments.source import STEPS_BACK, MomentSource, UnsoundError
@@ -28,6 +28,7 @@ def cut(
     *,
     mode: CutMode = "exact",
     pad_s: float = 0.0,
+    quality: CutQuality = "full",
     expected: VideoFile | None = None,
     overwrite: bool = False,
 ) -> Cut:
@@ -44,6 +45,9 @@ def cut(
         out: File to write. Its ending chooses the container; it stays untouched on any error.
         mode: ``exact`` or ``copy``.
         pad_s: Seconds to add at both ends, as far as the video goes.
+        quality: ``full`` keeps size and detail. ``playback`` is made for playing at once: it is
+            encoded faster, with square pixels, sides of 1,280 pixels at most and a key frame
+            every second.
         expected: State of the file when it was indexed.
         overwrite: Replace a file at ``out``.
 
@@ -51,14 +55,20 @@ def cut(
         What was written: its actual start and end, and warnings.
 
     Raises:
-        InvalidArgumentError: the range is empty, reversed or outside the video; ``out`` exists,
+        InvalidArgumentError: ``mode`` is ``copy`` and ``quality`` is not ``full``; the range is
+            empty, reversed or outside the video; ``out`` exists,
             is the video, has an unknown ending or cannot be written; the container does not take
             the copied streams.
         MomentSourceError: the file is gone, or changed since it was indexed or meanwhile.
         VideoNotFoundError, VideoReadError: the video cannot be read.
     """
     as_choice("mode", mode, CutMode)
+    as_choice("quality", quality, CutQuality)
     as_truth("overwrite", overwrite)
+    if mode == "copy" and quality != "full":
+        raise InvalidArgumentError(
+            f"quality is {quality!r} and mode 'copy'; expected 'full', as a copy stays as it is"
+        )
     pad = as_number("pad_s", pad_s, 0)
     video, target = as_path("path", path), as_path("out", out)
     form = format_of(target)
@@ -67,7 +77,9 @@ def cut(
     start, end = source.clipped(start_s, end_s, pad)
     try:
         with replaced_file(target) as partial:
-            start, end, has_sound = _write(source, start, end, partial, form, mode)
+            start, end, has_sound = _write(
+                source, start, end, partial, form, mode, ENCODERS[quality, form.video_codec]
+            )
             source.note_gaps(start, end)
             source.check_unchanged()
             if not overwrite and os.path.lexists(target):
@@ -86,13 +98,14 @@ def _write(
     partial: Path,
     form: OutputFormat,
     mode: CutMode,
+    encoder: Encoder,
 ) -> tuple[float, float, bool]:
     import av
 
     try:
         if mode == "copy":
             return copy(source, start_s, end_s, partial, form)
-        return start_s, end_s, _encode(source, start_s, end_s, partial, form)
+        return start_s, end_s, _encode(source, start_s, end_s, partial, form, encoder)
     except OSError:
         raise
     except av.FFmpegError as error:
@@ -103,14 +116,19 @@ def _write(
 
 
 def _encode(
-    source: MomentSource, start_s: float, end_s: float, partial: Path, form: OutputFormat
+    source: MomentSource,
+    start_s: float,
+    end_s: float,
+    partial: Path,
+    form: OutputFormat,
+    encoder: Encoder,
 ) -> bool:
     """Encode; where frames are damaged, begin anew further back. Return whether there is sound."""
     *tries, last = STEPS_BACK
     for back in tries:
         with suppress(UnsoundError):
-            return encode(source, start_s, end_s, partial, form, back)
-    return encode(source, start_s, end_s, partial, form, last)
+            return encode(source, start_s, end_s, partial, form, encoder, back)
+    return encode(source, start_s, end_s, partial, form, encoder, last)
 
 
 def _check_target(video: Path, target: Path, *, overwrite: bool) -> None:

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
-from xclip_deploy.runtime.moments.containers import OutputFormat, decoding_time
+from xclip_deploy.runtime.moments.containers import Encoder, OutputFormat, decoding_time
 from xclip_deploy.runtime.moments.frames import shown_size
 from xclip_deploy.runtime.moments.sound import SoundFormat, samples_between, sound_format
 from xclip_deploy.runtime.moments.source import MomentSource, UnsoundError
 from xclip_deploy.runtime.video.colour import needs_conversion, to_rgb
 from xclip_deploy.runtime.video.containers import check_pixels
+from xclip_deploy.runtime.video.matroska import NO_CROP
 from xclip_deploy.runtime.video.orientation import orientation_of
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ _TIME_BASE = Fraction(1, 90_000)  # exact for 24, 25, 30, 50 and 60 frames a sec
 _UNSPECIFIED = 2  # of ITU-T H.273
 _BT709 = 1
 _LIMITED, _FULL = 1, 2  # FFmpeg's AVCOL_RANGE_MPEG and AVCOL_RANGE_JPEG
-_SPEED = {"libx264": {"preset": "veryfast", "crf": "18", "bf": "0"}}
-_SPEED["libvpx-vp9"] = {"crf": "30", "b": "0", "cpu-used": "5", "row-mt": "1"}
 _BITS_PER_CHANNEL = 80_000
 
 
@@ -58,11 +57,13 @@ def encode(
     end_s: float,
     target: Path,
     form: OutputFormat,
+    encoder: Encoder,
     back: int | None,
 ) -> bool:
     """Write the seconds of a video from ``start_s`` to ``end_s`` to a file.
 
     Args:
+        encoder: Settings of the format's encoder of pictures.
         back: Where decoding begins, see :meth:`MomentSource.shown`.
 
     Returns:
@@ -75,7 +76,7 @@ def encode(
     """
     import av
 
-    frames = _pictures(source, start_s, end_s, back)
+    frames = _pictures(source, start_s, end_s, back, encoder.max_side)
     first = next(frames, None)
     if first is None:
         raise UnsoundError(
@@ -84,7 +85,9 @@ def encode(
     options = dict(form.options)
     with av.open(str(target), "w", format=form.muxer, container_options=options) as container:
         pictures = chain([first], frames)
-        video = _encoded_video(container, source, pictures, first[1], end_s - start_s, form)
+        video = _encoded_video(
+            container, source, pictures, first[1], end_s - start_s, form, encoder
+        )
         sound = _sound_stream(container, source, start_s, end_s, form)
         streams = [video] if sound is None else [video, sound]
         # Packets are merged by time, so that the muxer need not keep one stream waiting.
@@ -94,7 +97,7 @@ def encode(
 
 
 def _pictures(
-    source: MomentSource, start_s: float, end_s: float, back: int | None
+    source: MomentSource, start_s: float, end_s: float, back: int | None, max_side: int | None
 ) -> Iterator[tuple[int, _Picture]]:
     """Yield the time of each picture in units of ``_TIME_BASE`` from the start, increasing."""
     total = round((end_s - start_s) / _TIME_BASE)
@@ -105,7 +108,7 @@ def _pictures(
         tick = 0 if tick >= total and last < 0 else tick
         if last < tick < total:
             last = tick
-            yield tick, _picture(source, frame)
+            yield tick, _picture(source, frame, max_side)
 
 
 def _encoded_video(
@@ -115,6 +118,7 @@ def _encoded_video(
     picture: _Picture,
     length_s: float,
     form: OutputFormat,
+    encoder: Encoder,
 ) -> Iterator[Packet[Any]]:
     """Add the video stream. Return its packets, which are encoded as they are taken.
 
@@ -123,14 +127,17 @@ def _encoded_video(
     rate = Fraction(source.index.frame_rate or 25).limit_denominator(1001)
     stream: Any = container.add_stream(form.video_codec, rate=rate or Fraction(25))
     codec = stream.codec_context
-    size = picture.size if form.keeps_pixel_aspect else _square_size(picture)
+    keeps_aspect = form.keeps_pixel_aspect and encoder.max_side is None
+    size = picture.size if keeps_aspect else _square_size(picture, encoder.max_side)
     codec.width, codec.height = size
     codec.pix_fmt = "yuv420p"
     codec.time_base = _TIME_BASE
-    codec.sample_aspect_ratio = picture.pixel_aspect if form.keeps_pixel_aspect else Fraction(1)
+    codec.sample_aspect_ratio = picture.pixel_aspect if keeps_aspect else Fraction(1)
     codec.colorspace, codec.color_trc, codec.color_primaries = picture.colours
     codec.color_range = _LIMITED
-    codec.options = {**codec.options, **_SPEED[form.video_codec]}
+    codec.options = {**codec.options, **encoder.options}
+    if encoder.key_frames_s is not None:
+        codec.gop_size = max(1, round(rate * encoder.key_frames_s))
     durations: dict[int, int] = {}
 
     def packets() -> Iterator[Packet[Any]]:
@@ -157,10 +164,10 @@ def _encoded_video(
     return packets()
 
 
-def _square_size(picture: _Picture) -> tuple[int, int]:
+def _square_size(picture: _Picture, max_side: int | None) -> tuple[int, int]:
     """Return the even width and height of a picture stretched to square pixels."""
     width, height = picture.size
-    width, height = shown_size((height, width), picture.pixel_aspect, None)
+    width, height = shown_size((height, width), picture.pixel_aspect, max_side)
     return width + width % 2, height + height % 2
 
 
@@ -178,14 +185,21 @@ def _frame(shown: _Picture, tick: int, size: tuple[int, int]) -> VideoFrame:
     return frame
 
 
-def _picture(source: MomentSource, frame: VideoFrame) -> _Picture:
-    """Convert a frame to 8 bits, 4:2:0, limited range; crop it and turn it upright."""
+def _picture(source: MomentSource, frame: VideoFrame, max_side: int | None) -> _Picture:
+    """Convert a frame to 8 bits, 4:2:0, limited range; crop it and turn it upright.
+
+    ``max_side`` makes a frame that is not cropped smaller first, which spares most of the work.
+    """
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
     check_pixels(source.path, frame.width, frame.height)
     colours = _colours(frame)
+    decoded = frame
+    is_full = frame.color_range == _FULL or frame.format.name.startswith(("yuvj", "gray"))
     try:
+        if max_side is not None and source.index.crop == NO_CROP:
+            frame = _reduced(frame, max_side)
         if needs_conversion(frame):
             frame, warning = to_rgb(frame)
             if warning:
@@ -200,7 +214,6 @@ def _picture(source: MomentSource, frame: VideoFrame) -> _Picture:
                 threads=1,
             )
         else:
-            is_full = frame.color_range == _FULL or frame.format.name.startswith(("yuvj", "gray"))
             yuv = frame.reformat(
                 format="yuv420p",
                 src_color_range=ColorRange.JPEG if is_full else ColorRange.MPEG,
@@ -212,7 +225,16 @@ def _picture(source: MomentSource, frame: VideoFrame) -> _Picture:
         raise VideoReadError(
             f"{source.path}: cannot convert pixel format {frame.format.name}: {error}"
         ) from error
-    return _upright(source, frame, yuv, colours)
+    return _upright(source, decoded, yuv, colours)
+
+
+def _reduced(frame: VideoFrame, max_side: int) -> VideoFrame:
+    """Make a frame smaller whose longer side exceeds a limit. Its colours keep their tags."""
+    if "pal" in frame.format.name or max(frame.width, frame.height) <= max_side:
+        return frame  # swscale makes no palettes
+    scale = max_side / max(frame.width, frame.height)
+    width, height = (max(2, 2 * round(side * scale / 2)) for side in (frame.width, frame.height))
+    return frame.reformat(width=width, height=height, interpolation="BILINEAR", threads=1)
 
 
 def _upright(

@@ -34,20 +34,6 @@ def ranks_of_groups(numbers: Numbers) -> npt.NDArray[np.int64]:
     return found
 
 
-def best_of_groups(
-    scores: FloatArray, numbers: Numbers, num_groups: int, rows_each: int
-) -> npt.NDArray[np.intp]:
-    """Return places of the best rows of the best videos, best first.
-
-    A video is as good as its best row. The result holds at most ``rows_each`` rows of each of at
-    most ``num_groups`` videos. Of equal scores the first place wins.
-    """
-    order = np.argsort(-scores, kind="stable")
-    ranked = numbers[order]
-    is_kept = (ranks_within(ranked) < rows_each) & (ranks_of_groups(ranked) < num_groups)
-    return order[is_kept]
-
-
 def best_with_few_each(
     scores: FloatArray, numbers: Numbers, count: int, rows_each: int
 ) -> npt.NDArray[np.intp]:

@@ -70,7 +70,9 @@ class SearchOptions:
     """Least score of a hit; None keeps every hit."""
     deduplicate: bool | float = False
     """Cosine from which the lower of two hits is left out and named in the better one. It compares
-    the frame embeddings at equal places of both videos. True means 0.995."""
+    the frame embeddings at equal places of both videos. True means 0.995. Of long videos, the best
+    moments are compared, with ``group="video"`` too: what was found is shown once. A video with the
+    same scene is left out even if it differs elsewhere; ``near_identical`` names it."""
     exact: bool | None = None
     """True scores every video by the whole scorer; False uses two stages; None chooses by size
     and measured cost."""
@@ -91,7 +93,7 @@ class SearchOptions:
     suppresses none. With ``group="moment"``, suppressed moments follow all others, so that paging
     reaches them."""
     within: str | None = None
-    """Id of the one video to search, or its file name if no other video has that name."""
+    """Id or path of the one video to search, or its file name if no other video has that name."""
     from_s: float | str | None = None
     """Search only moments that end after this time of their video: seconds, or a text such as
     ``1:02:03.5``. A video that is one segment counts from 0 to its duration."""

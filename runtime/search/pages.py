@@ -142,6 +142,9 @@ class _Frames:
         self._frames = to_float32(features.frame_features)  # [rows, F, D]
         self._places = {row: n for n, row in enumerate(rows)}
         self._known: dict[int, npt.NDArray[np.float32]] = {}
+        if (features.num_frames == self._frames.shape[1]).all():
+            # One call: NumPy multiplies each row by itself, with the bits of a single product.
+            self._known = dict(zip(rows, self._compare(self._frames), strict=True))
         self.times_s: dict[int, tuple[float, ...]] = {}
         """Times of the valid frames of each row."""
 
@@ -149,14 +152,17 @@ class _Frames:
         """Return the similarity of each valid frame of a row."""
         if row not in self._known:
             valid = self._frames[self._places[row], : len(self.times_s[row])]
-            if self._query.text is not None:
-                self._known[row] = valid @ self._query.text.sentence_features[0]
-            else:
-                video = self._query.video
-                assert video is not None
-                others = video.frame_features[0, : video.num_frames[0]]
-                self._known[row] = np.asarray((valid @ others.T).max(axis=1))
+            self._known[row] = self._compare(valid)
         return self._known[row]
+
+    def _compare(self, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the similarity [..., F] of frames [..., F, D]."""
+        if self._query.text is not None:
+            return np.asarray(frames @ self._query.text.sentence_features[0])
+        video = self._query.video
+        assert video is not None
+        others = video.frame_features[0, : video.num_frames[0]]
+        return np.asarray((frames @ others.T).max(axis=-1))
 
     def best_time(self, row: int) -> float:
         """Return the time of the most similar frame, seconds."""

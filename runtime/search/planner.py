@@ -25,7 +25,9 @@ class Plan:
 class Planner:
     """An estimate of the cost of one score, learned from past searches."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget_s: float = EXACT_BUDGET_S) -> None:
+        """Begin with a guess. ``budget_s``: longest time to score all videos for one text."""
+        self._budget_s = budget_s
         self._lock = threading.Lock()
         self._pair_s = _FIRST_GUESS_S
         self._measured = False
@@ -38,7 +40,7 @@ class Planner:
             return Plan("exact", f"{num_videos} {unit} are no more than the candidates would be")
         cost_s = self._pair_s * num_videos
         how = "measured" if self._measured else "assumed"
-        if cost_s <= EXACT_BUDGET_S:
+        if cost_s <= self._budget_s:
             return Plan("exact", f"scoring all takes {cost_s * 1e3:.1f} ms a text ({how})")
         return Plan(
             "two-stage",

@@ -27,6 +27,8 @@ class Query:
     """Share of the video in the score, from 0 to 1."""
     truncated_tokens: int = 0
     """Number of the text's last tokens that the model does not read."""
+    warnings: tuple[str, ...] = ()
+    """Faults of the video, and frames of it that are far apart."""
 
 
 @dataclass

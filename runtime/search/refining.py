@@ -14,19 +14,24 @@ This is the full width at half maximum. A median leaves edges in their place and
 frames that dip; a mean would move the crossing of an uneven edge. XML (Lei et al., ECCV 2020)
 learns filters that respond to the same rising and falling edges.
 
-On 99 events of generated videos that a demo model found by their clips, 97 % of the ranges reach
-a temporal IoU of 0.5, and 91 % of the windows. Smoothing by (1, 2, 1) / 4 and a lower background
-did worse.
+The range counts only where the curve is a step. The range and the frames below ``level`` must
+explain 93 % of the variance of both, as Otsu's threshold measures it. The range must also fill a
+quarter of the segment. Else the segment itself is the range. So it is where nothing happens, where
+an event fills most of the neighbourhood, where one second of an event decides, and where the curve
+rises by less than the scorer's temperature.
 
-The segment itself is the range where the curve rises by less than the scorer's temperature: where
-nothing happens, where an event fills most of the neighbourhood, and for an event of one frame.
+Without this condition, ranges did harm. On 250 events of generated videos without pauses, windows
+of 6 s every 1.5 s, 55.2 % of the best windows in the right video reached a temporal IoU of 0.5.
+Ranges of every peak reached 31.6 %, ranges of steps 53.2 %. The median error of the found
+boundaries was 0.62, 0.44 and 0.50 s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import median
+from math import fsum
+from statistics import fmean, median
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +42,10 @@ from xclip_deploy.runtime.results import TimeRange
 
 _REACH = 64
 """Segments on each side among which neighbours are looked for."""
+_LEAST_EXPLAINED = 0.93
+"""Least share of the curve's variance between a range and the frames below its level."""
+_LEAST_SHARE = 0.25
+"""Least length of a range, as a share of its segment."""
 _TOUCH_S = 0.05
 """Longest gap between neighbouring segments, seconds. Damage leaves longer ones."""
 
@@ -108,9 +117,28 @@ def refine(
     found_s = bounds[0] if first < 0 else _crossing(times, smooth, first, level)
     stop_s = bounds[1] if last == len(times) else _crossing(times, smooth, last - 1, level)
     found_s, stop_s = max(found_s, bounds[0]), min(stop_s, bounds[1])
-    if not found_s < stop_s:
+    if stop_s - found_s < _LEAST_SHARE * (end_s - start_s) or not found_s < stop_s:
+        return whole
+    # Frames outside that are above the level belong to other events: they say nothing of this one.
+    inside = [v for t, v in zip(times, values, strict=True) if found_s <= t < stop_s]
+    outside = [
+        v
+        for t, v, s in zip(times, values, smooth, strict=True)
+        if not found_s <= t < stop_s and s < level
+    ]
+    if _explained(inside, outside) < _LEAST_EXPLAINED:
         return whole
     return TimeRange(found_s, stop_s, max(gaps[max(first, 0) : last]))
+
+
+def _explained(inside: Sequence[float], outside: Sequence[float]) -> float:
+    """Return the share of the variance that lies between two groups of similarities."""
+    if not inside or not outside:
+        return 0.0
+    mean = fmean([*inside, *outside])
+    total = fsum((value - mean) ** 2 for value in (*inside, *outside))
+    between = sum(len(part) * (fmean(part) - mean) ** 2 for part in (inside, outside))
+    return between / total if total > 0 else 0.0
 
 
 def _crossing(times_s: Sequence[float], values: Sequence[float], n: int, level: float) -> float:

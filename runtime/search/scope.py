@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from xclip_deploy.errors import GalleryError, InvalidArgumentError
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.gallery.flat import FlatVectors
-from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.gallery.records import Rows, has_name
 from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors
 from xclip_deploy.runtime.presentation import listed, time_text
 from xclip_deploy.runtime.search.options import SearchOptions
@@ -105,35 +106,28 @@ class Scope:
 def find_video(snapshot: Snapshot, name: str) -> str:
     """Return the id of the video with this id or path, or with a file name of its own.
 
-    Raises GalleryError for a name that no video has, InvalidArgumentError for one that several
-    have.
+    An id counts before a path, and a path before a file name. Raises GalleryError for a name that
+    no video has, InvalidArgumentError for one that several have.
     """
     if len(name) <= _MAX_NAME and name.encode(errors="replace").decode() == name:
-        names = [name, *([] if "\0" in name else [str(Path(name).absolute())])]
-        found = snapshot.find(names)
-        if found:
+        absolute = [] if "\0" in name else [str(Path(name).absolute())]
+        names = list(dict.fromkeys([name, *absolute, *map(os.path.normpath, absolute)]))
+        if found := snapshot.find(names):
             return next(each for each in names if each in found)
-        if "/" not in name:
-            ids = _ids_ending(snapshot, name)
-            if len(ids) == 1:
-                return ids[0]
-            if ids:
-                raise InvalidArgumentError(
-                    f"{name!r:.200} names {len(ids)} videos ({listed(ids)}); expected the id of one"
-                )
+        videos = snapshot.named(names, None if "/" in name else name)
+        # A path says more than a file name.
+        videos = [video for video in videos if has_name(video, names, None)] or videos
+        if len(videos) == 1:
+            return videos[0].id
+        if videos:
+            ids = listed([video.id for video in videos])
+            raise InvalidArgumentError(
+                f"{name!r:.200} names {len(videos)} videos ({ids}); expected the id of one"
+            )
     raise GalleryError(
-        f"no video {name!r:.200} in the gallery of {snapshot.num_videos}; expected an id, or a "
-        "file name that one video has"
+        f"no video {name!r:.200} in the gallery of {snapshot.num_videos}; expected an id, a path, "
+        "or a file name that one video has"
     )
-
-
-def _ids_ending(snapshot: Snapshot, name: str) -> list[str]:
-    """Return the ids of the videos whose path ends with a file name."""
-    pattern = name.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    rows = snapshot.matching(f"id like {_quoted('%/' + pattern)}")
-    groups = snapshot.groups()
-    firsts = rows if groups is None else groups.first_rows(rows)
-    return [video.id for video in snapshot.videos(firsts)]
 
 
 def _times(start_s: float, end_s: float | None) -> str | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arrays import Float32Array, to_float32
@@ -24,7 +23,8 @@ from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.confidence import confidences, sample_rows, why_unknown
 from xclip_deploy.runtime.search.filling import Stages, num_candidates, rows_each
-from xclip_deploy.runtime.search.grouping import best_of_groups, best_with_few_each
+from xclip_deploy.runtime.search.gathering import Gathering
+from xclip_deploy.runtime.search.grouping import best_with_few_each
 from xclip_deploy.runtime.search.options import SearchOptions
 from xclip_deploy.runtime.search.pages import Page, describe
 from xclip_deploy.runtime.search.planner import Plan, Planner
@@ -51,16 +51,17 @@ class Searcher:
         model: DeployedModel,
         weights: Callable[[], ScorerWeights],
         thumbnails: Path | None = None,
+        planner: Planner | None = None,
     ) -> None:
         """Prepare to search.
 
         ``weights`` loads the scorer's matrices when needed. ``thumbnails``: folder of the
-        gallery's thumbnails, which hits show.
+        gallery's thumbnails, which hits show. ``planner``: None for one with the usual budget.
         """
         self._thumbnails = thumbnails
         self._model = model
         self._weights = weights
-        self._planner = Planner()
+        self._planner = planner or Planner()
         self._lock = threading.Lock()
         self._samples: WeakKeyDictionary[Snapshot, tuple[Rows, VideoFeatures]] = WeakKeyDictionary()
 
@@ -71,7 +72,15 @@ class Searcher:
         if not len(snapshot) or not queries:
             plan = self._planner.plan(0, options)
             return [
-                SearchResults((), plan.method, 0, 0, "the gallery is empty", query.truncated_tokens)
+                SearchResults(
+                    (),
+                    plan.method,
+                    0,
+                    0,
+                    "the gallery is empty",
+                    query.truncated_tokens,
+                    warnings=query.warnings,
+                )
                 for query in queries
             ]
         scope, groups = Scope.of(snapshot, options), snapshot.groups()
@@ -162,20 +171,14 @@ class Searcher:
     def _exact(
         self, queries: Sequence[Query], scope: Scope, options: SearchOptions, groups: Groups | None
     ) -> list[tuple[Ranked, int]]:
-        choose = _chooser(options, groups)
         results: list[tuple[Ranked, int]] = []
         for start in range(0, len(queries), _TEXTS_AT_ONCE):
             some = queries[start : start + _TEXTS_AT_ONCE]
-            best: list[Ranked] | None = None
-            scored = 0
+            best, scored = Gathering(len(some), scope, options, groups), 0
             for rows, features, stays in scope.parts():
                 scored += len(rows)
-                parts = self._score(some, rows, features, stays=stays)
-                if best is not None:
-                    # Joined before the choice: a good video may have more rows in this part.
-                    parts = [Ranked.join(pair) for pair in zip(best, parts, strict=True)]
-                best = [part.take(choose(part)) for part in parts]
-            results += [(found, scored) for found in best or [Ranked.empty()] * len(some)]
+                best.add(self._score(some, rows, features, stays=stays))
+            results += [(found, scored) for found in best.results()]
         return results
 
     def _by_video(
@@ -275,6 +278,7 @@ class Searcher:
             query.truncated_tokens,
             None if groups is None else len(snapshot),
             note,
+            query.warnings,
         )
 
     def _add_confidences(
@@ -344,21 +348,6 @@ def _run(
     # Deduplication drops hits.
     num_videos = options.depth * (1 if options.near_identical is None else 4)
     return steps.fill(count, first, groups, num_videos)
-
-
-def _chooser(
-    options: SearchOptions, groups: Groups | None
-) -> Callable[[Ranked], npt.NDArray[np.intp]]:
-    """Return the choice of the rows that an exact search keeps, best first."""
-    # Deduplication and calibration can drop or reorder hits: keep more than asked for.
-    drops = options.near_identical is not None or options.query_bank is not None
-    if groups is None or options.group == "moment":
-        suppresses = groups is not None and options.overlap is not None
-        keep = num_candidates(options, groups) if drops or suppresses else options.depth
-        return lambda ranked: best_first(ranked.scores, keep)
-    keep = options.num_candidates if drops else options.depth
-    few = rows_each(options)
-    return lambda ranked: best_of_groups(ranked.scores, groups.of(ranked.rows), keep, few)
 
 
 def _cosines(query: Query, features: VideoFeatures) -> Float32Array:

@@ -23,11 +23,18 @@ from xclip_deploy.runtime.video.in_memory import (
     take_frames,
 )
 from xclip_deploy.runtime.video.long_video import FrameBlock, LongVideo, read_blocks
+from xclip_deploy.runtime.video.media_policy import (
+    NO_POLICY,
+    UPLOADS,
+    MediaPolicy,
+    current_policy,
+    limited_memory,
+)
 from xclip_deploy.runtime.video.preprocessing import CLIP_MEAN, CLIP_STD, resize_and_crop
 from xclip_deploy.runtime.video.reading import (
     check_reader,
-    frames_of,
     read_frames,
+    read_or_take,
     read_video,
     read_videos,
 )
@@ -38,12 +45,15 @@ from xclip_deploy.runtime.video.segmenter import Segmenter, SegmentFrames
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
+    "NO_POLICY",
     "READING_VERSION",
+    "UPLOADS",
     "VIDEO_SUFFIXES",
     "FrameBlock",
     "FrameSampling",
     "ImageLike",
     "LongVideo",
+    "MediaPolicy",
     "SampledBy",
     "SegmentFrames",
     "Segmentation",
@@ -55,12 +65,14 @@ __all__ = [
     "are_frames",
     "as_videos",
     "check_reader",
+    "current_policy",
     "find_videos",
-    "frames_of",
+    "limited_memory",
     "listed",
     "read_blocks",
     "read_frames",
     "read_image",
+    "read_or_take",
     "read_video",
     "read_videos",
     "resize_and_crop",

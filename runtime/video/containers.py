@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from xclip_deploy.errors import InvalidArgumentError, VideoReadError
+from xclip_deploy.runtime.video.media_policy import current_policy
 
 FORMATS: tuple[str, ...] = (
     # Containers of cameras, editors, broadcast and the web.
@@ -114,20 +115,33 @@ def check_container(path: Path, *, must_be_known: bool = False) -> None:
 
 
 def open_options() -> dict[str, str]:
-    """Return the options for ``av.open``: files alone, :data:`FORMATS` alone, limited pixels."""
+    """Return the options for ``av.open``: files alone, :data:`FORMATS` alone, limited pixels.
+
+    The policy of this thread leaves fewer formats, and decoders, to look at a file with.
+    """
+    policy = current_policy()
+    formats = FORMATS if policy.formats is None else set(FORMATS).intersection(policy.formats)
+    decoders = policy.decoders()
     return {
         "protocol_whitelist": "file",
-        "format_whitelist": ",".join(FORMATS),
+        "format_whitelist": ",".join(formats),
         "max_pixels": str(max_pixels()),
+        **({} if decoders is None else {"codec_whitelist": decoders}),
     }
 
 
 def max_pixels() -> int:
-    """Return the most pixels of a picture that is decoded.
+    """Return the most pixels of a picture that is decoded, under the policy of this thread.
 
     Raises:
         InvalidArgumentError: The environment variable holds no whole number above 0.
     """
+    bound = current_policy().max_pixels
+    most = _max_pixels_of_all()
+    return most if bound is None else min(bound, most)
+
+
+def _max_pixels_of_all() -> int:
     given = os.environ.get(MAX_PIXELS_VARIABLE, "").strip()
     if not given:
         return MAX_PIXELS
@@ -146,6 +160,10 @@ def check_pixels(name: object, width: int, height: int) -> None:
         VideoReadError: ``width`` times ``height``, in pixels, is more.
     """
     most = max_pixels()
+    if width * height > most and most < _max_pixels_of_all():
+        raise VideoReadError(
+            f"{name}: has too many pixels: {width}x{height}; expected at most {most:,}"
+        )
     if width * height > most:
         raise VideoReadError(
             f"{name}: has too many pixels: {width}x{height}; expected at most {most:,}; if it may "

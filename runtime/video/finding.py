@@ -84,14 +84,15 @@ def search_folder(
     folder: Path,
     on_error: Callable[[VideoReadError], None] | None = None,
     on_other: Callable[[Path], None] | None = None,
+    accepts: Callable[[Path], bool] = lambda _path: True,
 ) -> Iterator[Path]:
     """Yield the videos below one folder, as :func:`find_videos` lists them.
 
     ``on_error`` is called for a folder that cannot be listed, and the search goes on. Without
     it, the error is raised. ``on_other`` is called for every file that is no video, hidden ones
-    apart.
+    apart. ``accepts`` is asked as :func:`walk_files` asks it.
     """
-    for path in walk_files(folder, on_error):
+    for path in walk_files(folder, on_error, accepts):
         if is_video(path):
             yield path
         elif on_other is not None:
@@ -99,9 +100,14 @@ def search_folder(
 
 
 def walk_files(
-    folder: Path, on_error: Callable[[VideoReadError], None] | None = None
+    folder: Path,
+    on_error: Callable[[VideoReadError], None] | None = None,
+    accepts: Callable[[Path], bool] = lambda _path: True,
 ) -> Iterator[Path]:
-    """Yield everything below one folder but folders and hidden files, in the order of names."""
+    """Yield everything below one folder but folders and hidden files, in the order of names.
+
+    ``accepts`` is asked about every folder and every link; those that it refuses are passed over.
+    """
 
     def fail(error: OSError) -> None:
         failure = VideoReadError(f"{error.filename}: folder cannot be listed: {error.strerror}")
@@ -121,8 +127,13 @@ def walk_files(
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and accepts(Path(root, name))
+        )
+        for name in sorted(files):
+            path = Path(root, name)
+            if not name.startswith(".") and (not path.is_symlink() or accepts(path)):
+                yield path
 
 
 def is_video(path: Path) -> bool:

@@ -9,8 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import as_choice, as_truth, as_whole_number
-from xclip_deploy.runtime.presentation import brief
+from xclip_deploy.runtime.presentation import brief, time_text
+from xclip_deploy.runtime.video.media_policy import MediaPolicy
 from xclip_deploy.runtime.video.sampling import FrameSampling
 
 VideoReader = Literal["pyav", "decord"]
@@ -23,6 +25,8 @@ READING_VERSION = 1
 changes, so that a gallery knows which of its videos were read differently."""
 SampledBy = Literal["frame numbers", "times"]
 """How frames were chosen: by the authors' frame numbers, or by timestamps."""
+_THIN = 3.0
+"""Times as few frames as the model's rate asks for: so thin, a whole video is worth a warning."""
 MAX_IMAGE_SIZE = 1 << 14
 """Largest side of the frames, pixels. Pillow refuses images that are much larger."""
 
@@ -31,7 +35,8 @@ MAX_IMAGE_SIZE = 1 << 14
 class VideoReading:
     """How videos are read: which frames, at which size, with which library.
 
-    Raises InvalidArgumentError for an unknown reader or an ``image_size`` below 1.
+    Raises InvalidArgumentError for an unknown reader, an ``image_size`` below 1, or decord with a
+    policy that chooses formats.
     """
 
     sampling: FrameSampling
@@ -43,12 +48,18 @@ class VideoReading:
     square_pixels: bool = False
     """Show anamorphic video in its true proportions. Off, stored pixels count as square, as
     for the authors' reader."""
+    policy: MediaPolicy | None = None
+    """Limits on the files; None for none beside those that always hold."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         as_whole_number("image_size", self.image_size, 1, MAX_IMAGE_SIZE)
         as_choice("reader", self.reader, VideoReader)
         as_truth("square_pixels", self.square_pixels)
+        if self.reader == "decord" and self.policy is not None and self.policy.chooses_formats:
+            raise InvalidArgumentError(
+                "decord opens every format; expected the reader pyav with this policy"
+            )
 
     def until(self, end_s: float | None) -> VideoReading:
         """Return a reading that ends at ``end_s``, or this one if ``end_s`` is None."""
@@ -63,14 +74,20 @@ class VideoReading:
             "image_size": self.image_size,
             "reader": self.reader,
             "square_pixels": self.square_pixels,
+            "policy": None if self.policy is None else self.policy.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> VideoReading:
         """Restore a reading from the result of :meth:`to_dict`."""
         sampling = FrameSampling.model_validate(content["sampling"])
+        policy = content["policy"]
         return cls(
-            sampling, int(content["image_size"]), content["reader"], content["square_pixels"]
+            sampling,
+            int(content["image_size"]),
+            content["reader"],
+            content["square_pixels"],
+            None if policy is None else MediaPolicy.from_dict(policy),
         )
 
 
@@ -94,6 +111,17 @@ class VideoFrames:
     warnings: tuple[str, ...] = ()
     """Faults of a file whose frames could be read: truncation, corrupt frames, packets that did
     not decode, a change of resolution. One line each; empty for an intact file."""
+
+    def thinning(self, frames_per_second: float) -> str | None:
+        """Say how far apart the frames are if they are far fewer than the model's rate asks for.
+
+        Returns None for at least a third of them.
+        """
+        count = len(self.frames)
+        if self.duration_s * frames_per_second <= _THIN * count or count < 2:
+            return None
+        span_s = float(self.times_s[-1] - self.times_s[0]) / (count - 1)
+        return f"{time_text(self.duration_s)} are seen in {count} frames, one every {span_s:.0f} s"
 
     def __repr__(self) -> str:
         return brief(

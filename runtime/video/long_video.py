@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from xclip_deploy.errors import VideoReadError
 from xclip_deploy.runtime.presentation import time_text
 from xclip_deploy.runtime.video.forward_reader import ForwardReader
 from xclip_deploy.runtime.video.frames import VideoFrames, VideoReading
+from xclip_deploy.runtime.video.media_policy import NO_POLICY
 from xclip_deploy.runtime.video.packet_index import PacketIndex, index_packets
 from xclip_deploy.runtime.video.pyav_container import open_video
 from xclip_deploy.runtime.video.reading import read_frames
@@ -80,6 +81,15 @@ class LongVideo:
         Raises:
             VideoReadError: no frame can be decoded, or one cannot be converted to RGB.
         """
+        blocks = self._blocks(alive)
+        while True:
+            with (self._reading.policy or NO_POLICY).enforced():
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield block
+
+    def _blocks(self, alive: Callable[[], None]) -> Iterator[FrameBlock]:
         rate = self._reading.sampling.frames_per_second
         ticks, numbers = choose_ticks(self._timeline.times_s, rate, self.duration_s)
         taken = TakenFrames(self._path, self._reading, self._index)
@@ -143,6 +153,18 @@ def read_blocks(
     file = Path(path)
     if segmentation.window_s is None or not file.is_file() or file.stat().st_size == 0:
         return read_frames(file, reading)
+    policy = reading.policy or NO_POLICY
+    with policy.enforced():
+        index, timeline = _index(file, alive)
+        policy.check_duration(file, timeline.duration_s)
+    if duration_of(timeline, reading) <= segmentation.window_s:
+        # Timestamps that jump would count as a duration.
+        return read_frames(file, replace(reading, policy=replace(policy, max_duration_s=None)))
+    return LongVideo(file, reading, index, timeline)
+
+
+def _index(file: Path, alive: Callable[[], None]) -> tuple[PacketIndex, Timeline]:
+    """Look at the packets of a file."""
     try:
         container, stream = open_video(file)
         scan = PacketScan()
@@ -153,12 +175,9 @@ def read_blocks(
 
         with container:
             index = index_packets(container, stream, note)
-            timeline = timeline_of(container, stream, index, scan)
+            return index, timeline_of(container, stream, index, scan)
     except OSError as error:
         raise VideoReadError(f"{file}: cannot be read: {error.strerror or error}") from error
-    if duration_of(timeline, reading) <= segmentation.window_s:
-        return read_frames(file, reading)
-    return LongVideo(file, reading, index, timeline)
 
 
 def duration_of(timeline: Timeline, reading: VideoReading) -> float:

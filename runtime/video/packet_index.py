@@ -41,6 +41,8 @@ _TRUNCATION_TOLERANCE_FRAMES = 0.5  # where the number of frames says the same
 # As FFmpeg finds it: "DivX503b1393p", with a p for packed.
 _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(b|Build)\d+p")
 _PACKETS_SEARCHED = 3
+# FFmpeg assumes this rate for raw streams, which have neither a rate nor timestamps.
+FALLBACK_FRAME_RATE = 25.0
 # FFmpeg's own decoders of VP8 and VP9 pass over the stream of opacity in Matroska and WebM.
 _WITHOUT_ALPHA = frozenset({"vp8", "vp9"})
 
@@ -84,6 +86,13 @@ class PacketIndex:
     """Parts of the stream that this FFmpeg or PyAV does not read, as warnings."""
     warnings: tuple[str, ...]
     """Faults of the file, one line each."""
+
+    @property
+    def length_s(self) -> float:
+        """Seconds to the end of the video, counted by frames where timestamps do not tell."""
+        if self.is_reliable:
+            return self.end_s
+        return self.shown_count / (self.frame_rate or FALLBACK_FRAME_RATE)
 
 
 def index_packets(

@@ -13,6 +13,7 @@ from xclip_deploy.runtime.video.containers import (
     max_pixels,
     open_options,
 )
+from xclip_deploy.runtime.video.media_policy import current_policy
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -30,9 +31,10 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     """Open a file with one decoder thread. The caller closes the container.
 
     Raises:
-        VideoReadError: not a video that this FFmpeg can decode, a playlist, or frames of more
-            than ``max_pixels()``.
+        VideoReadError: not a video that this FFmpeg can decode, a playlist, frames of more than
+            ``max_pixels()``, or what the policy of this thread refuses.
     """
+    current_policy().check_place(path)
     check_container(path)
     container = _open(path, open_options())
     try:
@@ -59,10 +61,14 @@ def read_packets(
     """
     import av
 
-    tries = 0
+    tries = count = 0
+    policy = current_policy()
     while True:
         try:
             for packet in container.demux() if stream is None else container.demux(stream):
+                count += 1
+                if policy.max_packets is not None:
+                    policy.check_packets(container.name, count)
                 if packet.size:
                     tries = 0
                     yield packet
@@ -111,6 +117,7 @@ def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
         raise VideoReadError(
             f"{path}: has {what} (streams: {types}); expected a file with a video stream"
         )
+    _check_codecs(container, path)
     # The authors' reader takes the first stream, not the one that FFmpeg ranks best.
     stream = found[0]
     codec = stream.codec_context
@@ -124,6 +131,17 @@ def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
     codec.options = {**codec.options, "max_pixels": str(max_pixels())}
     codec.thread_count = 1
     return stream
+
+
+def _check_codecs(container: InputContainer, path: Path) -> None:
+    """Hold all pictures and sound to the policy, as other parts may decode them later."""
+    policy = current_policy()
+    if policy.codecs is None:
+        return
+    for stream in (*container.streams.video, *container.streams.audio):
+        context = stream.codec_context
+        name = None if context is None else context.codec.canonical_name
+        policy.check_codec(path, stream.type, name)
 
 
 def _check_stated_size(path: Path, format_name: str) -> None:
@@ -149,6 +167,8 @@ def _check_stated_size(path: Path, format_name: str) -> None:
 def _why_not_opened(path: Path, error: Exception) -> str:
     import av
 
+    if isinstance(error, av.error.ArgumentError) and current_policy().formats is not None:
+        return "is in no container that is accepted; expected MP4, MOV, Matroska, WebM, AVI or MPEG"
     if isinstance(error, av.error.ArgumentError):
         return "is in no format that is opened, as texts and playlists are; expected video"
     reason = getattr(error, "strerror", None) or str(error)

@@ -21,7 +21,12 @@ from numpy.typing import NDArray
 
 from xclip_deploy.errors import VideoReadError
 from xclip_deploy.runtime.video.frames import SampledBy, VideoFrames, VideoReading
-from xclip_deploy.runtime.video.packet_index import PacketIndex, index_packets
+from xclip_deploy.runtime.video.media_policy import current_policy
+from xclip_deploy.runtime.video.packet_index import (
+    FALLBACK_FRAME_RATE,
+    PacketIndex,
+    index_packets,
+)
 from xclip_deploy.runtime.video.pyav_container import open_video, read_packets
 from xclip_deploy.runtime.video.sampling import (
     FrameSampling,
@@ -39,8 +44,6 @@ if TYPE_CHECKING:
 
 # The index of these formats finds keyframes exactly. Others guess byte positions.
 SEEKABLE_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
-# FFmpeg assumes this rate for raw streams, which have neither a rate nor timestamps.
-FALLBACK_FRAME_RATE = 25.0
 
 
 def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
@@ -59,6 +62,7 @@ def read_with_pyav(path: Path, reading: VideoReading) -> VideoFrames:
     container, stream = open_video(path)
     with container:
         index = index_packets(container, stream)
+        current_policy().check_duration(path, index.length_s)
         frames = TakenFrames(path, reading, index)
         targets, sampled_by = _targets(index, reading.sampling)
         is_seekable = not SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))

@@ -6,11 +6,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xclip_deploy.errors import (
     InvalidArgumentError,
@@ -18,13 +18,15 @@ from xclip_deploy.errors import (
     VideoNotFoundError,
     VideoReadError,
 )
-from xclip_deploy.runtime.arguments import as_instance, as_path, as_sequence
+from xclip_deploy.runtime.arguments import as_instance, as_path
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.video.frames import VideoFrames, VideoReader, VideoReading
 from xclip_deploy.runtime.video.in_memory import take_frames
+from xclip_deploy.runtime.video.media_policy import NO_POLICY
 from xclip_deploy.runtime.video.sampling import FrameSampling
 
 _Read = Callable[[Path, VideoReading], VideoFrames]
+_HOW_TO_CUT = "cut out what matters, by: xclip-deploy cut VIDEO --from TIME --to TIME"
 
 
 def read_video(
@@ -62,17 +64,21 @@ def read_frames(path: str | os.PathLike[str], reading: VideoReading) -> VideoFra
     return _read_file(_open_reader(reading), Path(path), reading)
 
 
-def frames_of(videos: object, reading: VideoReading) -> list[NDArray[np.uint8]]:
-    """Read videos from files, and prepare those in memory by :func:`take_frames`.
+def read_or_take(video: object, reading: VideoReading) -> VideoFrames:
+    """Read a video from its file, or prepare one in memory by :func:`take_frames`.
 
-    Returns frames uint8 ``[n, S, S, 3]`` for each. Raises VideoError, InvalidArgumentError.
+    The result warns of faults, and of frames that are far apart. Raises VideoError,
+    InvalidArgumentError.
     """
-    return [
-        take_frames(video, reading).frames
-        if isinstance(video, (VideoFrames, np.ndarray))
-        else read_frames(as_path("a video", video), reading).frames
-        for video in as_sequence("videos", videos, "videos")
-    ]
+    if isinstance(video, (VideoFrames, np.ndarray)):
+        name, found = "a video in memory", take_frames(video, reading)
+    else:
+        path = as_path("a video", video)
+        name, found = str(path), read_frames(path, reading)
+    said = list(found.warnings)
+    if thinning := found.thinning(reading.sampling.frames_per_second):
+        said.append(f"{thinning}; what lies between is not seen: {_HOW_TO_CUT}")
+    return replace(found, warnings=tuple(f"{name}: {warning}" for warning in said))
 
 
 def check_reader(reading: VideoReading) -> None:
@@ -168,6 +174,7 @@ def _read_file(read: _Read, path: Path, reading: VideoReading) -> VideoFrames:
     try:
         if path.stat().st_size == 0:
             raise VideoReadError(f"{path}: is empty (0 bytes); expected a video file")
-        return read(path, reading)
+        with (reading.policy or NO_POLICY).enforced():
+            return read(path, reading)
     except OSError as error:
         raise VideoReadError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.runtime.presentation import time_text
-from xclip_deploy.runtime.video.packet_index import PacketIndex
-from xclip_deploy.runtime.video.pyav_reader import FALLBACK_FRAME_RATE
+from xclip_deploy.runtime.video.packet_index import FALLBACK_FRAME_RATE, PacketIndex
 
 if TYPE_CHECKING:
     from av.container import InputContainer

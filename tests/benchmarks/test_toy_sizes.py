@@ -19,6 +19,7 @@ BENCHMARKS = {
     for file in (ROOT / "benchmarks").glob("*.py")
     if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
 }
+TOYS = ("grains", "candidates", "galleries", "grouping", "moments", "serving", "ten_minutes")
 
 
 def run(name: str, folder: Path, *arguments: object) -> Any:
@@ -40,7 +41,7 @@ def run(name: str, folder: Path, *arguments: object) -> Any:
 
 def test_no_benchmark_is_forgotten() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert tested >= BENCHMARKS == {*("grains", "candidates", "galleries", "grouping", "moments")}
+    assert tested >= BENCHMARKS == {*TOYS}
 
 
 @pytest.mark.slow
@@ -76,6 +77,19 @@ def test_moments(checkpoint_path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ten_minutes(checkpoint_path: Path, tmp_path: Path) -> None:
+    content = run("ten_minutes", tmp_path, "--checkpoint", checkpoint_path)
+    whole, windows = (content["answers"][name] for name in ("whole", "windows"))
+    assert len(whole) == len(windows) == content["events"] == 10
+    # The whole video has few frames, so that most events have none that could be right.
+    frames = {answer["best_frame_s"] for answer in whole}
+    assert len(frames) <= 4
+    assert sum(answer["is_right"] for answer in whole) <= 4
+    assert {tuple(answer["shown_s"]) for answer in whole} == {(0, 60)}
+    assert all(answer["shown_s"][1] - answer["shown_s"][0] < 20 for answer in windows)
+
+
+@pytest.mark.slow
 def test_galleries(tmp_path: Path) -> None:
     content = run("galleries", tmp_path)
     assert [result["videos"] for result in content] == [100, 300]
@@ -97,3 +111,18 @@ def test_grouping(tmp_path: Path) -> None:
     # Without groups, one film fills a page.
     assert content["videos_in_ten_hits"]["plain"] < 3
     assert content["videos_in_ten_hits"]["grouped"] == 10
+
+
+@pytest.mark.slow
+def test_serving(bundle_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    content = run("serving", tmp_path, "--bundle", bundle_path)
+    assert set(content["modes"]) == {"batched", "unbatched"}
+    for mode in content["modes"].values():
+        for load in ("full", "paced"):
+            assert set(mode[load]["statuses"]) == {"200"}
+            assert mode[load]["p50_ms"] <= mode[load]["p99_ms"]
+        assert sum(mode["paced"]["statuses"].values()) == 10
+    long_run = content["long_run"]
+    assert long_run["statuses"] == {"200": 100}
+    assert len(long_run["resident_bytes"]) == 10

@@ -31,6 +31,7 @@ _COMMANDS = {
     "evaluate": ("evaluate", "Measure retrieval of a bundle or checkpoint on a dataset."),
     "verify": ("verify", "Compare every graph and engine of a bundle with its model."),
     "bench": ("bench", "Measure how fast a bundle runs on this machine."),
+    "serve": ("serve", "Serve a page and a JSON API over a bundle and a gallery."),
     "inspect": ("inspect", "Show what is in a bundle."),
 }
 
@@ -76,7 +77,7 @@ def cli(verbose: bool) -> None:
     Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
     4 checkpoint, 5 export, 6 bundle, 7 engine, 8 video, 9 device or session, 10 gallery,
     11 dataset, 12 training, 13 verification, 14 standard output cannot be written (closed,
-    or a full disk), 130 interrupted, 141 the reader of standard output went away.
+    or a full disk), 15 service, 130 interrupted, 141 the reader of standard output went away.
 
     Messages go to standard error. If that is closed or full, they are lost, and the status
     alone tells the result.

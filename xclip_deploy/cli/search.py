@@ -87,7 +87,9 @@ if TYPE_CHECKING:
     help="Suppress a moment that overlaps a better one of its video by more than this temporal "
     "IoU; 1 suppresses none.",
 )
-@click.option("--within", metavar="VIDEO", help="Search this video alone: its id or file name.")
+@click.option(
+    "--within", metavar="VIDEO", help="Search this video alone: its id, path or file name."
+)
 @click.option(
     "--from", "from_s", metavar="TIME", help="Search only moments that end after 72, 1:12 or 72s."
 )
@@ -204,6 +206,7 @@ def command(
                     "num_segments": results.num_segments,
                     "note": results.note,
                     "truncated_tokens": results.truncated_tokens,
+                    "warnings": list(results.warnings),
                     "results": [result.to_dict() for result in results],
                 }
                 for query, results in found

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from xclip_deploy.runtime.search import suppression
 from xclip_deploy.runtime.search.grouping import (
-    best_of_groups,
     best_with_few_each,
     ranks_of_groups,
     ranks_within,
@@ -41,14 +40,10 @@ def test_ranks_are_those_of_a_loop(rows: list[tuple[int, int]]) -> None:
     assert ranks_of_groups(numbers).tolist() == [videos.index(number) for number in listed]
 
 
-@given(ROWS, st.integers(1, 4), st.integers(1, 4))
-def test_the_best_rows_of_the_best_videos(
-    rows: list[tuple[int, int]], num_groups: int, few: int
-) -> None:
+@given(ROWS, st.integers(1, 4))
+def test_the_best_rows_with_few_of_each_video(rows: list[tuple[int, int]], few: int) -> None:
     scores, numbers = arrays(rows)
     order = sorted(range(len(rows)), key=lambda n: (-scores[n], n))
-    videos = list(dict.fromkeys(int(numbers[n]) for n in order))[:num_groups]
-    expected: list[int] = []
     capped: list[int] = []
     taken: dict[int, int] = {}
     for n in order:
@@ -56,29 +51,9 @@ def test_the_best_rows_of_the_best_videos(
         taken[number] = taken.get(number, 0) + 1
         if taken[number] <= few:
             capped.append(n)
-            if number in videos:
-                expected.append(n)
-    assert best_of_groups(scores, numbers, num_groups, few).tolist() == expected
     assert best_with_few_each(scores, numbers, 7, few).tolist() == sorted(
         [*capped, *(n for n in order if n not in capped)][:7], key=order.index
     )
-
-
-@given(ROWS, st.integers(1, 4), st.integers(1, 4), st.integers(0, 40))
-def test_parts_give_the_videos_and_best_rows_of_all(
-    rows: list[tuple[int, int]], num_groups: int, few: int, cut: int
-) -> None:
-    """A lesser row is lost only if its video was not among the best in its part."""
-    scores, numbers = arrays(rows)
-    whole = best_of_groups(scores, numbers, num_groups, few)
-    first = best_of_groups(scores[:cut], numbers[:cut], num_groups, few)
-    both = np.concatenate([first, np.arange(min(cut, len(rows)), len(rows))])
-    parts = both[best_of_groups(scores[both], numbers[both], num_groups, few)]
-    heads = whole[ranks_within(numbers[whole]) == 0]
-    assert parts[ranks_within(numbers[parts]) == 0].tolist() == heads.tolist()
-    videos = set(numbers[first].tolist())
-    lost = set(whole.tolist()) - set(parts.tolist())
-    assert all(n < cut and numbers[n] not in videos for n in lost)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from xclip_deploy.errors import GalleryError, InvalidArgumentError
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
+from xclip_deploy.runtime.gallery.records import VideoFile
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOptions
 from xclip_deploy.runtime.search import scope as scope_module
@@ -225,7 +226,8 @@ def test_within_one_video(
             searcher, gallery, world, within=name, group="moment", k=5, nms=None, exact=exact
         )
         assert [hit.id for hit in found] == ["/films/crowd.mkv"] * 5
-        if exact is not False:  # the untrained scorer's first stage is another ranking
+        assert exact is None or (found.method == "exact") is exact
+        if found.method == "exact":  # the untrained scorer's first stage is another ranking
             assert found[0].segment == int(np.argmax(logits[:CROWD]))
     span = search(
         searcher, gallery, world, within="crowd.mkv", from_s="1:40", to_s=120, k=99,
@@ -243,8 +245,78 @@ def test_names_of_no_video_and_of_several(
         search(searcher, gallery, world, within="talk.mkv")
     strange = ("x\0", "\udc80.mkv", "a" * 5000)
     for name in ("none.mkv", "t_lk.mkv", "%", "crowd", "/crowd.mkv", *strange):
-        with pytest.raises(GalleryError, match="in the gallery of 32; expected an id, or a file"):
+        with pytest.raises(GalleryError, match="in the gallery of 32; expected an id, a path"):
             search(searcher, gallery, world, within=name)
+
+
+@pytest.fixture(params=["memory", "lancedb"])
+def named(request: pytest.FixtureRequest, bundle: Bundle, tmp_path: Path) -> Iterator[Gallery]:
+    """Talks under ids of the user's own, one with two files, and a clip without a file."""
+    planter = Planter(bundle.manifest.model, Segmentation("windows", 8.0, 4.0))
+    files = {
+        "opening": ("/mnt/a/talk.mkv", "/mnt/b/copy's of 100%.mkv"),
+        "closing": ("/mnt/c/talk.mkv",),
+        "q&a": ("/mnt/c/panel.mkv",),
+        "panel.mkv": ("/mnt/d/other.mkv",),
+        "again": ("/mnt/c/panel_2.mkv",),
+        "twice": ("/mnt/c/panel_2.mkv",),
+        "folder/bare": (),
+        "there": (str(Path.cwd() / "here.mkv"),),
+        "elsewhere": ("/mnt/e/here.mkv",),
+    }
+    parts = []
+    for name, paths in files.items():
+        rows, features = planter.video(name, [0.1, 1.0])
+        own = tuple(VideoFile(path=path) for path in paths)
+        change = {"files": own, "path": paths[0] if paths else None}
+        parts.append(([row.model_copy(update=change) for row in rows], features))
+    path = tmp_path / "named"
+    opened = (
+        Gallery(bundle.manifest)
+        if request.param == "memory"
+        else Gallery.open(path, bundle.manifest, create=True)
+    )
+    opened.add(*together(parts))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("opening", "opening"),
+        ("/mnt/a/talk.mkv", "opening"),
+        ("/mnt/b/copy's of 100%.mkv", "opening"),
+        ("copy's of 100%.mkv", "opening"),
+        ("/mnt/c/../c/talk.mkv", "closing"),
+        ("panel.mkv", "panel.mkv"),  # an id counts before a file name
+        ("other.mkv", "panel.mkv"),
+        ("/mnt/c/panel.mkv", "q&a"),
+        ("bare", "folder/bare"),
+        ("here.mkv", "there"),  # a path from the working directory counts before a file name
+    ],
+)
+def test_within_a_video_with_an_id_of_its_own(
+    searcher: Searcher, named: Gallery, world: World, name: str, expected: str
+) -> None:
+    found = search(searcher, named, world, within=name, group="moment")
+    assert [hit.id for hit in found] == [expected] * 2
+
+
+def test_files_of_several_videos_are_listed(
+    searcher: Searcher, named: Gallery, world: World
+) -> None:
+    for name, ids in (
+        ("talk.mkv", "opening; closing"),
+        ("panel_2.mkv", "again; twice"),
+        ("/mnt/c/panel_2.mkv", "again; twice"),
+    ):
+        with pytest.raises(InvalidArgumentError) as caught:
+            search(searcher, named, world, within=name)
+        assert str(caught.value) == f"{name!r} names 2 videos ({ids}); expected the id of one"
+    for name in ("alk.mkv", "c/talk.mkv", "panel%2.mkv", "copy's of 1000.mkv", "mnt"):
+        with pytest.raises(GalleryError, match="in the gallery of 9; expected an id, a path"):
+            search(searcher, named, world, within=name)
 
 
 @pytest.mark.parametrize("exact", [True, False])

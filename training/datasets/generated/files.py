@@ -22,13 +22,16 @@ from xclip_deploy.training.datasets.generated.encoding import (
     video_writer,
     write_recipe,
 )
+from xclip_deploy.training.datasets.generated.excerpts import render_excerpt
 from xclip_deploy.training.datasets.generated.rendering import render
 from xclip_deploy.training.datasets.generated.scenes import Scene
 from xclip_deploy.training.datasets.generated.splits import SplitSizes, make_splits
 
-_VERSION = 2
+_VERSION = 3
 """Version of the dataset; it rises when a seed gives other scenes or drawings."""
 _CHUNK = 16
+_Job = tuple[Path, Scene, tuple[Scene, Scene] | None, tuple[int, ...]]
+"""File, its scene, the scenes beside it in an excerpt, and the seed."""
 
 
 def make_videos(
@@ -41,7 +44,8 @@ def make_videos(
 ) -> Path:
     """Make the dataset in ``directory``, unless it is there; return its caption file.
 
-    Videos are H.264 mp4 files, ``train/0000.mp4`` and so on, of 6 s at 8 frames a second.
+    Videos are H.264 mp4 files, ``train/0000.mp4`` and so on, at 8 frames a second. Held-out ones
+    are one event of 6 s. Training videos are excerpts, see :func:`render_excerpt`.
     ``captions.csv`` has their ``file``, ``caption`` and ``split``; the dataset ``folder`` reads
     it. Scenes, captions and pixels before encoding are a function of ``sizes`` and ``seed``
     alone. The directory takes its place when it is whole.
@@ -84,13 +88,16 @@ def _write(
     on_progress: ProgressFunction | None,
 ) -> None:
     rows: list[tuple[str, str, str]] = []
-    jobs: list[tuple[Path, Scene, tuple[int, ...]]] = []
+    jobs: list[_Job] = []
     for number, (name, scenes) in enumerate(splits.items()):
         (directory / name).mkdir()
         for index, scene in enumerate(scenes):
             file = f"{name}/{index:04d}.mp4"
             rows.append((file, scene.caption, name))
-            jobs.append((directory / file, scene, (seed, number, index)))
+            # The scenes are in random order, so those beside this one are random.
+            beside = (scenes[index - 1], scenes[(index + 1) % len(scenes)])
+            neighbours = beside if name == "train" else None
+            jobs.append((directory / file, scene, neighbours, (seed, number, index)))
     done = 0
     with closing(_results(jobs, num_workers)) as results:
         for count in results:
@@ -101,9 +108,7 @@ def _write(
         csv.writer(out).writerows([("file", "caption", "split"), *rows])
 
 
-def _results(
-    jobs: list[tuple[Path, Scene, tuple[int, ...]]], num_workers: int
-) -> Generator[int, None, None]:
+def _results(jobs: list[_Job], num_workers: int) -> Generator[int, None, None]:
     """Do the jobs; yield the number of videos of each finished chunk."""
     remaining = iter(jobs)
     chunks = list(iter(lambda: list(islice(remaining, _CHUNK)), []))
@@ -115,9 +120,13 @@ def _results(
         yield from pool.map(_draw_all, chunks)
 
 
-def _draw_all(jobs: list[tuple[Path, Scene, tuple[int, ...]]]) -> int:
-    for path, scene, seed in jobs:
+def _draw_all(jobs: list[_Job]) -> int:
+    for path, scene, neighbours, seed in jobs:
+        random = np.random.default_rng(seed)
+        pictures = (
+            render_excerpt(scene, *neighbours, random) if neighbours else render(scene, random)
+        )
         with video_writer(path) as write:
-            for picture in render(scene, np.random.default_rng(seed)):
+            for picture in pictures:
                 write(picture)
     return len(jobs)

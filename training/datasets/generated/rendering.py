@@ -10,6 +10,8 @@ import numpy.typing as npt
 from xclip_deploy.training.datasets.generated.scenes import FLASH, Event, Scene
 
 DURATION_S = 6
+LEAST_EVENT_S, MOST_EVENT_S = 4.0, 8.0
+"""Range of the lengths of events in long videos and excerpts, seconds."""
 FRAME_RATE = 8
 IMAGE_SIZE = 96
 """Side of the frames, pixels."""
@@ -36,9 +38,11 @@ def render(
     random: np.random.Generator,
     size: int = IMAGE_SIZE,
     duration_s: float = DURATION_S,
+    frames: range | None = None,
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Draw the ``duration_s * FRAME_RATE`` frames of a scene, uint8 RGB [size, size, 3].
 
+    ``frames`` chooses some of them; None draws all.
     ``random`` varies paths, sizes, brightness and texture, and the time and place of a flash.
     Hence no two drawings of a scene are alike.
     """
@@ -46,7 +50,7 @@ def render(
     texture = random.normal(scale=5.0, size=(size, size, 1)) + random.uniform(85, 150)
     background = np.broadcast_to(texture, (size, size, 3)).astype(np.float32)
     actors = _actors(scene, random, duration_s)
-    for number in range(round(duration_s * FRAME_RATE)):
+    for number in range(round(duration_s * FRAME_RATE)) if frames is None else frames:
         frame = background.copy()
         for actor in actors:
             actor.draw(frame, (rows, columns), number / FRAME_RATE)

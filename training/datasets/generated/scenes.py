@@ -57,6 +57,13 @@ class Scene:
         link = ", then " if self.kind == "sequence" else " while "
         return self.first.caption + link + self.second.caption
 
+    @property
+    def last(self) -> Event:
+        """Event at the scene's end, beside which a flash counts as nothing."""
+        if self.kind == "sequence" and self.second is not None:
+            return self.second
+        return self.first
+
 
 THINGS = tuple(product(COLOURS, SHAPES))
 EVENTS = tuple(Event(*thing, motion) for thing, motion in product(THINGS, MOTIONS))

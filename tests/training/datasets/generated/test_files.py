@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from xclip_deploy.runtime.datasets import open_dataset
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.video import FrameSampling, read_video
 from xclip_deploy.training.datasets.generated import Event, Scene, SplitSizes, make_videos
+from xclip_deploy.training.datasets.generated.excerpts import render_excerpt
 from xclip_deploy.training.datasets.generated.rendering import render
 
 SIZES = SplitSizes(train=20, val=8, test=8)
@@ -77,19 +80,57 @@ def test_an_interrupted_making_leaves_nothing(tmp_path: Path) -> None:
 
 def test_captions_say_what_is_drawn(dataset: Path) -> None:
     """The colour that a caption names first is the one that the first frame shows."""
-    dominant = {"red": (0,), "green": (1,), "blue": (2,), "yellow": (0, 1)}
     with (dataset / "captions.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+        rows = [row for row in csv.DictReader(file) if row["split"] != "train"]
+    assert len([row for row in rows if "flashes" not in row["caption"]]) >= 8
     for row in rows:
         frames = read_video(dataset / row["file"], FrameSampling(max_frames=6), 96).frames
-        pixels = frames[0].reshape(-1, 3).astype(int)
-        colourful = pixels[np.ptp(pixels, axis=1) > 60]
         # A flash may be in the first frame too; of a thing alone, all pixels tell.
-        if "flashes" in row["caption"]:
-            continue
-        mean = colourful.mean(axis=0)
-        high = tuple(int(channel) for channel in np.flatnonzero(mean > mean.max() * 0.75))
-        assert high == dominant[row["caption"].split()[1]], row
+        if "flashes" not in row["caption"]:
+            assert colour_of(frames[0]) == row["caption"].split()[1], row
+
+
+def test_an_excerpt_is_a_whole_event_or_a_window_near_it() -> None:
+    red, blue, green = (
+        Scene("single", Event(colour, "circle", "up")) for colour in ("red", "blue", "green")
+    )
+    lengths, starts, ends = set(), Counter[str | None](), Counter[str | None]()
+    for seed in range(200):
+        frames = list(render_excerpt(red, blue, green, np.random.default_rng(seed)))
+        assert colour_of(frames[len(frames) // 2]) == "red"
+        lengths.add(len(frames))
+        if len(frames) != 48:  # the event alone
+            assert {colour_of(frame) for frame in frames} == {"red"}
+        starts[colour_of(frames[0])] += 1
+        ends[colour_of(frames[-1])] += 1
+    assert 32 <= min(lengths) < 36 < 60 < max(lengths) <= 64
+    # Half of the windows begin before their event, with its neighbour or, rarely, with noise.
+    assert set(starts) == {"red", "blue", None}
+    assert set(ends) == {"red", "green", None}
+    for edges, neighbour in ((starts, "blue"), (ends, "green")):
+        assert edges["red"] > edges[neighbour] > 30 > edges[None]
+
+
+def test_only_training_videos_are_excerpts(dataset: Path) -> None:
+    frames = {path: len(frames_of(path)) for path in dataset.rglob("*.mp4")}
+    assert {n for path, n in frames.items() if path.parent.name != "train"} == {48}
+    assert {n for path, n in frames.items() if path.parent.name == "train"} > {48}
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def colour_of(frame: np.ndarray) -> str | None:
+    """Return the colour of a frame's only thing, None where there is none."""
+    pixels = frame.reshape(-1, 3).astype(int)
+    colourful = pixels[np.ptp(pixels, axis=1) > 60]
+    if not len(colourful):
+        return None
+    mean = colourful.mean(axis=0)
+    high = tuple(int(channel) for channel in np.flatnonzero(mean > mean.max() * 0.75))
+    return {(0,): "red", (1,): "green", (2,): "blue", (0, 1): "yellow"}[high]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,23 @@ def test_the_full_set_is_as_it_should_be() -> None:
     assert place_events(sizes, 0) == timelines != place_events(sizes, 1)
 
 
+def test_no_boundary_shows_a_caption() -> None:
+    """ "A, then B" is not also the end of one event and the start of the next."""
+    timelines = place_events(LongVideoSizes(), 0)
+    captions = {event.scene.caption for timeline in timelines for event in timeline}
+    shown = {
+        f"{motions(before.scene.caption)[-1]}, then {motions(after.scene.caption)[0]}"
+        for timeline in timelines
+        for before, after in itertools.pairwise(timeline)
+    }
+    assert not captions & shown
+    assert len(shown) > 1000
+
+
+def motions(caption: str) -> list[str]:
+    return caption.split(" while ")[0].split(", then ")
+
+
 def test_the_same_seed_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
     make_long_videos(tmp_path / "again", TOY, num_workers=2)
     files = [path.relative_to(dataset) for path in sorted(dataset.rglob("*")) if path.is_file()]

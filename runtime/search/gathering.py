@@ -1,0 +1,101 @@
+"""Choice of the rows that an exact search keeps, while it scores a gallery part by part.
+
+A long video can have rows in several parts. Whether a lesser row of it will be shown is known only
+once the video's best row is. So every row of a video is kept until its last one was scored. Then
+the video is complete: it is dropped if enough other videos are better, and is reduced to the
+moments that a hit may show if not. Memory holds few moments of each of the best videos, and the
+rows of the videos that are still open: in a gallery as it was written, of one or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.runtime.gallery.flat import best_first
+from xclip_deploy.runtime.gallery.groups import Groups
+from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.search.filling import num_candidates
+from xclip_deploy.runtime.search.grouping import ranks_of_groups
+from xclip_deploy.runtime.search.options import SearchOptions
+from xclip_deploy.runtime.search.ranked import Ranked
+from xclip_deploy.runtime.search.scope import Scope
+from xclip_deploy.runtime.search.suppression import first_kept
+
+
+class Gathering:
+    """The rows that are kept for several queries. All of them score the same parts."""
+
+    def __init__(
+        self, num_queries: int, scope: Scope, options: SearchOptions, groups: Groups | None
+    ) -> None:
+        """Begin to gather the rows of ``scope``."""
+        self._best: list[Ranked | None] = [None] * num_queries
+        self._options = options
+        # Deduplication and calibration can drop or reorder hits: keep more than asked for.
+        drops = options.near_identical is not None or options.query_bank is not None
+        self._groups = groups if options.group == "video" else None
+        if self._groups is None:
+            suppresses = groups is not None and options.overlap is not None
+            is_more = drops or suppresses
+            self._keep = num_candidates(options, groups) if is_more else options.depth
+        else:
+            self._keep = options.num_candidates if drops else options.depth
+            self._unseen = _rows_of_each(scope, self._groups)
+
+    def add(self, parts: Sequence[Ranked]) -> None:
+        """Take the scores of the next rows, one for each query."""
+        if self._groups is not None:
+            seen = self._groups.of(parts[0].rows)
+            self._unseen -= np.bincount(seen, minlength=len(self._unseen))
+        for n, part in enumerate(parts):
+            best = self._best[n]
+            whole = part if best is None else Ranked.join([best, part])
+            if self._groups is None:
+                self._best[n] = whole.take(best_first(whole.scores, self._keep))
+            else:
+                self._best[n] = whole.take(self._places(whole, self._groups))
+
+    def results(self) -> list[Ranked]:
+        """Return the kept rows of each query, best first."""
+        return [Ranked.empty() if best is None else best.sorted() for best in self._best]
+
+    def _places(self, ranked: Ranked, groups: Groups) -> npt.NDArray[np.intp]:
+        """Return the places of the rows to keep, in their order, so that ties stay in order."""
+        numbers = groups.of(ranked.rows)
+        order = np.argsort(-ranked.scores, kind="stable")
+        is_good = np.empty(len(order), np.bool_)
+        is_good[order] = ranks_of_groups(numbers[order]) < self._keep
+        is_open = self._unseen[numbers] > 0
+        kept = [np.flatnonzero(is_open)]
+        own = order[is_good[order] & ~is_open[order]]  # of complete videos, best first
+        by_video = own[np.argsort(numbers[own], kind="stable")]
+        ends = np.flatnonzero(np.diff(numbers[by_video])) + 1
+        kept += [self._moments(ranked.rows, places) for places in np.split(by_video, ends)]
+        return np.sort(np.concatenate(kept))
+
+    def _moments(self, rows: Rows, places: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Return the places of the moments that a hit of one video may show.
+
+        ``places``: those of all its rows, best first. Calibration reorders moments, and so comes
+        before suppression.
+        """
+        options, count = self._options, self._options.per_video
+        if len(places) < 2 or options.overlap is None or options.query_bank is not None:
+            return places[:count]
+        assert self._groups is not None
+        own = self._groups.places(rows[places])
+        starts_s, ends_s = self._groups.start_s[own].tolist(), self._groups.end_s[own].tolist()
+        return places[first_kept(starts_s, ends_s, options.overlap, count)]
+
+
+def _rows_of_each(scope: Scope, groups: Groups) -> npt.NDArray[np.int64]:
+    """Return how many rows of each video the scope holds."""
+    rows = scope.rows
+    if rows is None and scope.where is not None:
+        rows = scope.snapshot.matching(scope.where)
+    if rows is None:
+        return np.diff(groups.starts)
+    return np.bincount(groups.of(rows), minlength=len(groups))

@@ -1,0 +1,123 @@
+"""Names of videos in requests and responses.
+
+By default a video's id in the gallery is its absolute path, which no client needs to know. Such
+an id is replaced by the video's handle, unless the service shows paths. A handle is the SHA-256
+of the video's content, or the id in base64 for a video without a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xclip_deploy.errors import GalleryError, InvalidArgumentError
+from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery.filters import names_in
+
+_CONTENT = re.compile(r"[0-9a-f]{64}")
+_ENCODED = "id-"
+_PATH_COLUMNS = frozenset({"id"})
+"""Columns that filters know and that hold paths."""
+
+
+@dataclass(frozen=True)
+class VideoNames:
+    """Names of one video that clients see."""
+
+    id: str
+    """The gallery's id, or the handle in place of a path."""
+    handle: str
+    """Name of the video in addresses: letters, digits, ``-`` and ``_``."""
+    name: str
+    """File name, or the id of a video without a file."""
+
+    @classmethod
+    def of(
+        cls,
+        video_id: str,
+        content_sha256: str | None,
+        paths: Sequence[str],
+        *,
+        show_paths: bool,
+    ) -> VideoNames:
+        """Name a video by its record in the gallery. ``paths``: those of its files."""
+        if content_sha256 is not None and _CONTENT.fullmatch(content_sha256):
+            handle = content_sha256
+        else:
+            encoded = base64.urlsafe_b64encode(video_id.encode()).decode("ascii").rstrip("=")
+            handle = _ENCODED + encoded
+        is_path = video_id.startswith("/") or video_id in paths
+        public = handle if is_path and not show_paths else video_id
+        name = paths[0].rpartition("/")[2] if paths else public
+        return cls(public, handle, name)
+
+
+def names_of(video: GalleryVideo, *, show_paths: bool) -> VideoNames:
+    """Return the names of a video of the gallery."""
+    paths = [file.path for file in video.files]
+    return VideoNames.of(video.id, video.content_sha256, paths, show_paths=show_paths)
+
+
+def handle_of(video: GalleryVideo) -> str:
+    """Return the name of a video in addresses: letters, digits, ``-`` and ``_``."""
+    return names_of(video, show_paths=False).handle
+
+
+def public_id(video: GalleryVideo, *, show_paths: bool) -> str:
+    """Return the id that clients see: the gallery's, or the handle in place of a path."""
+    return names_of(video, show_paths=show_paths).id
+
+
+def shown_name(video: GalleryVideo) -> str:
+    """Return the video's file name, or its id if it has no file."""
+    return Path(video.path).name if video.path else video.id
+
+
+def find_id(snapshot: Snapshot, name: str, *, show_paths: bool = False) -> str:
+    """Return the id of the video with an id or handle.
+
+    Without ``show_paths``, no path is an id: guesses would tell where files lie. Raises
+    GalleryError if there is no such video, InvalidArgumentError for a handle that several share.
+    """
+    if (show_paths or not name.startswith("/")) and snapshot.find([name]):
+        return name
+    if name.startswith(_ENCODED):
+        try:
+            text = name.removeprefix(_ENCODED)
+            video_id = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+        except (binascii.Error, ValueError):
+            video_id = ""
+        if video_id and snapshot.find([video_id]):
+            return video_id
+    if _CONTENT.fullmatch(name):
+        rows = snapshot.matching(f"fingerprint = '{name}'")
+        groups = snapshot.groups()
+        firsts = rows if groups is None else groups.first_rows(rows)
+        ids = {video.id for video in snapshot.videos(firsts)} if len(firsts) else set()
+        if len(ids) > 1:
+            raise InvalidArgumentError(
+                f"{len(ids)} videos of the gallery have the content {name}; expected the id of one"
+            )
+        if ids:
+            return ids.pop()
+    raise GalleryError(f"no video {name!r:.200} in the gallery; expected an id or a handle")
+
+
+def check_filter(where: str | None, *, show_paths: bool) -> None:
+    """Refuse a filter over a column with paths, unless the service shows them.
+
+    Such a filter would tell a client, guess by guess, where files lie. Raises
+    InvalidArgumentError.
+    """
+    if where is None or show_paths:
+        return
+    named = sorted(_PATH_COLUMNS & names_in(where))
+    if named:
+        raise InvalidArgumentError(
+            f"the filter names {named[0]!r}, which can hold paths of the server; expected "
+            "metadata, duration_s or num_frames"
+        )

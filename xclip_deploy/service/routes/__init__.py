@@ -1,0 +1,1 @@
+"""Routes of the service, a module for each part of the API."""

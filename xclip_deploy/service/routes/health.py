@@ -1,0 +1,47 @@
+"""Routes for those who operate the service: health and metrics."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Response
+
+from xclip_deploy.service.metrics import CONTENT_TYPE
+from xclip_deploy.service.state import Service, service_of
+from xclip_deploy.wire.base import WireModel
+
+router = APIRouter(tags=["operation"])
+
+
+class HealthModel(WireModel):
+    """Health of the service."""
+
+    status: Literal["live", "ready"]
+
+
+@router.get("/health/live")
+async def live() -> HealthModel:
+    """Answer as long as the process works."""
+    return HealthModel(status="live")
+
+
+@router.get("/health/ready")
+async def ready(service: Annotated[Service, Depends(service_of)]) -> HealthModel:
+    """Answer 200 while the service takes requests, else 503 with the reason.
+
+    All three graphs have answered a real request, the gallery can be read, and the service is not
+    shutting down.
+    """
+    service.health.check()
+    return HealthModel(status="ready")
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(service: Annotated[Service, Depends(service_of)]) -> Response:
+    """Return requests, latency by stage, batch sizes, queues and failures for Prometheus."""
+    text = await service.run(service.metrics.text)
+    return Response(text, media_type=CONTENT_TYPE)
