@@ -44,7 +44,9 @@ class CompiledCache:
         """
         if self.root is None:
             return None
-        release = "".join(c if c.isalnum() or c in ".-" else "_" for c in library_version)
+        release = "".join(
+            c if c.isascii() and (c.isalnum() or c in ".-") else "_" for c in library_version
+        )
         folder = self.root / f"{graph_sha256[:32]}-{release[:64]}"
         try:
             # Compiled graphs are run, so that nobody else may write them.
