@@ -161,8 +161,8 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["auto", *precision_names()]),
             default="auto",
             show_default=True,
-            help="Compute in this precision; auto takes FP16 on a GPU, and on a CPU mixed-bf16 where "
-            "OpenVINO gains by it, or else FP32.",
+            help="Compute in this precision; auto takes FP16 on a GPU. On a CPU it takes "
+            "mixed-bf16 where OpenVINO gains by it, or else FP32.",
         ),
         threads_option,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from xclip_deploy.runtime.sessions.backend import (
     Backend,
     GraphLoader,
     Placement,
-    Refusal,
     Session,
 )
 from xclip_deploy.runtime.sessions.onnx_runtime import FP32, OnnxRuntimeLoader
@@ -53,16 +52,15 @@ class OpenVino(Backend):
     own_options = frozenset({"threads"})
     auto_rank: Mapping[Device, int] = {"cpu": 10}
 
+    def may_gain(self, bundle: Bundle, device: Device) -> bool:
+        """See :meth:`Backend.may_gain`."""
+        del device
+        return why_no_bf16() is None and bundle.manifest.model.vision.width >= _LEAST_WIDTH
+
     def why_not(self, bundle: Bundle, device: Device) -> str | None:
         """See :meth:`Backend.why_not`."""
-        del device
-        missing = why_no_bf16()
-        if missing is not None:
-            return missing
-        width = bundle.manifest.model.vision.width
-        if width < _LEAST_WIDTH:
-            return f"OpenVINO gains little on a model of width {width}"
-        return why_no_openvino()
+        del bundle, device
+        return why_no_bf16() or why_no_openvino()
 
     def open(self, bundle: Bundle, options: SessionOptions, device: Device) -> GraphLoader:
         """See :meth:`Backend.open`."""
@@ -76,11 +74,6 @@ class OpenVino(Backend):
     def import_library(self) -> None:
         """See :meth:`Backend.import_library`."""
         import_openvino()
-
-    def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
-        """See :meth:`Backend.offers`. It lists nothing where the library is not installed."""
-        if why_no_openvino() is None:
-            yield from super().offers(bundle)
 
 
 class OpenVinoLoader(GraphLoader):
