@@ -162,6 +162,14 @@ class Backend(ABC):
         Returns None where it should run. Opens nothing to find out.
         """
 
+    def may_gain(self, bundle: Bundle, device: Device) -> bool:
+        """Return whether ``auto`` and ``bench`` consider the backend for a bundle on a device.
+
+        Where nothing could be gained, it is passed over without a word.
+        """
+        del bundle, device
+        return True
+
     @abstractmethod
     def open(self, bundle: Bundle, options: SessionOptions, device: Device) -> GraphLoader:
         """Find everything that a bundle needs on a device, without loading graphs.
@@ -177,6 +185,8 @@ class Backend(ABC):
     def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
         """List every way of running a bundle, or the reason why this machine lacks it."""
         for device, arithmetics in self.arithmetics.items():
+            if not self.may_gain(bundle, device):
+                continue
             reason = self.why_not(bundle, device)
             for arithmetic in arithmetics:
                 if arithmetic.graphs in bundle.precisions:

@@ -39,17 +39,18 @@ class SessionOptions:
     device: DeviceName = "auto"
     """Device; ``auto`` takes an NVIDIA GPU where one can be used, else the CPU."""
     precision: str = "auto"
-    """Arithmetic: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``tf32``. ``auto`` takes FP16 on a GPU
-    and FP32 on a CPU, where FP32 is faster. It never takes BF16 (engines alone), INT8 (ONNX Runtime
-    on a CPU alone) or TF32 (FP32 graphs on ONNX Runtime's GPU providers). TensorRT's provider has
-    no FP32."""
+    """Arithmetic: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``tf32`` or ``mixed-bf16``. ``auto``
+    takes FP16 on a GPU. On a CPU it takes mixed BF16 where OpenVINO gains by it, or else FP32. It
+    never takes BF16 (engines alone), INT8 (ONNX Runtime on a CPU alone) or TF32 (FP32 graphs on
+    ONNX Runtime's GPU providers). TensorRT's provider has no FP32."""
     threads: int | None = None
-    """CPU threads of a session of ONNX Runtime; None: one per core."""
+    """CPU threads of a session of ONNX Runtime or OpenVINO; None: one per core."""
     backend: str = "auto"
     """Library that runs the model. ``onnxruntime``: ONNX Runtime, on CPU or CUDA.
-    ``tensorrt-provider``: ONNX Runtime with its own TensorRT 10, which builds engines as it loads.
+    ``openvino``: OpenVINO on a CPU with BF16. ``tensorrt-provider``: ONNX Runtime with its own
+    TensorRT 10, which builds engines as it loads.
     ``tensorrt`` and ``rtx``: the engines of ``xclip-deploy build-trt``. ``auto``: engines that fit
-    this machine, else ONNX Runtime."""
+    this machine, else ONNX Runtime, or OpenVINO on a CPU where it is faster."""
     engines: Path | None = None
     """Folder of the engine set for ``tensorrt`` or ``rtx``; None: the bundle's best set that fits
     this machine."""

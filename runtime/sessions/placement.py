@@ -33,26 +33,31 @@ def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
     candidates = list(_candidates(options))
     if not candidates:
         raise _nothing_computes(options)
-    reasons: list[str] = []
+    reasons: list[str] = []  # the last one first: it is nearest to the choice
+    beside: list[str] = []  # those of other backends on a CPU
     last: XclipDeployError | None = None
     for backend, device in candidates:
+        if options.backend == "auto" and not backend.may_gain(bundle, device):
+            continue
         # Open a backend that was named: its own error says more than a reason to pass it over.
         is_named = options.backend != "auto" and len(candidates) == 1
         last = None
         try:
             reason = None if is_named else backend.why_not(bundle, device)
             if reason is None:
-                return _explained(backend.open(bundle, options, device), options, reasons)
+                return _explained(backend.open(bundle, options, device), options, reasons, beside)
         except XclipDeployError as error:
             last = error
             reason = str(error)
-        if reason not in reasons:
+        if device == "cpu":
+            beside.append(reason)
+        elif reason not in reasons:
             reasons.insert(0, reason)
     asked = _asked(options)
     if last is not None and (len(candidates) == 1 or not asked):
         raise last
     what = " and ".join(asked) or "a session"
-    raise SessionError(f"{what} was asked for, but {listed(reasons)}")
+    raise SessionError(f"{what} was asked for, but {listed([*reasons, *beside])}")
 
 
 def offers(bundle: Bundle, threads: int | None = None) -> list[SessionOptions | Refusal]:
@@ -107,13 +112,18 @@ def _asked(options: SessionOptions) -> list[str]:
     return [f"{kind} {name}" for kind, name in chosen.items() if name != "auto"]
 
 
-def _explained(loader: GraphLoader, options: SessionOptions, passed_over: list[str]) -> GraphLoader:
-    """Complete the reason of a loader's placement."""
+def _explained(
+    loader: GraphLoader, options: SessionOptions, passed_over: list[str], beside: list[str]
+) -> GraphLoader:
+    """Complete the reason of a loader's placement.
+
+    ``passed_over``, ``beside``: reasons against other backends, on GPUs and on the CPU.
+    """
     asked = _asked(options)
     # "cpu was asked for" needs no kind: the name makes it clear.
     start = f"{asked[0].split()[1]} was asked for" if asked else "auto"
     parts = [loader.found] if loader.found else []
-    parts += passed_over
+    parts += [*passed_over, *beside]
     placement = loader.placement
     has_choice = options.device == "auto" and placement.device == "cpu"
     if passed_over and has_choice and nvidia_driver.why_no_gpu() is None:

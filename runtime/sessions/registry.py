@@ -18,6 +18,7 @@ Device = Literal["cpu", "cuda"]
 
 _BUILT_IN = {
     "onnxruntime": "xclip_deploy.runtime.sessions.onnx_runtime:OnnxRuntime",
+    "openvino": "xclip_deploy.runtime.sessions.openvino.backend:OpenVino",
     "tensorrt-provider": "xclip_deploy.runtime.sessions.onnx_runtime:TensorRTProvider",
     "tensorrt": "xclip_deploy.runtime.sessions.native.backend:TensorRTEngines",
     "rtx": "xclip_deploy.runtime.sessions.native.backend:RtxEngines",

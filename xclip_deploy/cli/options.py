@@ -154,14 +154,15 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="auto",
             show_default=True,
             help=f"Run the model with this backend. {backends}; auto takes engines that fit this "
-            "machine, or else ONNX Runtime.",
+            "machine, or else ONNX Runtime, or OpenVINO on a CPU where it is faster.",
         ),
         click.option(
             "--precision",
             type=click.Choice(["auto", *precision_names()]),
             default="auto",
             show_default=True,
-            help="Compute in this precision; auto takes FP16 on a GPU and FP32 on a CPU.",
+            help="Compute in this precision; auto takes FP16 on a GPU. On a CPU it takes "
+            "mixed-bf16 where OpenVINO gains by it, or else FP32.",
         ),
         threads_option,
     )

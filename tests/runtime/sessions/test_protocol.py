@@ -14,6 +14,7 @@ from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.errors import InvalidArgumentError, SessionError
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions import Session, SessionOptions
+from xclip_deploy.runtime.sessions.openvino.backend import why_no_bf16, why_no_openvino
 from xclip_deploy.runtime.sessions.registry import load_backend, register, unregister
 
 OPTIONS: dict[str, dict[str, str]] = {
@@ -21,6 +22,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "ONNX Runtime, FP16": {"device": "cpu", "precision": "fp16"},
     "TensorRT on the stand-in": {"device": "cuda", "backend": "tensorrt"},
     "TensorRT-RTX on the stand-in": {"device": "cuda", "backend": "rtx"},
+    "OpenVINO": {"device": "cpu", "backend": "openvino"},
     "a backend from outside": {"device": "cpu", "backend": "toy"},
 }
 TARGETS = {"toy": "toy_backend:ToyBackend"}
@@ -30,6 +32,9 @@ TARGETS = {"toy": "toy_backend:ToyBackend"}
 @pytest.fixture(params=list(OPTIONS))
 def options(request: pytest.FixtureRequest) -> Iterator[SessionOptions]:
     chosen: dict[str, Any] = OPTIONS[request.param]
+    missing = why_no_openvino() or why_no_bf16()
+    if request.param == "OpenVINO" and missing is not None:
+        pytest.skip(missing)
     name = chosen.get("backend", "onnxruntime")
     if name in TARGETS:
         register(name, TARGETS[name])

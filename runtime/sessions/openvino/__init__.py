@@ -1,0 +1,1 @@
+"""Sessions on OpenVINO, for CPUs with BF16 arithmetic (extra ``openvino``)."""

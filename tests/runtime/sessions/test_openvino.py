@@ -1,0 +1,198 @@
+"""OpenVINO in BF16: where it is chosen, what it computes, and the graphs that it keeps compiled."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xclip_deploy import Bundle, DeployedModel
+from xclip_deploy.errors import SessionError
+from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.sessions import SessionOptions, place
+from xclip_deploy.runtime.sessions.openvino import backend as openvino_backend
+from xclip_deploy.runtime.sessions.openvino.backend import why_no_bf16, why_no_openvino
+from xclip_deploy.runtime.sessions.openvino.compiled import CACHE_VARIABLE, CompiledCache
+
+SHA = "ab" * 32
+missing = why_no_openvino() or why_no_bf16()
+runs = pytest.mark.skipif(missing is not None, reason=str(missing))
+
+
+@pytest.fixture(autouse=True)
+def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache" / "openvino"
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``auto`` take the backend for the tests' small model."""
+    monkeypatch.setattr(openvino_backend, "_LEAST_WIDTH", 0)
+
+
+@pytest.fixture
+def model(bundle: Bundle) -> Iterator[DeployedModel]:
+    with DeployedModel(bundle, SessionOptions(backend="openvino")) as opened:
+        yield opened
+
+
+# Where it is chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "has_bf16"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_int8\n", True),
+        ("processor: 0\nflags : fpu amx_bf16\n", True),
+        ("flags : fpu avx2 avx512f avx512_vnni\n", False),
+        ("Features : fp asimd bf16\n", False),  # ARM is not measured
+        ("", False),
+    ],
+)
+def test_cpus_with_bf16(tmp_path: Path, text: str, has_bf16: bool) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(text)
+    assert (why_no_bf16(info) is None) is has_bf16
+
+
+def test_a_machine_without_cpuinfo(tmp_path: Path) -> None:
+    assert "no BF16" in str(why_no_bf16(tmp_path / "none"))
+
+
+def test_small_models_stay_with_onnx_runtime(bundle: Bundle) -> None:
+    placement = place(SessionOptions(device="cpu"), bundle).placement
+    assert placement.backend == "onnxruntime"
+    assert placement.reason == "cpu was asked for"
+
+
+@runs
+def test_auto_takes_it_where_it_gains(bundle: Bundle, wide: None) -> None:
+    placement = place(SessionOptions(device="cpu"), bundle).placement
+    assert placement.summary == "mixed-bf16 by openvino on cpu"
+    assert placement.reason == "cpu was asked for: the CPU has BF16"
+    # FP32 that is asked for is FP32.
+    placement = place(SessionOptions(device="cpu", precision="fp32"), bundle).placement
+    assert placement.backend == "onnxruntime"
+
+
+def test_cpus_without_bf16_pass_it_over(
+    bundle: Bundle, wide: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "this CPU has no BF16 products"
+    monkeypatch.setattr(openvino_backend, "why_no_bf16", lambda: reason)
+    placement = place(SessionOptions(device="cpu"), bundle).placement
+    assert placement.backend == "onnxruntime"
+    assert placement.reason == "cpu was asked for"
+    monkeypatch.setattr(openvino_backend, "import_openvino", lambda: None)
+    with pytest.raises(SessionError, match="backend openvino was asked for, but this CPU has no"):
+        place(SessionOptions(backend="openvino"), bundle)
+
+
+def test_it_is_named_where_it_would_gain(
+    bundle: Bundle, wide: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_backend, "why_no_bf16", lambda: None)
+    hint = "OpenVINO is not installed; run: pip install 'xclip-deploy[openvino]'"
+    monkeypatch.setattr(openvino_backend, "why_no_openvino", lambda: hint)
+    assert hint in place(SessionOptions(device="cpu"), bundle).placement.reason
+
+
+# What it computes
+
+
+@runs
+def test_features_are_those_of_fp32_but_for_rounding(bundle: Bundle, model: DeployedModel) -> None:
+    random = np.random.default_rng(3)
+    config = bundle.manifest.model
+    size = config.vision.image_size
+    shape = (3, config.max_frames, size, size, 3)
+    frames = random.integers(0, 256, shape, dtype=np.uint8)
+    counts = np.array([config.max_frames, 1, 2])
+    texts = ["a dog on a leash", "two people dance", "rain"]
+    with DeployedModel(bundle, SessionOptions(device="cpu", precision="fp32")) as exact:
+        wanted = {**vars(exact.encode_texts(texts)), **vars(exact.encode_frames(frames, counts))}
+    found_texts, found_videos = model.encode_texts(texts), model.encode_frames(frames, counts)
+    found = {**vars(found_texts), **vars(found_videos)}
+    for name in ("sentence_features", "word_features", "video_features", "frame_features"):
+        cosines = (wanted[name] * found[name]).sum(-1)
+        assert cosines.min() > 0.999, name
+        assert np.abs(wanted[name] - found[name]).max() > 0, f"{name} is not in BF16"
+    scores = model.score(found_texts, found_videos)
+    assert scores.logits.shape == (3, 3)
+    half = type(found_videos)(
+        found_videos.video_features.astype(np.float16),
+        found_videos.frame_features.astype(np.float16),
+        found_videos.num_frames,
+    )
+    np.testing.assert_allclose(model.score(found_texts, half).logits, scores.logits, atol=0.2)
+
+
+@runs
+def test_outputs_are_the_callers(model: DeployedModel) -> None:
+    session = model._session(Graph.TEXT_ENCODER)
+    ids = model.tokenizer.encode(["a dog"], model.config.max_words)
+    first = session.run({"token_ids": ids})
+    kept = first["sentence_features"].copy()
+    other = model.tokenizer.encode(["rain falls on a street"], model.config.max_words)
+    session.run({"token_ids": other})
+    np.testing.assert_array_equal(first["sentence_features"], kept)
+    session.close()
+    session.close()
+    with pytest.raises(SessionError, match="is closed"):
+        session.run({"token_ids": ids})
+
+
+# Compiled graphs
+
+
+@runs
+def test_a_second_process_finds_the_compiled_graph(bundle: Bundle, cache_root: Path) -> None:
+    def blobs() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in cache_root.rglob("*.blob")}
+
+    for number in range(2):
+        with DeployedModel(bundle, SessionOptions(backend="openvino")) as opened:
+            opened.encode_texts(["a dog"])
+        if number == 0:
+            first = blobs()
+    assert len(first) == 1
+    assert blobs() == first
+    assert cache_root.stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_cached_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    assert CompiledCache.of_user().folder(SHA, "1.0") is None
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    assert CompiledCache(tmp_path / "file" / "openvino").folder(SHA, "1.0") is None
+    assert "graphs are compiled at every start" in caplog.text
+
+
+def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert CompiledCache.of_user().root == tmp_path / "xclip-deploy" / "openvino"
+
+
+def test_old_graphs_are_removed(tmp_path: Path) -> None:
+    cache = CompiledCache(tmp_path / "openvino")
+    folders = [cache.folder(f"{n:02x}" * 32, "2026.4/é") for n in range(1, 13)]
+    assert all(folder is not None and folder.is_dir() for folder in folders)
+    day_ago = time.time() - 86400
+    for n, folder in enumerate(folders):
+        assert folder is not None
+        (folder / "a.blob").write_bytes(b"x")
+        os.utime(folder, (day_ago + n, day_ago + n))
+    newest: Any = cache.folder("f" * 64, "1")
+    left = [folder for folder in folders if folder is not None and folder.is_dir()]
+    assert left == folders[-7:]
+    assert newest.is_dir()
