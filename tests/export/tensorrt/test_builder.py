@@ -98,6 +98,7 @@ def test_proofs_are_in_the_sidecar(built: BuildResult) -> None:
     assert text.memory.needed_bytes > weights + text.memory.tensor_bytes[1]
 
 
+@pytest.mark.slow
 def test_fp32_engines_of_larger_batches(
     built: BuildResult, built_copy: Path, small_shapes: EngineShapes
 ) -> None:

@@ -157,6 +157,7 @@ def test_a_stale_copy_hides_no_loss(tmp_path: Path, damaged: str) -> None:
     assert copied(tmp_path / "new") == content
 
 
+@pytest.mark.slow
 def test_a_lost_data_file_costs_its_own_videos_alone(tmp_path: Path) -> None:
     path = tmp_path / "gallery"
     _store, content = made(path)

@@ -32,7 +32,7 @@ def check(site: Any, state: str) -> None:
 @pytest.mark.parametrize(
     ("scheme", "size"),
     [
-        ("light", (1280, 800)),
+        pytest.param("light", (1280, 800), marks=pytest.mark.slow),
         pytest.param("dark", (1280, 800), marks=pytest.mark.slow),
         pytest.param("light", (360, 740), marks=pytest.mark.slow),
         ("dark", (360, 740)),
