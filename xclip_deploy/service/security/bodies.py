@@ -18,6 +18,8 @@ MAX_SCORE_BYTES = 64 << 20
 """Largest body of a request to score, which can hold embeddings."""
 SLOWEST_BYTES_S = 1024
 """Fewest bytes a second on average, once a body takes longer than the time to stall."""
+MAX_SESSION_BYTES = 8 << 10
+"""Largest body of a request to sign in. Nobody has shown a token by then."""
 _FORM_BYTES = 1 << 20
 """Room in a form for its options and the heads of its parts."""
 
@@ -31,6 +33,7 @@ def body_limits(settings: ServiceSettings) -> Callable[[str], int]:
         f"{API}/search/video": settings.max_query_bytes + _FORM_BYTES,
         f"{API}/encode/videos": settings.max_query_bytes + _FORM_BYTES,
         f"{API}/score": MAX_SCORE_BYTES,
+        f"{API}/session": MAX_SESSION_BYTES,
     }
     return lambda path: limits.get(path, MAX_JSON_BYTES)
 
