@@ -119,6 +119,13 @@ def test_a_video_is_removed_after_a_question(open_live: OpenLive, visit: Any) ->
 
 
 @pytest.mark.slow
+def test_a_read_only_page_offers_no_changes(open_live: OpenLive, visit: Any) -> None:
+    site = visit(open_live(read_only=True))
+    assert site.page.locator(".is-library .card").count() == 7
+    for words in ("Remove", "Add videos"):
+        assert not site.page.get_by_role("button", name=words).count()
+
+
 def test_an_empty_gallery_tells_how_to_start(
     open_live: OpenLive, visit: Any, tmp_path: Path
 ) -> None:
