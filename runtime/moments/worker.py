@@ -1,8 +1,9 @@
 """The program of a media process. It may crash, hang or run out of memory without harm.
 
 ``python -m xclip_deploy.runtime.moments.worker MEMORY PARENT`` limits its memory to that many
-bytes, reads requests from standard input and writes answers to standard output. A request
-``{task, path, size_bytes, modified_ns, …}`` is answered by
+bytes, reads requests from standard input and writes answers to standard output. A file with
+``is_upload`` is opened under the limits of :data:`UPLOADS`. A request
+``{task, path, size_bytes, modified_ns, is_upload, …}`` is answered by
 
 - ``{bytes, …}``, followed by that many bytes of a picture, for the task ``picture``;
 - ``{shape}``, for ``frames``, and ``{start_s, end_s, has_sound, warnings}``, for ``cut``, once
@@ -17,6 +18,7 @@ import io
 import os
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,6 +34,7 @@ from xclip_deploy.runtime.decoding.worker import die_with, take_over_standard_st
 from xclip_deploy.runtime.gallery.records import VideoFile
 from xclip_deploy.runtime.moments import cut, frame_at, frames_between
 from xclip_deploy.runtime.moments.source import MomentSource
+from xclip_deploy.runtime.video.media_policy import NO_POLICY, UPLOADS
 
 PictureFormat = Literal["jpeg", "png", "webp"]
 IDLE_S = 60.0
@@ -42,6 +45,8 @@ _SAVING: dict[PictureFormat, dict[str, Any]] = {
     "webp": {"quality": 80, "method": 2},
 }
 _MAX_WARNINGS = 20
+_STRANGERS = replace(UPLOADS, max_duration_s=None)
+"""Policy for uploads; how long they may be was asked when they were added."""
 
 
 def main() -> None:
@@ -90,11 +95,12 @@ def _done(request: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
         modified_ns=request["modified_ns"],
     )
     task = request["task"]
-    if task == "picture":
-        content = _picture(file, request)
-        return {"bytes": len(content)}, content
-    _limit_files(int(request["max_bytes"]))
-    return (_frames if task == "frames" else _cut)(file, request), None
+    with (_STRANGERS if request["is_upload"] else NO_POLICY).enforced():
+        if task == "picture":
+            content = _picture(file, request)
+            return {"bytes": len(content)}, content
+        _limit_files(int(request["max_bytes"]))
+        return (_frames if task == "frames" else _cut)(file, request), None
 
 
 def _picture(file: VideoFile, request: dict[str, Any]) -> bytes:

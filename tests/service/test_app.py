@@ -34,6 +34,9 @@ def test_a_real_server(live_address: str) -> None:
 def test_live_and_ready(api: TestClient) -> None:
     assert api.get("/health/live").json() == {"status": "live"}
     assert api.get("/health/ready").json() == {"status": "ready"}
+    for path in ("/", "/health/live", "/health/ready"):  # as load balancers and monitors ask
+        answer = api.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_unknown_addresses_and_methods(api: TestClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,10 @@ def test_a_path_is_no_name_unless_paths_are_shown(
     path = service.retriever.gallery.videos(limit=1)[0].path
     body = {"text": "a star", "within": path}
     assert api.post(f"{API}/search", json=body).status_code == 404
+    # Nor is it one in the form of handles for videos without a content.
+    encoded = "id-" + base64.urlsafe_b64encode(path.encode()).decode().rstrip("=")
+    assert api.get(f"{API}/videos/{encoded}").status_code == 404
+    assert api.get(f"{API}/videos/{encoded}/media").status_code == 404
     shown = open_service(show_paths=True)
     assert shown.post(f"{API}/search", json=body).status_code == 200
 

@@ -214,6 +214,26 @@ def test_a_body_too_large_for_a_model_of_json(api: TestClient) -> None:
     assert refusal_of(response, 413) == "BodyTooLarge"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"text": "x"' + b"".join(b',"a%d":0' % n for n in range(70_000)) + b"}",
+        b'{"text": [' + b"[]," * 70_000 + b"0]}",
+        b"[" * 70_000,
+    ],
+)
+def test_json_that_keeps_the_loop_busy(api: TestClient, body: bytes) -> None:
+    """A million fields in 12 MB took half a minute, in which the service answered nobody."""
+    headers = {"content-type": "application/json"}
+    response = api.post(f"{API}/search", content=body, headers=headers)
+    assert refusal_of(response, 413) == "BodyTooLarge"
+
+
+def test_json_of_long_texts(api: TestClient) -> None:
+    texts = ["a dog, a cat, a bird: " * 400] * 32
+    assert api.post(f"{API}/encode/texts", json={"texts": texts}).status_code == 200
+
+
 def test_too_many_requests(open_service: OpenService) -> None:
     client = open_service(requests_per_minute=3)
     answers = [client.get(f"{API}/session") for _ in range(4)]

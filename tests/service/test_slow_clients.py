@@ -115,6 +115,30 @@ def test_a_head_without_end(impatient: str) -> None:
                 time.sleep(0.001)
 
 
+@pytest.mark.parametrize("line", [b"X: " + b"x" * 1000 + b"\r\n", b"x" * 1000])
+def test_trailers_without_end(impatient: str, line: bytes) -> None:
+    """What follows the last chunk is no body, so the limits of bodies do not count it."""
+    sent = 0
+    with connected(impatient) as opened:
+        opened.sendall(head("Transfer-Encoding: chunked") + b"1\r\n \r\n0\r\nX: ")
+        with pytest.raises(OSError):  # noqa: PT012 - the server closes in the middle
+            while sent < 256 << 20:
+                opened.sendall(line * 64)
+                sent += 64 * len(line)
+    assert sent < 16 << 20  # the buffers of two sockets, and no more
+
+
+def test_a_few_trailers_do_no_harm(impatient: str) -> None:
+    with connected(impatient) as opened:
+        opened.sendall(
+            head("Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\nX-Request-Id: a\r\n\r\n"
+            b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        )
+        answer = read_all(opened)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert b'{"bytes":2}' in answer
+
+
 def test_a_body_in_chunks_without_end(impatient: str) -> None:
     """The refusal arrives, though the sender is in the middle of its body."""
 

@@ -97,6 +97,13 @@ def test_signing_in_and_out(guarded: TestClient) -> None:
     assert guarded.get(ECHO).status_code == 401
 
 
+def test_a_body_before_the_token_is_small(guarded: TestClient) -> None:
+    """Strangers can send it, and many at a time would fill the memory."""
+    body = {"token": TOKEN, "more": "x" * 20_000}
+    assert refusal_of(guarded.post(f"{API}/session", json=body), 413) == "BodyTooLarge"
+    assert guarded.post(f"{API}/session", json={"token": "\u20ac" * 512}).status_code == 401
+
+
 def test_the_cookie_behind_https(guarded: TestClient) -> None:
     headers = {"origin": "https://127.0.0.1:8000"}
     answer = guarded.post(f"{API}/session", json={"token": TOKEN}, headers=headers)

@@ -430,6 +430,14 @@ def test_one_folder_for_one_service(settings_of: Callable[..., ServiceSettings])
         Service(settings)
 
 
+def test_other_users_of_the_machine_see_no_data(
+    settings_of: Callable[..., ServiceSettings],
+) -> None:
+    settings = settings_of()
+    with TestClient(create_app(settings), base_url=BASE_URL):
+        assert settings.data.stat().st_mode & 0o077 == 0
+
+
 def test_a_crash_between_the_end_of_a_job_and_its_files(
     settings_of: Callable[..., ServiceSettings], frog: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

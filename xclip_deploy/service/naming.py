@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from xclip_deploy.errors import GalleryError, InvalidArgumentError
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.filters import names_in
@@ -91,7 +93,10 @@ def find_id(snapshot: Snapshot, name: str, *, show_paths: bool = False) -> str:
             video_id = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
         except (binascii.Error, ValueError):
             video_id = ""
-        if video_id and snapshot.find([video_id]):
+        found = snapshot.find([video_id]) if video_id else {}
+        videos = snapshot.videos(np.array(list(found.values()), np.int64)) if found else []
+        # Of a video with a content, this is no handle: guesses would tell its path.
+        if videos and handle_of(videos[0]) == name:
             return video_id
     if _CONTENT.fullmatch(name):
         rows = snapshot.matching(f"fingerprint = '{name}'")

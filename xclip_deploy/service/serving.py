@@ -147,6 +147,8 @@ class PatientProtocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _idle_bytes = 0
+    """Bytes since the last part of a body: chunk sizes with extensions, and trailers."""
     _is_in_head = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -155,9 +157,14 @@ class PatientProtocol(HttpToolsProtocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came. Closes the connection on a head that is too large."""
+        """Parse what came. Closes the connection on a head or trailers that are too large."""
+        self._idle_bytes += len(data)
         super().data_received(data)
-        if not self._is_in_head or self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if not self._is_in_head:
+            if self._idle_bytes > MAX_HEAD_BYTES:
+                self.send_400_response("The body has too much between or behind its parts.")
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES:
@@ -170,9 +177,19 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._is_in_head, self._head_bytes = True, 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header. Trailers are dropped, since nothing checks them."""
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a request's body."""
+        self._idle_bytes = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         """End a request's head."""
-        self._is_in_head, self._head_bytes = False, 0
+        self._is_in_head, self._head_bytes, self._idle_bytes = False, 0, 0
         self._stop_waiting()
         super().on_headers_complete()
 

@@ -55,6 +55,22 @@ def test_an_added_video_is_found(open_live: OpenLive, visit: Any, tmp_path: Path
     assert "1 added" in outcome(site), "a reload forgot the job"
 
 
+def test_jobs_that_ended_are_hidden_together(
+    open_live: OpenLive, visit: Any, tmp_path: Path
+) -> None:
+    site = visit(open_live())
+    for name in ("one.mp4", "two.mp4"):
+        broken = tmp_path / name
+        broken.write_text(name)
+        choose(site, broken)
+        site.wait(f"document.querySelector('.tray').innerText.includes('{name} is in no video')")
+    site.page.get_by_role("button", name="Hide all that ended").click()
+    assert not site.page.locator(".tray").is_visible()
+    site.page.reload()
+    site.page.wait_for_selector("html[data-ready]")
+    assert not site.page.locator(".tray").is_visible()
+
+
 @pytest.mark.slow
 def test_files_that_fail_are_named(open_live: OpenLive, visit: Any, tmp_path: Path) -> None:
     movie = write_movie(tmp_path / "whole.mp4", 4)
@@ -119,6 +135,13 @@ def test_a_video_is_removed_after_a_question(open_live: OpenLive, visit: Any) ->
 
 
 @pytest.mark.slow
+def test_a_read_only_page_offers_no_changes(open_live: OpenLive, visit: Any) -> None:
+    site = visit(open_live(read_only=True))
+    assert site.page.locator(".is-library .card").count() == 7
+    for words in ("Remove", "Add videos"):
+        assert not site.page.get_by_role("button", name=words).count()
+
+
 def test_an_empty_gallery_tells_how_to_start(
     open_live: OpenLive, visit: Any, tmp_path: Path
 ) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from media_samples import CLIPS, SAMPLES, Media, picture_of
-from numbered_movies import number_in
+from numbered_movies import number_in, write_movie
+from running_services import OpenService, service_in
 
 from xclip_deploy.runtime.moments import frame_at, frames_between
+from xclip_deploy.wire import API
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name != "vfr.mkv"])
@@ -91,6 +94,22 @@ def test_what_is_not_in_the_video(
     found = media.get("h264.mp4", what, **query)
     assert found.status_code == status, found.text
     assert str(media.path("h264.mp4").parent) not in found.text
+
+
+def test_an_upload_is_opened_under_the_limits_of_uploads(open_service: OpenService) -> None:
+    """Its codec was allowed when it was added; the file may say something else later."""
+    client = open_service()
+    service = service_in(client)
+    folders = {"upload": service.uploads.folder / ("0" * 64), "own": service.settings.data.parent}
+    statuses = {}
+    for seconds, (name, folder) in enumerate(folders.items(), 2):
+        folder.mkdir(exist_ok=True)
+        path = write_movie(folder / "rare.avi", seconds, codecs=("ffv1", "aac"), sounds=())
+        service.retriever.add([path], workers=1)
+        address = f"{API}/videos/{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        asked = ("frame?time_s=1", "playable?start_s=0&end_s=1", "cut?start_s=0&end_s=1")
+        statuses[name] = [client.get(f"{address}/{each}").status_code for each in asked]
+    assert statuses == {"upload": [422] * 3, "own": [200] * 3}
 
 
 @pytest.mark.parametrize("handle", ["0" * 64, "h264.mp4", "id-Li4vLi4vZXRjL3Bhc3N3ZA", "%2e%2e"])

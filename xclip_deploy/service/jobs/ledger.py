@@ -257,7 +257,8 @@ class Ledger:
 def _claim(path: Path) -> IO[bytes]:
     """Lock the folder against another service until the file is closed."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Uploads, names and cuts are no business of the machine's other users.
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = path.open("ab")
     except OSError as error:
         raise InvalidArgumentError(

@@ -122,6 +122,7 @@ class MediaLibrary:
         self._metrics = metrics
         self._gallery = retriever.gallery
         self._lookup = MediaLookup(retriever.gallery.snapshot)
+        self._uploads = (settings.data / "uploads").absolute()
         self.cache = MediaCache(settings.data / "media", self.limits.cache_bytes)
         starter = Starter(command or worker_command(), self.limits.memory_bytes)
         self.workers = Workers(starter, self.limits.pictures + self.limits.encodings)
@@ -167,7 +168,7 @@ class MediaLibrary:
         Raises VideoError, InvalidArgumentError, Refusal.
         """
         request = {
-            **source.request(),
+            **self._request(source),
             "task": "picture",
             "time_s": round(time_s, 3),
             "max_side": max_side,
@@ -188,7 +189,7 @@ class MediaLibrary:
         """
         span = span.checked(self.limits.longest_s)
         request = {
-            **source.request(),
+            **self._request(source),
             **span.fields(),
             "task": "frames",
             "max_frames": max_frames,
@@ -226,7 +227,7 @@ class MediaLibrary:
         if kept is not None:
             return kept
         request = {
-            **source.request(),
+            **self._request(source),
             **span.fields(),
             "task": "cut",
             "mode": mode,
@@ -252,6 +253,11 @@ class MediaLibrary:
         self.workers.close()
         self._lookup.forget()
         self.cache.close()
+
+    def _request(self, source: SourceFile) -> dict[str, Any]:
+        """Return the fields of a task that name a file, and whether a stranger sent it."""
+        is_upload = Path(source.file.path).is_relative_to(self._uploads)
+        return {**source.request(), "is_upload": is_upload}
 
     async def _made(
         self, lane: Lane, stage: str, request: dict[str, Any], name: str, key: str | None

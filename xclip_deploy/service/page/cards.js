@@ -73,7 +73,7 @@ export function videoCard(video, on) {
         el("div", { class: "card-actions" },
           video.has_media && button("More like this", { symbol: "like", "aria-label": `More like ${video.name}`, onclick: () => on.like() }),
           button(`Search only in ${video.name}`, { symbol: "within", quiet: true, class: "push", onclick: () => on.within() }),
-          button(`Remove ${video.name}`, { symbol: "remove", quiet: true, onclick: () => on.remove() })))));
+          on.remove && button(`Remove ${video.name}`, { symbol: "remove", quiet: true, onclick: () => on.remove() })))));
 }
 
 /** Return the largest grain of hits; bars are drawn relative to it. */

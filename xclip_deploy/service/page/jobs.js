@@ -109,8 +109,8 @@ export class Jobs {
     }
   }
 
-  #hide(key) {
-    this.#hidden.add(key);
+  #hide(...keys) {
+    for (const key of keys) this.#hidden.add(key);
     sessionStorage.setItem("hidden-jobs", JSON.stringify([...this.#hidden].slice(-100)));
     this.#draw();
   }
@@ -128,7 +128,12 @@ export class Jobs {
     })));
     const rows = [...[...this.#uploads].map(({ row }) => row), ...faults, ...jobs.map((job) => this.#row(job))];
     this.root.hidden = !rows.length;
-    fill(this.root, el("ul", { class: "jobs" }, rows));
+    const ended = jobs.filter((job) => ENDED.has(job.state));
+    const hideAll = ended.length > 1 && button("Hide all that ended", { class: "hide-all", onclick: () => {
+      // Older ones would take their places.
+      this.#hide(...[...this.#jobs.values()].filter((job) => ENDED.has(job.state)).map((job) => job.id));
+    } });
+    fill(this.root, hideAll, el("ul", { class: "jobs" }, rows));
     if (focused) this.root.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
   }
 
@@ -184,7 +189,7 @@ function progressOf({ state, progress, num_starts: starts }) {
 function faultsOf({ report }) {
   const faults = [...(report?.failed ?? []), ...(report?.warnings ?? [])];
   if (!faults.length) return null;
-  return el("ul", { class: "faults" }, faults.slice(0, 20).map(({ name, reason }) => el("li", {}, el("strong", {}, name), ` ${reason}`)),
+  return el("ul", { class: "faults" }, faults.slice(0, 20).map(({ name, reason }) => el("li", {}, el("strong", {}, name), ` ${reason.startsWith(`${name}: `) ? reason.slice(name.length + 2) : reason}`)),
     faults.length > 20 && el("li", {}, `and ${faults.length - 20} more`));
 }
 

@@ -75,7 +75,7 @@ export class Library {
         go({ within: video.handle, group: "moment", open: null });
         byId("query").focus();
       },
-      remove: () => this.#remove(video),
+      remove: gallery().can_upload ? () => this.#remove(video) : null,
     })));
     fill(this.more, page.next_offset !== null && button(`Show more of ${page.total.toLocaleString("en")}`, { onclick: async (event) => {
       event.currentTarget.disabled = true;

@@ -20,12 +20,14 @@ class HealthModel(WireModel):
 
 
 @router.get("/health/live")
+@router.head("/health/live", include_in_schema=False)
 async def live() -> HealthModel:
     """Answer as long as the process works."""
     return HealthModel(status="live")
 
 
 @router.get("/health/ready")
+@router.head("/health/ready", include_in_schema=False)
 async def ready(service: Annotated[Service, Depends(service_of)]) -> HealthModel:
     """Answer 200 while the service takes requests, else 503 with the reason.
 

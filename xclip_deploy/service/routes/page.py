@@ -66,6 +66,7 @@ def add_page(app: FastAPI) -> None:
     viewer = viewer_folder()
 
     @app.get("/", include_in_schema=False)
+    @app.head("/", include_in_schema=False)
     async def page() -> Response:
         """Return the page."""
         index = PAGE / "index.html"

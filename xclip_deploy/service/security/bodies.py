@@ -18,6 +18,11 @@ MAX_SCORE_BYTES = 64 << 20
 """Largest body of a request to score, which can hold embeddings."""
 SLOWEST_BYTES_S = 1024
 """Fewest bytes a second on average, once a body takes longer than the time to stall."""
+MAX_MARKS = 1 << 16
+"""Most commas, colons and brackets of a JSON body. Each can stand for a value or a field, of which
+a million would keep the event loop busy for half a minute; arrays and texts have few."""
+MAX_SESSION_BYTES = 8 << 10
+"""Largest body of a request to sign in. Nobody has shown a token by then."""
 _FORM_BYTES = 1 << 20
 """Room in a form for its options and the heads of its parts."""
 
@@ -31,6 +36,7 @@ def body_limits(settings: ServiceSettings) -> Callable[[str], int]:
         f"{API}/search/video": settings.max_query_bytes + _FORM_BYTES,
         f"{API}/encode/videos": settings.max_query_bytes + _FORM_BYTES,
         f"{API}/score": MAX_SCORE_BYTES,
+        f"{API}/session": MAX_SESSION_BYTES,
     }
     return lambda path: limits.get(path, MAX_JSON_BYTES)
 
@@ -52,9 +58,15 @@ class LimitedBody:
     checked first, and one with a length may come a byte at a time.
     """
 
-    def __init__(self, receive: Receive, limit: int, stall_s: float) -> None:
-        """Limit the body of ``receive`` to ``limit`` bytes and waits of ``stall_s`` seconds."""
+    def __init__(
+        self, receive: Receive, limit: int, stall_s: float, *, is_json: bool = False
+    ) -> None:
+        """Limit the body of ``receive`` to ``limit`` bytes and waits of ``stall_s`` seconds.
+
+        ``is_json``: whether :data:`MAX_MARKS` holds.
+        """
         self._receive = receive
+        self._marks_left = MAX_MARKS if is_json else None
         self._limit = limit
         self._stall_s = stall_s
         self._started = time.monotonic()
@@ -82,6 +94,12 @@ class LimitedBody:
         self.is_complete = message["type"] != "http.request" or not message.get("more_body")
         if self.num_bytes > self._limit:
             self.refusal = _too_large(self._limit)
+        elif self._has_too_many_marks(message.get("body", b"")):
+            self.refusal = Refusal(
+                413,
+                "BodyTooLarge",
+                f"the JSON has more than {MAX_MARKS} commas, colons and brackets; send less",
+            )
         elif not self.is_complete and self._is_too_slow():
             self.refusal = Refusal(
                 408, "SlowBody", f"the body comes at less than {SLOWEST_BYTES_S} bytes a second"
@@ -106,6 +124,12 @@ class LimitedBody:
                 return
             most_bytes -= len(message.get("body", b""))
             self.is_complete = message["type"] != "http.request" or not message.get("more_body")
+
+    def _has_too_many_marks(self, chunk: bytes) -> bool:
+        if self._marks_left is None:
+            return False
+        self._marks_left -= sum(map(chunk.count, (b",", b":", b"[", b"{")))
+        return self._marks_left < 0
 
     def _is_too_slow(self) -> bool:
         late_s = time.monotonic() - self._started - self._stall_s

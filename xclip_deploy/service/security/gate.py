@@ -14,7 +14,12 @@ from xclip_deploy.service.errors import Refusal
 from xclip_deploy.service.health import Health, Running
 from xclip_deploy.service.security.bodies import LimitedBody, body_limits, check_length
 from xclip_deploy.service.security.rates import RateLimit
-from xclip_deploy.service.security.sources import HostNames, check_content, check_origin
+from xclip_deploy.service.security.sources import (
+    MULTIPART,
+    HostNames,
+    check_content,
+    check_origin,
+)
 from xclip_deploy.service.security.tokens import Guard
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.wire import API
@@ -60,7 +65,8 @@ class Gate:
             return
         path: str = scope["path"]
         headers = Headers(scope=scope)
-        body = LimitedBody(receive, self._limit_of(path), self._stall_s)
+        is_json = path not in MULTIPART
+        body = LimitedBody(receive, self._limit_of(path), self._stall_s, is_json=is_json)
         request = Running()
 
         async def watched(message: Message) -> None:

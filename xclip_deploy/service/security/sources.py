@@ -106,12 +106,10 @@ def check_content(method: str, path: str, headers: Headers) -> None:
         return
     wanted = "multipart/form-data" if path in MULTIPART else "application/json"
     kind = (given or "").partition(";")[0].strip().lower()
-    if kind != wanted or len(headers.getlist("content-type")) > 1:
-        raise Refusal(
-            415,
-            "UnsupportedContentType",
-            f"found a body of the type {kind or 'of no name'!r:.60}; expected {wanted}",
-        )
+    count = len(headers.getlist("content-type"))
+    if kind != wanted or count > 1:
+        found = f"{count} types" if count > 1 else f"the type {kind or 'of no name'!r:.60}"
+        raise Refusal(415, "UnsupportedContentType", f"found a body of {found}; expected {wanted}")
 
 
 def _place_of(origin: str) -> str | None:
