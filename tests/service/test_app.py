@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from running_services import BASE_URL, OpenService, service_in, wait_until
+from running_services import BASE_URL, OpenService, refusal_of, service_in, wait_until
 from starlette.testclient import TestClient
 
 from xclip_deploy import Retriever, SessionOptions

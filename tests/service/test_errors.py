@@ -162,6 +162,7 @@ def test_a_full_disk_behind_another_error() -> None:
     error = errors.VideoReadError("x")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert status_of(error) == 507
+    assert error_of(error).kind == "NoRoom"
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:

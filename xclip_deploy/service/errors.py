@@ -97,12 +97,12 @@ def error_of(
     ``folders``: folders of the service, whose names are cut out of the message. An error that
     nobody expected shows its request id alone.
     """
-    if isinstance(error, Refusal | XclipDeployError):
+    if not isinstance(error, Refusal) and _is_full_disk(error):
+        kind, message = "NoRoom", "the service's disk is full; expected room, so free some"
+    elif isinstance(error, Refusal | XclipDeployError):
         kind = error.kind if isinstance(error, Refusal) else type(error).__name__
         # The message is cut after its paths are, since half a path would not be recognized.
         message = shortened(redacted(Exception.__str__(error), folders))
-    elif _is_full_disk(error):
-        kind, message = "NoRoom", "the service's disk is full; expected room, so free some"
     else:
         kind = "UnexpectedError"
         message = "the service failed; its log says why, under this request id"
