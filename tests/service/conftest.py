@@ -11,6 +11,7 @@ The service refuses strange hosts, so that a client of a test's own needs
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -117,3 +118,18 @@ def open_live(settings_of: Callable[..., ServiceSettings]) -> Iterator[OpenLive]
     """Start real servers of a test's own; keywords are settings. Gives the address."""
     with ExitStack() as stack:
         yield lambda **changes: stack.enter_context(served(settings_of(**changes)))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("this user may not mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

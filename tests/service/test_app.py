@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from running_services import BASE_URL, OpenService, service_in, wait_until
+from running_services import BASE_URL, OpenService, refusal_of, service_in, wait_until
 from starlette.testclient import TestClient
 
 from xclip_deploy import Retriever, SessionOptions
@@ -51,7 +51,26 @@ def test_unknown_addresses_and_methods(api: TestClient) -> None:
         response = api.request(method, path)
         error = ErrorBody.model_validate(response.json()).error
         assert (response.status_code, error.kind) == (status, kind), path
-    assert "POST" in api.request("PUT", f"{API}/search").headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        (f"{API}/search", {"POST"}),
+        (f"{API}/videos", {"GET", "POST"}),
+        (f"{API}/videos/x", {"GET", "DELETE"}),
+        (f"{API}/videos/x/media", {"GET", "HEAD"}),
+        (f"{API}/jobs/x", {"GET", "DELETE"}),
+        (f"{API}/session", {"GET", "POST", "DELETE"}),
+        ("/static/icon.svg", {"GET", "HEAD"}),
+        ("/", {"GET"}),
+    ],
+)
+def test_the_methods_that_an_address_takes(api: TestClient, path: str, methods: set[str]) -> None:
+    """All are named, though each has a route of its own."""
+    answer = api.request("PATCH", path)
+    assert refusal_of(answer, 405) == "MethodNotAllowed"
+    assert set(answer.headers["allow"].split(", ")) == methods
 
 
 def test_invalid_requests_are_told_in_one_line(api: TestClient) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import Response
 from starlette.testclient import TestClient
 
 from xclip_deploy import Retriever
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.service.routes import encoding
 from xclip_deploy.wire import (
     API,
     ArrayModel,
@@ -47,6 +49,17 @@ def test_texts_that_are_too_long_are_named(api: TestClient) -> None:
     response = post(api, "encode/texts", texts=["a star", "word " * 100])
     (warning,) = json.loads(response.headers["X-Warnings"])
     assert warning.startswith("text 1: ")
+
+
+def test_more_warnings_than_a_header_holds() -> None:
+    """The header stays a list that can be read, and tells how many are missing."""
+    response = Response()
+    encoding._warn(response, [f"file {n}: {'é' * 100}" for n in range(40)])
+    header = response.headers["X-Warnings"]
+    *kept, last = json.loads(header)
+    assert len(header) < 8000
+    assert last == f"and {40 - len(kept)} more"
+    assert len(kept) > 5
 
 
 def scores(client: TestClient, **content: Any) -> ScoresModel:

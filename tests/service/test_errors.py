@@ -162,6 +162,16 @@ def test_a_full_disk_behind_another_error() -> None:
     error = errors.VideoReadError("x")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert status_of(error) == 507
+    assert error_of(error).kind == "NoRoom"
+
+
+def test_a_file_of_the_gallery_that_another_process_removed() -> None:
+    """The next refresh reads its successor, so that a client may try again."""
+    text = "gallery g cannot be read: a file is damaged or missing ({}); restore it from a copy"
+    gone = errors.GalleryIntegrityError(text.format("lance error: Not found: 0001.lance"))
+    assert status_of(gone) == 503
+    assert "Retry-After" in headers_of(gone)
+    assert status_of(errors.GalleryIntegrityError(text.format("checksum of row 3"))) == 500
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:

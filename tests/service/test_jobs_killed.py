@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import av
 import httpx2
 import numpy as np
-import numpy.typing as npt
 import pytest
+from served_programs import Load, Program, check_equal, jobs_of, rows_of, search, wait_for_all
 
 from xclip_deploy import Retriever
-from xclip_deploy.runtime.gallery import Gallery
+from xclip_deploy.wire import API
 
-API = "/api/v1"
-ENDED = ("done", "failed", "cancelled")
 COUNT = 24
 
 
@@ -48,90 +43,11 @@ def clips_to_send(tmp_path_factory: pytest.TempPathFactory, videos_path: Path) -
     return [*paths, videos_path / "numbers.mp4"]
 
 
-class Program:
-    """``xclip-deploy serve`` on a folder, started again after each end."""
-
-    def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
-        self.gallery = folder / "gallery"
-        self.data = folder / "data"
-        code = "from xclip_deploy.cli import main; main()"
-        self._command = [
-            sys.executable, "-c", code, "serve", str(bundle), "--gallery", str(self.gallery),
-            "--data", str(self.data), "--port", "0", "--device", "cpu", "--workers", "1", *options,
-        ]  # fmt: skip
-        self._log = folder / "log"
-
-    @contextmanager
-    def running(self) -> Iterator[tuple[subprocess.Popen[bytes], httpx2.Client]]:
-        with self._log.open("ab") as log:
-            start = log.tell()
-            process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
-            try:
-                address = self._address(process, start)
-                with httpx2.Client(base_url=address, timeout=60) as client:
-                    yield process, client
-            finally:
-                process.kill()
-                process.wait()
-
-    def _address(self, process: subprocess.Popen[bytes], start: int) -> str:
-        deadline = time.monotonic() + 120
-        while True:
-            said = self._log.read_bytes()[start:].decode()
-            for line in said.splitlines():
-                if "serves at " in line:
-                    return line.split("serves at ")[1].split()[0]
-            assert process.poll() is None, said
-            assert time.monotonic() < deadline, said
-            time.sleep(0.05)
-
-
-def jobs_of(client: httpx2.Client) -> dict[str, Any]:
-    return {job["id"]: job for job in client.get(f"{API}/jobs?limit=1000").json()["jobs"]}
-
-
-def wait_for_all(client: httpx2.Client) -> dict[str, Any]:
-    deadline = time.monotonic() + 240
-    while True:
-        jobs = jobs_of(client)
-        if all(job["state"] in ENDED for job in jobs.values()):
-            return jobs
-        assert time.monotonic() < deadline, jobs
-        time.sleep(0.1)
-
-
-Rows = dict[str, tuple[list[tuple[float | None, float | None]], npt.NDArray[np.float32]]]
-
-
-def rows_of(gallery_path: Path, bundle_path: Path) -> Rows:
-    """Every video by content: the times of its segments, and their embeddings."""
-    from xclip_deploy import Bundle
-
-    gallery = Gallery.open(gallery_path, Bundle.open(bundle_path).manifest)
-    snapshot = gallery.snapshot()
-    found: Rows = {}
-    for video in snapshot.listing():
-        assert video.content_sha256 is not None
-        assert video.content_sha256 not in found, "one content twice"
-        rows = snapshot.segments([video.id])[video.id]
-        segments = [(each.start_s, each.end_s) for each in snapshot.videos(rows)]
-        found[video.content_sha256] = (segments, snapshot.features(rows).frame_features)
-    return found
-
-
-def check_equal(found: Rows, expected: Rows) -> None:
-    assert found.keys() == expected.keys()
-    for content, (segments, features) in expected.items():
-        assert found[content][0] == segments
-        np.testing.assert_allclose(found[content][1], features, atol=1e-5)
-
-
 @pytest.mark.slow
-def test_killed_while_it_receives_and_indexes(
+def test_killed_while_it_searches_receives_and_indexes(
     bundle_path: Path, clips_to_send: list[Path], tmp_path: Path
 ) -> None:
+    """Four clients search all the time, one uploads and removes, and the service is killed."""
     with Retriever(bundle_path, tmp_path / "whole", create=True, device="cpu") as retriever:
         report = retriever.add(clips_to_send, segment="8s", workers=1)
         assert not report.failed
@@ -139,22 +55,36 @@ def test_killed_while_it_receives_and_indexes(
     rng = random.Random(7)
     left = list(clips_to_send)
     acknowledged: dict[str, str] = {}
+    removed: set[str] = set()
+    asked: str | None = None
+    statuses: Counter[int] = Counter()
     kills = 0
     while left:
-        with program.running() as (process, client):
-            assert acknowledged.keys() <= jobs_of(client).keys()
+        with program.running() as (process, client), Load(client.base_url, search) as load:
+            jobs = jobs_of(client)
+            assert acknowledged.keys() <= jobs.keys()
+            if asked is not None and is_gone(client, asked):
+                removed.add(asked)  # the answer alone was lost
+            assert all(is_gone(client, each) for each in removed)
             if kills < 4:
                 threading.Timer(rng.uniform(0.1, 1.5), process.kill).start()
-            while left:
-                try:
+            try:
+                asked = lone_video(jobs, left, clips_to_send) if len(removed) < 2 else None
+                if asked is not None:
+                    assert client.delete(f"{API}/videos/{asked}").json() == {"num_removed": 1}
+                    removed.add(asked)
+                while left:
                     job_id = upload_in_segments(client, left[0])
-                except httpx2.TransportError:
-                    kills += 1
-                    break
-                acknowledged[job_id] = left.pop(0).name
-                time.sleep(rng.uniform(0, 0.3))
+                    acknowledged[job_id] = left.pop(0).name
+                    time.sleep(rng.uniform(0, 0.3))
+            except httpx2.TransportError:
+                kills += 1
+        statuses += load.statuses
     assert kills >= 2
-    with program.running() as (_, client):
+    assert removed
+    assert set(statuses) == {200}, statuses
+    assert statuses[200] > 20
+    with program.running() as (_, client), Load(client.base_url, search) as load:
         jobs = wait_for_all(client)
         assert acknowledged.keys() <= jobs.keys()
         for job_id, name in acknowledged.items():
@@ -163,12 +93,30 @@ def test_killed_while_it_receives_and_indexes(
             assert job["title"] == name
             assert len(job["videos"]) == 1, job
         assert max(job["num_starts"] for job in jobs.values()) > 1, "no job was interrupted"
-    check_equal(rows_of(program.gallery, bundle_path), rows_of(tmp_path / "whole", bundle_path))
+    assert set(load.statuses) == {200}, load.statuses
+    expected = rows_of(tmp_path / "whole", bundle_path)
+    for each in removed:
+        del expected[each]
+    check_equal(rows_of(program.gallery, bundle_path), expected)
     store = program.data / "uploads"
     assert not any((store / "partial").iterdir())
-    contents = rows_of(program.gallery, bundle_path).keys()
-    assert {path.name for path in store.iterdir()} - {"partial"} == set(contents)
-    assert all(len(list((store / content).iterdir())) == 1 for content in contents)
+    assert {path.name for path in store.iterdir()} - {"partial"} == set(expected)
+    assert all(len(list((store / content).iterdir())) == 1 for content in expected)
+
+
+def lone_video(jobs: dict[str, Any], left: list[Path], sent: list[Path]) -> str | None:
+    """Return the handle of a video that was added and that no job to come adds again."""
+    names: dict[str, list[str]] = {}
+    for path in sent:
+        names.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(path.name)
+    busy = {path.name for path in left}
+    busy |= {job["title"] for job in jobs.values() if job["state"] != "done"}
+    handles = [handle for job in jobs.values() for handle in job["videos"]]
+    return next((each for each in handles if not busy.intersection(names[each])), None)
+
+
+def is_gone(client: httpx2.Client, handle: str) -> bool:
+    return client.get(f"{API}/videos/{handle}").status_code == 404
 
 
 def upload_in_segments(client: httpx2.Client, path: Path) -> str:

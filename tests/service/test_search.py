@@ -130,7 +130,7 @@ def test_a_batch_equals_the_retriever_s(api: TestClient, retriever: Retriever) -
 def test_concurrent_searches_share_runs_and_equal_lone_ones(
     open_service: OpenService,
 ) -> None:
-    client = open_service(batch_wait_ms=1000, max_batch=8, refresh_s=3600.0)
+    client = open_service(batch_wait_ms=60_000, max_batch=8, refresh_s=3600.0)
     service = client.app.state.service  # type: ignore[attr-defined]
     # Two have options of their own, and one is bad.
     bodies: list[dict[str, Any]] = [{"text": f"{text} {n}"} for text in TEXTS for n in range(2)]
@@ -152,7 +152,7 @@ def test_concurrent_searches_share_runs_and_equal_lone_ones(
 
 
 def test_too_many_searches_are_told_to_come_back(open_service: OpenService) -> None:
-    client = open_service(max_waiting=1, batch_wait_ms=300, max_batch=64)
+    client = open_service(max_waiting=1, batch_wait_ms=2000, max_batch=64)
     with ThreadPoolExecutor(4) as threads:
         answers = list(
             threads.map(lambda text: client.post(f"{API}/search", json={"text": text}), TEXTS)

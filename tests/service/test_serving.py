@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -266,9 +265,10 @@ def test_a_second_signal_ends_at_once(settings_of: Callable[..., Any], first: in
                 f"POST {API}/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n"
                 "Content-Type: application/json\r\n\r\n".encode()
             )
-            time.sleep(1)
+            metrics = f"{address[0]}/metrics"
+            wait_until(lambda: "xclip_requests_running 2.0" in httpx2.get(metrics).text)
             process.send_signal(first)
-            time.sleep(1)
+            wait_until(lambda: httpx2.get(f"{address[0]}/health/ready").status_code == 503)
             assert process.poll() is None
             process.send_signal(signal.SIGTERM)
-            assert process.wait(5) == 128 + signal.SIGTERM
+            assert process.wait(20) == 128 + signal.SIGTERM

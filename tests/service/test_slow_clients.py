@@ -22,7 +22,7 @@ ECHO = f"{API}/echo"
 @pytest.fixture(scope="module")
 def impatient(settings_of: MakeSettings) -> Iterator[str]:
     """A server that gives up on slow clients after a moment."""
-    settings = settings_of(stall_s=0.4)
+    settings = settings_of(stall_s=1.0)
     app = create_app(settings)
 
     @app.post(ECHO)
@@ -30,7 +30,7 @@ def impatient(settings_of: MakeSettings) -> Iterator[str]:
         return {"bytes": len(await request.body())}
 
     with pytest.MonkeyPatch.context() as patch, served(settings, app) as address:
-        patch.setattr("xclip_deploy.service.serving.HEAD_S", 0.4)
+        patch.setattr("xclip_deploy.service.serving.HEAD_S", 1.0)
         yield address
 
 
@@ -72,7 +72,7 @@ def test_a_body_that_drips(impatient: str) -> None:
         opened.settimeout(0.1)
         answer = b""
         while not answer:
-            assert time.monotonic() - start < 15
+            assert time.monotonic() - start < 60
             opened.sendall(b"1")
             try:
                 answer = opened.recv(65536)
@@ -99,7 +99,7 @@ def test_connections_stay_open_between_requests(impatient: str) -> None:
     with httpx2.Client(base_url=impatient) as client:
         for _ in range(2):
             assert client.get("/health/live").status_code == 200
-            time.sleep(0.6)  # longer than the head of a request may take
+            time.sleep(1.3)  # longer than the head of a request may take
         body = b" " * 300_000
         for _ in range(2):
             answer = client.post(ECHO, content=body, headers={"content-type": "application/json"})

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from xclip_deploy.service.answers import ErrorAnswers
 from xclip_deploy.service.health import Health
-from xclip_deploy.service.logs import RequestLog
+from xclip_deploy.service.logs import METHODS, RequestLog
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.routes import (
     adding,
@@ -86,8 +88,11 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
     app.state.guard = guard
     app.state.health = health
 
-    async def answer(_request: Request, error: Exception) -> Response:
-        return answers.response(error)
+    async def answer(request: Request, error: Exception) -> Response:
+        response = answers.response(error)
+        if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = ", ".join(_methods_of(request))
+        return response
 
     app.add_exception_handler(HTTPException, answer)
     app.add_exception_handler(RequestValidationError, answer)
@@ -99,6 +104,19 @@ def create_app(settings: ServiceSettings, service: Service | None = None) -> Fas
     app.include_router(health_routes.router)
     page.add_page(app)
     return app
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Return the methods that an address takes. Its routes know of their own method alone."""
+    if request.scope["path"].startswith("/static/"):
+        return ["GET", "HEAD"]
+    routes = request.app.router.routes
+    scopes = [{**request.scope, "method": method} for method in METHODS]
+    return [
+        scope["method"]
+        for scope in scopes
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]
 
 
 def _version() -> str:

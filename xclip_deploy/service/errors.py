@@ -64,6 +64,7 @@ _STATUS: tuple[tuple[type[XclipDeployError], int], ...] = (
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _FULL = "the disk is full"  # as the gallery's messages say it
+_MISSING = re.compile(r"damaged or missing.*\bNot found\b")  # as the gallery's messages say it
 _GONE = re.compile(r"\bis gone\b")
 
 
@@ -76,6 +77,8 @@ def status_of(error: BaseException) -> int:
     if isinstance(error, errors.MomentSourceError):
         is_gone = isinstance(error.__cause__, FileNotFoundError) or _GONE.search(str(error))
         return 410 if is_gone else 409
+    if isinstance(error, errors.GalleryIntegrityError) and _MISSING.search(str(error)):
+        return 503  # another process compacted or replaced what the next refresh reads anew
     if type(error) is errors.GalleryError and error.__cause__ is not None:
         return 507 if _FULL in str(error) else 503  # its files cannot be read or written
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
@@ -97,12 +100,12 @@ def error_of(
     ``folders``: folders of the service, whose names are cut out of the message. An error that
     nobody expected shows its request id alone.
     """
-    if isinstance(error, Refusal | XclipDeployError):
+    if not isinstance(error, Refusal) and _is_full_disk(error):
+        kind, message = "NoRoom", "the service's disk is full; expected room, so free some"
+    elif isinstance(error, Refusal | XclipDeployError):
         kind = error.kind if isinstance(error, Refusal) else type(error).__name__
         # The message is cut after its paths are, since half a path would not be recognized.
         message = shortened(redacted(Exception.__str__(error), folders))
-    elif _is_full_disk(error):
-        kind, message = "NoRoom", "the service's disk is full; expected room, so free some"
     else:
         kind = "UnexpectedError"
         message = "the service failed; its log says why, under this request id"

@@ -25,6 +25,8 @@ REQUEST_ID = "X-Request-Id"
 """Header with the id of a request, which clients may choose."""
 CLIENT_GONE = 499
 """Status in logs and metrics of a request whose client went away before the answer."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Methods of HTTP that are known."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _LOG = logging.getLogger("xclip_deploy.service.requests")
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -129,7 +131,7 @@ class RequestLog:
     def _note(self, scope: Scope, status: int, sent: int, seconds: float) -> None:
         route = _route_of(scope)
         # A method is the client's text; only known ones may become a label.
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.requests.labels(method, route, str(status)).inc()
         client = scope.get("client")
         fields = {
@@ -142,9 +144,6 @@ class RequestLog:
             "client": client[0] if client else "",
         }
         _LOG.info("request", extra={"fields": fields})
-
-
-_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 def _route_of(scope: Scope) -> str:

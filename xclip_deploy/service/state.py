@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
+from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.health import Health
@@ -42,19 +44,36 @@ class Service:
         metrics: ServiceMetrics | None = None,
         health: Health | None = None,
     ) -> None:
-        """Open the bundle and the gallery. Raises as :class:`Retriever` does."""
+        """Open the bundle and the gallery.
+
+        Raises as :class:`Retriever` does, and InvalidArgumentError where the folder of data cannot
+        be used.
+        """
         self.settings = settings
         self.metrics = metrics or ServiceMetrics()
         self.health = health or Health()
         # It claims the folder of data, so it comes before what takes time.
         self._ledger = Ledger(settings.data / "jobs.sqlite")
-        self.retriever = Retriever(
-            settings.bundle,
-            settings.gallery,
-            create=not settings.read_only,
-            max_batch=settings.max_batch,
-            session=settings.session,
-        )
+        with ExitStack() as stack:
+            stack.callback(self._ledger.close)
+            self.retriever = Retriever(
+                settings.bundle,
+                settings.gallery,
+                create=not settings.read_only,
+                max_batch=settings.max_batch,
+                session=settings.session,
+            )
+            stack.callback(self.retriever.close)
+            try:
+                self._open(settings)
+            except OSError as error:
+                raise InvalidArgumentError(
+                    f"{settings.data}: cannot be used: {error.strerror or error}; expected a "
+                    "folder of the service's own, with room"
+                ) from error
+            stack.pop_all()
+
+    def _open(self, settings: ServiceSettings) -> None:
         self.searching = Searching(self.retriever, settings, self.metrics)
         self.summary = Summary(self.retriever, settings)
         self.query_files = QueryFiles(settings, self.retriever.reading)

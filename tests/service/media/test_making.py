@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 from media_samples import Media, OpenMedia
+from running_services import connected
 
 from xclip_deploy.errors import VideoReadError
 from xclip_deploy.service.errors import Refusal
@@ -46,7 +46,7 @@ def misbehave(path, start_s, *args, **options):
         os.write(2, b"x")
         raise ValueError(f"a mistake with {path}")
     if start_s == 5:
-        time.sleep(0.7)
+        time.sleep(1.5)
     if start_s == 6:
         os._exit(0)
     return cut(path, start_s, *args, **options)
@@ -175,27 +175,18 @@ def test_clients_that_go_away(
     monkeypatch.setattr(module, "worker_command", lambda: command)
     address = open_live(gallery=samples_gallery, read_only=True)
     handle = json.loads((samples_gallery / "handles.json").read_text())["h264.mp4"]
-    url = f"{address}/api/v1/videos/{handle}/playable?start_s=2&end_s=3"
-    errors: list[Exception] = []
-
-    def ask(timeout_s: float) -> None:
-        try:
-            httpx2.get(url, timeout=timeout_s)
-        except httpx2.TimeoutException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=ask, args=(timeout_s,)) for timeout_s in (2, 3.5)]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: runs(log))
-    threads[0].join()
-    time.sleep(0.3)
-    (pid,) = runs(log)
-    assert is_running(pid), "one client still waits"
-    threads[1].join()
+    path = f"/api/v1/videos/{handle}/playable"
+    request = f"GET {path}?start_s=2&end_s=3 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    with connected(address) as last:
+        with connected(address) as first:
+            for client in (first, last):
+                client.sendall(request)
+            wait_for(lambda: runs(log))
+        time.sleep(0.5)
+        (pid,) = runs(log)
+        assert is_running(pid), "one client still waits"
     wait_for(lambda: not is_running(pid))
-    assert len(errors) == 2
-    assert httpx2.get(url.replace("start_s=2", "start_s=1.5"), timeout=60).status_code == 200
+    assert httpx2.get(f"{address}{path}?start_s=1.5&end_s=3", timeout=60).status_code == 200
 
 
 def test_a_result_that_is_too_large(open_media: OpenMedia) -> None:

@@ -27,6 +27,8 @@ router = APIRouter(tags=["encoding"])
 ServiceOf = Annotated[Service, Depends(service_of)]
 WARNINGS = "X-Warnings"
 """Header with warnings about what was encoded: a list of texts in JSON."""
+_MAX_HEADER = 7000
+"""Longest header with warnings, characters; clients and proxies take 8 KiB at least."""
 
 
 @router.post("/encode/texts")
@@ -97,5 +99,14 @@ def _score(service: Service, body: ScoreRequest) -> ScoresModel:
 
 
 def _warn(response: Response, warnings: Sequence[str]) -> None:
-    if warnings:
-        response.headers[WARNINGS] = json.dumps(list(warnings))[:8000]
+    """Set the header, with as many warnings as it holds, and the number of the others."""
+    kept: list[str] = []
+    room = _MAX_HEADER
+    for n, warning in enumerate(warnings):
+        room -= len(json.dumps(warning)) + 2
+        if room < 0:
+            kept.append(f"and {len(warnings) - n} more")
+            break
+        kept.append(warning)
+    if kept:
+        response.headers[WARNINGS] = json.dumps(kept)

@@ -25,7 +25,7 @@ _RECONNECT_MS = 2000
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events named 'job', each with the whole state of one job (JobModel).",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": {}}},
     },
     204: {"description": "The job has ended, and nothing is newer."},
 }
