@@ -63,7 +63,7 @@ def test_unknown_addresses_and_methods(api: TestClient) -> None:
         (f"{API}/jobs/x", {"GET", "DELETE"}),
         (f"{API}/session", {"GET", "POST", "DELETE"}),
         ("/static/icon.svg", {"GET", "HEAD"}),
-        ("/", {"GET"}),
+        ("/", {"GET", "HEAD"}),
     ],
 )
 def test_the_methods_that_an_address_takes(api: TestClient, path: str, methods: set[str]) -> None:
@@ -79,7 +79,7 @@ def test_invalid_requests_are_told_in_one_line(api: TestClient) -> None:
     assert response.status_code == 422
     assert error.kind == "InvalidArgumentError"
     assert error.message == "body.k: Input should be greater than or equal to 1; and 1 more"
-    for content in ("{", "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass"), b"\xff"):
+    for content in ("{", "[" * 60_000, "\ud800".encode("utf-8", "surrogatepass"), b"\xff"):
         response = api.post(
             f"{API}/search", content=content, headers={"content-type": "application/json"}
         )

@@ -95,9 +95,11 @@ def find_id(snapshot: Snapshot, name: str, *, show_paths: bool = False) -> str:
             video_id = ""
         found = snapshot.find([video_id]) if video_id else {}
         videos = snapshot.videos(np.array(list(found.values()), np.int64)) if found else []
-        # Of a video with a content, this is no handle: guesses would tell its path.
-        if videos and handle_of(videos[0]) == name:
-            return video_id
+        # An id that clients do not see is no name either: guesses would tell a path.
+        if videos:
+            names = names_of(videos[0], show_paths=show_paths)
+            if name == names.handle or video_id == names.id:
+                return video_id
     if _CONTENT.fullmatch(name):
         rows = snapshot.matching(f"fingerprint = '{name}'")
         groups = snapshot.groups()

@@ -96,7 +96,12 @@ def test_a_cut_is_that_of_the_library(media: Media, mode: Any, tmp_path: Path) -
     expected = cut(
         media.path("h264.mp4"), 3.5, 5.25, tmp_path / "expected.mp4", mode=mode, pad_s=0.25
     )
-    assert found.content == expected.path.read_bytes()
+    if mode == "copy":
+        assert found.content == expected.path.read_bytes()
+    # Encoders with several threads need not write the same bytes twice.
+    moment, library = decoded(found.content, tmp_path), decode(expected.path)
+    assert (moment.numbers, moment.times_s) == (library.numbers, library.times_s)
+    assert streams_of(found.content) == streams_of(expected.path.read_bytes())
     assert float(found.headers["x-start-s"]) == pytest.approx(expected.start_s, abs=1e-6)
     assert float(found.headers["x-end-s"]) == pytest.approx(expected.end_s, abs=1e-6)
     assert found.headers["x-has-sound"] == "true"
