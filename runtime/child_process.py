@@ -88,6 +88,17 @@ def start_child(
     )
 
 
+def forget_log(log: IO[bytes]) -> None:
+    """Empty the log of a running child, so that it holds what the next task says alone."""
+    if log.closed:
+        return
+    # Both processes share the file offset, so the child writes at the start again.
+    descriptor = log.fileno()
+    if os.fstat(descriptor).st_size:
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+
 def describe_end(status: int | None, log: IO[bytes]) -> str:
     """Say in one line how a process ended. ``log`` holds its standard error."""
     how = "it closed its pipes" if status is None else f"exit status {status}"

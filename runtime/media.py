@@ -15,7 +15,7 @@ from xclip_deploy.runtime.presentation import time_text
 CutMode = Literal["exact", "copy"]
 """How seconds are cut out: encoded anew, or copied from the key frame before."""
 CutQuality = Literal["full", "playback"]
-"""What seconds that are encoded anew are for: keeping them, or playing them at once."""
+"""Purpose of seconds that are encoded anew: ``full`` to keep them, ``playback`` to play them."""
 
 
 @dataclass(frozen=True)

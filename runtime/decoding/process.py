@@ -16,7 +16,12 @@ from typing import Any, get_args
 import numpy as np
 
 from xclip_deploy.errors import VideoReadError
-from xclip_deploy.runtime.child_process import describe_end, python_command, start_child
+from xclip_deploy.runtime.child_process import (
+    describe_end,
+    forget_log,
+    python_command,
+    start_child,
+)
 from xclip_deploy.runtime.decoding.channel import (
     Channel,
     ChannelClosedError,
@@ -183,7 +188,7 @@ class DecoderProcess:
                 self.end()
             raise
         finally:
-            self._forget_log()
+            forget_log(self._log)
 
     def _read(
         self,
@@ -273,15 +278,6 @@ class DecoderProcess:
         how = describe_end(status, self._log)
         self.end()
         return how
-
-    def _forget_log(self) -> None:
-        if self._log.closed:
-            return
-        # Parent and decoder share the file offset, so the decoder writes at the start again.
-        descriptor = self._log.fileno()
-        if os.fstat(descriptor).st_size:
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 class DecoderShelf:

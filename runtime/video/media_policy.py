@@ -65,7 +65,7 @@ class MediaPolicy:
 
     @property
     def chooses_formats(self) -> bool:
-        """Whether some containers or codecs are refused."""
+        """True if some containers or codecs are refused."""
         return self.formats is not None or self.codecs is not None
 
     @contextmanager

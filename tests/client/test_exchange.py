@@ -42,7 +42,7 @@ DONE = b"done"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the service does with one request."""
+    """The service's answer to one request."""
 
     status: int = 200
     retry_after: str | None = None

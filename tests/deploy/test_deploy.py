@@ -121,7 +121,7 @@ def test_the_builder_gets_the_package_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="it makes mount namespaces, which takes root")
 def test_the_steps_of_the_image_run(bundle_path: Path) -> None:
-    """In a clean root, up to a service that is ready; installs from the package index."""
+    """The steps run in a clean root until a service is ready; they install from the index."""
     python = shutil.which("python3.12") or shutil.which("python3.13")
     if python is None or subprocess.run([python, "-V"], check=False).returncode:
         pytest.skip("there is no Python 3.12 or 3.13")

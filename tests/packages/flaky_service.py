@@ -70,7 +70,7 @@ def job_model(number: int, last: int = 6, **changes: Any) -> JobModel:
 
 @dataclass
 class FlakyService:
-    """What requests said, and what happens to the next ones."""
+    """The requests that came, and the answers to the next ones."""
 
     address: str = ""
     headers: list[dict[str, str]] = field(default_factory=list)

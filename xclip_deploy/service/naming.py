@@ -2,17 +2,18 @@
 
 By default a video's id in the gallery is its absolute path, which no client needs to know. Such
 an id is replaced by the video's handle, unless the service shows paths. A handle is the SHA-256
-of the video's content, or the id in base64 for a video without a file.
+of the video's content. A video whose content is not known has its id in base64, or the SHA-256 of
+an id that is a path.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from xclip_deploy.runtime.gallery.filters import names_in
 
 _CONTENT = re.compile(r"[0-9a-f]{64}")
 _ENCODED = "id-"
+_HIDDEN = "path-"
+_HASHED = re.compile(_HIDDEN + "[0-9a-f]{64}")
 _PATH_COLUMNS = frozenset({"id"})
 """Columns that filters know and that hold paths."""
 
@@ -47,12 +50,14 @@ class VideoNames:
         show_paths: bool,
     ) -> VideoNames:
         """Name a video by its record in the gallery. ``paths``: those of its files."""
+        is_path = video_id.startswith("/") or video_id in paths
         if content_sha256 is not None and _CONTENT.fullmatch(content_sha256):
             handle = content_sha256
+        elif is_path:
+            handle = _HIDDEN + hashlib.sha256(video_id.encode()).hexdigest()
         else:
             encoded = base64.urlsafe_b64encode(video_id.encode()).decode("ascii").rstrip("=")
             handle = _ENCODED + encoded
-        is_path = video_id.startswith("/") or video_id in paths
         public = handle if is_path and not show_paths else video_id
         name = paths[0].rpartition("/")[2] if paths else public
         return cls(public, handle, name)
@@ -69,14 +74,16 @@ def handle_of(video: GalleryVideo) -> str:
     return names_of(video, show_paths=False).handle
 
 
-def public_id(video: GalleryVideo, *, show_paths: bool) -> str:
-    """Return the id that clients see: the gallery's, or the handle in place of a path."""
-    return names_of(video, show_paths=show_paths).id
+def videos_with_content(snapshot: Snapshot, sha256: str) -> list[GalleryVideo]:
+    """Return one row of every video with this content. Several ids can share one."""
+    return _first_rows(snapshot, f"fingerprint = '{sha256}'")
 
 
-def shown_name(video: GalleryVideo) -> str:
-    """Return the video's file name, or its id if it has no file."""
-    return Path(video.path).name if video.path else video.id
+def _first_rows(snapshot: Snapshot, where: str) -> list[GalleryVideo]:
+    rows = snapshot.matching(where)
+    groups = snapshot.groups()
+    firsts = rows if groups is None else groups.first_rows(rows)
+    return list(snapshot.videos(firsts)) if len(firsts) else []
 
 
 def find_id(snapshot: Snapshot, name: str, *, show_paths: bool = False) -> str:
@@ -100,11 +107,12 @@ def find_id(snapshot: Snapshot, name: str, *, show_paths: bool = False) -> str:
             names = names_of(videos[0], show_paths=show_paths)
             if name == names.handle or video_id == names.id:
                 return video_id
+    if _HASHED.fullmatch(name):
+        for video in _first_rows(snapshot, "fingerprint is null"):
+            if handle_of(video) == name:
+                return video.id
     if _CONTENT.fullmatch(name):
-        rows = snapshot.matching(f"fingerprint = '{name}'")
-        groups = snapshot.groups()
-        firsts = rows if groups is None else groups.first_rows(rows)
-        ids = {video.id for video in snapshot.videos(firsts)} if len(firsts) else set()
+        ids = {video.id for video in videos_with_content(snapshot, name)}
         if len(ids) > 1:
             raise InvalidArgumentError(
                 f"{len(ids)} videos of the gallery have the content {name}; expected the id of one"

@@ -53,11 +53,11 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": False,
         }
         sha256 = bundle.graph_sha256(graph, precision)
-        folder = cache.folder(sha256, openvino.get_version())
-        if folder is not None:
-            properties["CACHE_DIR"] = str(folder)
         try:
-            compiled: Any = openvino.Core().compile_model(str(path), "CPU", properties)
+            with cache.folder(sha256, openvino.get_version(), properties) as folder:
+                cached = {} if folder is None else {"CACHE_DIR": str(folder)}
+                core = openvino.Core()
+                compiled: Any = core.compile_model(str(path), "CPU", {**properties, **cached})
             found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         except Exception as error:
             raise SessionError(f"OpenVINO cannot load {path}: {_line(error)}") from error

@@ -151,29 +151,65 @@ def test_outputs_are_the_callers(model: DeployedModel) -> None:
 # Compiled graphs
 
 
+def encoded(bundle: Bundle) -> Any:
+    with DeployedModel(bundle, SessionOptions(backend="openvino")) as opened:
+        return opened.encode_texts(["a dog"]).sentence_features
+
+
 @runs
 def test_a_second_process_finds_the_compiled_graph(bundle: Bundle, cache_root: Path) -> None:
     def blobs() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in cache_root.rglob("*.blob")}
 
-    for number in range(2):
-        with DeployedModel(bundle, SessionOptions(backend="openvino")) as opened:
-            opened.encode_texts(["a dog"])
-        if number == 0:
-            first = blobs()
-    assert len(first) == 1
-    assert blobs() == first
+    first = encoded(bundle)
+    found = blobs()
+    assert len(found) == 1
+    np.testing.assert_array_equal(encoded(bundle), first)
+    assert blobs() == found
     assert cache_root.stat().st_mode & 0o077 == 0
+
+
+@runs
+@pytest.mark.parametrize("damage", ["changed", "cut", "no checksums", "one more"])
+def test_a_damaged_graph_is_compiled_anew(bundle: Bundle, cache_root: Path, damage: str) -> None:
+    """OpenVINO itself loads it without a word."""
+    first = encoded(bundle)
+    (blob,) = cache_root.rglob("*.blob")
+    blob.chmod(0o600)
+    content = bytearray(blob.read_bytes())
+    if damage == "changed":
+        content[-len(content) // 64 :: 7] = bytes(len(content[-len(content) // 64 :: 7]))
+        blob.write_bytes(content)
+    elif damage == "cut":
+        blob.write_bytes(content[: len(content) // 2])
+    elif damage == "no checksums":
+        (blob.parent / "checksums.json").unlink()
+    else:
+        (blob.parent / "other.blob").write_bytes(content)
+    np.testing.assert_array_equal(encoded(bundle), first)
+    (anew,) = cache_root.rglob("*.blob")
+    assert anew.stat().st_size > len(content) // 2
+    assert (anew.parent / "checksums.json").is_file()
+
+
+def fill(cache: CompiledCache, sha256: str) -> Path:
+    with cache.folder(sha256, "1.0", {"THREADS": 2}) as folder:
+        assert folder is not None
+        (folder / "a.blob").write_bytes(b"x")
+    assert cache.root is not None
+    return max(cache.root.iterdir(), key=lambda each: each.stat().st_mtime_ns)
 
 
 def test_nothing_is_cached_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, "")
-    assert CompiledCache.of_user().folder(SHA, "1.0") is None
+    with CompiledCache.of_user().folder(SHA, "1.0", {}) as folder:
+        assert folder is None
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    assert CompiledCache(tmp_path / "file" / "openvino").folder(SHA, "1.0") is None
+    with CompiledCache(tmp_path / "file" / "openvino").folder(SHA, "1.0", {}) as folder:
+        assert folder is None
     assert "graphs are compiled at every start" in caplog.text
 
 
@@ -183,16 +219,29 @@ def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert CompiledCache.of_user().root == tmp_path / "xclip-deploy" / "openvino"
 
 
+def test_a_compilation_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    cache = CompiledCache(tmp_path / "openvino")
+
+    def compile_in_vain() -> None:
+        with cache.folder(SHA, "1.0", {}) as folder:
+            assert folder is not None
+            (folder / "a.blob").write_bytes(b"x")
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        compile_in_vain()
+    assert list((tmp_path / "openvino").iterdir()) == []
+
+
 def test_old_graphs_are_removed(tmp_path: Path) -> None:
     cache = CompiledCache(tmp_path / "openvino")
-    folders = [cache.folder(f"{n:02x}" * 32, "2026.4/é") for n in range(1, 13)]
-    assert all(folder is not None and folder.is_dir() for folder in folders)
-    day_ago = time.time() - 86400
-    for n, folder in enumerate(folders):
-        assert folder is not None
-        (folder / "a.blob").write_bytes(b"x")
-        os.utime(folder, (day_ago + n, day_ago + n))
-    newest: Any = cache.folder("f" * 64, "1")
-    left = [folder for folder in folders if folder is not None and folder.is_dir()]
+    folders = []
+    for n in range(12):
+        folder = fill(cache, f"{n:064x}")
+        folders.append(folder)
+        day_ago = time.time() - 86400 + n
+        os.utime(folder, (day_ago, day_ago))
+    newest = fill(cache, "f" * 64)
+    left = [folder for folder in folders if folder.is_dir()]
     assert left == folders[-7:]
     assert newest.is_dir()

@@ -29,6 +29,7 @@ from xclip_deploy.service.jobs.work import (
     index_videos,
 )
 from xclip_deploy.service.metrics import ServiceMetrics
+from xclip_deploy.service.naming import videos_with_content
 from xclip_deploy.service.paths import AllowedRoots
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.service.uploads import Received, Uploads
@@ -287,12 +288,9 @@ class Jobs(JobTable):
         try:
             gallery = self._retriever.gallery
             gallery.refresh()
-            snapshot = gallery.snapshot()
-            rows = snapshot.matching(f"fingerprint = '{file.content_sha256}'")
+            videos = videos_with_content(gallery.snapshot(), file.content_sha256)
             path = str(self._uploads.path_of(file))
-            return any(
-                path == each.path for video in snapshot.videos(rows[:1]) for each in video.files
-            )
+            return any(path == each.path for video in videos for each in video.files)
         except XclipDeployError as error:
             _LOG.warning("an uploaded file is kept, as the gallery cannot be read: %s", error)
             return None

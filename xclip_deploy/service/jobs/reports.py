@@ -13,7 +13,7 @@ from xclip_deploy.runtime.indexing import IndexReport
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.results import FailedVideo
 from xclip_deploy.service.errors import redacted, shortened
-from xclip_deploy.service.naming import handle_of, public_id
+from xclip_deploy.service.naming import handle_of, names_of
 from xclip_deploy.wire import ProgressModel, ReportModel
 from xclip_deploy.wire.jobs import FailureModel
 
@@ -87,7 +87,7 @@ class ReportWriter:
         named = self._first(what, ids)
         videos = self._videos(named)
         return [
-            public_id(videos[each], show_paths=self._show_paths)
+            names_of(videos[each], show_paths=self._show_paths).id
             if each in videos
             else self._path(each)  # somebody removed the video meanwhile
             for each in named

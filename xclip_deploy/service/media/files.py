@@ -18,7 +18,7 @@ from xclip_deploy.errors import MomentSourceError
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.records import VideoFile
 from xclip_deploy.service.errors import Refusal
-from xclip_deploy.service.naming import find_id, handle_of, shown_name
+from xclip_deploy.service.naming import find_id, names_of
 
 MAX_KNOWN = 20_000
 """Videos whose files are remembered of one snapshot."""
@@ -63,9 +63,8 @@ class MediaVideo:
     @classmethod
     def of(cls, video: GalleryVideo) -> MediaVideo:
         """Take what media need from a row of the gallery."""
-        return cls(
-            handle_of(video), shown_name(video), video.files, video.content_sha256, video.duration_s
-        )
+        names = names_of(video, show_paths=False)
+        return cls(names.handle, names.name, video.files, video.content_sha256, video.duration_s)
 
 
 class MediaLookup:

@@ -15,7 +15,12 @@ from typing import Any
 
 from xclip_deploy import errors
 from xclip_deploy.errors import VideoReadError, XclipDeployError
-from xclip_deploy.runtime.child_process import describe_end, python_command, start_child
+from xclip_deploy.runtime.child_process import (
+    describe_end,
+    forget_log,
+    python_command,
+    start_child,
+)
 from xclip_deploy.runtime.decoding.channel import (
     Channel,
     ChannelClosedError,
@@ -145,7 +150,7 @@ class MediaProcess:
             self.end()
             raise VideoReadError(f"{name}: the process that read it answered nonsense") from error
         finally:
-            self._forget_log()
+            forget_log(self._log)
 
     def _content(self, fields: dict[str, Any], timeout_s: float) -> bytes:
         if "bytes" not in fields:
@@ -176,15 +181,6 @@ class MediaProcess:
         how = describe_end(self._process.poll(), self._log)
         self.end()
         return how
-
-    def _forget_log(self) -> None:
-        if self._log.closed:
-            return
-        # Both processes share the file offset, so the child writes at the start again.
-        descriptor = self._log.fileno()
-        if os.fstat(descriptor).st_size:
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 class Starter:
