@@ -180,7 +180,8 @@ def command(
             print_json({"address": address, "docs": f"{address}/docs"})
             sys.stdout.flush()
             return
-        say(f"xclip-deploy serves at {address} (the API: {address}/docs)")
+        say(f"xclip-deploy serves at {address}")
+        say(f"the API is described at {address}/docs")
         sys.stdout.flush()  # it may be a pipe, whose reader waits for the line
 
     serve(settings, announce)
