@@ -261,7 +261,7 @@ def test_near_identical_videos_are_named_without_paths(
     found = asked(client, text="black", deduplicate=True)
     (hit,) = found.hits
     (other,) = hit.near_identical
-    assert hit.handle.startswith("id-")
-    assert other.startswith("id-")
+    assert hit.handle.startswith("path-")
+    assert other.startswith("path-")
     assert asked(client, video=other, k=1).hits
     assert "secret" not in found.model_dump_json()

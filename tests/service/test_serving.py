@@ -233,6 +233,8 @@ def test_the_command_serves_and_ends(settings_of: Callable[..., Any], tmp_path: 
         line = process.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert address, line
+        described = process.stdout.readline()
+        assert described == f"the API is described at {address[0]}/docs\n"
         # The address is printed once the service is ready, so nothing has to wait.
         assert httpx2.get(f"{address[0]}/health/ready").status_code == 200
         assert httpx2.get(f"{address[0]}/metrics").status_code == 401
