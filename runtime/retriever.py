@@ -134,8 +134,8 @@ class Retriever(Opened):
             ids: One id for each video; without them, a video's id is its absolute path.
             metadata: Metadata of every given video.
             segment: Length of the windows into which longer videos are cut, in seconds or as a time
-                such as ``8s``. ``shots`` snaps windows to shots, ``whole`` keeps every video in one
-                segment. None takes the gallery's, or the model's span in an empty gallery.
+                such as ``8s``. ``shots`` cuts each shot by itself, ``whole`` keeps every video in
+                one segment. None takes the gallery's, or the model's span in an empty gallery.
             stride: Time between the starts of two windows; None takes the window's length.
             on_duplicate: Treatment of videos that the gallery has: ``update`` encodes those whose
                 files changed, ``skip`` leaves them, ``replace`` encodes all again, ``error`` raises

@@ -121,6 +121,7 @@ class BlockReceiver:
         self._end = duration_s * reading.sampling.frames_per_second + 1
         self._tick = -1
         self._time_s = -math.inf
+        self._cut_s = 0.0
 
     def block(self, answer: dict[str, Any], timeout_s: float) -> FrameBlock:
         """Read the frames that a message announces. Raises ProtocolError, ValueError, TypeError."""
@@ -130,6 +131,12 @@ class BlockReceiver:
             raise ProtocolError(
                 f"{count} frames, expected 1 to {MAX_BLOCK_FRAMES} with their times"
             )
+        cuts = tuple((float(start_s), int(first)) for start_s, first in answer["cuts"])
+        if not _increases([self._cut_s, *(start_s for start_s, _ in cuts)]):
+            raise ProtocolError("cuts that do not increase")
+        if cuts:
+            self._cut_s = cuts[-1][0]
+        self._end += len(cuts)  # the last tick of each shot can be one that is not whole
         if not _increases([self._tick, *ticks]) or ticks[-1] > self._end:
             raise ProtocolError("numbers of frames that do not increase")
         if not _increases([self._time_s, *times_s]) or not math.isfinite(times_s[-1]):
@@ -137,7 +144,9 @@ class BlockReceiver:
         self._tick, self._time_s = int(ticks[-1]), float(times_s[-1])
         frames = self._channel.receive_frames((count, size, size, 3), timeout_s)
         gaps = check_gaps(answer["gaps"])
-        return FrameBlock(np.array(ticks, np.int64), np.array(times_s, np.float64), frames, gaps)
+        return FrameBlock(
+            np.array(ticks, np.int64), np.array(times_s, np.float64), frames, gaps, cuts
+        )
 
 
 def check_gaps(given: Any) -> tuple[Gap, ...]:  # noqa: ANN401 - what JSON holds

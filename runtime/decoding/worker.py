@@ -135,6 +135,7 @@ def _stream(
             "ticks": block.ticks.tolist(),
             "times_s": block.times_s.tolist(),
             "gaps": block.gaps,
+            "cuts": block.cuts,
         }
         channel.send(header, block.frames)
         alive.rest()

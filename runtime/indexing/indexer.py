@@ -43,7 +43,7 @@ from xclip_deploy.runtime.indexing.reuse import Encode, FrameReuse
 from xclip_deploy.runtime.indexing.sources import Sources, folders_above
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.video import Segmentation, Segmenter, SegmentFrames
-from xclip_deploy.runtime.video.shots import import_scenedetect
+from xclip_deploy.runtime.video.shots import check_scenedetect
 
 Result = TypeVar("Result")
 
@@ -106,7 +106,7 @@ class IndexRun:
             MissingExtraError: shots are wanted, and the package that finds them is not installed.
         """
         if segmentation is not None and segmentation.kind == "shots":
-            import_scenedetect()
+            check_scenedetect()
         self._sources = sources
         self._gallery = gallery
         self._pool = pool

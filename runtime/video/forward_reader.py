@@ -51,7 +51,7 @@ class ForwardReader:
         path: Path,
         index: PacketIndex,
         timeline: Timeline,
-        targets: NDArray[np.int64],
+        targets: NDArray[np.int64] | None,
         taken: TakenFrames,
         alive: Callable[[], None],
     ) -> None:
@@ -61,8 +61,8 @@ class ForwardReader:
             path: The file.
             index: Its packets, of which the key frames are used.
             timeline: Its clock.
-            targets: Numbers of the frames that the caller wants, increasing ``[k]``. Others come
-                too, and take the place of those that are damaged.
+            targets: Numbers of the frames that the caller wants, increasing ``[k]``; None wants
+                all. Others come too, and take the place of those that are damaged.
             taken: Collects errors.
             alive: Called for every packet.
         """
@@ -74,7 +74,10 @@ class ForwardReader:
         self._last_s = -np.inf
         self.warnings: list[str] = []
         stamps = timeline.stamps
-        self._targets = np.zeros(0, np.int64) if stamps is None else stamps[targets]
+        self._wants_all = targets is None
+        self._targets = np.zeros(0, np.int64)
+        if stamps is not None and targets is not None:
+            self._targets = stamps[targets]
 
     def __iter__(self) -> Iterator[Shown]:
         """Yield frames and their times, which increase."""
@@ -91,6 +94,9 @@ class ForwardReader:
             container, stream = open_video(self._path)
             with container:
                 is_seekable = not SEEKABLE_FORMATS.isdisjoint(container.format.name.split(","))
+                if self._wants_all:
+                    yield from self._run(container, stream, None)
+                    return
                 if is_seekable and not self._timeline.jumps:
                     if (yield from self._by_seeking(container, stream)):
                         return

@@ -22,8 +22,9 @@ from xclip_deploy.runtime.video.packet_index import PacketIndex, index_packets
 from xclip_deploy.runtime.video.pyav_container import open_video
 from xclip_deploy.runtime.video.reading import read_frames
 from xclip_deploy.runtime.video.segmentation import Segmentation
+from xclip_deploy.runtime.video.shots import Cut, ShotDetector, ShotPicker
 from xclip_deploy.runtime.video.taken_frames import TakenFrames
-from xclip_deploy.runtime.video.ticks import Choice, TickPicker, choose_ticks
+from xclip_deploy.runtime.video.ticks import Choice, choose_ticks
 from xclip_deploy.runtime.video.timeline import PacketScan, Timeline, timeline_of
 
 if TYPE_CHECKING:
@@ -49,22 +50,31 @@ class FrameBlock:
 
     ticks: NDArray[np.int64]
     """Number k of each frame, strictly increasing ``[n]``: it stands for the time
-    k / frames_per_second."""
+    k / frames_per_second. In a shot that begins at ``(start_s, first)`` of ``cuts``, it stands for
+    start_s + (k - first) / frames_per_second."""
     times_s: NDArray[np.float64]
     """Display times on the player's clock, strictly increasing, seconds ``[n]``."""
     frames: NDArray[np.uint8]
     """RGB, ``[n, S, S, 3]``, as ``VideoFrames.frames``; n is 1 to ``MAX_BLOCK_FRAMES``."""
     gaps: tuple[Gap, ...] = ()
     """Gaps that damage left, found since the block before; all up to the last frame are known."""
+    cuts: tuple[Cut, ...] = ()
+    """Starts of shots, found since the block before; all up to the last frame are known."""
 
 
 class LongVideo:
     """A video that is read as a stream, once. Memory does not grow with its length."""
 
     def __init__(
-        self, path: Path, reading: VideoReading, index: PacketIndex, timeline: Timeline
+        self,
+        path: Path,
+        reading: VideoReading,
+        index: PacketIndex,
+        timeline: Timeline,
+        segmentation: Segmentation,
     ) -> None:
         self._path = path
+        self._segmentation = segmentation
         self._reading = reading
         self._index = index
         self._timeline = timeline
@@ -80,6 +90,7 @@ class LongVideo:
 
         Raises:
             VideoReadError: no frame can be decoded, or one cannot be converted to RGB.
+            MissingExtraError: shots are wanted, and the package that finds them is not installed.
         """
         blocks = self._blocks(alive)
         while True:
@@ -93,25 +104,31 @@ class LongVideo:
         rate = self._reading.sampling.frames_per_second
         ticks, numbers = choose_ticks(self._timeline.times_s, rate, self.duration_s)
         taken = TakenFrames(self._path, self._reading, self._index)
-        reader = ForwardReader(self._path, self._index, self._timeline, numbers, taken, alive)
+        detector = ShotDetector() if self._segmentation.kind == "shots" else None
+        # A cut can lie before any frame.
+        wanted = numbers if detector is None else None
+        reader = ForwardReader(self._path, self._index, self._timeline, wanted, taken, alive)
         gaps = _Gaps(ticks, self._timeline, rate)
-        picker: TickPicker[VideoFrame] = TickPicker(rate, self.duration_s)
+        picker: ShotPicker[VideoFrame] = ShotPicker(
+            rate, self.duration_s, self._segmentation.stride_s or 0.0
+        )
         block = _Block(self._reading.image_size)
         for time_s, frame in reader:
             if (before_s := gaps.note(time_s, taken.error_count)) is not None:
                 picker.withdraw(before_s)  # damage begins within it, as a rule
-            choice = picker.offer(time_s, frame, is_damaged=frame.is_corrupt)
+            is_cut = detector is not None and detector.is_cut(time_s, frame)
+            choice = picker.offer(time_s, frame, is_damaged=frame.is_corrupt, is_cut=is_cut)
             if choice is not None:
                 block.add(choice, taken, gaps)
             if block.is_due:
-                yield block.take()
+                yield block.take(picker.take_cuts())
         if (before_s := gaps.finish(self.duration_s, taken.error_count)) is not None:
             picker.withdraw(before_s)
         choice = picker.finish()
         if choice is not None:
             block.add(choice, taken, gaps)
         if block.is_filled:
-            yield block.take()
+            yield block.take(picker.take_cuts())
         if not gaps.has_frames:
             reason = taken.last_error or "the video stream holds none"
             raise VideoReadError(f"{self._path}: no frame could be decoded ({reason})")
@@ -160,7 +177,7 @@ def read_blocks(
     if duration_of(timeline, reading) <= segmentation.window_s:
         # Timestamps that jump would count as a duration.
         return read_frames(file, replace(reading, policy=replace(policy, max_duration_s=None)))
-    return LongVideo(file, reading, index, timeline)
+    return LongVideo(file, reading, index, timeline, segmentation)
 
 
 def _index(file: Path, alive: Callable[[], None]) -> tuple[PacketIndex, Timeline]:
@@ -216,7 +233,7 @@ class _Block:
             count > 0 and time.monotonic() - self._since_s > _MAX_BLOCK_S
         )
 
-    def take(self) -> FrameBlock:
+    def take(self, cuts: tuple[Cut, ...]) -> FrameBlock:
         choices, self._choices = self._choices, []
         gaps, self._gaps = self._gaps, []
         return FrameBlock(
@@ -224,6 +241,7 @@ class _Block:
             np.array([time_s for _, time_s, _ in choices], np.float64),
             np.stack([picture for _, _, picture in choices]),
             tuple(gaps),
+            cuts,
         )
 
 

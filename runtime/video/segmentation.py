@@ -20,7 +20,7 @@ _TEXT = re.compile(r"(windows|shots) of ([0-9.e+-]+) s every ([0-9.e+-]+) s")
 
 @dataclass(frozen=True)
 class Segmentation:
-    """How a long video is cut: into windows of equal length, with or without shots as hints.
+    """How a long video is cut: into windows of equal length, in the whole video or in each shot.
 
     A video no longer than ``window_s`` is one segment, whatever the kind. Windows begin at
     0, ``stride_s``, 2 · ``stride_s``, … seconds. The last one ends with the video, so that every

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xclip_deploy.runtime.video.long_video import FrameBlock, Gap
 from xclip_deploy.runtime.video.sampling import FrameSampling
 from xclip_deploy.runtime.video.segmentation import Segmentation
-from xclip_deploy.runtime.video.shots import ShotDetector, SnappedSpans
+from xclip_deploy.runtime.video.shots import Cut, ShotSpans, check_scenedetect
 from xclip_deploy.runtime.video.ticks import ROUNDING_S
 
 
@@ -45,10 +45,10 @@ class Segmenter:
     """Windows of a long video, made while its blocks come in.
 
     A frame belongs to each window that its tick lies in, ``start <= k / frames_per_second < end``,
-    so overlapping windows share frames; the encoder sees such a frame once for each. Only the
-    frames of a window and of a block are held at a time. A window without a frame of its own
-    takes the one that is on display at its start. One that begins in a gap, or before the first
-    frame, is left out.
+    where k counts from the start of its shot, if shots are found. Overlapping windows share
+    frames. Only the frames of a window and of a block are held at a time. A window without a frame
+    of its own takes the one that is on display at its start. One that begins in a gap, or before
+    the first frame, is left out.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Segmenter:
         self._most = sampling.max_frames
         self.left_out: list[tuple[float, float]] = []
         """Start and end of the windows without a frame, seconds."""
-        spans = segmentation.spans(duration_s)
-        has_shots = segmentation.kind == "shots"
-        self._detector = ShotDetector(self._rate) if has_shots else None
-        stride_s = segmentation.stride_s or 0.0
-        self._spans = SnappedSpans(spans, stride_s if has_shots else 0.0)
+        if segmentation.kind == "shots":
+            check_scenedetect()
+        self._spans = ShotSpans(segmentation, duration_s)
+        self._origin: Cut = (0.0, 0)
+        self._cuts: deque[Cut] = deque()
         self._frames: deque[_Kept] = deque()
         self._on_display: _Kept | None = None
         self._gaps: list[Gap] = []
@@ -76,13 +76,13 @@ class Segmenter:
     def add(self, block: FrameBlock) -> Iterator[SegmentFrames]:
         """Take the next block, and yield the windows that are complete with it."""
         self._gaps += block.gaps
-        if self._detector is not None:
-            for cut_s in self._detector.find(block.ticks, block.frames):
-                self._spans.add_cut(cut_s)
+        for cut in block.cuts:
+            self._cuts.append(cut)
+            self._spans.add_cut(cut[0])
         for tick, time_s, frame in zip(
             block.ticks.tolist(), block.times_s.tolist(), block.frames, strict=True
         ):
-            position_s = tick / self._rate
+            position_s = self._position_s(tick)
             yield from self._windows(position_s)
             self._frames.append(_Kept(position_s, tick, time_s, frame))
 
@@ -114,6 +114,13 @@ class Segmenter:
                 np.stack([kept.frame for kept in own]),
                 np.array([kept.tick for kept in own], np.int64),
             )
+
+    def _position_s(self, tick: int) -> float:
+        """Return the time that a tick stands for; ticks come in order."""
+        while self._cuts and self._cuts[0][1] <= tick:
+            self._origin = self._cuts.popleft()
+        start_s, first = self._origin
+        return start_s + (tick - first) / self._rate
 
     def _is_in_gap(self, time_s: float) -> bool:
         self._gaps = [gap for gap in self._gaps if gap[1] > time_s]

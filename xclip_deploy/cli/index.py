@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     "--segment",
     metavar="LENGTH|whole|shots",
     help="Cut longer videos into windows of this length, such as 8s or 1:30. whole keeps each "
-    "video in one segment; shots snaps windows to shots.  [default: the gallery's, or the model's "
-    "span]",
+    "video in one segment; shots cuts each shot by itself.  [default: the gallery's, or the "
+    "model's span]",
 )
 @click.option(
     "--stride",
