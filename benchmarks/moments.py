@@ -47,6 +47,8 @@ class Plan:
     sizes: LongVideoSizes
     windows: tuple[tuple[float, float], ...]
     """Length and stride of windows, seconds."""
+    shots: tuple[tuple[float, float], ...]
+    """Length and stride of the windows within shots, seconds; for galleries alone."""
     nms: tuple[float | None, ...]
     nms_window: tuple[float, float]
     """Length and stride at which suppression varies."""
@@ -55,10 +57,13 @@ class Plan:
 PLAN = Plan(
     sizes=LongVideoSizes(),
     windows=((4, 4), (4, 2), (6, 6), (6, 3), (6, 1.5), (6, 1), (8, 8), (8, 4), (12, 6)),
+    shots=((6, 6), (6, 3), (8, 4)),
     nms=(None, 0.3, 0.5, 0.7),
     nms_window=(6, 1.5),
 )
-TOY_PLAN = Plan(sizes=TOY, windows=((6, 6), (6, 3)), nms=(None, 0.5), nms_window=(6, 3))
+TOY_PLAN = Plan(
+    sizes=TOY, windows=((6, 6), (6, 3)), shots=((6, 3),), nms=(None, 0.5), nms_window=(6, 3)
+)
 """Plan of a test: it shows that the benchmark runs, and nothing of windows."""
 
 
@@ -98,9 +103,12 @@ def measure(
         reference = evaluate_matcher(model, clips).metrics.text_to_video
         points = []
         read = ReadVideos.of(model, split) if by == "windows" else None
-        for window_s, stride_s in plan.windows:
-            segmentation = Segmentation("windows", window_s, stride_s)
-            varies = (window_s, stride_s) == plan.nms_window
+        policies = [Segmentation("windows", *each) for each in plan.windows]
+        if read is None:
+            policies += [Segmentation("shots", *each) for each in plan.shots]
+        varying = Segmentation("windows", *plan.nms_window)
+        for segmentation in policies:
+            varies = segmentation == varying
             levels = plan.nms if varies else (MAIN_NMS,)
             if read is not None:
                 points += _by_windows(model, split, read, segmentation, levels)
@@ -165,6 +173,7 @@ def _point(
     evaluation = evaluate_moments(ranker, split)
     error_s = evaluation.found_boundary_error_s
     return {
+        "kind": segmentation.kind,
         "window_s": segmentation.window_s,
         "stride_s": segmentation.stride_s,
         "nms": nms,
@@ -193,7 +202,7 @@ def table(result: dict[str, Any]) -> str:
     for point in result["points"]:
         error_s = point["boundary_error_s"]
         cells = (
-            f"{point['window_s']:g} s",
+            f"{'shots, ' * (point['kind'] == 'shots')}{point['window_s']:g} s",
             f"{point['stride_s']:g} s",
             "none" if point["nms"] is None else f"{point['nms']:g}",
             f"{point['r1']:.1f}",
@@ -218,7 +227,8 @@ def draw_moments(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(12, 4), layout="constrained")
     recall, suppression, cost = figure.subplots(1, 3)
-    main = [point for point in result["points"] if point["nms"] == MAIN_NMS]
+    plain = [point for point in result["points"] if point["kind"] == "windows"]
+    main = [point for point in plain if point["nms"] == MAIN_NMS]
     for share in sorted({point["stride_s"] / point["window_s"] for point in main}, reverse=True):
         line = [point for point in main if point["stride_s"] / point["window_s"] == share]
         x = [point["window_s"] for point in line]
@@ -233,14 +243,18 @@ def draw_moments(result: dict[str, Any], path: Path) -> None:
         for point in line:
             at = (point["bytes"] / 1e6 / result["hours"], point["r1"])
             cost.annotate(f"{point['window_s']:g}/{point['stride_s']:g} s", at, fontsize=8)
+    shots = [point for point in result["points"] if point["kind"] == "shots"]
+    if shots:
+        x = [point["window_s"] for point in shots]
+        recall.plot(x, [point["r1"] for point in shots], "k*", label="in shots")
+        x = [point["bytes"] / 1e6 / result["hours"] for point in shots]
+        cost.plot(x, [point["r1"] for point in shots], "k*", label="in shots")
     for axes in (recall, suppression):
         axes.axhline(result["clips_r1"], color="grey", linestyle=":", label="clips alone, R@1")
     recall.set(xlabel="window, s", ylabel="R@1 at IoU 0.5, percent", title="window and stride")
     window_s, stride_s = result["nms_window"]
     line = [
-        point
-        for point in result["points"]
-        if [point["window_s"], point["stride_s"]] == [window_s, stride_s]
+        point for point in plain if [point["window_s"], point["stride_s"]] == [window_s, stride_s]
     ]
     x = ["none" if point["nms"] is None else f"{point['nms']:g}" for point in line]
     for name in ("r1", "r5", "r100", "video_r5"):

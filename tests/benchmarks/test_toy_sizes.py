@@ -66,11 +66,15 @@ def test_candidates(checkpoint_path: Path, tmp_path: Path) -> None:
 def test_moments(checkpoint_path: Path, tmp_path: Path) -> None:
     content = run("moments", tmp_path, "--checkpoint", checkpoint_path)
     assert (content["videos"], content["queries"]) == (2, 20)
-    points = {
-        (point["window_s"], point["stride_s"], point["nms"]): point for point in content["points"]
-    }
+    names = ("kind", "window_s", "stride_s", "nms")
+    points = {tuple(point[name] for name in names): point for point in content["points"]}
+    shots = points.pop(("shots", 6, 3, 0.5))
+    points = {key[1:]: point for key, point in points.items()}
     assert set(points) == {(6, 6, 0.5), (6, 3, None), (6, 3, 0.5)}
     assert (points[6, 6, 0.5]["segments"], points[6, 3, 0.5]["segments"]) == (20, 38)
+    # Each event is a shot or part of one, and none is longer than two windows.
+    assert 20 <= shots["segments"] <= 38
+    assert shots["boundary_error_s"] <= 0.25
     # There are fewer windows than 100, so that only suppression and boundaries lose any.
     assert points[6, 3, None]["r100"] >= points[6, 3, 0.5]["r100"] > 50
     assert {point["video_r5"] for point in points.values()} == {100}
