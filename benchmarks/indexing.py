@@ -128,10 +128,11 @@ def index(
     shutil.rmtree(gallery, ignore_errors=True)
     request = {
         "bundle": str(setting.bundle_path.absolute()),
-        "gallery": str(gallery.absolute()),
+        # A toy saves the start of a decoder, and the import of LanceDB.
+        "gallery": None if setting.is_toy else str(gallery.absolute()),
         "videos": list(videos),
         "session": session,
-        "how": how or {},
+        "how": {**(how or {}), **({"workers": 1} if setting.is_toy else {})},
     }
     script = ROOT / "benchmarks" / "indexing_child.py"
     command = [sys.executable, str(script), json.dumps(request)]

@@ -3,11 +3,12 @@
     python -m benchmarks.performance --clips videos/
 
 It writes ``performance.json`` with every sample and ``performance.md`` after each part, and
-``performance.png`` at the end. ``--only`` chooses parts; those measured before stay in the file where model and
-machine are the same. ``python -m benchmarks.compare`` compares two such files. The model has random
-weights and the dimensions of ViT-B/32 with 12 frames. On two quiet cores, a run takes a quarter of
-an hour. Searching a million videos on disk takes longer: ``--disk-sizes 100000 1000000``.
-``--toy`` measures everything at small sizes.
+``performance.png`` at the end. ``--only`` chooses parts. Those measured before stay in the file
+where model and machine are the same. ``python -m benchmarks.compare`` compares two such files.
+
+The model has random weights and the dimensions of ViT-B/32 with 12 frames. On two quiet cores, a
+run takes a quarter of an hour. Searching a million videos on disk takes longer and is asked for by
+``--disk-sizes 100000 1000000``. ``--toy`` measures everything at small sizes.
 """
 
 from __future__ import annotations
