@@ -52,7 +52,7 @@ def measure_cold_start(setting: Setting) -> Part:
         COLD,
         count,
         contenders,
-        1 if setting.is_toy else 9,
+        setting.turns(9, toy=1),
         warm=False,
         yardsticks=frozenset(("python", *(n for n in contenders if n.startswith(BEFORE)))),
         work=1,

@@ -47,7 +47,7 @@ def measure_encoders(setting: Setting) -> Part:
                 VIDEO,
                 batch,
                 {name: partial(each.encode_videos, videos) for name, each in matchers.items()},
-                2 if setting.is_toy else _ROUNDS.get(batch, _FEWEST_ROUNDS),
+                setting.turns(_ROUNDS.get(batch, _FEWEST_ROUNDS)),
                 yardsticks=YARDSTICKS,
                 traffic_bytes=weight_traffic(
                     matchers, video_weights(config), sum(video.nbytes for video in videos)
@@ -61,7 +61,7 @@ def measure_encoders(setting: Setting) -> Part:
                 ONE_TEXT,
                 batch,
                 {n: partial(each.encode_texts, [TEXT] * batch) for n, each in matchers.items()},
-                3 if setting.is_toy else 31 if batch == 1 else 9,
+                setting.turns(31 if batch == 1 else 9),
                 yardsticks=YARDSTICKS,
                 traffic_bytes=weight_traffic(matchers, text_weights(config), 0.0),
                 work=batch,
@@ -104,7 +104,7 @@ def closeness(setting: Setting, matchers: Mapping[str, Matcher]) -> dict[str, fl
 
 def measure_growth(setting: Setting) -> Part:
     """Measure the video encoder by number of threads, and by valid frames of each video."""
-    batch, rounds = (1, 2) if setting.is_toy else (2, 5)
+    batch, rounds = 1 if setting.is_toy else 2, setting.turns(5)
     config, series = setting.config, []
     videos = setting.frames(batch)
     cores = usable_cores()

@@ -53,7 +53,7 @@ def measure_indexing(setting: Setting) -> Part:
     contenders = {name: runner(name, options, ROOT) for name, options in sessions.items()}
     if setting.before is not None:
         contenders[f"{BEFORE}auto"] = runner(f"{BEFORE}auto", SessionOptions("cpu"), setting.before)
-    rounds = 1 if setting.is_toy else 4
+    rounds = setting.turns(4, toy=1)
     busy = usage_of_cores(lambda: interleave(contenders, rounds, warm=False))
     series, facts = [], dict[str, float | str]()
     for name, found in answers.items():
@@ -94,7 +94,7 @@ def measure_memory(setting: Setting) -> Part:
     facts: dict[str, float | str] = {}
     for name, (paths, how) in cases.items():
         beside, tree = [], []
-        for _ in range(1 if setting.is_toy else 4):
+        for _ in range(setting.turns(4, toy=1)):
             answer = index(setting, [str(path.absolute()) for path in paths], {}, how=how)
             if answer["peak_bytes"] is None or not answer["tree_bytes"]:
                 return Part("memory", (), {"left out": "this system tells no peak of memory"})

@@ -41,7 +41,7 @@ def measure_reading(setting: Setting) -> Part:
         READING,
         len(paths),
         contenders,
-        2 if setting.is_toy else 5,
+        setting.turns(5),
         work=len(paths),
         item="videos",
     )

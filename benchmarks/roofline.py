@@ -25,8 +25,8 @@ def measure_roofline(setting: Setting) -> Part:
     """Measure matrix products in FP32 and BF16, and the bandwidth of memory."""
     import torch
 
-    side, rounds = (256, 3) if setting.is_toy else (2048, 15)
-    megabytes = 8 if setting.is_toy else 512
+    side, megabytes = (256, 8) if setting.is_toy else (2048, 512)
+    rounds = setting.turns(15)
     rng = np.random.default_rng(setting.seed)
     a, b = (rng.standard_normal((side, side), dtype=np.float32) for _ in range(2))
     wide = torch.from_numpy(a), torch.from_numpy(b)

@@ -39,7 +39,7 @@ def measure_scorer(setting: Setting) -> Part:
                 PAIRS,
                 number,
                 {name: partial(each.score, texts, videos) for name, each in contenders.items()},
-                3 if setting.is_toy else 21 if number == 1 else 9,
+                setting.turns(21 if number == 1 else 9),
                 yardsticks=YARDSTICKS,
                 traffic_bytes=dict.fromkeys(contenders, traffic),
                 work=number * count,

@@ -38,7 +38,7 @@ def measure_search(setting: Setting) -> Part:
         searcher = Searcher(model, setting.bundle.scorer_weights)
         for size in setting.sizes:
             gallery, features, queries = memory_gallery(setting, size)
-            search = Search(searcher, gallery.snapshot(), queries, setting.is_toy)
+            search = Search(searcher, gallery.snapshot(), queries, setting)
             texts = text_features(setting, 1)
             alone = {SCORING: lambda texts=texts, features=features: model.score(texts, features)}
             series += search.measure(MEMORY, size, pair_flops(setting.config), alone)
@@ -60,7 +60,7 @@ def measure_search(setting: Setting) -> Part:
             gallery.warm_up()
             facts[f"warm_up(), s, {size} videos on disk"] = time.perf_counter() - began_s
             queries = disk_queries(setting.work / f"queries-{size}.npz")
-            search = Search(searcher, gallery.snapshot(), queries, setting.is_toy)
+            search = Search(searcher, gallery.snapshot(), queries, setting)
             series += search.measure(DISK, size, pair_flops(setting.config), {})
             facts[f"recall@10 of two stages, {size} videos on disk"] = search.recall()
             gallery.close()
@@ -71,10 +71,10 @@ class Search:
     """Searches of one gallery, each for the next query."""
 
     def __init__(
-        self, searcher: Searcher, snapshot: Snapshot, queries: list[Query], is_toy: bool
+        self, searcher: Searcher, snapshot: Snapshot, queries: list[Query], setting: Setting
     ) -> None:
         self._searcher, self._snapshot, self._queries = searcher, snapshot, queries
-        self._is_toy = is_toy
+        self._setting = setting
 
     def find(self, queries: Sequence[Query], *, exact: bool) -> list[list[str]]:
         """Return the ids of ten hits of each query."""
@@ -94,7 +94,7 @@ class Search:
         began_s = time.perf_counter()
         contenders[EXACT]()
         is_long = time.perf_counter() - began_s > LONG_RUN_S
-        rounds = 2 if self._is_toy else _LONG_ROUNDS if is_long else _SHORT_ROUNDS
+        rounds = self._setting.turns(_LONG_ROUNDS if is_long else _SHORT_ROUNDS)
         return [
             Series(
                 task,

@@ -72,6 +72,8 @@ class Setting:
     """Sizes of the galleries in memory, videos."""
     disk_sizes: tuple[int, ...] = ()
     """Sizes of the galleries on disk, videos."""
+    rounds: int | None = None
+    """Rounds of every comparison; None: as many as its part takes."""
 
     @cached_property
     def bundle(self) -> Bundle:
@@ -104,6 +106,10 @@ class Setting:
             for offer in offers(self.bundle)
             if not isinstance(offer, SessionOptions) and offer.options.device == "cpu"
         }
+
+    def turns(self, usual: int, toy: int = 2) -> int:
+        """Return the rounds of a comparison: as asked for, or those of a toy, or the usual."""
+        return self.rounds or (toy if self.is_toy else usual)
 
     def videos(self, most: int | None = None) -> list[Path]:
         """Return the real videos, or generated ones where no folder of real ones is there."""
