@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,16 @@ def measure_cold_start(setting: Setting) -> Part:
     }
     for name, (bundle, gallery) in places.items():
         fill(bundle, gallery, count)
-        words = [program(), "search", TEXT, "--json", "--bundle", bundle, "--gallery", gallery]
+        words: list[str | Path] = [
+            program(),
+            "search",
+            TEXT,
+            "--json",
+            "--bundle",
+            bundle,
+            "--gallery",
+            gallery,
+        ]
         contenders[name] = Command(words, environment)
         if setting.before is not None:
             contenders[f"{BEFORE}{name}"] = Command(
@@ -95,7 +105,7 @@ def fill(bundle: Path, gallery: Path, count: int) -> None:
 class Command:
     """A command that runs in a new process each time; it keeps the CPU time of each run."""
 
-    def __init__(self, words: list[str | Path], environment: dict[str, str]) -> None:
+    def __init__(self, words: Sequence[str | Path], environment: dict[str, str]) -> None:
         self._words = [os.fspath(word) for word in words]
         self._environment = environment
         self.cpu_s: list[float] = []

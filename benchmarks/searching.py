@@ -7,7 +7,8 @@ Encoding the text is not part of it; ``encoders`` measures that. Features are sy
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def measure_search(setting: Setting) -> Part:
             gallery, features, queries = memory_gallery(setting, size)
             search = Search(searcher, gallery.snapshot(), queries, setting)
             texts = text_features(setting, 1)
-            alone = {SCORING: lambda texts=texts, features=features: model.score(texts, features)}
+            alone = {SCORING: partial(model.score, texts, features)}
             series += search.measure(MEMORY, size, pair_flops(setting.config), alone)
             facts[f"recall@10 of two stages, {size} videos in memory"] = search.recall()
             gallery.close()
@@ -83,7 +84,7 @@ class Search:
         return [[hit.id for hit in hits] for hits in found]
 
     def measure(
-        self, task: str, size: int, flops: float, beside: dict[str, Callable[[], object]]
+        self, task: str, size: int, flops: float, beside: Mapping[str, Callable[[], object]]
     ) -> list[Series]:
         """Time exact and two-stage searches, and ``beside`` in the same rounds."""
         contenders: dict[str, Callable[[], object]] = {
