@@ -16,7 +16,7 @@ from benchmarks.measured import Part, Quartiles, Run, Series, speedup
 from benchmarks.performance_report import number
 from benchmarks.roofline import pair_flops, text_flops, video_flops
 from benchmarks.setting import TORCH_FP32, model_config
-from benchmarks.targets import Goal, goals
+from benchmarks.targets import Goal, disk_bound_s, goals
 from xclip_deploy import Bundle
 
 
@@ -172,6 +172,20 @@ def test_verdicts_of_goals() -> None:
     assert Goal("", 3.0, at_most=True, found=found).verdict == "reached"
     assert Goal("", 2.4, at_most=True, found=found).verdict == "missed"
     assert Goal("", 2.4).verdict == "not measured"
+
+
+def test_bound_of_a_search_from_disk() -> None:
+    scorer = Series("scorer", 1, "onnxruntime fp32", (0.01,), work=1000, item="pairs")
+    facts: dict[str, float | str] = {
+        "bytes of the files, 500 videos": 3e6,
+        "files read from disk or cache, bytes/s, 500 videos": 1e9,
+    }
+    run = run_of([scorer])
+    assert disk_bound_s(run, 500) is None
+    slow_scorer = replace(run, parts=(*run.parts, Part("search", (), facts)))
+    assert disk_bound_s(slow_scorer, 500) == pytest.approx(0.005)
+    facts["files read from disk or cache, bytes/s, 500 videos"] = 1e8
+    assert disk_bound_s(slow_scorer, 500) == pytest.approx(0.03)
 
 
 def test_operations_of_the_published_size() -> None:
