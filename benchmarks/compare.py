@@ -25,11 +25,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measured import Key, Run, Series, quartiles
+from benchmarks.measured import FEWEST, Key, Run, Series, quartiles
 from benchmarks.setting import TORCH_FP32
 
-FEWEST = 4
-"""Least samples of a series from which a verdict is drawn."""
 DRAWS = 10_000
 CONFIDENCE = 0.95
 Verdict = Literal["slower", "faster", "no difference", "too few samples"]

@@ -73,6 +73,29 @@ def usage_of_cores(run: Callable[[], object]) -> float | None:
     return 1 - (after[0] - before[0]) / (after[1] - before[1])
 
 
+class OtherLoad:
+    """Watch over the processor time that other processes take from a measurement."""
+
+    def __init__(self) -> None:
+        self._cores, self._own_s = _core_times(), _own_seconds()
+
+    def share(self) -> float | None:
+        """Return the share of all cores that other processes used since the start, 0 to 1.
+
+        Children of this process count as its own once they ended. None without ``/proc/stat``.
+        """
+        before, after = self._cores, _core_times()
+        if before is None or after is None or after[1] <= before[1]:
+            return None
+        total = after[1] - before[1]
+        own = (_own_seconds() - self._own_s) * os.sysconf("SC_CLK_TCK")
+        return min(1.0, max(0.0, (total - (after[0] - before[0]) - own) / total))
+
+
+def _own_seconds() -> float:
+    return sum(os.times()[:4])
+
+
 def _core_times() -> tuple[int, int] | None:
     """Return idle and total time of all cores since the start, in ticks."""
     with suppress(OSError, ValueError):

@@ -63,7 +63,11 @@ class Series:
         return self.task, self.size, self.contender
 
     @property
-    def quartiles(self) -> Quartiles:
+    FEWEST = 4
+"""Least samples of a series from which a verdict is drawn."""
+
+
+def quartiles(self) -> Quartiles:
         """Quartiles of the samples."""
         return quartiles(self.samples)
 
@@ -85,6 +89,8 @@ class Part:
     """Duration of the part, preparations included."""
     load_before: float = 0.0
     """The machine's load average over one minute before the part."""
+    others: float | None = None
+    """Share of all cores that other processes used meanwhile, 0 to 1; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,10 @@ class Run:
 
 def _series(content: dict[str, Any]) -> Series:
     return Series(**{**content, "samples": tuple(content["samples"])})
+
+
+FEWEST = 4
+"""Least samples of a series from which a verdict is drawn."""
 
 
 def quartiles(samples: Sequence[float]) -> Quartiles:

@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.cold_start import measure_cold_start
 from benchmarks.encoders import measure_encoders, measure_growth
 from benchmarks.indexing import measure_indexing, measure_memory
-from benchmarks.machine import Surroundings
+from benchmarks.machine import OtherLoad, Surroundings
 from benchmarks.measured import Part, Run
 from benchmarks.performance_plots import draw
 from benchmarks.performance_report import report
@@ -63,9 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if name not in options.only:
                 continue
             print(f"measuring {name}", file=sys.stderr, flush=True)
-            load, began_s = os.getloadavg()[0], time.perf_counter()
-            part = PARTS[name](setting)
-            part = replace(part, seconds=time.perf_counter() - began_s, load_before=round(load, 2))
+            load, others, began_s = os.getloadavg()[0], OtherLoad(), time.perf_counter()
+            part = replace(
+                PARTS[name](setting),
+                seconds=time.perf_counter() - began_s,
+                load_before=round(load, 2),
+                others=others.share(),
+            )
             found = {each.name: each for each in (*run.parts, part)}
             run = replace(run, parts=tuple(found[each] for each in PARTS if each in found))
             run.write(path)

@@ -10,6 +10,9 @@ from benchmarks.roofline import bandwidth, peak_flops
 from benchmarks.setting import TORCH_FP32
 from benchmarks.targets import Goal, goals
 
+QUIET = 0.05
+"""Most of the cores that other processes may use in a run that counts as quiet."""
+
 
 def report(run: Run) -> str:
     """Return the whole page."""
@@ -29,6 +32,13 @@ def _circumstances(run: Run) -> Iterator[str]:
     if settings["is_toy"]:
         yield ""
         yield "**Sizes are toys: the numbers say nothing about speed.**"
+    busy = [part.name for part in run.parts if (part.others or 0.0) > QUIET]
+    if busy:
+        yield ""
+        yield (
+            f"**Other processes used more than {QUIET:.0%} of the cores during {', '.join(busy)}: "
+            "times are too long, and ratios and shares may be wrong.**"
+        )
     yield ""
     rows = {
         "made": f"{where.created_utc}, commit {where.commit or 'unknown'}",
@@ -76,7 +86,11 @@ def _goal(goal: Goal) -> tuple[str, ...]:
 def _part(part: Part) -> Iterator[str]:
     yield f"## {part.name.capitalize()}"
     yield ""
-    yield f"Took {part.seconds:.0f} s; the load average was {part.load_before:g} before."
+    others = "an unknown share" if part.others is None else f"{part.others:.0%}"
+    yield (
+        f"Took {part.seconds:.0f} s. Other processes used {others} of the cores meanwhile; the load "
+        f"average was {part.load_before:g} before."
+    )
     for task, group in groupby(part.series, key=lambda series: series.task):
         yield ""
         yield from _task(task, list(group))

@@ -9,7 +9,7 @@ from benchmarks.cold_start import COLD, SMALL
 from benchmarks.encoders import ONE_TEXT, VIDEO
 from benchmarks.indexing import BEFORE, INDEXING
 from benchmarks.indexing import MEMORY as INDEX_MEMORY
-from benchmarks.measured import Quartiles, Run, Series, quartiles, speedup
+from benchmarks.measured import FEWEST, Quartiles, Run, Series, quartiles, speedup
 from benchmarks.roofline import peak_flops
 from benchmarks.scoring import PAIRS
 from benchmarks.searching import DISK, EXACT, MEMORY, TWO_STAGE
@@ -31,15 +31,19 @@ class Goal:
     found: Quartiles | None = None
     why_not: str = ""
     """Reason why it was not found."""
+    samples: int = FEWEST
+    """Samples behind ``found``. A count that does not vary needs no more than one."""
 
     @property
     def verdict(self) -> str:
-        """``reached``, ``missed``, ``within scatter`` or ``not measured``.
+        """``reached``, ``missed``, ``within scatter``, ``too few rounds`` or ``not measured``.
 
         It is within scatter where the asked number lies between the quartiles.
         """
         if self.found is None:
             return "not measured"
+        if self.samples < FEWEST:
+            return "too few rounds"
         if self.found.low <= self.asked <= self.found.high and self.found.low < self.found.high:
             return "within scatter"
         is_reached = (self.found.median <= self.asked) == self.at_most
@@ -85,11 +89,10 @@ def _indexing(run: Run) -> Iterator[Goal]:
             asked,
             found=found,
             why_not=_missing(run, "indexing", contender),
+            samples=_count(fast),
         )
     peaks = [
-        sample / 1e9
-        for series in run.find(INDEX_MEMORY, contender="with decoders")
-        for sample in [max(series.samples)]
+        max(series.samples) / 1e9 for series in run.find(INDEX_MEMORY, contender="with decoders")
     ]
     yield Goal(
         "peak memory of indexing beside the model, decoders included, worst case",
@@ -112,6 +115,7 @@ def _searching(run: Run) -> Iterator[Goal]:
         0.8,
         found=quartiles(shares) if shares else None,
         why_not=f"{million}, beside part scorer",
+        samples=_count(exact),
     )
     name = "two-stage search of 1,000,000 after warm_up()"
     yield _time(run, name, 20, DISK, 1_000_000, TWO_STAGE, million)
@@ -144,7 +148,8 @@ def _ratio(
     slow, fast = _one(run, task, size, TORCH_FP32), _one(run, task, size, contender)
     found = speedup(slow, fast) if slow and fast else None
     part = {VIDEO: "encoders", ONE_TEXT: "encoders", PAIRS: "scorer"}[task]
-    return Goal(name, asked, found=found, why_not=_missing(run, part, contender))
+    why_not = _missing(run, part, contender)
+    return Goal(name, asked, found=found, why_not=why_not, samples=_count(fast))
 
 
 def disk_bound_s(run: Run, size: int) -> float | None:
@@ -165,7 +170,7 @@ def _share(name: str, asked: float, fast: Series | None, peak: float | None) -> 
         return Goal(name, asked, why_not="it needs roofline and the part of the contender")
     flops = fast.flops
     found = quartiles([flops / seconds / peak for seconds in fast.samples])
-    return Goal(name, asked, found=found)
+    return Goal(name, asked, found=found, samples=_count(fast))
 
 
 def _time(
@@ -180,7 +185,12 @@ def _time(
     series = _one(run, task, size, contender)
     found = quartiles([seconds * 1e3 for seconds in series.samples]) if series else None
     why_not = why_not or "the part was not run at this size"
-    return Goal(name, asked_ms, "ms", at_most=True, found=found, why_not=why_not)
+    count = _count(series)
+    return Goal(name, asked_ms, "ms", at_most=True, found=found, why_not=why_not, samples=count)
+
+
+def _count(series: Series | None) -> int:
+    return 0 if series is None else len(series.samples)
 
 
 def _one(run: Run, task: str, size: float | None, contender: str) -> Series | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 
 from benchmarks import compare, performance
-from benchmarks.machine import Surroundings
+from benchmarks.machine import OtherLoad, Surroundings
 from benchmarks.measured import Part, Quartiles, Run, Series, speedup
-from benchmarks.performance_report import number
+from benchmarks.performance_report import number, report
 from benchmarks.roofline import pair_flops, text_flops, video_flops
 from benchmarks.setting import TORCH_FP32, model_config
 from benchmarks.targets import Goal, disk_bound_s, goals
@@ -172,6 +173,25 @@ def test_verdicts_of_goals() -> None:
     assert Goal("", 3.0, at_most=True, found=found).verdict == "reached"
     assert Goal("", 2.4, at_most=True, found=found).verdict == "missed"
     assert Goal("", 2.4).verdict == "not measured"
+    assert Goal("", 2.4, found=found, samples=1).verdict == "too few rounds"
+
+
+def test_a_busy_machine_is_named() -> None:
+    quiet = run_of([series("onnxruntime fp32", [1.0])])
+    settings = {**quiet.settings, "is_toy": False}
+    for others, is_named in ((0.01, False), (0.5, True)):
+        parts = tuple(replace(part, others=others) for part in quiet.parts)
+        page = report(replace(quiet, settings=settings, parts=parts))
+        assert ("ratios and shares may be wrong" in page) == is_named
+
+
+def test_the_load_of_others_is_measured() -> None:
+    load = OtherLoad()
+    end_s = time.process_time() + 0.1
+    while time.process_time() < end_s:
+        pass
+    share = load.share()
+    assert share is None or 0 <= share <= 1
 
 
 def test_bound_of_a_search_from_disk() -> None:
