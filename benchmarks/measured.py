@@ -63,11 +63,7 @@ class Series:
         return self.task, self.size, self.contender
 
     @property
-    FEWEST = 4
-"""Least samples of a series from which a verdict is drawn."""
-
-
-def quartiles(self) -> Quartiles:
+    def quartiles(self) -> Quartiles:
         """Quartiles of the samples."""
         return quartiles(self.samples)
 

@@ -88,8 +88,8 @@ def _part(part: Part) -> Iterator[str]:
     yield ""
     others = "an unknown share" if part.others is None else f"{part.others:.0%}"
     yield (
-        f"Took {part.seconds:.0f} s. Other processes used {others} of the cores meanwhile; the load "
-        f"average was {part.load_before:g} before."
+        f"Took {part.seconds:.0f} s. Other processes used {others} of the cores meanwhile; the "
+        f"load average was {part.load_before:g} before."
     )
     for task, group in groupby(part.series, key=lambda series: series.task):
         yield ""
