@@ -119,38 +119,39 @@ def make_bundle(path: Path, checkpoint: Path) -> None:
 class World:
     """Source of the synthetic features, the same in every process."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, dim: int = DIM, frames: int = FRAMES) -> None:
         rng = np.random.default_rng(7)
-        self.topics = unit(rng.standard_normal((max(size // VIDEOS_PER_TOPIC, 1), DIM)))
+        self.dim, self.frames = dim, frames
+        self.topics = unit(rng.standard_normal((max(size // VIDEOS_PER_TOPIC, 1), dim)))
         # The noise is drawn once: a million videos would need six billion random numbers.
-        self.noise = unit(rng.standard_normal((8192, DIM)))
+        self.noise = unit(rng.standard_normal((8192, dim)))
 
     def videos(self, start: int, count: int) -> VideoFeatures:
         """Return the FP16 features of ``count`` videos from number ``start`` on."""
         rng = np.random.default_rng([11, start])
         topics = self.topics[rng.integers(0, len(self.topics), count)]
-        own = unit(rng.standard_normal((count, DIM), dtype=np.float32))
+        own = unit(rng.standard_normal((count, self.dim), dtype=np.float32))
         core = unit(0.75 * topics + 0.65 * own)
-        picked = self.noise[rng.integers(0, len(self.noise), (count, FRAMES))]
+        picked = self.noise[rng.integers(0, len(self.noise), (count, self.frames))]
         frames = unit(core[:, np.newaxis] + 0.6 * picked)  # [V, F, D]
         return VideoFeatures(
             unit(frames.mean(axis=1)).astype(np.float16),
             frames.astype(np.float16),
-            np.full(count, FRAMES, np.int32),
+            np.full(count, self.frames, np.int32),
         )
 
     @staticmethod
-    def queries(videos: Floats) -> tuple[Floats, Floats]:
+    def queries(videos: Floats, num_words: int = WORDS) -> tuple[Floats, Floats]:
         """Return sentences [Q, D] and words [Q, W, D] as noisy copies of videos [Q, D]."""
         rng = np.random.default_rng(13)
         sentences = unit(videos + unit(rng.standard_normal(videos.shape)))
-        noise = unit(rng.standard_normal((len(videos), WORDS, DIM)))
+        noise = unit(rng.standard_normal((len(videos), num_words, videos.shape[1])))
         return sentences, unit(sentences[:, np.newaxis] + 0.9 * noise)
 
 
 def read_queries(sentences: Floats, words: Floats) -> list[Query]:
     """Return one query for each text."""
-    count = np.array([WORDS], np.int32)
+    count = np.array([words.shape[1]], np.int32)
     return [
         Query(TextFeatures(sentences[n : n + 1], words[n : n + 1], count))
         for n in range(len(sentences))
@@ -162,12 +163,13 @@ def build(work: Path, bundle: Path, size: int) -> dict[str, Any]:
     path = work / f"gallery-{size}"
     shutil.rmtree(path, ignore_errors=True)
     Path(work, f"exact-{size}.json").unlink(missing_ok=True)
-    world = World(size)
     manifest = Bundle.open(bundle).manifest
+    dim, frames = manifest.model.embed_dim, manifest.model.max_frames
+    world = World(size, dim, frames)
     write_s = 0.0
     places = np.random.default_rng(17).integers(0, size, LATENCY_QUERIES)
-    targets = np.zeros((LATENCY_QUERIES, DIM), np.float32)
-    durations = np.random.default_rng(19).uniform(FRAMES, 600, size).round(2)
+    targets = np.zeros((LATENCY_QUERIES, dim), np.float32)
+    durations = np.random.default_rng(19).uniform(frames, 600, size).round(2)
     gallery = Gallery.open(path, manifest, create=True)
     for start in range(0, size, BATCH):
         count = min(BATCH, size - start)
@@ -180,7 +182,7 @@ def build(work: Path, bundle: Path, size: int) -> dict[str, Any]:
                 path=f"/videos/{n:08d}.mp4",
                 content_sha256=f"{n:064x}",
                 duration_s=float(durations[n]),
-                frame_times_s=tuple(float(t) for t in range(FRAMES)),
+                frame_times_s=tuple(float(t) for t in range(frames)),
                 metadata={"source": f"cam{n % 8}"},
             )
             for n in range(start, start + count)
@@ -189,7 +191,7 @@ def build(work: Path, bundle: Path, size: int) -> dict[str, Any]:
         began_s = time.perf_counter()
         gallery.add(videos, features)
         write_s += time.perf_counter() - began_s
-    sentences, words = world.queries(targets)
+    sentences, words = world.queries(targets, manifest.model.max_words)
     np.savez(work / f"queries-{size}.npz", sentences=sentences, words=words)
     began_s = time.perf_counter()
     gallery.optimize(lambda progress: print(f"{size}: {progress.note}", file=sys.stderr), keep_s=0)
