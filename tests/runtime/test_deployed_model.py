@@ -196,7 +196,7 @@ def test_chunks_do_not_change_scores(
     monkeypatch: pytest.MonkeyPatch,
     most_elements: int,
 ) -> None:
-    expected = model.score(texts, videos)
+    expected = model.score_by_graph(texts, videos)
     session = model._session(Graph.SCORER)
     run, runs = session.run, []
 
@@ -207,7 +207,7 @@ def test_chunks_do_not_change_scores(
     monkeypatch.setattr(session, "run", counted)
     bounded = partial(videos_at_once, elements=most_elements)
     monkeypatch.setattr(deployed_model, "videos_at_once", bounded)
-    assert_same_scores(model.score(texts, videos), expected, 1e-4)
+    assert_same_scores(model.score_by_graph(texts, videos), expected, 1e-4)
     chunks = {1: [1] * 6, W * F: [1] * 6, W * F * 16: [2] * 3, W * F * 40: [5, 1]}
     assert runs == chunks[most_elements]
 
