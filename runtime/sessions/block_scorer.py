@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import SessionError
-from xclip_deploy.runtime.arrays import AnyArray, BoolArray, slices, to_float32
+from xclip_deploy.runtime.arrays import AnyArray, BoolArray, slices
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.model_config import ModelConfig
@@ -125,7 +125,10 @@ class CpuBlockScorer:
         inputs = [node.name for node in session.get_inputs()]
 
         def run(rows: slice) -> list[AnyArray]:
-            given = {name: to_float32(getattr(texts, name)[rows]) for name in inputs}
+            given = {
+                name: np.ascontiguousarray(getattr(texts, name)[rows], dtype=np.float32)
+                for name in inputs
+            }
             return self._run(session, names, given)
 
         parts = self._each(run, slices(len(texts), -(-len(texts) // self._threads)))
@@ -143,8 +146,7 @@ class CpuBlockScorer:
         given = {"video_features": videos.video_features, "frame_features": videos.frame_features}
         feeds: Feeds = {}
         for name, array in given.items():
-            wide = to_float32(array) if gallery is DType.FLOAT32 else array
-            feeds[name] = np.ascontiguousarray(wide, dtype=gallery.value)
+            feeds[name] = np.ascontiguousarray(array, dtype=gallery.value)
         if self._config.mask_padding:
             feeds[IS_FRAME] = np.arange(self._config.max_frames) < videos.num_frames[:, None]
         return feeds

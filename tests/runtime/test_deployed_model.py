@@ -230,6 +230,42 @@ def test_a_gallery_in_fp16_scores_nearly_alike(
     assert_close(model.score(texts, half).logits, model.score(texts, videos).logits, 2e-2)
 
 
+def test_a_cpu_scores_as_the_exported_graph_does(
+    models: dict[str, DeployedModel], texts: TextFeatures, videos: VideoFeatures
+) -> None:
+    for model in models.values():
+        assert_same_scores(model.score(texts, videos), model.score_by_graph(texts, videos), 1e-5)
+
+
+def test_videos_that_underflow_are_scored_by_the_graph(
+    model: DeployedModel,
+    texts: TextFeatures,
+    videos: VideoFeatures,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Every word and frame lies along one line, the frames of two videos in both directions.
+    line = np.full(D, D**-0.5, np.float32)
+    alike = TextFeatures(
+        texts.sentence_features,
+        np.broadcast_to(line, texts.word_features.shape).copy(),
+        texts.num_words,
+    )
+    frames = np.broadcast_to(line, videos.frame_features.shape).copy()
+    frames[[1, 4], 3:] *= -1
+    odd = VideoFeatures(videos.video_features, frames, videos.num_frames)
+    expected = model.score_by_graph(alike, odd)
+    session = model._session(Graph.SCORER)
+    run, runs = session.run, []
+
+    def counted(inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        runs.append(inputs["frame_features"])
+        return run(inputs)
+
+    monkeypatch.setattr(session, "run", counted)
+    assert_same_scores(model.score(alike, odd), expected, 1e-4)
+    np.testing.assert_array_equal(np.concatenate(runs), frames[[1, 4]])
+
+
 # Nothing, and padding
 
 

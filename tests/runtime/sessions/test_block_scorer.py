@@ -24,7 +24,7 @@ from xclip_deploy.runtime.sessions.onnx_runtime import open_bytes
 from xclip_deploy.runtime.sessions.scorer_graphs import block_graph, text_graph
 from xclip_deploy.training.scorer import Scorer
 
-DIM, WORDS, FRAMES = 16, 6, 4
+DIM, WORDS, FRAMES = 64, 6, 4
 SUBSETS = [grains for count in (1, 2, 3, 4) for grains in combinations(PUBLISHED_GRAINS, count)]
 KINDS = ("random", "alike", "opposite", "mixed")
 
@@ -36,8 +36,8 @@ def configuration(grains: tuple[Grain, ...], *, mask_padding: bool) -> ModelConf
         text=TextConfig(width=64, layers=1, heads=1, context_length=77, vocab_size=49408),
         temporal_head="meanP",
         temporal_layers=0,
-        temporal_heads=1,
-        temporal_positions=FRAMES,
+        temporal_heads=0,
+        temporal_positions=0,
         max_words=WORDS,
         max_frames=FRAMES,
         grains=grains,
