@@ -217,6 +217,10 @@ class OnnxRuntimeSession:
         options.log_severity_level = 3  # errors alone, which are raised too
         if threads is not None:
             options.intra_op_num_threads = threads
+        if placement.device == "cpu":
+            # A thread that spins for its next work takes the core from the other sessions, from
+            # the scorer's threads and from processes that decode.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if precision is Precision.INT8:
             # Without VNNI, x86's product of U8 and S8 saturates silently at 16 bits.
             options.add_session_config_entry("session.x64quantprecision", "1")
