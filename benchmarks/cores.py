@@ -20,10 +20,12 @@ import resource
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from xclip_deploy import Bundle, Retriever, export_bundle
 from xclip_deploy.runtime.arrays import FloatArray
@@ -51,20 +53,23 @@ class Reading(NamedTuple):
     busy_s: float
     """Time of all cores in which they did not idle, of every process."""
     own_s: float
-    """Processor time of this process and of its children that have ended."""
+    """Processor time of this process and of its children, which decode."""
     switches: int
     """Context switches of the machine."""
 
     @classmethod
     def now(cls) -> Reading:
         """Read ``/proc/stat`` and the account of this process."""
-
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
         ticks = [int(field) for field in lines[0].split()[1:9]]
         idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
         switches = next(int(line.split()[1]) for line in lines if line.startswith("ctxt"))
         usages = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         own_s = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+        # Decoders wait for the next videos once these are read, so that they are no ended children.
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                own_s += sum(child.cpu_times()[:2])
         busy_s = (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
         return cls(time.perf_counter(), busy_s, own_s, switches)
 

@@ -428,7 +428,10 @@ def test_features_of_another_size(model: DeployedModel, texts: TextFeatures) -> 
 def test_sessions_open_when_needed(bundle: Bundle, videos: VideoFeatures) -> None:
     with DeployedModel(bundle, CPU) as model:
         assert not model._sessions
-        model.score(model.encode_texts(["a dog"]), videos)
+        texts = model.encode_texts(["a dog"])
+        model.score(texts, videos)
+        assert set(model._sessions) == {Graph.TEXT_ENCODER}
+        model.score_by_graph(texts, videos)
         assert set(model._sessions) == {Graph.TEXT_ENCODER, Graph.SCORER}
 
 
