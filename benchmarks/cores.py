@@ -186,8 +186,9 @@ def open_encoder(bundle: Bundle, allow_spinning: str, force_stop: str) -> Any:  
 
 def unit(random: np.random.Generator, *shape: int) -> FloatArray:
     """Draw vectors of unit length."""
-    drawn: FloatArray = random.standard_normal(shape, dtype=np.float32)
-    return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+    drawn = random.standard_normal(shape, dtype=np.float32)
+    length: FloatArray = np.linalg.norm(drawn, axis=-1, keepdims=True)
+    return drawn / length
 
 
 def table(result: dict[str, Any]) -> str:
