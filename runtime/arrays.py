@@ -18,6 +18,7 @@ BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 _SIGN_AND_REST = np.int32(-0x70002000)
 """Mask 0x8FFFE000: sign, exponent and mantissa of an FP16 that is shifted into an FP32."""
+_CACHED_NUMBERS = 1 << 17
 _EXPONENTS = np.float32(2.0**112)
 """Factor between the exponents of FP16, biased by 15, and of FP32, biased by 127."""
 
@@ -34,17 +35,22 @@ def first_best(values: FloatArray, tolerance: float = 1e-6) -> int:
 def to_float32(array: FloatArray) -> Float32Array:
     """Return the same numbers in FP32. An FP32 array is returned itself.
 
-    FP16 numbers must be finite. For them this is faster than NumPy's cast, which takes 3 ns a
-    number.
+    FP16 numbers must be finite. For them this takes 0.3 to 0.8 ns a number, and NumPy's cast 2 to
+    5 ns.
     """
     if array.dtype != np.float16:
         return array.astype(np.float32, copy=False)
-    bits = np.ascontiguousarray(array).view(np.int16).astype(np.int32)
-    bits <<= 13
-    bits &= _SIGN_AND_REST
-    wide = bits.view(np.float32)
-    wide *= _EXPONENTS  # right for subnormal numbers too
-    return wide
+    numbers = np.ascontiguousarray(array).reshape(-1).view(np.int16)
+    wide = np.empty(numbers.size, dtype=np.float32)
+    # A block stays in the cache through all four steps.
+    for block in slices(numbers.size, _CACHED_NUMBERS):
+        part = wide[block]
+        bits = part.view(np.int32)
+        bits[...] = numbers[block]
+        bits <<= 13
+        bits &= _SIGN_AND_REST
+        part *= _EXPONENTS  # right for subnormal numbers too
+    return wide.reshape(array.shape)
 
 
 def check_finite(name: str, array: FloatArray) -> None:

@@ -33,7 +33,7 @@ from xclip_deploy.runtime.sessions import (
     SessionOptions,
     place,
 )
-from xclip_deploy.runtime.sessions.backend import Closable, close_all
+from xclip_deploy.runtime.sessions.backend import BlockScorer, Closable, close_all
 from xclip_deploy.runtime.tokenizer import count_tokens
 
 MAX_BATCH = 1 << 16
@@ -76,8 +76,8 @@ class DeployedModel:
         self._is_closed = False
         self._loader: GraphLoader = place(self._options, bundle)
         self._sessions: dict[Graph, Session] = {}
-        self._half_scorer: Session | None = None
-        self._has_half_scorer = True  # until the backend says otherwise
+        self._block_scorer: BlockScorer | None = None
+        self._has_block_scorer = True  # until the backend says otherwise
         self._resident: GalleryScorer | None = None
         self._lock = threading.Lock()
 
@@ -169,11 +169,28 @@ class DeployedModel:
         """
         self._check_open()
         self._check_features(texts, videos)
+        if not len(texts) or not len(videos):
+            return self.score_by_graph(texts, videos)
+        scorer = self._blocks()
+        if scorer is None:
+            return self.score_by_graph(texts, videos)
+        scores, is_exact = scorer.score(texts, videos)
+        rest = np.flatnonzero(~is_exact)
+        if len(rest):
+            found = self.score_by_graph(texts, videos[rest])
+            for name, array in scores.items():
+                array[:, rest] = found.logits if name == "logits" else found.grains[name]
+        return self._checked_scores(scores, texts, videos)
+
+    def score_by_graph(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
+        """Score as :meth:`score` does, by the exported graph alone, as other runtimes run it."""
+        self._check_open()
+        self._check_features(texts, videos)
         names = ("logits", *(grain.value for grain in self.config.grains))
         scores = {name: np.empty((len(texts), len(videos)), dtype=np.float32) for name in names}
         if not len(texts) or not len(videos):
             return Scores(scores.pop("logits"), scores)
-        session = self._scorer_for(videos)
+        session = self._session(Graph.SCORER)
         text_step = min(len(texts), self.max_batch)
         video_step = videos_at_once(self.config, text_step)
         steps = session.chunk({"texts": text_step, "videos": min(len(videos), video_step)})
@@ -205,6 +222,7 @@ class DeployedModel:
         """
         for graph in Graph:
             self._session(graph)
+        self._blocks()
 
     def close(self) -> None:
         """Free the sessions. Using the model afterwards raises ClosedError.
@@ -215,9 +233,9 @@ class DeployedModel:
             self._is_closed = True
             sessions: list[Closable] = list(self._sessions.values())
             self._sessions.clear()
-            if self._half_scorer is not None:
-                sessions.append(self._half_scorer)
-            self._half_scorer, self._has_half_scorer = None, True
+            if self._block_scorer is not None:
+                sessions.append(self._block_scorer)
+            self._block_scorer, self._has_block_scorer = None, True
             gallery, self._resident = self._resident, None
         parts = sessions if gallery is None else [gallery, *sessions]
         failure = close_all(parts)
@@ -275,17 +293,14 @@ class DeployedModel:
             self._sessions[graph] = self._loader.open(graph)
         return self._sessions[graph]
 
-    def _scorer_for(self, videos: VideoFeatures) -> Session:
-        """Return the scorer for these features; for FP16 the backend's own, if it has one."""
-        if videos.frame_features.dtype == videos.video_features.dtype == np.float16:
-            with self._lock:
-                self._check_open()
-                if self._half_scorer is None and self._has_half_scorer:
-                    self._half_scorer = self._loader.open_half_scorer()
-                    self._has_half_scorer = self._half_scorer is not None
-                if self._half_scorer is not None:
-                    return self._half_scorer
-        return self._session(Graph.SCORER)
+    def _blocks(self) -> BlockScorer | None:
+        """Return the backend's faster scorer, if it has one."""
+        with self._lock:
+            self._check_open()
+            if self._block_scorer is None and self._has_block_scorer:
+                self._block_scorer = self._loader.open_block_scorer()
+                self._has_block_scorer = self._block_scorer is not None
+            return self._block_scorer
 
     def _gallery(self) -> GalleryScorer:
         with self._lock:

@@ -2,7 +2,8 @@
 
 :data:`GRAINS` holds everything about a grain except its formula. ``training/scorer.py`` has the
 formulas in PyTorch, and ``runtime/evidence/decomposition.py`` in NumPy.
-``runtime/search/video_grains.py`` has those of the grains that need no frames. CONTRIBUTING.md
+``runtime/search/video_grains.py`` has those of the grains that need no frames, and
+``runtime/sessions/scorer_graphs.py`` those of a CPU's faster graphs. CONTRIBUTING.md
 says how to add a grain.
 """
 

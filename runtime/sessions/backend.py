@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import SessionError
-from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.arrays import AnyArray, BoolArray
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, TensorSpec
@@ -67,6 +67,24 @@ class GalleryScorer(Protocol):
         ...
 
 
+class BlockScorer(Protocol):
+    """A scorer of features in this machine's memory that is faster than the exported graph."""
+
+    def score(
+        self, texts: TextFeatures, videos: VideoFeatures
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], BoolArray]:
+        """Return every output of the scorer, [T, V] each, for T > 0 texts and V > 0 videos.
+
+        The second value, [V], marks the videos whose scores are right. The others must be scored
+        by the exported graph. Raises SessionError.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the memory. Scoring afterwards raises SessionError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Placement:
     """Backend, device and arithmetic that a bundle runs with."""
@@ -108,10 +126,10 @@ class GraphLoader(ABC):
     def open(self, graph: Graph) -> Session:
         """Load one graph. Raises SessionError, EngineError or BundleIntegrityError."""
 
-    def open_half_scorer(self) -> Session | None:
-        """Load a scorer that reads FP16 features, as galleries keep them.
+    def open_block_scorer(self) -> BlockScorer | None:
+        """Load a scorer that is faster than that of :meth:`open`.
 
-        Returns None where the scorer of :meth:`open` reads them as fast.
+        Returns None where there is none. Raises as :meth:`open`.
         """
         return None
 

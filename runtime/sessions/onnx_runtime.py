@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,17 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec, Tolerance
+from xclip_deploy.runtime.manifest import DType, Graph, Precision, TensorSpec, Tolerance
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.backend import (
     Backend,
+    BlockScorer,
     GraphLoader,
     Placement,
     Refusal,
     Session,
 )
+from xclip_deploy.runtime.sessions.block_scorer import CpuBlockScorer
 from xclip_deploy.runtime.sessions.options import SessionOptions
 from xclip_deploy.runtime.sessions.provider_libraries import missing_library
 from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
@@ -163,25 +164,32 @@ class OnnxRuntimeLoader(GraphLoader):
 
     def open(self, graph: Graph) -> Session:
         """See :meth:`GraphLoader.open`."""
-        return self._open(graph, self.placement)
-
-    def open_half_scorer(self) -> Session | None:
-        """See :meth:`GraphLoader.open_half_scorer`.
-
-        The scorer computes in FP32 in every precision. The FP16 scorer casts FP16 features to FP32
-        itself, with the same result and faster than NumPy: a CPU scores a gallery in less than half
-        the time.
-        """
-        is_wide = self.placement.precision is Precision.FP32
-        if not is_wide or Precision.FP16 not in self.bundle.precisions:
-            return None
-        return self._open(Graph.SCORER, replace(self.placement, arithmetic=FP16))
-
-    def _open(self, graph: Graph, placement: Placement) -> Session:
         options = self._options
         return OnnxRuntimeSession(
-            self.bundle, graph, placement, options.threads, options.provider_options
+            self.bundle, graph, self.placement, options.threads, options.provider_options
         )
+
+    def open_block_scorer(self) -> BlockScorer | None:
+        """See :meth:`GraphLoader.open_block_scorer`. A CPU has one."""
+        if self.placement.device != "cpu":
+            return None
+        wanted = {tensor.name: tensor.dtype for tensor in self.inputs(Graph.SCORER)}
+        is_half = DType.FLOAT16 in wanted.values()
+        config, weights = self.bundle.manifest.model, self.bundle.scorer_weights()
+        threads = self._options.threads
+        return CpuBlockScorer(config, weights, open_bytes, threads=threads, is_half=is_half)
+
+
+def open_bytes(graph: bytes) -> Any:  # noqa: ANN401 - a session of ONNX Runtime
+    """Load a graph on the CPU, to run in the thread that calls. Raises SessionError."""
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    try:
+        return onnxruntime.InferenceSession(graph, sess_options=options, providers=[_CPU])
+    except Exception as error:
+        raise SessionError(f"ONNX Runtime cannot load its scorer: {_line(error)}") from error
 
 
 class OnnxRuntimeSession:
@@ -209,6 +217,10 @@ class OnnxRuntimeSession:
         options.log_severity_level = 3  # errors alone, which are raised too
         if threads is not None:
             options.intra_op_num_threads = threads
+        if placement.device == "cpu":
+            # A thread that spins for its next work takes the core from the other sessions, from
+            # the scorer's threads and from processes that decode.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if precision is Precision.INT8:
             # Without VNNI, x86's product of U8 and S8 saturates silently at 16 bits.
             options.add_session_config_entry("session.x64quantprecision", "1")

@@ -21,7 +21,16 @@ BENCHMARKS = {
 }
 ELSEWHERE = {"performance", "compare", "indexing_child"}
 """Programs that ``test_performance.py`` runs."""
-TOYS = ("grains", "candidates", "galleries", "grouping", "moments", "serving", "ten_minutes")
+TOYS = (
+    "grains",
+    "candidates",
+    "cores",
+    "galleries",
+    "grouping",
+    "moments",
+    "serving",
+    "ten_minutes",
+)
 
 
 def run(name: str, folder: Path, *arguments: object) -> Any:
@@ -63,6 +72,25 @@ def test_candidates(checkpoint_path: Path, tmp_path: Path) -> None:
     assert (content["videos"], content["queries"]) == (4 + 4 + 2 + 2, 4)
     # There are fewer videos than candidates, so that nothing is lost.
     assert {point["recall_at_10"] for point in content["points"]} == {1.0}
+
+
+@pytest.mark.slow
+def test_cores(checkpoint_path: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    make_videos(videos, SplitSizes(train=2, val=2, test=4))
+    content = run("cores", tmp_path, "--checkpoint", checkpoint_path, "--videos", videos)
+    assert [(point["workers"], point["videos"]) for point in content["indexing"]] == [
+        (workers, 8) for workers in (1, 2, 4, 8)
+    ]
+    for point in content["indexing"]:
+        # Every process counts in the cores' time; a tick of 10 ms may fall to either side.
+        assert 0 < point["own_share"] <= point["busy_share"] + 0.1 <= 1.2
+        assert point["switches_per_s"] > 0
+    assert [point["threads"] for point in content["queries"]] == [
+        "spin",
+        "stop after a run",
+        "never spin",
+    ]
 
 
 @pytest.mark.slow

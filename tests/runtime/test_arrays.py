@@ -23,3 +23,10 @@ def test_shapes_and_other_types() -> None:
     wide = np.ones(3, np.float32)
     assert to_float32(wide) is wide
     assert to_float32(np.ones(3)).dtype == np.float32
+
+
+def test_arrays_of_several_blocks() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    array = np.concatenate([np.roll(finite, n) for n in range(5)])[:-7]  # 317,433 numbers
+    np.testing.assert_array_equal(to_float32(array), array.astype(np.float32))

@@ -196,7 +196,7 @@ def test_chunks_do_not_change_scores(
     monkeypatch: pytest.MonkeyPatch,
     most_elements: int,
 ) -> None:
-    expected = model.score(texts, videos)
+    expected = model.score_by_graph(texts, videos)
     session = model._session(Graph.SCORER)
     run, runs = session.run, []
 
@@ -207,7 +207,7 @@ def test_chunks_do_not_change_scores(
     monkeypatch.setattr(session, "run", counted)
     bounded = partial(videos_at_once, elements=most_elements)
     monkeypatch.setattr(deployed_model, "videos_at_once", bounded)
-    assert_same_scores(model.score(texts, videos), expected, 1e-4)
+    assert_same_scores(model.score_by_graph(texts, videos), expected, 1e-4)
     chunks = {1: [1] * 6, W * F: [1] * 6, W * F * 16: [2] * 3, W * F * 40: [5, 1]}
     assert runs == chunks[most_elements]
 
@@ -228,6 +228,42 @@ def test_a_gallery_in_fp16_scores_nearly_alike(
         videos.num_frames,
     )
     assert_close(model.score(texts, half).logits, model.score(texts, videos).logits, 2e-2)
+
+
+def test_a_cpu_scores_as_the_exported_graph_does(
+    models: dict[str, DeployedModel], texts: TextFeatures, videos: VideoFeatures
+) -> None:
+    for model in models.values():
+        assert_same_scores(model.score(texts, videos), model.score_by_graph(texts, videos), 1e-5)
+
+
+def test_videos_that_underflow_are_scored_by_the_graph(
+    model: DeployedModel,
+    texts: TextFeatures,
+    videos: VideoFeatures,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Every word and frame lies along one line, the frames of two videos in both directions.
+    line = np.full(D, D**-0.5, np.float32)
+    alike = TextFeatures(
+        texts.sentence_features,
+        np.broadcast_to(line, texts.word_features.shape).copy(),
+        texts.num_words,
+    )
+    frames = np.broadcast_to(line, videos.frame_features.shape).copy()
+    frames[[1, 4], 3:] *= -1
+    odd = VideoFeatures(videos.video_features, frames, videos.num_frames)
+    expected = model.score_by_graph(alike, odd)
+    session = model._session(Graph.SCORER)
+    run, runs = session.run, []
+
+    def counted(inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        runs.append(inputs["frame_features"])
+        return run(inputs)
+
+    monkeypatch.setattr(session, "run", counted)
+    assert_same_scores(model.score(alike, odd), expected, 1e-4)
+    np.testing.assert_array_equal(np.concatenate(runs), frames[[1, 4]])
 
 
 # Nothing, and padding
@@ -392,7 +428,10 @@ def test_features_of_another_size(model: DeployedModel, texts: TextFeatures) -> 
 def test_sessions_open_when_needed(bundle: Bundle, videos: VideoFeatures) -> None:
     with DeployedModel(bundle, CPU) as model:
         assert not model._sessions
-        model.score(model.encode_texts(["a dog"]), videos)
+        texts = model.encode_texts(["a dog"])
+        model.score(texts, videos)
+        assert set(model._sessions) == {Graph.TEXT_ENCODER}
+        model.score_by_graph(texts, videos)
         assert set(model._sessions) == {Graph.TEXT_ENCODER, Graph.SCORER}
 
 

@@ -26,6 +26,7 @@ MAY_NAME_GRAINS = {
     "training/scorer.py",
     "runtime/evidence/decomposition.py",
     "runtime/search/video_grains.py",
+    "runtime/sessions/scorer_graphs.py",
     "xclip_deploy/wire/evidence.py",
 }
 PUBLISHED_SHAPES = {

@@ -13,6 +13,7 @@ from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import Graph, Precision, Tolerance
 from xclip_deploy.runtime.sessions.backend import (
     Backend,
+    BlockScorer,
     GraphLoader,
     Placement,
     Session,
@@ -94,9 +95,9 @@ class OpenVinoLoader(GraphLoader):
             self.bundle, graph, self.placement.precision, self._threads, self._cache
         )
 
-    def open_half_scorer(self) -> Session | None:
-        """See :meth:`GraphLoader.open_half_scorer`."""
-        return self._scorers.open_half_scorer()
+    def open_block_scorer(self) -> BlockScorer | None:
+        """See :meth:`GraphLoader.open_block_scorer`."""
+        return self._scorers.open_block_scorer()
 
 
 def import_openvino() -> Any:  # noqa: ANN401 - checked as it is used
