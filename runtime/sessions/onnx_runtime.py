@@ -18,7 +18,14 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import Graph, Precision, TensorSpec, Tolerance
+from xclip_deploy.runtime.manifest import (
+    AnyGraph,
+    Graph,
+    Precision,
+    TensorSpec,
+    Tolerance,
+    VideoPart,
+)
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.backend import (
     Backend,
@@ -165,6 +172,20 @@ class OnnxRuntimeLoader(GraphLoader):
         """See :meth:`GraphLoader.open`."""
         return self._open(graph, self.placement)
 
+    @property
+    def runs_video_parts(self) -> bool:
+        """See :meth:`GraphLoader.runs_video_parts`.
+
+        ONNX Runtime's TensorRT provider builds an engine as a graph first runs, and another for
+        sizes beyond those seen, so that it keeps to one size of videos.
+        """
+        has_parts = self.placement.precision in self.bundle.manifest.video_parts
+        return has_parts and self.placement.backend == OnnxRuntime.name
+
+    def open_part(self, part: VideoPart) -> Session:
+        """See :meth:`GraphLoader.open_part`."""
+        return self._open(part, self.placement)
+
     def open_half_scorer(self) -> Session | None:
         """See :meth:`GraphLoader.open_half_scorer`.
 
@@ -177,7 +198,7 @@ class OnnxRuntimeLoader(GraphLoader):
             return None
         return self._open(Graph.SCORER, replace(self.placement, arithmetic=FP16))
 
-    def _open(self, graph: Graph, placement: Placement) -> Session:
+    def _open(self, graph: AnyGraph, placement: Placement) -> Session:
         options = self._options
         return OnnxRuntimeSession(
             self.bundle, graph, placement, options.threads, options.provider_options
@@ -190,7 +211,7 @@ class OnnxRuntimeSession:
     def __init__(
         self,
         bundle: Bundle,
-        graph: Graph,
+        graph: AnyGraph,
         placement: Placement,
         threads: int | None = None,
         provider_options: Mapping[str, str] | None = None,
@@ -204,7 +225,7 @@ class OnnxRuntimeSession:
         onnxruntime = import_onnxruntime()
         self.graph = graph
         precision = placement.precision
-        self._spec = bundle.manifest.graphs[precision][graph]
+        self._spec = bundle.manifest.spec(graph, precision)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors alone, which are raised too
         if threads is not None:
