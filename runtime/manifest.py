@@ -297,6 +297,11 @@ class Manifest(FrozenModel):
         beside = sorted(n for n in self.files if n.startswith(spec.file) and n != spec.file)
         return (spec.file, *beside)
 
+    def graph_bytes(self, graph: Graph, precision: Precision) -> int:
+        """Return the size of a graph with its weights, bytes."""
+        names = self.files_of(graph, precision)
+        return sum(self.files[name].size_bytes for name in names)
+
     def video_reading(self, reader: VideoReader = "pyav") -> VideoReading:
         """Return how to read videos for this model. Raises InvalidArgumentError."""
         sampling = FrameSampling(
