@@ -11,7 +11,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xclip_deploy import Bundle
@@ -37,6 +37,7 @@ def made(request: pytest.FixtureRequest, make_model: Any) -> Made:
     return encoder, FrameEncoder(encoder).eval(), VideoHead(encoder, size).eval()
 
 
+@settings(max_examples=30)
 @given(counts=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
 @torch.inference_mode()
 def test_the_halves_give_what_the_whole_gives(made: Made, counts: list[int], seed: int) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -68,6 +68,7 @@ def same(found: VideoFeatures, expected: VideoFeatures, tolerance: float = 1e-6)
         np.testing.assert_allclose(getattr(found, name), array, rtol=0, atol=tolerance)
 
 
+@settings(max_examples=15)
 @given(counts=st.lists(st.integers(1, FRAMES), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_the_same_features_whatever_the_lengths(
     model: DeployedModel, whole: DeployedModel, counts: list[int], seed: int
@@ -122,21 +123,8 @@ def test_what_runs_is_named(model: DeployedModel, whole: DeployedModel) -> None:
 def test_inspect_shows_the_halves(bundle_path: Path) -> None:
     done = CliRunner().invoke(cli, ["inspect", str(bundle_path)])
     assert done.exit_code == 0, done.output
-    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
-    assert rows["frame_encoder"][1:] == [
-        "and",
-        *[
-            "temporal_head",
-            "are",
-            "halves",
-            "of",
-            "video_encoder,",
-            "whose",
-            "weights",
-            "they",
-            "share",
-        ],
-    ]
+    note = "frame_encoder and temporal_head are halves of video_encoder, whose weights they share"
+    assert note in done.stdout
     assert "frame_raw           output   [frames, 64]" in done.stdout
     # The size of the whole counts its weights.
     size = next(line.split() for line in done.stdout.splitlines() if line.startswith("video_enc"))
@@ -166,9 +154,8 @@ def test_windows_encode_each_frame_once(
 # Bundles without halves, and damaged ones
 
 
-def rewrite(path: Path, **changes: Any) -> None:
+def rewrite(path: Path, manifest: Manifest, **changes: Any) -> None:
     """Write the manifest anew, with the hashes of the files that are there."""
-    manifest = Bundle.open(path).manifest if not changes else changes.pop("manifest")
     (path / "manifest.json").unlink()
     manifest = manifest.model_copy(update={**changes, "files": file_records(path)})
     (path / "manifest.json").write_bytes(manifest.to_json())
@@ -183,7 +170,7 @@ def test_a_bundle_of_before(bundle: Bundle, bundle_copy: Path, model: DeployedMo
         for name in ("frame_encoder.onnx", "temporal_head.onnx"):
             (bundle_copy / precision / name).unlink()
         onnx.save(graph, str(bundle_copy / precision / "video_encoder.onnx"))
-    rewrite(bundle_copy, manifest=manifest, video_parts={})
+    rewrite(bundle_copy, manifest, video_parts={})
     assert "video_parts" not in json.loads((bundle_copy / "manifest.json").read_text())
     videos = [pictures(5), pictures(12)]
     with DeployedModel(bundle_copy, CPU) as old:
