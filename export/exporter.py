@@ -162,26 +162,23 @@ def _write(
             # Build the model anew: FP16 has already rounded these weights.
             model = loaded.build()
             narrow(model, torch.bfloat16)
-        rest = dict(graphs[precision])
         # The halves come right after the whole, whose step and weights they share.
-        specs: dict[AnyGraph, GraphSpec] = {
-            Graph.VIDEO_ENCODER: rest.pop(Graph.VIDEO_ENCODER),
-            **parts[precision],
-            **rest,
-        }
+        whole, *rest = graphs[precision].items()
+        assert whole[0] is Graph.VIDEO_ENCODER
+        specs: list[tuple[AnyGraph, GraphSpec]] = [whole, *parts[precision].items(), *rest]
         with ExitStack() as stack:
             shared: WeightsFile | None = None
             if parts[precision]:
                 shared = stack.enter_context(WeightsFile(directory / shared_weights(precision)))
-            for graph, spec in specs.items():
+            for graph, spec in specs:
                 if (directory / spec.file).exists():
                     continue  # two precisions share a scorer
                 if isinstance(graph, Graph):
                     steps.next(f"exporting {precision.value}/{graph.value}")
                 weights = None if graph in (Graph.TEXT_ENCODER, Graph.SCORER) else shared
                 if precision is Precision.INT8:
-                    whole = directory / f"{Precision.FP32.value}/{graph.value}.onnx"
-                    quantize_graph(whole, graph, spec, directory, weights)
+                    wide = directory / f"{Precision.FP32.value}/{graph.value}.onnx"
+                    quantize_graph(wide, graph, spec, directory, weights)
                 else:
                     export_graph(model, graph, spec, directory, weights)
     del model

@@ -57,7 +57,7 @@ class WeightsFile:
                 self._places[digest],
                 len(content),
                 tensor.dtype,
-                shape=onnx_ir.Shape(tensor.shape),
+                shape=onnx_ir.Shape(tensor.shape.numpy()),
                 name=str(value.name),
                 base_dir=self.path.parent,
             )

@@ -33,7 +33,10 @@ from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
 class Session(Protocol):
     """One graph, loaded and ready to run. ``run`` may be called from several threads."""
 
-    graph: AnyGraph
+    @property
+    def graph(self) -> AnyGraph:
+        """The graph that runs."""
+        ...
 
     def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Run once and return the outputs by name.
