@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -13,15 +14,19 @@ import torch
 
 from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
 from xclip_deploy.export.bfloat16 import run_rounded
-from xclip_deploy.export.graphs import export_graph, graph_specs
+from xclip_deploy.export.graphs import export_graph, graph_specs, part_specs, shared_weights
 from xclip_deploy.export.parity import TOLERANCES, Tensors, compare, run_bundle, run_pytorch
 from xclip_deploy.export.quantization import quantize_graph
 from xclip_deploy.export.reference_inputs import ReferenceInputs, reference_inputs
+from xclip_deploy.export.weights_file import WeightsFile
 from xclip_deploy.runtime.arguments import as_callback, as_instance, as_number, as_path, as_truth
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.manifest import (
     MANIFEST_NAME,
+    AnyGraph,
+    Graph,
+    GraphSpec,
     Manifest,
     ParityMethod,
     ParityRecord,
@@ -143,12 +148,13 @@ def _write(
     fingerprint = model_fingerprint(loaded.state_dict, config, frames_per_second, preprocessing)
     steps.next("running PyTorch for reference")
     model = loaded.build()
-    weights = {name: tensor.detach().numpy() for name, tensor in model.scorer.named_parameters()}
-    ScorerWeights.from_arrays(weights, config).save(directory / SCORER_WEIGHTS_NAME)
+    matrices = {name: tensor.detach().numpy() for name, tensor in model.scorer.named_parameters()}
+    ScorerWeights.from_arrays(matrices, config).save(directory / SCORER_WEIGHTS_NAME)
     inputs = reference_inputs(config, tokenizer)
     reference = run_pytorch(model, inputs)
     score_scale = float(model.scorer.logit_scale.detach().exp())
     graphs = {precision: graph_specs(config, precision) for precision in precisions}
+    parts = {precision: part_specs(config, precision) for precision in precisions}
     for precision in precisions:
         if precision is Precision.FP16:
             halve(model)
@@ -156,15 +162,25 @@ def _write(
             # Build the model anew: FP16 has already rounded these weights.
             model = loaded.build()
             narrow(model, torch.bfloat16)
-        for graph, spec in graphs[precision].items():
-            if (directory / spec.file).exists():
-                continue  # two precisions share a scorer
-            steps.next(f"exporting {precision.value}/{graph.value}")
-            if precision is Precision.INT8:
-                whole = directory / graphs[Precision.FP32][graph].file
-                quantize_graph(whole, graph, spec, directory)
-            else:
-                export_graph(model, graph, spec, directory)
+        # The halves come right after the whole, whose step and weights they share.
+        whole, *rest = graphs[precision].items()
+        assert whole[0] is Graph.VIDEO_ENCODER
+        specs: list[tuple[AnyGraph, GraphSpec]] = [whole, *parts[precision].items(), *rest]
+        with ExitStack() as stack:
+            shared: WeightsFile | None = None
+            if parts[precision]:
+                shared = stack.enter_context(WeightsFile(directory / shared_weights(precision)))
+            for graph, spec in specs:
+                if (directory / spec.file).exists():
+                    continue  # two precisions share a scorer
+                if isinstance(graph, Graph):
+                    steps.next(f"exporting {precision.value}/{graph.value}")
+                weights = None if graph in (Graph.TEXT_ENCODER, Graph.SCORER) else shared
+                if precision is Precision.INT8:
+                    wide = directory / f"{Precision.FP32.value}/{graph.value}.onnx"
+                    quantize_graph(wide, graph, spec, directory, weights)
+                else:
+                    export_graph(model, graph, spec, directory, weights)
     del model
     manifest = Manifest(
         fingerprint=fingerprint,
@@ -174,6 +190,7 @@ def _write(
         tokenizer=_TOKENIZER,
         scorer_weights=SCORER_WEIGHTS_NAME,
         graphs=graphs,
+        video_parts={precision: specs for precision, specs in parts.items() if specs},
         files=file_records(directory),
         # Record all tolerances: engines may come in precisions without graphs in the bundle.
         tolerances=TOLERANCES,
@@ -211,7 +228,9 @@ def _check_parity(
             found, method = run_rounded(bundle, inputs), ParityMethod.ROUNDED
         else:
             found, method = run_bundle(bundle, precision, inputs), ParityMethod.ONNX_RUNTIME
-        records += compare(reference, found, precision, score_scale, method)
+        graphs = {*manifest.graphs[precision], *manifest.video_parts.get(precision, {})}
+        expected = {key: array for key, array in reference.items() if key[0] in graphs}
+        records += compare(expected, found, precision, score_scale, method)
     failed = [record for record in records if not record.passed]
     if failed:
         raise ParityError(_explain(failed, len(records)), records)
@@ -248,6 +267,7 @@ class _Steps:
     ) -> None:
         # Steps: the checkpoint, PyTorch, one comparison a precision, and its graphs.
         # FP32 and FP16 have three graphs. The extra precisions have two and share a scorer.
+        # The halves of a video encoder belong to its step: only the checkpoint tells of them.
         extra = len(precisions) - len(_ALWAYS)
         self._total = 2 + len(precisions) + 3 * len(_ALWAYS) + 2 * extra
         self._progress = progress

@@ -1,4 +1,4 @@
-"""Export the three PyTorch modules as ONNX graphs, in the precision of their weights."""
+"""Export PyTorch modules as ONNX graphs, in the precision of their weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from xclip_deploy.errors import ExportError
+from xclip_deploy.export.video_parts import part_module
+from xclip_deploy.export.weights_file import WeightsFile, forget_weights_file
 from xclip_deploy.runtime.grains import GRAINS, LENGTHS
-from xclip_deploy.runtime.manifest import DType, Graph, GraphSpec, Precision, TensorSpec
-from xclip_deploy.runtime.model_config import ModelConfig
+from xclip_deploy.runtime.manifest import (
+    AnyGraph,
+    DType,
+    Graph,
+    GraphSpec,
+    PartSpec,
+    Precision,
+    TensorSpec,
+    VideoPart,
+)
+from xclip_deploy.runtime.model_config import ModelConfig, PatchEmbedding
 from xclip_deploy.training.model import XClip
 
 if TYPE_CHECKING:
@@ -57,9 +68,7 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphS
     gallery = DType.FLOAT16 if is_half else DType.FLOAT32
     real, integer = DType.FLOAT32, DType.INT32
 
-    def tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
-        return TensorSpec(name=name, dtype=dtype, shape=shape)
-
+    tensor = _tensor
     scorer_names = _scorer_input_names(config)
     scorer_inputs = (
         tensor("sentence_features", real, "texts", dim),
@@ -101,6 +110,47 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphS
     }
 
 
+def part_specs(config: ModelConfig, precision: Precision) -> dict[VideoPart, PartSpec]:
+    """Return the file, inputs and outputs of each half of ``video_encoder``.
+
+    Returns none for 3d patches, which mix frames before the temporal head, and for BF16, whose
+    graphs are for engines alone.
+    """
+    if config.patch_embedding is not PatchEmbedding.CONV_2D or precision is Precision.BF16:
+        return {}
+    size, frames, dim = config.vision.image_size, config.max_frames, config.embed_dim
+    real, integer = DType.FLOAT32, DType.INT32
+    inputs = {
+        VideoPart.FRAME_ENCODER: (_tensor("frames", DType.UINT8, "frames", size, size, 3),),
+        VideoPart.TEMPORAL_HEAD: (
+            _tensor("frame_raw", real, "batch", frames, dim),
+            _tensor("num_frames", integer, "batch"),
+        ),
+    }
+    outputs = {
+        VideoPart.FRAME_ENCODER: (_tensor("frame_raw", real, "frames", dim),),
+        VideoPart.TEMPORAL_HEAD: graph_specs(config, precision)[Graph.VIDEO_ENCODER].outputs,
+    }
+    return {
+        part: PartSpec(
+            file=f"{precision.value}/{part.value}.onnx",
+            inputs=inputs[part],
+            outputs=outputs[part],
+            weights=(shared_weights(precision),),
+        )
+        for part in VideoPart
+    }
+
+
+def shared_weights(precision: Precision) -> str:
+    """Return the path of the weights that ``video_encoder`` shares with its halves."""
+    return f"{precision.value}/{Graph.VIDEO_ENCODER.value}.onnx.data"
+
+
+def _tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
 def _folder(graph: Graph, precision: Precision) -> str:
     """Return the graph's folder in the bundle, named after the precision it was written for."""
     written = _SCORER_OF.get(precision, precision) if graph is Graph.SCORER else precision
@@ -116,7 +166,7 @@ def _scorer_input_names(config: ModelConfig) -> set[str]:
 
 
 # Sizes are at least two: the tracer takes an axis of size one for a constant.
-_TRACED_SIZES = {"batch": 2, "texts": 2, "videos": 3}
+_TRACED_SIZES = {"batch": 2, "frames": 2, "texts": 2, "videos": 3}
 
 
 def _example(spec: TensorSpec) -> Tensor:
@@ -146,15 +196,26 @@ def _flatten(outputs: Any) -> Iterator[Tensor]:  # noqa: ANN401 - nested named t
             yield from output.values()
 
 
-def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -> None:
+def export_graph(
+    model: XClip,
+    graph: AnyGraph,
+    spec: GraphSpec,
+    directory: Path,
+    weights: WeightsFile | None = None,
+) -> None:
     """Write one ONNX graph below ``directory`` and check it.
 
-    The dtype of the model's weights decides the graph's precision. Raises ExportError where PyTorch
-    or the ONNX checker refuses.
+    The dtype of the model's weights decides the graph's precision. ``weights``: file for the large
+    weights, which several graphs share. Raises ExportError where PyTorch or the ONNX checker
+    refuses.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    module = _GraphModule(getattr(model, graph.value), spec).eval()
+    if isinstance(graph, VideoPart):
+        part = part_module(graph, model.video_encoder, model.config.vision.image_size)
+        module = _GraphModule(part, spec).eval()
+    else:
+        module = _GraphModule(getattr(model, graph.value), spec).eval()
     is_bfloat16 = any(weight.dtype is torch.bfloat16 for weight in module.parameters())
     try:
         with _quiet(), torch.no_grad():
@@ -178,24 +239,34 @@ def export_graph(model: XClip, graph: Graph, spec: GraphSpec, directory: Path) -
     # The exporter writes source paths of this machine into every node; remove them.
     intermediate = ClearMetadataAndDocStringPass()(program.model).model
     intermediate.producer_version = torch.__version__
-    save_graph(graph, intermediate, directory / spec.file)
+    save_graph(graph, intermediate, directory / spec.file, weights)
     check_boundary(directory / spec.file, graph, spec)
 
 
-def save_graph(graph: Graph, model: onnx_ir.Model, path: Path) -> None:
+def save_graph(
+    graph: AnyGraph, model: onnx_ir.Model, path: Path, weights: WeightsFile | None = None
+) -> None:
     """Write ``model`` and have ONNX check it.
 
-    Weights that are too large for one file go into a second file beside it. Raises ExportError
-    where the checker refuses the graph.
+    ``weights``: file for the large weights, in the folder of ``path``. Without it, weights that are
+    too large for one file go into a second file beside it. Raises ExportError where the checker
+    refuses the graph.
     """
     import onnx
     import onnx_ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    external = f"{path.name}.data" if weights > _EXTERNAL_DATA_BYTES else None
-    onnx_ir.save(model, path, external_data=external)
+    size_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    if weights is not None:
+        weights.take(model)
+    elif size_bytes > _EXTERNAL_DATA_BYTES:
+        with WeightsFile(path.with_name(f"{path.name}.data")) as own:
+            own.take(model)
+    else:
+        forget_weights_file(model)
+    # Without a name of a file, the graph keeps what is in it, and external weights where they are.
+    onnx_ir.save(model, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -208,7 +279,7 @@ def _dynamic_axes(tensor: TensorSpec) -> dict[int, Any]:
     return {axis: dim(size) for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
 
 
-def check_boundary(path: Path, graph: Graph, spec: GraphSpec) -> None:
+def check_boundary(path: Path, graph: AnyGraph, spec: GraphSpec) -> None:
     """Compare the written graph's inputs and outputs with ``spec``. Raises ExportError."""
     import onnx
 

@@ -12,17 +12,20 @@ from xclip_deploy.export.reference_inputs import ReferenceInputs
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.manifest import (
+    AnyGraph,
     Graph,
     ParityMethod,
     ParityRecord,
     Precision,
     Tolerance,
+    VideoPart,
 )
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.text_encoder import count_tokens
+from xclip_deploy.training.video_encoder import combine_frames, mark_valid
 
-Tensors = dict[tuple[Graph, str], npt.NDArray[np.float32]]
+Tensors = dict[tuple[AnyGraph, str], npt.NDArray[np.float32]]
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
@@ -46,25 +49,37 @@ def run_pytorch(model: XClip, inputs: ReferenceInputs) -> Tensors:
     num_frames = torch.from_numpy(inputs.num_frames)
     with torch.inference_mode():
         text = model.text_encoder(token_ids)
-        video = model.video_encoder(frames, num_frames)
+        is_valid = mark_valid(frames.shape[1], num_frames)
+        frame_raw = model.video_encoder.encode_frames(frames, is_valid)
+        video = combine_frames(model.video_encoder.temporal, frame_raw, is_valid)
         scores = model.scorer(*text, *video, count_tokens(token_ids), num_frames)
-    return _by_output(text, video, scores)
+    found = _by_output(text, video, scores)
+    return found | _by_part(frame_raw[is_valid], video)
 
 
 def run_bundle(bundle: Bundle, precision: Precision, inputs: ReferenceInputs) -> Tensors:
     """Run a bundle end to end on the CPU and return every output of its graphs.
 
     The scorer reads the outputs of the bundle's own encoders. The product's runtime does the work,
-    in batches of two and an odd rest.
+    in batches of two and an odd rest. Where the bundle has the halves of ``video_encoder``, they
+    run as well as the whole.
     """
-    options = SessionOptions(device="cpu", precision=precision.value)
+    options = SessionOptions(device="cpu", precision=precision.value, backend="onnxruntime")
     # The comparison reports NaN and infinity, together with every other fault.
-    with DeployedModel(bundle, options, max_batch=2, check_finite=False) as model:
+    whole = bundle.without_video_parts()
+    with DeployedModel(whole, options, max_batch=2, check_finite=False) as model:
         text = model.encode_token_ids(inputs.token_ids)
         video = model.encode_frames(inputs.frames, inputs.num_frames)
         # The graph itself is compared, not what a CPU runs in its place.
         scores = model.score_by_graph(text, video)
-    return _by_output(text, video, scores)
+    found = _by_output(text, video, scores)
+    if precision not in bundle.manifest.video_parts:
+        return found
+    with DeployedModel(bundle, options, max_batch=2, check_finite=False) as model:
+        video = model.encode_frames(inputs.frames, inputs.num_frames)
+        valid = [row[:count] for row, count in zip(inputs.frames, inputs.num_frames, strict=True)]
+        frame_raw = model.embed_frames(np.concatenate(valid))
+    return found | _by_part(frame_raw, video)
 
 
 def _by_output(text: Any, video: Any, scores: Any) -> Tensors:  # noqa: ANN401
@@ -80,6 +95,16 @@ def _by_output(text: Any, video: Any, scores: Any) -> Tensors:  # noqa: ANN401
     return {key: np.asarray(tensor, dtype=np.float32) for key, tensor in tensors.items()}
 
 
+def _by_part(frame_raw: Any, video: Any) -> Tensors:  # noqa: ANN401
+    """Collect outputs of the video encoder's halves."""
+    tensors = {
+        (VideoPart.FRAME_ENCODER, "frame_raw"): frame_raw,
+        (VideoPart.TEMPORAL_HEAD, "video_features"): video.video_features,
+        (VideoPart.TEMPORAL_HEAD, "frame_features"): video.frame_features,
+    }
+    return {key: np.asarray(tensor, dtype=np.float32) for key, tensor in tensors.items()}
+
+
 def compare(
     reference: Tensors,
     found: Tensors,
@@ -89,12 +114,16 @@ def compare(
 ) -> list[ParityRecord]:
     """Compare every output with its reference, one record each.
 
-    ``score_scale``: factor from similarities to logits.
+    ``score_scale``: factor from similarities to logits. Errors of embeddings before normalisation
+    are in units of the reference's mean length, so that the tolerance of unit vectors fits them.
     """
     tolerance = TOLERANCES[precision]
     records = []
     for (graph, name), expected in reference.items():
         actual = found[graph, name].astype(np.float64)
+        if graph is VideoPart.FRAME_ENCODER:
+            length = np.linalg.norm(expected.astype(np.float64), axis=-1).mean()
+            expected, actual = expected / length, actual / length
         error = float(np.abs(actual - expected).max())
         rms = cosine = None
         # Comparisons with NaN are false, so that NaN fails.

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from xclip_deploy.errors import ExportError
 from xclip_deploy.export.graphs import check_boundary, save_graph
-from xclip_deploy.runtime.manifest import Graph, GraphSpec
+from xclip_deploy.export.weights_file import WeightsFile
+from xclip_deploy.runtime.manifest import AnyGraph, GraphSpec, VideoPart
 from xclip_deploy.training.text_encoder import TextEncoder
 from xclip_deploy.training.video_encoder import VisionTransformer
 
@@ -33,11 +34,18 @@ _PROJECTIONS = VisionTransformer.float32_parameters | TextEncoder.float32_parame
 _TOKEN_EMBEDDING = "token_embedding.weight"  # noqa: S105 - the name of a parameter
 
 
-def quantize_graph(source: Path, graph: Graph, spec: GraphSpec, directory: Path) -> None:
+def quantize_graph(
+    source: Path,
+    graph: AnyGraph,
+    spec: GraphSpec,
+    directory: Path,
+    weights: WeightsFile | None = None,
+) -> None:
     """Write the INT8 graph of an encoder below ``directory``, made from its FP32 graph.
 
-    It uses ONNX's own operators ``DynamicQuantizeLinear`` and ``MatMulInteger``. Raises ExportError
-    where the graph is not as expected.
+    It uses ONNX's own operators ``DynamicQuantizeLinear`` and ``MatMulInteger``. ``weights``: file
+    for the large weights, which several graphs share. Raises ExportError where the graph is not as
+    expected.
     """
     import onnx_ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -55,12 +63,13 @@ def quantize_graph(source: Path, graph: Graph, spec: GraphSpec, directory: Path)
             _replace(model.graph, node, _quantized_product(model.graph, node, weight))
         elif node.op_type == "Gather" and name.endswith(_TOKEN_EMBEDDING):
             _replace(model.graph, node, _quantized_lookup(model.graph, node, weight))
-    if projections != 1:
+    expected = 0 if graph is VideoPart.TEMPORAL_HEAD else 1
+    if projections != expected:
         raise ExportError(
             f"{graph.value} has {projections} projections into the embedding space, which INT8 "
-            "must leave in FP32; expected one"
+            f"must leave in FP32; expected {expected}"
         )
-    save_graph(graph, RemoveUnusedNodesPass()(model).model, directory / spec.file)
+    save_graph(graph, RemoveUnusedNodesPass()(model).model, directory / spec.file, weights)
     check_boundary(directory / spec.file, graph, spec)
 
 

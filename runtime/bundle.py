@@ -24,9 +24,11 @@ from xclip_deploy.runtime.manifest import (
     FORMAT,
     MANIFEST_NAME,
     SCHEMA_VERSION,
+    AnyGraph,
     Graph,
     Manifest,
     Precision,
+    VideoPart,
     checksum,
 )
 from xclip_deploy.runtime.scorer_weights import SCORER_WEIGHTS_NAME, ScorerWeights
@@ -81,31 +83,28 @@ class Bundle:
         for name in self.manifest.files:
             self._checked(name)
 
-    def graph_path(self, graph: Graph, precision: Precision) -> Path:
-        """Return the path of an ONNX graph, after a check of its content.
+    def graph_path(self, graph: AnyGraph, precision: Precision) -> Path:
+        """Return the path of an ONNX graph, after a check of its content and its weights.
 
-        Raises InvalidArgumentError for a precision that the bundle lacks and
+        Raises InvalidArgumentError for a precision or a part that the bundle lacks and
         BundleIntegrityError for an altered file.
         """
-        graph = as_member("graph", graph, Graph)
-        precision = as_member("precision", precision, Precision)
-        self._check_precision(precision)
-        spec = self.manifest.graphs[precision][graph]
-        # Weights over 2 GB stand beside the graph, in files that begin with its name.
-        for name in self.manifest.files:
-            if name.startswith(spec.file):
-                self._checked(name)
-        return self._checked(spec.file)
+        graph, precision = self._check_graph(graph, precision)
+        paths = [self._checked(name) for name in self.manifest.files_of(graph, precision)]
+        return paths[0]
 
-    def graph_sha256(self, graph: Graph, precision: Precision) -> str:
+    def graph_sha256(self, graph: AnyGraph, precision: Precision) -> str:
         """Return the SHA-256 that the manifest records for an ONNX graph.
 
-        Raises InvalidArgumentError for a precision that the bundle lacks.
+        A graph names the SHA-256 of weights beside it, so that it differs where they do. Raises
+        InvalidArgumentError for a precision or a part that the bundle lacks.
         """
-        graph = as_member("graph", graph, Graph)
-        precision = as_member("precision", precision, Precision)
-        self._check_precision(precision)
-        return self.manifest.files[self.manifest.graphs[precision][graph].file].sha256
+        graph, precision = self._check_graph(graph, precision)
+        return self.manifest.files[self.manifest.spec(graph, precision).file].sha256
+
+    def without_video_parts(self) -> Bundle:
+        """Return the same bundle as runtimes see it that encode videos by ``video_encoder``."""
+        return Bundle(self.path, self.manifest.model_copy(update={"video_parts": {}}))
 
     def tokenizer(self) -> Tokenizer:
         """Open the model's tokenizer. Raises BundleIntegrityError."""
@@ -121,12 +120,22 @@ class Bundle:
         """Read the scorer's learned matrices. Raises BundleIntegrityError."""
         return ScorerWeights.open(self._checked(self.manifest.scorer_weights), self.manifest.model)
 
-    def _check_precision(self, precision: Precision) -> None:
+    def _check_graph(self, graph: AnyGraph, precision: Precision) -> tuple[AnyGraph, Precision]:
+        """Refuse a graph that the bundle lacks, and return the arguments as enumerations."""
+        is_part = isinstance(graph, VideoPart)
+        checked: AnyGraph = graph if is_part else as_member("graph", graph, Graph)
+        precision = as_member("precision", precision, Precision)
         if precision not in self.manifest.graphs:
             raise InvalidArgumentError(
                 f"{self.path} has no {precision.value} graphs, only "
                 f"{', '.join(p.value for p in self.precisions)}"
             )
+        if is_part and precision not in self.manifest.video_parts:
+            raise InvalidArgumentError(
+                f"{self.path} has no {checked.value} in {precision.value}; "
+                f"run: {_EXPORT.format(path=self.path)}"
+            )
+        return checked, precision
 
     def _checked(self, name: str) -> Path:
         """Return the path of a file. Check its hash the first time."""

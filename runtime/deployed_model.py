@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -19,12 +19,18 @@ from xclip_deploy.runtime.arguments import (
     as_texts,
     as_truth,
     as_whole_number,
-    shown,
 )
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures, videos_at_once
-from xclip_deploy.runtime.manifest import FileRecord, Graph
+from xclip_deploy.runtime.manifest import AnyGraph, FileRecord, Graph, VideoPart
+from xclip_deploy.runtime.model_inputs import (
+    check_counts,
+    check_features,
+    check_frames,
+    check_token_ids,
+    count_frames,
+)
 from xclip_deploy.runtime.sessions import (
     GalleryScorer,
     GraphLoader,
@@ -35,6 +41,7 @@ from xclip_deploy.runtime.sessions import (
 )
 from xclip_deploy.runtime.sessions.backend import BlockScorer, Closable, close_all
 from xclip_deploy.runtime.tokenizer import count_tokens
+from xclip_deploy.runtime.valid_frames import ValidFrameEncoder, open_video_encoder
 
 MAX_BATCH = 1 << 16
 """Largest allowed ``max_batch``."""
@@ -103,14 +110,7 @@ class DeployedModel:
     def encode_token_ids(self, token_ids: npt.NDArray[np.integer[Any]]) -> TextFeatures:
         """Embed tokenised texts: integer [T, W], as :meth:`Tokenizer.encode` makes them."""
         self._check_open()
-        words = self.config.max_words
-        as_array("token_ids", token_ids, np.integer, (None, words), f"integers [texts, {words}]")
-        vocab_size = self.config.text.vocab_size
-        if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
-            raise InvalidArgumentError(
-                f"token_ids holds ids from {token_ids.min()} to {token_ids.max()}, "
-                f"expected 0 to {vocab_size - 1}"
-            )
+        check_token_ids(token_ids, self.config)
         outputs = self._run_batches(Graph.TEXT_ENCODER, {"token_ids": token_ids})
         num_words = count_tokens(token_ids)
         return TextFeatures(outputs["sentence_features"], outputs["word_features"], num_words)
@@ -123,18 +123,9 @@ class DeployedModel:
         ``frames``: uint8 RGB [V, F, S, S, 3], resized and cropped, padded at the end.
         ``num_frames``: integer [V], from 1 to F. Raises InvalidArgumentError.
         """
-        size, most = self.config.vision.image_size, self.config.max_frames
         self._check_open()
-        shape = (None, most, size, size, 3)
-        expected = f"uint8 [videos, {most}, {size}, {size}, 3]"
-        as_array("frames", frames, np.uint8, shape, expected)
-        count = len(frames)
-        as_array("num_frames", num_frames, np.integer, (count,), f"integers [{count}], one a video")
-        if num_frames.size and not 1 <= num_frames.min() <= num_frames.max() <= most:
-            raise InvalidArgumentError(
-                f"num_frames runs from {num_frames.min()} to {num_frames.max()}, "
-                f"expected 1 to {most}"
-            )
+        check_frames(frames, self.config, per_video=True)
+        check_counts(num_frames, len(frames), self.config)
         inputs = {"frames": frames, "num_frames": num_frames}
         outputs = self._run_batches(Graph.VIDEO_ENCODER, inputs)
         return VideoFeatures(
@@ -145,21 +136,77 @@ class DeployedModel:
         """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each."""
         self._check_open()
         given = as_sequence("videos", videos, "arrays of frames")
+        if self.encodes_valid_frames:
+            counts = count_frames(given, self.config)
+
+            def run(session: Session, rows: slice) -> Mapping[str, npt.NDArray[Any]]:
+                assert isinstance(session, ValidFrameEncoder)
+                return session.encode(given[rows])
+
+            outputs = self._gather(Graph.VIDEO_ENCODER, len(given), run)
+            return VideoFeatures(outputs["video_features"], outputs["frame_features"], counts)
         # Each batch is padded by itself: a thousand videos at once would take gigabytes.
         parts = [self._encode_batch(given[rows]) for rows in slices(len(given), self.max_batch)]
         return VideoFeatures.concatenate(parts) if parts else self._encode_batch([])
 
+    @property
+    def encodes_valid_frames(self) -> bool:
+        """Whether padded frames are not encoded, and frames can be encoded apart."""
+        return self._loader.runs_video_parts
+
+    def embed_frames(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Embed frames before normalisation and temporal head, FP32 [N, D].
+
+        ``frames``: uint8 RGB [N, S, S, 3]. Only where :attr:`encodes_valid_frames`. Raises
+        InvalidArgumentError.
+        """
+        encoder = self._valid_frame_encoder()
+        check_frames(frames, self.config, per_video=False)
+        raw = np.empty((len(frames), self.config.embed_dim), dtype=np.float32)
+        for rows in slices(len(frames), self.max_batch * self.config.max_frames):
+            raw[rows] = encoder.embed(frames[rows])
+        self._check_outputs(VideoPart.FRAME_ENCODER, {"frame_raw": raw})
+        return raw
+
+    def combine_frames(
+        self, frame_raw: npt.NDArray[np.float32], num_frames: npt.NDArray[np.integer[Any]]
+    ) -> VideoFeatures:
+        """Return the features of videos whose frames :meth:`embed_frames` embedded.
+
+        ``frame_raw``: FP32 [V, F, D]; padding at the end may hold anything. ``num_frames``: integer
+        [V], from 1 to F. Only where :attr:`encodes_valid_frames`. Raises InvalidArgumentError.
+        """
+        most, dim = self.config.max_frames, self.config.embed_dim
+        encoder = self._valid_frame_encoder()
+        expected = f"float32 [videos, {most}, {dim}]"
+        as_array("frame_raw", frame_raw, np.float32, (None, most, dim), expected)
+        check_counts(num_frames, len(frame_raw), self.config)
+        outputs = self._gather(
+            Graph.VIDEO_ENCODER,
+            len(frame_raw),
+            lambda _, rows: encoder.combine(frame_raw[rows], num_frames[rows]),
+        )
+        counts = num_frames.astype(np.int32)
+        return VideoFeatures(outputs["video_features"], outputs["frame_features"], counts)
+
+    def _valid_frame_encoder(self) -> ValidFrameEncoder:
+        self._check_open()
+        session = self._session(Graph.VIDEO_ENCODER) if self.encodes_valid_frames else None
+        if not isinstance(session, ValidFrameEncoder):
+            raise InvalidArgumentError(
+                f"{self.placement.summary} encodes no frames apart from their video; expected a "
+                "bundle with frame_encoder.onnx, and a backend that runs it; "
+                f"run: xclip-deploy export CHECKPOINT -o {self.bundle.path}"
+            )
+        return session
+
     def _encode_batch(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+        """Pad videos, and encode them."""
         size, most = self.config.vision.image_size, self.config.max_frames
+        counts = count_frames(videos, self.config)
         batch = np.zeros((len(videos), most, size, size, 3), dtype=np.uint8)
         for row, video in zip(batch, videos, strict=True):
-            is_fit = isinstance(video, np.ndarray) and video.shape[1:] == (size, size, 3)
-            if not is_fit or video.dtype != np.uint8 or not 1 <= len(video) <= most:
-                raise InvalidArgumentError(
-                    f"a video is {shown(video)}, expected uint8 [1 to {most}, {size}, {size}, 3]"
-                )
             row[: len(video)] = video
-        counts = np.array([len(video) for video in videos], dtype=np.int32)
         return self.encode_frames(batch, counts)
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
@@ -168,7 +215,7 @@ class DeployedModel:
         Raises SessionError if a score is NaN or infinite.
         """
         self._check_open()
-        self._check_features(texts, videos)
+        check_features(texts, videos, self.config)
         if not len(texts) or not len(videos):
             return self.score_by_graph(texts, videos)
         scorer = self._blocks()
@@ -185,7 +232,7 @@ class DeployedModel:
     def score_by_graph(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score as :meth:`score` does, by the exported graph alone, as other runtimes run it."""
         self._check_open()
-        self._check_features(texts, videos)
+        check_features(texts, videos, self.config)
         names = ("logits", *(grain.value for grain in self.config.grains))
         scores = {name: np.empty((len(texts), len(videos)), dtype=np.float32) for name in names}
         if not len(texts) or not len(videos):
@@ -212,7 +259,7 @@ class DeployedModel:
         is_filled = isinstance(videos, VideoFeatures) and len(videos) > 0
         if not (keeps and is_filled and isinstance(texts, TextFeatures) and len(texts)):
             return self.score(texts, videos)
-        self._check_features(texts, videos)
+        check_features(texts, videos, self.config)
         return self._checked_scores(self._gallery().score(texts, videos), texts, videos)
 
     def load(self) -> None:
@@ -268,20 +315,6 @@ class DeployedModel:
         if self._is_closed:
             raise ClosedError(f"this model of {self.bundle.path} is closed; open another")
 
-    def _check_features(self, texts: object, videos: object) -> None:
-        """Refuse features of another kind or of another model's dimensions."""
-        as_instance("texts", texts, TextFeatures, "TextFeatures")
-        as_instance("videos", videos, VideoFeatures, "VideoFeatures")
-        config = self.config
-        dim, words, frames = config.embed_dim, config.max_words, config.max_frames
-        for features, count, shapes in (
-            (texts, "texts", {"sentence_features": (dim,), "word_features": (words, dim)}),
-            (videos, "videos", {"video_features": (dim,), "frame_features": (frames, dim)}),
-        ):
-            for name, shape in shapes.items():
-                expected = f"decimal numbers [{', '.join(map(str, (count, *shape)))}]"
-                as_array(name, getattr(features, name), np.floating, (None, *shape), expected)
-
     def _session(self, graph: Graph) -> Session:
         with self._lock:
             return self._open(graph)
@@ -290,7 +323,10 @@ class DeployedModel:
         """Return the session of a graph; the caller must hold the lock."""
         self._check_open()
         if graph not in self._sessions:
-            self._sessions[graph] = self._loader.open(graph)
+            is_video = graph is Graph.VIDEO_ENCODER
+            self._sessions[graph] = (
+                open_video_encoder(self._loader) if is_video else self._loader.open(graph)
+            )
         return self._sessions[graph]
 
     def _blocks(self) -> BlockScorer | None:
@@ -313,8 +349,20 @@ class DeployedModel:
         self, graph: Graph, inputs: Mapping[str, npt.NDArray[Any]]
     ) -> dict[str, npt.NDArray[Any]]:
         """Run an encoder over any number of rows, at most ``max_batch`` at a time."""
+        return self._gather(
+            graph,
+            len(next(iter(inputs.values()))),
+            lambda session, rows: session.run({n: array[rows] for n, array in inputs.items()}),
+        )
+
+    def _gather(
+        self,
+        graph: Graph,
+        total: int,
+        run: Callable[[Session, slice], Mapping[str, npt.NDArray[Any]]],
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Call ``run`` for slices of ``total`` rows, and return the outputs of all."""
         outputs_of = self._loader.outputs(graph)
-        total = len(next(iter(inputs.values())))
         results: dict[str, npt.NDArray[Any]] = {
             tensor.name: np.empty((total, *map(int, tensor.shape[1:])), dtype=tensor.dtype.value)
             for tensor in outputs_of
@@ -324,15 +372,18 @@ class DeployedModel:
         session = self._session(graph)
         step = session.chunk({"batch": min(total, self.max_batch)})["batch"]
         for rows in slices(total, step):
-            outputs = session.run({name: array[rows] for name, array in inputs.items()})
+            outputs = run(session, rows)
             for name, target in results.items():
                 target[rows] = outputs[name]
-        for name, array in results.items():
-            # An overflow in half precision would corrupt every ranking. The check costs little
-            # beside the encoding.
+        self._check_outputs(graph, results)
+        return results
+
+    def _check_outputs(self, graph: AnyGraph, outputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Refuse NaN and infinity: an overflow in half precision would corrupt every ranking."""
+        for name, array in outputs.items():
+            # The check costs little beside the encoding.
             if self._check_finite and not np.isfinite(array).all():
                 raise self._not_finite(graph, name, array)
-        return results
 
     def _checked_scores(
         self,
@@ -349,7 +400,7 @@ class DeployedModel:
             raise self._not_finite(Graph.SCORER, "logits", logits)
         return Scores(logits, scores)
 
-    def _not_finite(self, graph: Graph, name: str, array: npt.NDArray[Any]) -> SessionError:
+    def _not_finite(self, graph: AnyGraph, name: str, array: npt.NDArray[Any]) -> SessionError:
         rows = int((~np.isfinite(array.reshape(len(array), -1)).all(axis=1)).sum())
         return SessionError(
             f"{graph.value} gave NaN or infinity in {name}, in {rows} of {len(array)} rows, in "

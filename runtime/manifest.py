@@ -36,6 +36,19 @@ class Graph(str, Enum):
     SCORER = "scorer"
 
 
+class VideoPart(str, Enum):
+    """The two halves of ``video_encoder``, for backends that encode valid frames alone."""
+
+    FRAME_ENCODER = "frame_encoder"
+    """Frames to their embeddings before normalisation and temporal head."""
+    TEMPORAL_HEAD = "temporal_head"
+    """Those embeddings to the outputs of ``video_encoder``."""
+
+
+AnyGraph = Graph | VideoPart
+"""Graph of a bundle."""
+
+
 class Precision(str, Enum):
     """Precision of a graph's weights and arithmetic. Some parts stay in FP32."""
 
@@ -72,6 +85,13 @@ class GraphSpec(FrozenModel):
     """Path within the bundle."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+class PartSpec(GraphSpec):
+    """One ONNX graph whose weights lie in a file that other graphs share."""
+
+    weights: tuple[str, ...]
+    """Paths of the files of weights within the bundle, in the folder of the graph."""
 
 
 class FileRecord(FrozenModel):
@@ -145,7 +165,7 @@ class ParityRecord(FrozenModel):
     """Difference of one output of one graph from the PyTorch model in FP32."""
 
     precision: Precision
-    graph: Graph
+    graph: AnyGraph
     tensor: str
     min_cosine: float | None
     """Least cosine over the vectors of the last axis. None for scores."""
@@ -190,6 +210,9 @@ class Manifest(FrozenModel):
     scorer_weights: str
     """Path of ``scorer.npz`` within the bundle."""
     graphs: dict[Precision, dict[Graph, GraphSpec]]
+    video_parts: dict[Precision, dict[VideoPart, PartSpec]] = Field(default_factory=dict)
+    """The halves of ``video_encoder``, in precisions that have them. Models with 3d patches mix
+    frames before the temporal head and have none, like bundles of earlier releases."""
     files: dict[str, FileRecord]
     """Every file that the export wrote, apart from the manifest itself."""
     tolerances: dict[Precision, Tolerance]
@@ -220,9 +243,24 @@ class Manifest(FrozenModel):
                 raise ValueError(f"{precision.value} lacks {', '.join(missing)}")
         return graphs
 
+    @field_validator("video_parts")
+    @classmethod
+    def _halves_complete(
+        cls, parts: dict[Precision, dict[VideoPart, PartSpec]]
+    ) -> dict[Precision, dict[VideoPart, PartSpec]]:
+        for precision, present in parts.items():
+            missing = [part.value for part in VideoPart if part not in present]
+            if missing:
+                raise ValueError(f"{precision.value} lacks {', '.join(missing)}")
+        return parts
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Manifest:
         named = [spec.file for graphs in self.graphs.values() for spec in graphs.values()]
+        for precision, parts in self.video_parts.items():
+            if precision not in self.graphs:
+                raise ValueError(f"graphs lack {precision.value}, of which there are video parts")
+            named += [name for spec in parts.values() for name in (spec.file, *spec.weights)]
         for name in (*named, self.tokenizer, self.scorer_weights):
             if name not in self.files:
                 raise ValueError(f"{name} is not among its files")
@@ -235,6 +273,34 @@ class Manifest(FrozenModel):
                 f"takes {self.model.vision.image_size}"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_parts(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A manifest without parts is written as before there were any.
+        content: dict[str, Any] = serialize(self)
+        if not self.video_parts:
+            del content["video_parts"]
+        return content
+
+    def spec(self, graph: AnyGraph, precision: Precision) -> GraphSpec:
+        """Return the file, inputs and outputs of a graph that the bundle has."""
+        if isinstance(graph, Graph):
+            return self.graphs[precision][graph]
+        return self.video_parts[precision][graph]
+
+    def files_of(self, graph: AnyGraph, precision: Precision) -> tuple[str, ...]:
+        """Return the paths of a graph's files within the bundle: the graph, then its weights."""
+        spec = self.spec(graph, precision)
+        if isinstance(spec, PartSpec):
+            return (spec.file, *spec.weights)
+        # Weights beside a graph lie in files whose names begin with the graph's.
+        beside = sorted(n for n in self.files if n.startswith(spec.file) and n != spec.file)
+        return (spec.file, *beside)
+
+    def graph_bytes(self, graph: Graph, precision: Precision) -> int:
+        """Return the size of a graph with its weights, bytes."""
+        names = self.files_of(graph, precision)
+        return sum(self.files[name].size_bytes for name in names)
 
     def video_reading(self, reader: VideoReader = "pyav") -> VideoReading:
         """Return how to read videos for this model. Raises InvalidArgumentError."""

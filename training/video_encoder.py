@@ -69,6 +69,16 @@ class VisionTransformer(nn.Module):
         x = at_least_float32(self.ln_post(x[:, 0])) @ at_least_float32(self.proj)  # [V F, D]
         return x.reshape(videos, frames, -1)
 
+    def normalize(self, frames: Tensor) -> Tensor:
+        """Normalise ``frames``, uint8 [..., 3], as CLIP does, in the dtype of the weights."""
+        # TensorRT cannot transpose uint8: the cast comes first.
+        assert frames.dtype == torch.uint8  # another dtype might not be copied by the cast
+        pixels = frames.to(self.ln_pre.weight.dtype)
+        mean = torch.tensor(CLIP_MEAN, dtype=pixels.dtype, device=pixels.device)
+        std = torch.tensor(CLIP_STD, dtype=pixels.dtype, device=pixels.device)
+        # Compute in place: three more copies of the pixels took a twentieth of a training step.
+        return pixels.div_(255.0).sub_(mean).div_(std)
+
     def initialize(self) -> None:
         """Draw random weights as OpenAI's CLIP does."""
         scale = self.transformer.width**-0.5
@@ -93,39 +103,43 @@ class VideoEncoder(nn.Module):
         ``frames``: uint8 RGB [V, F, H, W, 3]; padding at the end may hold anything.
         ``num_frames``: integer [V], number of valid frames, at least 1.
         """
-        is_valid = self.is_valid(frames, num_frames)
-        frame_raw = self.encode_frames(frames, is_valid)
-        x = frame_raw if self.temporal is None else self.temporal(frame_raw, is_valid)
-        # CLIP4Clip, section 3.3: normalise frames, average the valid ones, normalise the video.
-        x = l2_normalize(x) * is_valid[..., None]
-        pooled = x.sum(dim=1) / is_valid.sum(dim=1, keepdim=True).clamp_min(1)
-        return VideoEncoderOutput(l2_normalize(pooled), l2_normalize(frame_raw))
+        is_valid = mark_valid(frames.shape[1], num_frames)
+        return combine_frames(self.temporal, self.encode_frames(frames, is_valid), is_valid)
 
     def encode_frames(self, frames: Tensor, is_valid: Tensor) -> Tensor:
         """Return frame embeddings before normalisation and temporal head, [V, F, D].
 
         ``frames``: uint8 [V, F, H, W, 3]. ``is_valid``: bool [V, F].
         """
-        # TensorRT cannot transpose uint8: the cast comes first.
-        assert frames.dtype == torch.uint8  # another dtype might not be copied by the cast
-        pixels = frames.to(self.visual.ln_pre.weight.dtype)
-        mean = torch.tensor(CLIP_MEAN, dtype=pixels.dtype, device=pixels.device)
-        std = torch.tensor(CLIP_STD, dtype=pixels.dtype, device=pixels.device)
-        # Compute in place: three more copies of the pixels took a twentieth of a training step.
-        pixels.div_(255.0).sub_(mean).div_(std)
+        pixels = self.visual.normalize(frames)
         # Padded frames are zero after normalisation, which is the mean colour and not black.
         pixels = torch.where(is_valid[..., None, None, None], pixels, 0.0)
         frame_raw: Tensor = self.visual(pixels.permute(0, 1, 4, 2, 3))
         return frame_raw
-
-    @staticmethod
-    def is_valid(frames: Tensor, num_frames: Tensor) -> Tensor:
-        """Mark the frames that are not padding, bool [V, F]."""
-        positions = torch.arange(frames.shape[1], device=frames.device, dtype=num_frames.dtype)
-        return positions[None, :] < num_frames[:, None]
 
     def initialize(self) -> None:
         """Draw random weights."""
         self.visual.initialize()
         if self.temporal is not None:
             self.temporal.initialize()
+
+
+def mark_valid(max_frames: int, num_frames: Tensor) -> Tensor:
+    """Mark the frames that are not padding, bool [V, F]. ``num_frames``: integer [V]."""
+    positions = torch.arange(max_frames, device=num_frames.device, dtype=num_frames.dtype)
+    return positions[None, :] < num_frames[:, None]
+
+
+def combine_frames(
+    temporal: nn.Module | None, frame_raw: Tensor, is_valid: Tensor
+) -> VideoEncoderOutput:
+    """Run the temporal head, average the valid frames, and normalise.
+
+    ``frame_raw``: [V, F, D], as :meth:`VideoEncoder.encode_frames` gives it. ``is_valid``: bool
+    [V, F].
+    """
+    x = frame_raw if temporal is None else temporal(frame_raw, is_valid)
+    # CLIP4Clip, section 3.3: normalise frames, average the valid ones, normalise the video.
+    x = l2_normalize(x) * is_valid[..., None]
+    pooled = x.sum(dim=1) / is_valid.sum(dim=1, keepdim=True).clamp_min(1)
+    return VideoEncoderOutput(l2_normalize(pooled), l2_normalize(frame_raw))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from xclip_deploy.errors import BundleError, VerificationError
 from xclip_deploy.runtime.benchmark.results import Machine
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.files import require_regular_file
-from xclip_deploy.runtime.manifest import Graph, Precision, Sha256, Tolerance
+from xclip_deploy.runtime.manifest import Graph, Precision, Sha256, Tolerance, VideoPart
 from xclip_deploy.runtime.model_config import FrozenModel, Share
 from xclip_deploy.runtime.presentation import brief
 
@@ -190,6 +190,8 @@ class Certificate(FrozenModel):
     """Fingerprint of the bundle's model."""
     graphs: dict[Precision, dict[Graph, Sha256]]
     """SHA-256 of all the bundle's graphs, compared or not. Another export voids the certificate."""
+    video_parts: dict[Precision, dict[VideoPart, Sha256]] = Field(default_factory=dict)
+    """SHA-256 of the halves of ``video_encoder``; empty for a bundle without them."""
     reference: RunIdentity
     inputs: InputsRecord
     score_scale: float
@@ -232,7 +234,11 @@ class Certificate(FrozenModel):
 
     def fits(self, bundle: Bundle) -> bool:
         """Return whether the certificate is of this bundle rather than of an earlier export."""
-        return self.fingerprint == bundle.manifest.fingerprint and self.graphs == hashes(bundle)
+        return (
+            self.fingerprint == bundle.manifest.fingerprint
+            and self.graphs == hashes(bundle)
+            and self.video_parts == part_hashes(bundle)
+        )
 
     def to_json(self) -> str:
         """Serialise the certificate."""
@@ -244,6 +250,14 @@ def hashes(bundle: Bundle) -> dict[Precision, dict[Graph, str]]:
     return {
         precision: {graph: bundle.graph_sha256(graph, precision) for graph in graphs}
         for precision, graphs in bundle.manifest.graphs.items()
+    }
+
+
+def part_hashes(bundle: Bundle) -> dict[Precision, dict[VideoPart, str]]:
+    """Return the SHA-256 of the halves of ``video_encoder``, as the manifest records it."""
+    return {
+        precision: {part: bundle.graph_sha256(part, precision) for part in parts}
+        for precision, parts in bundle.manifest.video_parts.items()
     }
 
 

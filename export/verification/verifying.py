@@ -29,6 +29,7 @@ from xclip_deploy.export.verification.certificate import (
     RunComparison,
     SkippedRun,
     hashes,
+    part_hashes,
 )
 from xclip_deploy.export.verification.inputs import Inputs, open_inputs
 from xclip_deploy.export.verification.judging import judge
@@ -294,6 +295,7 @@ def _certificate(
         passed=all(comparison.passed for comparison in comparisons),
         fingerprint=bundle.manifest.fingerprint,
         graphs=hashes(bundle),
+        video_parts=part_hashes(bundle),
         reference=measurement.reference.identity,
         inputs=InputsRecord(
             source=inputs.source,

@@ -31,6 +31,7 @@ from xclip_deploy.runtime.sessions import (
     register,
 )
 from xclip_deploy.runtime.sessions.registry import load_backend
+from xclip_deploy.runtime.valid_frames import open_video_encoder
 
 
 def main() -> None:
@@ -71,7 +72,9 @@ class _Worker:
         forget_peak()
         self._resident_before = resident_bytes()
         start_s = time.perf_counter()
-        self._session: Session = loader.open(graph)
+        # As the runtime opens it: halves of the video encoder where there are any.
+        is_video = graph is Graph.VIDEO_ENCODER
+        self._session: Session = open_video_encoder(loader) if is_video else loader.open(graph)
         self.opened = {
             "seconds": time.perf_counter() - start_s,
             "backend": placement.backend,

@@ -25,7 +25,7 @@ from xclip_deploy.runtime.indexing.in_memory import index_frames
 from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings, PulseFunction
 from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
-from xclip_deploy.runtime.indexing.reuse import FrameReuse, encodes_frames_independently
+from xclip_deploy.runtime.indexing.reuse import frame_reuse, shares_frames
 from xclip_deploy.runtime.indexing.sources import Sources, open_sources
 from xclip_deploy.runtime.progress import ProgressFunction, progress_function
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
@@ -120,9 +120,7 @@ def add_sources(
             model.encode_videos,
             pool,
             segmentation=segmentation,
-            reuse=FrameReuse(model.encode_videos, model.config.max_frames)
-            if encodes_frames_independently(model.config)
-            else None,
+            reuse=frame_reuse(model),
             thumbnails=ThumbnailStore(gallery.thumbnails)
             if thumbnails and gallery.thumbnails is not None
             else None,
@@ -157,6 +155,7 @@ def estimate_videos(
         max_batch=model.max_batch,
         workers=workers,
         shares_cores=model.placement.device == "cpu",
+        shares_frames=shares_frames(model),
     )
 
 

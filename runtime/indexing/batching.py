@@ -68,9 +68,9 @@ class OpenVideo:
 class WindowBatch:
     """Windows that wait for the encoder, of one video or of many.
 
-    Overlapping windows share frames. A model with a temporal head encodes them anew in each window:
-    with a stride of half a window, the encoder works twice as much as without overlap. With mean
-    pooling, :class:`FrameReuse` encodes each frame once.
+    Overlapping windows share frames, which :class:`FrameReuse` encodes once. Without it, they are
+    encoded anew in each window: with a stride of half a window, the encoder works twice as much as
+    without overlap.
     """
 
     def __init__(

@@ -87,25 +87,33 @@ def estimate(
     max_batch: int,
     workers: int | None,
     shares_cores: bool,
+    shares_frames: bool,
 ) -> IndexEstimate:
     """Estimate a run from the files' headers, a few seconds of decoding and one encoded batch.
 
     ``encode``: embeds videos, at most ``max_batch``. ``shares_cores``: whether the encoder runs on
-    the cores that decode. Raises GalleryError, SessionError.
+    the cores that decode. ``shares_frames``: whether a frame of several windows is encoded once,
+    and padding never. Raises GalleryError, SessionError.
     """
     known = KnownFiles(gallery.snapshot().listing(), sources, prune=False)
     plan = plan_files(sources, known, on_duplicate)
+    sampling = reading.sampling
     durations: dict[str, float] = {}
     num_segments = unreadable = 0
+    windows = 0.0
+    """Windows' worth of frames to encode."""
     for task in plan.read:
         duration_s = announced_duration_s(Path(task.source.path))
         if duration_s is None:
             unreadable += 1
         else:
             durations[task.source.path] = duration_s
-            num_segments += len(segmentation.spans(duration_s))
+            own = len(segmentation.spans(duration_s))
+            num_segments += own
+            span_s = sampling.max_frames / sampling.frames_per_second
+            windows += min(own, duration_s / span_s) if shares_frames else own
     total_s = sum(durations.values())
-    model, sampling = gallery.model, reading.sampling
+    model = gallery.model
     row_bytes = 2 * model.embed_dim * (1 + model.max_frames) + _RECORD_BYTES
     decode_s = encode_s = 0.0
     if durations:
@@ -117,7 +125,7 @@ def estimate(
         encode(batch[:1])  # opens the session
         started_s = time.perf_counter()
         encode(batch)
-        encode_s = (time.perf_counter() - started_s) / len(batch) * num_segments
+        encode_s = (time.perf_counter() - started_s) / len(batch) * windows
     return IndexEstimate(
         num_videos=len(plan.read),
         num_unchanged=len(plan.unchanged) + len(plan.touched),

@@ -18,7 +18,14 @@ from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.arrays import AnyArray, BoolArray
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
-from xclip_deploy.runtime.manifest import FileRecord, Graph, Precision, TensorSpec
+from xclip_deploy.runtime.manifest import (
+    AnyGraph,
+    FileRecord,
+    Graph,
+    Precision,
+    TensorSpec,
+    VideoPart,
+)
 from xclip_deploy.runtime.sessions.options import SessionOptions
 from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
 
@@ -26,7 +33,10 @@ from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
 class Session(Protocol):
     """One graph, loaded and ready to run. ``run`` may be called from several threads."""
 
-    graph: Graph
+    @property
+    def graph(self) -> AnyGraph:
+        """The graph that runs."""
+        ...
 
     def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Run once and return the outputs by name.
@@ -133,6 +143,18 @@ class GraphLoader(ABC):
         """
         return None
 
+    @property
+    def runs_video_parts(self) -> bool:
+        """Whether :meth:`open_part` opens the halves of ``video_encoder``, to be run instead."""
+        return False
+
+    def open_part(self, part: VideoPart) -> Session:
+        """Load a half of ``video_encoder``. Its runs take any number of frames or videos.
+
+        Raises SessionError or BundleIntegrityError.
+        """
+        raise NotImplementedError(f"{self.placement.backend} runs no {part.value}")
+
     keeps_gallery = False
     """Whether :meth:`keep_gallery` can be called."""
 
@@ -150,8 +172,13 @@ class GraphLoader(ABC):
 
     def artefacts(self) -> dict[str, FileRecord]:
         """Return the files that run, by name: graphs of the bundle, or others of the backend."""
-        specs = self.bundle.manifest.graphs[self.placement.precision].values()
-        return {spec.file: self.bundle.manifest.files[spec.file] for spec in specs}
+        manifest, precision = self.bundle.manifest, self.placement.precision
+        graphs: list[AnyGraph] = list(manifest.graphs[precision])
+        if self.runs_video_parts:
+            graphs = [graph for graph in graphs if graph is not Graph.VIDEO_ENCODER]
+            graphs += manifest.video_parts[precision]
+        names = [name for graph in graphs for name in manifest.files_of(graph, precision)]
+        return {name: manifest.files[name] for name in names}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,15 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import DType, Graph, Precision, TensorSpec, Tolerance
+from xclip_deploy.runtime.manifest import (
+    AnyGraph,
+    DType,
+    Graph,
+    Precision,
+    TensorSpec,
+    Tolerance,
+    VideoPart,
+)
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.backend import (
     Backend,
@@ -164,6 +172,23 @@ class OnnxRuntimeLoader(GraphLoader):
 
     def open(self, graph: Graph) -> Session:
         """See :meth:`GraphLoader.open`."""
+        return self._open(graph)
+
+    @property
+    def runs_video_parts(self) -> bool:
+        """See :meth:`GraphLoader.runs_video_parts`.
+
+        ONNX Runtime's TensorRT provider builds an engine as a graph first runs, and another for
+        sizes beyond those seen, so that it keeps to one size of videos.
+        """
+        has_parts = self.placement.precision in self.bundle.manifest.video_parts
+        return has_parts and self.placement.backend == OnnxRuntime.name
+
+    def open_part(self, part: VideoPart) -> Session:
+        """See :meth:`GraphLoader.open_part`."""
+        return self._open(part)
+
+    def _open(self, graph: AnyGraph) -> Session:
         options = self._options
         return OnnxRuntimeSession(
             self.bundle, graph, self.placement, options.threads, options.provider_options
@@ -198,7 +223,7 @@ class OnnxRuntimeSession:
     def __init__(
         self,
         bundle: Bundle,
-        graph: Graph,
+        graph: AnyGraph,
         placement: Placement,
         threads: int | None = None,
         provider_options: Mapping[str, str] | None = None,
@@ -212,7 +237,7 @@ class OnnxRuntimeSession:
         onnxruntime = import_onnxruntime()
         self.graph = graph
         precision = placement.precision
-        self._spec = bundle.manifest.graphs[precision][graph]
+        self._spec = bundle.manifest.spec(graph, precision)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors alone, which are raised too
         if threads is not None:

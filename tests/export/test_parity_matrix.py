@@ -19,7 +19,7 @@ from xclip_deploy import Bundle, DeployedModel, export_bundle
 from xclip_deploy.export.exporter import ExportResult
 from xclip_deploy.export.parity import TOLERANCES, compare, run_pytorch
 from xclip_deploy.export.reference_inputs import ReferenceInputs, reference_inputs
-from xclip_deploy.runtime.manifest import Graph, Precision
+from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, VideoPart
 from xclip_deploy.runtime.model_config import (
     PatchEmbedding,
     TemporalHead,
@@ -101,11 +101,21 @@ def take(inputs: ReferenceInputs, rows: list[int]) -> ReferenceInputs:
     )
 
 
-def run(model: DeployedModel, inputs: ReferenceInputs) -> dict[tuple[Graph, str], Any]:
+def run(model: DeployedModel, inputs: ReferenceInputs) -> dict[tuple[AnyGraph, str], Any]:
     text = model.encode_token_ids(inputs.token_ids)
     video = model.encode_frames(inputs.frames, inputs.num_frames)
     scores = model.score(text, video)
+    parts: dict[tuple[AnyGraph, str], Any] = {}
+    if model.encodes_valid_frames:
+        pairs = zip(inputs.frames, inputs.num_frames, strict=True)
+        valid = np.concatenate([frames[:count] for frames, count in pairs])
+        parts = {
+            (VideoPart.FRAME_ENCODER, "frame_raw"): model.embed_frames(valid),
+            (VideoPart.TEMPORAL_HEAD, "video_features"): video.video_features,
+            (VideoPart.TEMPORAL_HEAD, "frame_features"): video.frame_features,
+        }
     return {
+        **parts,
         (Graph.TEXT_ENCODER, "sentence_features"): text.sentence_features,
         (Graph.TEXT_ENCODER, "word_features"): text.word_features,
         (Graph.VIDEO_ENCODER, "video_features"): video.video_features,
@@ -135,19 +145,27 @@ def test_agrees_with_pytorch(exported: Exported, precision: Precision) -> None:
     assert inputs.num_frames.max() == config.max_frames
     logit_scale = float(exported.model.scorer.logit_scale.detach().exp())
     options = SessionOptions(device="cpu", precision=precision.value, threads=1)
-    with DeployedModel(exported.bundle, options, max_batch=MAX_BATCH) as model:
-        # One full video; a single frame; an odd number; more than the largest batch takes.
-        for rows in ([0], [2], [0, 1, 2], list(range(MAX_BATCH + 3))):
-            batch = take(inputs, rows)
-            reference = run_pytorch(exported.model, batch)
-            found = run(model, batch)
-            assert found.keys() == reference.keys()
-            for key, array in found.items():
-                assert array.shape == reference[key].shape
-                assert array.dtype == np.float32
-            records = compare(reference, found, precision, logit_scale)
-            assert [record for record in records if not record.passed] == []
-            if precision is not Precision.FP32:
-                # Coarser arithmetic shows, or something else ran.
-                worst = max(record.max_abs_error for record in records)
-                assert worst > TOLERANCES[Precision.FP32].feature
+    halves, whole = exported.bundle, exported.bundle.without_video_parts()
+    is_2d = config.patch_embedding is PatchEmbedding.CONV_2D
+    assert (precision in halves.manifest.video_parts) is is_2d
+    for bundle in (halves, whole) if is_2d else (whole,):
+        with DeployedModel(bundle, options, max_batch=MAX_BATCH) as model:
+            # One full video; a single frame; an odd number; more than the largest batch takes.
+            for rows in ([0], [2], [0, 1, 2], list(range(MAX_BATCH + 3))):
+                batch = take(inputs, rows)
+                reference = run_pytorch(exported.model, batch)
+                if bundle is whole:
+                    reference = {
+                        k: array for k, array in reference.items() if isinstance(k[0], Graph)
+                    }
+                found = run(model, batch)
+                assert found.keys() == reference.keys()
+                for key, array in found.items():
+                    assert array.shape == reference[key].shape
+                    assert array.dtype == np.float32
+                records = compare(reference, found, precision, logit_scale)
+                assert [record for record in records if not record.passed] == []
+                if precision is not Precision.FP32:
+                    # Coarser arithmetic shows, or something else ran.
+                    worst = max(record.max_abs_error for record in records)
+                    assert worst > TOLERANCES[Precision.FP32].feature

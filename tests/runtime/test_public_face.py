@@ -255,6 +255,11 @@ CASES: dict[str, Make] = {
             },
             "encode_frames": lambda w: padded(w),
             "encode_videos": lambda w: {"videos": [padded(w)["frames"][0]]},
+            "embed_frames": lambda w: {"frames": padded(w)["frames"][0]},
+            "combine_frames": lambda w: {
+                "frame_raw": w.videos.frame_features,
+                "num_frames": w.videos.num_frames,
+            },
             "score": lambda w: {"texts": w.texts, "videos": w.videos},
             "score_gallery": lambda w: {"texts": w.texts, "videos": w.videos},
         },

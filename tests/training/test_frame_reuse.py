@@ -1,4 +1,4 @@
-"""Overlapping windows whose frames are encoded once, held against PyTorch's own encoder."""
+"""Overlapping windows by the whole encoder of a model with mean pooling, held against PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.indexing.reuse import FrameReuse, Window, encodes_frames_independently
+from xclip_deploy.runtime.indexing.reuse import FrameReuse, MeanPooling, Window, pools_the_mean
 from xclip_deploy.runtime.model_config import (
     ModelConfig,
     PatchEmbedding,
@@ -66,7 +66,7 @@ def same(found: VideoFeatures, expected: VideoFeatures) -> None:
 
 def test_windows_get_the_features_of_windows(pictures: Pictures) -> None:
     encoder = Encoder()
-    reuse = FrameReuse(encoder, FRAMES)
+    reuse = FrameReuse(MeanPooling(encoder, FRAMES), FRAMES)
     starts = range(0, 36, 2)
     windows = [Window(pictures[s : s + 4], tuple(range(s, s + 4))) for s in starts]
     for part in (windows[:5], windows[5:6], windows[6:]):
@@ -78,7 +78,7 @@ def test_windows_get_the_features_of_windows(pictures: Pictures) -> None:
 
 
 def test_short_windows_and_whole_videos(pictures: Pictures) -> None:
-    reuse = FrameReuse(Encoder(), FRAMES)
+    reuse = FrameReuse(MeanPooling(Encoder(), FRAMES), FRAMES)
     windows = [
         Window(pictures[:2], (0, 1)),
         Window(pictures[:2]),  # another file, whose frames have no names
@@ -90,22 +90,22 @@ def test_short_windows_and_whole_videos(pictures: Pictures) -> None:
 
 
 def test_equal_numbers_of_two_videos_are_two_frames(pictures: Pictures) -> None:
-    reuse = FrameReuse(Encoder(), FRAMES)
+    reuse = FrameReuse(MeanPooling(Encoder(), FRAMES), FRAMES)
     windows = [Window(pictures[n : n + 1], ((n, 0),)) for n in range(3)]
     same(reuse.encode(windows), Encoder()([window.frames for window in windows]))
 
 
 def test_memory_holds_the_last_windows_alone(pictures: Pictures) -> None:
-    reuse = FrameReuse(Encoder(), FRAMES)
+    reuse = FrameReuse(MeanPooling(Encoder(), FRAMES), FRAMES)
     for start in range(0, 36, 2):
         reuse.encode([Window(pictures[start : start + 4], tuple(range(start, start + 4)))])
         assert len(reuse._known) <= 4
 
 
 def test_models_that_mix_frames_are_left_alone() -> None:
-    assert encodes_frames_independently(config())
+    assert pools_the_mean(config())
     head = {"temporal_layers": 1, "temporal_heads": 2, "temporal_positions": FRAMES}
     mixing = config(temporal_head=TemporalHead.TRANSFORMER, **head)
-    assert not encodes_frames_independently(mixing)
-    assert not encodes_frames_independently(config(temporal_head=TemporalHead.LSTM))
-    assert not encodes_frames_independently(config(patch_embedding=PatchEmbedding.CONV_3D))
+    assert not pools_the_mean(mixing)
+    assert not pools_the_mean(config(temporal_head=TemporalHead.LSTM))
+    assert not pools_the_mean(config(patch_embedding=PatchEmbedding.CONV_3D))

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xclip_deploy.runtime.model_config import PatchEmbedding, TemporalHead
+from xclip_deploy.training.video_encoder import mark_valid
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -26,7 +27,7 @@ def test_mean_pooling_over_valid_frames(make_model: Any, inputs: Inputs) -> None
     _, frames, num_frames = inputs
     encoder = make_model().video_encoder
     with torch.inference_mode():
-        raw = encoder.encode_frames(frames, encoder.is_valid(frames, num_frames))
+        raw = encoder.encode_frames(frames, mark_valid(frames.shape[1], num_frames))
         found = encoder(frames, num_frames)
     torch.testing.assert_close(found.video_features, pooled(raw, num_frames))
     torch.testing.assert_close(found.frame_features, functional.normalize(raw, dim=-1))
@@ -37,7 +38,7 @@ def test_lstm_is_the_packed_one_of_the_authors(make_model: Any, inputs: Inputs) 
     _, frames, num_frames = inputs
     encoder = make_model(temporal_head=TemporalHead.LSTM).video_encoder
     with torch.inference_mode():
-        raw = encoder.encode_frames(frames, encoder.is_valid(frames, num_frames))
+        raw = encoder.encode_frames(frames, mark_valid(frames.shape[1], num_frames))
         packed = pack_padded_sequence(raw, num_frames, batch_first=True, enforce_sorted=False)
         out, _ = pad_packed_sequence(
             encoder.temporal.lstm(packed)[0], batch_first=True, total_length=raw.shape[1]

@@ -163,13 +163,16 @@ def print_parity(records: Sequence[ParityRecord]) -> None:
 
 
 def print_graph_sizes(manifest: Manifest) -> None:
-    """Print the size of each graph in each precision, with its external weights."""
+    """Print the size of each graph in each precision, with its external weights.
+
+    The halves of ``video_encoder`` share its weights and have no lines of their own.
+    """
     rows = []
-    for graph, first in next(iter(manifest.graphs.values())).items():
-        whole = _graph_bytes(manifest, first.file)
+    for graph in next(iter(manifest.graphs.values())):
+        whole = manifest.graph_bytes(graph, next(iter(manifest.graphs)))
         cells = []
-        for specs in manifest.graphs.values():
-            size = _graph_bytes(manifest, specs[graph].file)
+        for precision in manifest.graphs:
+            size = manifest.graph_bytes(graph, precision)
             share = f"{size / whole:.0%}"
             # A scorer computes in FP32 in every precision, so its size hardly differs.
             note = "" if share == "100%" else f" ({share})"
@@ -177,13 +180,6 @@ def print_graph_sizes(manifest: Manifest) -> None:
         rows.append((graph.value, *cells))
     headers = ("size of", *(precision.value for precision in manifest.graphs))
     print_table(headers, rows, right=range(1, len(headers)))
-
-
-def _graph_bytes(manifest: Manifest, file: str) -> int:
-    # Weights over 2 GB lie beside the graph, in files whose names begin with the graph's.
-    return sum(
-        record.size_bytes for name, record in manifest.files.items() if name.startswith(file)
-    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from xclip_deploy.cli.options import (
 if TYPE_CHECKING:
     from xclip_deploy.runtime.bundle import Bundle
     from xclip_deploy.runtime.engine_set import EngineSet
+    from xclip_deploy.runtime.manifest import GraphSpec
 
 
 @click.command("inspect", cls=Command)
@@ -82,20 +84,38 @@ def _print_model(bundle: Bundle) -> None:
 
 
 def _print_graphs(bundle: Bundle) -> None:
+    from xclip_deploy.runtime.manifest import VideoPart
+
     manifest = bundle.manifest
     precisions = list(manifest.graphs)
     rows: list[tuple[str, ...]] = []
-    for graph, first in manifest.graphs[precisions[0]].items():
-        specs = [manifest.graphs[precision][graph] for precision in precisions]
-        sizes = [f"{manifest.files[spec.file].size_bytes / 1e6:.1f} MB" for spec in specs]
+    for graph in manifest.graphs[precisions[0]]:
+        sizes = [f"{manifest.graph_bytes(graph, each) / 1e6:.1f} MB" for each in precisions]
         rows.append((graph.value, "", "", *sizes))
-        for side in ("inputs", "outputs"):
-            for number, tensor in enumerate(getattr(first, side)):
-                shape = f"[{', '.join(str(size) for size in tensor.shape)}]"
-                dtypes = [getattr(spec, side)[number].dtype.value for spec in specs]
-                rows.append((f"  {tensor.name}", side[:-1], shape, *dtypes))
+        rows += _tensor_rows([manifest.graphs[each][graph] for each in precisions])
+    for part in VideoPart if manifest.video_parts else ():
+        of_part = [manifest.video_parts.get(each, {}).get(part) for each in precisions]
+        rows.append(
+            (part.value, "", "", *("none" if spec is None else "shared" for spec in of_part))
+        )
+        rows += _tensor_rows(of_part)
     print_table(("graph", "", "shape", *(precision.value for precision in precisions)), rows)
+    if manifest.video_parts:
+        names = " and ".join(part.value for part in VideoPart)
+        say(f"{names} are halves of video_encoder, whose weights they share")
     say()
+
+
+def _tensor_rows(specs: Sequence[GraphSpec | None]) -> list[tuple[str, ...]]:
+    """Make a row for each tensor of a graph, with its dtype in every precision that has it."""
+    first = next(spec for spec in specs if spec is not None)
+    rows = []
+    for side in ("inputs", "outputs"):
+        for number, tensor in enumerate(getattr(first, side)):
+            shape = f"[{', '.join(str(size) for size in tensor.shape)}]"
+            dtypes = ["" if s is None else getattr(s, side)[number].dtype.value for s in specs]
+            rows.append((f"  {tensor.name}", side[:-1], shape, *dtypes))
+    return rows
 
 
 def _print_engines(engines: dict[Path, EngineSet]) -> None:

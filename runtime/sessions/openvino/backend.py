@@ -10,7 +10,7 @@ from typing import Any
 
 from xclip_deploy.errors import BackendUnavailableError, MissingExtraError
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import Graph, Precision, Tolerance
+from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, Tolerance, VideoPart
 from xclip_deploy.runtime.sessions.backend import (
     Backend,
     BlockScorer,
@@ -91,6 +91,18 @@ class OpenVinoLoader(GraphLoader):
         """See :meth:`GraphLoader.open`."""
         if graph is Graph.SCORER:
             return self._scorers.open(graph)
+        return self._compile(graph)
+
+    @property
+    def runs_video_parts(self) -> bool:
+        """See :meth:`GraphLoader.runs_video_parts`."""
+        return self.placement.precision in self.bundle.manifest.video_parts
+
+    def open_part(self, part: VideoPart) -> Session:
+        """See :meth:`GraphLoader.open_part`."""
+        return self._compile(part)
+
+    def _compile(self, graph: AnyGraph) -> Session:
         return OpenVinoSession(
             self.bundle, graph, self.placement.precision, self._threads, self._cache
         )

@@ -12,7 +12,7 @@ import numpy as np
 from xclip_deploy.errors import BundleIntegrityError, SessionError
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import Graph, Precision
+from xclip_deploy.runtime.manifest import AnyGraph, Precision
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.sessions.openvino.compiled import CompiledCache
@@ -30,7 +30,7 @@ class OpenVinoSession:
     def __init__(
         self,
         bundle: Bundle,
-        graph: Graph,
+        graph: AnyGraph,
         precision: Precision,
         threads: int | None,
         cache: CompiledCache,
@@ -43,7 +43,7 @@ class OpenVinoSession:
         import openvino
 
         self.graph = graph
-        self._spec = bundle.manifest.graphs[precision][graph]
+        self._spec = bundle.manifest.spec(graph, precision)
         path = bundle.graph_path(graph, precision)
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16",
