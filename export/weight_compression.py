@@ -1,8 +1,9 @@
 """Make INT8-weight graphs of the encoders for OpenVINO, by NNCF's weight compression.
 
-Weights of matrix products become INT8, with one scale for each output channel. No calibration data are needed. The graph has ONNX's own ``DequantizeLinear`` before each
-product, so that a bundle holds ONNX alone. OpenVINO quantises the activations as it runs, with one
-scale for each row and group of channels, and multiplies in INT8.
+Weights of matrix products become INT8, with one scale for each output channel. No calibration data
+are needed. The graph has ONNX's own ``DequantizeLinear`` before each product, so that a bundle
+holds ONNX alone. OpenVINO quantises the activations as it runs, with one scale for each row and
+group of channels, and multiplies in INT8.
 
 These weights stay in FP32:
 

@@ -33,6 +33,9 @@ from xclip_deploy.training.checkpoints.parameters import model_fingerprint
 PUBLISHED_FINGERPRINT = "cd58cdfb0e16e4d9cc8ee69ada722488dc4ea079420296d85f3d82996a003378"
 """Of the golden checkpoint, as the first release of the exporter wrote it."""
 
+COMPARED = tuple(each for each in Precision if each is not Precision.INT8_WEIGHTS)
+"""Precisions whose export needs neither NNCF nor OpenVINO."""
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {

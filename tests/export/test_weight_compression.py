@@ -138,13 +138,13 @@ def test_a_damaged_source_is_an_export_error(bundle: Bundle, tmp_path: Path) -> 
 
 
 def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_compression, "find_spec", lambda name: None)
+    monkeypatch.setattr(weight_compression, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"'xclip-deploy\[int8-weights\]'"):
         export_bundle(tmp_path / "none.pt", tmp_path / "bundle", int8_weights=True)
 
 
 def test_a_cpu_without_bf16_cannot_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_compression, "find_spec", lambda name: True)
+    monkeypatch.setattr(weight_compression, "find_spec", lambda _: True)
     monkeypatch.setattr(weight_compression, "why_no_bf16", lambda: "this CPU has no BF16 products")
     with pytest.raises(InvalidArgumentError, match="compared with PyTorch here: this CPU has no"):
         export_bundle(tmp_path / "none.pt", tmp_path / "bundle", int8_weights=True)

@@ -142,9 +142,7 @@ def test_small_models_run_where_they_are_named(bundle: Bundle) -> None:
 
 def test_int8_weights_are_for_openvino(bundle: Bundle) -> None:
     options = SessionOptions(backend="onnxruntime", precision="int8-weights")
-    with pytest.raises(
-        SessionError, match=r"int8-weights was asked for, which onnxruntime does not"
-    ):
+    with pytest.raises(SessionError, match="which onnxruntime does not run"):
         place(options, bundle)
 
 
