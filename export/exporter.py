@@ -18,6 +18,7 @@ from xclip_deploy.export.graphs import export_graph, graph_specs, part_specs, sh
 from xclip_deploy.export.parity import TOLERANCES, Tensors, compare, run_bundle, run_pytorch
 from xclip_deploy.export.quantization import quantize_graph
 from xclip_deploy.export.reference_inputs import ReferenceInputs, reference_inputs
+from xclip_deploy.export.weight_compression import compress_graph, require_weight_compression
 from xclip_deploy.export.weights_file import WeightsFile
 from xclip_deploy.runtime.arguments import as_callback, as_instance, as_number, as_path, as_truth
 from xclip_deploy.runtime.bundle import Bundle
@@ -45,6 +46,13 @@ from xclip_deploy.training.precision import halve, narrow
 
 _TOKENIZER = "tokenizer.json"
 _ALWAYS = (Precision.FP32, Precision.FP16)
+_REWRITERS = {Precision.INT8: quantize_graph, Precision.INT8_WEIGHTS: compress_graph}
+"""Functions that make a precision's encoders from the FP32 graphs."""
+_METHODS = {
+    Precision.BF16: ParityMethod.ROUNDED,
+    Precision.INT8_WEIGHTS: ParityMethod.OPENVINO,
+}
+"""Ways of comparing a precision with PyTorch; ONNX Runtime runs the others."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ def export_bundle(
     square_pixels: bool | None = None,
     bf16: bool = False,
     int8: bool = False,
+    int8_weights: bool = False,
     progress: ProgressFunction | None = None,
 ) -> ExportResult:
     """Export a checkpoint to a bundle with FP32 and FP16 graphs.
@@ -81,13 +90,16 @@ def export_bundle(
             the training did; the published models were trained on stored pixels.
         bf16: Whether to add BF16 graphs, for TensorRT.
         int8: Whether to add INT8 encoders, for the CPU.
+        int8_weights: Whether to add encoders with INT8 weights, for OpenVINO. They are compared
+            with PyTorch on OpenVINO, so that this needs a CPU with BF16.
         progress: Called at the start of every step, which ``note`` names, and at the end.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         ExportError: a graph cannot be exported or written. ParityError: a graph does not
             reproduce PyTorch.
-        InvalidArgumentError: an argument is out of range.
+        InvalidArgumentError: an argument is out of range, or INT8 weights cannot be compared here.
+        MissingExtraError: NNCF or OpenVINO is not installed, for INT8 weights.
     """
     source, target = as_path("checkpoint", checkpoint), as_path("output", output)
     if as_number("frames_per_second", frames_per_second, 0, 1000) == 0:
@@ -96,6 +108,7 @@ def export_bundle(
         as_truth("square_pixels", square_pixels)
     as_truth("bf16", bf16)
     as_truth("int8", int8)
+    as_truth("int8_weights", int8_weights)
     as_callback("progress", progress)
     if options is not None:
         as_instance("options", options, CheckpointOptions, "CheckpointOptions or None")
@@ -103,7 +116,13 @@ def export_bundle(
         raise InvalidArgumentError(
             f"{target} exists and is no bundle; choose another path with -o, or remove it"
         )
-    extra = ((Precision.BF16, bf16), (Precision.INT8, int8))
+    if int8_weights:
+        require_weight_compression()
+    extra = (
+        (Precision.BF16, bf16),
+        (Precision.INT8, int8),
+        (Precision.INT8_WEIGHTS, int8_weights),
+    )
     precisions = (*_ALWAYS, *(precision for precision, is_wanted in extra if is_wanted))
     steps = _Steps(progress, precisions)
     steps.next("reading the checkpoint")
@@ -176,9 +195,9 @@ def _write(
                 if isinstance(graph, Graph):
                     steps.next(f"exporting {precision.value}/{graph.value}")
                 weights = None if graph in (Graph.TEXT_ENCODER, Graph.SCORER) else shared
-                if precision is Precision.INT8:
+                if precision in _REWRITERS:
                     wide = directory / f"{Precision.FP32.value}/{graph.value}.onnx"
-                    quantize_graph(wide, graph, spec, directory, weights)
+                    _REWRITERS[precision](wide, graph, spec, directory, weights)
                 else:
                     export_graph(model, graph, spec, directory, weights)
     del model
@@ -224,10 +243,11 @@ def _check_parity(
     records: list[ParityRecord] = []
     for precision in manifest.graphs:
         steps.next(f"comparing {precision.value} with PyTorch")
-        if precision is Precision.BF16:
-            found, method = run_rounded(bundle, inputs), ParityMethod.ROUNDED
+        method = _METHODS.get(precision, ParityMethod.ONNX_RUNTIME)
+        if method is ParityMethod.ROUNDED:
+            found = run_rounded(bundle, inputs)
         else:
-            found, method = run_bundle(bundle, precision, inputs), ParityMethod.ONNX_RUNTIME
+            found = run_bundle(bundle, precision, inputs, method)
         graphs = {*manifest.graphs[precision], *manifest.video_parts.get(precision, {})}
         expected = {key: array for key, array in reference.items() if key[0] in graphs}
         records += compare(expected, found, precision, score_scale, method)

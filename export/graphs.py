@@ -52,7 +52,11 @@ _TORCH_DTYPES = {
 
 
 # The scorer computes in FP32 in every precision, so these precisions share that of another.
-_SCORER_OF = {Precision.BF16: Precision.FP16, Precision.INT8: Precision.FP32}
+_SCORER_OF = {
+    Precision.BF16: Precision.FP16,
+    Precision.INT8: Precision.FP32,
+    Precision.INT8_WEIGHTS: Precision.FP32,
+}
 
 
 def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphSpec]:
@@ -60,7 +64,8 @@ def graph_specs(config: ModelConfig, precision: Precision) -> dict[Graph, GraphS
 
     Embeddings and scores leave every graph as FP32. The scorer of FP16 and BF16 reads a gallery's
     features as FP16, as the gallery stores them, and computes in FP32. No graph has BF16 inputs or
-    outputs, since NumPy has no BF16. BF16 shares the scorer of FP16, and INT8 that of FP32.
+    outputs, since NumPy has no BF16. BF16 shares the scorer of FP16; INT8
+    and INT8 weights share that of FP32.
     """
     size, words, frames = config.vision.image_size, config.max_words, config.max_frames
     dim = config.embed_dim

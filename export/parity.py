@@ -39,6 +39,9 @@ TOLERANCES: dict[Precision, Tolerance] = {
     Precision.INT8: Tolerance(
         feature=5e-2, cosine=0.995, score=0.1, recall_points=1.0, top1_agreement=0.95
     ),
+    Precision.INT8_WEIGHTS: Tolerance(
+        feature=2e-2, cosine=0.9995, score=5e-2, recall_points=1.0, top1_agreement=0.95
+    ),
 }
 
 
@@ -57,14 +60,20 @@ def run_pytorch(model: XClip, inputs: ReferenceInputs) -> Tensors:
     return found | _by_part(frame_raw[is_valid], video)
 
 
-def run_bundle(bundle: Bundle, precision: Precision, inputs: ReferenceInputs) -> Tensors:
+def run_bundle(
+    bundle: Bundle,
+    precision: Precision,
+    inputs: ReferenceInputs,
+    method: ParityMethod = ParityMethod.ONNX_RUNTIME,
+) -> Tensors:
     """Run a bundle end to end on the CPU and return every output of its graphs.
 
     The scorer reads the outputs of the bundle's own encoders. The product's runtime does the work,
     in batches of two and an odd rest. Where the bundle has the halves of ``video_encoder``, they
-    run as well as the whole.
+    run as well as the whole. ``method``: ``ONNX_RUNTIME`` or ``OPENVINO``.
     """
-    options = SessionOptions(device="cpu", precision=precision.value, backend="onnxruntime")
+    # The method has the name of the backend.
+    options = SessionOptions(device="cpu", precision=precision.value, backend=method.value)
     # The comparison reports NaN and infinity, together with every other fault.
     whole = bundle.without_video_parts()
     with DeployedModel(whole, options, max_batch=2, check_finite=False) as model:

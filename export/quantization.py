@@ -29,8 +29,8 @@ from xclip_deploy.training.video_encoder import VisionTransformer
 if TYPE_CHECKING:
     import onnx_ir
 
-# FP16 leaves the same parameters in FP32. Each encoder has one.
-_PROJECTIONS = VisionTransformer.float32_parameters | TextEncoder.float32_parameters
+PROJECTIONS = VisionTransformer.float32_parameters | TextEncoder.float32_parameters
+"""Last parts of the names of the projections, one in each encoder. FP16 leaves them in FP32 too."""
 _TOKEN_EMBEDDING = "token_embedding.weight"  # noqa: S105 - the name of a parameter
 
 
@@ -53,11 +53,11 @@ def quantize_graph(
     model = onnx_ir.load(source)
     projections = 0
     for node in list(model.graph):
-        weight = _weight(node)
+        weight = weight_of(node)
         if weight is None:
             continue
         name = str(weight.name)
-        if name.rpartition(".")[2] in _PROJECTIONS:
+        if name.rpartition(".")[2] in PROJECTIONS:
             projections += 1
         elif node.op_type == "MatMul":
             _replace(model.graph, node, _quantized_product(model.graph, node, weight))
@@ -73,7 +73,7 @@ def quantize_graph(
     check_boundary(directory / spec.file, graph, spec)
 
 
-def _weight(node: onnx_ir.Node) -> onnx_ir.Value | None:
+def weight_of(node: onnx_ir.Node) -> onnx_ir.Value | None:
     """Return the weight of a matrix product or a lookup; None for other nodes."""
     index = {"MatMul": 1, "Gather": 0}.get(node.op_type)
     value = None if index is None else node.inputs[index]

@@ -58,6 +58,9 @@ class Precision(str, Enum):
     """BF16, for TensorRT alone. ONNX Runtime has no such kernels."""
     INT8 = "int8"
     """INT8 weights and activations of the encoders' matrix products, for the CPU alone."""
+    INT8_WEIGHTS = "int8-weights"
+    """INT8 weights of the encoders' matrix products, for OpenVINO alone. It quantises activations
+    as it runs, where the CPU gains by it."""
 
 
 class DType(str, Enum):
@@ -159,6 +162,8 @@ class ParityMethod(str, Enum):
     """ONNX Runtime ran the graphs unchanged on the CPU."""
     ROUNDED = "rounded"
     """ONNX Runtime ran FP32 operations on the CPU, each result rounded to the precision."""
+    OPENVINO = "openvino"
+    """OpenVINO ran the encoders unchanged on the CPU, and ONNX Runtime the scorer."""
 
 
 class ParityRecord(FrozenModel):

@@ -21,10 +21,10 @@ def graph_sources(bundle: Bundle, precision: Precision) -> dict[Graph, tuple[Pat
     Raises InvalidArgumentError for a precision that TensorRT does not build from or the bundle
     lacks, and BundleIntegrityError for an altered file.
     """
-    if precision is Precision.INT8:
+    if precision in (Precision.INT8, Precision.INT8_WEIGHTS):
         raise InvalidArgumentError(
-            "int8 graphs are for the CPU: TensorRT refuses their dynamically quantised operators; "
-            f"run: xclip-deploy build-trt {bundle.path} --fp16"
+            f"{precision.value} graphs are for the CPU: TensorRT refuses their quantised "
+            f"operators; run: xclip-deploy build-trt {bundle.path} --fp16"
         )
     if precision not in bundle.manifest.graphs:
         flag = " --bf16" if precision is Precision.BF16 else ""

@@ -46,6 +46,10 @@ def onnx_sources(bundle: Bundle, precision: Precision | None, device: str) -> So
     Raises InvalidArgumentError or BundleIntegrityError.
     """
     precision = precision or (Precision.FP16 if device == "cuda" else Precision.FP32)
+    if precision is Precision.INT8_WEIGHTS:
+        raise InvalidArgumentError(
+            "precision int8-weights: for OpenVINO alone; expected fp32, fp16 or int8"
+        )
     if precision is Precision.BF16:
         raise InvalidArgumentError("precision bf16: ONNX Runtime cannot run it; choose tensorrt")
     if precision is Precision.INT8 and device == "cuda":

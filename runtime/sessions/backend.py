@@ -208,9 +208,10 @@ class Backend(ABC):
         """
 
     def may_gain(self, bundle: Bundle, device: Device) -> bool:
-        """Return whether ``auto`` and ``bench`` consider the backend for a bundle on a device.
+        """Return whether the backend is considered for a bundle on a device without being named.
 
-        Where nothing could be gained, it is passed over without a word.
+        Where nothing could be gained, ``auto`` and ``bench`` pass over it without a word, apart
+        from arithmetics that are never automatic.
         """
         del bundle, device
         return True
@@ -230,11 +231,12 @@ class Backend(ABC):
     def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
         """List every way of running a bundle, or the reason why this machine lacks it."""
         for device, arithmetics in self.arithmetics.items():
-            if not self.may_gain(bundle, device):
-                continue
+            may_gain = self.may_gain(bundle, device)
             reason = self.why_not(bundle, device)
             for arithmetic in arithmetics:
-                if arithmetic.graphs in bundle.precisions:
+                # Graphs that were exported for an arithmetic count, whatever it gains.
+                is_wanted = may_gain or not arithmetic.is_automatic
+                if is_wanted and arithmetic.graphs in bundle.precisions:
                     options = SessionOptions(device, arithmetic.name, backend=self.name)
                     yield options if reason is None else Refusal(options, reason)
 

@@ -39,10 +39,12 @@ class SessionOptions:
     device: DeviceName = "auto"
     """Device; ``auto`` takes an NVIDIA GPU where one can be used, else the CPU."""
     precision: str = "auto"
-    """Arithmetic: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``tf32`` or ``mixed-bf16``. ``auto``
+    """Arithmetic: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``tf32``, ``mixed-bf16``
+    or ``int8-weights``. ``auto``
     takes FP16 on a GPU. On a CPU it takes mixed BF16 where OpenVINO gains by it, or else FP32. It
-    never takes BF16 (engines alone), INT8 (ONNX Runtime on a CPU alone) or TF32 (FP32 graphs on
-    ONNX Runtime's GPU providers). TensorRT's provider has no FP32."""
+    never takes BF16 (engines alone), INT8 (ONNX Runtime on a CPU alone), INT8 weights (OpenVINO
+    alone) or TF32 (FP32 graphs on ONNX Runtime's GPU providers). TensorRT's provider has no
+    FP32."""
     threads: int | None = None
     """CPU threads of a session of ONNX Runtime or OpenVINO; None: one per core."""
     backend: str = "auto"

@@ -37,7 +37,8 @@ def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
     beside: list[str] = []  # those of other backends on a CPU
     last: XclipDeployError | None = None
     for backend, device in candidates:
-        if options.backend == "auto" and not backend.may_gain(bundle, device):
+        is_free = options.backend == "auto" and options.precision == "auto"
+        if is_free and not backend.may_gain(bundle, device):
             continue
         # Open a backend that was named: its own error says more than a reason to pass it over.
         is_named = options.backend != "auto" and len(candidates) == 1

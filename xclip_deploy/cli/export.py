@@ -84,6 +84,11 @@ from xclip_deploy.cli.options import Command, PathArgument, json_option, weights
     is_flag=True,
     help="Also write INT8 encoders, for the CPU; they are smaller, faster and less exact.",
 )
+@click.option(
+    "--int8-weights",
+    is_flag=True,
+    help="Also write encoders with INT8 weights, for OpenVINO on a CPU with BF16.",
+)
 @json_option
 def command(
     checkpoint: Path,
@@ -100,6 +105,7 @@ def command(
     mask_padding: bool | None,
     bf16: bool,
     int8: bool,
+    int8_weights: bool,
     as_json: bool,
 ) -> None:
     """Export CHECKPOINT to a bundle of ONNX graphs in FP32 and FP16.
@@ -131,6 +137,7 @@ def command(
                 square_pixels=square_pixels,
                 bf16=bf16,
                 int8=int8,
+                int8_weights=int8_weights,
                 progress=progress,
             )
     except ParityError as error:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xclip_deploy.errors import BundleIntegrityError, SessionError
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import AnyGraph, Precision
+from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, VideoPart
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.sessions.openvino.compiled import CompiledCache
+
+logger = logging.getLogger(__name__)
 
 _MAX_REASON = 350
 
@@ -37,14 +41,14 @@ class OpenVinoSession:
     ) -> None:
         """Load and compile a graph.
 
-        Raises SessionError where OpenVINO cannot load it, and BundleIntegrityError where the file
+        A compiled graph of the cache is taken for the file, which is then not read. Raises
+        SessionError where OpenVINO cannot load the file, and BundleIntegrityError where the file
         differs from the manifest.
         """
         import openvino
 
         self.graph = graph
         self._spec = bundle.manifest.spec(graph, precision)
-        path = bundle.graph_path(graph, precision)
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16",
             "PERFORMANCE_HINT": "LATENCY",
@@ -52,17 +56,26 @@ class OpenVinoSession:
             # Pinned threads would share their cores with the processes that decode.
             "ENABLE_CPU_PINNING": False,
         }
-        sha256 = bundle.graph_sha256(graph, precision)
-        try:
-            with cache.folder(sha256, openvino.get_version(), properties) as folder:
-                cached = {} if folder is None else {"CACHE_DIR": str(folder)}
-                core = openvino.Core()
-                compiled: Any = core.compile_model(str(path), "CPU", {**properties, **cached})
-            found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        except Exception as error:
-            raise SessionError(f"OpenVINO cannot load {path}: {_line(error)}") from error
+        if precision is Precision.INT8_WEIGHTS:
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _group_size(bundle, graph)
+        core = openvino.Core()
+        machine = f"{openvino.get_version()} {core.get_property('CPU', 'FULL_DEVICE_NAME')}"
+        name = cache.name_of(bundle.graph_sha256(graph, precision), machine, properties)
+        self._content = cache.find(name)
+        """Content of a cached graph, in which OpenVINO may read as long as it runs."""
+        compiled = _import(core, self._content, properties)
+        if compiled is None:
+            self._content = None
+            path = bundle.graph_path(graph, precision)
+            try:
+                compiled = core.compile_model(str(path), "CPU", properties)
+                exported = compiled.export_model()
+            except Exception as error:
+                raise SessionError(f"OpenVINO cannot load {path}: {_line(error)}") from error
+            cache.put(name, exported.getbuffer())
+        found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if found != "bf16":
-            raise SessionError(f"OpenVINO computes {path} in {found}, not in bf16")
+            raise SessionError(f"OpenVINO computes {graph.value} in {found}, not in bf16")
         self._check_boundary(bundle, compiled)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._requests.put(compiled.create_infer_request())
@@ -121,6 +134,34 @@ class OpenVinoSession:
                     f"{cut(str(sorted(want)), _MAX_REASON)}; "
                     f"run: xclip-deploy export CHECKPOINT -o {bundle.path}"
                 )
+
+
+def _group_size(bundle: Bundle, graph: AnyGraph) -> int:
+    """Return the number of channels of an activation that share a scale: a tower's width.
+
+    The width divides the inner size of all its products, as OpenVINO expects.
+    """
+    model = bundle.manifest.model
+    if graph is VideoPart.TEMPORAL_HEAD:
+        return model.embed_dim
+    return model.text.width if graph is Graph.TEXT_ENCODER else model.vision.width
+
+
+def _import(
+    core: Any,  # noqa: ANN401 - OpenVINO has no useful types
+    content: npt.NDArray[np.uint8] | None,
+    properties: Mapping[str, Any],
+) -> Any:  # noqa: ANN401
+    """Load a compiled graph. Return None where there is none, or OpenVINO refuses it."""
+    import openvino
+
+    if content is None:
+        return None
+    try:
+        return core.import_model(openvino.Tensor(content, shared_memory=True), "CPU", properties)
+    except RuntimeError as error:
+        logger.warning("a cached graph cannot be loaded, so it is made anew: %s", _line(error))
+        return None
 
 
 def _line(error: Exception) -> str:

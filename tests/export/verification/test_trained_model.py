@@ -6,6 +6,7 @@ Random weights cannot show this: their scores hardly differ, and any rounding ch
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,14 @@ from xclip_deploy import (
 )
 from xclip_deploy.export.verification import Certificate
 from xclip_deploy.runtime.manifest import Precision
+from xclip_deploy.runtime.sessions.openvino import backend as openvino_backend
+from xclip_deploy.runtime.sessions.openvino.backend import why_no_bf16, why_no_openvino
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
 pytestmark = pytest.mark.slow
+missing = why_no_openvino() or why_no_bf16()
+if missing is None and find_spec("nncf") is None:
+    missing = "NNCF is not installed; run: pip install 'xclip-deploy[int8-weights]'"
 
 
 QUERIES = 800
@@ -37,13 +43,18 @@ def folder(once_per_run: Callable[..., Path]) -> Path:
     def make(folder: Path) -> None:
         train(resolve_config("demo"), folder / "run")
         checkpoint = folder / "run" / "last.pt"
-        export_bundle(checkpoint, folder / "bundle", int8=True, bf16=True)
+        export_bundle(
+            checkpoint, folder / "bundle", int8=True, bf16=True, int8_weights=missing is None
+        )
         # Of another seed, for enough queries: some say what the model was trained on, which is
         # no matter where it is compared with itself.
         sizes = SplitSizes(train=2, val=2, test=QUERIES)
         make_videos(folder / "videos", sizes, seed=1_000_003, num_workers=2)
         split = open_dataset("folder", "test", folder / "videos", folder / "videos")
-        found = verify_bundle(folder / "bundle", checkpoint=checkpoint, split=split)
+        with pytest.MonkeyPatch.context() as patch:
+            # The preset is too narrow to gain by OpenVINO, and would not be compared.
+            patch.setattr(openvino_backend, "_LEAST_WIDTH", 0)
+            found = verify_bundle(folder / "bundle", checkpoint=checkpoint, split=split)
         (folder / "certificate.json").write_text(found.model_dump_json())
 
     return once_per_run("trained", make)
@@ -70,7 +81,11 @@ def test_it_has_learned(folder: Path) -> None:
 def test_retrieval_survives(
     certificate: Certificate, precision: Precision, points: float, top1: float
 ) -> None:
-    (found,) = (c for c in certificate.comparisons if c.run.precision is precision)
+    (found,) = (
+        c
+        for c in certificate.comparisons
+        if c.run.precision is precision and c.run.arithmetic is None
+    )
     assert found.failures == ()
     assert certificate.inputs.num_texts == QUERIES
     assert found.ranking is not None
@@ -78,3 +93,33 @@ def test_retrieval_survives(
     assert len(found.recalls) == 6
     for record in found.recalls:
         assert abs(record.found - record.reference) <= points + 1e-4, record
+
+
+@pytest.mark.skipif(missing is not None, reason=str(missing))
+@pytest.mark.parametrize(
+    ("name", "points", "cosine", "failures"),
+    [("mixed-bf16", 0.5, 0.9998, {"ranking: top-1"}), ("int8-weights", 1.0, 0.9995, set())],
+)
+def test_retrieval_survives_openvino(
+    certificate: Certificate, name: str, points: float, cosine: float, failures: set[str]
+) -> None:
+    """Nearly all of this model's rankings hold near ties.
+
+    In mixed BF16, 2 % of the texts have another video first, one more than verify allows; no
+    rank changes beyond near ties.
+    """
+    (found,) = (
+        c
+        for c in certificate.comparisons
+        if c.run.backend == "openvino" and name in (c.run.arithmetic, c.run.precision.value)
+    )
+    assert {failure.split(" agreement")[0] for failure in found.failures} <= failures
+    assert certificate.inputs.num_texts == QUERIES
+    assert found.ranking is not None
+    assert found.ranking.flips == 0
+    assert found.ranking.top1_agreement >= 0.96
+    for record in found.recalls:
+        assert abs(record.found - record.reference) <= points + 1e-4, record
+    cosines = [each.min_cosine for each in found.tensors if each.min_cosine is not None]
+    assert len(cosines) == 4
+    assert min(cosines) >= cosine

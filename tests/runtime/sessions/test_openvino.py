@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from xclip_deploy import Bundle, DeployedModel
-from xclip_deploy.errors import SessionError
+from xclip_deploy.errors import BundleIntegrityError, SessionError
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.sessions import SessionOptions, place
 from xclip_deploy.runtime.sessions.openvino import backend as openvino_backend
@@ -134,6 +135,24 @@ def test_features_are_those_of_fp32_but_for_rounding(bundle: Bundle, model: Depl
 
 
 @runs
+def test_small_models_run_where_they_are_named(bundle: Bundle) -> None:
+    options = SessionOptions(device="cpu", precision="mixed-bf16")
+    assert place(options, bundle).placement.summary == "mixed-bf16 by openvino on cpu"
+
+
+def test_int8_weights_are_for_openvino(bundle: Bundle) -> None:
+    options = SessionOptions(backend="onnxruntime", precision="int8-weights")
+    with pytest.raises(SessionError, match="which onnxruntime does not run"):
+        place(options, bundle)
+
+
+@runs
+def test_a_bundle_without_int8_weights(bundle: Bundle) -> None:
+    with pytest.raises(SessionError, match="int8-weights was asked for; the bundle has"):
+        place(SessionOptions(device="cpu", precision="int8-weights"), bundle)
+
+
+@runs
 def test_outputs_are_the_callers(model: DeployedModel) -> None:
     session = model._session(Graph.TEXT_ENCODER)
     ids = model.tokenizer.encode(["a dog"], model.config.max_words)
@@ -159,7 +178,7 @@ def encoded(bundle: Bundle) -> Any:
 @runs
 def test_a_second_process_finds_the_compiled_graph(bundle: Bundle, cache_root: Path) -> None:
     def blobs() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in cache_root.rglob("*.blob")}
+        return {path: path.stat().st_ino for path in cache_root.rglob("*.compiled")}
 
     first = encoded(bundle)
     found = blobs()
@@ -170,46 +189,87 @@ def test_a_second_process_finds_the_compiled_graph(bundle: Bundle, cache_root: P
 
 
 @runs
-@pytest.mark.parametrize("damage", ["changed", "cut", "no checksums", "one more"])
-def test_a_damaged_graph_is_compiled_anew(bundle: Bundle, cache_root: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["changed", "cut", "no checksums", "longer", "empty"])
+def test_a_damaged_graph_is_compiled_anew(
+    bundle: Bundle, cache_root: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """OpenVINO itself loads it without a word."""
     first = encoded(bundle)
-    (blob,) = cache_root.rglob("*.blob")
-    blob.chmod(0o600)
-    content = bytearray(blob.read_bytes())
+    (path,) = cache_root.iterdir()
+    whole = path.read_bytes()
+    content = bytearray(whole)
     if damage == "changed":
         content[-len(content) // 64 :: 7] = bytes(len(content[-len(content) // 64 :: 7]))
-        blob.write_bytes(content)
     elif damage == "cut":
-        blob.write_bytes(content[: len(content) // 2])
+        content = content[: len(content) // 2]
     elif damage == "no checksums":
-        (blob.parent / "checksums.json").unlink()
+        content[: 1 << 16] = b"{}".ljust(1 << 16)
+    elif damage == "longer":
+        content += bytes(1)
     else:
-        (blob.parent / "other.blob").write_bytes(content)
+        content = bytearray()
+    path.write_bytes(content)
     np.testing.assert_array_equal(encoded(bundle), first)
-    (anew,) = cache_root.rglob("*.blob")
-    assert anew.stat().st_size > len(content) // 2
-    assert (anew.parent / "checksums.json").is_file()
+    assert "it is made anew" in caplog.text
+    (anew,) = cache_root.iterdir()
+    assert anew.stat().st_size > len(whole) // 2  # names of generated nodes differ
+    caplog.clear()
+    np.testing.assert_array_equal(encoded(bundle), first)
+    assert caplog.text == ""
+
+
+@runs
+def test_a_graph_that_openvino_refuses_is_made_anew(
+    bundle: Bundle, cache_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its checksums are right, as of a file that another release wrote under the same name."""
+    first = encoded(bundle)
+    (path,) = cache_root.iterdir()
+    CompiledCache(cache_root).put(path.stem, memoryview(b"no graph"))
+    np.testing.assert_array_equal(encoded(bundle), first)
+    assert "cannot be loaded, so it is made anew" in caplog.text
+
+
+@runs
+def test_the_graph_itself_is_not_read_where_a_compiled_one_is(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """And an altered graph without a compiled one is refused."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.path, copy)
+    first = encoded(Bundle.open(copy))
+    (copy / "fp32" / "text_encoder.onnx").write_bytes(
+        bytes((copy / "fp32" / "text_encoder.onnx").stat().st_size)
+    )
+    np.testing.assert_array_equal(encoded(Bundle.open(copy)), first)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(BundleIntegrityError, match="was altered"):
+        encoded(Bundle.open(copy))
 
 
 def fill(cache: CompiledCache, sha256: str) -> Path:
-    with cache.folder(sha256, "1.0", {"THREADS": 2}) as folder:
-        assert folder is not None
-        (folder / "a.blob").write_bytes(b"x")
     assert cache.root is not None
-    return max(cache.root.iterdir(), key=lambda each: each.stat().st_mtime_ns)
+    name = cache.name_of(sha256, "1.0 cpu", {"THREADS": 2})
+    cache.put(name, memoryview(b"x"))
+    found = cache.find(name)
+    assert found is not None
+    assert found.tobytes() == b"x"
+    return cache.root / f"{name}.compiled"
 
 
 def test_nothing_is_cached_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, "")
-    with CompiledCache.of_user().folder(SHA, "1.0", {}) as folder:
-        assert folder is None
+    cache = CompiledCache.of_user()
+    cache.put(SHA, memoryview(b"x"))
+    assert cache.root is None
+    assert cache.find(SHA) is None
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    with CompiledCache(tmp_path / "file" / "openvino").folder(SHA, "1.0", {}) as folder:
-        assert folder is None
+    cache = CompiledCache(tmp_path / "file" / "openvino")
+    cache.put(SHA, memoryview(b"x"))
+    assert cache.find(SHA) is None
     assert "graphs are compiled at every start" in caplog.text
 
 
@@ -219,29 +279,15 @@ def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert CompiledCache.of_user().root == tmp_path / "xclip-deploy" / "openvino"
 
 
-def test_a_compilation_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    cache = CompiledCache(tmp_path / "openvino")
-
-    def compile_in_vain() -> None:
-        with cache.folder(SHA, "1.0", {}) as folder:
-            assert folder is not None
-            (folder / "a.blob").write_bytes(b"x")
-            raise OSError("no room")
-
-    with pytest.raises(OSError, match="no room"):
-        compile_in_vain()
-    assert list((tmp_path / "openvino").iterdir()) == []
-
-
 def test_old_graphs_are_removed(tmp_path: Path) -> None:
     cache = CompiledCache(tmp_path / "openvino")
-    folders = []
+    files = []
     for n in range(12):
-        folder = fill(cache, f"{n:064x}")
-        folders.append(folder)
+        file = fill(cache, f"{n:064x}")
+        files.append(file)
         day_ago = time.time() - 86400 + n
-        os.utime(folder, (day_ago, day_ago))
+        os.utime(file, (day_ago, day_ago))
     newest = fill(cache, "f" * 64)
-    left = [folder for folder in folders if folder.is_dir()]
-    assert left == folders[-7:]
-    assert newest.is_dir()
+    left = [file for file in files if file.is_file()]
+    assert left == files[-7:]
+    assert newest.is_file()
