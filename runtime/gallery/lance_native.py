@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from xclip_deploy.runtime.gallery.arrow_numbers import from_numbers
+
 _KNOWN_RELEASES = ("0.40.",)
 """Releases of LanceDB whose native module this code knows, as beginnings of their numbers."""
 _MODULE = "lancedb._lancedb"
@@ -115,7 +117,7 @@ class NativeTable:
         """Begin a query of all rows, or of those nearest to a vector."""
         query = self._table.query()
         if vector is not None:
-            query = query.nearest_to(pa.array(np.asarray(vector, np.float64)))
+            query = query.nearest_to(from_numbers(np.asarray(vector, np.float64)))
             query.column(vector_column_name)
         return NativeQuery(query)
 

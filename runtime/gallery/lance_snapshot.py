@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.arrow_numbers import from_numbers, to_numbers
 from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
 from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
 from xclip_deploy.runtime.gallery.filter_sql import named_sql, outside, quoted, to_sql
@@ -149,7 +150,7 @@ class LanceSnapshot:
             self.reader.ensure(part)
         table = self.reader.matching(named_sql(paths, name))
         with self.reader.reading():
-            videos = to_videos(table.take(np.argsort(row_ids(table))))
+            videos = to_videos(table.take(from_numbers(np.argsort(row_ids(table)))))
         return [video for video in videos if has_name(video, paths, name)]
 
     def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
@@ -171,7 +172,7 @@ class LanceSnapshot:
     def videos(self, rows: Rows) -> list[GalleryVideo]:
         if self._listing is not None:
             known, table = self._listing
-            return to_videos(table.take(np.searchsorted(known, rows)))
+            return to_videos(table.take(from_numbers(np.searchsorted(known, rows))))
         table = self.reader.take(rows, [*RECORDS, Part.METADATA])
         with self.reader.reading():
             return to_videos(table)
@@ -179,7 +180,8 @@ class LanceSnapshot:
     def frame_times(self, rows: Rows) -> list[tuple[float, ...]]:
         if self._listing is not None:
             known, table = self._listing
-            table = table.select(["frame_times_s"]).take(np.searchsorted(known, rows))
+            places = from_numbers(np.searchsorted(known, rows))
+            table = table.select(["frame_times_s"]).take(places)
         else:
             table = self.reader.take(rows, [Part.RECORD])
         return [tuple(times_s) for times_s in table["frame_times_s"].to_pylist()]
@@ -252,7 +254,7 @@ class LanceSnapshot:
         for query in np.asarray(queries, np.float32):
             table = self._search(query, limit, condition, reads_on=reads_on)
             # LanceDB's distance of inner products is 1 - product.
-            similarities = 1 - table["_distance"].to_numpy()
+            similarities = 1 - to_numbers(table["_distance"])
             found.append(Nearest(row_ids(table), similarities.astype(np.float32), method))
         return found
 
@@ -339,14 +341,14 @@ class LanceSnapshot:
         columns = dict(zip(table.column_names, table.columns, strict=True))
         del table
         tables.clear()
-        rows = columns.pop("_rowid").to_numpy().astype(np.int64)
+        rows = to_numbers(columns.pop("_rowid")).astype(np.int64)
         self.reader.note_verified(parts, int(rows.max()))
         order = np.argsort(rows, kind="stable")
         is_sorted = np.array_equal(order, np.arange(len(order)))
         for name in columns:  # one by one: all at once would be in memory twice
             columns[name] = columns[name].combine_chunks()
             if not is_sorted:
-                columns[name] = columns[name].take(order)
+                columns[name] = columns[name].take(from_numbers(order))
         return rows[order], pa.table(columns)
 
     def _is_flat(self) -> bool:
