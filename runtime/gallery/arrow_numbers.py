@@ -23,13 +23,13 @@ def to_numbers(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
     """
     array = in_one_piece(column)
     if pa.types.is_boolean(array.type) and not array.null_count:
-        truth: npt.NDArray[Any] = np.from_dlpack(array.cast(pa.uint8())).view(np.bool_)
-        return truth
+        truth: npt.NDArray[Any] = np.from_dlpack(array.cast(pa.uint8()))
+        return truth.view(np.bool_)
     if array.null_count or not _is_number(array.type):
         if not pa.types.is_floating(array.type):
             converted: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
             return converted
-        with_nan = _values(array).copy()
+        with_nan: npt.NDArray[Any] = _values(array).copy()
         with_nan[is_null(array)] = np.nan
         return with_nan
     numbers: npt.NDArray[Any] = np.from_dlpack(array)
@@ -42,7 +42,7 @@ def with_zeros(array: pa.Array) -> npt.NDArray[Any]:
         array = array.cast(pa.uint8())
     if not array.null_count:
         return to_numbers(array)
-    values = _values(array).copy()
+    values: npt.NDArray[Any] = _values(array).copy()
     values[is_null(array)] = 0
     return values
 

@@ -87,7 +87,7 @@ class PagedColumn:
             return None
 
     def read(self, rows: Rows) -> npt.NDArray[np.uint8] | None:
-        """Read the values of rows: uint8 [n, row_bytes], as they are; None if one is not there."""
+        """Read rows as they are: uint8 [n, row_bytes]; None if one is not there."""
         pages = np.searchsorted(self._firsts, rows, "right") - 1
         within = rows - self._firsts[pages]
         if not len(rows) or pages.min() < 0 or (within >= self._counts[pages]).any():
@@ -108,15 +108,18 @@ class PagedColumn:
             )
         )
         out = np.empty((len(rows), size), np.uint8)
-        view = memoryview(out.reshape(-1))
+        view = out.reshape(-1).data
         missing = [run for run in runs if not _read_cached(view, *run)] if _NOWAIT else runs
-        if hasattr(os, "posix_fadvise"):
-            # The disk gets all requests at once.
-            for _, length, offset, file in missing:
-                os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
-        for start, length, offset, file in missing:
-            if os.preadv(file, [view[start : start + length]], offset) != length:
-                return None
+        try:
+            if hasattr(os, "posix_fadvise"):
+                # The disk gets all requests at once.
+                for _, length, offset, file in missing:
+                    os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
+            for start, length, offset, file in missing:
+                if os.preadv(file, [view[start : start + length]], offset) != length:
+                    return None
+        except (OSError, OverflowError):
+            return None
         return out
 
 
@@ -124,7 +127,7 @@ def _read_cached(view: memoryview, start: int, length: int, offset: int, file: i
     """Read what the system's cache holds; tell whether that is all of it."""
     try:
         return os.preadv(file, [view[start : start + length]], offset, _NOWAIT) == length
-    except OSError:  # not there, or a file system that cannot tell
+    except (OSError, OverflowError):  # not there, or a file system that cannot tell
         return False
 
 

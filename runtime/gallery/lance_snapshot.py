@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.arrow_numbers import from_numbers, to_numbers
-from xclip_deploy.runtime.gallery.checksums import RECORDS, Part, Words
+from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
 from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
 from xclip_deploy.runtime.gallery.filter_sql import named_sql, outside, quoted, to_sql
 from xclip_deploy.runtime.gallery.filters import parse_filter
@@ -22,9 +22,7 @@ from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.groups import Groups, in_order
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
-from xclip_deploy.runtime.gallery.lance_pages import PagedColumn
 from xclip_deploy.runtime.gallery.lance_reader import (
-    Columns,
     RowReader,
     Trust,
     read_groups,
@@ -37,6 +35,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
+from xclip_deploy.runtime.gallery.lance_warm import WarmFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, has_name
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
 
@@ -45,7 +44,6 @@ COLUMN_INDICES = {"id": "id_idx", CONTENT_SHA256: "fingerprint_idx"}
 VECTOR_INDEX = "video_features_ivf"
 """Prefix of the index's name. The number of partitions follows, which LanceDB does not report."""
 _IDS_PER_QUERY = 500
-_FRAMES = "frame_features"
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,7 @@ class LanceSnapshot:
         self._vectors_below = 0 if self._partitions is None else indexed_below
         self._flat: FlatVectors | None = None
         self._held: tuple[Rows, VideoFeatures] | None = None
-        self._warm: Columns | None = None
-        self._frame_pages: PagedColumn | None = None
+        self._warm: WarmFeatures | None = None
         self._listing: tuple[Rows, pa.Table] | None = None
         self._segmentation: tuple[str | None] | None = None
         self._groups: Groups | None = None
@@ -193,14 +190,9 @@ class LanceSnapshot:
         if self._held is not None:
             known, features = self._held
             return features[np.searchsorted(known, rows)]
-        warm = self._warm
-        if warm is None:
-            return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
-        places = np.searchsorted(warm.rows, rows)
-        vectors = warm.values["video_features"][places]
-        frames = self._frames(rows, warm.values[Part.FRAMES.value][places])
-        shape = (len(rows), -1, vectors.shape[1]) if len(rows) else (0, *self._shape)
-        return VideoFeatures(vectors, frames.reshape(shape), warm.values["num_frames"][places])
+        if (warm := self._warm) is not None:  # another thread may drop it
+            return warm.features(rows)
+        return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
 
     def video_features(self, rows: Rows) -> FloatArray:
         if self._flat is not None:
@@ -208,9 +200,8 @@ class LanceSnapshot:
         if self._held is not None:
             known, features = self._held
             return features.video_features[np.searchsorted(known, rows)]
-        warm = self._warm
-        if warm is not None:
-            return warm.values["video_features"][np.searchsorted(warm.rows, rows)]
+        if (warm := self._warm) is not None:
+            return warm.videos(rows)
         vectors: FloatArray = matrix_of(self.reader.take(rows, [Part.VIDEO]), "video_features")
         return vectors
 
@@ -278,8 +269,8 @@ class LanceSnapshot:
         if self.held() is None and self._warm_bytes <= self._limits.warm_bytes:
             with self._lock:
                 if self._warm is None:
-                    self._warm = self.reader.read_all(Part.VIDEO, sums_of=[Part.FRAMES])
-                    self._frame_pages = self._open_frame_pages()
+                    version = 0 if self._record is None else self._record.version
+                    self._warm = WarmFeatures(self.reader, self._directory, version)
         with self._lock:
             if self._listing is None:
                 self._listing = self._read_listing()
@@ -322,18 +313,6 @@ class LanceSnapshot:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise damaged(self._uri, f"its file {changed[0]}{more} is not as it was written")
 
-    def _frames(self, rows: Rows, sums: Words) -> Any:
-        """Return ``frame_features`` of rows [n, F * D]; ``sums``: their checksums."""
-        pages = self._frame_pages
-        found = None if pages is None else pages.read(rows)
-        if found is not None:
-            frames = found.view(np.float16)
-            if self.reader.are_whole(frames, sums):
-                return frames
-            # LanceDB tells damage from pages that lie in another way.
-            self._frame_pages = None
-        return matrix_of(self.reader.take(rows, [Part.FRAMES], {Part.FRAMES: sums}), _FRAMES)
-
     def _vectors(self) -> FlatVectors:
         with self._lock:
             if self._flat is None:
@@ -365,12 +344,6 @@ class LanceSnapshot:
             if not is_sorted:
                 columns[name] = columns[name].take(from_numbers(order))
         return rows[order], pa.table(columns)
-
-    def _open_frame_pages(self) -> PagedColumn | None:
-        if self._directory is None or self._record is None:
-            return None
-        size = 2 * self._shape[0] * self._shape[1]
-        return PagedColumn.open(self._directory, self._record.version, _FRAMES, size)
 
     def _is_flat(self) -> bool:
         """Tell whether searches compare vectors in memory, without LanceDB."""
