@@ -29,7 +29,7 @@ def first_best(values: FloatArray, tolerance: float = 1e-6) -> int:
     Equal frames have similarities that differ by rounding, in FP32 by about 1e-7. The first of
     them is the best, however the similarities were computed.
     """
-    return int(np.flatnonzero(values >= values.max() - tolerance)[0])
+    return int((values >= values.max() - tolerance).argmax())
 
 
 def to_float32(array: FloatArray) -> Float32Array:

@@ -45,9 +45,10 @@ _PATTERN = (
 
 def clean_text(text: str) -> str:
     """Repair mojibake, unescape HTML twice, collapse white space, lower the case."""
-    import ftfy
+    if not (text.isascii() and text.isprintable() and "&" not in text):
+        import ftfy  # 40 ms, for texts that it can change
 
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
 

@@ -26,6 +26,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xclip_deploy.runtime.gallery.arrow_numbers import (
+    in_one_piece,
+    is_null,
+    to_numbers,
+    with_zeros,
+)
 from xclip_deploy.runtime.gallery.records import RECORD_COLUMNS, SEGMENT_COLUMNS
 
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -75,10 +81,10 @@ def checksums(table: pa.Table, columns: Sequence[str]) -> Words:
     """
     total = np.zeros(len(table), np.uint64)
     for name in columns:
-        array = _in_one_piece(table[name])
+        array = in_one_piece(table[name])
         hashed = _mix(_hash(array) ^ _seed(name))
         if array.null_count and name not in _OWN:
-            hashed[_is_null(array)] = 0
+            hashed[is_null(array)] = 0
         total += hashed
     return _mix(total)
 
@@ -90,7 +96,7 @@ def _hash(array: pa.Array) -> Words:
     """Hash each value of an array, by the bits of numbers and the bytes of texts."""
     kind = array.type
     if pa.types.is_fixed_size_list(kind):
-        values = array.flatten().to_numpy(zero_copy_only=False)
+        values = to_numbers(array.flatten())
         hashed = _hash_vectors(values.reshape(-1, kind.list_size))
     elif pa.types.is_list(kind):
         hashed = _hash_lists(array)
@@ -99,7 +105,7 @@ def _hash(array: pa.Array) -> Words:
     else:
         hashed = _mix(_bits(array))
     if array.null_count:
-        hashed[_is_null(array)] = _NULL
+        hashed[is_null(array)] = _NULL
     return hashed
 
 
@@ -122,7 +128,7 @@ def _hash_vectors(vectors: npt.NDArray[np.generic]) -> Words:
 
 def _hash_lists(array: pa.Array) -> Words:
     """Hash lists of numbers or texts, by the hashes of their elements."""
-    lengths = _filled(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    lengths = with_zeros(pc.list_value_length(array))
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     hashed = np.empty(len(array), np.uint64)
     start = 0
@@ -130,7 +136,7 @@ def _hash_lists(array: pa.Array) -> Words:
         # As many lists as fit, or one long one.
         most = offsets[start] + _BYTES_AT_ONCE // 8
         stop = max(int(np.searchsorted(offsets, most, "right")) - 1, start + 1)
-        flat = _hash(_in_one_piece(array.slice(start, stop - start).flatten()))
+        flat = _hash(in_one_piece(array.slice(start, stop - start).flatten()))
         hashed[start:stop] = _hash_runs(flat, offsets[start : stop + 1] - offsets[start])
         start = stop
     return hashed
@@ -138,7 +144,8 @@ def _hash_lists(array: pa.Array) -> Words:
 
 def _hash_texts(array: pa.Array) -> Words:
     """Hash texts by their UTF-8 bytes."""
-    filled = _filled(array, "").cast(pa.large_binary())
+    without_null = pc.fill_null(array, _empty_text()) if array.null_count else array
+    filled = without_null.cast(pa.large_binary())
     offsets = np.frombuffer(filled.buffers()[1], np.int64)
     offsets = offsets[filled.offset : filled.offset + len(filled) + 1]
     data = filled.buffers()[2]
@@ -176,29 +183,10 @@ def _hash_runs(values: Words, offsets: npt.NDArray[np.int64]) -> Words:
 
 def _bits(array: pa.Array) -> Words:
     """Return the bits of numbers and truth values, 0 for null."""
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.uint8())
-    values = _filled(array, 0).to_numpy(zero_copy_only=False)
+    values = with_zeros(array)
     unsigned = values.view(f"u{values.itemsize}")
     bits: Words = unsigned.astype(np.uint64)
     return bits
-
-
-def _filled(array: pa.Array, value: object) -> pa.Array:
-    return pc.fill_null(array, value) if array.null_count else array
-
-
-def _is_null(array: pa.Array) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False)
-    return found
-
-
-def _in_one_piece(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if not isinstance(column, pa.ChunkedArray):
-        return column
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    return pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def _mix(values: Words) -> Words:
@@ -209,6 +197,12 @@ def _mix(values: Words) -> Words:
     values *= np.uint64(0x94D049BB133111EB)
     values ^= values >> np.uint64(31)
     return values
+
+
+@cache
+def _empty_text() -> pa.Scalar:
+    buffers = [None, pa.py_buffer(bytes(8)), pa.py_buffer(b"")]
+    return pa.Array.from_buffers(pa.string(), 1, buffers)[0]
 
 
 @cache

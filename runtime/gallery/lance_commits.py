@@ -17,6 +17,7 @@ from xclip_deploy.runtime.gallery.commit_record import (
 )
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
 from xclip_deploy.runtime.gallery.lance_files import Place, connect, other_version, try_lock
+from xclip_deploy.runtime.gallery.lance_native import NativeTable, open_for_reading
 from xclip_deploy.runtime.gallery.lance_schema import (
     SCHEMA_VERSION,
     TableHeader,
@@ -46,7 +47,7 @@ class CommittedTable:
         # A damaged manifest is found here, before LanceDB reads it.
         self.record = self._sound_record()
         with lance_errors(uri, "read"):
-            self.table: Any = connect(uri).open_table(TABLE)
+            self.table: Any = open_for_reading(uri, TABLE)
             header = read_header(self.table.schema)
         if header is None:
             raise damaged(uri, f"its table {TABLE!r} was not written by xclip-deploy")
@@ -71,9 +72,18 @@ class CommittedTable:
     def at_version(self) -> Any:  # noqa: ANN401
         """Open the table anew, checked out at the version that snapshots read."""
         with lance_errors(self.uri, "read"):
-            table = connect(self.uri).open_table(TABLE)
+            table = open_for_reading(self.uri, TABLE)
             table.checkout(self.version)
             return table
+
+    def open_for_writing(self) -> None:
+        """Open the table with LanceDB's package, at its newest version, unless it is so already.
+
+        The caller holds the gallery's lock.
+        """
+        if isinstance(self.table, NativeTable):
+            with lance_errors(self.uri, "read"):
+                self.table = connect(self.uri).open_table(TABLE)
 
     def follow(self, *, is_locked: bool = False) -> None:
         """Go to the newest commit; ``is_locked``: whether the caller holds the gallery's lock.

@@ -18,6 +18,7 @@ from xclip_deploy.runtime.gallery.commit_record import (
     versions_of,
 )
 from xclip_deploy.runtime.gallery.lance_errors import REINDEX, damaged, lance_errors
+from xclip_deploy.runtime.gallery.lance_native import import_lancedb
 from xclip_deploy.runtime.gallery.lance_schema import SCHEMA_VERSION, UNCHECKED_VERSION
 
 _LOCK = "gallery.lock"
@@ -56,10 +57,8 @@ class Place:
 
 
 def connect(uri: str) -> Any:  # noqa: ANN401 - LanceDB has no useful types
-    """Connect to LanceDB, which takes a second to import."""
-    import lancedb
-
-    return lancedb.connect(uri)
+    """Connect to LanceDB by its Python package, which takes a second to import."""
+    return import_lancedb().connect(uri)
 
 
 def has_table(uri: str, is_local: bool) -> bool:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.errors import GalleryIntegrityError
+from xclip_deploy.runtime.gallery.arrow_numbers import from_numbers, to_numbers
 from xclip_deploy.runtime.gallery.checksums import RECORDS, Part, Words
 from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
@@ -95,11 +96,19 @@ class RowReader:
                 places = {int(row): n for n, row in enumerate(found)}
                 if len(places) != len(found) or not all(int(row) in places for row in rows):
                     raise self._changed(len(found), len(rows))
-                table = table.take([places[int(row)] for row in rows])
+                table = table.take(from_numbers(np.array([places[int(row)] for row in rows])))
             for part, values in sums.items():
-                table = table.append_column(part.value, pa.array(values))
+                table = table.append_column(part.value, from_numbers(values))
             self._verify(table, parts)
             return table
+
+    def are_whole(self, frames: npt.NDArray[np.float16], sums: Words) -> bool:
+        """Tell whether ``frame_features`` [n, F * D] that were read otherwise match ``sums``."""
+        vectors = pa.FixedSizeListArray.from_arrays(
+            from_numbers(frames.reshape(-1)), frames.shape[1]
+        )
+        table = pa.table({"frame_features": vectors, Part.FRAMES.value: from_numbers(sums)})
+        return bool(is_whole(table, Part.FRAMES, self.schema).all())
 
     def batches(
         self,
@@ -158,7 +167,7 @@ class RowReader:
             table = query.select(names).with_row_id(True).to_arrow()
             if len(table) != count:
                 raise self._changed(len(table), count)
-            return table.take(np.argsort(row_ids(table), kind="stable"))
+            return table.take(from_numbers(np.argsort(row_ids(table), kind="stable")))
 
     def read_all(self, part: Part | None, *more: Part, sums_of: Sequence[Part] = ()) -> Columns:
         """Read columns of every row, ordered by row; without parts, the row ids alone.
@@ -250,7 +259,7 @@ def end_of_fragment(row: int) -> int:
 
 def row_ids(table: pa.Table) -> Rows:
     """Return the row ids of a table that was read with them."""
-    rows: Rows = table["_rowid"].to_numpy().astype(np.int64)
+    rows: Rows = to_numbers(table["_rowid"]).astype(np.int64)
     return rows
 
 
@@ -261,13 +270,13 @@ def read_groups(reader: RowReader) -> Groups:
     for table in reader.batches([Part.SEGMENT]):
         ids += table["id"].chunks
         rows.append(row_ids(table))
-        segments.append(table["_segment"].to_numpy())
-        times.append([table[name].to_numpy() for name in ("_start_s", "_end_s")])  # NaN for null
+        segments.append(to_numbers(table["_segment"]))
+        times.append([to_numbers(table[name]) for name in ("_start_s", "_end_s")])  # NaN for null
     if not rows:
         nothing = np.empty(0, np.int64)
         return Groups.of_codes(nothing, nothing, nothing, *np.empty((2, 0)))
     found = np.concatenate(rows)
-    codes = pa.concat_arrays(ids).dictionary_encode().indices.to_numpy()
+    codes = to_numbers(pa.concat_arrays(ids).dictionary_encode().indices)
     order = np.argsort(found, kind="stable")
     reader.note_verified([Part.SEGMENT], int(found.max()))
     start_s, end_s = np.concatenate(times, axis=1)[:, order]

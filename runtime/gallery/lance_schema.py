@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.arrow_numbers import in_one_piece, to_numbers
 from xclip_deploy.runtime.gallery.checksums import COLUMNS, Part, Words, checksums
 from xclip_deploy.runtime.gallery.records import (
     RESERVED,
@@ -224,14 +225,11 @@ def array_of(table: pa.Table, name: str) -> npt.NDArray[Any]:
     if pa.types.is_fixed_size_list(table.schema.field(name).type):
         array: npt.NDArray[Any] = matrix_of(table, name)
     else:
-        array = table[name].combine_chunks().to_numpy(zero_copy_only=False)
+        array = to_numbers(table[name])
     return array
 
 
 def matrix_of(table: pa.Table, name: str) -> Any:
     """Return a column of vectors as a matrix [V, n], uncopied if it is one chunk."""
-    column = table[name].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # pyarrow returns one for a column without chunks
-        column = pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-    size = column.type.list_size
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
+    column = in_one_piece(table[name])
+    return to_numbers(column.flatten()).reshape(-1, column.type.list_size)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.arrow_numbers import from_numbers, to_numbers
 from xclip_deploy.runtime.gallery.checksums import RECORDS, Part
 from xclip_deploy.runtime.gallery.commit_record import damaged_files, missing_files
 from xclip_deploy.runtime.gallery.filter_sql import named_sql, outside, quoted, to_sql
@@ -22,7 +23,6 @@ from xclip_deploy.runtime.gallery.groups import Groups, in_order
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
 from xclip_deploy.runtime.gallery.lance_reader import (
-    Columns,
     RowReader,
     Trust,
     read_groups,
@@ -35,6 +35,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
+from xclip_deploy.runtime.gallery.lance_warm import WarmFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, has_name
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
 
@@ -102,7 +103,7 @@ class LanceSnapshot:
         self._vectors_below = 0 if self._partitions is None else indexed_below
         self._flat: FlatVectors | None = None
         self._held: tuple[Rows, VideoFeatures] | None = None
-        self._warm: Columns | None = None
+        self._warm: WarmFeatures | None = None
         self._listing: tuple[Rows, pa.Table] | None = None
         self._segmentation: tuple[str | None] | None = None
         self._groups: Groups | None = None
@@ -149,7 +150,7 @@ class LanceSnapshot:
             self.reader.ensure(part)
         table = self.reader.matching(named_sql(paths, name))
         with self.reader.reading():
-            videos = to_videos(table.take(np.argsort(row_ids(table))))
+            videos = to_videos(table.take(from_numbers(np.argsort(row_ids(table)))))
         return [video for video in videos if has_name(video, paths, name)]
 
     def segments(self, ids: Sequence[str]) -> dict[str, Rows]:
@@ -171,7 +172,7 @@ class LanceSnapshot:
     def videos(self, rows: Rows) -> list[GalleryVideo]:
         if self._listing is not None:
             known, table = self._listing
-            return to_videos(table.take(np.searchsorted(known, rows)))
+            return to_videos(table.take(from_numbers(np.searchsorted(known, rows))))
         table = self.reader.take(rows, [*RECORDS, Part.METADATA])
         with self.reader.reading():
             return to_videos(table)
@@ -179,7 +180,8 @@ class LanceSnapshot:
     def frame_times(self, rows: Rows) -> list[tuple[float, ...]]:
         if self._listing is not None:
             known, table = self._listing
-            table = table.select(["frame_times_s"]).take(np.searchsorted(known, rows))
+            places = from_numbers(np.searchsorted(known, rows))
+            table = table.select(["frame_times_s"]).take(places)
         else:
             table = self.reader.take(rows, [Part.RECORD])
         return [tuple(times_s) for times_s in table["frame_times_s"].to_pylist()]
@@ -188,15 +190,9 @@ class LanceSnapshot:
         if self._held is not None:
             known, features = self._held
             return features[np.searchsorted(known, rows)]
-        warm = self._warm
-        if warm is None:
-            return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
-        places = np.searchsorted(warm.rows, rows)
-        vectors = warm.values["video_features"][places]
-        sums = {Part.FRAMES: warm.values[Part.FRAMES.value][places]}
-        frames = matrix_of(self.reader.take(rows, [Part.FRAMES], sums), "frame_features")
-        shape = (len(rows), -1, vectors.shape[1]) if len(rows) else (0, *self._shape)
-        return VideoFeatures(vectors, frames.reshape(shape), warm.values["num_frames"][places])
+        if (warm := self._warm) is not None:  # another thread may drop it
+            return warm.features(rows)
+        return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
 
     def video_features(self, rows: Rows) -> FloatArray:
         if self._flat is not None:
@@ -204,9 +200,8 @@ class LanceSnapshot:
         if self._held is not None:
             known, features = self._held
             return features.video_features[np.searchsorted(known, rows)]
-        warm = self._warm
-        if warm is not None:
-            return warm.values["video_features"][np.searchsorted(warm.rows, rows)]
+        if (warm := self._warm) is not None:
+            return warm.videos(rows)
         vectors: FloatArray = matrix_of(self.reader.take(rows, [Part.VIDEO]), "video_features")
         return vectors
 
@@ -252,7 +247,7 @@ class LanceSnapshot:
         for query in np.asarray(queries, np.float32):
             table = self._search(query, limit, condition, reads_on=reads_on)
             # LanceDB's distance of inner products is 1 - product.
-            similarities = 1 - table["_distance"].to_numpy()
+            similarities = 1 - to_numbers(table["_distance"])
             found.append(Nearest(row_ids(table), similarities.astype(np.float32), method))
         return found
 
@@ -274,7 +269,8 @@ class LanceSnapshot:
         if self.held() is None and self._warm_bytes <= self._limits.warm_bytes:
             with self._lock:
                 if self._warm is None:
-                    self._warm = self.reader.read_all(Part.VIDEO, sums_of=[Part.FRAMES])
+                    version = 0 if self._record is None else self._record.version
+                    self._warm = WarmFeatures(self.reader, self._directory, version)
         with self._lock:
             if self._listing is None:
                 self._listing = self._read_listing()
@@ -339,14 +335,14 @@ class LanceSnapshot:
         columns = dict(zip(table.column_names, table.columns, strict=True))
         del table
         tables.clear()
-        rows = columns.pop("_rowid").to_numpy().astype(np.int64)
+        rows = to_numbers(columns.pop("_rowid")).astype(np.int64)
         self.reader.note_verified(parts, int(rows.max()))
         order = np.argsort(rows, kind="stable")
         is_sorted = np.array_equal(order, np.arange(len(order)))
         for name in columns:  # one by one: all at once would be in memory twice
             columns[name] = columns[name].combine_chunks()
             if not is_sorted:
-                columns[name] = columns[name].take(order)
+                columns[name] = columns[name].take(from_numbers(order))
         return rows[order], pa.table(columns)
 
     def _is_flat(self) -> bool:

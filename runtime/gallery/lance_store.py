@@ -116,6 +116,7 @@ class LanceStore:
             try:
                 if self._depth == 1:
                     self._follow(is_locked=True)
+                    self._committed.open_for_writing()
                 yield
             finally:
                 self._depth -= 1

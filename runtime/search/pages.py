@@ -107,7 +107,11 @@ def describe(
         start_s, end_s = times_of(video)
         found, moments = None, []
         if groups is not None:
-            moments = [_moment(page.ranked, place, groups, frames) for place in page.moments[n]]
+            at = page.moments[n]
+            places = groups.places(page.ranked.rows[at]).tolist() if at else []
+            moments = [
+                _moment(page.ranked, *pair, groups, frames) for pair in zip(at, places, strict=True)
+            ]
             if page.near and end_s is not None:
                 found = _range(page.near[n], groups, frames, (start_s, end_s))
         results.append(
@@ -182,9 +186,9 @@ def _range(
     return refine(times_s, values, segment, segment if isnan(sum(bounds)) else bounds)
 
 
-def _moment(ranked: Ranked, n: int, groups: Groups, frames: _Frames) -> Moment:
+def _moment(ranked: Ranked, n: int, place: int, groups: Groups, frames: _Frames) -> Moment:
+    """Describe row n of ``ranked``, which is at ``place`` in the gallery."""
     row = int(ranked.rows[n])
-    place = int(groups.places(ranked.rows[n : n + 1])[0])
     return Moment(
         int(groups.segments[place]),
         float(groups.start_s[place]),

@@ -73,12 +73,18 @@ def curve(
     times_s: Sequence[Sequence[float]], values: Sequence[npt.NDArray[np.floating]]
 ) -> tuple[list[float], list[float]]:
     """Join the frames of several segments: times, ascending, and mean similarities."""
-    found: dict[float, tuple[float, list[float]]] = {}
+    found: dict[float, list[float]] = {}  # time, sum and number of similarities
     for times, part in zip(times_s, values, strict=True):
         for time_s, value in zip(times, part.tolist(), strict=True):
-            found.setdefault(round(time_s, 6), (time_s, []))[1].append(value)
+            key = round(time_s, 6)
+            frame = found.get(key)
+            if frame is None:
+                found[key] = [time_s, value, 1]
+            else:
+                frame[1] += value
+                frame[2] += 1
     frames = sorted(found.values())
-    return [time_s for time_s, _ in frames], [sum(part) / len(part) for _, part in frames]
+    return [frame[0] for frame in frames], [frame[1] / frame[2] for frame in frames]
 
 
 def refine(

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import html
 import json
 import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import numpy as np
 import pytest
 import tokenizers
@@ -116,6 +118,21 @@ def test_white_space_and_case_do_not_matter(words: list[str], space: str) -> Non
     odd = f"{space}{space}{(space * 3).join(words)}{space}".upper()
     assert clean_text(odd) == plain
     assert default().tokenize(odd) == default().tokenize(plain)
+
+
+@given(st.text(st.characters(max_codepoint=0x17F), max_size=40))
+@example("1 &lt; 2 &amp; 3")
+@example("\x1b[36;44mcolours\x1b[m")
+@example("a \r\n\tb")
+def test_texts_that_skip_the_repair_are_whole_without_it(text: str) -> None:
+    repaired = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    assert clean_text(text) == " ".join(repaired.split()).lower()
+
+
+@given(st.text([chr(n) for n in range(0x20, 0x7F)], max_size=60))
+def test_the_repair_changes_no_plain_text(text: str) -> None:
+    plain = text.replace("&", "")
+    assert ftfy.fix_text(plain) == plain
 
 
 def test_html_is_unescaped_twice() -> None:

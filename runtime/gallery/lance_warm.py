@@ -1,0 +1,64 @@
+"""Features of a gallery that is too large for memory: videos there, frames on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xclip_deploy.runtime.arrays import FloatArray
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.checksums import Part, Words
+from xclip_deploy.runtime.gallery.lance_pages import PagedColumn
+from xclip_deploy.runtime.gallery.lance_reader import Columns, RowReader
+from xclip_deploy.runtime.gallery.lance_schema import matrix_of
+from xclip_deploy.runtime.gallery.records import Rows
+
+_FRAMES = "frame_features"
+
+
+class WarmFeatures:
+    """``video_features`` and the checksums of the frames in memory, and the frames' places."""
+
+    def __init__(self, reader: RowReader, gallery: Path | None, version: int) -> None:
+        """Read all videos. ``gallery``: its directory; None in object storage."""
+        self._reader = reader
+        self._columns: Columns = reader.read_all(Part.VIDEO, sums_of=[Part.FRAMES])
+        self._dim: int = reader.schema.field("video_features").type.list_size
+        values: int = reader.schema.field(_FRAMES).type.list_size
+        self._shape = values // self._dim, self._dim
+        self.pages: PagedColumn | None = None
+        """Places of the frames; None where LanceDB reads them."""
+        if gallery is not None:
+            self.pages = PagedColumn.open(gallery, version, _FRAMES, 2 * values)
+
+    def videos(self, rows: Rows) -> FloatArray:
+        """Return ``video_features`` of existing rows, in their order."""
+        vectors: FloatArray = self._columns.values["video_features"][self._places(rows)]
+        return vectors
+
+    def features(self, rows: Rows) -> VideoFeatures:
+        """Return all features of existing rows. Raises GalleryIntegrityError."""
+        places, values = self._places(rows), self._columns.values
+        frames = self._frames(rows, values[Part.FRAMES.value][places])
+        return VideoFeatures(
+            values["video_features"][places],
+            frames.reshape(len(rows), *self._shape),
+            values["num_frames"][places],
+        )
+
+    def _frames(self, rows: Rows, sums: Words) -> Any:  # noqa: ANN401 - PyArrow has no types
+        """Return the frames of rows [n, F * D]; ``sums``: their checksums."""
+        pages = self.pages
+        found = None if pages is None else pages.read(rows)
+        if found is not None:
+            frames = found.view(np.float16)
+            if self._reader.are_whole(frames, sums):
+                return frames
+            # LanceDB tells damage from pages that lie in another way.
+            self.pages = None
+        return matrix_of(self._reader.take(rows, [Part.FRAMES], {Part.FRAMES: sums}), _FRAMES)
+
+    def _places(self, rows: Rows) -> Rows:
+        return np.searchsorted(self._columns.rows, rows)
