@@ -77,7 +77,8 @@ def compress_graph(
 ) -> None:
     """Write the INT8-weight graph of an encoder below ``directory``, made from its FP32 graph.
 
-    ``weights``: file for the large weights, which several graphs share. Raises ExportError where NNCF fails, or compresses other weights than it should.
+    ``weights``: file for the large weights, which several graphs share. Raises ExportError where
+    NNCF fails, or compresses other weights than it should.
     """
     import onnx_ir
 

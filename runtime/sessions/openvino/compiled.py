@@ -148,5 +148,6 @@ def _header(content: npt.NDArray[np.uint8]) -> dict[str, Any]:
     starts = range(0, len(content), _BLOCK_BYTES)
     # zlib releases the GIL.
     with ThreadPoolExecutor(min(4, usable_cores())) as pool:
-        sums = pool.map(lambda start: zlib.crc32(content[start : start + _BLOCK_BYTES]), starts)
+        blocks = (memoryview(content[start : start + _BLOCK_BYTES]) for start in starts)
+        sums = pool.map(zlib.crc32, blocks)
         return {"bytes": len(content), "crc32": list(sums)}
