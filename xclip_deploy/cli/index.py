@@ -9,6 +9,7 @@ import click
 
 from xclip_deploy.cli.display import print_json, say, write_json
 from xclip_deploy.cli.options import (
+    Choice,
     Command,
     PathArgument,
     bundle_option,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @gallery_option
 @click.option(
     "--on-duplicate",
-    type=click.Choice(["update", "skip", "replace", "error"]),
+    type=Choice(["update", "skip", "replace", "error"]),
     default="update",
     show_default=True,
     help="Treat a video that the gallery already has in this way: update encodes it again if it "

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_fields, print_json, print_parity, print_table, say
+from xclip_deploy.cli.display import print_fields, print_json, print_parity, say
 from xclip_deploy.cli.options import (
     Command,
     PathArgument,
     json_option,
+    wide_option,
 )
+from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.bundle import Bundle
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 @click.command("inspect", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option("--verify", is_flag=True, help="Check every file against its SHA-256.")
+@wide_option
 @json_option
-def command(bundle: Path, verify: bool, as_json: bool) -> None:
+def command(bundle: Path, verify: bool, wide: bool, as_json: bool) -> None:
     """Show what is in BUNDLE (default: xclip-bundle).
 
     It prints the model, its graphs, their agreement with PyTorch, the engines and the
@@ -49,9 +52,8 @@ def command(bundle: Path, verify: bool, as_json: bool) -> None:
         return
     _print_model(opened)
     _print_graphs(opened)
-    print_parity(opened.manifest.parity)
-    say()
-    _print_engines(engines)
+    print_parity(opened.manifest.parity, wide=wide)
+    _print_engines(engines, wide=wide)
     _print_certificate(opened)
     if verify:
         say(f"all {len(opened.manifest.files)} files are as exported")
@@ -70,7 +72,7 @@ def _print_model(bundle: Bundle) -> None:
         ),
         ("text", f"{text.layers} layers of {text.width}, {model.activation.value}"),
         ("limits", f"{model.max_words} words, {model.max_frames} frames"),
-        ("sampling", f"{manifest.frames_per_second:g} frames per second"),
+        ("sampling", _rate(manifest.frames_per_second)),
         ("grains", ", ".join(grain.value for grain in model.grains)),
         ("fingerprint", manifest.fingerprint[:16]),
         ("checkpoint", f"{source.checkpoint} ({source.layout})"),
@@ -79,6 +81,11 @@ def _print_model(bundle: Bundle) -> None:
     ]
     print_fields(rows, 13)
     say()
+
+
+def _rate(frames_per_second: float) -> str:
+    unit = "frame" if frames_per_second == 1 else "frames"
+    return f"{frames_per_second:g} {unit} per second"
 
 
 def _print_graphs(bundle: Bundle) -> None:
@@ -93,12 +100,15 @@ def _print_graphs(bundle: Bundle) -> None:
             for number, tensor in enumerate(getattr(first, side)):
                 shape = f"[{', '.join(str(size) for size in tensor.shape)}]"
                 dtypes = [getattr(spec, side)[number].dtype.value for spec in specs]
-                rows.append((f"  {tensor.name}", side[:-1], shape, *dtypes))
-    print_table(("graph", "", "shape", *(precision.value for precision in precisions)), rows)
+                rows.append(
+                    (f"  {tensor.name}", "in" if side == "inputs" else "out", shape, *dtypes)
+                )
+    columns = [Column(precision.value) for precision in precisions]
+    print_table((Column("graph"), Column("side"), Column("shape", least=12), *columns), rows)
     say()
 
 
-def _print_engines(engines: dict[Path, EngineSet]) -> None:
+def _print_engines(engines: dict[Path, EngineSet], *, wide: bool) -> None:
     if not engines:
         say("engines:     none; run: xclip-deploy build-trt --fp16")
         return
@@ -113,7 +123,15 @@ def _print_engines(engines: dict[Path, EngineSet]) -> None:
         )
         for engine_set in engines.values()
     ]
-    print_table(("engines", "version", "precision", "target", "size", "built"), rows, right=(4,))
+    columns = (
+        Column("engines"),
+        Column("version"),
+        Column("precision"),
+        Column("target", least=8),
+        Column("size", right=True),
+        Column("built", wide=True),
+    )
+    print_table(columns, rows, wide=wide)
 
 
 def _print_certificate(bundle: Bundle) -> None:
