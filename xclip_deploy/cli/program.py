@@ -80,6 +80,10 @@ def cli(verbose: bool) -> None:
     11 dataset, 12 training, 13 verification, 14 standard output cannot be written (closed,
     or a full disk), 15 service, 130 interrupted, 141 the reader of standard output went away.
 
+    Completion of commands and options in bash:
+    eval "$(_XCLIP_DEPLOY_COMPLETE=bash_source xclip-deploy)"; zsh_source and fish_source
+    serve the other shells.
+
     Messages go to standard error. If that is closed or full, they are lost, and the status
     alone tells the result.
     """
