@@ -53,7 +53,7 @@ def test_a_line_for_each_moment(run: Run, places: list[object]) -> None:
     assert outcome.status == 0
     lines = outcome.out.splitlines()
     header, best = lines[1], lines[3]
-    assert header.split() == ["#", "score", "time", "best", "frame", "video"]
+    assert header.split() == ["#", "score", "sure", "time", "best", "frame", "video"]
     assert best.split()[0] == "1"
     assert best.split()[-1] == LONG
     (where,) = [word for word in best.split() if "-" in word]

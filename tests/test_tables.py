@@ -186,7 +186,8 @@ def test_columns_that_may_be_cut_make_room(cells: list[tuple[str, str]], width: 
         (["train", "--set", "optimization.epoch=3", "--show-config"],
          "no setting 'optimization.epoch' (did you mean 'optimization.epochs'?)"),
         (["train", "--set", "epochs=3", "--show-config"], "(did you mean 'optimization.epochs'?)"),
-        (["train", "--set", "optimisation.lr=3", "--show-config"], "(did you mean 'optimization'?)"),
+        (["train", "--set", "optimisation.lr=3", "--show-config"],
+         "(did you mean 'optimization'?)"),
         (["train", "--set", "zzzz=3", "--show-config"], "run: xclip-deploy train --show-config"),
     ],
 )  # fmt: skip
