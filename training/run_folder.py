@@ -191,13 +191,15 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels = 2 if validations else 1
     figure = Figure(figsize=(5.2 * panels, 4), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    marker = "o" if len(steps) == 1 else ""
+    marker = "o" if len(steps) == 1 else "none"  # a line needs two points
     losses = [record["loss"] for record in steps]
-    axes[0].plot([record["step"] for record in steps], losses, marker, linewidth=0.8, ls="-")
+    axes[0].plot([record["step"] for record in steps], losses, marker=marker, linewidth=0.8)
     title = "Training loss" if validations else "Training loss (no validation in this run)"
     axes[0].set(xlabel="step", ylabel="loss", title=title)
     if losses and min(losses) > 0:
         axes[0].set_yscale("log")
+        axes[0].yaxis.set_major_formatter("{x:g}")
+        axes[0].yaxis.set_minor_formatter("{x:g}")
     if validations:
         _draw_recalls(axes[1], validations)
     for each in axes:

@@ -77,8 +77,11 @@ class Panel:
         head = 0.27 * len(self._query(width)) + 0.2
         return rows + head + _GAPS + 0.35 * self.has_frames + _NOTE * len(self._lines(width))
 
-    def draw(self, space: Any, limits: tuple[float, float], width: float) -> None:  # noqa: ANN401
-        """Draw into a subfigure. ``limits``: similarities of the map's first and last colour."""
+    def draw(self, space: Any, limits: tuple[float, float], width: float) -> list[Any]:  # noqa: ANN401
+        """Draw into a subfigure; return its axes with bars, which another panel may share.
+
+        ``limits``: similarities of the map's first and last colour.
+        """
         space.suptitle(
             "\n".join(self._query(width)), x=0.01, ha="left", fontsize=13, fontweight="bold",
             parse_math=False,
@@ -94,7 +97,8 @@ class Panel:
         )
         frames = space.add_subplot(grid[1, 0])
         chart = space.add_subplot(grid[2, 0], sharex=frames)
-        self._draw_grains(space.add_subplot(grid[0, :]), width)
+        grains = space.add_subplot(grid[0, :])
+        self._draw_grains(grains, width)
         self._draw_thumbnails(frames)
         self._draw_map(chart, limits)
         beside = [space.add_subplot(grid[2, n], sharey=chart) for n in range(1, len(widths))]
@@ -104,7 +108,10 @@ class Panel:
             self._draw_word_bars(beside[0])
         self._draw_without(beside[-1])
         if self.has_frames:
-            self._draw_frame_bars(space.add_subplot(grid[3, 0], sharex=frames))
+            by_frame = space.add_subplot(grid[3, 0], sharex=frames)
+            self._draw_frame_bars(by_frame)
+            return [grains, *beside, by_frame]
+        return [grains, *beside]
 
     def _rows(self) -> list[float]:
         """Return the heights of the rows of axes, inches."""
@@ -118,7 +125,9 @@ class Panel:
     def _draw_grains(self, axes: Any, width: float) -> None:  # noqa: ANN401
         explanation = self.explanation
         points = explanation.points
-        name = middle_cut(explanation.path or explanation.video_id, int(width * 11))
+        name = middle_cut(
+            explanation.path or explanation.video_id, int((width - _LABELS) * 10) - 16
+        )
         axes.set_title(
             f"{name}: score {explanation.score:.2f}", loc="left", fontsize=9.5, parse_math=False
         )

@@ -81,14 +81,26 @@ def draw_explanation(
         # Both videos share one colour scale and one scale of bars, so that they can be compared.
         values = np.concatenate([panel.similarity.reshape(-1) for panel in panels])
         limits = float(values.min()), float(values.max())
-        for panel, space in zip(panels, spaces[:, 0], strict=True):
+        bars = [
             panel.draw(space, limits, width)
+            for panel, space in zip(panels, spaces[:, 0], strict=True)
+        ]
+        for same in zip(*bars, strict=True):
+            _share_scale(same, panels[0].has_frames and same[0] is bars[0][-1])
         try:
             with replaced_file(Path(path)) as partial:
                 canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
                 canvas.print_png(str(partial))
         except OSError as error:
             raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _share_scale(charts: Sequence[Any], is_upright: bool) -> None:
+    """Give charts of two videos one scale. ``is_upright``: whether bars rise, or lie."""
+    ends = [chart.get_ylim() if is_upright else chart.get_xlim() for chart in charts]
+    limits = min(low for low, _ in ends), max(high for _, high in ends)
+    for chart in charts:
+        (chart.set_ylim if is_upright else chart.set_xlim)(limits)
 
 
 def _texts(explanation: Explanation) -> list[str]:
