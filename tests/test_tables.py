@@ -87,7 +87,7 @@ def place(bundle_path: Path, clips: Path, tmp_path_factory: pytest.TempPathFacto
             shutil.copy(clips / "intel_asl_walk.mkv", file)
         files.append(file)
     with Retriever(bundle_path, device="cpu", threads=1) as retriever:
-        notes = [{"note": "a note of more than a few words, 長いメモ"}] * len(files)
+        notes = {"note": "a note of more than a few words, 長いメモ"}
         retriever.add(files, metadata=notes, segment="2s", stride="1s")
         retriever.save(place / "xclip-gallery")
     return place
