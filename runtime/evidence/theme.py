@@ -42,7 +42,7 @@ class Palette:
         """Return black or white, whichever can be read on a colour."""
         return "black" if float(rgb @ (0.299, 0.587, 0.114)) > 0.55 else "white"
 
-    def settings(self, families: tuple[str, ...]) -> dict[str, Any]:
+    def settings(self, families: tuple[str, ...]) -> Any:  # noqa: ANN401 - matplotlib has a type
         """Return matplotlib's settings for this theme and these fonts."""
         return {
             "font.family": list(families),
