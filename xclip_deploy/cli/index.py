@@ -19,6 +19,7 @@ from xclip_deploy.cli.options import (
     session_options,
     workers_option,
 )
+from xclip_deploy.runtime.presentation import counted
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.indexing import IndexReport
@@ -139,7 +140,8 @@ def command(
                 progress=True,
             )
         except KeyboardInterrupt:
-            say(f"kept {len(retriever) - before} videos in {gallery}", err=True)
+            kept = counted(len(retriever) - before, "video")
+            say(f"kept {kept} in {gallery}", err=True)
             raise
         total = len(retriever)
     content = {"gallery": str(gallery), "videos": total, **report.to_dict()}
@@ -148,13 +150,14 @@ def command(
     if as_json:
         print_json(content)
     else:
-        _print(report, f"{gallery} holds {total} videos")
+        _print(report, f"{gallery} holds {counted(total, 'video')}")
     done = report.added or report.skipped or report.duplicates
     # A folder that was given and of which no file was taken is a mistake whatever else was.
     given = {stored_name(path) for path in paths if path.is_dir()}
     has_failed_folder = any(video.path in given for video in report.failed)
     if report.failed and (strict or not done or has_failed_folder):
-        raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")
+        failed = counted(len(report.failed), "video")
+        raise VideoError(f"{failed} failed; the reasons are above")
 
 
 def _estimate(
