@@ -64,7 +64,7 @@ def test_a_line_for_each_moment(run: Run, places: list[object]) -> None:
     assert lines[5].split()[1:2] == ["26:40.0-26:48.0"]
     assert sum(LONG in line for line in lines) == 1
     assert max(len(line) for line in lines) <= 80
-    assert re.search(r"\d+ of 1015 segments of 6 videos scored", outcome.out)
+    assert re.search(r"\d+ of 1,015 segments of 6 videos scored", outcome.out)
 
 
 def test_moments_of_one_video_as_json(run: Run, places: list[object], filled: Retriever) -> None:

@@ -83,7 +83,7 @@ def test_a_file_name_of_two_videos(
         for name in ("one", "two")
     ]
     with Retriever(bundle, device="cpu") as retriever:
-        retriever.add_features(videos, held[1][:2])
+        retriever.add_features(videos, held[1][[0, 0]])
         retriever.save(tmp_path / "gallery")
     found = run(QUERY, "clip.mp4", gallery=tmp_path / "gallery").exception
     assert isinstance(found, InvalidArgumentError)
