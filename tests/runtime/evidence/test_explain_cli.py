@@ -42,6 +42,7 @@ def test_a_picture_and_a_sentence(run: Any, filled: Retriever, tmp_path: Path) -
     lines = result.stdout.splitlines()
     assert lines[0] == str(found)
     assert lines[-1] == "wrote explain.png"
+    assert (tmp_path / "explain.png").read_bytes().startswith(b"\x89PNG")
     assert lines[2].endswith(f": score {found.score:.2f}, rank {rank} of 3 videos")
     rows = {line.split()[0]: line.split()[1:] for line in lines[5:-2]}
     for word in found.words:
@@ -88,7 +89,6 @@ def test_a_file_name_of_two_videos(
     found = run(QUERY, "clip.mp4", gallery=tmp_path / "gallery").exception
     assert isinstance(found, InvalidArgumentError)
     assert "names 2 videos" in str(found)
-    assert (tmp_path / "explain.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_best_hit_and_json(run: Any, filled: Retriever, tmp_path: Path) -> None:
