@@ -14,7 +14,7 @@ import numpy.typing as npt
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import PathName, as_whole_number
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
+from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit, Theme
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
 from xclip_deploy.runtime.indexing import IndexEstimate, IndexReport, OnDuplicate
@@ -230,9 +230,11 @@ class AsyncRetriever:
         explain: Callable[..., Explanation | Contrast] = self.retriever.explain
         return await self._read(explain, query, a, b)
 
-    async def plot_explanation(self, explanation: Explanation | Contrast, path: PathName) -> None:
+    async def plot_explanation(
+        self, explanation: Explanation | Contrast, path: PathName, *, theme: Theme = "light"
+    ) -> None:
         """Write an explanation as a PNG; see :meth:`Retriever.plot_explanation`."""
-        await self._read(self.retriever.plot_explanation, explanation, path)
+        await self._read(self.retriever.plot_explanation, explanation, path, theme=theme)
 
     # -- for pipelines of one's own --------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from html import escape
 from itertools import islice
 
@@ -55,6 +56,14 @@ def cut(text: str, limit: int = _MAX_VALUE) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun: ``1 video``, ``1,234 videos``.
+
+    ``plural``: the noun for other counts than 1; empty adds an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def time_text(seconds: float | None, decimals: int = 0) -> str:
     """Return a time as ``m:ss`` or ``h:mm:ss``, with decimals of the second; empty for None.
 
@@ -85,6 +94,12 @@ def parse_time(name: str, text: str) -> float:
         return float(found["seconds"])
     hours, minutes = int(found["hours"] or 0), int(found["minutes"])
     return 3600 * hours + 60 * minutes + float(found["rest"])
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the known word nearest to a mistyped one, else ""."""
+    nearest = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
 def html_table(

@@ -18,6 +18,7 @@ from xclip_deploy.runtime.evidence import (
     Contrast,
     Explanation,
     Hit,
+    Theme,
     explain_hits,
     plot_explanation,
 )
@@ -338,15 +339,19 @@ class Retriever(Opened):
         found = explain_hits(query, hits, snapshot, self.model, self._scorer_weights())
         return found[0] if b is None else Contrast(*found)
 
-    def plot_explanation(self, explanation: Explanation | Contrast, path: PathName) -> None:
+    def plot_explanation(
+        self, explanation: Explanation | Contrast, path: PathName, *, theme: Theme = "light"
+    ) -> None:
         """Write an explanation as a PNG: frames over a heat map against the words.
+
+        ``theme``: ``light`` or ``dark``, the page that the picture is drawn on.
 
         Frames are read again from the video's file. If that is gone or has changed, they are grey,
         and the picture says so. Raises MissingExtraError without matplotlib, InvalidArgumentError
         if ``path`` cannot be written.
         """
         self._check_open()
-        plot_explanation(explanation, as_path("path", path), self.read_video)
+        plot_explanation(explanation, as_path("path", path), self.read_video, theme)
 
     def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
         features = self._encode_words(texts)

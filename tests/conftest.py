@@ -25,6 +25,13 @@ TESTS = Path(__file__).resolve().parent
 OncePerRun = Callable[[str, Callable[[Path], object]], Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes the golden pictures anew."""
+    parser.addoption(
+        "--regenerate-pictures", action="store_true", help="Write the golden pictures anew."
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need an export come first, so that they begin on one worker.
 

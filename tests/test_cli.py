@@ -248,7 +248,7 @@ def test_a_folder_without_a_video(run: Run, bundle_path: Path, clips: Path, tmp_
     outcome = run("index", folder, *places)
     assert outcome.status == 8
     assert f"failed: {folder}: holds 1 files and no video (1 .jpg); expected" in outcome.out
-    assert "passed over 1 files that are no videos: 1 .jpg" in outcome.out
+    assert "passed over 1 file that is no video: 1 .jpg" in outcome.out
     shutil.copyfile(clips / FROG, videos / "frog")  # whose content tells
     (videos / "notes.txt").touch()
     outcome = run("index", videos, folder, *places, "--json")
@@ -262,7 +262,7 @@ def test_a_folder_without_a_video(run: Run, bundle_path: Path, clips: Path, tmp_
     assert run("index", odd, videos, *places).status == 8
     outcome = run("index", videos, *places)
     assert outcome.status == 0
-    assert "passed over 1 files that are no videos: 1 .txt" in outcome.out
+    assert "passed over 1 file that is no video: 1 .txt" in outcome.out
 
 
 def test_index_duplicates(run: Run, bundle_path: Path, clips: Path, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_index_follows_a_folder(run: Run, bundle_path: Path, clips: Path, tmp_pa
     places = ("--bundle", bundle_path, "--gallery", tmp_path / "gallery", "--device", "cpu")
     outcome = run("-v", "index", folder, listing, *places, "--report", written, "--workers", 1)
     assert outcome.status == 0
-    assert "2 indexed, 0 unchanged, 1 duplicates, 1 failed in " in outcome.out
+    assert "2 indexed, 0 unchanged, 1 duplicate, 1 failed in " in outcome.out
     report = json.loads(written.read_text(encoding="utf-8"))
     assert report["videos"] == len(report["indexed"]) == 2
     assert [entry["path"] for entry in report["failed"]] == [str(folder / "gone.mp4")]
@@ -462,7 +462,7 @@ def test_no_video_could_be_read(run: Run, bundle_path: Path, tmp_path: Path) -> 
     outcome = run("index", bad, "--bundle", bundle_path, "--gallery", gallery)
     assert outcome.status == 8
     assert str(bad) in outcome.out
-    assert outcome.err.splitlines()[-1].startswith("error: 1 of the videos failed")
+    assert outcome.err.splitlines()[-1].startswith("error: 1 video failed")
     assert "Traceback" not in outcome.err
     outcome = run("index", tmp_path / "none.mp4", "--bundle", bundle_path, "--gallery", gallery)
     assert_one_line_error(outcome, 8, "no such file")

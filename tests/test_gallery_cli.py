@@ -250,7 +250,7 @@ def test_show(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         f"file:         {files[1].path} (3.4 MB, changed 2023-11-14 22:13:20 UTC)\n",
         "SHA-256:      0-",
         "duration:     0:00 (0.000 s)\n",
-        "frames:       2, at 0.0, 1.5 s\n",
+        "frames:       2, at 0:00.0, 0:01.5\n",
         "metadata:     n = 0\n",
     ):
         assert part in shown.out

@@ -53,7 +53,7 @@ def test_a_line_for_each_moment(run: Run, places: list[object]) -> None:
     assert outcome.status == 0
     lines = outcome.out.splitlines()
     header, best = lines[1], lines[3]
-    assert header.split() == ["#", "score", "time", "best", "frame", "video"]
+    assert header.split() == ["#", "score", "sure", "time", "best", "frame", "video"]
     assert best.split()[0] == "1"
     assert best.split()[-1] == LONG
     (where,) = [word for word in best.split() if "-" in word]
@@ -64,7 +64,7 @@ def test_a_line_for_each_moment(run: Run, places: list[object]) -> None:
     assert lines[5].split()[1:2] == ["26:40.0-26:48.0"]
     assert sum(LONG in line for line in lines) == 1
     assert max(len(line) for line in lines) <= 80
-    assert re.search(r"\d+ of 1015 segments of 6 videos scored", outcome.out)
+    assert re.search(r"\d+ of 1,015 segments of 6 videos scored", outcome.out)
 
 
 def test_moments_of_one_video_as_json(run: Run, places: list[object], filled: Retriever) -> None:

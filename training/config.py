@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import PathName, as_path, as_text, as_texts
@@ -22,6 +22,7 @@ from xclip_deploy.runtime.model_config import (
     Share,
     TemporalHead,
 )
+from xclip_deploy.runtime.presentation import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -267,12 +268,14 @@ def resolve_config(
         if as_text("preset", preset) not in PRESETS:
             raise InvalidArgumentError(
                 f"preset {preset!r:.200}: expected one of {', '.join(PRESETS)}"
+                f"{did_you_mean(preset, PRESETS)}"
             )
         _merge(content, PRESETS[preset])
     if recipe is not None:
         if as_text("recipe", recipe) not in RECIPES:
             raise InvalidArgumentError(
                 f"recipe {recipe!r:.200}: expected one of {', '.join(RECIPES)}"
+                f"{did_you_mean(recipe, RECIPES)}"
             )
         _merge(content, RECIPES[recipe])
     if file is not None:
@@ -287,7 +290,35 @@ def resolve_config(
             raise InvalidArgumentError(f"{file}: {error}") from error
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InvalidArgumentError(_unknown_setting(where)) from error
         raise InvalidArgumentError(f"configuration: {where}: {first['msg']}") from error
+
+
+def _unknown_setting(where: str) -> str:
+    """Return the message for a setting that there is not, with the nearest that there is."""
+    known = _settings(TrainConfig)
+    # A mistyped section is named alone, without the settings in it.
+    peers = [name for name in known if name.count(".") == where.count(".")]
+    found = did_you_mean(where, peers)
+    if not found:  # the name may be right, and its section missing
+        by_end = {name.rpartition(".")[2]: name for name in known}
+        nearest = by_end.get(where.rpartition(".")[2])
+        found = f" (did you mean {nearest!r}?)" if nearest else ""
+    see = "" if found else "; to see the settings run: xclip-deploy train --show-config"
+    return f"configuration: no setting {where!r:.200}{found}{see}"
+
+
+def _settings(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """List the names of all settings and sections, such as ``optimization.lr``."""
+    names = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        kinds = [field.annotation, *get_args(field.annotation)]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names += _settings(kind, f"{prefix}{name}.")
+    return names
 
 
 def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:

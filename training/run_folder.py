@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 # Imported here, not in the function: a missing package must show before days of training.
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -181,25 +182,39 @@ class RunFolder:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw a run's log (:meth:`RunFolder.records`) to a PNG file."""
+    """Draw a run's log (:meth:`RunFolder.records`) to a PNG file.
+
+    A panel shows the loss. A second one shows the recall of each validation, if there is any.
+    """
     steps = [record for record in records if "loss" in record]
     validations = [record for record in records if "validation" in record]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    loss_axes, recall_axes = figure.subplots(1, 2)
-    loss_axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], linewidth=0.8)
-    loss_axes.set(xlabel="step", ylabel="loss", title="Training loss")
-    if steps and min(r["loss"] for r in steps) > 0:
-        loss_axes.set_yscale("log")
-    for direction, label in (("text_to_video", "text → video"), ("video_to_text", "video → text")):
-        recalls = [r["validation"][direction]["recall_at_1"] for r in validations]
-        recall_axes.plot([r["step"] for r in validations], recalls, marker="o", label=label)
-    recall_axes.set(xlabel="step", ylabel="R@1, %", title="Validation", ylim=(0, 100))
+    panels = 2 if validations else 1
+    figure = Figure(figsize=(5.2 * panels, 4), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    marker = "o" if len(steps) == 1 else "none"  # a line needs two points
+    losses = [record["loss"] for record in steps]
+    axes[0].plot([record["step"] for record in steps], losses, marker=marker, linewidth=0.8)
+    title = "Training loss" if validations else "Training loss (no validation in this run)"
+    axes[0].set(xlabel="step", ylabel="loss", title=title)
+    if losses and min(losses) > 0:
+        axes[0].set_yscale("log")
+        axes[0].yaxis.set_major_formatter("{x:g}")
+        axes[0].yaxis.set_minor_formatter("{x:g}")
     if validations:
-        recall_axes.legend()
-    for axes in (loss_axes, recall_axes):
-        axes.grid(alpha=0.3)
+        _draw_recalls(axes[1], validations)
+    for each in axes:
+        each.grid(alpha=0.3)
     with replaced_file(path) as partial:
         FigureCanvasAgg(figure).print_png(str(partial))  # type: ignore[no-untyped-call]
+
+
+def _draw_recalls(axes: Axes, validations: Sequence[Mapping[str, Any]]) -> None:
+    at = [record["step"] for record in validations]
+    for direction, label in (("text_to_video", "text → video"), ("video_to_text", "video → text")):
+        recalls = [record["validation"][direction]["recall_at_1"] for record in validations]
+        axes.plot(at, recalls, marker="o", label=label)
+    axes.set(xlabel="step", ylabel="R@1, %", title="Validation", ylim=(0, 100))
+    axes.legend()
 
 
 def _has_nothing_to_lose(path: Path) -> bool:

@@ -176,7 +176,8 @@ class _Run:
             # The run was resumed at its end.
             metrics = self._measure(self.validation)
         if self.is_first:
-            self.folder.write_json("metrics.json", metrics)
+            if metrics:  # a run without validation has measured nothing
+                self.folder.write_json("metrics.json", metrics)
             draw_curves(self.folder.records(), self.folder.path / "curves.png")
         best = self.position.best_recall
         return TrainResult(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from xclip_deploy.export.verification.certificate import RunComparison
 from xclip_deploy.export.verification.differences import ERROR_EDGES, Differences
 from xclip_deploy.export.verification.measuring import MeasuredRuns
 from xclip_deploy.export.verification.rankings import DEPTH, RankComparison
+from xclip_deploy.runtime.evidence import Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#888888"
 MOST_POINTS = 20_000
-_STYLE = {
+_PAGES: Mapping[Theme, Mapping[str, str]] = {
+    "light": {"page": "#ffffff", "ink": "#1a1a1a", "low": "#ffffff", "high": "#08519c"},
+    "dark": {"page": "#16181c", "ink": "#e8e8e8", "low": "#1f232a", "high": "#7cc0ff"},
+}
+"""Colours of a page that is light or dark, and of the ends of a heat map on it."""
+_STYLE: Mapping[str, Any] = {
     "font.size": 9,
     "axes.labelsize": 9,
     "axes.spines.top": False,
@@ -142,15 +148,38 @@ def rank_moves(
     return figure
 
 
-def as_image(figure: Figure, description: str) -> str:
-    """Return an ``img`` element that holds the figure as SVG."""
-    buffer = io.BytesIO()
+def as_picture(draw: Callable[[], Figure | None], description: str) -> str | None:
+    """Draw a figure for light pages and for dark ones; return a ``picture`` element of both.
+
+    ``draw``: makes the figure with matplotlib's settings as they are. Returns None if it does.
+    """
+    found = {theme: _as_svg(draw, theme) for theme in _PAGES}
+    light, dark = found["light"], found["dark"]
+    if light is None or dark is None:
+        return None
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{description}" src="{light}"></picture>'
+    )
+
+
+def _as_svg(draw: Callable[[], Figure | None], theme: Theme) -> str | None:
+    """Return a figure as an SVG in a data URL."""
     mpl = require_matplotlib()
+    page = _PAGES[theme]
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    colours = {
+        **dict.fromkeys(ink, page["ink"]),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), page["page"]),
+    }
     # A fixed salt gives the same figure the same bytes every time.
-    with mpl.rc_context({"svg.hashsalt": "xclip-deploy"}):
+    with mpl.rc_context({**_STYLE, **colours, "svg.hashsalt": "xclip-deploy"}):
+        figure = draw()
+        if figure is None:
+            return None
+        buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    content = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{description}" src="data:image/svg+xml;base64,{content}">'
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def thumbnail(frame: npt.NDArray[np.uint8]) -> str:
@@ -165,14 +194,13 @@ def thumbnail(frame: npt.NDArray[np.uint8]) -> str:
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make a figure without pyplot's global state, and return it with its axes, row by row."""
-    mpl = require_matplotlib()
+    require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, squeeze=False)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
     return figure, list(grid.reshape(-1))
 
 
@@ -215,13 +243,19 @@ def _heat_map(axes: Axes, moves: npt.NDArray[np.int64]) -> None:
     columns = [*ranks, "later"]
     if depth < DEPTH:  # the rows are all videos, so none is further down
         shares, columns = shares[:, :depth], ranks
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    import matplotlib as mpl
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    is_dark = to_hex(mpl.rcParams["axes.facecolor"]) == _PAGES["dark"]["page"]
+    page = _PAGES["dark" if is_dark else "light"]
+    shades = LinearSegmentedColormap.from_list("shares", [page["low"], page["high"]])
+    axes.imshow(shares, cmap=shades, vmin=0, vmax=100, aspect="auto")
     for row in range(depth):
         for column in range(len(columns)):
             share = shares[row, column]
             if share:
                 text = "<1" if share < 1 else ">99" if 99 < share < 100 else f"{share:.0f}"
-                ink = "white" if share > 60 else "black"
+                ink = "white" if (share > 50) != is_dark else "black"
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(depth), ranks)

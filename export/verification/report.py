@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,24 +15,35 @@ from xclip_deploy.export.verification.measuring import MeasuredRun, MeasuredRuns
 from xclip_deploy.export.verification.rankings import Flip, RankComparison
 from xclip_deploy.runtime.presentation import cut, printable
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _SHOWN_FLIPS = 12
 _MAX_TEXT = 1000
 _CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --quiet: #666; --line: #ddd;
+        --rule: #999; --good: #1a7f37; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #16181c; --ink: #e8e8e8; --quiet: #a0a4aa; --line: #33373d; --rule: #6a6f76;
+          --bad: #ff8a80; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
+       max-width: 66rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
-p { margin: .3rem 0 .8rem; } .quiet { color: #666; }
+p { margin: .3rem 0 .8rem; } .quiet { color: var(--quiet); }
 .verdict { display: inline-block; padding: .1rem .7rem; border-radius: 1rem; color: #fff;
            font-weight: 600; margin-left: .6rem; }
-.passed { background: #1a7f37; } .failed { background: #b3261e; }
-table { border-collapse: collapse; margin: .4rem 0 1rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; border-bottom: 1px solid #999; }
-th, td { padding: .15rem .9rem .15rem 0; vertical-align: middle; }
-td { border-bottom: 1px solid #eee; } .number { text-align: right; }
-.bad { color: #b3261e; font-weight: 600; }
-img { max-width: 100%; height: auto; } img.frame { width: 72px; height: 72px; display: block; }
+.passed { background: var(--good); } .failed { background: #b3261e; }
+.wide { overflow-x: auto; margin: .4rem 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 600; border-bottom: 1px solid var(--rule); }
+th, td { padding: .15rem .9rem .15rem 0; vertical-align: middle; white-space: nowrap; }
+td.text { white-space: normal; min-width: 12rem; }
+td { border-bottom: 1px solid var(--line); } .number { text-align: right; }
+.bad { color: var(--bad); font-weight: 600; }
+picture img { max-width: max(100%, 40rem); height: auto; display: block; }
+img.frame { width: 72px; height: 72px; display: block; }
 code { font-size: .9em; }
 """
 _Cell = str | tuple[str, str]
@@ -43,8 +55,13 @@ def render_report(
 ) -> str:
     """Render the page as HTML. Raises MissingExtraError where matplotlib is not installed."""
     comparisons = certificate.comparisons
-    scatter = plots.score_scatter(measurement, comparisons)
-    moves = plots.rank_moves(comparisons, ranks)
+    errors = _figure(
+        lambda: plots.error_distributions(measurement, comparisons), "distribution of errors"
+    )
+    scatter = _figure(
+        lambda: plots.score_scatter(measurement, comparisons), "scores and their errors"
+    )
+    moves = _figure(lambda: plots.rank_moves(comparisons, ranks), "ranks in the reference and here")
     parts = [
         _heading(certificate),
         "<h2>Rankings and recall</h2>",
@@ -60,23 +77,21 @@ def render_report(
         "error allowed. Features are elements of unit vectors, grains are similarities, logits are "
         "scores. Scores are also bounded by their root mean square (RMS), since the scorer's sharp "
         "softmaxes make the errors of a few pairs much larger than the rest.</p>",
-        plots.as_image(
-            plots.error_distributions(measurement, comparisons), "distribution of errors"
-        ),
+        errors,
         *(_tensors(comparison) for comparison in comparisons),
     ]
-    if scatter is not None:
+    if scatter:
         parts += [
             "<h2>Scores</h2>",
             f"<p>Every dot is one text with one video{_sampled(measurement)}.</p>",
-            plots.as_image(scatter, "scores and their errors"),
+            scatter,
         ]
     parts.append("<h2>Where ranks moved</h2>")
-    if moves is not None:
+    if moves:
         parts += [
             "<p>Rows are ranks in the reference, columns are ranks of the same videos in the run. "
             "A run that ranks as the reference does fills the diagonal alone.</p>",
-            plots.as_image(moves, "ranks in the reference and here"),
+            moves,
         ]
     for measured, comparison, rank in zip(measurement.measured, comparisons, ranks, strict=True):
         parts.append(_flips(measurement, measured, comparison, rank))
@@ -91,10 +106,16 @@ def render_report(
     parts.append(_provenance(certificate))
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width">'
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
         f"<title>xclip-deploy verify: {_verdict(certificate.passed)}</title>"
         f"<style>{_CSS}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _figure(draw: Callable[[], Figure | None], description: str) -> str:
+    """Return a figure that scrolls where the page is narrower; "" where there is none."""
+    picture = plots.as_picture(draw, description)
+    return "" if picture is None else f"<div class=wide>{picture}</div>"
 
 
 def _heading(certificate: Certificate) -> str:
@@ -258,7 +279,7 @@ def _flips(
 def _flip(
     measurement: MeasuredRuns, logits: npt.NDArray[np.float32], flip: Flip, tie_gap: float
 ) -> list[_Cell]:
-    cells: list[_Cell] = [_text(measurement.texts[flip.text] or "(empty)")]
+    cells: list[_Cell] = [(_text(measurement.texts[flip.text] or "(empty)"), "text")]
     for column in (flip.upper, flip.lower):
         before = measurement.reference_logits[flip.text, column]
         after = logits[flip.text, column]
@@ -297,7 +318,10 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:
         for header, is_number in zip(headers, numeric, strict=True)
     )
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    # Where the page is narrower than the table, the table scrolls by itself.
+    return (
+        f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _cell(cell: _Cell) -> str:

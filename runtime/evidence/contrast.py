@@ -138,7 +138,7 @@ class Contrast:
         missing = [word.text for word in lower.missing_words if word.positions not in both]
         if missing:
             listed = ", ".join(f"“{text}”" for text in missing)
-            line += f"; {names[1]} has nothing for {listed}"
+            line += f"; {names[1]} scores no lower without {listed}"
         return f"{line}; see {names[0]} at {time_text(upper.best_moment.best_frame_time_s, 1)}"
 
     def to_dict(self) -> dict[str, Any]:

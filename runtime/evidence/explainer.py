@@ -14,6 +14,7 @@ from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation, explain_video
 from xclip_deploy.runtime.evidence.picture import draw_explanation
+from xclip_deploy.runtime.evidence.theme import Theme
 from xclip_deploy.runtime.evidence.words import TokenKind, without, words_of
 from xclip_deploy.runtime.features import TextFeatures
 from xclip_deploy.runtime.gallery import Snapshot
@@ -62,9 +63,12 @@ def explain_hits(
 
 
 def plot_explanation(
-    explanation: Explanation | Contrast, path: str | PathLike[str], read: ReadVideo
+    explanation: Explanation | Contrast,
+    path: str | PathLike[str],
+    read: ReadVideo,
+    theme: Theme = "light",
 ) -> None:
-    """Read the frames again and write the explanation as a PNG.
+    """Read the frames again and write the explanation as a PNG, on a light or dark page.
 
     ``read``: returns a file's frames as they were encoded. A file that is gone or has changed
     leaves grey boxes and a note. Raises as :func:`draw_explanation` does.
@@ -73,7 +77,7 @@ def plot_explanation(
     as_instance("explanation", explanation, kinds, "what retriever.explain gives")
     parts = explanation.explanations if isinstance(explanation, Contrast) else (explanation,)
     frames, notes = zip(*(_thumbnails(part, read) for part in parts), strict=True)
-    draw_explanation(explanation, path, frames, notes)
+    draw_explanation(explanation, path, frames, notes, theme=theme)
 
 
 def _thumbnails(explanation: Explanation, read: ReadVideo) -> tuple[VideoFrames | None, str | None]:

@@ -119,8 +119,13 @@ class Explanation:
         }
 
     @property
+    def best_frame_time_s(self) -> float:
+        """Time of the frame most similar to the text, which a search names too, in seconds."""
+        return self.best_moment.best_frame_time_s
+
+    @property
     def missing_words(self) -> tuple[WordEvidence, ...]:
-        """Words without evidence in the video: without them the score would be no lower.
+        """Words that the score does not need: without them it would be no lower.
 
         Punctuation is not listed. Each word is judged by leaving it out, as similarities cannot
         tell: the text encoder mixes a word with those before it, so “circle” after “green” fits a
@@ -133,6 +138,15 @@ class Explanation:
             and word.score_without >= self.score
             and word.text.strip(string.punctuation)
         )
+
+    @property
+    def unfound_words(self) -> tuple[WordEvidence, ...]:
+        """The missing words that also add nothing to the score: nothing was found for them.
+
+        A model whose grains read no words gives words no points, and lists none.
+        """
+        reads_words = any(GRAINS[Grain(name)].reads_words for name in self.grains)
+        return tuple(word for word in self.missing_words if reads_words and word.contribution <= 0)
 
     @property
     def word_frame_similarity(self) -> Float64Array:
@@ -152,10 +166,12 @@ class Explanation:
         parts = ", ".join(
             f"{Grain(name).spoken} {value:.2f}" for name, value in self.points.items()
         )
-        found = f"best moment {self.best_moment}"
+        best = time_text(self.best_frame_time_s, 1)
+        found = f"best frame {best}, best moment {self.best_moment}"
         if self.missing_words:
-            names = ", ".join(f"“{word.text}”" for word in self.missing_words)
-            found += f"; nothing found for {names}"
+            found += f"; no lower without {_quoted(self.missing_words)}"
+        if self.unfound_words:
+            found += f"; nothing found for {_quoted(self.unfound_words)}"
         where = ""
         if self.num_segments > 1:
             span = f"{time_text(self.start_s, 1)} to {time_text(self.end_s, 1)}"
@@ -182,6 +198,10 @@ class Explanation:
             "frames": [frame.to_dict() for frame in self.frames],
             "decomposition": self.decomposition.to_dict(),
         }
+
+
+def _quoted(words: Iterable[WordEvidence]) -> str:
+    return ", ".join(f"“{word.text}”" for word in words)
 
 
 def explain_video(

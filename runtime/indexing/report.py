@@ -86,7 +86,9 @@ class IndexReport:
         lines += [f"warning: {video.path}: {video.reason}" for video in self.warnings]
         if self.passed_over:
             kinds = count_by_suffix(self.passed_over)
-            lines.append(f"passed over {len(self.passed_over)} files that are no videos: {kinds}")
+            is_one = len(self.passed_over) == 1
+            what = "file that is no video" if is_one else "files that are no videos"
+            lines.append(f"passed over {len(self.passed_over):,} {what}: {kinds}")
             # An ending that is none of the known ones may hide a video.
             unknown = [path for path in self.passed_over if not is_known_other(path)]
             lines += [f"passed over: {path}" for path in unknown[:_NAMED]]
@@ -94,7 +96,11 @@ class IndexReport:
                 lines.append(f"passed over: {len(unknown) - _NAMED} more of unknown endings")
         counts = [f"{len(self.indexed)} indexed", f"{len(self.unchanged)} unchanged"]
         more = {"changed": self.changed, "duplicates": self.duplicates, "pruned": self.pruned}
-        counts += [f"{len(files)} {name}" for name, files in more.items() if files]
+        counts += [
+            f"{len(files)} {name.removesuffix('s') if len(files) == 1 else name}"
+            for name, files in more.items()
+            if files
+        ]
         lines.append(f"{', '.join(counts)}, {len(self.failed)} failed in {self.seconds:.1f} s")
         return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from xclip_deploy.errors import CheckpointReadError, InvalidArgumentError, Train
 from xclip_deploy.training.config import TrainConfig, resolve_config
 from xclip_deploy.training.model import XClip
 from xclip_deploy.training.optimizer import Recipe, RecipeAdam, make_optimizer
-from xclip_deploy.training.run_folder import Position, RunFolder
+from xclip_deploy.training.run_folder import Position, RunFolder, draw_curves
 
 CONFIG = TrainConfig()
 RECIPE = Recipe(lr=0.1, coef_lr=0.5, total_steps=10)
@@ -153,3 +153,21 @@ def test_the_log(tmp_path: Path) -> None:
     run.rewind_log(3)
     run.log({"step": 4, "loss": 9.0})
     assert [record["step"] for record in run.records()] == [1, 2, 3, 4]
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_curves_have_no_panel_without_a_validation(tmp_path: Path) -> None:
+    steps: list[dict[str, Any]] = [{"step": step, "loss": 3.0 / step} for step in range(1, 9)]
+    recall = {"text_to_video": {"recall_at_1": 40.0}, "video_to_text": {"recall_at_1": 30.0}}
+    draw_curves(steps, tmp_path / "loss.png")
+    draw_curves([*steps, {"step": 8, "validation": recall}], tmp_path / "both.png")
+    draw_curves([], tmp_path / "none.png")
+    loss, both = _size_of(tmp_path / "loss.png"), _size_of(tmp_path / "both.png")
+    assert both == (2 * loss[0], loss[1])
+    assert _size_of(tmp_path / "none.png") == loss

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_table, say, step_progress
+from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import (
+    Choice,
     Command,
     PathArgument,
     json_option,
+    wide_option,
 )
+from xclip_deploy.cli.progress import step_progress
+from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.benchmark import Benchmark
@@ -45,7 +49,7 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
 @click.option(
     "--graph",
     "graphs",
-    type=click.Choice(["video_encoder", "text_encoder", "scorer"]),
+    type=Choice(["video_encoder", "text_encoder", "scorer"]),
     multiple=True,
     help="Measure this graph. Repeat it for several.  [default: all three]",
 )
@@ -96,6 +100,7 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
     type=PathArgument(dir_okay=False),
     help="Draw the result into this PNG file.",
 )
+@wide_option
 @json_option
 def command(
     bundle: Path,
@@ -108,6 +113,7 @@ def command(
     rounds: int,
     warmup: int,
     plot: Path | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast BUNDLE (default: xclip-bundle) runs on this machine.
@@ -146,7 +152,7 @@ def command(
     if as_json:
         print_json(result.to_dict())
     else:
-        _print(result)
+        _print(result, wide=wide)
     if plot is not None:
         draw_benchmark(result, plot)
         say(f"wrote {plot}", err=as_json)
@@ -186,7 +192,7 @@ def _session(text: str) -> SessionOptions:
     return SessionOptions(**chosen)
 
 
-def _print(result: Benchmark) -> None:
+def _print(result: Benchmark, *, wide: bool) -> None:
     from xclip_deploy.runtime.benchmark.results import ITEMS, readable
 
     machine = result.machine
@@ -202,11 +208,12 @@ def _print(result: Benchmark) -> None:
     say()
     loaded = {(each.session, each.graph): each for each in result.loadings}
     rows: list[tuple[str, ...]] = []
+    failures = []
     for each in result.measurements:
         loading = loaded[each.session, each.graph]
         start = (each.graph.value, str(each.size), each.session)
         if each.error is not None:
-            rows.append((*start, *("",) * 6, each.error))
+            failures.append(f"failed: {', '.join(start)}: {each.error}")
             continue
         times = [f"{each.percentile_s(percent) * 1e3:.2f}" for percent in (50, 90, 99)]
         memory_bytes = [each.peak_memory_bytes]
@@ -216,9 +223,21 @@ def _print(result: Benchmark) -> None:
         rate = f"{readable(each.items_per_s)} {ITEMS[each.graph]}/s"
         runs = str(len(each.latencies_s))
         rows.append((*start, *times, runs, rate, taken, f"{loading.seconds:.2f} s"))
-    headers = ("graph", "size", "session", "p50 ms", "p90 ms", "p99 ms", "runs", "throughput",
-               "peak MB", "opened in")  # fmt: skip
-    print_table(headers, rows, right=(1, 3, 4, 5, 6, 7, 8, 9))
+    columns = (
+        Column("graph"),
+        Column("size", right=True),
+        Column("session", least=14),
+        Column("p50 ms", right=True),
+        Column("p90 ms", right=True, wide=True),
+        Column("p99 ms", right=True),
+        Column("runs", right=True, wide=True),
+        Column("throughput", right=True),
+        Column("peak MB", right=True, wide=True),
+        Column("opened in", right=True, wide=True),
+    )
+    print_table(columns, rows, wide=wide)
+    for failure in failures:
+        say(failure)
     if machine.load_average > machine.cores:
         say(
             f"note: {machine.load_average:g} processes competed for the {machine.cores} cores "

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import engine_progress, print_json, print_table, say
+from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import (
+    Choice,
     Command,
     PathArgument,
     json_option,
+    wide_option,
 )
+from xclip_deploy.cli.progress import engine_progress
+from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
     from xclip_deploy.export.tensorrt import BatchRange, BuildResult, DryRun
@@ -58,7 +62,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
 )
 @click.option(
     "--flavor",
-    type=click.Choice(["auto", "tensorrt", "rtx"]),
+    type=Choice(["auto", "tensorrt", "rtx"]),
     default="auto",
     show_default=True,
     help="Build for this library. tensorrt serves data-centre GPUs and builds on the GPU. rtx is "
@@ -122,7 +126,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
 )
 @click.option(
     "--hardware-compatibility",
-    type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
+    type=Choice(["none", "ampere-plus", "same-compute-capability"]),
     default="none",
     show_default=True,
     help="Let engines run on this group of GPUs too, at some cost in speed. For tensorrt only.",
@@ -152,6 +156,7 @@ def _batch(ctx: click.Context, param: click.Parameter, value: str) -> BatchRange
     is_flag=True,
     help="Parse the graphs and report the operators that TensorRT refuses; build nothing.",
 )
+@wide_option
 @json_option
 def command(
     bundle: Path,
@@ -171,6 +176,7 @@ def command(
     force: bool,
     self_test: bool,
     dry_run: bool,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Build the three TensorRT engines of BUNDLE (default: xclip-bundle).
@@ -185,7 +191,7 @@ def command(
 
     if dry_run:
         parsed = tensorrt.dry_run(bundle, precision=Precision(precision), flavour=flavor)
-        _print_dry_run(parsed, as_json=as_json)
+        _print_dry_run(parsed, as_json=as_json, wide=wide)
         if not parsed.is_supported:
             raise click.exceptions.Exit(7)
         return
@@ -213,10 +219,10 @@ def command(
             self_test=tensorrt.verify_on_gpu if self_test else None,
             progress=progress,
         )
-    _print_result(result, as_json=as_json)
+    _print_result(result, as_json=as_json, wide=wide)
 
 
-def _print_dry_run(parsed: DryRun, *, as_json: bool) -> None:
+def _print_dry_run(parsed: DryRun, *, as_json: bool, wide: bool) -> None:
     if as_json:
         graphs = {
             graph.value: {
@@ -238,13 +244,19 @@ def _print_dry_run(parsed: DryRun, *, as_json: bool) -> None:
             say(f"{graph.value}: {parsed.library} takes all of it ({parse.layers} layers)")
         refused += [(graph.value, one.node, one.operator, one.reason) for one in parse.unsupported]
     if refused:
-        print_table(("graph", "node", "operator", "why it is refused"), refused)
+        columns = (
+            Column("graph"),
+            Column("node", least=12),
+            Column("operator", least=10),
+            Column("why it is refused", least=20),
+        )
+        print_table(columns, refused, wide=wide)
         say(f"{parsed.library} refuses {len(refused)} operators; nothing was built")
     else:
         say("nothing was built; leave out --dry-run to build")
 
 
-def _print_result(result: BuildResult, *, as_json: bool) -> None:
+def _print_result(result: BuildResult, *, as_json: bool, wide: bool) -> None:
     engine_set = result.engine_set
     if as_json:
         content = engine_set.model_dump(mode="json")
@@ -272,8 +284,15 @@ def _print_result(result: BuildResult, *, as_json: bool) -> None:
                 fused if attention.blocks else "",
             )
             rows.append((*(first if number == 0 else ("", "", "", "")), ranges, memory))
-    headers = ("engine", "size", "built in", "fused attention", "profile", "GPU memory")
-    print_table(headers, rows, right=(1, 2, 3, 5))
+    columns = (
+        Column("engine"),
+        Column("size", right=True),
+        Column("built in", right=True, wide=True),
+        Column("fused attention" if wide else "fused", right=True),
+        Column("profile", least=20),
+        Column("GPU memory", right=True),
+    )
+    print_table(columns, rows, wide=wide)
     for note in result.notes:
         say(f"note: {note}")
     if not result.is_new:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xclip_deploy.cli.display import print_json, say
-from xclip_deploy.cli.options import Command, PathArgument, json_option
+from xclip_deploy.cli.options import Choice, Command, PathArgument, json_option
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.media import CutMode
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--mode",
-    type=click.Choice(["exact", "copy"]),
+    type=Choice(["exact", "copy"]),
     default="exact",
     show_default=True,
     help="Encode exactly these seconds; or copy the streams from the key frame before.",

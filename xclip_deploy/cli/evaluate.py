@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import encoding_progress, print_json, print_table, say, write_json
+from xclip_deploy.cli.display import print_json, say, write_json
 from xclip_deploy.cli.options import (
+    Choice,
     Command,
     PathArgument,
     json_option,
@@ -17,6 +18,8 @@ from xclip_deploy.cli.options import (
     weights_option,
     workers_option,
 )
+from xclip_deploy.cli.progress import encoding_progress
+from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.evaluation import Evaluation
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=PathArgument())
 @click.option(
     "--task",
-    type=click.Choice(["videos", "moments"]),
+    type=Choice(["videos", "moments"]),
     default="videos",
     show_default=True,
     help="Measure how well videos are found, or moments in them.",
@@ -108,7 +111,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--activation",
-    type=click.Choice(["quick_gelu", "gelu"]),
+    type=Choice(["quick_gelu", "gelu"]),
     help="Set the activation of CLIP's MLPs; only for checkpoints.",
 )
 @weights_option
@@ -283,7 +286,8 @@ def _print(evaluation: Evaluation) -> None:
     rows = _rows("", evaluation.metrics)
     if evaluation.dual_softmax is not None:
         rows += _rows(" (dual softmax)", evaluation.dual_softmax)
-    print_table(("", "R@1", "R@5", "R@10", "MdR", "MnR", "queries"), rows, right=range(1, 7))
+    numbers = [Column(name, right=True) for name in ("R@1", "R@5", "R@10", "MdR", "MnR", "queries")]
+    print_table((Column(""), *numbers), rows)
     model = evaluation.model
     say(
         f"{evaluation.split}: {evaluation.num_videos} videos, {evaluation.num_captions} captions; "

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from xclip_deploy.cli.display import print_graph_sizes, print_json, print_parity, say, step_progress
-from xclip_deploy.cli.options import Command, PathArgument, json_option, weights_option
+from xclip_deploy.cli.display import print_graph_sizes, print_json, print_parity, say
+from xclip_deploy.cli.options import Choice, Command, PathArgument, json_option, weights_option
+from xclip_deploy.cli.progress import step_progress
 
 
 @click.command("export", cls=Command)
@@ -49,13 +50,13 @@ from xclip_deploy.cli.options import Command, PathArgument, json_option, weights
 )
 @click.option(
     "--activation",
-    type=click.Choice(["quick_gelu", "gelu"]),
+    type=Choice(["quick_gelu", "gelu"]),
     help="Set the activation of CLIP's MLPs. Most open_clip weights need gelu, unless they are "
     "OpenAI's.  [default: as in the configuration beside the weights, else quick_gelu]",
 )
 @click.option(
     "--temporal-head",
-    type=click.Choice(["meanP", "seqTransf", "seqLSTM"]),
+    type=Choice(["meanP", "seqTransf", "seqLSTM"]),
     help="Fail unless the weights have this temporal head.",
 )
 @click.option(

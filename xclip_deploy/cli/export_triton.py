@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
-from xclip_deploy.cli.display import print_json, print_table, say
+from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import (
+    Choice,
     Command,
     PathArgument,
     json_option,
 )
+from xclip_deploy.cli.table import Column, print_table
 
 
 @click.command("export-triton", cls=Command)
@@ -26,7 +28,7 @@ from xclip_deploy.cli.options import (
 )
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt", "python"]),
+    type=Choice(["onnxruntime", "tensorrt", "python"]),
     default="onnxruntime",
     show_default=True,
     help="Run the networks with this backend of the server. python runs ONNX Runtime in the "
@@ -34,12 +36,12 @@ from xclip_deploy.cli.options import (
 )
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "cuda"]),
+    type=Choice(["cpu", "cuda"]),
     help="Run the networks on this device.  [default: cuda for tensorrt, else cpu]",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    type=Choice(["fp32", "fp16", "bf16", "int8"]),
     help="Compute in this precision.  "
     "[default: as in the engines, else fp16 on cuda and fp32 on cpu]",
 )
@@ -132,7 +134,7 @@ def command(
             record for name, record in description.files.items() if name.startswith(f"{model}/")
         ]
         rows.append((model, f"{sum(record.size_bytes for record in files) / 1e6:.1f} MB"))
-    print_table(("model", "size"), rows, right=(1,))
+    print_table((Column("model"), Column("size", right=True)), rows)
     where = f"backend {description.backend.value} on {description.device}"
     say(f"{where}, {description.precision.value}")
     if description.tensorrt_version is not None:

@@ -5,32 +5,22 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import (
-    name_of,
-    print_fields,
-    print_json,
-    print_table,
-    say,
-    shortened,
-)
-from xclip_deploy.cli.options import gallery_option, json_option
-from xclip_deploy.runtime.presentation import printable, time_text
+from xclip_deploy.cli.display import name_of, print_json, say
+from xclip_deploy.cli.gallery_tables import print_stats, print_video, print_videos
+from xclip_deploy.cli.options import Group, gallery_option, json_option, wide_option
+from xclip_deploy.runtime.presentation import counted, did_you_mean, listed, printable
 
 if TYPE_CHECKING:
-    from xclip_deploy.runtime.gallery import Gallery, GalleryStats, GalleryVideo
+    from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 
 _LIMIT = 20
-_METADATA_WIDTH = 30
-_GAP = 3
-"""Spaces that ``print_table`` leaves between two columns."""
-_LEAST_NAME_WIDTH = 20
 
 where_option = click.option(
     "--where",
@@ -39,7 +29,7 @@ where_option = click.option(
 )
 
 
-class _InOrder(click.Group):
+class _InOrder(Group):
     """A group whose help lists the commands in the order of this file."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -75,8 +65,11 @@ def command(ctx: click.Context) -> None:
     show_default=True,
     help="List at most this many videos.",
 )
+@wide_option
 @json_option
-def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_json: bool) -> None:
+def list_videos(
+    gallery: str, where: str | None, offset: int, limit: int, wide: bool, as_json: bool
+) -> None:
     """List videos with their metadata, in the order in which they were added."""
     with _opened(gallery) as opened:
         total = opened.count(where)
@@ -88,10 +81,10 @@ def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_jso
     matching = "" if where is None else " that match"
     if not videos:
         beyond = f"; expected an offset below {total}" if total else ""
-        say(f"{gallery} holds {_count(total)}{matching}{beyond}")
+        say(f"{gallery} holds {counted(total, 'video')}{matching}{beyond}")
         return
-    _print_videos(videos)
-    line = f"{offset + 1} to {offset + len(videos)} of {_count(total)}{matching}"
+    print_videos(videos, wide=wide)
+    line = f"{offset + 1} to {offset + len(videos)} of {counted(total, 'video')}{matching}"
     if offset + len(videos) < total:
         words = ["xclip-deploy", "gallery", "list", "--gallery", gallery]
         words += [] if where is None else ["--where", where]
@@ -105,13 +98,13 @@ def list_videos(gallery: str, where: str | None, offset: int, limit: int, as_jso
 @gallery_option
 @json_option
 def show_video(video: str, gallery: str, as_json: bool) -> None:
-    """Show everything known about VIDEO, which is an id or one of its files."""
+    """Show everything known about VIDEO, which is an id, a file, or a file name of its own."""
     with _opened(gallery) as opened:
-        found = find_video(opened, video)
+        found = find_video(opened, video, by_file_name=True)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
-        _print_video(found)
+        print_video(found)
 
 
 @command.command("stats", short_help="Sum up the contents of the gallery.")
@@ -124,7 +117,7 @@ def show_stats(gallery: str, as_json: bool) -> None:
     if as_json:
         print_json(stats.to_dict())
     else:
-        _print_stats(stats)
+        print_stats(stats)
 
 
 @command.command("remove", short_help="Remove videos, by name or by a filter.")
@@ -169,10 +162,10 @@ def remove_videos(
         return
     if dry_run:
         if chosen:
-            _print_videos(chosen)
-        say(f"{_count(len(ids))} would be removed from {gallery}, which holds {left}")
+            print_videos(chosen)
+        say(f"{counted(len(ids), 'video')} would be removed from {gallery}, which holds {left}")
         return
-    say(f"{_count(removed)} removed; {gallery} holds {left}")
+    say(f"{counted(removed, 'video')} removed; {gallery} holds {left}")
 
 
 @command.command("optimize", short_help="Compact the gallery and build its index.")
@@ -200,7 +193,7 @@ def optimize(gallery: str, keep_minutes: float, as_json: bool) -> None:
     if as_json:
         print_json({"gallery": gallery, "videos": videos, "seconds": round(seconds, 3)})
     else:
-        say(f"{gallery}: {_count(videos)}, {seconds:.1f} s")
+        say(f"{gallery}: {counted(videos, 'video')}, {seconds:.1f} s")
 
 
 @command.command("verify", short_help="Check everything that is stored against its checksums.")
@@ -226,11 +219,12 @@ def verify(gallery: str, as_json: bool) -> None:
     if not found.is_whole:
         damaged = len(found.damaged_videos) + len(found.damaged_files)
         raise GalleryIntegrityError(
-            f"gallery {gallery} is damaged in {damaged} places; restore it from a copy or run: "
-            f"xclip-deploy gallery rescue --gallery {shlex.quote(place)} --output NEW_GALLERY"
+            f"gallery {gallery} is damaged in {counted(damaged, 'place')}; restore it from a copy "
+            f"or run: xclip-deploy gallery rescue --gallery {shlex.quote(place)} "
+            "--output NEW_GALLERY"
         )
     if not as_json:
-        say(f"{gallery}: {_count(found.num_videos)}, all whole")
+        say(f"{gallery}: {counted(found.num_videos, 'video')}, all whole")
 
 
 @command.command("rescue", short_help="Copy what is whole out of a damaged gallery.")
@@ -263,8 +257,8 @@ def rescue(gallery: str, output: str, as_json: bool) -> None:
     if found.deletions_lost:
         say("a list of removed videos is lost: removed ones may be back", err=True)
     say(
-        f"{_count(found.num_videos)} copied to {output}, {len(found.lost)} lost; to index those "
-        f"again run: xclip-deploy index VIDEOS --gallery {shlex.quote(output)}"
+        f"{counted(found.num_videos, 'video')} copied to {output}, {len(found.lost)} lost; "
+        f"to index those again run: xclip-deploy index VIDEOS --gallery {shlex.quote(output)}"
     )
 
 
@@ -283,15 +277,17 @@ def upgrade(gallery: str, as_json: bool) -> None:
     if as_json:
         print_json({"gallery": gallery, "videos": count})
     else:
-        say(f"{gallery}: {_count(count)}, upgraded")
+        say(f"{gallery}: {counted(count, 'video')}, upgraded")
 
 
-def find_video(gallery: Gallery, name: str) -> GalleryVideo:
+def find_video(gallery: Gallery, name: str, *, by_file_name: bool = False) -> GalleryVideo:
     """Find a video by its id or by the path of one of its files.
+
+    ``by_file_name``: whether a file name without its folder will do, if one video alone has it.
 
     Raises:
         GalleryError: The gallery has no such video.
-        InvalidArgumentError: The name is empty.
+        InvalidArgumentError: The name is empty, or several videos have it.
     """
     from xclip_deploy.errors import GalleryError, InvalidArgumentError
 
@@ -305,12 +301,27 @@ def find_video(gallery: Gallery, name: str) -> GalleryVideo:
         if each in found:
             return gallery.get(each)
     # Files with the same content share one video, whose id is the path of the first.
+    namesakes: list[str] = []
+    known: set[str] = set()
     for video in gallery.snapshot().listing():
-        if any(file.path in names for file in video.files):
+        paths = [file.path for file in video.files]
+        if any(path in names for path in paths):
             return gallery.get(video.id)
+        own = {Path(path).name for path in (video.id, *paths)}
+        known |= own
+        if by_file_name and name in own:
+            namesakes.append(video.id)
+    if len(namesakes) == 1:
+        return gallery.get(namesakes[0])
+    if namesakes:
+        raise InvalidArgumentError(
+            f"{name!r} names {len(namesakes)} videos ({listed(namesakes)}); expected the path of "
+            "one"
+        )
     raise GalleryError(
-        f"no video {name!r} in the gallery {gallery.uri}; to see its videos run: "
-        f"xclip-deploy gallery list --gallery {shlex.quote(str(gallery.uri))}"
+        f"no video {name!r} in the gallery {gallery.uri}{did_you_mean(Path(name).name, known)}; "
+        f"to see its videos run: xclip-deploy gallery list --gallery "
+        f"{shlex.quote(str(gallery.uri))}"
     )
 
 
@@ -331,76 +342,7 @@ def _is_confirmed(count: int, gallery: str) -> bool:
 
     if sys.stdin is None or not sys.stdin.isatty():
         raise InvalidArgumentError(
-            f"{_count(count)} of {gallery} match, and there is no terminal to ask on; to remove "
-            "them add --yes, to list them add --dry-run"
+            f"{counted(count, 'video')} of {gallery} match, and there is no terminal to ask "
+            "on; to remove them add --yes, to list them add --dry-run"
         )
-    return click.confirm(printable(f"Remove {_count(count)} from {gallery}?"), err=True)
-
-
-def _count(videos: int) -> str:
-    return "1 video" if videos == 1 else f"{videos:,} videos"
-
-
-def _print_videos(videos: Sequence[GalleryVideo]) -> None:
-    """Print a table. On a terminal, cut names and metadata to its width."""
-    headers = ("video", "duration", "metadata")
-    names = [name_of(video.id) for video in videos]
-    durations = [time_text(video.duration_s) for video in videos]
-    metadata = [
-        ", ".join(f"{name}={value}" for name, value in video.metadata.items()) for video in videos
-    ]
-    if sys.stdout.isatty():
-        from rich.cells import cell_len
-        from rich.console import Console
-
-        metadata = [shortened(text, _METADATA_WIDTH) for text in metadata]
-        others = [
-            max(map(cell_len, (header, *column)))
-            for header, column in zip(headers[1:], (durations, metadata), strict=True)
-        ]
-        room = Console().width - sum(others) - _GAP * len(others)
-        names = [shortened(name, max(room, _LEAST_NAME_WIDTH)) for name in names]
-    print_table(headers, list(zip(names, durations, metadata, strict=True)), right=(1,))
-
-
-def _print_video(video: GalleryVideo) -> None:
-    from datetime import datetime, timezone
-
-    rows = [("id", video.id)]
-    for file in video.files:
-        facts = [] if file.size_bytes is None else [f"{file.size_bytes / 1e6:.1f} MB"]
-        if file.modified_ns is not None:
-            changed = datetime.fromtimestamp(file.modified_ns // 10**9, timezone.utc)
-            facts.append(f"changed {changed:%Y-%m-%d %H:%M:%S} UTC")
-        rows.append(("file", f"{file.path} ({', '.join(facts)})" if facts else file.path))
-    if video.content_sha256 is not None:
-        rows.append(("SHA-256", video.content_sha256))
-    if video.duration_s is not None:
-        duration = f"{time_text(video.duration_s)} ({video.duration_s:.3f} s)"
-        rows.append(("duration", duration))
-    times = ", ".join(f"{time:.1f}" for time in video.frame_times_s)
-    if video.num_segments > 1:
-        rows.append(("segments", f"{video.num_segments}, {video.segmentation}"))
-        times += " s of the first segment"
-    else:
-        times += " s"
-    rows.append(("frames", f"{len(video.frame_times_s)}, at {times}"))
-    rows += [("metadata", f"{name} = {value}") for name, value in video.metadata.items()]
-    print_fields(rows, 14)
-
-
-def _print_stats(stats: GalleryStats) -> None:
-    rows = [
-        ("gallery", stats.uri or "in memory"),
-        ("videos", f"{stats.num_videos:,}"),
-        ("files", f"{stats.num_files:,}"),
-        ("duration", time_text(stats.total_duration_s)),
-    ]
-    if stats.segmentation is not None:
-        rows.append(("segments", f"{stats.num_segments:,}, {stats.segmentation}"))
-    if stats.size_bytes is not None:
-        rows.append(("size on disk", f"{stats.size_bytes / 1e6:.1f} MB"))
-    rows.append(("model", stats.fingerprint[:16]))
-    rows.append(("index", "approximate" if stats.has_index else "none: every video is compared"))
-    rows += [("metadata", f"{name} ({kind})") for name, kind in stats.metadata.items()]
-    print_fields(rows, 14)
+    return click.confirm(printable(f"Remove {counted(count, 'video')} from {gallery}?"), err=True)

@@ -9,6 +9,7 @@ import click
 
 from xclip_deploy.cli.display import print_json, say, write_json
 from xclip_deploy.cli.options import (
+    Choice,
     Command,
     PathArgument,
     bundle_option,
@@ -18,6 +19,7 @@ from xclip_deploy.cli.options import (
     session_options,
     workers_option,
 )
+from xclip_deploy.runtime.presentation import counted
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.indexing import IndexReport
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 @gallery_option
 @click.option(
     "--on-duplicate",
-    type=click.Choice(["update", "skip", "replace", "error"]),
+    type=Choice(["update", "skip", "replace", "error"]),
     default="update",
     show_default=True,
     help="Treat a video that the gallery already has in this way: update encodes it again if it "
@@ -138,7 +140,8 @@ def command(
                 progress=True,
             )
         except KeyboardInterrupt:
-            say(f"kept {len(retriever) - before} videos in {gallery}", err=True)
+            kept = counted(len(retriever) - before, "video")
+            say(f"kept {kept} in {gallery}", err=True)
             raise
         total = len(retriever)
     content = {"gallery": str(gallery), "videos": total, **report.to_dict()}
@@ -147,13 +150,14 @@ def command(
     if as_json:
         print_json(content)
     else:
-        _print(report, f"{gallery} holds {total} videos")
+        _print(report, f"{gallery} holds {counted(total, 'video')}")
     done = report.added or report.skipped or report.duplicates
     # A folder that was given and of which no file was taken is a mistake whatever else was.
     given = {stored_name(path) for path in paths if path.is_dir()}
     has_failed_folder = any(video.path in given for video in report.failed)
     if report.failed and (strict or not done or has_failed_folder):
-        raise VideoError(f"{len(report.failed)} of the videos failed; the reasons are above")
+        failed = counted(len(report.failed), "video")
+        raise VideoError(f"{failed} failed; the reasons are above")
 
 
 def _estimate(

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import print_fields, print_json, print_parity, print_table, say
+from xclip_deploy.cli.display import print_fields, print_json, print_parity, say
 from xclip_deploy.cli.options import (
     Command,
     PathArgument,
     json_option,
+    wide_option,
 )
+from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.bundle import Bundle
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 @click.command("inspect", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @click.option("--verify", is_flag=True, help="Check every file against its SHA-256.")
+@wide_option
 @json_option
-def command(bundle: Path, verify: bool, as_json: bool) -> None:
+def command(bundle: Path, verify: bool, wide: bool, as_json: bool) -> None:
     """Show what is in BUNDLE (default: xclip-bundle).
 
     It prints the model, its graphs, their agreement with PyTorch, the engines and the
@@ -51,9 +54,8 @@ def command(bundle: Path, verify: bool, as_json: bool) -> None:
         return
     _print_model(opened)
     _print_graphs(opened)
-    print_parity(opened.manifest.parity)
-    say()
-    _print_engines(engines)
+    print_parity(opened.manifest.parity, wide=wide)
+    _print_engines(engines, wide=wide)
     _print_certificate(opened)
     if verify:
         say(f"all {len(opened.manifest.files)} files are as exported")
@@ -72,7 +74,7 @@ def _print_model(bundle: Bundle) -> None:
         ),
         ("text", f"{text.layers} layers of {text.width}, {model.activation.value}"),
         ("limits", f"{model.max_words} words, {model.max_frames} frames"),
-        ("sampling", f"{manifest.frames_per_second:g} frames per second"),
+        ("sampling", _rate(manifest.frames_per_second)),
         ("grains", ", ".join(grain.value for grain in model.grains)),
         ("fingerprint", manifest.fingerprint[:16]),
         ("checkpoint", f"{source.checkpoint} ({source.layout})"),
@@ -81,6 +83,11 @@ def _print_model(bundle: Bundle) -> None:
     ]
     print_fields(rows, 13)
     say()
+
+
+def _rate(frames_per_second: float) -> str:
+    unit = "frame" if frames_per_second == 1 else "frames"
+    return f"{frames_per_second:g} {unit} per second"
 
 
 def _print_graphs(bundle: Bundle) -> None:
@@ -99,7 +106,8 @@ def _print_graphs(bundle: Bundle) -> None:
             (part.value, "", "", *("none" if spec is None else "shared" for spec in of_part))
         )
         rows += _tensor_rows(of_part)
-    print_table(("graph", "", "shape", *(precision.value for precision in precisions)), rows)
+    columns = [Column(precision.value) for precision in precisions]
+    print_table((Column("graph"), Column("side"), Column("shape", least=12), *columns), rows)
     if manifest.video_parts:
         names = " and ".join(part.value for part in VideoPart)
         say(f"{names} are halves of video_encoder, whose weights they share")
@@ -110,15 +118,15 @@ def _tensor_rows(specs: Sequence[GraphSpec | None]) -> list[tuple[str, ...]]:
     """Make a row for each tensor of a graph, with its dtype in every precision that has it."""
     first = next(spec for spec in specs if spec is not None)
     rows = []
-    for side in ("inputs", "outputs"):
+    for side, short in (("inputs", "in"), ("outputs", "out")):
         for number, tensor in enumerate(getattr(first, side)):
             shape = f"[{', '.join(str(size) for size in tensor.shape)}]"
             dtypes = ["" if s is None else getattr(s, side)[number].dtype.value for s in specs]
-            rows.append((f"  {tensor.name}", side[:-1], shape, *dtypes))
+            rows.append((f"  {tensor.name}", short, shape, *dtypes))
     return rows
 
 
-def _print_engines(engines: dict[Path, EngineSet]) -> None:
+def _print_engines(engines: dict[Path, EngineSet], *, wide: bool) -> None:
     if not engines:
         say("engines:     none; run: xclip-deploy build-trt --fp16")
         return
@@ -133,7 +141,15 @@ def _print_engines(engines: dict[Path, EngineSet]) -> None:
         )
         for engine_set in engines.values()
     ]
-    print_table(("engines", "version", "precision", "target", "size", "built"), rows, right=(4,))
+    columns = (
+        Column("engines"),
+        Column("version"),
+        Column("precision"),
+        Column("target", least=8),
+        Column("size", right=True),
+        Column("built", wide=True),
+    )
+    print_table(columns, rows, wide=wide)
 
 
 def _print_certificate(bundle: Bundle) -> None:

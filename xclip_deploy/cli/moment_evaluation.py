@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xclip_deploy.cli.display import encoding_progress, print_json, print_table, say, write_json
+from xclip_deploy.cli.display import print_json, say, write_json
+from xclip_deploy.cli.progress import encoding_progress
+from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.evaluation.moments import MomentEvaluation
@@ -108,7 +110,7 @@ def _print(evaluation: MomentEvaluation) -> None:
     for name, recall, row in evaluation.rows:
         found = dict(zip(recall.at, recall.percent[row], strict=True))
         rows.append((name, *(f"{found[k]:.1f}" if k in found else "" for k in at)))
-    print_table(("", *(f"R@{k}" for k in at)), rows, right=range(1, len(at) + 1))
+    print_table((Column("", least=20), *(Column(f"R@{k}", right=True) for k in at)), rows)
     say("")
     if evaluation.didemo is not None and evaluation.didemo_chance is not None:
         measured = {"DiDeMo": evaluation.didemo, "chance": evaluation.didemo_chance}
@@ -116,7 +118,8 @@ def _print(evaluation: MomentEvaluation) -> None:
             (name, f"{each.rank_at_1:.2f}", f"{each.rank_at_5:.2f}", f"{each.mean_iou:.2f}")
             for name, each in measured.items()
         ]
-        print_table(("", "Rank@1", "Rank@5", "mIoU"), didemo, right=range(1, 4))
+        columns = [Column(name, right=True) for name in ("Rank@1", "Rank@5", "mIoU")]
+        print_table((Column(""), *columns), didemo)
         say("")
     say(
         f"{evaluation.split}: {evaluation.num_videos} videos, {len(evaluation.queries)} queries, "

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from xclip_deploy.runtime.presentation import did_you_mean
 from xclip_deploy.runtime.sessions.registry import backend_names, load_backend, precision_names
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -37,6 +38,37 @@ class PathArgument(click.Path):
             if error.errno == errno.ENAMETOOLONG:
                 self.fail(f"{value} is longer than a path can be", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Choice(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """One of several words. A mistyped one gets the nearest as a suggestion."""
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401
+        """Return the word. Raises BadParameter for one that is no choice."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            nearest = did_you_mean(str(value), map(str, self.choices))
+            known = ", ".join(map(str, self.choices))
+            self.fail(f"found {str(value)!r:.200}, expected one of {known}{nearest}", param, ctx)
+
+
+class Group(click.Group):
+    """A group of commands. A mistyped one gets the nearest as a suggestion."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of a line. Raises UsageError where there is none."""
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            ctx.fail(f"no command {args[0]!r:.200}{did_you_mean(args[0], known)}")
+        return super().resolve_command(ctx, args)
 
 
 class Command(click.Command):
@@ -81,13 +113,16 @@ gallery_option: Decorator = click.option(
 )
 reader_option: Decorator = click.option(
     "--reader",
-    type=click.Choice(["pyav", "decord"]),
+    type=Choice(["pyav", "decord"]),
     default="pyav",
     show_default=True,
     help="Decode videos with this library.",
 )
 json_option: Decorator = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on standard output."
+)
+wide_option: Decorator = click.option(
+    "--wide", is_flag=True, help="Show every column, though lines may pass the terminal's width."
 )
 workers_option: Decorator = click.option(
     "--workers",
@@ -136,7 +171,7 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
         with_session,
         click.option(
             "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
+            type=Choice(["auto", "cpu", "cuda"]),
             default="auto",
             show_default=True,
             help="Run on this device; auto takes a GPU if one can be used.",
@@ -150,7 +185,7 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--backend",
-            type=click.Choice(["auto", *backend_names()]),
+            type=Choice(["auto", *backend_names()]),
             default="auto",
             show_default=True,
             help=f"Run the model with this backend. {backends}; auto takes engines that fit this "
@@ -158,7 +193,7 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--precision",
-            type=click.Choice(["auto", *precision_names()]),
+            type=Choice(["auto", *precision_names()]),
             default="auto",
             show_default=True,
             help="Compute in this precision; auto takes FP16 on a GPU. On a CPU it takes "

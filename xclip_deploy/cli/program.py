@@ -13,6 +13,7 @@ import click
 
 from xclip_deploy import __version__
 from xclip_deploy.cli.display import say
+from xclip_deploy.cli.options import Group
 from xclip_deploy.cli.streams import READER_GONE_STATUS, ReaderGone, standard_streams
 from xclip_deploy.errors import XclipDeployError
 
@@ -36,7 +37,7 @@ _COMMANDS = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """A group that imports a command when the command is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -78,6 +79,10 @@ def cli(verbose: bool) -> None:
     4 checkpoint, 5 export, 6 bundle, 7 engine, 8 video, 9 device or session, 10 gallery,
     11 dataset, 12 training, 13 verification, 14 standard output cannot be written (closed,
     or a full disk), 15 service, 130 interrupted, 141 the reader of standard output went away.
+
+    Completion of commands and options in bash:
+    eval "$(_XCLIP_DEPLOY_COMPLETE=bash_source xclip-deploy)"; zsh_source and fish_source
+    serve the other shells.
 
     Messages go to standard error. If that is closed or full, they are lost, and the status
     alone tells the result.
@@ -127,7 +132,8 @@ def _run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "xclip-deploy"
-        say(f"error: {error.format_message()}; see: {command} --help", err=True)
+        message = error.format_message().rstrip(".")
+        say(f"error: {message}; see: {command} --help", err=True)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - of which one line or a traceback is shown
         if shows_traceback:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from xclip_deploy.cli.display import name_of, print_json, print_table, say, warn_of_cuts
+from xclip_deploy.cli.display import name_of, print_json, say, warn_of_cuts
 from xclip_deploy.cli.hit_files import cut_hits, draw_hits
 from xclip_deploy.cli.options import (
+    Choice,
     Command,
     PathArgument,
     bundle_option,
     gallery_option,
     json_option,
     session_options,
+    wide_option,
 )
+from xclip_deploy.cli.progress import waiting
+from xclip_deploy.cli.table import Column, print_table, shortened, terminal_width
+from xclip_deploy.runtime.presentation import counted, printable, time_text
 
 if TYPE_CHECKING:
-    from xclip_deploy.runtime.results import SearchResult, SearchResults
+    from xclip_deploy.runtime.grains import Grain
+    from xclip_deploy.runtime.results import Moment, SearchResult, SearchResults, TimeRange
     from xclip_deploy.runtime.sessions import SessionOptions
 
 
@@ -67,7 +75,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--group",
-    type=click.Choice(["video", "moment"]),
+    type=Choice(["video", "moment"]),
     default="video",
     show_default=True,
     help="Rank videos by their best moment, or rank moments.",
@@ -113,6 +121,7 @@ if TYPE_CHECKING:
 @bundle_option
 @gallery_option
 @session_options
+@wide_option
 @json_option
 def command(
     texts: tuple[str, ...],
@@ -138,6 +147,7 @@ def command(
     bundle: Path,
     gallery: str,
     session: SessionOptions,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Find videos that match each of TEXTS, or that resemble a video or an image."""
@@ -166,25 +176,39 @@ def command(
         "from_s": from_s,
         "to_s": to_s,
         "min_confidence": min_confidence,
+        "confidence": True,
     }
-    with xclip_deploy.Retriever(bundle, gallery, session=session) as retriever:
+    with (
+        waiting("loading the model and searching"),
+        xclip_deploy.Retriever(bundle, gallery, session=session) as retriever,
+    ):
         if texts and query_bank:
             require_regular_file(query_bank, "texts, one a line")
             lines = query_bank.read_text(encoding="utf-8").splitlines()
             bank = [line.strip() for line in lines if line.strip()]
             warn_of_cuts(retriever, "a text of the query bank", bank)
             options["query_bank"] = retriever.query_bank(bank)
+        searches: list[Callable[..., SearchResults]]
         if image is not None:
-            found = [(str(image), retriever.search_by_image(image, **options))]
+            names, searches = [str(image)], [partial(retriever.search_by_image, image)]
         elif video is not None and not texts:
-            found = [(str(video), retriever.search_by_video(video, **options))]
+            names, searches = [str(video)], [partial(retriever.search_by_video, video)]
         elif video is not None:
-            results = retriever.search(texts[0], video=video, **options)
-            found = [(f"{texts[0]} + {video}", results)]
+            names = [f"{texts[0]} + {video}"]
+            searches = [partial(retriever.search, texts[0], video=video)]
         else:
-            found = list(zip(texts, retriever.search_batch(texts, **options), strict=True))
+            names, searches = list(texts), [partial(retriever.search, text) for text in texts]
+        if len(texts) > 1:
+            results = retriever.search_batch(texts, **options)
+        else:
+            results = [search(**options) for search in searches]
+        found = list(zip(names, results, strict=True))
         warn_of_cuts(retriever, "the text", texts)
         is_empty = len(retriever) == 0
+        middles = [
+            _middle(search, results, options)
+            for search, (_, results) in zip(searches, found, strict=True)
+        ]
     if is_empty:
         say(
             f"{gallery} holds no videos; run: xclip-deploy index VIDEOS "
@@ -213,73 +237,129 @@ def command(
             ]
         )
     else:
-        _print(found, is_empty=is_empty)
+        _print(found, middles, is_empty=is_empty, wide=wide)
     for file in written:
         say(f"wrote {file}", err=as_json)
 
 
-def _print(found: Sequence[tuple[str, SearchResults]], *, is_empty: bool) -> None:
-    for query, results in found:
-        say(query)
+def _middle(
+    search: Callable[..., SearchResults], results: SearchResults, options: Mapping[str, Any]
+) -> float | None:
+    """Return the median score of a gallery that is too small for confidences, else None.
+
+    Scores differ between queries: beside the median, a reader can tell a good one.
+    """
+    from xclip_deploy.runtime.search.confidence import LEAST
+
+    count = results.num_segments or results.num_videos
+    is_told = any(hit.confidence is not None for hit in results)
+    if not results or is_told or count > LEAST or options["within"]:
+        return None
+    own = ("where", "query_bank", "exact")
+    kept = {name: options[name] for name in own if name in options}
+    everything = search(k=count, group="moment", nms=1.0, **kept)
+    return median(hit.score for hit in everything)
+
+
+def _print(
+    found: Sequence[tuple[str, SearchResults]],
+    middles: Sequence[float | None],
+    *,
+    is_empty: bool,
+    wide: bool,
+) -> None:
+    for (query, results), middle in zip(found, middles, strict=True):
+        width = terminal_width()
+        say(query if width is None or wide else shortened(printable(query), width))
         if results:
-            (_print_results if results.num_segments is None else _print_moments)(results.hits)
-            say(f"{results.method}: {_scored(results)}", *filter(None, [results.note]), "")
+            _print_hits(results.hits, has_segments=results.num_segments is not None, wide=wide)
+            notes = [_meaning(results, middle), results.note]
+            say(f"{results.method}: {_scored(results)}", *filter(None, notes), "")
         elif not is_empty:
             say(results.note or "nothing found", "")
 
 
+def _meaning(results: SearchResults, middle: float | None) -> str:
+    """Return a line that says what the scores mean."""
+    if any(hit.confidence is not None for hit in results):
+        return "sure: chance that no video without a match scores so high; look-alikes lower it"
+    if middle is None:
+        return ""
+    of = "video" if results.num_segments is None else "segment"
+    return f"score: higher is better; the median {of} of this gallery has {middle:.3f}"
+
+
 def _scored(results: SearchResults) -> str:
+    videos = counted(results.num_videos, "video")
     if results.num_segments is None:
-        return f"{results.num_scored} of {results.num_videos} videos scored"
+        return f"{results.num_scored:,} of {videos} scored"
     return (
-        f"{results.num_scored} of {results.num_segments} segments of {results.num_videos} videos "
-        "scored"
+        f"{results.num_scored:,} of {counted(results.num_segments, 'segment')} of {videos} scored"
     )
 
 
-def _print_results(results: Sequence[SearchResult]) -> None:
+def _print_hits(results: Sequence[SearchResult], *, has_segments: bool, wide: bool) -> None:
+    """Print hits, a line for each. In a gallery with segments, a line for each moment follows."""
     from xclip_deploy.runtime.grains import Grain
-    from xclip_deploy.runtime.presentation import time_text
 
     found = dict.fromkeys(name for result in results for name in result.grains or ())
-    shown = [Grain(name) for name in found]
-    sure = _confidences(results)
+    grains = [Grain(name) for name in found]
     rows = []
-    for n, result in enumerate(results):
-        grains = [f"{result.grains[grain.value]:.3f}" for grain in shown] if result.grains else []
-        time = time_text(result.best_frame_time_s, 1)
-        cells = (*sure[n], *grains, time, name_of(result.id))
-        rows.append((str(result.rank), f"{result.score:.3f}", *cells))
-    names = (*(["sure"] if any(sure) else []), *(grain.spoken for grain in shown))
-    headers = ("#", "score", *names, "best frame", "video")
-    print_table(headers, rows, right=range(len(headers) - 1))
-
-
-def _print_moments(results: Sequence[SearchResult]) -> None:
-    """Print hits of a gallery with segments, a line for each moment."""
-    from xclip_deploy.runtime.presentation import time_text
-
-    def span(start_s: float, end_s: float | None) -> str:
-        return f"{time_text(start_s, 1)}-{time_text(end_s, 1)}"
-
-    sure = _confidences(results)
-    rows = []
-    for n, hit in enumerate(results):
-        found = hit.range
+    for hit in results:
+        sure = "" if hit.confidence is None else _percent(hit.confidence)
         # The refined range, where there is one, is nearer to what was asked for.
-        where = span(hit.start_s, hit.end_s) if found is None else span(found.start_s, found.end_s)
-        best = time_text(hit.best_frame_time_s, 1)
-        rows.append([str(hit.rank), f"{hit.score:.3f}", *sure[n], where, best, name_of(hit.id)])
-        for moment in hit.moments:
-            where, best = span(moment.start_s, moment.end_s), time_text(moment.best_frame_time_s, 1)
-            empty = [""] * len(sure[n])
-            rows.append(["", f"{moment.score:.3f}", *empty, where, best, ""])
-    headers = ["#", "score", *(["sure"] if any(sure) else []), "time", "best frame", "video"]
-    print_table(headers, rows, right=range(len(headers) - 1))
+        span = (hit.start_s, hit.end_s) if hit.range is None else _ends(hit.range)
+        rows.append(
+            (
+                str(hit.rank),
+                f"{hit.score:.3f}",
+                sure,
+                *_grain_cells(hit, grains),
+                _span(*span) if has_segments else "",
+                time_text(hit.best_frame_time_s, 1),
+                name_of(hit.id),
+            )
+        )
+        rows += [
+            (
+                "",
+                f"{moment.score:.3f}",
+                "",
+                *_grain_cells(moment, grains),
+                _span(moment.start_s, moment.end_s),
+                time_text(moment.best_frame_time_s, 1),
+                "",
+            )
+            for moment in hit.moments
+        ]
+    columns = (
+        Column("#", right=True),
+        Column("score", right=True),
+        Column("sure", right=True),
+        *(Column(grain.spoken, right=True, wide=True) for grain in grains),
+        Column("time", right=True),
+        Column("best frame", right=True),
+        Column("video", least=None if wide else 16),
+    )
+    print_table(columns, rows, wide=wide)
 
 
-def _confidences(results: Sequence[SearchResult]) -> list[list[str]]:
-    """Return a cell for each hit, or none if confidences were not asked for."""
-    if all(result.confidence is None for result in results):
-        return [[] for _ in results]
-    return [["" if r.confidence is None else f"{r.confidence:.2f}"] for r in results]
+def _grain_cells(hit: SearchResult | Moment, grains: Sequence[Grain]) -> list[str]:
+    if hit.grains is None:
+        return [""] * len(grains)
+    return [f"{hit.grains[grain.value]:.3f}" for grain in grains]
+
+
+def _ends(span: TimeRange) -> tuple[float, float]:
+    return span.start_s, span.end_s
+
+
+def _span(start_s: float, end_s: float | None) -> str:
+    return f"{time_text(start_s, 1)}-{time_text(end_s, 1)}"
+
+
+def _percent(share: float) -> str:
+    """Return a share in whole percent; what is not all is no 100 %, what is not none no 0 %."""
+    if 0.995 <= share < 1:
+        return ">99 %"
+    return "<1 %" if 0 < share < 0.005 else f"{share:.0%}".replace("%", " %")

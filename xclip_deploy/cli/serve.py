@@ -10,6 +10,7 @@ import click
 
 from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import (
+    Choice,
     Command,
     PathArgument,
     gallery_option,
@@ -107,7 +108,7 @@ if TYPE_CHECKING:
 @workers_option
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
+    type=Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
     help="Log from this level on, as JSON on standard error.",

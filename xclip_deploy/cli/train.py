@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from xclip_deploy.cli.display import print_json, say
-from xclip_deploy.cli.options import PathArgument
+from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.runtime.presentation import counted
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.progress import Progress, ProgressFunction
@@ -60,11 +61,12 @@ if TYPE_CHECKING:
     type=PathArgument(),
     default=Path("xclip-run"),
     show_default=True,
-    help="Write configuration, log, checkpoints, metrics and curves to this folder.",
+    help="Write configuration, log, last.pt and curves.png to this folder; with a validation, also "
+    "best.pt and metrics.json.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in the output folder.")
 @click.option("--show-config", is_flag=True, help="Print the settings as JSON and exit.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@json_option
 def command(
     preset: str | None,
     recipe: str | None,
@@ -109,7 +111,15 @@ def command(
         print_json({"path": str(result.path), **summary, "metrics": result.metrics})
         return
     best = "" if result.best_recall is None else f", best validation R@1 {result.best_recall:.1f} %"
-    say(f"{result.steps} steps done{best}; checkpoints and curves are in {result.path}")
+    if not result.metrics:
+        best = ", without validation, so that there is no best.pt and no metrics.json"
+    made = [
+        name
+        for name in ("last.pt", "best.pt", "metrics.json", "curves.png")
+        if (result.path / name).is_file()
+    ]
+    say(f"{counted(result.steps, 'step')} done{best}")
+    say(f"wrote {', '.join(made)} to {result.path}")
 
 
 @contextmanager

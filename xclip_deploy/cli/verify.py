@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xclip_deploy.cli.display import encoding_progress, print_json, print_table, say
+from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import (
     Command,
     PathArgument,
@@ -15,8 +15,11 @@ from xclip_deploy.cli.options import (
     reader_option,
     threads_option,
     weights_option,
+    wide_option,
     workers_option,
 )
+from xclip_deploy.cli.progress import encoding_progress
+from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
     from xclip_deploy.export.verification import Certificate
@@ -96,6 +99,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Encode at most this many texts or videos in one run.",
 )
+@wide_option
 @json_option
 def command(
     bundle: Path,
@@ -114,6 +118,7 @@ def command(
     workers: int | None,
     reader: str,
     batch_size: int,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Compare every graph and engine of BUNDLE (default: xclip-bundle) with its model.
@@ -144,7 +149,7 @@ def command(
     if as_json:
         print_json(certificate.model_dump(mode="json"))
     else:
-        _print(certificate)
+        _print(certificate, wide=wide)
         _print_written(output or bundle / CERTIFICATE_DIRECTORY, report)
     certificate.require_passed()
 
@@ -184,12 +189,12 @@ def _inputs(
     return {"videos": videos, "texts": read_texts(captions)}
 
 
-def _print(certificate: Certificate) -> None:
+def _print(certificate: Certificate, *, wide: bool) -> None:
     for comparison in certificate.comparisons:
         say(f"{comparison.run.name} against {certificate.reference.name}")
-        _print_tensors(comparison)
+        _print_tensors(comparison, wide=wide)
         say()
-    _print_rankings(certificate)
+    _print_rankings(certificate, wide=wide)
     say()
     _print_costs(certificate)
     inputs = certificate.inputs
@@ -216,7 +221,7 @@ def _print_written(folder: Path, report: bool | None) -> None:
         say("no report: matplotlib is missing; run: pip install 'xclip-deploy[plot]'")
 
 
-def _print_tensors(comparison: RunComparison) -> None:
+def _print_tensors(comparison: RunComparison, *, wide: bool) -> None:
     rows = [
         (
             record.graph.value,
@@ -231,21 +236,21 @@ def _print_tensors(comparison: RunComparison) -> None:
         )
         for record in comparison.tensors
     ]
-    headers = (
-        "graph",
-        "output",
-        "min cosine",
-        "mean cosine",
-        "max error",
-        "allowed",
-        "RMS",
-        "allowed",
-        "",
+    columns = (
+        Column("graph", wide=True),
+        Column("output", least=12),
+        Column("min cosine", right=True),
+        Column("mean cosine", right=True, wide=True),
+        Column("max error", right=True),
+        Column("allowed", right=True),
+        Column("RMS", right=True),
+        Column("allowed", right=True),
+        Column(""),
     )
-    print_table(headers, rows, right=range(2, 8))
+    print_table(columns, rows, wide=wide)
 
 
-def _print_rankings(certificate: Certificate) -> None:
+def _print_rankings(certificate: Certificate, *, wide: bool) -> None:
     rows = []
     for comparison in certificate.comparisons:
         ranking = comparison.ranking
@@ -266,8 +271,17 @@ def _print_rankings(certificate: Certificate) -> None:
                 "ok" if passed else "FAILED",
             )
         )
-    headers = ("run", "top-1", "top-5", "top-10", "flips", "near ties", "max ΔR@K, points", "")
-    print_table(headers, rows, right=range(1, 7))
+    columns = (
+        Column("run", least=16),
+        Column("top-1", right=True),
+        Column("top-5", right=True, wide=True),
+        Column("top-10", right=True),
+        Column("flips", right=True),
+        Column("near ties", right=True),
+        Column("max ΔR@K", right=True),
+        Column(""),
+    )
+    print_table(columns, rows, wide=wide)
 
 
 def _print_costs(certificate: Certificate) -> None:
@@ -280,8 +294,14 @@ def _print_costs(certificate: Certificate) -> None:
         }
         graphs = [speedups.get(name, "") for name in ("video_encoder", "text_encoder", "scorer")]
         rows.append((comparison.run.name, _size(comparison.run.size_bytes), *graphs))
-    headers = ("run", "size", "video batch (speed)", "text batch", "scorer batch")
-    print_table(headers, rows, right=range(1, 5))
+    columns = (
+        Column("run", least=16),
+        *(
+            Column(name, right=True)
+            for name in ("size", "video batch", "text batch", "scorer batch")
+        ),
+    )
+    print_table(columns, rows)
 
 
 def _size(num_bytes: int) -> str:

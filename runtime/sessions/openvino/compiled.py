@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -148,6 +148,6 @@ def _header(content: npt.NDArray[np.uint8]) -> dict[str, Any]:
     starts = range(0, len(content), _BLOCK_BYTES)
     # zlib releases the GIL.
     with ThreadPoolExecutor(min(4, usable_cores())) as pool:
-        blocks = (memoryview(content[start : start + _BLOCK_BYTES]) for start in starts)
+        blocks: Iterator[Any] = (content[start : start + _BLOCK_BYTES] for start in starts)
         sums = pool.map(zlib.crc32, blocks)
         return {"bytes": len(content), "crc32": list(sums)}

@@ -20,7 +20,7 @@ from xclip_deploy.runtime.datasets import Split
 class Page(HTMLParser):
     """Collects what a test looks at, and that every element is closed."""
 
-    VOID = frozenset({"meta", "img", "br"})
+    VOID = frozenset({"meta", "img", "br", "source"})
     OPTIONAL = frozenset({"html", "body"})
 
     def __init__(self, text: str) -> None:
@@ -36,7 +36,9 @@ class Page(HTMLParser):
         values = dict(attrs)
         if tag == "img":
             self.images.append((values.get("class"), values["src"] or ""))
-        self.links += [value for name, value in attrs if name in ("href", "src") and value]
+        self.links += [
+            value for name, value in attrs if name in ("href", "src", "srcset") and value
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 

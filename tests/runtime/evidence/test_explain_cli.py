@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from xclip_deploy import Bundle, Retriever
 from xclip_deploy.cli.program import cli
-from xclip_deploy.errors import GalleryError
+from xclip_deploy.errors import GalleryError, InvalidArgumentError, MissingExtraError
 
 QUERY = "a man is driving a car"
 
@@ -36,8 +37,58 @@ def run(bundle_path: Path, gallery_path: Path, tmp_path: Path, monkeypatch: Any)
 def test_a_picture_and_a_sentence(run: Any, filled: Retriever, tmp_path: Path) -> None:
     result = run(QUERY, "dog")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{filled.explain(QUERY, 'dog')}\nwrote explain.png\n"
+    found = filled.explain(QUERY, "dog")
+    rank = next(hit.rank for hit in filled.search(QUERY) if hit.id == "dog")
+    lines = result.stdout.splitlines()
+    assert lines[0] == str(found)
+    assert lines[-1] == "wrote explain.png"
     assert (tmp_path / "explain.png").read_bytes().startswith(b"\x89PNG")
+    assert lines[2].endswith(f": score {found.score:.2f}, rank {rank} of 3 videos")
+    rows = {line.split()[0]: line.split()[1:] for line in lines[5:-2]}
+    for word in found.words:
+        if word.score_without is not None and word.text != "a":
+            change = word.score_without - found.score
+            assert rows[word.text][:2] == [f"{word.contribution:+.2f}", f"{change:+.2f}"]
+
+
+def test_words_without_matplotlib(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = run(QUERY, "dog")
+    assert result.exit_code == 0, result.output
+    assert "driving" in result.stdout
+    assert "run: pip install 'xclip-deploy[plot]'" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+    asked = run(QUERY, "dog", "-o", "a.png").exception
+    assert isinstance(asked, MissingExtraError)
+
+
+def test_a_video_by_its_file_name(run: Any, filled: Retriever) -> None:
+    """The ids of this gallery are no file names, but its videos have files."""
+    result = run(QUERY, "sam2_dog.mp4", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["video_id"] == "dog"
+    missing = run(QUERY, "sam2_dgo.mp4").exception
+    assert isinstance(missing, GalleryError)
+    assert "(did you mean 'sam2_dog.mp4'?)" in str(missing)
+
+
+def test_a_file_name_of_two_videos(
+    run: Any, bundle: Bundle, filled: Retriever, tmp_path: Path
+) -> None:
+    held = filled.gallery.snapshot().held()
+    assert held is not None
+    first = next(filled.gallery.snapshot().listing())
+    videos = [
+        first.model_copy(update={"id": str(tmp_path / name / "clip.mp4"), "content_sha256": None})
+        for name in ("one", "two")
+    ]
+    with Retriever(bundle, device="cpu") as retriever:
+        retriever.add_features(videos, held[1][[0, 0]])
+        retriever.save(tmp_path / "gallery")
+    found = run(QUERY, "clip.mp4", gallery=tmp_path / "gallery").exception
+    assert isinstance(found, InvalidArgumentError)
+    assert "names 2 videos" in str(found)
 
 
 def test_the_best_hit_and_json(run: Any, filled: Retriever, tmp_path: Path) -> None:

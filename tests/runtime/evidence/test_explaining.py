@@ -125,7 +125,12 @@ def test_words_that_found_nothing(
     assert list(found.missing_words) == expected
     assert bool(expected) == any_missing
     listed = ", ".join(f"“{word.text}”" for word in expected)
-    assert str(found).endswith(f"nothing found for {listed}") == any_missing
+    assert (f"no lower without {listed}" in str(found)) == any_missing
+    # A word that adds to the score was found, though the score needs it not.
+    unfound = [word for word in expected if word.contribution <= 0]
+    assert list(found.unfound_words) == unfound
+    names = ", ".join(f"“{word.text}”" for word in unfound)
+    assert str(found).endswith(f"nothing found for {names}") == bool(unfound)
 
 
 def test_why_one_ranks_above_another(filled: Retriever) -> None:
