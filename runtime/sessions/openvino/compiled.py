@@ -146,7 +146,7 @@ class CompiledCache:
 def _header(content: npt.NDArray[np.uint8]) -> dict[str, Any]:
     """Return the size and the CRC-32 of every block."""
     starts = range(0, len(content), _BLOCK_BYTES)
-    view = memoryview(content)
+    view = content.data
     # zlib releases the GIL.
     with ThreadPoolExecutor(min(4, usable_cores())) as pool:
         sums = pool.map(lambda start: zlib.crc32(view[start : start + _BLOCK_BYTES]), starts)
