@@ -74,7 +74,6 @@ def compressed(bundle: Bundle, once_per_run: Callable[..., Path]) -> Bundle:
     """The tests' bundle, whose text encoder has INT8 weights."""
 
     def make(folder: Path) -> None:
-        folder.mkdir()
         extended(bundle, folder, (Graph.TEXT_ENCODER,))
 
     return Bundle.open(once_per_run("int8-weights", make))
@@ -104,7 +103,7 @@ def test_openvino_multiplies_in_int8(compressed: Bundle) -> None:
             found[precision] = model.encode_texts(texts).word_features
             again = model.encode_texts(texts[:1]).word_features
         # A scale covers one row of one text alone: the batch does not matter.
-        np.testing.assert_allclose(again[0], found[precision][0], atol=1e-6 + 0.01)
+        np.testing.assert_allclose(again[0], found[precision][0], atol=0.01)
     least = {name: (array * found["fp32"]).sum(-1).min() for name, array in found.items()}
     assert least["int8-weights"] > 0.999
     assert np.abs(found["int8-weights"] - found["mixed-bf16"]).max() > 0
@@ -129,6 +128,7 @@ def test_others_refuse_it(compressed: Bundle) -> None:
 
 
 @runs
+@pytest.mark.slow
 def test_a_damaged_source_is_an_export_error(bundle: Bundle, tmp_path: Path) -> None:
     spec = bundle.manifest.graphs[Precision.FP32][Graph.TEXT_ENCODER]
     with pytest.raises(ExportError, match="NNCF cannot compress the weights of text_encoder"):

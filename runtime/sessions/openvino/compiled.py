@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -146,8 +146,8 @@ class CompiledCache:
 def _header(content: npt.NDArray[np.uint8]) -> dict[str, Any]:
     """Return the size and the CRC-32 of every block."""
     starts = range(0, len(content), _BLOCK_BYTES)
+    view = content.data
     # zlib releases the GIL.
     with ThreadPoolExecutor(min(4, usable_cores())) as pool:
-        blocks: Iterator[Any] = (content[start : start + _BLOCK_BYTES] for start in starts)
-        sums = pool.map(zlib.crc32, blocks)
+        sums = pool.map(lambda start: zlib.crc32(view[start : start + _BLOCK_BYTES]), starts)
         return {"bytes": len(content), "crc32": list(sums)}
