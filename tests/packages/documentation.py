@@ -121,6 +121,5 @@ def _alike(expected: str, found: str, numbers_vary: bool) -> bool:
         return False
     pairs = zip(_NUMBER.findall(expected), _NUMBER.findall(found), strict=True)
     return numbers_vary or all(
-        math.isclose(float(a), float(b), rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-        for a, b in pairs
+        math.isclose(float(a), float(b), rel_tol=RELATIVE, abs_tol=ABSOLUTE) for a, b in pairs
     )

@@ -102,9 +102,7 @@ def keep_model(checkpoint: Path) -> None:
     used = np.unique(Tokenizer.default().encode(captions, 32))
     weights[_TOKENS] = weights[_TOKENS][used]
     MODEL.parent.mkdir(exist_ok=True)
-    np.savez_compressed(
-        MODEL, **weights, used_tokens=used, **{_CONFIG: np.array(content[_CONFIG])}
-    )
+    np.savez_compressed(MODEL, **weights, used_tokens=used, **{_CONFIG: np.array(content[_CONFIG])})
 
 
 if __name__ == "__main__":
