@@ -50,6 +50,7 @@ def fetch_model(name: str) -> Path:
     """
     try:
         import huggingface_hub
+        from huggingface_hub.errors import RepositoryNotFoundError
     except ModuleNotFoundError as error:
         raise MissingExtraError("huggingface_hub", "hub", f"the model {name} of a hub") from error
     folder = _cached(huggingface_hub, name)
@@ -58,7 +59,7 @@ def fetch_model(name: str) -> Path:
     try:
         found = huggingface_hub.snapshot_download(name, allow_patterns=list(_WANTED))
     except Exception as error:  # the library and its HTTP client have many kinds
-        if isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
+        if isinstance(error, RepositoryNotFoundError):
             raise CheckpointReadError(
                 f"{name}: no such path here, and no such model on the hub, or a private one; "
                 f"{_ADVICE}; for a private one, run: hf auth login"

@@ -21,8 +21,7 @@ Fill = Callable[[Path], object]
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Fill], Path]:
     """Put a model into a cache of the hub that is offline; return its snapshot's folder."""
-    hub = pytest.importorskip("huggingface_hub")
-    constants = hub.constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     cache = tmp_path / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -47,7 +46,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Fi
 
 def save_clip(folder: Path, **options: object) -> None:
     transformers = pytest.importorskip("transformers")
-    sizes = {"intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes = {"intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = transformers.CLIPConfig(
         text_config={**sizes, "hidden_size": 64, "vocab_size": 50, "eos_token_id": 49},
         vision_config={**sizes, "hidden_size": 64, "image_size": 32, "patch_size": 16},
