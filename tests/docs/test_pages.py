@@ -33,9 +33,18 @@ REASONS = {
     "takes minutes",
 }
 """The only reasons for which a block may stay unexecuted."""
-NOT_RUN: dict[str, int] = {}
+NOT_RUN = {
+    "README.md": 2,
+    "docs/deployment.md": 3,
+    "docs/engines.md": 1,
+    "docs/from-checkpoint.md": 3,
+    "docs/install.md": 3,
+    "docs/quick-start.md": 1,
+    "docs/service.md": 1,
+    "docs/training.md": 2,
+}
 """Blocks of each page that no test executes."""
-SLOW: set[str] = set()
+SLOW = {"docs/engines.md", "docs/from-checkpoint.md", "docs/service.md", "docs/training.md"}
 """Pages whose commands take longer than fast tests may."""
 PAGES = [page.relative_to(REPOSITORY).as_posix() for page in pages()]
 UPDATE = bool(os.environ.get("XCLIP_DEPLOY_UPDATE_DOCS"))
@@ -55,7 +64,7 @@ def _runnable(page: str) -> bool:
 )
 def test_a_page_runs(page: str, page_runner: PageRunner) -> None:
     blocks = blocks_of(REPOSITORY / page)
-    found: list[tuple[Block, str]] = []
+    found: list[tuple[Block, str, str]] = []
     problems = []
     for number, block in enumerate(blocks):
         if block.language not in RUN or block.not_run is not None:
@@ -74,7 +83,7 @@ def test_a_page_runs(page: str, page_runner: PageRunner) -> None:
                 wrong = differences(shown, printed, numbers_vary=shown_in.numbers_vary)
                 if wrong:
                     problems.append(f"{shown_in}: {wrong}")
-                    found.append((shown_in, _replaced(shown_in, shown, printed)))
+                    found.append((shown_in, shown, printed))
     if UPDATE and found:
         _rewrite(REPOSITORY / page, found)
     assert not problems, "\n".join(problems)
@@ -119,16 +128,14 @@ def _adjacent(block: Block, after: Block) -> bool:
     return not between
 
 
-def _replaced(block: Block, shown: str, printed: str) -> str:
-    text = "\n".join(line.rstrip() for line in printed.rstrip("\n").split("\n"))
-    if block.language == "text":
-        return text
-    return block.text.replace(shown.rstrip("\n"), text)
-
-
-def _rewrite(page: Path, found: list[tuple[Block, str]]) -> None:
-    text = page.read_text(encoding="utf-8")
-    for block, new in found:
-        assert text.count(block.text) == 1, f"{block} is not unique"
-        text = text.replace(block.text, new)
-    page.write_text(text, encoding="utf-8")
+def _rewrite(page: Path, found: list[tuple[Block, str, str]]) -> None:
+    """Put printed outputs in place of the shown ones, from the last to the first."""
+    lines = page.read_text(encoding="utf-8").split("\n")
+    for block, shown, printed in reversed(found):
+        old = shown.rstrip("\n").split("\n")
+        end = block.line + block.text.count("\n") + 1
+        starts = (n for n in range(block.line, end) if lines[n : n + len(old)] == old)
+        start = next(starts)
+        new = [line.rstrip() for line in printed.rstrip("\n").split("\n")]
+        lines[start : start + len(old)] = new
+    page.write_text("\n".join(lines), encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from command_line import Outcome
-from documentation import Block, commands_of
+from documentation import REPOSITORY, Block, commands_of
 
 EXPORT = "xclip-deploy export ckpt.pt"
 """The command that takes half a minute, and so runs once for all pages."""
@@ -50,7 +50,7 @@ class PageRunner:
         trace: TracebackType | None,
     ) -> None:
         for value in self._names.values():
-            if hasattr(value, "close"):
+            if hasattr(value, "close") and not isinstance(value, type):
                 value.close()
         for service in self._services:
             service.terminate()
@@ -60,7 +60,7 @@ class PageRunner:
         """Run a block; return its shown and its printed outputs."""
         if block.language == "python":
             return [("", self._python(block))]
-        return [(shown, self._command(command)) for command, shown in commands_of(block)]
+        return [(shown, self.command(command)) for command, shown in commands_of(block)]
 
     def _python(self, block: Block) -> str:
         self._capfd.readouterr()
@@ -69,7 +69,8 @@ class PageRunner:
         exec(compile(source, str(block.page), "exec"), self._names)
         return self._capfd.readouterr().out
 
-    def _command(self, command: str) -> str:
+    def command(self, command: str) -> str:
+        """Run one command; return what it prints on standard output."""
         command = command.replace(_ADDRESS, self._address)
         words = shlex.split(command, comments=True)
         if words[0] == "export" and "=" in words[1]:
@@ -91,7 +92,7 @@ class PageRunner:
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
-            env={**os.environ, "PATH": path},
+            env={**os.environ, "PATH": path, "EXAMPLES": str(REPOSITORY / "examples")},
             capture_output=True,
             text=True,
             check=False,
@@ -103,8 +104,8 @@ class PageRunner:
     def _serve(self, words: list[str]) -> str:
         code = "from xclip_deploy.cli import main; main()"
         command = [sys.executable, "-c", code, *words, "--port", "0"]
-        log = (self.folder / "service.log").open("w", encoding="utf-8")
-        service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        with (self.folder / "service.log").open("w", encoding="utf-8") as log:
+            service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         self._services.append(service)
         assert service.stdout is not None
         lines = [service.stdout.readline(), service.stdout.readline()]
