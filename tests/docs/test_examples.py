@@ -62,17 +62,17 @@ def run_example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
 
 
 def test_one_s_own_pipeline(
-    page_runner: PageRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page_runner: PageRunner, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     videos = ("videos/yellow-circle.mp4", "videos/red-square.mp4")
     run_example("own_pipeline.py", monkeypatch, "xclip-bundle", *videos)
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     assert "red-square.mp4" in lines[1], "the video of the query ranks first"
     assert "yellow-circle.mp4" in lines[2]
 
 
 def test_a_model_of_the_hub_that_cannot_be_had_says_so(
-    page_runner: PageRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page_runner: PageRunner, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -80,12 +80,12 @@ def test_a_model_of_the_hub_that_cannot_be_had_says_so(
     with pytest.raises(SystemExit) as ended:
         run_example("hugging_face.py", monkeypatch, "org/absent", "videos", "a red square")
     assert ended.value.code == 4
-    assert "hf download org/absent" in capsys.readouterr().err
+    assert "hf download org/absent" in capfd.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_model_of_the_hub(
-    page_runner: PageRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page_runner: PageRunner, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     transformers = pytest.importorskip("transformers")
@@ -102,7 +102,7 @@ def test_a_model_of_the_hub(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(page_runner.folder / "cache"))
     run_example("hugging_face.py", monkeypatch, "org/small", "videos", "a red square")
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("note: org/small was read from the hub's cache")
     assert lines[-5].startswith("1. ")
 

@@ -57,10 +57,13 @@ class PageRunner:
             service.communicate(timeout=60)
 
     def run(self, block: Block) -> list[tuple[str, str]]:
-        """Run a block; return its shown and its printed outputs."""
+        """Run a block; return its shown and its printed outputs, where ``/home/you`` is here."""
         if block.language == "python":
-            return [("", self._python(block))]
-        return [(shown, self.command(command)) for command, shown in commands_of(block)]
+            outputs = [("", self._python(block))]
+        else:
+            outputs = [(shown, self.command(command)) for command, shown in commands_of(block)]
+        here = str(self.folder)
+        return [(shown, printed.replace(here, "/home/you")) for shown, printed in outputs]
 
     def _python(self, block: Block) -> str:
         self._capfd.readouterr()
