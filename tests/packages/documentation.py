@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = ("sh", "python", "console")
 """Languages of blocks that are executed. A ``text`` block shows what the block before it prints."""
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\s*$")
-_NOTE = re.compile(r"^<!-- (?P<kind>not run|numbers vary|output varies)(?:: (?P<text>.+))? -->$")
+_NOTE = re.compile(r"^<!-- (?P<kind>not run|numbers vary)(?:: (?P<text>.+))? -->$")
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 RELATIVE, ABSOLUTE = 0.05, 0.05
 """How far a printed number may lie from the shown one: instruction sets round differently."""
@@ -29,7 +29,6 @@ class Block:
     not_run: str | None
     """Why no test runs it; None for a block that runs."""
     numbers_vary: bool
-    output_varies: bool
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(REPOSITORY)}:{self.line + 1}"
@@ -62,7 +61,6 @@ def blocks_of(page: Path) -> list[Block]:
                 "\n".join(line.removeprefix(indent) for line in lines[first:last]),
                 notes.get("not run"),
                 "numbers vary" in notes,
-                "output varies" in notes,
             )
         )
         number = last + 1
@@ -92,8 +90,8 @@ def commands_of(block: Block) -> list[tuple[str, str]]:
 def differences(shown: str, printed: str, *, numbers_vary: bool) -> str:
     """Return what differs between shown and printed output, empty if nothing does.
 
-    Spaces and rules are compared as one, numbers within a tolerance, durations not at all. A line ``…`` in the shown
-    output stands for any lines.
+    Spaces and rules are compared as one, numbers within a tolerance, durations not at all. A line
+    ``…`` in the shown output stands for any lines.
     """
     expected = [_reduced(line) for line in shown.strip().split("\n")]
     found = [_reduced(line) for line in printed.strip().split("\n")]
