@@ -44,7 +44,13 @@ NOT_RUN = {
     "docs/training.md": 2,
 }
 """Blocks of each page that no test executes."""
-SLOW = {"docs/engines.md", "docs/from-checkpoint.md", "docs/service.md", "docs/training.md"}
+SLOW = {
+    "docs/certificates.md",
+    "docs/engines.md",
+    "docs/from-checkpoint.md",
+    "docs/service.md",
+    "docs/training.md",
+}
 """Pages whose commands take longer than fast tests may."""
 PAGES = [page.relative_to(REPOSITORY).as_posix() for page in pages()]
 UPDATE = bool(os.environ.get("XCLIP_DEPLOY_UPDATE_DOCS"))
