@@ -47,8 +47,8 @@ def test_the_notebook_runs_and_prints_its_outputs(
     assert Path("evidence.png").stat().st_size > 10_000
     assert Path("shrinks.mp4").is_file()
     if UPDATE and problems:
-        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-        NOTEBOOK.write_text(text, encoding="utf-8")
+        content = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        NOTEBOOK.write_text(content, encoding="utf-8")
     assert not problems, "\n".join(problems)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.training.datasets.generated import Event, Scene
 from xclip_deploy.training.datasets.generated.encoding import video_writer
 from xclip_deploy.training.datasets.generated.rendering import render
-from xclip_deploy.training.datasets.generated.scenes import all_scenes
+from xclip_deploy.training.datasets.generated.scenes import Kind, all_scenes
 
 MODEL = Path(__file__).resolve().parents[1] / "docs" / "demo_model.npz"
 _TOKENS = "clip.token_embedding.weight"
@@ -97,12 +98,14 @@ def keep_model(checkpoint: Path) -> None:
     """Write ``demo_model.npz`` from a checkpoint of ``train --preset demo``."""
     content = torch.load(checkpoint, weights_only=True)
     weights = {name: value.half().numpy() for name, value in content["state_dict"].items()}
-    captions = [scene.caption for kind in ("single", "sequence", "flash") for scene in
-                all_scenes(kind)]  # type: ignore[arg-type]  # fmt: skip
+    kinds: tuple[Kind, ...] = ("single", "sequence", "flash")
+    captions = [scene.caption for kind in kinds for scene in all_scenes(kind)]
     used = np.unique(Tokenizer.default().encode(captions, 32))
     weights[_TOKENS] = weights[_TOKENS][used]
     MODEL.parent.mkdir(exist_ok=True)
-    np.savez_compressed(MODEL, **weights, used_tokens=used, **{_CONFIG: np.array(content[_CONFIG])})
+    config = np.array(content[_CONFIG])
+    arrays: dict[str, Any] = {**weights, "used_tokens": used, _CONFIG: config}
+    np.savez_compressed(MODEL, **arrays)
 
 
 if __name__ == "__main__":
