@@ -28,6 +28,7 @@ def documented_inputs(once_per_run: OncePerRun, clips: Path) -> Path:
         write_inputs(folder)
         for name in ("dog.mp4", "videos/dog.mp4"):
             shutil.copy(clips / "sam2_dog.mp4", folder / name)
+        shutil.copy(folder / "tour.mkv", folder / "talk.mkv")
         code = "from xclip_deploy.cli import main; main()"
         command = [sys.executable, "-c", code, *EXPORT.split()[1:]]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
