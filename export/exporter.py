@@ -82,7 +82,7 @@ def export_bundle(
     An existing bundle at ``output`` is replaced once the new one is whole and agrees with PyTorch.
 
     Args:
-        checkpoint: File of weights.
+        checkpoint: File or folder of weights, or ``org/name`` of the Hugging Face hub.
         output: Folder of the bundle.
         options: Facts that the weights do not tell.
         frames_per_second: Sampling rate of video; the published models use 1.

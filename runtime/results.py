@@ -337,9 +337,13 @@ class SearchResults(Sequence[SearchResult]):
 
         Its columns are the fields and the grains, always of the same types, then the metadata.
         ``range`` and ``moments`` hold structures, the grains of other moments left out.
-        Metadata with the name of a field or grain is left out.
+        Metadata with the name of a field or grain is left out. Raises MissingExtraError without
+        PyArrow (extra ``gallery``).
         """
-        import pyarrow as pa
+        try:
+            import pyarrow as pa
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("pyarrow", "gallery", "SearchResults.to_arrow") from error
 
         texts = pa.list_(pa.string())
         span = {name: pa.float64() for name in TimeRange.__dataclass_fields__}

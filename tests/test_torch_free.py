@@ -266,3 +266,39 @@ print(time.perf_counter() - started_s)
 """
     times_s = [float(run(code)) for _ in range(5)]
     assert statistics.median(times_s) < 0.3, times_s
+
+
+def test_a_gallery_in_memory_without_a_database(bundle_path: Path, clips: Path) -> None:
+    """The base install has neither LanceDB nor PyArrow; what needs them names the extra."""
+    printed = run(
+        """
+block("lancedb", "pyarrow")
+from xclip_deploy import Retriever
+from xclip_deploy.errors import MissingExtraError
+
+_, bundle, clip = sys.argv
+with Retriever(bundle, device="cpu") as retriever:
+    retriever.add(clip)
+    [hit] = retriever.search("a man is driving a car")
+    assert hit.id == clip
+    retriever.gallery.stats()
+    for needy in (
+        lambda: Retriever(bundle, "gallery", create=True),
+        lambda: retriever.save("gallery"),
+        lambda: retriever.search("a man", where="duration_s < 60"),
+        lambda: retriever.search("a man").to_arrow(),
+    ):
+        try:
+            needy()
+        except MissingExtraError as error:
+            print(error)
+""",
+        bundle_path,
+        clips / "mdn_frog.webm",
+    )
+    lines = printed.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert line.endswith(
+            "needs pyarrow, which is not installed; run: pip install 'xclip-deploy[gallery]'"
+        )

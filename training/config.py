@@ -247,7 +247,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     }
 }
 """Deviations from the defaults. ``published`` does what the authors' code does where the defaults
-do better; the README lists each."""
+do better; docs/training.md lists each."""
 
 
 def resolve_config(

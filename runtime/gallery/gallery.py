@@ -40,6 +40,7 @@ from xclip_deploy.runtime.gallery.checking import (
     check_unique_ids,
     checked_features,
 )
+from xclip_deploy.runtime.gallery.lance_errors import require_packages
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, as_segment_of
 from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
@@ -115,11 +116,13 @@ class Gallery:
             limits: How much searches may keep in memory.
 
         Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError,
-        InvalidArgumentError, and GalleryModelError for features of another model.
+        InvalidArgumentError, GalleryModelError for features of another model, and
+        MissingExtraError without LanceDB and PyArrow (extra ``gallery``).
         """
         if manifest is not None:
             check_manifest(manifest)
         as_truth("create", create)
+        require_packages()
         # LanceDB takes a second to import.
         from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
         from xclip_deploy.runtime.gallery.lance_store import open_existing_store, open_store

@@ -1,4 +1,4 @@
-"""Translation of LanceDB's errors into the package's own."""
+"""LanceDB's errors as the package's own, and the error where LanceDB is not installed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
-from xclip_deploy.errors import GalleryError, GalleryIntegrityError, XclipDeployError
+from xclip_deploy.errors import (
+    GalleryError,
+    GalleryIntegrityError,
+    MissingExtraError,
+    XclipDeployError,
+)
 
 REINDEX = "xclip-deploy index VIDEOS --gallery {uri}"
 _WAY_OUT = (
@@ -17,6 +23,29 @@ _WAY_OUT = (
 _FULL = re.compile(r"no space left|disk quota|os error (28|122)\b", re.IGNORECASE)
 _REFUSED = re.compile(r"permission denied|too many open files|os error (13|24)\b", re.I)
 _READ_ONLY = re.compile(r"read-only file system|permission denied|os error (1|13|30)\b", re.I)
+
+
+def require_packages(purpose: str = "a gallery on disk", *packages: str) -> None:
+    """Check that packages are installed which the extra ``gallery`` brings; import none.
+
+    Encoders and galleries in memory do without them: they weigh as much as all the rest.
+
+    Args:
+        purpose: What needs them; it begins the message.
+        packages: Names to import; by default those of galleries on disk.
+
+    Raises MissingExtraError.
+    """
+    for package in packages or ("pyarrow", "lancedb"):
+        if not _is_installed(package):
+            raise MissingExtraError(package, "gallery", purpose)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def damaged(uri: str, what: str) -> GalleryIntegrityError:

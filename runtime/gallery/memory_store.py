@@ -17,6 +17,7 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.filters import parse_filter
 from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.groups import Groups, in_order
+from xclip_deploy.runtime.gallery.lance_errors import require_packages
 from xclip_deploy.runtime.gallery.records import (
     GalleryVideo,
     Rows,
@@ -121,6 +122,7 @@ class MemorySnapshot:
         with self._lock:
             if self._table is None:
                 # PyArrow is slow to import, and few galleries in memory are filtered.
+                require_packages("a filter of a gallery in memory", "pyarrow")
                 from xclip_deploy.runtime.gallery.filter_table import FilterTable
 
                 self._table = FilterTable(self._videos, self._types)

@@ -11,6 +11,7 @@ from xclip_deploy.runtime.arguments import as_text
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.gallery.commit_record import TABLE
+from xclip_deploy.runtime.gallery.lance_errors import require_packages
 from xclip_deploy.runtime.gallery.records import TYPE_NAMES, GalleryVideo, Rows
 from xclip_deploy.runtime.gallery.reports import GalleryStats
 from xclip_deploy.runtime.gallery.store import FeatureModel, Snapshot
@@ -68,6 +69,7 @@ def save_copy(snapshot: Snapshot, model: FeatureModel, uri: str | None, path: Pa
     Raises GalleryError if ``path`` is the gallery itself, holds something else or cannot be
     written.
     """
+    require_packages()
     from xclip_deploy.runtime.gallery.lance_files import kept_from_writers
     from xclip_deploy.runtime.gallery.lance_store import open_store
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from xclip_deploy.training.checkpoints.dimensions import (
     OPEN_CLIP_VISION_HEAD_WIDTHS,
     ConfigReader,
 )
+from xclip_deploy.training.checkpoints.hub import fetch_model, is_hub_name
 from xclip_deploy.training.checkpoints.layouts import (
     AUTHORS,
     CONV_2D_NAME,
@@ -73,7 +74,10 @@ class Checkpoint:
 
 
 def load_checkpoint(path: PathName, options: CheckpointOptions = _NO_OPTIONS) -> Checkpoint:
-    """Load X-CLIP, CLIP4Clip or CLIP from a file or folder.
+    """Load X-CLIP, CLIP4Clip or CLIP from a file or folder, or from the Hugging Face hub.
+
+    ``path`` is ``org/name`` for a model of the hub, where no such path exists. Its safetensors
+    come from the hub's cache, or else over the network.
 
     It reads the containers of :func:`read_weights`. It knows the names of X-CLIP's and
     CLIP4Clip's authors, OpenAI, open_clip, Hugging Face and xclip-deploy itself. It reads the
@@ -84,14 +88,21 @@ def load_checkpoint(path: PathName, options: CheckpointOptions = _NO_OPTIONS) ->
         UnknownLayoutError: the weights are of no supported family.
         CheckpointMismatchError: they are incomplete, inconsistent or not finite.
         InvalidArgumentError: an option contradicts them.
+        MissingExtraError: huggingface_hub is not installed.
     """
     path = as_path("path", path)
     as_instance("options", options, CheckpointOptions, "CheckpointOptions")
+    notes: tuple[str, ...] = ()
+    if is_hub_name(path):
+        folder = fetch_model(path.as_posix())
+        notes = (f"{path.as_posix()} was read from the hub's cache, commit {folder.name}",)
+        path = folder
     raw = read_weights(path, options.weights)
     try:
-        return _convert(raw, options)
+        checkpoint = _convert(raw, options)
     except (UnknownLayoutError, CheckpointMismatchError) as error:
         raise type(error)(f"{path}: {error}") from error.__cause__
+    return replace(checkpoint, notes=notes + checkpoint.notes) if notes else checkpoint
 
 
 def _convert(raw: RawWeights, options: CheckpointOptions) -> Checkpoint:

@@ -112,8 +112,9 @@ def command(
     """Export CHECKPOINT to a bundle of ONNX graphs in FP32 and FP16.
 
     CHECKPOINT is a file or folder of X-CLIP, CLIP4Clip, OpenAI CLIP, Hugging Face CLIP or
-    open_clip. The bundle is put in place only if its graphs agree with PyTorch. `xclip-deploy
-    verify` compares them again, on your own videos and captions.
+    open_clip, or org/name of a model on the Hugging Face hub. The bundle is put in place only
+    if its graphs agree with PyTorch. `xclip-deploy verify` compares them again, on your own
+    videos and captions.
     """
     import xclip_deploy
     from xclip_deploy.errors import ParityError

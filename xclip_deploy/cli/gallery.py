@@ -242,6 +242,9 @@ def rescue(gallery: str, output: str, as_json: bool) -> None:
     The damaged gallery stays as it is. Index the videos that are lost again, into the new one.
     """
     from xclip_deploy.runtime.arguments import as_path
+    from xclip_deploy.runtime.gallery.lance_errors import require_packages
+
+    require_packages()
     from xclip_deploy.runtime.gallery.rewriting import rescue_gallery
 
     found = rescue_gallery(as_path("gallery", gallery), as_path("output", output))
@@ -271,6 +274,9 @@ def upgrade(gallery: str, as_json: bool) -> None:
     The disk needs room for a second copy meanwhile. An interrupted upgrade changes nothing.
     """
     from xclip_deploy.runtime.arguments import as_path
+    from xclip_deploy.runtime.gallery.lance_errors import require_packages
+
+    require_packages()
     from xclip_deploy.runtime.gallery.rewriting import upgrade_gallery
 
     count = upgrade_gallery(as_path("gallery", gallery))
