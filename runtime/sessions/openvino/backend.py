@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 MIXED_BF16 = Arithmetic(
     "mixed-bf16",
     Precision.FP32,
-    # Cosines on real clips are above 0.9998; a feature has 8 bits of mantissa.
-    tolerance=Tolerance(feature=1e-2, cosine=0.9998, score=5e-2),
+    # Cosines on real clips are above 0.9998; a feature has 8 bits of mantissa. Of 800 texts of a
+    # trained model, 2 % have another video first, each a near tie; R@1 moves by 0.25 points.
+    tolerance=Tolerance(feature=1e-2, cosine=0.9998, score=5e-2, top1_agreement=0.97),
 )
 """Arithmetic of FP32 graphs whose encoders compute in BF16 and whose scorer computes in FP32."""
 
