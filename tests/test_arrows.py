@@ -54,7 +54,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("video_parts", "weights_file"),
         ("graphs", "reference_inputs"),
         ("parity", "quantization", "triton", "verification"),
-        ("bfloat16", "tensorrt"),
+        ("bfloat16", "tensorrt", "weight_compression"),
         ("exporter",),
     ),
     "xclip_deploy": (

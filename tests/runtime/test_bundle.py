@@ -24,7 +24,12 @@ from xclip_deploy.runtime.manifest import Graph, Precision, checksum
 GRAPH_FILES = [
     f"{precision}/{graph.value}.onnx" for precision in ("fp32", "fp16") for graph in Graph
 ]
-FILES = ["tokenizer.json", "scorer.npz", *GRAPH_FILES]
+HALF_FILES = [
+    f"{precision}/{name}"
+    for precision in ("fp32", "fp16")
+    for name in ("frame_encoder.onnx", "temporal_head.onnx", "video_encoder.onnx.data")
+]
+FILES = ["tokenizer.json", "scorer.npz", *GRAPH_FILES, *HALF_FILES]
 DEEP = (900, 980, 985, 990, 992, 994, 998, 1000, 5000, 100_000)
 """About the interpreter's recursion limit, where reading and writing JSON give up in turn."""
 
@@ -282,7 +287,8 @@ def test_a_signed_manifest_is_checked_all_the_same(bundle_copy: Path) -> None:
 
 
 def test_a_precision_that_is_not_there(bundle_copy: Path) -> None:
-    edit(bundle_copy, lambda content: content["graphs"].pop("fp16"))
+    for kind in ("graphs", "video_parts"):
+        edit(bundle_copy, lambda content, kind=kind: content[kind].pop("fp16"))
     bundle = Bundle.open(bundle_copy)
     assert bundle.precisions == (Precision.FP32,)
     with pytest.raises(InvalidArgumentError, match="has no fp16 graphs, only fp32"):

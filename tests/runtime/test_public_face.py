@@ -261,6 +261,7 @@ CASES: dict[str, Make] = {
                 "num_frames": w.videos.num_frames,
             },
             "score": lambda w: {"texts": w.texts, "videos": w.videos},
+            "score_by_graph": lambda w: {"texts": w.texts, "videos": w.videos},
             "score_gallery": lambda w: {"texts": w.texts, "videos": w.videos},
         },
         lambda w: w.retriever.model,

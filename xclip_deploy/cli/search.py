@@ -205,8 +205,10 @@ def command(
         found = list(zip(names, results, strict=True))
         warn_of_cuts(retriever, "the text", texts)
         is_empty = len(retriever) == 0
+        # A picture or a video would be read and encoded again.
+        is_text = video is None and image is None
         middles = [
-            _middle(search, results, options)
+            _middle(search, results, options) if is_text else None
             for search, (_, results) in zip(searches, found, strict=True)
         ]
     if is_empty:

@@ -40,7 +40,7 @@ def test_a_good_bundle(run: Run, bundle_copy: Path, clips: Path, captions_file: 
 
 
 def test_a_ruined_bundle(run: Run, bundle_copy: Path, ruin: Any, tmp_path: Path) -> None:
-    ruin(bundle_copy, "fp16/video_encoder.onnx")
+    ruin(bundle_copy, "fp16/frame_encoder.onnx")
     outcome = run("verify", bundle_copy, "--no-report")
     assert outcome.status == 13
     assert "FAILED: fp16 onnxruntime cpu: video_encoder video_features: error" in outcome.out

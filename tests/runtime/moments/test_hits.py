@@ -193,7 +193,7 @@ def test_a_segment_is_explained_with_its_own_frames(
 ) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(
-        explainer, "draw_explanation", lambda *arguments: drawn.append(arguments[2:])
+        explainer, "draw_explanation", lambda *arguments, **_: drawn.append(arguments[2:])
     )
     explanation = retriever.explain("a dog", hit_at(retriever, 6))
     retriever.plot_explanation(explanation, tmp_path / "plot.png")

@@ -102,6 +102,7 @@ def test_a_retriever(machine: Any, golden: dict[str, Any], monkeypatch: pytest.M
     """Videos in, hits out: by engines as by ONNX Runtime."""
     # A CPU would score by graphs of its own, which round otherwise.
     monkeypatch.setattr(OnnxRuntimeLoader, "open_block_scorer", lambda _: None)
+    monkeypatch.setattr(OnnxRuntimeLoader, "runs_video_parts", False)
     from xclip_deploy.runtime.sessions import SessionOptions
 
     videos = [
