@@ -28,6 +28,15 @@ from demo.report import (
     verdict_of,
     write_report,
 )
+from demo.searching import find_answers, read_captions
+from xclip_deploy import Bundle
+from xclip_deploy.export.verification.certificate import (
+    CERTIFICATE_DIRECTORY,
+    CERTIFICATE_NAME,
+    REPORT_NAME,
+    Certificate,
+    read_certificate,
+)
 
 # The demo trains on fewer videos and for fewer steps than the preset, so that it takes a few
 # minutes. Its gallery holds short videos alone, so that excerpts would only cost steps.
@@ -143,27 +152,18 @@ class Demo:
         self._step("Searching by text", ("search", *QUERIES, "-k", 3, *places))
 
     def _outcome(self, started_s: float) -> Outcome:
-        # Imported here, so that an output folder that is taken is refused at once.
-        from demo.searching import answer, read_captions
-        from xclip_deploy import Bundle
-        from xclip_deploy.export.verification.certificate import read_certificate
-
         captions = read_captions(self.videos)
-        answers = answer(QUERIES, self.bundle, self.gallery, captions, self.output / "evidence")
+        answers = find_answers(
+            QUERIES, self.bundle, self.gallery, captions, self.output / "evidence"
+        )
         certificate = read_certificate(Bundle.open(self.bundle))
         assert certificate is not None
-        folder = self.bundle / "verification"
-        pages = [folder / name for name in ("report.html", "certificate.json")]
-        found = {
-            record.k: record.found
-            for record in certificate.comparisons[0].recalls
-            if record.direction == "text_to_video"
-        }
+        pages = [self.bundle / CERTIFICATE_DIRECTORY / n for n in (REPORT_NAME, CERTIFICATE_NAME)]
         lines = (self.training / "log.jsonl").read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
         return Outcome(
             answers=answers,
-            recall=Recall(found[1], found[5], certificate.inputs.num_texts),
+            recall=_recall(certificate),
             losses=[(record["step"], record["loss"]) for record in records if "loss" in record],
             verification=Verification(certificate, next(p for p in pages if p.is_file())),
             steps=self.steps,
@@ -190,6 +190,19 @@ def _setting(name: str, value: object) -> tuple[str, str]:
     return "--set", f"{name}={value}"
 
 
+def _recall(certificate: Certificate) -> Recall | None:
+    """Return the recall of the graphs that ran; None where scores are not finite."""
+    for comparison in certificate.comparisons:
+        found = {
+            record.k: record.found
+            for record in comparison.recalls
+            if record.direction == "text_to_video"
+        }
+        if found:
+            return Recall(found[1], found[5], certificate.inputs.num_texts)
+    return None
+
+
 def _head(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
@@ -201,7 +214,9 @@ def _tell(outcome: Outcome, page: Path) -> None:
         print(answer.query)
         _say(f"{'right' if answer.is_right else 'WRONG'}: {answer.verdict}", "  ")
     print()
-    _say(f"{right_of(outcome.answers)}. {recall_of(outcome.recall)}")
+    _say(right_of(outcome.answers) + ".")
+    if outcome.recall is not None:
+        _say(recall_of(outcome.recall))
     _say(f"Certificate {verdict_of(outcome.verification.certificate)}.")
     print(f"\nThe demo took {duration_of(outcome.seconds)}. Open its page in a browser:")
     print(page)

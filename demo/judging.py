@@ -59,7 +59,7 @@ class Answer:
             return "the first result shows exactly this"
         wrong = f"the first result shows {' and '.join(self.first_differences)}"
         if self.right is None:
-            return f"{wrong}; no video of the gallery shows what was asked for"
+            return f"{wrong}; no video of the gallery shows this exactly"
         return f"{wrong}; the right video is at rank {self.right.rank} of {self.num_videos}"
 
     @property

@@ -6,8 +6,7 @@ folder can be moved.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -56,7 +55,7 @@ class Outcome:
     """Everything that the page tells."""
 
     answers: Sequence[Answer]
-    recall: Recall
+    recall: Recall | None
     losses: Sequence[tuple[int, float]]
     """Step and training loss, ascending by step."""
     verification: Verification
@@ -127,8 +126,8 @@ def _heading(outcome: Outcome) -> str:
         f"<h1>{right_of(outcome.answers)}</h1>"
         f"<p>This demo trained a small X-CLIP{trained} from random weights, exported it, and "
         f"searched videos that it had not seen. It took {duration_of(outcome.seconds)}.</p>"
-        f"<p>{recall_of(outcome.recall)}</p>"
-        "<p class=quiet>Every query is the caption of exactly one video of the gallery. Captions "
+        + ("" if outcome.recall is None else f"<p>{recall_of(outcome.recall)}</p>")
+        + "<p class=quiet>Every query is the caption of exactly one video of the gallery. Captions "
         "come in pairs that are easily mistaken: the same events in another order, or another "
         "thing that flashes. The clips have no sound.</p>"
         "<p class=quiet><b>score</b> is the model's logit: higher is better, and scores of one "

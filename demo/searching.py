@@ -20,7 +20,7 @@ def read_captions(videos: Path) -> dict[str, str]:
     return {Path(row["file"]).name: row["caption"] for row in rows}
 
 
-def answer(
+def find_answers(
     queries: Sequence[str],
     bundle: Path,
     gallery: Path,
