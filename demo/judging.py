@@ -9,6 +9,9 @@ from pathlib import Path
 
 SHOWN = 3
 """Results that are shown of each query."""
+_MOST_DIFFERENCES = 3
+_MOST_CHARACTERS = 90
+"""Differences of a result that are told one by one: how many, and how long together."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,15 @@ class Answer:
         """Words that say whether the first result is right, and else what is wrong with it."""
         if self.is_right:
             return "the first result shows exactly this"
-        wrong = f"the first result shows {' and '.join(self.first_differences)}"
+        shown = self.results[0].caption
+        found = differences(self.query, shown)
+        # Many differences are read faster as the other caption.
+        is_close = len(found) <= _MOST_DIFFERENCES and len("".join(found)) <= _MOST_CHARACTERS
+        what = f"has {' and '.join(found)}" if is_close else f"shows something else, “{shown}”"
+        wrong = f"the first result {what}"
         if self.right is None:
             return f"{wrong}; no video of the gallery shows this exactly"
         return f"{wrong}; the right video is at rank {self.right.rank} of {self.num_videos}"
-
-    @property
-    def first_differences(self) -> tuple[str, ...]:
-        """Differences of the first result from the query, in words."""
-        return differences(self.query, self.results[0].caption)
 
 
 def differences(asked: str, shown: str) -> tuple[str, ...]:

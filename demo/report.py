@@ -127,8 +127,8 @@ def _heading(outcome: Outcome) -> str:
         f"<p>This demo trained a small X-CLIP{trained} from random weights, exported it, and "
         f"searched videos that it had not seen. It took {duration_of(outcome.seconds)}.</p>"
         + ("" if outcome.recall is None else f"<p>{recall_of(outcome.recall)}</p>")
-        + "<p class=quiet>Every query is the caption of exactly one video of the gallery. Captions "
-        "come in pairs that are easily mistaken: the same events in another order, or another "
+        + "<p class=quiet>A result is right if its video shows what the query says, word for word. "
+        "Captions come in pairs that are easily mistaken: the same events in another order, or another "
         "thing that flashes. The clips have no sound.</p>"
         "<p class=quiet><b>score</b> is the model's logit: higher is better, and scores of one "
         "query alone compare. <b>sure</b> is the chance that no video without a match scores so "
@@ -137,7 +137,6 @@ def _heading(outcome: Outcome) -> str:
 
 
 def _answer(number: int, answer: Answer, folder: Path) -> str:
-    first = answer.results[0]
     cards = [_card(answer, result, folder) for result in answer.results]
     if answer.right is not None and answer.right not in answer.results:
         cards.append(_card(answer, answer.right, folder))
@@ -148,7 +147,9 @@ def _answer(number: int, answer: Answer, folder: Path) -> str:
         f"<ol class=cards>{''.join(cards)}</ol>"
         f"<p class=quiet>The median score of the {counted(answer.num_videos, 'video')} is "
         f"{answer.median_score:.2f}.</p>"
-        f"{_evidence(answer.evidence, first, folder)}</section>"
+        f"<details{' open' if number == 1 else ''}>"
+        "<summary>Why the first result has its score</summary>"
+        f"{_evidence(answer.evidence, answer.results[0], folder)}</details></section>"
     )
 
 
@@ -160,26 +161,25 @@ def _card(answer: Answer, result: Result, folder: Path) -> str:
     )
     source = _address(result.file, folder)
     name = _text(f"Clip at rank {result.rank}: {result.caption}")
-    sure = "" if result.confidence is None else f", sure {_percent(result.confidence)}"
+    sure = "" if result.confidence is None else f", <span>sure {_percent(result.confidence)}</span>"
     right = "<b class=right>the right video</b>" if is_right else ""
     return (
         f"<li{' class=is-right' if is_right else ''}>"
         f'<video src="{source}" controls muted loop playsinline preload=auto '
         f'width=96 height=96 aria-label="{name}"></video>'
         f"<p><b>#{result.rank}</b> {right}</p><p>{caption}</p>"
-        f"<p class=quiet>score {result.score:.2f}{sure}</p></li>"
+        f"<p class=quiet><span>score {result.score:.2f}</span>{sure}</p></li>"
     )
 
 
 def _evidence(evidence: Evidence, first: Result, folder: Path) -> str:
     summary = f"<p class=quiet>{_text(_sentence(evidence.summary))}</p>"
-    heading = "<h3>Why the first result has its score</h3>"
     if not evidence.pictures:
-        return heading + summary
+        return summary
     light, dark = (_address(evidence.pictures[theme], folder) for theme in _THEMES)
     name = _text(f"Evidence for “{first.caption}”: similarity of each word to each frame")
     return (
-        f'{heading}<div class=wide tabindex=0 role=group aria-label="{name}"><picture>'
+        f'<div class=wide tabindex=0 role=group aria-label="{name}"><picture>'
         f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
         f'<img src="{light}" alt="{_text(evidence.summary)}"></picture></div>{summary}'
     )

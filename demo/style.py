@@ -14,7 +14,6 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .6rem; }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 0 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 p { margin: 0 0 .6rem; }
 a { color: var(--link); }
 section { border-top: 1px solid var(--line); margin-top: 2rem; padding-top: 1.5rem; }
@@ -23,11 +22,12 @@ section { border-top: 1px solid var(--line); margin-top: 2rem; padding-top: 1.5r
          margin-right: .2rem; }
 .good, .right { color: var(--good); } .bad { color: var(--bad); }
 .cards { list-style: none; margin: 1rem 0; padding: 0; display: grid; gap: .8rem;
-         grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
+         grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); }
+@media (max-width: 30rem) { .cards { grid-template-columns: 1fr 1fr; gap: .6rem; } }
 .cards li { background: var(--card); border: 2px solid transparent; border-radius: .5rem;
             padding: .5rem; }
 .cards li.is-right { border-color: var(--good); }
-.cards p { margin: .3rem 0 0; line-height: 1.35; }
+.cards p { margin: .3rem 0 0; line-height: 1.35; } .cards span { white-space: nowrap; }
 video { width: 100%; height: auto; aspect-ratio: 1; display: block; border-radius: .3rem;
         background: #777; }
 mark { background: var(--mark); color: inherit; border-radius: .2rem; padding: 0 .1rem; }
@@ -48,5 +48,5 @@ mark { background: var(--mark); color: inherit; border-radius: .2rem; padding: 0
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); }
 .steps { padding-left: 1.4rem; } .steps li { margin-bottom: .8rem; } .steps p { margin: 0; }
-code { font-size: .88em; } summary { cursor: pointer; }
+code { font-size: .88em; } summary { cursor: pointer; font-weight: 600; margin-bottom: .5rem; }
 """

@@ -54,6 +54,10 @@ def test_a_verdict_names_the_rank_of_the_right_video() -> None:
     found = answer(wrong, right=result(17, ASKED))
     assert not found.is_right
     assert found.verdict == (
-        "the first result shows “shrinks” instead of “grows”; the right video is at rank 17 of 200"
+        "the first result has “shrinks” instead of “grows”; the right video is at rank 17 of 200"
+    )
+    other = "a yellow circle moves up while a green square flashes"
+    assert answer(other, right=None).verdict.startswith(
+        f"the first result shows something else, “{other}”; "
     )
     assert answer(wrong, right=None).verdict.endswith("no video of the gallery shows this exactly")
