@@ -128,8 +128,8 @@ def _heading(outcome: Outcome) -> str:
         f"searched videos that it had not seen. It took {duration_of(outcome.seconds)}.</p>"
         + ("" if outcome.recall is None else f"<p>{recall_of(outcome.recall)}</p>")
         + "<p class=quiet>A result is right if its video shows what the query says, word for word. "
-        "Captions come in pairs that are easily mistaken: the same events in another order, or another "
-        "thing that flashes. The clips have no sound.</p>"
+        "Captions come in pairs that are easily mistaken: the same events in another order, or "
+        "another thing that flashes. The clips have no sound.</p>"
         "<p class=quiet><b>score</b> is the model's logit: higher is better, and scores of one "
         "query alone compare. <b>sure</b> is the chance that no video without a match scores so "
         "high; look-alikes lower it, and these videos look alike.</p>"

@@ -46,7 +46,9 @@ mark { background: var(--mark); color: inherit; border-radius: .2rem; padding: 0
 .plot path, .plot polyline { fill: none; vector-effect: non-scaling-stroke; }
 .plot path { stroke: var(--line); } .plot polyline { stroke: var(--curve); stroke-width: 1.5; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); }
+th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line);
+         overflow-wrap: normal; }
+td + td { white-space: nowrap; }
 .steps { padding-left: 1.4rem; } .steps li { margin-bottom: .8rem; } .steps p { margin: 0; }
 code { font-size: .88em; } summary { cursor: pointer; font-weight: 600; margin-bottom: .5rem; }
 """
