@@ -212,7 +212,7 @@ def _tell(outcome: Outcome, page: Path) -> None:
     _head("Right or wrong")
     for answer in outcome.answers:
         print(answer.query)
-        _say(f"{'right' if answer.is_right else 'WRONG'}: {answer.verdict}", "  ")
+        _say(f"{'right' if answer.is_right else 'wrong'}: {answer.verdict}", "  ")
     print()
     _say(right_of(outcome.answers) + ".")
     if outcome.recall is not None:

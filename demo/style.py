@@ -31,7 +31,8 @@ section { border-top: 1px solid var(--line); margin-top: 2rem; padding-top: 1.5r
 video { width: 100%; height: auto; aspect-ratio: 1; display: block; border-radius: .3rem;
         background: #777; }
 mark { background: var(--mark); color: inherit; border-radius: .2rem; padding: 0 .1rem; }
-.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
+.wide { overflow-x: auto; margin-bottom: .6rem; border: 1px solid var(--line);
+        border-radius: .5rem; }
 .wide img { display: block; width: 100%; min-width: 40rem; height: auto; }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 .plot { display: grid; grid-template: "top plot plot" auto "foot plot plot" auto

@@ -36,11 +36,14 @@ def test_the_demo_ends_with_a_page(tmp_path: Path) -> None:
     page = tmp_path / "demo-output" / "index.html"
     content = page.read_text(encoding="utf-8")
     badges = content.count('class="badge good">right'), content.count('class="badge bad">wrong')
-    assert badges == (verdicts.count("right"), verdicts.count("WRONG"))
+    assert badges == (verdicts.count("right"), verdicts.count("wrong"))
     assert "sure" in content.split("</h2>")[1]
     assert '<b class="badge good">passed</b>' in content
     with chromium() as browser:
-        check_page(browser, page, width=360, scheme="dark")
+        opened = check_page(browser, page, width=360, scheme="dark")
+        opened.get_by_text("Open the certificate").click()
+        opened.wait_for_url("**/xclip-bundle/verification/report.html")
+        assert opened.title() == "xclip-deploy verify: passed"
 
 
 def test_an_earlier_demo_is_not_overwritten(tmp_path: Path) -> None:
