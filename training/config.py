@@ -31,12 +31,15 @@ else:  # tomli is the same parser, for Python 3.10
 
 
 class GeneratedConfig(FrozenModel):
-    """Settings of the generated dataset: videos of each split, and the seed."""
+    """Settings of the generated dataset: videos of each split, seed, and kind of video."""
 
     train: Annotated[int, Field(gt=0)] = 4800
     val: Annotated[int, Field(ge=2)] = 200
     test: Annotated[int, Field(ge=2)] = 200
     seed: int = 0
+    excerpts: bool = True
+    """Train on windows near an event too, as segments of long videos are. False makes every video
+    one whole event of 6 s, which is learned in fewer steps and serves short videos alone."""
 
 
 class DataConfig(FrozenModel):

@@ -107,13 +107,14 @@ class RunData:
 
     def _generated(self) -> Path:
         directory = self.config.videos or self.folder / "videos"
-        sizes = SplitSizes(**self.config.generated.model_dump(exclude={"seed"}))
+        sizes = SplitSizes(**self.config.generated.model_dump(exclude={"seed", "excerpts"}))
         from_first(
             lambda: str(
                 make_videos(
                     directory,
                     sizes,
                     self.config.generated.seed,
+                    excerpts=self.config.generated.excerpts,
                     num_workers=self.config.workers,
                     on_progress=self._progress("making videos"),
                 )

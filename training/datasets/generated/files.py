@@ -39,21 +39,23 @@ def make_videos(
     sizes: SplitSizes | None = None,
     seed: int = 0,
     *,
+    excerpts: bool = True,
     num_workers: int = 0,
     on_progress: ProgressFunction | None = None,
 ) -> Path:
     """Make the dataset in ``directory``, unless it is there; return its caption file.
 
     Videos are H.264 mp4 files, ``train/0000.mp4`` and so on, at 8 frames a second. Held-out ones
-    are one event of 6 s. Training videos are excerpts, see :func:`render_excerpt`.
-    ``captions.csv`` has their ``file``, ``caption`` and ``split``; the dataset ``folder`` reads
-    it. Scenes, captions and pixels before encoding are a function of ``sizes`` and ``seed``
-    alone. The directory takes its place when it is whole.
+    are one event of 6 s. Training videos are excerpts, see :func:`render_excerpt`, unless
+    ``excerpts`` is false. ``captions.csv`` has their ``file``, ``caption`` and ``split``; the
+    dataset ``folder`` reads it. Scenes, captions and pixels before encoding are a function of
+    ``sizes``, ``seed`` and ``excerpts`` alone. The directory takes its place when it is whole.
 
     Args:
         directory: Folder of the dataset; other content is not touched.
         sizes: Videos of each split.
         seed: Seed of scenes and drawings.
+        excerpts: Whether training videos are excerpts; false makes each one event of 6 s.
         num_workers: Processes that draw and encode; 0 draws in this one.
         on_progress: Called after every few videos.
 
@@ -62,7 +64,9 @@ def make_videos(
             cannot be written.
     """
     sizes = sizes or SplitSizes()
-    recipe = {"version": _VERSION, "seed": seed, **vars(sizes)}
+    recipe: dict[str, object] = {"version": _VERSION, "seed": seed, **vars(sizes)}
+    if not excerpts:  # Datasets with excerpts were noted before there was a choice.
+        recipe["excerpts"] = False
     captions = directory / CSV_NAME
     if directory.exists() and any(directory.iterdir()):
         check_recipe(directory, recipe)
@@ -70,7 +74,11 @@ def make_videos(
     splits = make_splits(sizes, seed)
     try:
         with replaced_directory(directory) as partial_directory:
-            _write(partial_directory, splits, seed, num_workers, on_progress)
+            for name in splits:
+                (partial_directory / name).mkdir()
+            jobs = _jobs(partial_directory, splits, seed, excerpts=excerpts)
+            _write(jobs, num_workers, on_progress)
+            _write_captions(partial_directory, splits)
             write_recipe(partial_directory, recipe)
     except OSError as error:
         raise DatasetError(
@@ -80,32 +88,39 @@ def make_videos(
     return captions
 
 
-def _write(
-    directory: Path,
-    splits: dict[SplitName, list[Scene]],
-    seed: int,
-    num_workers: int,
-    on_progress: ProgressFunction | None,
-) -> None:
-    rows: list[tuple[str, str, str]] = []
+def _jobs(
+    directory: Path, splits: dict[SplitName, list[Scene]], seed: int, *, excerpts: bool
+) -> list[_Job]:
     jobs: list[_Job] = []
     for number, (name, scenes) in enumerate(splits.items()):
-        (directory / name).mkdir()
         for index, scene in enumerate(scenes):
-            file = f"{name}/{index:04d}.mp4"
-            rows.append((file, scene.caption, name))
             # The scenes are in random order, so those beside this one are random.
             beside = (scenes[index - 1], scenes[(index + 1) % len(scenes)])
-            neighbours = beside if name == "train" else None
-            jobs.append((directory / file, scene, neighbours, (seed, number, index)))
+            neighbours = beside if excerpts and name == "train" else None
+            path = directory / _file(name, index)
+            jobs.append((path, scene, neighbours, (seed, number, index)))
+    return jobs
+
+
+def _write(jobs: list[_Job], num_workers: int, on_progress: ProgressFunction | None) -> None:
     done = 0
     with closing(_results(jobs, num_workers)) as results:
         for count in results:
             done += count
             if on_progress is not None:
                 on_progress(Progress("videos", done, len(jobs)))
+
+
+def _write_captions(directory: Path, splits: dict[SplitName, list[Scene]]) -> None:
     with (directory / CSV_NAME).open("w", newline="", encoding="utf-8") as out:
-        csv.writer(out).writerows([("file", "caption", "split"), *rows])
+        rows = csv.writer(out)
+        rows.writerow(("file", "caption", "split"))
+        for name, scenes in splits.items():
+            rows.writerows((_file(name, index), s.caption, name) for index, s in enumerate(scenes))
+
+
+def _file(split: SplitName, index: int) -> str:
+    return f"{split}/{index:04d}.mp4"
 
 
 def _results(jobs: list[_Job], num_workers: int) -> Generator[int, None, None]:

@@ -117,6 +117,17 @@ def test_only_training_videos_are_excerpts(dataset: Path) -> None:
     assert {n for path, n in frames.items() if path.parent.name == "train"} > {48}
 
 
+def test_without_excerpts_every_training_video_is_one_event(dataset: Path, tmp_path: Path) -> None:
+    make_videos(tmp_path / "whole", SIZES, excerpts=False)
+    paths = sorted((tmp_path / "whole").rglob("*.mp4"))
+    assert {len(frames_of(path)) for path in paths} == {48}
+    assert (tmp_path / "whole" / "captions.csv").read_text() == (
+        dataset / "captions.csv"
+    ).read_text()
+    with pytest.raises(DatasetError, match="'excerpts': False"):
+        make_videos(tmp_path / "whole", SIZES)
+
+
 def frames_of(path: Path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
