@@ -39,6 +39,8 @@ NOT_RUN = {
     "docs/engines.md": 1,
     "docs/from-checkpoint.md": 3,
     "docs/install.md": 3,
+    "docs/performance.md": 2,
+    "docs/precision.md": 1,
     "docs/quick-start.md": 1,
     "docs/service.md": 1,
     "docs/training.md": 2,
