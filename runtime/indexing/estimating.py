@@ -62,9 +62,10 @@ class IndexEstimate:
 
     def __str__(self) -> str:
         videos = "1 video" if self.num_videos == 1 else f"{self.num_videos:,} videos"
+        gives = "gives" if self.num_videos == 1 else "give"
         segments = "1 segment" if self.num_segments == 1 else f"{self.num_segments:,} segments"
         lines = [
-            f"{videos} of {time_text(self.duration_s)} give {segments}, "
+            f"{videos} of {time_text(self.duration_s)} {gives} {segments}, "
             f"{self.size_bytes / 1e6:.1f} MB in the gallery",
             f"about {time_text(self.seconds)} to index: decoding {time_text(self.decode_s)}, "
             f"encoding {time_text(self.encode_s)}",

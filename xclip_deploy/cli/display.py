@@ -101,11 +101,14 @@ def print_parity(records: Sequence[ParityRecord], *, wide: bool = False) -> None
         Column("allowed", right=True),
         Column(""),
     )
+    from xclip_deploy.runtime.manifest import VideoPart
+
     for precision in dict.fromkeys(record.precision for record in records):
         rows = [
             (
                 record.graph.value,
-                record.tensor,
+                # The head gives the outputs of the whole encoder once more.
+                record.tensor + ", halves" * (record.graph is VideoPart.TEMPORAL_HEAD),
                 "" if record.min_cosine is None else f"{record.min_cosine:.7f}",
                 f"{record.max_abs_error:.1e}",
                 "" if record.rms_error is None else f"{record.rms_error:.1e}",

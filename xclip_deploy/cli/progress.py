@@ -81,7 +81,8 @@ def step_progress() -> Iterator[ProgressFunction]:
     def write(progress: Progress) -> None:
         nonlocal told_s
         now_s = time.monotonic()
-        if progress.note and now_s - told_s >= _LINE_EVERY_S:
+        is_running = progress.total is None or progress.done < progress.total
+        if progress.note and is_running and now_s - told_s >= _LINE_EVERY_S:
             told_s = now_s
             say(f"[{progress.done + 1}/{progress.total}] {progress.note}", err=True)
 

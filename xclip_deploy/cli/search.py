@@ -255,9 +255,10 @@ def _middle(
 
     count = results.num_segments or results.num_videos
     is_told = any(hit.confidence is not None for hit in results)
-    if not results or is_told or count > LEAST or options["within"]:
+    is_part = options["within"] or options.get("where")
+    if not results or is_told or count > LEAST or is_part:
         return None
-    own = ("where", "query_bank", "exact")
+    own = ("query_bank", "exact")
     kept = {name: options[name] for name in own if name in options}
     everything = search(k=count, group="moment", nms=1.0, **kept)
     return median(hit.score for hit in everything)
