@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the product became worse."""
+        """True if the product became worse."""
         return self.verdict == "slower" and not self.is_yardstick
 
 

@@ -55,7 +55,7 @@ class Series:
     traffic_bytes: float | None = None
     """Least memory traffic of one sample: each weight and each input once."""
     is_yardstick: bool = False
-    """Whether the contender is another program, which the others are held against."""
+    """True for another program, which the others are held against."""
 
     @property
     def key(self) -> Key:

@@ -27,7 +27,7 @@ class Goal:
     unit: str = ""
     """Unit for people: ``ms``, ``GB``; empty for ratios and shares."""
     at_most: bool = False
-    """Whether less is better."""
+    """True if less is better."""
     found: Quartiles | None = None
     why_not: str = ""
     """Reason why it was not found."""

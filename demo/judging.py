@@ -38,7 +38,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a search found for one query."""
+    """Results of a search for one query."""
 
     query: str
     results: tuple[Result, ...]
@@ -52,7 +52,7 @@ class Answer:
 
     @property
     def is_right(self) -> bool:
-        """Whether the first result shows what the query asks for."""
+        """True if the first result shows what the query asks for."""
         return not differences(self.query, self.results[0].caption)
 
     @property

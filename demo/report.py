@@ -43,7 +43,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify`` found, and the files that it wrote."""
+    """Verdict of ``verify``, and the files that it wrote."""
 
     certificate: Certificate
     page: Path

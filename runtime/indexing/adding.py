@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
@@ -174,6 +175,8 @@ def choose_segmentation(
     span_s = sampling.max_frames / sampling.frames_per_second
     wanted = Segmentation.of(segment, stride, span_s)
     if segment is None and stride is None:
-        return gallery.segmentation or wanted
+        wanted = gallery.segmentation or wanted
+        # Windows are moved to cuts no more, so that such a gallery takes no others.
+        wanted = replace(wanted, is_snapped=False)
     gallery.check_segmentation(wanted)
     return wanted

@@ -15,7 +15,7 @@ MAX_WINDOW_S = 86_400.0
 """Longest window: a day."""
 MAX_SEGMENTS = 200_000
 """Most segments of one video; 9 days of 4 s strides."""
-_TEXT = re.compile(r"(windows|shots) of ([0-9.e+-]+) s every ([0-9.e+-]+) s")
+_TEXT = re.compile(r"(windows|each shot in windows|shots) of ([0-9.e+-]+) s every ([0-9.e+-]+) s")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Segmentation:
     """Length of a window, seconds; None for ``whole``."""
     stride_s: float | None = None
     """Time from the start of a window to the start of the next, seconds; None for ``whole``."""
+    is_snapped: bool = False
+    """True for ``shots`` of older galleries, whose windows were moved to cuts nearby. Such a
+    gallery is searched as before, and no file is indexed into it."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -97,15 +100,17 @@ class Segmentation:
                 f"the segmentation {text!r:.100} is not known; expected whole, or windows or "
                 "shots of a length"
             )
-        kind: SegmentationKind = "shots" if found[1] == "shots" else "windows"
-        return cls(kind, float(found[2]), float(found[3]))
+        kind: SegmentationKind = "windows" if found[1] == "windows" else "shots"
+        return cls(kind, float(found[2]), float(found[3]), is_snapped=found[1] == "shots")
 
     @property
     def text(self) -> str:
         """The policy in words, the same for equal policies; galleries keep it."""
         if self.kind == "whole":
             return "whole"
-        return f"{self.kind} of {self.window_s!r} s every {self.stride_s!r} s"
+        whole = {"windows": "windows", "shots": "each shot in windows"}[self.kind]
+        name = "shots" if self.is_snapped else whole
+        return f"{name} of {self.window_s!r} s every {self.stride_s!r} s"
 
     @property
     def options(self) -> str:

@@ -18,7 +18,9 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import FeatureModel, Gallery, GalleryStore, GalleryVideo
 from xclip_deploy.runtime.gallery.checksums import Part
 from xclip_deploy.runtime.gallery.rewriting import rescue_gallery
+from xclip_deploy.runtime.indexing.adding import choose_segmentation
 from xclip_deploy.runtime.indexing.edit import GalleryEdit
+from xclip_deploy.runtime.video import FrameSampling, VideoReading
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
 WINDOWS = Segmentation("windows", 8.0, 4.0)
@@ -165,6 +167,21 @@ def test_a_gallery_has_one_segmentation(gallery: Gallery) -> None:
         gallery.check_segmentation(Segmentation.whole())
     gallery.add(*sample(["d"]))
     assert len(gallery) == 3
+
+
+def test_windows_that_were_moved_to_cuts_are_another_policy(gallery: Gallery) -> None:
+    old = Segmentation.from_text("shots of 6.0 s every 3.0 s")
+    new = Segmentation("shots", 6, 3)
+    assert old != new
+    assert Segmentation.from_text(old.text) == old
+    assert Segmentation.from_text(new.text) == new
+    gallery.add(*long_video("b", 3, segmentation=old))
+    assert gallery.segmentation == old
+    with pytest.raises(GallerySegmentationError, match=r"NEW_GALLERY --segment shots --stride 3s"):
+        gallery.check_segmentation(new)
+    reading = VideoReading(FrameSampling(max_frames=6), 48)
+    with pytest.raises(GallerySegmentationError, match=r"holds shots of 6.0 s .* each shot in"):
+        choose_segmentation(gallery, reading, None, None)
 
 
 def test_a_copy_has_all_segments(gallery: Gallery, tmp_path: Path) -> None:
