@@ -25,6 +25,9 @@ A confidence is no probability that a person would agree with the hit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
 import numpy as np
 
 from xclip_deploy.runtime.arrays import Float64Array, FloatArray
@@ -39,13 +42,22 @@ _LOW, _HIGH = 0.90, 0.99
 _SEED = 20
 
 
-def sample_rows(snapshot: Snapshot) -> Rows:
-    """Return the sampled rows of a snapshot, ascending, the same at every call."""
+def sample_rows(snapshot: Snapshot, count: int = SAMPLE) -> Rows:
+    """Return ``count`` sampled rows of a snapshot, ascending, the same at every call."""
     groups = snapshot.groups()
     rows = snapshot.rows() if groups is None else groups.rows
-    if len(rows) <= SAMPLE:
+    if len(rows) <= count:
         return rows
-    return np.sort(np.random.default_rng(_SEED).choice(rows, SAMPLE, replace=False))
+    return np.sort(np.random.default_rng(_SEED).choice(rows, count, replace=False))
+
+
+def shares(num_rows: Sequence[int]) -> list[int]:
+    """Divide the sample among shards by their numbers of rows."""
+    total = sum(num_rows)
+    if total <= SAMPLE:
+        return list(num_rows)
+    ends = [round(SAMPLE * rows / total) for rows in accumulate(num_rows)]
+    return [end - start for start, end in pairwise([0, *ends])]
 
 
 def why_unknown(num_scores: int, *, has_bank: bool) -> str | None:
@@ -60,12 +72,18 @@ def why_unknown(num_scores: int, *, has_bank: bool) -> str | None:
     )
 
 
-def confidences(scores: FloatArray, background: FloatArray, num_searched: int) -> Float64Array:
+def tail(background: FloatArray) -> Float64Array:
+    """Return q90 and q99 of a background [B], or of one for each row [B, n]: [2] or [2, n]."""
+    quantiles: Float64Array = np.quantile(background.astype(np.float64), (_LOW, _HIGH), axis=0)
+    return quantiles
+
+
+def confidences(scores: FloatArray, quantiles: Float64Array, num_searched: int) -> Float64Array:
     """Return the confidence of each score [n].
 
-    ``background``: [B], or [B, n] with the scores for each row apart. ``num_searched``: N.
+    ``quantiles``: result of :func:`tail`. ``num_searched``: N.
     """
-    low, high = np.quantile(background.astype(np.float64), (_LOW, _HIGH), axis=0)
+    low, high = quantiles
     # Equal scores have no tail: whatever is higher is no chance.
     beta = np.maximum((high - low) / np.log((1 - _LOW) / (1 - _HIGH)), 1e-9)
     above = (scores.astype(np.float64) - low) / beta

@@ -10,6 +10,7 @@ rows of the videos that are still open: in a gallery as it was written, of one o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,24 +26,55 @@ from xclip_deploy.runtime.search.scope import Scope
 from xclip_deploy.runtime.search.suppression import first_kept
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """How many rows an exact search keeps of each query."""
+
+    count: int
+    """Most videos; most rows where ``by_video`` is false."""
+    by_video: bool
+    """Whether the best videos are kept, each with its moments."""
+    per_video: int
+    """Most moments of a video."""
+    overlap: float | None
+    """Temporal IoU above which a moment of a video is left out; None leaves none out."""
+
+    @classmethod
+    def of(cls, options: SearchOptions, *, is_grouped: bool) -> Keeping:
+        """Choose for a search. ``is_grouped``: whether long videos have several rows."""
+        # Deduplication and calibration can drop or reorder hits: keep more than asked for.
+        drops = options.near_identical is not None or options.query_bank is not None
+        by_video = is_grouped and options.group == "video"
+        if by_video:
+            count = options.num_candidates if drops else options.depth
+        else:
+            suppresses = is_grouped and options.overlap is not None
+            is_more = drops or suppresses
+            count = num_candidates(options, is_grouped=is_grouped) if is_more else options.depth
+        # Calibration reorders moments, and so comes before suppression.
+        overlap = options.overlap if options.query_bank is None else None
+        return cls(count, by_video, options.per_video, overlap)
+
+
+def cut(ranked: Ranked, keeping: Keeping) -> Ranked:
+    """Keep of the rows that several shards kept, best first, what one shard would have kept."""
+    if not keeping.by_video or ranked.spans is None:
+        return ranked.take(np.arange(min(len(ranked), keeping.count)))
+    ranks = ranks_of_groups(ranked.spans.numbers)
+    return ranked.take(np.flatnonzero(ranks < keeping.count))
+
+
 class Gathering:
     """The rows that are kept for several queries. All of them score the same parts."""
 
     def __init__(
-        self, num_queries: int, scope: Scope, options: SearchOptions, groups: Groups | None
+        self, num_queries: int, scope: Scope, keeping: Keeping, groups: Groups | None
     ) -> None:
         """Begin to gather the rows of ``scope``."""
         self._best: list[Ranked | None] = [None] * num_queries
-        self._options = options
-        # Deduplication and calibration can drop or reorder hits: keep more than asked for.
-        drops = options.near_identical is not None or options.query_bank is not None
-        self._groups = groups if options.group == "video" else None
-        if self._groups is None:
-            suppresses = groups is not None and options.overlap is not None
-            is_more = drops or suppresses
-            self._keep = num_candidates(options, groups) if is_more else options.depth
-        else:
-            self._keep = options.num_candidates if drops else options.depth
+        self._keeping = keeping
+        self._groups = groups if keeping.by_video else None
+        if self._groups is not None:
             self._unseen = _rows_of_each(scope, self._groups)
 
     def add(self, parts: Sequence[Ranked]) -> None:
@@ -54,7 +86,7 @@ class Gathering:
             best = self._best[n]
             whole = part if best is None else Ranked.join([best, part])
             if self._groups is None:
-                self._best[n] = whole.take(best_first(whole.scores, self._keep))
+                self._best[n] = whole.take(best_first(whole.scores, self._keeping.count))
             else:
                 self._best[n] = whole.take(self._places(whole, self._groups))
 
@@ -67,7 +99,7 @@ class Gathering:
         numbers = groups.of(ranked.rows)
         order = np.argsort(-ranked.scores, kind="stable")
         is_good = np.empty(len(order), np.bool_)
-        is_good[order] = ranks_of_groups(numbers[order]) < self._keep
+        is_good[order] = ranks_of_groups(numbers[order]) < self._keeping.count
         is_open = self._unseen[numbers] > 0
         kept = [np.flatnonzero(is_open)]
         own = order[is_good[order] & ~is_open[order]]  # of complete videos, best first
@@ -79,16 +111,15 @@ class Gathering:
     def _moments(self, rows: Rows, places: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Return the places of the moments that a hit of one video may show.
 
-        ``places``: those of all its rows, best first. Calibration reorders moments, and so comes
-        before suppression.
+        ``places``: those of all its rows, best first.
         """
-        options, count = self._options, self._options.per_video
-        if len(places) < 2 or options.overlap is None or options.query_bank is not None:
+        count, overlap = self._keeping.per_video, self._keeping.overlap
+        if len(places) < 2 or overlap is None:
             return places[:count]
         assert self._groups is not None
         own = self._groups.places(rows[places])
         starts_s, ends_s = self._groups.start_s[own].tolist(), self._groups.end_s[own].tolist()
-        return places[first_kept(starts_s, ends_s, options.overlap, count)]
+        return places[first_kept(starts_s, ends_s, overlap, count)]
 
 
 def _rows_of_each(scope: Scope, groups: Groups) -> npt.NDArray[np.int64]:

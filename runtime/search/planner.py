@@ -22,6 +22,15 @@ class Plan:
     reason: str
 
 
+@dataclass(frozen=True)
+class Cost:
+    """An estimate of the time that an exact search takes."""
+
+    seconds: float
+    is_measured: bool
+    """Whether past searches gave it; else it is a guess."""
+
+
 class Planner:
     """An estimate of the cost of one score, learned from past searches."""
 
@@ -32,20 +41,34 @@ class Planner:
         self._pair_s = _FIRST_GUESS_S
         self._measured = False
 
-    def plan(self, num_videos: int, options: SearchOptions, unit: str = "videos") -> Plan:
-        """Choose the method for ``num_videos``; ``unit`` is the word for them."""
+    def plan(
+        self,
+        num_videos: int,
+        options: SearchOptions,
+        unit: str = "videos",
+        cost: Cost | None = None,
+    ) -> Plan:
+        """Choose the method for ``num_videos``; ``unit`` is the word for them.
+
+        ``cost``: that of the slowest shard, where several share the work; None for one's own.
+        """
         if options.exact is not None:
             return Plan("exact" if options.exact else "two-stage", "asked for")
         if num_videos <= options.num_candidates:
             return Plan("exact", f"{num_videos} {unit} are no more than the candidates would be")
-        cost_s = self._pair_s * num_videos
-        how = "measured" if self._measured else "assumed"
-        if cost_s <= self._budget_s:
-            return Plan("exact", f"scoring all takes {cost_s * 1e3:.1f} ms a text ({how})")
+        cost = cost or self.cost(num_videos)
+        how = "measured" if cost.is_measured else "assumed"
+        if cost.seconds <= self._budget_s:
+            return Plan("exact", f"scoring all takes {cost.seconds * 1e3:.1f} ms a text ({how})")
         return Plan(
             "two-stage",
-            f"scoring all {num_videos} {unit} would take {cost_s * 1e3:.0f} ms a text ({how})",
+            f"scoring all {num_videos} {unit} would take {cost.seconds * 1e3:.0f} ms a text "
+            f"({how})",
         )
+
+    def cost(self, num_videos: int) -> Cost:
+        """Estimate the time that ``num_videos`` scores for one text take."""
+        return Cost(self._pair_s * num_videos, self._measured)
 
     def learn(self, num_pairs: int, seconds: float) -> None:
         """Update the estimate: ``num_pairs`` scores took ``seconds``."""

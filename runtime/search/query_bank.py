@@ -57,8 +57,13 @@ def corrected(
     logits: npt.NDArray[np.float32], banked: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """Calibrate ``logits`` [V] with a bank's scores ``banked`` [B, V]; see :class:`QueryBank`."""
+    calibrated: npt.NDArray[np.float32] = (logits - bank_norm(banked)).astype(np.float32)
+    return calibrated
+
+
+def bank_norm(banked: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return what a bank's scores ``banked`` [B, V] take from each score: FP64 [V]."""
     bank = banked.astype(np.float64)
     peak = bank.max(axis=0)
-    norm = peak + np.log(np.exp(bank - peak).mean(axis=0))
-    calibrated: npt.NDArray[np.float32] = (logits - norm).astype(np.float32)
-    return calibrated
+    norm: npt.NDArray[np.float64] = peak + np.log(np.exp(bank - peak).mean(axis=0))
+    return norm

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from xclip_deploy.runtime.arrays import Float32Array, Float64Array
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Snapshot
+from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.records import Rows
 
 
@@ -29,6 +30,36 @@ class Query:
     """Number of the text's last tokens that the model does not read."""
     warnings: tuple[str, ...] = ()
     """Faults of the video, and frames of it that are far apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """The video of each row of a ranking, and its place in the video, where videos have several."""
+
+    numbers: npt.NDArray[np.int64]
+    """Number of the video [n], which no video of another shard has."""
+    segments: npt.NDArray[np.int64]
+    """Number of the row within its video [n]."""
+    start_s: Float64Array
+    """Start of the row in its video [n], seconds; NaN where it is not known."""
+    end_s: Float64Array
+    """End of the row [n], seconds, likewise."""
+
+    @classmethod
+    def of(cls, rows: Rows, groups: Groups) -> Spans:
+        """Look up the spans of rows."""
+        places = groups.places(rows)
+        segments = groups.segments[places].astype(np.int64)
+        return cls(groups.numbers[places], segments, groups.start_s[places], groups.end_s[places])
+
+    def take(self, order: npt.NDArray[np.integer[Any]]) -> Spans:
+        """Return the spans at some places."""
+        return Spans(*(values[order] for values in vars(self).values()))
+
+    @classmethod
+    def join(cls, parts: Sequence[Spans]) -> Spans:
+        """Join the spans of several rankings."""
+        return cls(*(np.concatenate(each) for each in zip(*map(_values, parts), strict=True)))
 
 
 @dataclass
@@ -67,12 +98,16 @@ class Ranked:
     rows: Rows
     scores: Float32Array
     grains: dict[str, Float32Array]
+    spans: Spans | None = None
+    """The videos of the rows; None where every row is a video of its own."""
     blocks: npt.NDArray[np.int64] | None = None
     """Number of the set that each row was scored in; the rows of a lower one rank before. None for
     one set."""
     confidences: Float64Array | None = None
     """Confidence of each row, if it was asked for."""
-    read: ReadFeatures = field(default_factory=ReadFeatures)
+    ties: npt.NDArray[np.int64] | None = None
+    """Number of each row, of which the least wins among equal scores. None takes ``rows``, so that
+    the row added first wins."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,19 +118,16 @@ class Ranked:
             self.rows[order],
             self.scores[order],
             {name: values[order] for name, values in self.grains.items()},
+            None if self.spans is None else self.spans.take(order),
             None if self.blocks is None else self.blocks[order],
             None if self.confidences is None else self.confidences[order],
-            self.read,
+            None if self.ties is None else self.ties[order],
         )
 
     def sorted(self) -> Ranked:
-        """Return the rows best first; of equal scores, the row added first."""
-        keys = (self.rows, -self.scores)
+        """Return the rows best first; ``ties`` orders equal scores."""
+        keys = (self.rows if self.ties is None else self.ties, -self.scores)
         return self.take(np.lexsort(keys if self.blocks is None else (*keys, self.blocks)))
-
-    def features(self, snapshot: Snapshot) -> VideoFeatures:
-        """Return the features of the rows, in this order."""
-        return self.read.of(self.rows, snapshot)
 
     @classmethod
     def empty(cls) -> Ranked:
@@ -107,6 +139,7 @@ class Ranked:
         """Join rows; ``as_blocks`` makes each part a block of its own."""
         if len(parts) == 1:
             return parts[0]
+        spans = [part.spans for part in parts if part.spans is not None]
         return cls(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.scores for part in parts]),
@@ -114,10 +147,13 @@ class Ranked:
                 name: np.concatenate([part.grains[name] for part in parts])
                 for name in parts[0].grains
             },
+            Spans.join(spans) if spans else None,
             np.repeat(np.arange(len(parts)), [len(part) for part in parts]) if as_blocks else None,
-            None,
-            ReadFeatures([pair for part in parts for pair in part.read.parts]),
         )
+
+
+def _values(spans: Spans) -> list[npt.NDArray[Any]]:
+    return list(vars(spans).values())
 
 
 def _places(known: Rows, rows: Rows) -> npt.NDArray[np.int64]:

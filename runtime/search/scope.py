@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +35,12 @@ class Scope:
     """Filter that rows must match; None for every row."""
     rows: Rows | None = None
     """The only rows, ascending, which match all filters already; None for no such limit."""
-    name: str = "the gallery"
-    """The scope in words, for messages."""
 
     @classmethod
     def of(cls, snapshot: Snapshot, options: SearchOptions) -> Scope:
-        """Read the scope of a search from its options.
+        """Read the scope of a search from its options, of which ``within`` is an id.
 
-        Raises GalleryError and InvalidArgumentError as :func:`find_video` does.
+        Raises InvalidArgumentError for a filter that cannot be parsed.
         """
         start_s, end_s = options.span_s
         where, times = options.where, _times(start_s, end_s)
@@ -50,25 +48,20 @@ class Scope:
             _check_parentheses(snapshot, where)
         if times is not None:
             where = times if where is None else f"({times}) and ({where})"
-        span = _span_text(start_s, end_s)
         if options.within is None:
-            return cls(snapshot, where, None, f"the gallery{span}")
-        video_id = find_video(snapshot, options.within)
-        name = f"{options.within!r:.200}{span}"
+            return cls(snapshot, where)
+        own = snapshot.segments([options.within]).get(options.within)
+        if own is None:  # it is in another shard
+            return cls(snapshot, None, np.empty(0, np.int64))
         if where is None:
-            rows = np.sort(snapshot.segments([video_id])[video_id])
-        else:
-            rows = snapshot.matching(f"id = {_quoted(video_id)} and ({where})")
-        return cls(snapshot, None, rows, name)
+            return cls(snapshot, None, np.sort(own))
+        return cls(
+            snapshot, None, snapshot.matching(f"id = {_quoted(options.within)} and ({where})")
+        )
 
     def __len__(self) -> int:
         """Return how many rows an exact search scores, if no filter leaves any out."""
         return len(self.snapshot) if self.rows is None else len(self.rows)
-
-    @property
-    def is_part(self) -> bool:
-        """Whether options limit the scope to a video or to a span of time."""
-        return self.name != "the gallery"
 
     def count(self) -> int:
         """Return how many rows the scope holds, after evaluating its filter."""
@@ -103,31 +96,71 @@ class Scope:
         return vectors.nearest(queries, limit, None, left_out)
 
 
-def find_video(snapshot: Snapshot, name: str) -> str:
-    """Return the id of the video with this id or path, or with a file name of its own.
+def scope_name(options: SearchOptions) -> str:
+    """Return the scope of a search in words; ``within`` is the name that the user gave."""
+    what = "the gallery" if options.within is None else f"{options.within!r:.200}"
+    return what + _span_text(*options.span_s)
 
-    An id counts before a path, and a path before a file name. Raises GalleryError for a name that
-    no video has, InvalidArgumentError for one that several have.
+
+@dataclass(frozen=True)
+class Match:
+    """Videos of a shard with a name that is looked for."""
+
+    rank: int
+    """Place of what matched: an id counts before a path, and a path before a file name."""
+    ids: tuple[str, ...]
+
+
+def names_of(name: str) -> tuple[list[str], str | None]:
+    """Return the ids and paths that a name may mean, best first, and the file name, if it is one.
+
+    No names mean that no video can have this name.
     """
-    if len(name) <= _MAX_NAME and name.encode(errors="replace").decode() == name:
-        absolute = [] if "\0" in name else [str(Path(name).absolute())]
-        names = list(dict.fromkeys([name, *absolute, *map(os.path.normpath, absolute)]))
-        if found := snapshot.find(names):
-            return next(each for each in names if each in found)
-        videos = snapshot.named(names, None if "/" in name else name)
-        # A path says more than a file name.
-        videos = [video for video in videos if has_name(video, names, None)] or videos
-        if len(videos) == 1:
-            return videos[0].id
-        if videos:
-            ids = listed([video.id for video in videos])
-            raise InvalidArgumentError(
-                f"{name!r:.200} names {len(videos)} videos ({ids}); expected the id of one"
-            )
-    raise GalleryError(
-        f"no video {name!r:.200} in the gallery of {snapshot.num_videos}; expected an id, a path, "
-        "or a file name that one video has"
-    )
+    if len(name) > _MAX_NAME or name.encode(errors="replace").decode() != name:
+        return [], None
+    absolute = [] if "\0" in name else [str(Path(name).absolute())]
+    names = list(dict.fromkeys([name, *absolute, *map(os.path.normpath, absolute)]))
+    return names, None if "/" in name else name
+
+
+def look_up(snapshot: Snapshot, names: Sequence[str], file_name: str | None) -> Match:
+    """Look for the videos with the results of :func:`names_of`."""
+    if not names:
+        return Match(0, ())
+    if found := snapshot.find(names):
+        rank = next(n for n, each in enumerate(names) if each in found)
+        return Match(rank, (names[rank],))
+    videos = snapshot.named(names, file_name)
+    # A path says more than a file name.
+    with_path = [video for video in videos if has_name(video, names, None)]
+    ids = tuple(video.id for video in with_path or videos)
+    return Match(len(names) + (not with_path), ids)
+
+
+def chosen(name: str, matches: Sequence[Match], num_videos: int) -> str:
+    """Return the id of the one video that ``name`` means among the matches of all shards.
+
+    Raises GalleryError for a name that no video has, InvalidArgumentError for one that several
+    have.
+    """
+    found = [match for match in matches if match.ids]
+    best = min((match.rank for match in found), default=0)
+    ids = [each for match in found if match.rank == best for each in match.ids]
+    if not ids:
+        raise GalleryError(
+            f"no video {name!r:.200} in the gallery of {num_videos}; expected an id, a path, "
+            "or a file name that one video has"
+        )
+    if len(ids) > 1:
+        raise InvalidArgumentError(
+            f"{name!r:.200} names {len(ids)} videos ({listed(ids)}); expected the id of one"
+        )
+    return ids[0]
+
+
+def find_video(snapshot: Snapshot, name: str) -> str:
+    """Return the id of the video of a gallery that ``name`` means: see :func:`chosen`."""
+    return chosen(name, [look_up(snapshot, *names_of(name))], snapshot.num_videos)
 
 
 def _times(start_s: float, end_s: float | None) -> str | None:

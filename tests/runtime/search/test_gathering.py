@@ -18,7 +18,7 @@ from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
 from xclip_deploy.runtime.search import scope as scope_module
-from xclip_deploy.runtime.search.gathering import Gathering
+from xclip_deploy.runtime.search.gathering import Gathering, Keeping
 from xclip_deploy.runtime.search.ranked import Ranked
 from xclip_deploy.runtime.search.scope import Scope
 from xclip_deploy.runtime.search.suppression import first_kept
@@ -54,7 +54,7 @@ def test_parts_keep_the_moments_of_the_best_videos(
     options = SearchOptions(k, per_video=per_video, nms=nms)
     snapshot = Gallery.__new__(Gallery)  # not read: the rows of the scope are given
     scope = Scope(snapshot, None, rows[searched])  # type: ignore[arg-type]
-    gathering = Gathering(1, scope, options, groups)
+    gathering = Gathering(1, scope, Keeping.of(options, is_grouped=True), groups)
     for part in np.split(searched, np.searchsorted(searched, sorted(cuts))):
         gathering.add([Ranked(rows[part], scores[part], {})])
     (found,) = gathering.results()

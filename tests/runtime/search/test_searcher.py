@@ -13,9 +13,9 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOptions
 from xclip_deploy.runtime.search import scope as scope_module
-from xclip_deploy.runtime.search import searcher as searcher_module
+from xclip_deploy.runtime.search import shard as shard_module
 from xclip_deploy.runtime.search.near_identical import NEAR_IDENTICAL
-from xclip_deploy.runtime.search.searcher import fold
+from xclip_deploy.runtime.search.shard import fold
 
 MakeQueries = Callable[[int], list[Query]]
 
@@ -77,7 +77,7 @@ def test_exact_in_parts_is_exact_at_once(
     snapshot = gallery.snapshot()
     whole = searcher.search(queries, snapshot, options)
     monkeypatch.setattr(scope_module, "_SCAN_VIDEOS", 7)
-    monkeypatch.setattr(searcher_module, "_TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(shard_module, "_TEXTS_AT_ONCE", 2)
     monkeypatch.setattr(type(snapshot), "held", lambda _self: None)
     parts = searcher.search(queries, snapshot, options)
     assert ids(parts) == ids(whole)
@@ -232,7 +232,7 @@ def test_a_query_bank_is_the_inverted_softmax(
     make_queries: MakeQueries,
 ) -> None:
     query, *others = make_queries(6)
-    bank = QueryBank(searcher_module._texts(others))
+    bank = QueryBank(shard_module._texts(others))
     options = SearchOptions(k=120, exact=True, query_bank=bank)
     (hits,) = searcher.search([query], gallery.snapshot(), options)
     assert query.text is not None
