@@ -11,24 +11,32 @@ row added first wins in one shard; across shards, the lower id does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import GalleryError, InvalidArgumentError
+from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arrays import Float64Array
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.flat import best_first
 from xclip_deploy.runtime.gallery.records import Rows
-from xclip_deploy.runtime.gallery.store import NearestMethod
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search.confidence import confidences, shares, tail, why_unknown
 from xclip_deploy.runtime.search.filling import Found, Stages, num_candidates, rows_each
 from xclip_deploy.runtime.search.gathering import Keeping, cut
 from xclip_deploy.runtime.search.grouping import Numbers, best_with_few_each
+from xclip_deploy.runtime.search.numbering import (
+    SHIFT,
+    local,
+    nearest_of,
+    numbered_found,
+    numbered_ranked,
+    of_shard,
+    own_rows,
+)
 from xclip_deploy.runtime.search.options import SearchOptions
 from xclip_deploy.runtime.search.pages import Page, describe
 from xclip_deploy.runtime.search.planner import Cost, Plan, Planner
@@ -37,9 +45,6 @@ from xclip_deploy.runtime.search.scope import chosen, names_of, scope_name
 from xclip_deploy.runtime.search.shard import Shards, ShardSearch, Survey
 from xclip_deploy.runtime.search.showing import Shown
 
-_SHIFT = 53
-"""Bits of a row within its shard. LanceDB's row ids have 32 bits below the number of a file."""
-MAX_SHARDS = 1 << (63 - _SHIFT)
 _Answer = TypeVar("_Answer")
 
 
@@ -141,12 +146,14 @@ class _Rounds:
         answers = self._shards.ask(
             ShardSearch.nearest,
             {
-                shard: (numbers, limit, _of_shard(without, shard), scored_from)
+                shard: (numbers, limit, of_shard(without, shard), scored_from)
                 for shard in self._shards.numbers
             },
         )
-        by_query = zip(*(_found(answers[shard], shard) for shard in sorted(answers)), strict=True)
-        return [_nearest_of(parts, limit) for parts in by_query]
+        by_query = zip(
+            *(numbered_found(answers[shard], shard) for shard in sorted(answers)), strict=True
+        )
+        return [nearest_of(parts, limit) for parts in by_query]
 
     def _score(self, number: int, rows: Rows) -> Ranked:
         """Compute the full scores of ``rows``, which ascend."""
@@ -156,7 +163,7 @@ class _Rounds:
         answers = self._shards.ask(
             ShardSearch.score, {shard: (number, part) for shard, part in parts.items()}
         )
-        return Ranked.join([_ranked(answers[shard], shard) for shard in sorted(answers)])
+        return Ranked.join([numbered_ranked(answers[shard], shard) for shard in sorted(answers)])
 
     def _run(self, steps: Stages, count: int, first: Found) -> Ranked:
         options = self._options
@@ -173,7 +180,7 @@ class _Rounds:
         for by_shard in zip(*(answers[shard] for shard in sorted(answers)), strict=True):
             scored = sum(count for _, count in by_shard)
             shards = zip(sorted(answers), by_shard, strict=True)
-            parts = [_ranked(found, shard) for shard, (found, _) in shards if len(found)]
+            parts = [numbered_ranked(found, shard) for shard, (found, _) in shards if len(found)]
             if not parts:
                 results.append((Ranked.empty(), scored))
             elif self._is_one:
@@ -249,7 +256,7 @@ class _Rounds:
         answers = self._shards.ask(
             ShardSearch.calibrate,
             {
-                shard: (number, _local(ranked.rows[at]), bank, has_confidence)
+                shard: (number, local(ranked.rows[at]), bank, has_confidence)
                 for shard, at in places.items()
             },
         )
@@ -288,7 +295,7 @@ class _Rounds:
         places = self._places(rows)
         answers = self._shards.ask(
             ShardSearch.features,
-            {shard: (number, _local(rows[at])) for shard, at in places.items()},
+            {shard: (number, local(rows[at])) for shard, at in places.items()},
         )
         if len(answers) == 1:
             return next(iter(answers.values()))
@@ -303,14 +310,14 @@ class _Rounds:
         answers = self._shards.ask(
             ShardSearch.show,
             {
-                shard: (number, *(_local(_own(rows, shard)) for rows in wanted), refines)
+                shard: (number, *(local(own_rows(rows, shard)) for rows in wanted), refines)
                 for shard in self._divided(np.sort(all_rows))
             },
         )
         merged = Shown({}, {}, {}, {}, {})
         for shard, part in answers.items():
             for target, values in zip(vars(merged).values(), vars(part).values(), strict=True):
-                target.update({row + (shard << _SHIFT): value for row, value in values.items()})
+                target.update({row + (shard << SHIFT): value for row, value in values.items()})
         return merged
 
     # -- rows and shards -------------------------------------------------------------------
@@ -321,13 +328,13 @@ class _Rounds:
 
     def _divided(self, rows: Rows) -> dict[int, Rows]:
         """Return the rows of each shard, as the shard counts them, in their order."""
-        return {shard: _local(rows[at]) for shard, at in self._places(rows).items()}
+        return {shard: local(rows[at]) for shard, at in self._places(rows).items()}
 
     def _places(self, rows: Rows) -> dict[int, npt.NDArray[np.intp]]:
         """Return the places of each shard's rows."""
         if self._is_one:
             return {self._shards.numbers[0]: np.arange(len(rows))} if len(rows) else {}
-        shards = rows >> _SHIFT
+        shards = rows >> SHIFT
         return {int(shard): np.flatnonzero(shards == shard) for shard in np.unique(shards)}
 
     def _sorted(self, ranked: Ranked) -> Ranked:
@@ -339,7 +346,7 @@ class _Rounds:
             places = self._places(ranked.rows[tied])
             answers = self._shards.ask(
                 ShardSearch.names,
-                {shard: (_local(ranked.rows[tied[at]]),) for shard, at in places.items()},
+                {shard: (local(ranked.rows[tied[at]]),) for shard, at in places.items()},
             )
             keys = [
                 (*key, int(place))
@@ -361,54 +368,3 @@ def _empty(query: Query, plan: Plan) -> SearchResults:
         query.truncated_tokens,
         warnings=query.warnings,
     )
-
-
-def _local(rows: Rows) -> Rows:
-    own: Rows = rows & ((1 << _SHIFT) - 1)
-    return own
-
-
-def _own(rows: Rows, shard: int) -> Rows:
-    return rows[rows >> _SHIFT == shard]
-
-
-def _of_shard(numbers: Numbers | None, shard: int) -> Numbers | None:
-    return None if numbers is None else _local(_own(numbers, shard))
-
-
-def _global(numbers: npt.NDArray[np.int64], shard: int) -> npt.NDArray[np.int64]:
-    if len(numbers) and int(numbers.max()) >> _SHIFT:
-        raise GalleryError(
-            f"shard {shard} has row {int(numbers.max())}, expected less than 2^{_SHIFT}; "
-            "run: xclip-deploy gallery optimize"
-        )
-    return numbers + (shard << _SHIFT) if shard else numbers
-
-
-def _found(answers: Iterable[Found], shard: int) -> list[Found]:
-    return [
-        replace(each, rows=_global(each.rows, shard), numbers=_global(each.numbers, shard))
-        for each in answers
-    ]
-
-
-def _nearest_of(parts: Sequence[Found], limit: int) -> Found:
-    """Return the ``limit`` nearest of all shards."""
-    if len(parts) == 1:
-        return parts[0]
-    method: NearestMethod = "index" if any(part.method == "index" for part in parts) else "flat"
-    joined = Found(
-        np.concatenate([part.rows for part in parts]),
-        np.concatenate([part.similarities for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.numbers for part in parts]),
-        method,
-    )
-    return joined.take(best_first(joined.similarities, limit))
-
-
-def _ranked(ranked: Ranked, shard: int) -> Ranked:
-    spans = ranked.spans
-    if spans is not None:
-        spans = replace(spans, numbers=_global(spans.numbers, shard))
-    return replace(ranked, rows=_global(ranked.rows, shard), spans=spans)

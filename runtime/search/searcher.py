@@ -48,7 +48,7 @@ class Searcher:
         Raises InvalidArgumentError for a filter that cannot be parsed, and GalleryError for a
         ``within`` that is no video.
         """
-        shards = OneShard(self.shard(snapshot), queries, options)
+        shards = LocalShards([self.shard(snapshot)], queries, options)
         return search_shards(queries, shards, options, self._planner)
 
     def shard(self, snapshot: Snapshot) -> Shard:
@@ -58,23 +58,24 @@ class Searcher:
         )
 
 
-class OneShard:
-    """The only shard of a search, in this process."""
+class LocalShards:
+    """The shards of one search, in this process: usually one."""
 
-    numbers = (0,)
-
-    def __init__(self, shard: Shard, queries: Sequence[Query], options: SearchOptions) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], queries: Sequence[Query], options: SearchOptions
+    ) -> None:
         """Begin a search."""
-        self._shard = shard
+        self.numbers = range(len(shards))
+        self._shards = shards
         self._queries = queries
-        self._search = ShardSearch(shard, queries, options)
+        self.limit(options)
 
     def limit(self, options: SearchOptions) -> None:
         """Search with other options from here on."""
-        self._search = ShardSearch(self._shard, self._queries, options)
+        self._searches = [ShardSearch(shard, self._queries, options) for shard in self._shards]
 
     def ask(
         self, method: Callable[..., _Answer], arguments: Mapping[int, tuple[object, ...]]
     ) -> dict[int, _Answer]:
-        """Call a method of the search."""
-        return {number: method(self._search, *each) for number, each in arguments.items()}
+        """Call a method of the searches, one after the other."""
+        return {number: method(self._searches[number], *each) for number, each in arguments.items()}
