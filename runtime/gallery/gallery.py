@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -42,7 +42,12 @@ from xclip_deploy.runtime.gallery.checking import (
 )
 from xclip_deploy.runtime.gallery.lance_errors import require_packages
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
-from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, as_segment_of
+from xclip_deploy.runtime.gallery.records import (
+    GalleryVideo,
+    Rows,
+    as_segment_of,
+    check_metadata,
+)
 from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
@@ -70,6 +75,7 @@ _PAGE_VIDEOS = 4096
 _MOST_S = 1e9
 _NO_ROWS: Rows = np.empty(0, np.int64)
 _MOST_VIDEOS = 1 << 40
+_MOST_VERSIONS = 1 << 62
 
 
 class Gallery:
@@ -106,6 +112,7 @@ class Gallery:
         *,
         create: bool = False,
         limits: SearchLimits | None = None,
+        version: int | None = None,
     ) -> Gallery:
         """Open a gallery in LanceDB: a directory, or a URI that LanceDB opens.
 
@@ -114,6 +121,8 @@ class Gallery:
             manifest: The manifest of the features' model; None accepts any model.
             create: Whether to make a gallery if there is none. This needs ``manifest``.
             limits: How much searches may keep in memory.
+            version: The version to stay at, which nothing can be written to; None follows the
+                newest. :attr:`version` tells that of an open gallery.
 
         Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError,
         InvalidArgumentError, GalleryModelError for features of another model, and
@@ -122,10 +131,14 @@ class Gallery:
         if manifest is not None:
             check_manifest(manifest)
         as_truth("create", create)
+        if version is not None:
+            version = as_whole_number("version", version, 1, _MOST_VERSIONS)
+            if create:
+                raise InvalidArgumentError("create makes a new gallery; expected it or version")
         require_packages()
         # LanceDB takes a second to import.
+        from xclip_deploy.runtime.gallery.lance_opening import open_existing_store, open_store
         from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
-        from xclip_deploy.runtime.gallery.lance_store import open_existing_store, open_store
 
         if limits is not None:
             as_instance("limits", limits, SearchLimits, "SearchLimits or None")
@@ -135,7 +148,7 @@ class Gallery:
         if manifest is None:
             if create:
                 raise InvalidArgumentError("create needs a manifest; expected that of a bundle")
-            existing = open_existing_store(place, limits)
+            existing = open_existing_store(place, limits, version)
             return cls(existing.model, existing)
         store = open_store(
             place,
@@ -144,6 +157,7 @@ class Gallery:
             manifest.model.max_frames,
             create=create,
             limits=limits,
+            version=version,
         )
         check_model(f"gallery {store.uri}", store.header.fingerprint, manifest)
         return cls(manifest, store)
@@ -152,6 +166,28 @@ class Gallery:
     def uri(self) -> str | None:
         """Location of the gallery; None in memory."""
         return self._open_store.uri
+
+    @property
+    def version(self) -> int | None:
+        """Number of the version that snapshots read; None in memory.
+
+        Each write makes a new one, and :meth:`optimize` deletes old ones.
+        """
+        return self._store.version
+
+    @property
+    def fields(self) -> dict[str, type]:
+        """Type of every metadata field, by name."""
+        return self._store.fields()
+
+    def declare(self, types: Mapping[str, type]) -> None:
+        """Make metadata fields known, so that filters can name them before a video has them.
+
+        Fields that are known keep their types. ``types``: ``bool``, ``int``, ``float`` or ``str``
+        by name. Raises GalleryError, and MetadataError for a name that no gallery can hold.
+        """
+        check_metadata({name: kind() for name, kind in types.items()})
+        self._store.declare(types)
 
     @property
     def thumbnails(self) -> Path | None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from xclip_deploy.errors import GalleryError
 from xclip_deploy.runtime.gallery.commit_record import (
     TABLE,
     CommitRecord,
@@ -35,13 +36,18 @@ class CommittedTable:
     In object storage there is no record: its writes are whole, and it keeps checksums itself.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(
+        self, uri: str, *, pinned: int | None = None, adopts_unrecorded: bool = False
+    ) -> None:
         """Open the table of an existing gallery.
 
-        Raises GalleryVersionError, and GalleryIntegrityError for a table that is not a gallery's
-        or not the one that was committed.
+        ``pinned``: version to stay at; None follows the newest. ``adopts_unrecorded``: whether a
+        table without a record gets one, as releases wrote none through ``file://``. Raises
+        GalleryVersionError, and GalleryIntegrityError for a table that is not a gallery's or not
+        the one that was committed. Raises GalleryError for a version that is not there.
         """
         self.uri = uri
+        self._adopts = adopts_unrecorded
         self.place = Place(uri)
         self._directory = None if "://" in uri else Path(uri)
         # A damaged manifest is found here, before LanceDB reads it.
@@ -56,7 +62,10 @@ class CommittedTable:
         if fault := schema_fault(self.table.schema):
             raise damaged(uri, fault)
         self.header: TableHeader = header
-        self.follow()
+        if pinned is None:
+            self.follow()
+        else:
+            self._pin(pinned)
 
     @property
     def version(self) -> int:
@@ -99,7 +108,7 @@ class CommittedTable:
         if self._directory is None or (record is not None and _is_final(record, latest)):
             self.record = record
             return
-        if record is None and latest > 1:
+        if record is None and latest > 1 and not self._adopts:
             raise damaged(self.uri, "its record of commits is missing")
         if record is not None and latest < record.version:
             raise damaged(
@@ -135,6 +144,18 @@ class CommittedTable:
             )
             write_record(self._directory, record)
         self.record = record
+
+    def _pin(self, version: int) -> None:
+        if self.record is not None and self.record.version != version:
+            self.record = None  # it tells of other files; the rows have their own checksums
+        try:
+            with lance_errors(self.uri, "read"):
+                self.table.checkout(version)
+        except GalleryError as error:
+            raise GalleryError(
+                f"version {version} of gallery {self.uri} cannot be opened ({error}); expected one "
+                "that is on disk: open the newest"
+            ) from error
 
     def _catch_up(self) -> None:
         """Record the newest version, unless another process has done so."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from xclip_deploy.errors import GalleryNotFoundError, GalleryVersionError
 from xclip_deploy.runtime.gallery.commit_record import (
@@ -22,11 +23,18 @@ from xclip_deploy.runtime.gallery.lance_native import import_lancedb
 from xclip_deploy.runtime.gallery.lance_schema import SCHEMA_VERSION, UNCHECKED_VERSION
 
 _LOCK = "gallery.lock"
+FILE_SCHEME = "file://"
 
 
 def located(uri: str | Path) -> tuple[str, bool]:
-    """Return a gallery's location, and whether that is a local directory."""
+    """Return a gallery's location, and whether that is a local directory.
+
+    A ``file://`` URI without a host names a directory, which then has a lock and a record of
+    commits like any other.
+    """
     name = str(uri)
+    if name.startswith(FILE_SCHEME):
+        name = unquote(name.removeprefix(FILE_SCHEME).removeprefix("localhost"))
     is_local = "://" not in name
     return (os.path.realpath(name) if is_local else name), is_local
 

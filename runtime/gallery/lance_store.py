@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,23 +20,16 @@ from xclip_deploy.errors import (
     XclipDeployError,
 )
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.commit_record import TABLE, make_record, write_record
 from xclip_deploy.runtime.gallery.filter_sql import quoted
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
 from xclip_deploy.runtime.gallery.lance_errors import lance_errors
 from xclip_deploy.runtime.gallery.lance_files import (
-    check_place,
-    connect,
-    has_table,
-    located,
-    require_table,
     take_lock,
 )
 from xclip_deploy.runtime.gallery.lance_reader import RowReader, Trust, end_of_fragment
 from xclip_deploy.runtime.gallery.lance_schema import (
     SQL_TYPES,
     TableHeader,
-    make_schema,
     metadata_types,
     to_table,
 )
@@ -61,16 +54,29 @@ _NEVER = timedelta(days=36_500)
 class LanceStore:
     """A :class:`GalleryStore` in a LanceDB table.
 
-    In a directory, a lock file admits one writer at a time, across the machine's processes. In
-    object storage LanceDB loses no write, but two processes that add the same video at the same
-    time can store it twice.
+    In a directory, also one that a ``file://`` URI names, a lock file admits one writer at a time,
+    across the machine's processes. Object storage has no such lock: LanceDB loses no write there,
+    but two processes that add the same video at the same moment can store it twice. Such a gallery
+    needs one writer.
     """
 
-    def __init__(self, uri: str, limits: SearchLimits | None = None) -> None:
-        """Open an existing gallery. Raises GalleryVersionError, GalleryIntegrityError."""
+    def __init__(
+        self,
+        uri: str,
+        limits: SearchLimits | None = None,
+        *,
+        pinned: int | None = None,
+        adopts_unrecorded: bool = False,
+    ) -> None:
+        """Open an existing gallery. Raises GalleryVersionError, GalleryIntegrityError.
+
+        ``pinned``: version to stay at, which nothing is written to; None follows the newest.
+        ``adopts_unrecorded``: see :class:`CommittedTable`.
+        """
         self._uri = uri
+        self._pinned = pinned
         self._limits = limits or SearchLimits()
-        self._committed = CommittedTable(uri)
+        self._committed = CommittedTable(uri, pinned=pinned, adopts_unrecorded=adopts_unrecorded)
         self._version = self._committed.version
         self._snapshot: LanceSnapshot | None = None
         self._trust = Trust()
@@ -94,6 +100,21 @@ class LanceStore:
         frames = self._table.schema.field("frame_features").type.list_size // dim
         return FeatureModel(self.header.fingerprint, dim, frames)
 
+    @property
+    def version(self) -> int:
+        """The version that snapshots read."""
+        return self._committed.version
+
+    def fields(self) -> dict[str, type]:
+        return metadata_types(self._table.schema)
+
+    def declare(self, types: Mapping[str, type]) -> None:
+        with self.exclusive():
+            known = metadata_types(self._table.schema)
+            if new := {name: kind for name, kind in types.items() if name not in known}:
+                with self._writing():
+                    self._add_columns({**known, **new})
+
     def snapshot(self) -> LanceSnapshot:
         with self._lock:
             if self._snapshot is None:
@@ -105,10 +126,16 @@ class LanceStore:
             return self._snapshot
 
     def refresh(self) -> None:
-        self._follow(is_locked=False)
+        if self._pinned is None:
+            self._follow(is_locked=False)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
+        if self._pinned is not None:
+            raise GalleryError(
+                f"gallery {self._uri} is open at version {self._pinned}, which nothing can change; "
+                "expected it open without a version"
+            )
         with self._writer:
             if self._depth == 0:
                 self._descriptor = take_lock(self._uri)
@@ -139,8 +166,9 @@ class LanceStore:
             with self._writing():
                 self._add_columns(types)
                 rows = to_table(videos, features, self._table.schema)
-                if present:
-                    self._replace(rows, present)
+                if present or self._is_remote:
+                    # Without a lock, another process may have added them since.
+                    self._replace(rows, list(dict.fromkeys(video.id for video in videos)))
                 else:
                     self._table.add(rows)
 
@@ -275,6 +303,10 @@ class LanceStore:
             self._snapshot = None
 
     @property
+    def _is_remote(self) -> bool:
+        return "://" in self._uri
+
+    @property
     def _table(self) -> Any:
         return self._committed.table
 
@@ -345,52 +377,3 @@ class LanceStore:
     def _publish(self) -> None:
         if self._committed.version != self._version:
             self._version, self._snapshot = self._committed.version, None
-
-
-def open_store(
-    uri: str | Path,
-    fingerprint: str,
-    dim: int,
-    max_frames: int,
-    *,
-    create: bool,
-    limits: SearchLimits | None = None,
-) -> LanceStore:
-    """Open a gallery; with ``create``, make it if there is none.
-
-    The caller checks that the features are of the right model. Raises GalleryNotFoundError,
-    GalleryVersionError, GalleryIntegrityError, and GalleryError if it cannot be created.
-    """
-    name, is_local = located(uri)
-    if create and not has_table(name, is_local):
-        if is_local:
-            check_place(Path(name))
-        _create(name, is_local, fingerprint, dim, max_frames)
-    return open_existing_store(uri, limits)
-
-
-def open_existing_store(uri: str | Path, limits: SearchLimits | None = None) -> LanceStore:
-    """Open an existing gallery, of whatever model.
-
-    Raises GalleryNotFoundError, GalleryVersionError, GalleryIntegrityError.
-    """
-    name, is_local = located(uri)
-    require_table(name, is_local)
-    return LanceStore(name, limits)
-
-
-def _create(uri: str, is_local: bool, fingerprint: str, dim: int, max_frames: int) -> None:
-    with lance_errors(uri, "written"):
-        if is_local:
-            Path(uri).mkdir(parents=True, exist_ok=True)
-        descriptor = take_lock(uri)
-        try:
-            if not has_table(uri, is_local):  # another process may have been faster
-                schema = make_schema(fingerprint, dim, max_frames)
-                table = connect(uri).create_table(TABLE, schema=schema)
-                if is_local:
-                    directory = Path(uri)
-                    write_record(directory, make_record(directory, table.version, None))
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)

@@ -177,6 +177,7 @@ class MemoryStore:
     """A :class:`GalleryStore` in memory. Many additions cost one copy, at the next search."""
 
     uri = None
+    version = None
 
     def __init__(self, dim: int, max_frames: int) -> None:
         empty = VideoFeatures(
@@ -204,6 +205,14 @@ class MemoryStore:
                 self._num_rows = len(videos)
                 self._snapshot = MemorySnapshot(tuple(videos), features, self._types)
             return self._snapshot
+
+    def fields(self) -> dict[str, type]:
+        return dict(self._types)
+
+    def declare(self, types: Mapping[str, type]) -> None:
+        with self._lock:
+            self._types = {**types, **self._types}
+            self._snapshot = None
 
     def refresh(self) -> None:
         """Do nothing: no other process sees this memory."""

@@ -37,6 +37,7 @@ from xclip_deploy.runtime.gallery.lance_files import (
     other_version,
     require_table,
 )
+from xclip_deploy.runtime.gallery.lance_opening import open_store
 from xclip_deploy.runtime.gallery.lance_reader import RowReader, Trust, row_ids
 from xclip_deploy.runtime.gallery.lance_schema import (
     SCHEMA_VERSION,
@@ -47,7 +48,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
     to_features,
     to_videos,
 )
-from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
+from xclip_deploy.runtime.gallery.lance_store import LanceStore
 from xclip_deploy.runtime.gallery.lance_walk import RowKey, key_name, keys_of, walk, whole_rows
 from xclip_deploy.runtime.gallery.records import GalleryVideo, VideoFile
 from xclip_deploy.runtime.gallery.reports import Rescue

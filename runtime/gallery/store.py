@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -174,6 +174,19 @@ class GalleryStore(Protocol):
     @property
     def uri(self) -> str | None:
         """Location of the gallery; None in memory."""
+        ...
+
+    @property
+    def version(self) -> int | None:
+        """Number of the version that snapshots read; None in memory."""
+        ...
+
+    def fields(self) -> dict[str, type]:
+        """Return the type of every metadata field, also of those that no video has any more."""
+        ...
+
+    def declare(self, types: Mapping[str, type]) -> None:
+        """Make metadata fields known, so that filters can name them before a video has them."""
         ...
 
     def snapshot(self) -> Snapshot:

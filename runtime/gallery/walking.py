@@ -71,7 +71,7 @@ def save_copy(snapshot: Snapshot, model: FeatureModel, uri: str | None, path: Pa
     """
     require_packages()
     from xclip_deploy.runtime.gallery.lance_files import kept_from_writers
-    from xclip_deploy.runtime.gallery.lance_store import open_store
+    from xclip_deploy.runtime.gallery.lance_opening import open_store
 
     if uri is not None and Path(uri) == path.resolve():
         raise GalleryError(f"{path} is this gallery itself, where every change is kept at once")

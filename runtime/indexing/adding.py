@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from xclip_deploy.errors import InvalidArgumentError
@@ -107,13 +108,18 @@ def add_sources(
     timeout_s: float,
     progress: ProgressFunction,
     pulse: PulseFunction | None = None,
+    pool: DecoderPool[Task] | None = None,
 ) -> IndexReport:
     """Read, encode and add files that were found: see :meth:`Retriever.add`.
 
     ``pulse`` is called about once a second, also while nothing gets done. An exception from it or
-    from ``progress`` ends the run; what was encoded by then is committed.
+    from ``progress`` ends the run; what was encoded by then is committed. ``pool``: decoders to
+    use, which the caller closes; None starts ``workers``.
     """
-    with DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s) as pool:
+    with ExitStack() as stack:
+        if pool is None:
+            own = DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s)
+            pool = stack.enter_context(own)
         settings = IndexSettings(max_batch=model.max_batch, pulse=pulse)
         run = IndexRun(
             sources,

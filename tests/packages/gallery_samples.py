@@ -10,8 +10,9 @@ import numpy as np
 
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery.lance_opening import open_store
 from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
-from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
+from xclip_deploy.runtime.gallery.lance_store import LanceStore
 
 DIM, FRAMES = 16, 3
 MODEL = "0" * 64

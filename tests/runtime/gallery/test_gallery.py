@@ -23,7 +23,8 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
-from xclip_deploy.runtime.gallery.lance_store import LanceStore, open_store
+from xclip_deploy.runtime.gallery.lance_opening import open_store
+from xclip_deploy.runtime.gallery.lance_store import LanceStore
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.progress import Progress

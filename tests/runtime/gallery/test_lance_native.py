@@ -19,7 +19,7 @@ from xclip_deploy.runtime.gallery import lance_native
 from xclip_deploy.runtime.gallery.commit_record import TABLE
 from xclip_deploy.runtime.gallery.lance_errors import lance_errors
 from xclip_deploy.runtime.gallery.lance_native import NativeTable, open_for_reading
-from xclip_deploy.runtime.gallery.lance_store import open_store
+from xclip_deploy.runtime.gallery.lance_opening import open_store
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from xclip_deploy.errors import (
 )
 from xclip_deploy.runtime.gallery import FeatureModel, lance_commits, lance_schema
 from xclip_deploy.runtime.gallery.lance_errors import lance_errors
-from xclip_deploy.runtime.gallery.lance_store import open_store
+from xclip_deploy.runtime.gallery.lance_opening import open_store
 
 
 @contextmanager
@@ -126,7 +126,8 @@ def test_a_uri(tmp_path: Path) -> None:
     store.put(*sample(["a"]), replace=False)
     store.remove(["none"])
     assert len(open_store(uri, MODEL, DIM, FRAMES, create=False).snapshot()) == 1
-    with pytest.raises(GalleryNotFoundError, match="no gallery at file://"):
+    assert len(lance_store(tmp_path / "gallery", create=False).snapshot()) == 1
+    with pytest.raises(GalleryNotFoundError, match=f"no gallery at {tmp_path}/gallery-2"):
         open_store(f"{uri}-2", MODEL, DIM, FRAMES, create=False)
 
 
