@@ -1,8 +1,9 @@
-"""An opened bundle with its gallery: the part of a retriever that lives, encodes and closes."""
+"""An opened bundle: the part of a retriever that encodes, asks and closes."""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -10,64 +11,152 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
-from xclip_deploy.runtime.arguments import PathName, as_path, as_sequence, as_truth
+from xclip_deploy.runtime.arguments import (
+    PathName,
+    as_number,
+    as_path,
+    as_sequence,
+    as_text,
+    as_texts,
+)
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.gallery import Gallery, Snapshot
-from xclip_deploy.runtime.indexing import warn_of_older_readings
-from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
+from xclip_deploy.runtime.results import SearchResults
+from xclip_deploy.runtime.search import (
+    Query,
+    QueryBank,
+    SearchKeywords,
+    SearchOptions,
+    SimilarityKeywords,
+    spells_out,
+)
+from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.tokenizer import clean_text
 from xclip_deploy.runtime.video import (
+    ImageLike,
     VideoFrames,
     VideoLike,
     VideoReader,
     read_frames,
+    read_image,
     read_or_take,
 )
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 _LOG = logging.getLogger(__name__)
 
 
-class Opened:
-    """A bundle and a gallery that are open, with the verbs for pipelines of one's own.
+class Opened(ABC):
+    """A bundle that is open, with the verbs of search and those for pipelines of one's own.
 
-    :class:`Retriever` adds indexing, search and evidence.
+    A subclass searches: :class:`Retriever` in a gallery, :class:`ShardedRetriever` in a cluster.
     """
 
     def __init__(
         self,
         bundle: PathName | Bundle,
-        gallery: PathName | Gallery | None,
-        *,
-        create: bool,
-        device: DeviceName,
-        precision: str,
-        threads: int | None,
+        options: SessionOptions,
         max_batch: int,
         reader: VideoReader,
-        session: SessionOptions | None,
     ) -> None:
-        """Open a bundle and a gallery; see :class:`Retriever`."""
-        options = SessionOptions.of(device, precision, threads, session)
-        as_truth("create", create)
+        """Open a bundle; see :class:`Retriever`."""
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        manifest = self.bundle.manifest
-        self.reading = manifest.video_reading(reader)
+        self.reading = self.bundle.manifest.video_reading(reader)
         self.model = DeployedModel(self.bundle, options, max_batch)
-        self._owns_gallery = not isinstance(gallery, Gallery)
-        if isinstance(gallery, Gallery):
-            gallery.check_model(manifest)
-            self.gallery = gallery
-        elif gallery is None:
-            self.gallery = Gallery(manifest)
-        else:
-            self.gallery = Gallery.open(gallery, manifest, create=create)
-        warn_of_older_readings(self.gallery)
         self._is_closed = False
+
+    @property
+    @abstractmethod
+    def _place(self) -> str:
+        """The gallery in words, for messages."""
+
+    @property
+    @abstractmethod
+    def _uri(self) -> str | None:
+        """Location of the gallery; None in memory."""
+
+    @abstractmethod
+    def _search(self, queries: Sequence[Query], options: SearchOptions) -> list[SearchResults]:
+        """Search for queries, which all have a text, or none has."""
+
+    @abstractmethod
+    def _close_gallery(self) -> None:
+        """Free what the searches need beside the model."""
+
+    # -- search ----------------------------------------------------------------------------
+
+    @spells_out(SearchKeywords)
+    def search(
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        video: VideoLike | None = None,
+        video_weight: float = 0.5,
+        **options: Unpack[SearchKeywords],
+    ) -> SearchResults:
+        """Find the ``k`` videos that fit a text best, best first; all if there are fewer.
+
+        ``video``: a video that hits should also resemble, as :meth:`search_by_video` takes it. The
+        score is then ``(1 - video_weight) · score + video_weight · score scale · cosine``.
+        ``options``: see :class:`SearchOptions`. Long videos rank by their best moment, which a hit
+        names by ``start_s`` and ``end_s``; ``group="moment"`` ranks moments.
+
+        An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a
+        word, an invalid filter or a number out of range; GalleryError.
+        """
+        as_text("text", text)
+        weight = as_number("video_weight", video_weight, 0, 1)
+        chosen = SearchOptions.of(k, options)
+        if video is None:
+            return self._search_texts([text], chosen)[0]
+        (cut,) = self.model.count_cut([text])
+        words = self._encode_words([text])
+        features, warnings = self._encode_read([video])
+        query = Query(words, features, weight, cut, warnings)
+        return self._search([query], chosen)[0]
+
+    @spells_out(SearchKeywords)
+    def search_batch(
+        self, texts: Sequence[str], k: int = 10, **options: Unpack[SearchKeywords]
+    ) -> list[SearchResults]:
+        """Search for several texts at once and return results for each. See :meth:`search`."""
+        return self._search_texts(as_texts("texts", texts), SearchOptions.of(k, options))
+
+    @spells_out(SimilarityKeywords)
+    def search_by_video(
+        self, video: VideoLike, k: int = 10, **options: Unpack[SimilarityKeywords]
+    ) -> SearchResults:
+        """Find the ``k`` videos most similar to a video, best first.
+
+        ``video``: a file, frames from :func:`read_video`, or uint8 RGB [n, height, width, 3], at
+        the model's rate of frames. The score is the cosine of the two video embeddings. A search
+        finds the video itself too if the gallery holds it. Results have ``warnings`` of a damaged
+        file, and of a long one that is seen in few frames. ``options``: see
+        :class:`SearchOptions`. Raises VideoError, InvalidArgumentError, GalleryError.
+        """
+        chosen = SearchOptions.of(k, options)
+        features, warnings = self._encode_read([video])
+        query = Query(None, features, warnings=warnings)
+        return self._search([query], chosen)[0]
+
+    @spells_out(SimilarityKeywords)
+    def search_by_image(
+        self, image: ImageLike, k: int = 10, **options: Unpack[SimilarityKeywords]
+    ) -> SearchResults:
+        """Find the ``k`` videos most similar to an image, as :meth:`search_by_video` does.
+
+        ``image``: a file that Pillow reads, a Pillow image, or uint8 RGB [height, width, 3].
+        """
+        self._check_open()
+        return self.search_by_video(read_image(image, self.reading.image_size), k, **options)
+
+    def query_bank(self, texts: Sequence[str]) -> QueryBank:
+        """Encode the texts of a query bank, which calibrates scores."""
+        return QueryBank(self._encode_words(as_texts("texts", texts)))
 
     # -- for pipelines of one's own --------------------------------------------------------
 
@@ -117,8 +206,7 @@ class Opened:
         try:
             self.model.close()
         finally:
-            if self._owns_gallery:
-                self.gallery.close()
+            self._close_gallery()
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -132,12 +220,12 @@ class Opened:
         if self._is_closed:
             return f"<{name} of {str(self.bundle.path)!r}, closed>"
         what = f"{self.bundle.manifest.model.family.value}, {self.model.placement.summary}"
-        return f"<{name} of {str(self.bundle.path)!r} ({what}), {self.gallery!r}>"
+        return f"<{name} of {str(self.bundle.path)!r} ({what}), {self._place}>"
 
     def __reduce__(self) -> NoReturn:
         raise InvalidArgumentError(
             f"a {type(self).__name__} cannot be pickled or copied; open it in the worker: "
-            f"{type(self).__name__}({str(self.bundle.path)!r}, {self.gallery.uri!r})"
+            f"{type(self).__name__}({str(self.bundle.path)!r}, {self._uri!r})"
         )
 
     def _check_open(self) -> None:
@@ -145,10 +233,6 @@ class Opened:
             raise ClosedError(
                 f"this {type(self).__name__} of {self.bundle.path} is closed; open another"
             )
-
-    def _snapshot(self) -> Snapshot:
-        self._check_open()
-        return self.gallery.snapshot()
 
     def _encode_read(self, videos: object) -> tuple[VideoFeatures, tuple[str, ...]]:
         """Embed videos as :meth:`encode_videos` does; return the warnings that it logs, too."""
@@ -166,3 +250,9 @@ class Opened:
         if empty:
             raise InvalidArgumentError(f"the text {empty[0]!r:.200} holds no word to search for")
         return self.encode_texts(texts)
+
+    def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
+        features = self._encode_words(texts)
+        cuts = enumerate(self.model.count_cut(texts))
+        queries = [Query(features[n : n + 1], truncated_tokens=cut) for n, cut in cuts]
+        return self._search(queries, options)

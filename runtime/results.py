@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
+from xclip_deploy.runtime.failures import FailedShard
 from xclip_deploy.runtime.grains import Grain
 from xclip_deploy.runtime.media import Cut, CutMode, Media
 from xclip_deploy.runtime.presentation import brief, html_table, time_text
@@ -261,6 +262,11 @@ class SearchResults(Sequence[SearchResult]):
     warnings: tuple[str, ...] = ()
     """Faults of the video that was searched by, and frames of it that are far apart. Each is
     logged, too."""
+    answered_shards: tuple[int, ...] = ()
+    """Numbers of the shards that were searched; empty for a gallery on one machine."""
+    failed_shards: tuple[FailedShard, ...] = ()
+    """Shards that did not answer, whose videos are missing. Only ``allow_partial`` leaves any
+    out."""
 
     @property
     def is_truncated(self) -> bool:
@@ -293,6 +299,7 @@ class SearchResults(Sequence[SearchResult]):
             **({"truncated_tokens": self.truncated_tokens} if self.is_truncated else {}),
             **({"note": self.note} if self.note else {}),
             **({"warnings": self.warnings} if self.warnings else {}),
+            **({"failed_shards": self.failed_shards} if self.failed_shards else {}),
         )
 
     def _repr_html_(self) -> str:
@@ -314,7 +321,8 @@ class SearchResults(Sequence[SearchResult]):
         title = f"{len(self.hits)} of {self.num_videos} videos, {self.method}: {self.reason}"
         if self.is_truncated:
             title += f"; the query's last {self.truncated_tokens} tokens were not read"
-        for said in filter(None, [self.note, *self.warnings]):
+        missing = [f"shard {shard.number} is missing" for shard in self.failed_shards]
+        for said in filter(None, [self.note, *self.warnings, *missing]):
             title += f"; {said}"
         return html_table(title, [*fields, *names], rows, len(self.hits))
 
@@ -330,6 +338,8 @@ class SearchResults(Sequence[SearchResult]):
             "num_segments": self.num_segments,
             "note": self.note,
             "warnings": list(self.warnings),
+            "answered_shards": list(self.answered_shards),
+            "failed_shards": [vars(shard).copy() for shard in self.failed_shards],
         }
 
     def to_arrow(self) -> pa.Table:
@@ -391,11 +401,3 @@ class SearchResults(Sequence[SearchResult]):
             raise MissingExtraError("pandas", "pandas", "SearchResults.to_pandas") from error
         frame: pd.DataFrame = self.to_arrow().to_pandas()
         return frame
-
-
-@dataclass(frozen=True)
-class FailedVideo:
-    """A video that could not be added."""
-
-    path: str
-    reason: str

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 from xclip_deploy.runtime.arguments import (
     PathName,
-    as_number,
     as_path,
-    as_text,
-    as_texts,
+    as_truth,
 )
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.evidence import (
@@ -23,38 +21,30 @@ from xclip_deploy.runtime.evidence import (
     plot_explanation,
 )
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
 from xclip_deploy.runtime.indexing import (
     IndexEstimate,
     IndexReport,
     OnDuplicate,
     add_videos,
     estimate_videos,
+    warn_of_older_readings,
 )
 from xclip_deploy.runtime.opened import Opened
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
     Query,
-    QueryBank,
     Searcher,
-    SearchKeywords,
     SearchOptions,
-    SimilarityKeywords,
-    spells_out,
 )
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.video import (
-    ImageLike,
     VideoLike,
     VideoReader,
     listed,
-    read_image,
 )
 from xclip_deploy.runtime.video.segmentation import Segmentation
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class Retriever(Opened):
@@ -95,17 +85,19 @@ class Retriever(Opened):
 
         Raises BundleError, GalleryError, SessionError, EngineError or MissingExtraError.
         """
-        super().__init__(
-            bundle,
-            gallery,
-            create=create,
-            device=device,
-            precision=precision,
-            threads=threads,
-            max_batch=max_batch,
-            reader=reader,
-            session=session,
-        )
+        options = SessionOptions.of(device, precision, threads, session)
+        as_truth("create", create)
+        super().__init__(bundle, options, max_batch, reader)
+        manifest = self.bundle.manifest
+        self._owns_gallery = not isinstance(gallery, Gallery)
+        if isinstance(gallery, Gallery):
+            gallery.check_model(manifest)
+            self.gallery = gallery
+        elif gallery is None:
+            self.gallery = Gallery(manifest)
+        else:
+            self.gallery = Gallery.open(gallery, manifest, create=create)
+        warn_of_older_readings(self.gallery)
         self._scorer_weights = cache(self.bundle.scorer_weights)
         self._searcher = Searcher(self.model, self._scorer_weights, self.gallery.thumbnails)
 
@@ -246,78 +238,6 @@ class Retriever(Opened):
         """Return True, for an empty gallery too."""
         return True
 
-    # -- search ----------------------------------------------------------------------------
-
-    @spells_out(SearchKeywords)
-    def search(
-        self,
-        text: str,
-        k: int = 10,
-        *,
-        video: VideoLike | None = None,
-        video_weight: float = 0.5,
-        **options: Unpack[SearchKeywords],
-    ) -> SearchResults:
-        """Find the ``k`` videos that fit a text best, best first; all if there are fewer.
-
-        ``video``: a video that hits should also resemble, as :meth:`search_by_video` takes it. The
-        score is then ``(1 - video_weight) · score + video_weight · score scale · cosine``.
-        ``options``: see :class:`SearchOptions`. Long videos rank by their best moment, which a hit
-        names by ``start_s`` and ``end_s``; ``group="moment"`` ranks moments.
-
-        An empty gallery gives an empty result. Raises InvalidArgumentError for a text without a
-        word, an invalid filter or a number out of range; GalleryError.
-        """
-        as_text("text", text)
-        weight = as_number("video_weight", video_weight, 0, 1)
-        chosen = SearchOptions.of(k, options)
-        if video is None:
-            return self._search_texts([text], chosen)[0]
-        (cut,) = self.model.count_cut([text])
-        words = self._encode_words([text])
-        features, warnings = self._encode_read([video])
-        query = Query(words, features, weight, cut, warnings)
-        return self._searcher.search([query], self._snapshot(), chosen)[0]
-
-    @spells_out(SearchKeywords)
-    def search_batch(
-        self, texts: Sequence[str], k: int = 10, **options: Unpack[SearchKeywords]
-    ) -> list[SearchResults]:
-        """Search for several texts at once and return results for each. See :meth:`search`."""
-        return self._search_texts(as_texts("texts", texts), SearchOptions.of(k, options))
-
-    @spells_out(SimilarityKeywords)
-    def search_by_video(
-        self, video: VideoLike, k: int = 10, **options: Unpack[SimilarityKeywords]
-    ) -> SearchResults:
-        """Find the ``k`` videos most similar to a video, best first.
-
-        ``video``: a file, frames from :func:`read_video`, or uint8 RGB [n, height, width, 3], at
-        the model's rate of frames. The score is the cosine of the two video embeddings. A search
-        finds the video itself too if the gallery holds it. Results have ``warnings`` of a damaged
-        file, and of a long one that is seen in few frames. ``options``: see
-        :class:`SearchOptions`. Raises VideoError, InvalidArgumentError, GalleryError.
-        """
-        chosen = SearchOptions.of(k, options)
-        features, warnings = self._encode_read([video])
-        query = Query(None, features, warnings=warnings)
-        return self._searcher.search([query], self._snapshot(), chosen)[0]
-
-    @spells_out(SimilarityKeywords)
-    def search_by_image(
-        self, image: ImageLike, k: int = 10, **options: Unpack[SimilarityKeywords]
-    ) -> SearchResults:
-        """Find the ``k`` videos most similar to an image, as :meth:`search_by_video` does.
-
-        ``image``: a file that Pillow reads, a Pillow image, or uint8 RGB [height, width, 3].
-        """
-        self._check_open()
-        return self.search_by_video(read_image(image, self.reading.image_size), k, **options)
-
-    def query_bank(self, texts: Sequence[str]) -> QueryBank:
-        """Encode the texts of a query bank, which calibrates scores."""
-        return QueryBank(self._encode_words(as_texts("texts", texts)))
-
     # -- evidence --------------------------------------------------------------------------
 
     @overload
@@ -353,8 +273,21 @@ class Retriever(Opened):
         self._check_open()
         plot_explanation(explanation, as_path("path", path), self.read_video, theme)
 
-    def _search_texts(self, texts: Sequence[str], options: SearchOptions) -> list[SearchResults]:
-        features = self._encode_words(texts)
-        cuts = enumerate(self.model.count_cut(texts))
-        queries = [Query(features[n : n + 1], truncated_tokens=cut) for n, cut in cuts]
+    @property
+    def _place(self) -> str:
+        return repr(self.gallery)
+
+    @property
+    def _uri(self) -> str | None:
+        return self.gallery.uri
+
+    def _search(self, queries: Sequence[Query], options: SearchOptions) -> list[SearchResults]:
         return self._searcher.search(queries, self._snapshot(), options)
+
+    def _snapshot(self) -> Snapshot:
+        self._check_open()
+        return self.gallery.snapshot()
+
+    def _close_gallery(self) -> None:
+        if self._owns_gallery:
+            self.gallery.close()

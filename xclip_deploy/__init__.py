@@ -14,12 +14,14 @@ from submodules::
     xclip_deploy.moment_evaluation      SearchRanker, index_moments
     xclip_deploy.runtime.arguments      PathName
     xclip_deploy.runtime.benchmark      Benchmark, BenchmarkPlan, Measurement
+    xclip_deploy.runtime.cluster        ActorOptions, ShardFile, create_shards, publish_shards
     xclip_deploy.runtime.datasets       Split, SplitVideo, DATASETS
     xclip_deploy.runtime.datasets.moments MomentQuery, MomentSplit, open_moments
     xclip_deploy.runtime.engine_set     BuildOptions, EngineSet, read_engine_set
     xclip_deploy.runtime.evaluation     Evaluation, Matcher, evaluate_matcher
     xclip_deploy.runtime.evaluation.moments MomentEvaluation, Prediction, evaluate_moments
     xclip_deploy.runtime.evidence       BestMoment, Contrast, draw_explanation
+    xclip_deploy.runtime.failures       FailedShard, FailedVideo
     xclip_deploy.runtime.features       Scores
     xclip_deploy.runtime.gallery        GalleryStats, MetadataValue, Snapshot, VideoFile
     xclip_deploy.runtime.indexing       IndexReport
@@ -27,7 +29,7 @@ from submodules::
     xclip_deploy.runtime.metrics        RetrievalMetrics, RetrievalResult, retrieval_metrics
     xclip_deploy.runtime.moments        Cut, GridCell
     xclip_deploy.runtime.progress       Progress, ProgressFunction
-    xclip_deploy.runtime.results        FailedVideo, GrainScores, Moment, TimeRange
+    xclip_deploy.runtime.results        GrainScores, Moment, TimeRange
     xclip_deploy.runtime.search         SearchOptions
     xclip_deploy.runtime.sessions       Placement
     xclip_deploy.runtime.tokenizer      Tokenizer
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.async_retriever import AsyncRetriever
     from xclip_deploy.runtime.benchmark import benchmark_sessions
     from xclip_deploy.runtime.bundle import Bundle
+    from xclip_deploy.runtime.cluster import ShardedRetriever
     from xclip_deploy.runtime.datasets import open_dataset
     from xclip_deploy.runtime.deployed_model import DeployedModel
     from xclip_deploy.runtime.evidence import Explanation
@@ -86,6 +89,7 @@ _MODULES = {
     "runtime.benchmark": ("benchmark_sessions",),
     "runtime.bundle": ("Bundle",),
     "runtime.datasets": ("open_dataset",),
+    "runtime.cluster": ("ShardedRetriever",),
     "runtime.deployed_model": ("DeployedModel",),
     "runtime.evidence": ("Explanation",),
     "runtime.features": (
@@ -143,6 +147,7 @@ __all__ = [
     "SearchResult",
     "SearchResults",
     "SessionOptions",
+    "ShardedRetriever",
     "TextFeatures",
     "VideoFeatures",
     "VideoFrames",

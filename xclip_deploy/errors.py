@@ -332,3 +332,18 @@ class ServiceBusyError(ServiceError):
 
 class ServiceAccessError(ServiceError):
     """A service wants another token, or does not allow the request."""
+
+
+class ClusterError(XclipDeployError):
+    """A cluster cannot be reached or used."""
+
+    exit_code = 16
+
+
+class ShardError(ClusterError):
+    """Shards of a gallery did not answer; the message names the first one and its node."""
+
+    def __init__(self, message: str, shards: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.shards: tuple[Any, ...] = tuple(shards)
+        """A ``FailedShard`` for each shard that did not answer."""

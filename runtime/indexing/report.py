@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xclip_deploy.runtime.failures import FailedVideo
 from xclip_deploy.runtime.indexing.records import Placed, Task
 from xclip_deploy.runtime.indexing.sources import Sources
 from xclip_deploy.runtime.presentation import brief, html_table
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
-from xclip_deploy.runtime.results import FailedVideo
 from xclip_deploy.runtime.video.finding import count_by_suffix, is_known_other
 
 _NAMED = 10

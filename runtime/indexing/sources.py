@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from xclip_deploy.errors import InvalidArgumentError, VideoError, VideoNotFoundError
+from xclip_deploy.runtime.failures import FailedVideo
 from xclip_deploy.runtime.gallery.records import MetadataValue, check_metadata
 from xclip_deploy.runtime.indexing.lists import read_list
 from xclip_deploy.runtime.indexing.records import SourceVideo
-from xclip_deploy.runtime.results import FailedVideo
 from xclip_deploy.runtime.video.finding import count_by_suffix, search_folder
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".jsonl"})

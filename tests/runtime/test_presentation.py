@@ -33,6 +33,7 @@ from xclip_deploy.runtime.benchmark import (
     Measurement,
 )
 from xclip_deploy.runtime.evaluation import Evaluation, ModelIdentity
+from xclip_deploy.runtime.failures import FailedVideo
 from xclip_deploy.runtime.features import Scores
 from xclip_deploy.runtime.indexing import IndexReport
 from xclip_deploy.runtime.manifest import Graph, Precision
@@ -46,7 +47,7 @@ from xclip_deploy.runtime.presentation import (
     printable,
     time_text,
 )
-from xclip_deploy.runtime.results import FailedVideo, GrainScores
+from xclip_deploy.runtime.results import GrainScores
 
 EVIL = "<script>alert('&\"')</script>\n" * 100
 MACHINE = Machine(cpu=EVIL, cores=2, memory_bytes=None, gpus=(), system="Linux", load_average=0.0)

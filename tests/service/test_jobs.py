@@ -16,8 +16,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.failures import FailedVideo
 from xclip_deploy.runtime.indexing import IndexReport
-from xclip_deploy.runtime.results import FailedVideo
 from xclip_deploy.service import ServiceSettings, create_app
 from xclip_deploy.service.jobs import ledger as ledgers
 from xclip_deploy.service.jobs import queue, reports, work

@@ -16,11 +16,11 @@ from xclip_deploy.client.answers import Head, printable_line
 from xclip_deploy.client.exchange import Flow, whole_body
 from xclip_deploy.client.settings import Rules
 from xclip_deploy.errors import InvalidArgumentError, ServiceError
+from xclip_deploy.runtime.failures import FailedVideo
 from xclip_deploy.runtime.features import Scores
 from xclip_deploy.runtime.indexing import IndexReport
 from xclip_deploy.runtime.media import Media
 from xclip_deploy.runtime.results import (
-    FailedVideo,
     GrainScores,
     Moment,
     SearchResult,

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from xclip_deploy.runtime.failures import FailedVideo
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.indexing import IndexReport
 from xclip_deploy.runtime.progress import Progress
-from xclip_deploy.runtime.results import FailedVideo
 from xclip_deploy.service.errors import redacted, shortened
 from xclip_deploy.service.naming import handle_of, names_of
 from xclip_deploy.wire import ProgressModel, ReportModel

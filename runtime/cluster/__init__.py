@@ -1,0 +1,30 @@
+"""Galleries in shards on a Ray cluster (extra ``cluster``).
+
+A sharded gallery is a directory with ``shards.json`` and one ordinary gallery a shard. Actors of
+Ray search the shards; ``search/merging.py`` merges their answers, as for every search.
+Nothing here imports Ray before it is used.
+"""
+
+from __future__ import annotations
+
+from xclip_deploy.runtime.cluster.actors import ActorOptions
+from xclip_deploy.runtime.cluster.retriever import ShardedRetriever
+from xclip_deploy.runtime.cluster.shard_file import (
+    SHARDS_FILE,
+    ShardEntry,
+    ShardFile,
+    create_shards,
+    publish_shards,
+    read_shards,
+)
+
+__all__ = [
+    "SHARDS_FILE",
+    "ActorOptions",
+    "ShardEntry",
+    "ShardFile",
+    "ShardedRetriever",
+    "create_shards",
+    "publish_shards",
+    "read_shards",
+]

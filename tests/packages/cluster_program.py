@@ -1,0 +1,134 @@
+"""A program that searches shards on a real Ray cluster of this machine, for tests of the cluster.
+
+It is a process of its own: Ray forks, which must not happen where LanceDB's threads run. It prints
+one line of JSON at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xclip_deploy.errors import XclipDeployError
+from xclip_deploy.runtime.cluster.connecting import connect
+
+TEXTS = ["a dog on a leash", "two people talk", "red", "a car in the rain at night"]
+OPTIONS: list[dict[str, Any]] = [
+    {"exact": True},
+    {"exact": False, "candidates": 20},
+    {"exact": False, "candidates": 20, "offset": 4, "where": "kind = 'k1'"},
+    {"exact": False, "deduplicate": True, "group": "moment"},
+    {"exact": True, "from_s": 9, "nms": None},
+]
+
+
+def page(results: Any) -> list[list[Any]]:
+    """Return what a page shows of each hit."""
+    return [
+        [hit.id, hit.segment, hit.score, hit.best_frame_time_s, len(hit.moments)] for hit in results
+    ]
+
+
+def failure(search: Callable[[], object]) -> tuple[float, str]:
+    """Return the seconds until a search failed, and its error."""
+    started = time.monotonic()
+    try:
+        search()
+    except XclipDeployError as error:
+        return time.monotonic() - started, f"{type(error).__name__}: {error}"
+    return time.monotonic() - started, ""
+
+
+def whole_again(search: Callable[[], object], limit_s: float = 30) -> float:
+    """Return the seconds until a search answers."""
+    started = time.monotonic()
+    while failure(search)[1]:
+        if time.monotonic() - started > limit_s:
+            return float("inf")
+        time.sleep(0.1)
+    return time.monotonic() - started
+
+
+def run(bundle: str, gallery: str, *, breaks: bool) -> dict[str, Any]:
+    ray = connect("local")
+    # After Ray has started: LanceDB's threads do not survive a fork.
+    from xclip_deploy.runtime.cluster import ActorOptions, ShardedRetriever
+    from xclip_deploy.runtime.cluster.shard_file import publish_shards
+    from xclip_deploy.runtime.gallery import Gallery
+
+    found: dict[str, Any] = {}
+    options = ActorOptions(num_cpus=0.2)
+    replicas = 2 if breaks else 1
+    with ShardedRetriever(
+        bundle, gallery, address="local", actors=options, timeout=60, replicas=replicas
+    ) as retriever:
+        bank = retriever.query_bank(TEXTS)
+        retriever.search("warm-up")
+        found["pages"] = [
+            [page(retriever.search(text, 6, **each)) for each in OPTIONS] for text in TEXTS
+        ]
+        found["banked"] = page(retriever.search(TEXTS[0], 6, exact=False, query_bank=bank))
+        hits = retriever.search(TEXTS[0])
+        found["answered"] = hits.answered_shards
+        found["explained"] = retriever.explain(TEXTS[0], hits[0]).score
+        found["where"] = failure(lambda: retriever.search("x", where="nowhere = 1"))[1]
+        entry = retriever.shards.shards[0]
+        with Gallery.open(Path(gallery, entry.path)) as opened:
+            gone = opened.videos(limit=1)[0].id
+            opened.remove(gone)
+        publish_shards(gallery)
+        before = len(retriever)
+        found["before"] = gone in [hit.id for hit in retriever.search(TEXTS[0], before)]
+        retriever.refresh()
+        found["refreshed"] = [before, len(retriever)]
+        found["after"] = gone in [hit.id for hit in retriever.search(TEXTS[0], before)]
+        found["states"] = [state.state for state in retriever.states()]
+        if breaks:
+            found |= broken(ray, retriever)
+    return found
+
+
+def broken(ray: Any, retriever: Any) -> dict[str, Any]:
+    """Kill and stop replicas, and return what searches did."""
+    found: dict[str, Any] = {}
+    replicas = retriever._replicas.shards
+    version = retriever.shards.shards[1].version
+    pids = [ray.get(each.handle.open.remote(version)).pid for each in replicas[1]]
+
+    def search() -> object:
+        return retriever.search("a dog")
+
+    retriever._timeout_s = 4.0
+    os.kill(pids[0], signal.SIGKILL)
+    found["one_killed"] = [failure(search) for _ in range(6)]
+    found["one_back_s"] = whole_again(lambda: ray.get(replicas[1][0].handle.open.remote(version)))
+    pids = [ray.get(each.handle.open.remote(version)).pid for each in replicas[1]]
+    retriever._timeout_s = 2.0
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    found["stopped"] = failure(search)
+    retriever._allow_partial = True
+    started = time.monotonic()
+    part = retriever.search("a dog")
+    found["partial_s"] = time.monotonic() - started
+    found["partial"] = [part.answered_shards, [shard.number for shard in part.failed_shards]]
+    retriever._allow_partial = False
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    found["continued_s"] = whole_again(search)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    found["killed"] = failure(search)
+    found["killed_back_s"] = whole_again(search)
+    return found
+
+
+if __name__ == "__main__":
+    outcome = run(sys.argv[1], sys.argv[2], breaks="--break" in sys.argv)
+    sys.stdout.write(json.dumps(outcome) + "\n")
