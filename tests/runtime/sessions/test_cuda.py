@@ -13,8 +13,8 @@ from cuda.bindings import runtime as real
 import xclip_deploy.runtime.sessions.native as native_package
 from stand_in_device import CudaRuntime, Device
 from xclip_deploy.errors import DriverError, MissingExtraError
+from xclip_deploy.runtime.cuda.runtime_api import FUNCTIONS, CudaCallError, open_cuda
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
-from xclip_deploy.runtime.sessions.native.cuda import FUNCTIONS, CudaCallError, open_cuda
 
 
 def test_every_name_is_in_the_bindings() -> None:
