@@ -145,9 +145,7 @@ def frames_kernel(
             frames_first = tl.sum(p * mixed, 1) / tl.sum(p, 1)
             frames_first = attend_few_words(frames_first, is_word, word_mat2, VIDEOS, WP)
             words_first = attend_words(similarity, is_word, word_mat)
-            words_first = attend_frames(
-                tl.reshape(words_first, (VIDEOS, FP)), is_frame, frame_mat2
-            )
+            words_first = attend_frames(tl.reshape(words_first, (VIDEOS, FP)), is_frame, frame_mat2)
             grain = (frames_first + words_first) * (TEMPERATURE / 2)
             tl.store(planes + (WORD * T + text) * S + out, grain, mask=is_out)
 
@@ -291,36 +289,37 @@ def collect_kernel(
     planes,  # FP32 [G, T, S]
     counts,  # int32 [T, 8, 256]
     taken,  # int32 [T], zero at first
-    best_slots,  # int32 [T, CAPACITY]
-    best_values,  # FP32 [T, 1 + G, CAPACITY]: the score, then the grains
+    best_slots,  # int32 [T, count]
+    best_keys,  # int64 [T, count]
+    best_values,  # FP32 [T, 1 + G, count]: the score, then the grains
     S,
     T,
     num_ranks,
     count,
     GRAINS: tl.constexpr,
-    CAPACITY: tl.constexpr,
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):
     """Write the slots of the ``count`` largest keys, with score and grains, in any order."""
     text = tl.program_id(1)
     border = chosen_prefix(counts + text * 2048, 8, count)
-    values = best_values + text * ((1 + GRAINS) * CAPACITY)
+    mine = scores + text.to(tl.int64) * S
+    values = best_values + text * ((1 + GRAINS) * count)
     for step in range(STEPS):
         slot = (tl.program_id(0) * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
         is_slot = slot < S
-        key = sort_key(scores + text.to(tl.int64) * S, ranks, slot, is_slot, num_ranks)
+        key = sort_key(mine, ranks, slot, is_slot, num_ranks)
         is_best = is_slot & (key >= border)
         number = is_best.to(tl.int32)
         total = tl.sum(number, 0)
         if total > 0:
             place = tl.atomic_add(taken + text, total) + tl.cumsum(number, 0) - number
-            is_best = is_best & (place < CAPACITY)
-            tl.store(best_slots + text * CAPACITY + place, slot, mask=is_best)
-            score = tl.load(scores + text.to(tl.int64) * S + slot, mask=is_best)
-            tl.store(values + place, score, mask=is_best)
+            # Equal keys, which only equal ranks make, could be more than the count.
+            is_best = is_best & (place < count)
+            tl.store(best_slots + text * count + place, slot, mask=is_best)
+            tl.store(best_keys + text * count + place, key, mask=is_best)
+            tl.store(values + place, tl.load(mine + slot, mask=is_best), mask=is_best)
             for plane in tl.static_range(GRAINS):
-                value = tl.load(
-                    planes + (plane * T + text).to(tl.int64) * S + slot, mask=is_best
-                )
-                tl.store(values + (1 + plane) * CAPACITY + place, value, mask=is_best)
+                row = (plane * T + text).to(tl.int64) * S
+                value = tl.load(planes + row + slot, mask=is_best)
+                tl.store(values + (1 + plane) * count + place, value, mask=is_best)
