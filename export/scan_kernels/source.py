@@ -10,7 +10,7 @@ A query factor is two FP16 numbers, a high part and the rest, so that it is as e
 """
 
 # Triton reads these functions, not Python: annotations beside tl.constexpr would change them.
-# ruff: noqa: ANN001, ANN201, N803, N806
+# ruff: noqa: ANN001, ANN201, N803, N806, SIM108
 
 from __future__ import annotations
 

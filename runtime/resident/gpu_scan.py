@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TypeAlias
 
@@ -174,26 +175,15 @@ class GpuScan:
             if self._is_closed:
                 return
             self._is_closed = True
-            failure: SessionError | None = None
             self._cuda.select()
-            for owner in (self._fixed, self._queries, self._mask, self._work, self._found):
-                try:
-                    owner.close()
-                except SessionError as error:
-                    failure = failure or error
-            functions = list(self._functions.values())
-            self._functions.clear()
-            for function in functions:
-                try:
-                    self._driver.unload(function)
-                except SessionError as error:
-                    failure = failure or error
-            try:
-                self._cuda.destroy_stream(self._stream)
-            except SessionError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+            # The stack frees everything, even if a part fails, and raises the last failure.
+            with ExitStack() as stack:
+                stack.callback(self._cuda.destroy_stream, self._stream)
+                for function in self._functions.values():
+                    stack.callback(self._driver.unload, function)
+                self._functions.clear()
+                for owner in (self._fixed, self._queries, self._mask, self._work, self._found):
+                    stack.callback(owner.close)
 
     def __enter__(self) -> GpuScan:
         return self
@@ -266,7 +256,8 @@ class GpuScan:
     def _score(self, texts: int, arrays: ScanArrays, is_masked: bool, addresses: Addresses) -> None:
         """Enqueue the kernels that write the planes and the scores."""
         slots = arrays.num_slots
-        unused = addresses["scores"]  # an address for arguments that the kernels do not read
+        # The kernels do not read num_frames where the model counts padding.
+        num_frames = arrays.num_frames or arrays.video_features
         sizes = {"S": slots, "T": texts, "mask_length": slots if is_masked else 0}
         shared = {
             **{name: addresses[name] for name in ("allowed", "matrices", "planes", "scores")},
@@ -281,9 +272,7 @@ class GpuScan:
                 {
                     **shared,
                     "frames": arrays.frame_features.address,
-                    "num_frames": unused
-                    if arrays.num_frames is None
-                    else arrays.num_frames.address,
+                    "num_frames": num_frames.address,
                     "words": addresses["frame_words"],
                     "sentences": addresses["frame_sentences"],
                 },

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.cuda.memory import ALIGNMENT, DeviceBuffer, DeviceMemory, PinnedBuffer
 from xclip_deploy.runtime.cuda.runtime_api import Stream
@@ -107,7 +106,5 @@ class Results:
 def _close_both(device: DeviceBuffer, pinned: PinnedBuffer) -> None:
     try:
         device.close()
-    except SessionError:
+    finally:
         pinned.close()
-        raise
-    pinned.close()
