@@ -9,6 +9,8 @@ from typing import cast
 from xclip_deploy.errors import DriverError, XclipDeployError
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.cuda.memory import DeviceMemory
+from xclip_deploy.runtime.cuda.runtime_api import Cuda, CudaDevice, open_cuda
 from xclip_deploy.runtime.engine_set import (
     EngineSet,
     Flavour,
@@ -25,12 +27,10 @@ from xclip_deploy.runtime.sessions.backend import (
     Refusal,
     Session,
 )
-from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaDevice, open_cuda
 from xclip_deploy.runtime.sessions.native.engine import Engine
 from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, choose_engines
 from xclip_deploy.runtime.sessions.native.gallery import ResidentGallery
 from xclip_deploy.runtime.sessions.native.library import Library, load_library
-from xclip_deploy.runtime.sessions.native.memory import DeviceMemory
 from xclip_deploy.runtime.sessions.native.runner import NativeSession
 from xclip_deploy.runtime.sessions.options import SessionOptions
 from xclip_deploy.runtime.sessions.registry import Arithmetic, Device

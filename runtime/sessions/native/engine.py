@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from xclip_deploy.errors import SessionError
+from xclip_deploy.runtime.cuda.memory import DeviceMemory
+from xclip_deploy.runtime.cuda.runtime_api import Cuda, CudaDevice, Stream
 from xclip_deploy.runtime.engine_set import EngineRecord, Flavour
 from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.manifest import Graph, TensorSpec
 from xclip_deploy.runtime.presentation import cut
-from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaDevice, Stream
 from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines, read_plan
 from xclip_deploy.runtime.sessions.native.library import TENSOR_DTYPES, Library
-from xclip_deploy.runtime.sessions.native.memory import DeviceMemory
 
 logger = logging.getLogger(__name__)
 

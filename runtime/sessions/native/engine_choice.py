@@ -11,6 +11,7 @@ from pathlib import Path
 
 from xclip_deploy.errors import EngineError
 from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.cuda.runtime_api import CudaDevice
 from xclip_deploy.runtime.engine_set import (
     EngineRecord,
     EngineSet,
@@ -22,7 +23,6 @@ from xclip_deploy.runtime.engine_set import (
 )
 from xclip_deploy.runtime.files import require_regular_file
 from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.sessions.native.cuda import CudaDevice
 
 _AUTO_PRECISIONS = (Precision.FP16, Precision.FP32)
 """Precisions of ``auto``, preferred first. BF16 must be asked for."""

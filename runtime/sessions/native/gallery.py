@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.runtime.arrays import slices
-from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
-from xclip_deploy.runtime.sessions.backend import close_all
-from xclip_deploy.runtime.sessions.native.memory import (
+from xclip_deploy.runtime.cuda.memory import (
     DeviceArray,
     DeviceBuffer,
 )
+from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.sessions.backend import close_all
 from xclip_deploy.runtime.sessions.native.runner import NativeSession
 
 _ALIGNED_ROWS = 64

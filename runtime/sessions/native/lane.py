@@ -13,17 +13,17 @@ import numpy as np
 
 from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.arrays import AnyArray
-from xclip_deploy.runtime.manifest import TensorSpec
-from xclip_deploy.runtime.sessions.backend import Closable, close_all
-from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaCallError, Stream
-from xclip_deploy.runtime.sessions.native.engine import Engine
-from xclip_deploy.runtime.sessions.native.memory import (
+from xclip_deploy.runtime.cuda.memory import (
     ALIGNMENT,
     DeviceArray,
     DeviceBuffer,
     DeviceMemory,
     PinnedBuffer,
 )
+from xclip_deploy.runtime.cuda.runtime_api import Cuda, CudaCallError, Stream
+from xclip_deploy.runtime.manifest import TensorSpec
+from xclip_deploy.runtime.sessions.backend import Closable, close_all
+from xclip_deploy.runtime.sessions.native.engine import Engine
 
 logger = logging.getLogger(__name__)
 

@@ -11,18 +11,18 @@ import numpy as np
 
 from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.cuda.memory import (
+    DeviceArray,
+    DeviceBuffer,
+    DeviceMemory,
+    PinnedBuffer,
+)
 from xclip_deploy.runtime.engine_set import ShapeRange
 from xclip_deploy.runtime.manifest import TensorSpec
 from xclip_deploy.runtime.sessions.backend import close_all
 from xclip_deploy.runtime.sessions.native.engine import Engine
 from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines
 from xclip_deploy.runtime.sessions.native.lane import Lane
-from xclip_deploy.runtime.sessions.native.memory import (
-    DeviceArray,
-    DeviceBuffer,
-    DeviceMemory,
-    PinnedBuffer,
-)
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from stand_in_device import write_engines
 from stand_in_device.plans import RTX_VERSION, VERSION
 from xclip_deploy import Bundle
 from xclip_deploy.errors import EngineError
+from xclip_deploy.runtime.cuda.runtime_api import CudaDevice
 from xclip_deploy.runtime.engine_set import SIDECAR_NAME, BuildOptions, Flavour, engine_file
 from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.sessions.native.cuda import CudaDevice
 from xclip_deploy.runtime.sessions.native.engine_choice import choose_engines, read_plan
 
 GPU = CudaDevice(0, "a GPU", (8, 9))

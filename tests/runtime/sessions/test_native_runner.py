@@ -11,9 +11,9 @@ import pytest
 
 from stand_in_device import Device
 from xclip_deploy.errors import ClosedError, SessionError
+from xclip_deploy.runtime.cuda.memory import DeviceArray
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.manifest import DType, Graph
-from xclip_deploy.runtime.sessions.native.memory import DeviceArray
 
 TEXTS = ["a dog on a leash", "a man is driving a car", "two cats", "a red ball rolls", "rain"]
 

@@ -14,10 +14,10 @@ from stand_in_device import tensorrt_module as ours
 from stand_in_device.cuda_runtime import CudaRuntime
 from stand_in_device.execution import ExecutionContext
 from xclip_deploy import Bundle
+from xclip_deploy.runtime.cuda.runtime_api import Cuda, Stream
 from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.sessions.native.backend import EngineLoader
-from xclip_deploy.runtime.sessions.native.cuda import Cuda, Stream
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_what_nothing_wrote_is_not_read(cuda: Cuda) -> None:
 
 
 def test_nothing_happens_before_it_is_waited_for(cuda: Cuda) -> None:
-    from xclip_deploy.runtime.sessions.native.memory import PinnedBuffer
+    from xclip_deploy.runtime.cuda.memory import PinnedBuffer
 
     stream, pinned = cuda.create_stream(), PinnedBuffer(cuda)
     pinned.hold(4)

@@ -5,8 +5,8 @@ import pytest
 
 from stand_in_device import Device
 from xclip_deploy.errors import DeviceMemoryError
-from xclip_deploy.runtime.sessions.native.cuda import CudaCallError, open_cuda
-from xclip_deploy.runtime.sessions.native.memory import DeviceBuffer, DeviceMemory, PinnedBuffer
+from xclip_deploy.runtime.cuda.memory import DeviceBuffer, DeviceMemory, PinnedBuffer
+from xclip_deploy.runtime.cuda.runtime_api import CudaCallError, open_cuda
 
 MIB = 1 << 20
 

@@ -10,19 +10,20 @@ from pathlib import Path
 import pytest
 from cuda.bindings import runtime as real
 
+import xclip_deploy.runtime.cuda as cuda_package
 import xclip_deploy.runtime.sessions.native as native_package
 from stand_in_device import CudaRuntime, Device
 from xclip_deploy.errors import DriverError, MissingExtraError
+from xclip_deploy.runtime.cuda.runtime_api import FUNCTIONS, CudaCallError, open_cuda
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
-from xclip_deploy.runtime.sessions.native.cuda import FUNCTIONS, CudaCallError, open_cuda
 
 
 def test_every_name_is_in_the_bindings() -> None:
     """Collected from the source; names of enum members too."""
-    folder = Path(native_package.__path__[0])
     names = {
         name
-        for file in folder.glob("*.py")
+        for package in (cuda_package, native_package)
+        for file in Path(package.__path__[0]).glob("*.py")
         for name in re.findall(r"\bcuda[A-Z]\w+", file.read_text())
     }
     enums = (

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import DeviceMemoryError
+from xclip_deploy.runtime.cuda.runtime_api import Cuda, CudaCallError
 from xclip_deploy.runtime.manifest import DType
-from xclip_deploy.runtime.sessions.native.cuda import Cuda, CudaCallError
 
 logger = logging.getLogger(__name__)
 
