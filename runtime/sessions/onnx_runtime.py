@@ -227,17 +227,20 @@ class OnnxRuntimeSession:
         placement: Placement,
         threads: int | None = None,
         provider_options: Mapping[str, str] | None = None,
+        *,
+        is_fused: bool = False,
     ) -> None:
         """Load a graph.
 
-        ``provider_options``: options of the execution provider, by ONNX Runtime's names. Raises
+        ``provider_options``: options of the execution provider, by ONNX Runtime's names.
+        ``is_fused``: whether to load the graph of fused operators, which the bundle has. Raises
         SessionError where the device cannot be used, and BundleIntegrityError where the file
         differs from the manifest.
         """
         onnxruntime = import_onnxruntime()
         self.graph = graph
         precision = placement.precision
-        self._spec = bundle.manifest.spec(graph, precision)
+        self._spec = bundle.manifest.spec(graph, precision, is_fused=is_fused)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors alone, which are raised too
         if threads is not None:
@@ -250,7 +253,7 @@ class OnnxRuntimeSession:
             # Without VNNI, x86's product of U8 and S8 saturates silently at 16 bits.
             options.add_session_config_entry("session.x64quantprecision", "1")
         providers = _providers(placement, provider_options or {})
-        path = bundle.graph_path(graph, precision)
+        path = bundle.graph_path(graph, precision, is_fused=is_fused)
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=providers
