@@ -92,7 +92,7 @@ class Bundle:
         """
         graph, precision = self._check_graph(graph, precision)
         names = self.manifest.files_of(graph, precision, is_fused=is_fused)
-        return [self._checked(name) for name in names][0]
+        return [self._checked(name) for name in names][0]  # noqa: RUF015 - all are checked
 
     def has_fused(self, graph: AnyGraph, precision: Precision) -> bool:
         """Return whether the bundle has a graph in ONNX Runtime's fused operators."""

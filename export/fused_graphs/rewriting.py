@@ -60,6 +60,7 @@ def fuse(model: onnx_ir.Model) -> dict[str, int]:
     """Rewrite a graph in place, and return the number of fused operators, by operator.
 
     Norms in half precision that follow no sum lose their casts too: the operator computes in FP32.
+    The search for a text's end token moves to FP32, where it is exact.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
@@ -81,6 +82,8 @@ def fuse(model: onnx_ir.Model) -> dict[str, int]:
             counts[SKIP_NORM] += 1
         elif norm is not None:
             _narrow_norm(model.graph, norm)
+        elif node.op_type == "ArgMax":
+            _widen_search(model.graph, node)
     model.opset_imports[DOMAIN] = 1
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
@@ -150,6 +153,24 @@ def _narrow_norm(graph: onnx_ir.Graph, found: LayerNormPattern) -> None:
     attributes = {"axis": -1, "epsilon": found.epsilon, "stash_type": 1}
     fused = onnx_ir.node("LayerNormalization", inputs, attributes)
     _replace(graph, found.last, [fused], fused.outputs[0])
+
+
+def _widen_search(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+    """Search token ids for their largest in FP32, which holds them exactly.
+
+    The CUDA provider has no ``ArgMax`` of integers. It would compute on the CPU in mid-graph, which
+    also rules out CUDA graphs.
+    """
+    import onnx_ir
+
+    ids = node.inputs[0]
+    if ids is None or ids.dtype is not onnx_ir.DataType.INT32:
+        return
+    cast = onnx_ir.node("Cast", [ids], {"to": onnx_ir.DataType.FLOAT})
+    cast.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    cast.outputs[0].shape = ids.shape
+    graph.insert_before(node, [cast])
+    node.replace_input_with(0, cast.outputs[0])
 
 
 def _weight(
