@@ -25,7 +25,8 @@ from xclip_deploy.runtime.manifest import (
 )
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.sessions.backend import Placement
-from xclip_deploy.runtime.sessions.onnx_runtime import OnnxRuntime, OnnxRuntimeSession
+from xclip_deploy.runtime.sessions.onnx_runtime import OnnxRuntime
+from xclip_deploy.runtime.sessions.onnx_session import OnnxRuntimeSession
 from xclip_deploy.runtime.valid_frames import ValidFrameEncoder
 
 FUSED_PRECISIONS = (Precision.FP32, Precision.FP16)

@@ -34,12 +34,12 @@ from xclip_deploy.runtime.sessions import (
     onnx_runtime,
 )
 from xclip_deploy.runtime.sessions import place as open_loader
-from xclip_deploy.runtime.sessions.onnx_runtime import (
+from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
+from xclip_deploy.runtime.sessions.onnx_session import (
     FP32,
     TF32,
     OnnxRuntimeSession,
-    _providers,
-    why_no_provider,
+    providers_of,
 )
 
 CPU_ONLY = ["CPUExecutionProvider"]
@@ -392,16 +392,16 @@ def test_options_of_the_providers() -> None:
     chosen = {"do_copy_in_default_stream": "1"}
     on_cuda = Placement("onnxruntime", "cuda", FP32, device_id=2)
     with_tensorrt = replace(on_cuda, backend="tensorrt-provider")
-    assert _providers(FP32_CPU, {}) == [("CPUExecutionProvider", {})]
-    assert _providers(on_cuda, chosen) == [
+    assert providers_of(FP32_CPU, {}) == [("CPUExecutionProvider", {})]
+    assert providers_of(on_cuda, chosen) == [
         ("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0", **chosen})
     ]
-    assert _providers(with_tensorrt, chosen) == [
+    assert providers_of(with_tensorrt, chosen) == [
         ("TensorrtExecutionProvider", {"device_id": "2", **chosen}),
         ("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0"}),
     ]
     in_tf32 = replace(on_cuda, arithmetic=TF32)
-    assert _providers(in_tf32, {})[0][1]["use_tf32"] == "1"
+    assert providers_of(in_tf32, {})[0][1]["use_tf32"] == "1"
 
 
 @pytest.mark.parametrize(
