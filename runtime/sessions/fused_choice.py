@@ -168,6 +168,8 @@ def compare_forms(
     worst = 0.0
     for name, reference in expected.items():
         wide, other = reference.astype(np.float64), found[name].astype(np.float64)
+        if not np.isfinite(other).all():
+            return Verdict(False, f"{name} has NaN or infinity")
         if graph is VideoPart.FRAME_ENCODER:
             # Embeddings before normalisation: their mean length is the unit.
             length = np.linalg.norm(wide, axis=-1).mean()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -20,6 +19,7 @@ from typing import Any
 
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.files import replace_text
+from xclip_deploy.runtime.resources import cpu_model, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def machine_key(artefacts: Mapping[str, str], device_id: int = 0) -> dict[str, s
     gpus = nvidia_driver.visible_gpus()
     gpu = gpus[device_id] if device_id < len(gpus) else None
     key = {
-        "machine": f"{platform.node()} {platform.machine()}",
+        "machine": f"{cpu_model()}, {usable_cores()} cores",
         "gpu": "none" if gpu is None else f"{gpu.name} sm{gpu.major}{gpu.minor}",
         "CUDA driver": nvidia_driver.driver_cuda_version() or "none",
     }

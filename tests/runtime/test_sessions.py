@@ -97,7 +97,7 @@ def test_auto_with_a_gpu(bundle: Bundle, with_gpu: None) -> None:
     chosen = place(options(device_id=1), bundle)
     assert (chosen.device, chosen.precision) == ("cuda", Precision.FP16)
     assert (chosen.backend, chosen.device_name) == ("onnxruntime", "cuda:1")
-    assert chosen.reason == "auto: a GPU is there; the bundle has no engines"
+    assert chosen.reason == "auto: a GPU is there, with fused graphs; the bundle has no engines"
 
 
 def test_what_was_asked_for_wins(bundle: Bundle, with_gpu: None) -> None:
@@ -243,13 +243,14 @@ def test_auto_takes_engines_that_fit(stand_in: Device, own: Bundle) -> None:
     assert (chosen.backend, chosen.precision) == ("rtx", Precision.FP16)
     assert chosen.reason == (
         "auto: engines rtx-1.7.1.116-fp16-portable fit tensorrt_rtx 1.7.1.116 and "
-        "stand-in device (no GPU) (sm89); the bundle has no tensorrt engines"
+        "stand-in device (no GPU) (sm89), first by rank: xclip-deploy bench measures which is "
+        "faster; the bundle has no tensorrt engines"
     )
     write_engines(own, Flavour.TENSORRT)
     assert place(options(), own).backend == "tensorrt"
     assert place(options(backend="rtx"), own).backend == "rtx"
     assert place(options(backend="onnxruntime"), own).reason == (
-        "onnxruntime was asked for: a GPU is there"
+        "onnxruntime was asked for: a GPU is there, with fused graphs"
     )
     assert place(options(device="cpu"), own).backend == "onnxruntime"
     # No engines of that precision: the graphs have it.
@@ -300,7 +301,7 @@ def test_auto_says_why_it_took_no_engines(stand_in: Device, own: Bundle) -> None
     folder = write_engines(own, Flavour.RTX, version="1.6.0.1")
     chosen = place(options(), own)
     assert chosen.backend == "onnxruntime"
-    assert chosen.reason.startswith("auto: a GPU is there; engines ")
+    assert chosen.reason.startswith("auto: a GPU is there, with fused graphs; engines ")
     assert "was built with tensorrt_rtx 1.6.0.1, this machine has" in chosen.reason
     (folder / "engines.json").write_text("{}")
     assert "not a description of engines" in place(options(), own).reason
