@@ -36,7 +36,7 @@ from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.block_scorer import CpuBlockScorer
-from xclip_deploy.runtime.sessions.onnx_runtime import import_onnxruntime, open_bytes
+from xclip_deploy.runtime.sessions.onnx_session import import_onnxruntime, open_bytes
 
 WORKERS = (1, 2, 4, 8)
 SCORED = 1000

@@ -14,7 +14,18 @@ import torch
 
 from xclip_deploy.errors import ExportError, InvalidArgumentError, ParityError
 from xclip_deploy.export.bfloat16 import run_rounded
-from xclip_deploy.export.graphs import export_graph, graph_specs, part_specs, shared_weights
+from xclip_deploy.export.fused_graphs.exporting import (
+    FUSED_PRECISIONS,
+    check_fused,
+    write_fused,
+)
+from xclip_deploy.export.graphs import (
+    export_graph,
+    graph_specs,
+    part_specs,
+    shared_weights,
+    weights_beside,
+)
 from xclip_deploy.export.parity import TOLERANCES, Tensors, compare, run_bundle, run_pytorch
 from xclip_deploy.export.quantization import quantize_graph
 from xclip_deploy.export.reference_inputs import ReferenceInputs, reference_inputs
@@ -26,6 +37,7 @@ from xclip_deploy.runtime.files import replaced_directory
 from xclip_deploy.runtime.manifest import (
     MANIFEST_NAME,
     AnyGraph,
+    FusedSpec,
     Graph,
     GraphSpec,
     Manifest,
@@ -34,6 +46,7 @@ from xclip_deploy.runtime.manifest import (
     Precision,
     Preprocessing,
     Provenance,
+    VideoPart,
     file_records,
 )
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
@@ -174,7 +187,10 @@ def _write(
     score_scale = float(model.scorer.logit_scale.detach().exp())
     graphs = {precision: graph_specs(config, precision) for precision in precisions}
     parts = {precision: part_specs(config, precision) for precision in precisions}
+    fused: dict[Precision, dict[AnyGraph, FusedSpec]] = {}
+    unfused: list[str] = []
     for precision in precisions:
+        is_fused = precision in FUSED_PRECISIONS
         if precision is Precision.FP16:
             halve(model)
         elif precision is Precision.BF16:
@@ -187,7 +203,7 @@ def _write(
         specs: list[tuple[AnyGraph, GraphSpec]] = [whole, *parts[precision].items(), *rest]
         with ExitStack() as stack:
             shared: WeightsFile | None = None
-            if parts[precision]:
+            if parts[precision] or is_fused:
                 shared = stack.enter_context(WeightsFile(directory / shared_weights(precision)))
             for graph, spec in specs:
                 if (directory / spec.file).exists():
@@ -195,11 +211,21 @@ def _write(
                 if isinstance(graph, Graph):
                     steps.next(f"exporting {precision.value}/{graph.value}")
                 weights = None if graph in (Graph.TEXT_ENCODER, Graph.SCORER) else shared
+                if graph is Graph.TEXT_ENCODER and is_fused:
+                    own = WeightsFile(directory / weights_beside(spec.file))
+                    weights = stack.enter_context(own)
                 if precision in _REWRITERS:
                     wide = directory / f"{Precision.FP32.value}/{graph.value}.onnx"
                     _REWRITERS[precision](wide, graph, spec, directory, weights)
                 else:
                     export_graph(model, graph, spec, directory, weights)
+                if is_fused and weights is not None:
+                    made = write_fused(graph, spec, config, directory, weights)
+                    if isinstance(made, FusedSpec):
+                        fused.setdefault(precision, {})[graph] = made
+                    elif graph is not VideoPart.TEMPORAL_HEAD or config.temporal_layers:
+                        # A head without a transformer is not expected to have anything to fuse.
+                        unfused.append(f"{spec.file} has no fused form: {made}")
     del model
     manifest = Manifest(
         fingerprint=fingerprint,
@@ -210,6 +236,7 @@ def _write(
         scorer_weights=SCORER_WEIGHTS_NAME,
         graphs=graphs,
         video_parts={precision: specs for precision, specs in parts.items() if specs},
+        fused_graphs=fused,
         files=file_records(directory),
         # Record all tolerances: engines may come in precisions without graphs in the bundle.
         tolerances=TOLERANCES,
@@ -218,12 +245,12 @@ def _write(
             checkpoint=source.name,
             checkpoint_sha256=loaded.source_sha256,
             layout=loaded.layout,
-            notes=loaded.notes,
+            notes=(*loaded.notes, *unfused),
             created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=_versions(),
         ),
     )
-    records = _check_parity(manifest, directory, inputs, reference, score_scale, steps)
+    manifest, records = _check_parity(manifest, directory, inputs, reference, score_scale, steps)
     manifest = manifest.model_copy(update={"parity": tuple(records)})
     (directory / MANIFEST_NAME).write_bytes(manifest.to_json())
     return manifest
@@ -236,8 +263,11 @@ def _check_parity(
     reference: Tensors,
     score_scale: float,
     steps: _Steps,
-) -> list[ParityRecord]:
-    """Run the unfinished bundle as production does, and compare it with PyTorch."""
+) -> tuple[Manifest, list[ParityRecord]]:
+    """Run the unfinished bundle as production does, and compare it with PyTorch.
+
+    Returns the records, and the manifest without the fused graphs that are out of tolerance.
+    """
     (directory / MANIFEST_NAME).write_bytes(manifest.to_json())
     bundle = Bundle.open(directory)
     records: list[ParityRecord] = []
@@ -254,7 +284,10 @@ def _check_parity(
     failed = [record for record in records if not record.passed]
     if failed:
         raise ParityError(_explain(failed, len(records)), records)
-    return records
+    manifest, fused, notes = check_fused(bundle, inputs, reference)
+    provenance = manifest.provenance
+    provenance = provenance.model_copy(update={"notes": (*provenance.notes, *notes)})
+    return manifest.model_copy(update={"provenance": provenance}), [*records, *fused]
 
 
 def _explain(failed: list[ParityRecord], total: int) -> str:

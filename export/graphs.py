@@ -149,7 +149,12 @@ def part_specs(config: ModelConfig, precision: Precision) -> dict[VideoPart, Par
 
 def shared_weights(precision: Precision) -> str:
     """Return the path of the weights that ``video_encoder`` shares with its halves."""
-    return f"{precision.value}/{Graph.VIDEO_ENCODER.value}.onnx.data"
+    return weights_beside(f"{precision.value}/{Graph.VIDEO_ENCODER.value}.onnx")
+
+
+def weights_beside(file: str) -> str:
+    """Return the path of the weights that the graph in a file shares with its fused form."""
+    return f"{file}.data"
 
 
 def _tensor(name: str, dtype: DType, *shape: int | str) -> TensorSpec:
@@ -269,6 +274,8 @@ def save_graph(
         with WeightsFile(path.with_name(f"{path.name}.data")) as own:
             own.take(model)
     else:
+        # A graph made from another one still names that one's file of weights.
+        onnx_ir.external_data.load_to_model(model)
         forget_weights_file(model)
     # Without a name of a file, the graph keeps what is in it, and external weights where they are.
     onnx_ir.save(model, path)

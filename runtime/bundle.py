@@ -83,15 +83,20 @@ class Bundle:
         for name in self.manifest.files:
             self._checked(name)
 
-    def graph_path(self, graph: AnyGraph, precision: Precision) -> Path:
+    def graph_path(self, graph: AnyGraph, precision: Precision, *, is_fused: bool = False) -> Path:
         """Return the path of an ONNX graph, after a check of its content and its weights.
 
+        ``is_fused``: whether to return the graph of fused operators, which the bundle must have.
         Raises InvalidArgumentError for a precision or a part that the bundle lacks and
         BundleIntegrityError for an altered file.
         """
         graph, precision = self._check_graph(graph, precision)
-        paths = [self._checked(name) for name in self.manifest.files_of(graph, precision)]
-        return paths[0]
+        names = self.manifest.files_of(graph, precision, is_fused=is_fused)
+        return [self._checked(name) for name in names][0]  # noqa: RUF015 - all are checked
+
+    def has_fused(self, graph: AnyGraph, precision: Precision) -> bool:
+        """Return whether the bundle has a graph in ONNX Runtime's fused operators."""
+        return graph in self.manifest.fused_graphs.get(precision, {})
 
     def graph_sha256(self, graph: AnyGraph, precision: Precision) -> str:
         """Return the SHA-256 that the manifest records for an ONNX graph.

@@ -97,6 +97,13 @@ class PartSpec(GraphSpec):
     """Paths of the files of weights within the bundle, in the folder of the graph."""
 
 
+class FusedSpec(PartSpec):
+    """One ONNX graph rewritten to ONNX Runtime's fused operators, with the plain one's weights."""
+
+    operators: dict[str, int]
+    """Number of fused operators of ONNX Runtime's domain ``com.microsoft``, by operator."""
+
+
 class FileRecord(FrozenModel):
     """Hash and size that a file of the bundle must have."""
 
@@ -164,6 +171,8 @@ class ParityMethod(str, Enum):
     """ONNX Runtime ran FP32 operations on the CPU, each result rounded to the precision."""
     OPENVINO = "openvino"
     """OpenVINO ran the encoders unchanged on the CPU, and ONNX Runtime the scorer."""
+    FUSED = "fused"
+    """ONNX Runtime ran the graphs with fused operators on the CPU."""
 
 
 class ParityRecord(FrozenModel):
@@ -218,6 +227,9 @@ class Manifest(FrozenModel):
     video_parts: dict[Precision, dict[VideoPart, PartSpec]] = Field(default_factory=dict)
     """The halves of ``video_encoder``, in precisions that have them. Models with 3d patches mix
     frames before the temporal head and have none, like bundles of earlier releases."""
+    fused_graphs: dict[Precision, dict[Graph | VideoPart, FusedSpec]] = Field(default_factory=dict)
+    """Encoders rewritten to ONNX Runtime's fused operators, for its CUDA provider. Bundles of
+    earlier releases have none."""
     files: dict[str, FileRecord]
     """Every file that the export wrote, apart from the manifest itself."""
     tolerances: dict[Precision, Tolerance]
@@ -266,6 +278,12 @@ class Manifest(FrozenModel):
             if precision not in self.graphs:
                 raise ValueError(f"graphs lack {precision.value}, of which there are video parts")
             named += [name for spec in parts.values() for name in (spec.file, *spec.weights)]
+        for precision, fused in self.fused_graphs.items():
+            for graph, fused_spec in fused.items():
+                plain = self.graphs if isinstance(graph, Graph) else self.video_parts
+                if graph not in plain.get(precision, {}):
+                    raise ValueError(f"{precision.value} lacks {graph.value}, which is there fused")
+                named += [fused_spec.file, *fused_spec.weights]
         for name in (*named, self.tokenizer, self.scorer_weights):
             if name not in self.files:
                 raise ValueError(f"{name} is not among its files")
@@ -285,17 +303,31 @@ class Manifest(FrozenModel):
         content: dict[str, Any] = serialize(self)
         if not self.video_parts:
             del content["video_parts"]
+        if not self.fused_graphs:
+            del content["fused_graphs"]
         return content
 
-    def spec(self, graph: AnyGraph, precision: Precision) -> GraphSpec:
+    def spec(self, graph: AnyGraph, precision: Precision, *, is_fused: bool = False) -> GraphSpec:
         """Return the file, inputs and outputs of a graph that the bundle has."""
+        if is_fused:
+            return self.fused_graphs[precision][graph]
         if isinstance(graph, Graph):
             return self.graphs[precision][graph]
         return self.video_parts[precision][graph]
 
-    def files_of(self, graph: AnyGraph, precision: Precision) -> tuple[str, ...]:
+    def without_fused(self, graph: AnyGraph, precision: Precision) -> Manifest:
+        """Return the manifest without a fused graph and the record of its file."""
+        fused = {each: dict(specs) for each, specs in self.fused_graphs.items()}
+        file = fused[precision].pop(graph).file
+        files = {name: record for name, record in self.files.items() if name != file}
+        kept = {each: specs for each, specs in fused.items() if specs}
+        return self.model_copy(update={"fused_graphs": kept, "files": files})
+
+    def files_of(
+        self, graph: AnyGraph, precision: Precision, *, is_fused: bool = False
+    ) -> tuple[str, ...]:
         """Return the paths of a graph's files within the bundle: the graph, then its weights."""
-        spec = self.spec(graph, precision)
+        spec = self.spec(graph, precision, is_fused=is_fused)
         if isinstance(spec, PartSpec):
             return (spec.file, *spec.weights)
         # Weights beside a graph lie in files whose names begin with the graph's.

@@ -8,6 +8,7 @@ files.
 from __future__ import annotations
 
 import os
+import platform
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -67,3 +68,14 @@ def forget_peak() -> None:
     """Restart the peak from what is resident now. A container may not allow it."""
     with suppress(OSError):
         (_PROCESS / "clear_refs").write_text("5")
+
+
+def cpu_model() -> str:
+    """Return the processor's name."""
+    # psutil does not name the processor.
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()

@@ -40,8 +40,11 @@ class RunIdentity(FrozenModel):
 
     @property
     def name(self) -> str:
-        """Name for people: ``fp16 onnxruntime cpu``."""
-        return f"{self.arithmetic or self.precision.value} {self.backend} {self.device}"
+        """Name for people: ``fp16 onnxruntime cpu``, ``fp16 onnxruntime cuda:0 fused``."""
+        words = [self.arithmetic or self.precision.value, self.backend, self.device]
+        if any(name.endswith(".fused.onnx") for name in self.artefacts):
+            words.append("fused")
+        return " ".join(words)
 
 
 class TensorRecord(FrozenModel):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from contextlib import suppress
 from importlib import metadata
-from pathlib import Path
 
 from xclip_deploy.runtime.benchmark.results import Machine
 from xclip_deploy.runtime.nvidia_driver import driver_cuda_version, visible_gpus
-from xclip_deploy.runtime.resources import usable_cores, usable_memory_bytes
+from xclip_deploy.runtime.resources import cpu_model, usable_cores, usable_memory_bytes
 
 _PACKAGES = (
     "xclip-deploy",
@@ -19,6 +17,7 @@ _PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",
+    "tensorrt-lean-cu13",
     "tensorrt-rtx",
     "cuda-bindings",
 )
@@ -27,7 +26,7 @@ _PACKAGES = (
 def this_machine() -> Machine:
     """Describe the machine that this process runs on."""
     return Machine(
-        cpu=_cpu_model(),
+        cpu=cpu_model(),
         cores=usable_cores(),
         memory_bytes=usable_memory_bytes(),
         gpus=tuple(gpu.name for gpu in visible_gpus()),
@@ -46,13 +45,3 @@ def installed_versions() -> dict[str, str]:
     if cuda_version is not None:
         versions["CUDA driver"] = cuda_version
     return versions
-
-
-def _cpu_model() -> str:
-    # psutil does not name the processor.
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()

@@ -20,6 +20,7 @@ from xclip_deploy.runtime.arguments import (
     as_whole_number,
 )
 from xclip_deploy.runtime.benchmark.child import Child
+from xclip_deploy.runtime.benchmark.choosing import store_choice
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.benchmark.results import (
     Benchmark,
@@ -91,6 +92,9 @@ def benchmark_sessions(
     cannot be opened are then left out and reported. ``progress``: called at the start of every
     step, which ``note`` names, and at the end. Raises BundleError or InvalidArgumentError, and
     SessionError (or another error of opening) for a session that was asked for.
+
+    Where all sessions were measured and several run on the GPU, the order of their speed is stored
+    beside the bundle. ``auto`` follows it on this machine.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     plan = BenchmarkPlan() if plan is None else plan
@@ -121,6 +125,9 @@ def benchmark_sessions(
     if not run.sessions:
         reasons = listed([skipped.reason for skipped in run.skipped.values()])
         raise SessionError(f"no session could be opened: {reasons}")
+    measured = (tuple(run.sessions.values()), tuple(run.measurements))
+    # A choice among sessions that were asked for would leave out the others.
+    choice = None if is_asked else store_choice(bundle, *measured)
     return Benchmark(
         bundle=str(bundle.path),
         fingerprint=bundle.manifest.fingerprint,
@@ -135,6 +142,7 @@ def benchmark_sessions(
         skipped=(*run.skipped.values(), *refused),
         loadings=tuple(run.loadings),
         measurements=tuple(run.measurements),
+        choice=choice,
     )
 
 
@@ -247,6 +255,9 @@ class _Run:
                 precision=opened["precision"],
                 options=changed,
             )
+        # Each graph opens in a process of its own. The last one knows of all self-tests.
+        reason = {"reason": opened["reason"]}
+        self.sessions[number] = self.sessions[number].model_copy(update=reason)
         self.loadings.append(
             Loading(
                 session=self.sessions[number].name,

@@ -52,6 +52,8 @@ class BenchmarkedSession(FrozenModel):
     """Arithmetic of the session, by the name that ``SessionOptions.precision`` takes."""
     options: dict[str, Any]
     """Options that were asked for, without those at their default."""
+    reason: str = ""
+    """Reason of the session's placement, which names fused graphs and engines."""
 
 
 class SkippedSession(FrozenModel):
@@ -129,6 +131,9 @@ class Benchmark(FrozenModel):
     skipped: tuple[SkippedSession, ...]
     loadings: tuple[Loading, ...]
     measurements: tuple[Measurement, ...]
+    choice: str | None = None
+    """The choice of a GPU session that was stored beside the bundle, in one line, or the reason why
+    it was not. None where fewer than two were measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON, with percentiles (milliseconds) and throughput added."""

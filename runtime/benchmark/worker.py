@@ -80,6 +80,7 @@ class _Worker:
             "backend": placement.backend,
             "device": placement.device_name,
             "precision": placement.arithmetic.name,
+            "reason": loader.placement.reason,  # a self-test on opening may have added to it
             "memory_bytes": self._beyond(resident_bytes()),
             "device_memory_bytes": self._device_bytes(),
         }

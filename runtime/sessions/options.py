@@ -63,9 +63,14 @@ class SessionOptions:
     device_memory_bytes: int | None = None
     """Most GPU memory that engines and their buffers may take, bytes; None: all free memory."""
     streams: int = 2
-    """Most runs of one engine at the same time, each with its own stream and buffers."""
+    """Most runs of one engine, or of an encoder on ONNX Runtime's CUDA provider, at the same time,
+    each with its own stream and buffers."""
     cuda_graphs: bool = True
-    """Whether engines replay repeated runs of one shape as a CUDA graph."""
+    """Whether repeated runs of one shape are replayed as a CUDA graph: by engines, and by ONNX
+    Runtime's CUDA provider for up to 32 texts."""
+    fused_graphs: bool = True
+    """Whether ONNX Runtime's CUDA provider runs the encoders in its fused operators, where the
+    bundle has them so."""
     resident_gallery: bool = True
     """Whether engines keep the gallery in GPU memory between searches."""
 
@@ -81,7 +86,7 @@ class SessionOptions:
             raise InvalidArgumentError(
                 f"device_id is {self.device_id} with device 'cpu'; expected device 'cuda' or 'auto'"
             )
-        for name in ("cuda_graphs", "resident_gallery"):
+        for name in ("cuda_graphs", "resident_gallery", "fused_graphs"):
             _check_choice(name, getattr(self, name), (True, False))
         if self.engines is not None:
             object.__setattr__(self, "engines", as_path("engines", self.engines))

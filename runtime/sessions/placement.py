@@ -12,6 +12,7 @@ from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.sessions.backend import Backend, GraphLoader, Refusal
+from xclip_deploy.runtime.sessions.measured_choice import MeasuredChoice, read_choice
 from xclip_deploy.runtime.sessions.options import SessionOptions
 from xclip_deploy.runtime.sessions.registry import Device, backend_names, choices, load_backend
 
@@ -23,21 +24,24 @@ _Candidate = tuple[Backend, Device]
 def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
     """Choose backend, device and arithmetic for a bundle.
 
-    Explicit options are taken or refused; only ``auto`` leaves a choice. Backends are tried by
-    rank: engines of the bundle that fit this machine, then ONNX Runtime on the GPU, then on the
-    CPU. The placement's reason tells which were passed over and why.
+    Explicit options are taken or refused; only ``auto`` leaves a choice. Backends on the GPU are
+    tried in the order that ``bench`` measured on this machine. Without a measurement, engines of
+    the bundle that fit come before ONNX Runtime. The CPU comes last. The placement's reason tells
+    which were passed over and why.
 
     Raises SessionError (DriverError, EngineError) where an explicit option cannot be had here, and
     MissingExtraError where no library is installed that could run the bundle.
     """
-    candidates = list(_candidates(options))
+    is_free = options.backend == "auto" and options.precision == "auto"
+    asks_for_gpu = is_free and options.device != "cpu" and nvidia_driver.why_no_gpu() is None
+    choice = read_choice(bundle, options.device_id) if asks_for_gpu else None
+    candidates = list(_candidates(options, choice))
     if not candidates:
         raise _nothing_computes(options)
     reasons: list[str] = []  # the last one first: it is nearest to the choice
     beside: list[str] = []  # those of other backends on a CPU
     last: XclipDeployError | None = None
     for backend, device in candidates:
-        is_free = options.backend == "auto" and options.precision == "auto"
         if is_free and not backend.may_gain(bundle, device):
             continue
         # Open a backend that was named: its own error says more than a reason to pass it over.
@@ -46,7 +50,13 @@ def place(options: SessionOptions, bundle: Bundle) -> GraphLoader:
         try:
             reason = None if is_named else backend.why_not(bundle, device)
             if reason is None:
-                return _explained(backend.open(bundle, options, device), options, reasons, beside)
+                pinned = options
+                if device != "cpu" and choice is not None:
+                    pinned = _with_engines(options, backend.name, choice, bundle)
+                loader = backend.open(bundle, pinned, device)
+                if device != "cpu" and is_free:
+                    loader.found += _words_on_choice(backend, choice)
+                return _explained(loader, options, reasons, beside)
         except XclipDeployError as error:
             last = error
             reason = str(error)
@@ -85,8 +95,30 @@ def _backends() -> Iterator[Backend]:
         yield cast("Backend", load_backend(name))
 
 
-def _candidates(options: SessionOptions) -> Iterator[_Candidate]:
-    """Give the backends and devices to try, in order."""
+def _with_engines(
+    options: SessionOptions, backend: str, choice: MeasuredChoice, bundle: Bundle
+) -> SessionOptions:
+    """Return the options with the engine set that was measured as a backend's fastest."""
+    folder = choice.engines_of(backend, bundle)
+    if folder is None:
+        return options
+    unread = options.unread_by(backend)
+    read = {name: value for name, value in options.changed().items() if name not in unread}
+    return SessionOptions(**read | {"backend": backend, "engines": folder})
+
+
+def _words_on_choice(backend: Backend, choice: MeasuredChoice | None) -> str:
+    """Say whether a measurement or the rank chose a backend on a GPU."""
+    if choice is not None:
+        return f", {choice.words_on(backend.name)}"
+    is_first = backend.auto_rank["cuda"] == 0
+    return "" if is_first else ", first by rank: xclip-deploy bench measures which is faster"
+
+
+def _candidates(
+    options: SessionOptions, choice: MeasuredChoice | None = None
+) -> Iterator[_Candidate]:
+    """Give the backends and devices to try, in order: as measured, or else by rank."""
     if options.backend != "auto":
         backend = cast("Backend", load_backend(options.backend))
         pairs = [(backend, device) for device in backend.arithmetics]
@@ -98,7 +130,10 @@ def _candidates(options: SessionOptions) -> Iterator[_Candidate]:
             for backend in _backends()
             for device in backend.auto_rank
         ]
-        ranked.sort(key=lambda item: (item[2] == "cpu", -item[0]))
+        place_of = {backend.name: 0 for _, backend, _ in ranked}
+        if choice is not None:
+            place_of = {name: choice.position(name) for name in place_of}
+        ranked.sort(key=lambda item: (item[2] == "cpu", place_of[item[1].name], -item[0]))
         pairs = [(backend, device) for _, backend, device in ranked]
     for backend, device in pairs:
         computes = {arithmetic.name for arithmetic in backend.arithmetics[device]}

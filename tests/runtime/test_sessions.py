@@ -34,12 +34,12 @@ from xclip_deploy.runtime.sessions import (
     onnx_runtime,
 )
 from xclip_deploy.runtime.sessions import place as open_loader
-from xclip_deploy.runtime.sessions.onnx_runtime import (
+from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
+from xclip_deploy.runtime.sessions.onnx_session import (
     FP32,
     TF32,
     OnnxRuntimeSession,
-    _providers,
-    why_no_provider,
+    providers_of,
 )
 
 CPU_ONLY = ["CPUExecutionProvider"]
@@ -97,7 +97,7 @@ def test_auto_with_a_gpu(bundle: Bundle, with_gpu: None) -> None:
     chosen = place(options(device_id=1), bundle)
     assert (chosen.device, chosen.precision) == ("cuda", Precision.FP16)
     assert (chosen.backend, chosen.device_name) == ("onnxruntime", "cuda:1")
-    assert chosen.reason == "auto: a GPU is there; the bundle has no engines"
+    assert chosen.reason == "auto: a GPU is there, with fused graphs; the bundle has no engines"
 
 
 def test_what_was_asked_for_wins(bundle: Bundle, with_gpu: None) -> None:
@@ -243,13 +243,14 @@ def test_auto_takes_engines_that_fit(stand_in: Device, own: Bundle) -> None:
     assert (chosen.backend, chosen.precision) == ("rtx", Precision.FP16)
     assert chosen.reason == (
         "auto: engines rtx-1.7.1.116-fp16-portable fit tensorrt_rtx 1.7.1.116 and "
-        "stand-in device (no GPU) (sm89); the bundle has no tensorrt engines"
+        "stand-in device (no GPU) (sm89), first by rank: xclip-deploy bench measures which is "
+        "faster; the bundle has no tensorrt engines"
     )
     write_engines(own, Flavour.TENSORRT)
     assert place(options(), own).backend == "tensorrt"
     assert place(options(backend="rtx"), own).backend == "rtx"
     assert place(options(backend="onnxruntime"), own).reason == (
-        "onnxruntime was asked for: a GPU is there"
+        "onnxruntime was asked for: a GPU is there, with fused graphs"
     )
     assert place(options(device="cpu"), own).backend == "onnxruntime"
     # No engines of that precision: the graphs have it.
@@ -300,7 +301,7 @@ def test_auto_says_why_it_took_no_engines(stand_in: Device, own: Bundle) -> None
     folder = write_engines(own, Flavour.RTX, version="1.6.0.1")
     chosen = place(options(), own)
     assert chosen.backend == "onnxruntime"
-    assert chosen.reason.startswith("auto: a GPU is there; engines ")
+    assert chosen.reason.startswith("auto: a GPU is there, with fused graphs; engines ")
     assert "was built with tensorrt_rtx 1.6.0.1, this machine has" in chosen.reason
     (folder / "engines.json").write_text("{}")
     assert "not a description of engines" in place(options(), own).reason
@@ -392,16 +393,16 @@ def test_options_of_the_providers() -> None:
     chosen = {"do_copy_in_default_stream": "1"}
     on_cuda = Placement("onnxruntime", "cuda", FP32, device_id=2)
     with_tensorrt = replace(on_cuda, backend="tensorrt-provider")
-    assert _providers(FP32_CPU, {}) == [("CPUExecutionProvider", {})]
-    assert _providers(on_cuda, chosen) == [
+    assert providers_of(FP32_CPU, {}) == [("CPUExecutionProvider", {})]
+    assert providers_of(on_cuda, chosen) == [
         ("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0", **chosen})
     ]
-    assert _providers(with_tensorrt, chosen) == [
+    assert providers_of(with_tensorrt, chosen) == [
         ("TensorrtExecutionProvider", {"device_id": "2", **chosen}),
         ("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0"}),
     ]
     in_tf32 = replace(on_cuda, arithmetic=TF32)
-    assert _providers(in_tf32, {})[0][1]["use_tf32"] == "1"
+    assert providers_of(in_tf32, {})[0][1]["use_tf32"] == "1"
 
 
 @pytest.mark.parametrize(

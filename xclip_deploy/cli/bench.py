@@ -238,6 +238,11 @@ def _print(result: Benchmark, *, wide: bool) -> None:
     print_table(columns, rows, wide=wide)
     for failure in failures:
         say(failure)
+    for session in result.sessions:
+        if session.device != "cpu":
+            say(f"{session.name}: {session.reason}")
+    if result.choice is not None:
+        say(result.choice)
     if machine.load_average > machine.cores:
         say(
             f"note: {machine.load_average:g} processes competed for the {machine.cores} cores "

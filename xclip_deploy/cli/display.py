@@ -108,7 +108,9 @@ def print_parity(records: Sequence[ParityRecord], *, wide: bool = False) -> None
             (
                 record.graph.value,
                 # The head gives the outputs of the whole encoder once more.
-                record.tensor + ", halves" * (record.graph is VideoPart.TEMPORAL_HEAD),
+                record.tensor
+                + ", halves" * (record.graph is VideoPart.TEMPORAL_HEAD)
+                + ", fused" * (record.method.value == "fused"),
                 "" if record.min_cosine is None else f"{record.min_cosine:.7f}",
                 f"{record.max_abs_error:.1e}",
                 "" if record.rms_error is None else f"{record.rms_error:.1e}",

@@ -18,7 +18,8 @@ from xclip_deploy.runtime.sessions.backend import (
     Placement,
     Session,
 )
-from xclip_deploy.runtime.sessions.onnx_runtime import FP32, OnnxRuntimeLoader
+from xclip_deploy.runtime.sessions.onnx_runtime import OnnxRuntimeLoader
+from xclip_deploy.runtime.sessions.onnx_session import FP32
 from xclip_deploy.runtime.sessions.openvino.compiled import CompiledCache
 from xclip_deploy.runtime.sessions.openvino.session import OpenVinoSession
 from xclip_deploy.runtime.sessions.options import SessionOptions

@@ -20,7 +20,7 @@ from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.sessions.block_scorer import CpuBlockScorer
-from xclip_deploy.runtime.sessions.onnx_runtime import open_bytes
+from xclip_deploy.runtime.sessions.onnx_session import open_bytes
 from xclip_deploy.runtime.sessions.scorer_graphs import block_graph, text_graph
 from xclip_deploy.training.scorer import Scorer
 

@@ -14,7 +14,13 @@ from xclip_deploy.export.verification.runs import find_sessions
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.benchmark import BenchmarkPlan, benchmark_sessions
 from xclip_deploy.runtime.manifest import Graph
-from xclip_deploy.runtime.sessions import SessionOptions, onnx_runtime, place, provider_libraries
+from xclip_deploy.runtime.sessions import (
+    SessionOptions,
+    onnx_runtime,
+    onnx_session,
+    place,
+    provider_libraries,
+)
 from xclip_deploy.runtime.sessions.provider_libraries import missing_library, needed_libraries
 
 CUDA = "CUDAExecutionProvider"
@@ -47,7 +53,7 @@ def test_a_library_that_is_not_there(
         capi.mkdir(parents=True)
         file = capi / "libonnxruntime_providers_cuda.so"
         file.write_bytes(content.replace(b"\0libffi.so.", name))
-    onnxruntime = onnx_runtime.import_onnxruntime()
+    onnxruntime = onnx_session.import_onnxruntime()
     monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "first" / "__init__.py"))
     monkeypatch.setattr(nvidia_driver, "driver_cuda_version", lambda: None)
     fault = missing_library(CUDA)
@@ -68,7 +74,7 @@ def test_what_is_no_whole_library(extension: Path, tmp_path: Path, length: int) 
 
 
 def test_a_driver_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    onnxruntime = onnx_runtime.import_onnxruntime()
+    onnxruntime = onnx_session.import_onnxruntime()
     monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
     monkeypatch.setattr(nvidia_driver, "driver_cuda_version", lambda: "12.9")
     assert missing_library(CUDA) == (
@@ -79,7 +85,7 @@ def test_a_driver_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("provider", [CUDA, TENSORRT])
 def test_the_installed_providers(provider: str) -> None:
     """Where ONNX Runtime cannot load a provider, the check has said so before."""
-    onnxruntime = onnx_runtime.import_onnxruntime()
+    onnxruntime = onnx_session.import_onnxruntime()
     if provider not in onnxruntime.get_available_providers():
         pytest.skip(f"this onnxruntime has no {provider}")
     if nvidia_driver.why_no_gpu() is None:

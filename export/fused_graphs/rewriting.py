@@ -1,0 +1,213 @@
+"""Replace the patterns of a graph by fused operators, and count them against the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from xclip_deploy.export.fused_graphs.patterns import (
+    ActivationPattern,
+    AttentionPattern,
+    LayerNormPattern,
+    array_of,
+    find_activation,
+    find_attention,
+    find_layer_norm,
+)
+from xclip_deploy.runtime.manifest import AnyGraph, Graph, VideoPart
+from xclip_deploy.runtime.model_config import Activation, ModelConfig
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+DOMAIN = "com.microsoft"
+"""Domain of ONNX Runtime's own operators, which its CPU and CUDA providers have."""
+ATTENTION, SKIP_NORM = "MultiHeadAttention", "SkipLayerNormalization"
+QUICK_GELU, GELU = "QuickGelu", "Gelu"
+_QUICK_GELU_FACTOR = 1.702
+
+
+def expected_operators(config: ModelConfig, graph: AnyGraph) -> dict[str, int]:
+    """Return the number of fused operators that a graph of a model has, by operator.
+
+    The temporal head's attention has a mask that depends on the input. It is not fused.
+    """
+    vision, text = config.vision.layers, config.text.layers
+    quick, norms, attention, exact = 0, 0, 0, 0
+    towers = {
+        Graph.TEXT_ENCODER: text,
+        Graph.VIDEO_ENCODER: vision,
+        VideoPart.FRAME_ENCODER: vision,
+    }
+    if graph in towers:
+        layers = towers[graph]
+        attention = layers
+        if config.activation is Activation.QUICK_GELU:
+            quick += layers
+        else:
+            exact += layers
+        # Each block has two norms. The first norm of a tower follows no sum of activations.
+        # The last sum of the text tower goes to its last norm; images take one row of it first.
+        norms += 2 * layers - (0 if graph is Graph.TEXT_ENCODER else 1)
+    if graph in (Graph.VIDEO_ENCODER, VideoPart.TEMPORAL_HEAD) and config.temporal_layers:
+        quick += config.temporal_layers
+        norms += 2 * config.temporal_layers - 1
+    counts = {ATTENTION: attention, SKIP_NORM: norms, QUICK_GELU: quick, GELU: exact}
+    return {name: count for name, count in counts.items() if count}
+
+
+def fuse(model: onnx_ir.Model) -> dict[str, int]:
+    """Rewrite a graph in place, and return the number of fused operators, by operator.
+
+    Norms in half precision that follow no sum lose their casts too: the operator computes in FP32.
+    The search for a text's end token moves to FP32, where it is exact.
+    """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+
+    nodes = list(model.graph)
+    counts = dict.fromkeys((ATTENTION, SKIP_NORM, QUICK_GELU, GELU), 0)
+    for node in nodes:
+        attention = find_attention(node)
+        if attention is not None:
+            _fuse_attention(model.graph, attention)
+            counts[ATTENTION] += 1
+    for node in nodes:
+        activation = find_activation(node)
+        if activation is not None:
+            counts[_fuse_activation(model.graph, activation)] += 1
+    for node in nodes:
+        norm = find_layer_norm(node)
+        if norm is not None and norm.addends is not None:
+            _fuse_sum_and_norm(model.graph, norm, norm.addends)
+            counts[SKIP_NORM] += 1
+        elif norm is not None:
+            _narrow_norm(model.graph, norm)
+        elif node.op_type == "ArgMax":
+            _widen_search(model.graph, node)
+    model.opset_imports[DOMAIN] = 1
+    RemoveUnusedNodesPass()(model)
+    TopologicalSortPass()(model)
+    return {name: count for name, count in counts.items() if count}
+
+
+def _fuse_attention(graph: onnx_ir.Graph, found: AttentionPattern) -> None:
+    import onnx_ir
+
+    split = onnx_ir.node(
+        "Split", [found.qkv], {"axis": -1, "num_outputs": 3}, num_outputs=3, name=None
+    )
+    attributes: dict[str, int | float] = {"num_heads": found.heads, "scale": found.scale}
+    if found.is_causal:
+        attributes["unidirectional"] = 1
+    fused = onnx_ir.node(ATTENTION, split.outputs, attributes, domain=DOMAIN)
+    whole = found.qkv.shape
+    for part in split.outputs:
+        part.type = found.qkv.type
+        if whole is not None:
+            part.shape = onnx_ir.Shape([*whole.dims[:-1], int(whole.dims[-1]) // 3])
+    _replace(graph, found.last, [split, fused], fused.outputs[0])
+
+
+def _fuse_activation(graph: onnx_ir.Graph, found: ActivationPattern) -> str:
+    import onnx_ir
+
+    name = QUICK_GELU if found.is_quick else GELU
+    attributes = {"alpha": _QUICK_GELU_FACTOR} if found.is_quick else {}
+    fused = onnx_ir.node(name, [found.x], attributes, domain=DOMAIN)
+    _replace(graph, found.last, [fused], fused.outputs[0])
+    return name
+
+
+def _fuse_sum_and_norm(
+    graph: onnx_ir.Graph,
+    found: LayerNormPattern,
+    addends: tuple[onnx_ir.Value, onnx_ir.Value],
+) -> None:
+    import onnx_ir
+
+    assert found.total is not None
+    dtype = found.x.dtype
+    inputs = [*addends, _weight(graph, found.scale, dtype), _weight(graph, found.shift, dtype)]
+    if found.bias is not None:
+        inputs.append(_weight(graph, found.bias, dtype))
+    # The second and third output, mean and deviation, are for training. The fourth is the sum.
+    fused = onnx_ir.node(
+        SKIP_NORM, inputs, {"epsilon": found.epsilon}, domain=DOMAIN, num_outputs=4
+    )
+    for unused in fused.outputs[1:3]:
+        unused.name = ""
+    _replace(graph, found.last, [fused], fused.outputs[0])
+    _take_place(fused.outputs[3], found.total.outputs[0])
+
+
+def _narrow_norm(graph: onnx_ir.Graph, found: LayerNormPattern) -> None:
+    """Give a norm half inputs and weights instead of casts. FP32 graphs have none."""
+    import onnx_ir
+
+    if found.last.op_type != "Cast":
+        return
+    inputs = [
+        found.x,
+        *(_weight(graph, each, found.x.dtype) for each in (found.scale, found.shift)),
+    ]
+    attributes = {"axis": -1, "epsilon": found.epsilon, "stash_type": 1}
+    fused = onnx_ir.node("LayerNormalization", inputs, attributes)
+    _replace(graph, found.last, [fused], fused.outputs[0])
+
+
+def _widen_search(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+    """Search token ids for their largest in FP32, which holds them exactly.
+
+    The CUDA provider has no ``ArgMax`` of integers. It would compute on the CPU in mid-graph, which
+    also rules out CUDA graphs.
+    """
+    import onnx_ir
+
+    ids = node.inputs[0]
+    if ids is None or ids.dtype is not onnx_ir.DataType.INT32:
+        return
+    cast = onnx_ir.node("Cast", [ids], {"to": onnx_ir.DataType.FLOAT})
+    cast.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    cast.outputs[0].shape = ids.shape
+    graph.insert_before(node, [cast])
+    node.replace_input_with(0, cast.outputs[0])
+
+
+def _weight(
+    graph: onnx_ir.Graph, value: onnx_ir.Value, dtype: onnx_ir.DataType | None
+) -> onnx_ir.Value:
+    """Return a weight in a dtype, as an initializer of the graph that others may share."""
+    import onnx_ir
+
+    if dtype is None or value.dtype is dtype:
+        return value
+    array = array_of(value)
+    assert array is not None
+    name = f"{value.name}_{dtype.name.lower()}"
+    if name not in graph.initializers:
+        tensor = onnx_ir.tensor(array.astype(dtype.numpy()), name=name)
+        graph.register_initializer(
+            onnx_ir.Value(
+                name=name,
+                type=onnx_ir.TensorType(dtype),
+                shape=onnx_ir.Shape(array.shape),
+                const_value=tensor,
+            )
+        )
+    return graph.initializers[name]
+
+
+def _replace(
+    graph: onnx_ir.Graph, last: onnx_ir.Node, nodes: Sequence[onnx_ir.Node], result: onnx_ir.Value
+) -> None:
+    """Insert nodes before ``last``, whose output ``result`` replaces. Its inputs may be unused."""
+    graph.insert_before(last, nodes)
+    _take_place(result, last.outputs[0])
+
+
+def _take_place(new: onnx_ir.Value, old: onnx_ir.Value) -> None:
+    """Let all readers of ``old`` read ``new``, which gets its dtype and shape."""
+    import onnx_ir
+
+    new.type, new.shape = old.type, old.shape
+    onnx_ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

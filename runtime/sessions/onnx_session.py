@@ -1,0 +1,244 @@
+"""One graph on ONNX Runtime: the session, its providers, and the checks of its boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from xclip_deploy.errors import (
+    BackendUnavailableError,
+    BundleIntegrityError,
+    DeviceMemoryError,
+    MissingExtraError,
+    SessionError,
+)
+from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.manifest import AnyGraph, Precision, TensorSpec, Tolerance
+from xclip_deploy.runtime.presentation import cut
+from xclip_deploy.runtime.sessions.backend import Placement
+from xclip_deploy.runtime.sessions.bound_runs import BoundRuns, staging_for
+from xclip_deploy.runtime.sessions.captured_runs import CapturedRuns
+from xclip_deploy.runtime.sessions.registry import Arithmetic
+
+FP32 = Arithmetic("fp32", Precision.FP32)
+FP16 = Arithmetic("fp16", Precision.FP16)
+INT8 = Arithmetic("int8", Precision.INT8, is_automatic=False)
+TF32 = Arithmetic(
+    "tf32",
+    Precision.FP32,
+    is_automatic=False,
+    # Several times the largest error measured on an H100, 4e-4 in a feature.
+    tolerance=Tolerance(feature=2e-3, cosine=0.9999, score=5e-3),
+)
+"""Arithmetic of FP32 graphs whose matrix products round their factors to 10 bits of mantissa."""
+
+CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER = (
+    "CPUExecutionProvider",
+    "CUDAExecutionProvider",
+    "TensorrtExecutionProvider",
+)
+_MAX_REASON = 350
+"""Most characters of a library's reason in a message."""
+_OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "STATUS_ALLOC_FAILED")
+"""Words of ONNX Runtime, CUDA and its libraries where the GPU's memory is full."""
+_ONNX_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+}
+
+
+def import_onnxruntime() -> Any:  # noqa: ANN401 - the library ships without type hints
+    """Import ``onnxruntime``. Raises MissingExtraError where neither build is installed."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "cpu", "Running a bundle") from error
+    return onnxruntime
+
+
+def open_bytes(graph: bytes) -> Any:  # noqa: ANN401 - a session of ONNX Runtime
+    """Load a graph on the CPU, to run in the thread that calls. Raises SessionError."""
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    try:
+        return onnxruntime.InferenceSession(graph, sess_options=options, providers=[CPU_PROVIDER])
+    except Exception as error:
+        raise SessionError(f"ONNX Runtime cannot load its scorer: {one_line(error)}") from error
+
+
+class OnnxRuntimeSession:
+    """Session of one graph on ONNX Runtime."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: AnyGraph,
+        placement: Placement,
+        threads: int | None = None,
+        provider_options: Mapping[str, str] | None = None,
+        *,
+        is_fused: bool = False,
+    ) -> None:
+        """Load a graph.
+
+        ``provider_options``: options of the execution provider, by ONNX Runtime's names.
+        ``is_fused``: whether to load the graph of fused operators, which the bundle has. Raises
+        SessionError where the device cannot be used, and BundleIntegrityError where the file
+        differs from the manifest.
+        """
+        onnxruntime = import_onnxruntime()
+        self.graph = graph
+        precision = placement.precision
+        self._spec = bundle.manifest.spec(graph, precision, is_fused=is_fused)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors alone, which are raised too
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if placement.device == "cpu":
+            # A thread that spins for its next work takes the core from the other sessions, from
+            # the scorer's threads and from processes that decode.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if precision is Precision.INT8:
+            # Without VNNI, x86's product of U8 and S8 saturates silently at 16 bits.
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        providers = providers_of(placement, provider_options or {})
+        path = bundle.graph_path(graph, precision, is_fused=is_fused)
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=providers
+            )
+        except Exception as error:
+            raise SessionError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from error
+        # ONNX Runtime falls back to the CPU silently; refuse that.
+        loaded = self._session.get_providers()
+        missing = [name for name, _ in providers if name not in loaded]
+        if missing:
+            libraries = "TensorRT 10" if missing[0] == TENSORRT_PROVIDER else "CUDA and cuDNN"
+            raise BackendUnavailableError(
+                f"device {placement.device} was chosen, but ONNX Runtime could not load "
+                f"{missing[0]} and offers {', '.join(loaded)}; its {libraries} libraries may be "
+                "missing (see its log above); use device='cpu' or install them"
+            )
+        _check_boundary(bundle, self._session.get_inputs(), self._spec.inputs)
+        _check_boundary(bundle, self._session.get_outputs(), self._spec.outputs)
+        self._output_names = [spec.name for spec in self._spec.outputs]
+
+    def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """See :meth:`Session.run`."""
+        if self._session is None:
+            raise self._closed()
+        feeds = {
+            spec.name: np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype.value)
+            for spec in self._spec.inputs
+        }
+        try:
+            return self._run(feeds)
+        except SessionError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            what = f"{self.graph.value} failed on {shapes}: {one_line(error)}"
+            if any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise DeviceMemoryError(
+                    f"{what}; end other programs on the GPU, or use smaller batches"
+                ) from error
+            raise SessionError(what) from error
+
+    def _run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """Run once on arrays of the graph's dtypes. Raises what the library raises."""
+        outputs = self._session.run(self._output_names, feeds)
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def _closed(self) -> SessionError:
+        return SessionError(f"the {self.graph.value} session is closed")
+
+    def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """See :meth:`Session.chunk`. Graphs take any size."""
+        return dict(wanted)
+
+    def close(self) -> None:
+        """See :meth:`Session.close`."""
+        self._session = None
+
+
+class BoundSession(OnnxRuntimeSession):
+    """Session of an encoder whose runs are bound to buffers, or replayed as CUDA graphs."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: AnyGraph,
+        placement: Placement,
+        threads: int | None = None,
+        provider_options: Mapping[str, str] | None = None,
+        *,
+        is_fused: bool = False,
+        streams: int = 2,
+        replays: bool = False,
+    ) -> None:
+        """Load a graph with one dynamic axis, the first of every tensor.
+
+        ``streams``: most runs at the same time. ``replays``: whether to replay repeated batch sizes
+        as CUDA graphs, one run at a time. Raises as :class:`OnnxRuntimeSession`, and SessionError
+        where the graph has nodes that no CUDA graph can hold.
+        """
+        given = dict(provider_options or {})
+        device, device_id = placement.device, placement.device_id
+        if replays and device != "cpu":
+            given["enable_cuda_graph"] = "1"
+        super().__init__(bundle, graph, placement, threads, given, is_fused=is_fused)
+        self._runs: BoundRuns | CapturedRuns
+        if replays:
+            library = import_onnxruntime()
+            self._runs = CapturedRuns(self._session, self._spec, library, device, device_id)
+        else:
+            staging = staging_for(device, device_id)
+            self._runs = BoundRuns(self._session, self._spec, staging, lanes=streams)
+
+    def _run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        return self._runs.run(feeds)
+
+    def close(self) -> None:
+        """See :meth:`Session.close`. Waits for runs that are under way."""
+        self._runs.close()
+        super().close()
+
+
+def providers_of(
+    placement: Placement, provider_options: Mapping[str, str]
+) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers with their options, preferred first."""
+    if placement.device == "cpu":
+        return [(CPU_PROVIDER, dict(provider_options))]
+    # The CUDA provider multiplies FP32 in TF32 by default. FP32 means FP32 here.
+    use_tf32 = "1" if placement.arithmetic is TF32 else "0"
+    device = {"device_id": str(placement.device_id)}
+    cuda = {**device, "use_tf32": use_tf32}
+    if placement.backend == "tensorrt-provider":
+        # Nodes that TensorRT refuses run on CUDA.
+        return [(TENSORRT_PROVIDER, {**device, **provider_options}), (CUDA_PROVIDER, cuda)]
+    return [(CUDA_PROVIDER, {**cuda, **provider_options})]
+
+
+def _check_boundary(bundle: Bundle, found: list[Any], expected: tuple[TensorSpec, ...]) -> None:
+    """Compare a loaded graph's inputs or outputs with the manifest."""
+    have = [(node.name, _ONNX_TYPES.get(node.type, node.type)) for node in found]
+    want = [(spec.name, spec.dtype.value) for spec in expected]
+    if have != want:
+        raise BundleIntegrityError(
+            f"bundle {bundle.path}: a graph has tensors {cut(str(have), _MAX_REASON)}, the "
+            f"manifest says {cut(str(want), _MAX_REASON)}; "
+            f"run: xclip-deploy export CHECKPOINT -o {bundle.path}"
+        )
+
+
+def one_line(error: Exception) -> str:
+    """Return a library's reason in one line of bounded length."""
+    return cut(" ".join(str(error).split()), _MAX_REASON)
