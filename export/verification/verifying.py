@@ -64,7 +64,7 @@ from xclip_deploy.runtime.engine_set import read_engine_set
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Tolerance
 from xclip_deploy.runtime.presentation import listed
-from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
+from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import options_of
 from xclip_deploy.runtime.video import VideoReader
@@ -149,6 +149,7 @@ def verify_bundle(
         as_truth("report", report)
     as_choice("reader", reader, VideoReader)
     as_callback("progress", progress)
+    tell = progress or ignore_progress
     report = _can_draw() if report is None else report
     if report:
         require_matplotlib()
@@ -183,9 +184,11 @@ def verify_bundle(
             inputs,
             max_batch=max_batch,
             max_unreadable_share=max_unreadable_share,
-            progress=progress or ignore_progress,
+            progress=tell,
         )
     certificate, ranks = _certificate(opened, inputs, measurement, skipped)
+    if report:
+        tell(Progress.waiting("report", "drawing the report"))
     page = render_report(certificate, measurement, ranks) if report else None
     with _writable(target, opened):
         # Remove the old report first: none may lie beside the certificate of another run.

@@ -28,7 +28,13 @@ from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.reuse import frame_reuse, shares_frames
 from xclip_deploy.runtime.indexing.sources import Sources, open_sources
-from xclip_deploy.runtime.progress import ProgressFunction, progress_function
+from xclip_deploy.runtime.progress import (
+    LOOKING,
+    READING_FIRST,
+    Progress,
+    ProgressFunction,
+    progress_function,
+)
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
@@ -76,8 +82,10 @@ def add_videos(
             gallery, model.encode_videos, reading, videos, ids, metadata, on_duplicate
         )
     segmentation = choose_segmentation(gallery, reading, segment, stride)
-    sources = open_sources(as_paths("videos", videos), ids, metadata)
+    paths = as_paths("videos", videos)
     with progress_function(progress) as report:
+        report(Progress.waiting("videos", LOOKING))
+        sources = open_sources(paths, ids, metadata)
         return add_sources(
             gallery,
             model,
@@ -113,6 +121,7 @@ def add_sources(
     ``pulse`` is called about once a second, also while nothing gets done. An exception from it or
     from ``progress`` ends the run; what was encoded by then is committed.
     """
+    progress(Progress.waiting("videos", READING_FIRST))
     with DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s) as pool:
         settings = IndexSettings(max_batch=model.max_batch, pulse=pulse)
         run = IndexRun(

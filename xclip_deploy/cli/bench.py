@@ -142,7 +142,7 @@ def command(
         rounds=rounds,
         warmup=warmup,
     )
-    with step_progress() as progress:
+    with step_progress("loading the libraries") as progress:
         result = xclip_deploy.benchmark_sessions(
             bundle,
             [_session(text) for text in sessions] if sessions else None,

@@ -78,9 +78,10 @@ def command(
     if len(videos) > 2:
         raise click.UsageError(f"found {len(videos)} videos; expected none, one or two")
     with (
-        waiting("loading the model and searching"),
+        waiting("loading the model and opening the gallery") as line,
         xclip_deploy.Retriever(bundle, gallery, session=session) as retriever,
     ):
+        line.name("searching and explaining")
         hits: list[Hit] = [
             find_video(retriever.gallery, video, by_file_name=True).id for video in videos
         ]
@@ -92,6 +93,7 @@ def command(
         if output is None and not as_json and can_draw():
             output = Path("explain.png")
         if output is not None:
+            line.name("drawing the picture")
             retriever.plot_explanation(explanation, output, theme=theme)
     if as_json:
         print_json(explanation.to_dict())

@@ -179,9 +179,10 @@ def command(
         "confidence": True,
     }
     with (
-        waiting("loading the model and searching"),
+        waiting("loading the model and opening the gallery") as line,
         xclip_deploy.Retriever(bundle, gallery, session=session) as retriever,
     ):
+        line.name("searching")
         if texts and query_bank:
             require_regular_file(query_bank, "texts, one a line")
             lines = query_bank.read_text(encoding="utf-8").splitlines()
