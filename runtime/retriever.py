@@ -18,7 +18,6 @@ from xclip_deploy.runtime.evidence import (
     Contrast,
     Explanation,
     Hit,
-    Theme,
     explain_hits,
     plot_explanation,
 )
@@ -44,6 +43,7 @@ from xclip_deploy.runtime.search import (
     spells_out,
 )
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
+from xclip_deploy.runtime.theme import Theme
 from xclip_deploy.runtime.video import (
     ImageLike,
     VideoLike,

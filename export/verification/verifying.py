@@ -34,7 +34,6 @@ from xclip_deploy.export.verification.certificate import (
 from xclip_deploy.export.verification.inputs import Inputs, open_inputs
 from xclip_deploy.export.verification.judging import judge
 from xclip_deploy.export.verification.measuring import MeasuredRuns, measure
-from xclip_deploy.export.verification.plots import require_matplotlib
 from xclip_deploy.export.verification.rankings import RankComparison
 from xclip_deploy.export.verification.report import render_report
 from xclip_deploy.export.verification.runs import (
@@ -67,6 +66,7 @@ from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import options_of
+from xclip_deploy.runtime.theme import can_draw, require_matplotlib
 from xclip_deploy.runtime.video import VideoReader
 
 
@@ -150,9 +150,9 @@ def verify_bundle(
     as_choice("reader", reader, VideoReader)
     as_callback("progress", progress)
     tell = progress or ignore_progress
-    report = _can_draw() if report is None else report
+    report = can_draw() if report is None else report
     if report:
-        require_matplotlib()
+        require_matplotlib("drawing the report")
     if workers is not None:
         as_whole_number("workers", workers, 1)
     inputs = open_inputs(
@@ -276,14 +276,6 @@ def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> Verifi
         f"bundle {bundle.path}: nothing to compare with its FP32 graphs can run here ({reasons}); "
         "give the model as --checkpoint to verify the FP32 graphs themselves"
     )
-
-
-def _can_draw() -> bool:
-    try:
-        require_matplotlib()
-    except MissingExtraError:
-        return False
-    return True
 
 
 def _certificate(
