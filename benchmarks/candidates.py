@@ -14,14 +14,19 @@ import csv
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xclip_deploy import Retriever, export_bundle
-from xclip_deploy.runtime.files import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
+from xclip_deploy.runtime.theme import write_pngs
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 CANDIDATES = (50, 100, 200, 300, 400, 500, 600, 800, 1600)
 DISTRACTOR_SEED = 1_000_003
@@ -99,8 +104,11 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw_candidates(result: dict[str, Any], path: Path) -> None:
-    """Draw recall against the number of candidates, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw recall against the number of candidates as PNG, light and dark."""
+    write_pngs(lambda: _figure(result), path)
+
+
+def _figure(result: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
@@ -109,8 +117,8 @@ def draw_candidates(result: dict[str, Any], path: Path) -> None:
     x = [point["candidates"] for point in result["points"]]
     for name, label in (("recall_at_10", "recall@10"), ("same_first", "same first hit")):
         axes.plot(x, [point[name] for point in result["points"]], "o-", label=label)
-    axes.axvline(DEFAULT_CANDIDATES, color="grey", linestyle=":", label="default")
-    axes.axhline(0.99, color="grey", linewidth=0.5)
+    axes.axvline(DEFAULT_CANDIDATES, color="tab:grey", linestyle=":", label="default")
+    axes.axhline(0.99, color="tab:grey", linewidth=0.5)
     axes.set(xscale="log", xlabel="candidates scored in the second stage")
     axes.set_xticks(x)
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -118,8 +126,7 @@ def draw_candidates(result: dict[str, Any], path: Path) -> None:
     axes.set_title(f"Two stages against exact, {result['videos']:,} videos")
     axes.grid(alpha=0.3)
     axes.legend()
-    with replaced_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+    return figure
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -31,12 +31,17 @@ from xclip_deploy import Bundle, Retriever, export_bundle
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
-from xclip_deploy.runtime.files import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.block_scorer import CpuBlockScorer
 from xclip_deploy.runtime.sessions.onnx_session import import_onnxruntime, open_bytes
+from xclip_deploy.runtime.theme import write_pngs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 WORKERS = (1, 2, 4, 8)
 SCORED = 1000
@@ -217,8 +222,11 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw videos a second and the busy share against the number of decoders, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw videos a second and the busy share by number of decoders as PNG, light and dark."""
+    write_pngs(lambda: _figure(result), path)
+
+
+def _figure(result: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -234,8 +242,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axes in (speed, share):
         axes.set_xticks(workers)
         axes.grid(alpha=0.3)
-    with replaced_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+    return figure
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xclip_deploy.runtime.files import replaced_file
+from xclip_deploy.runtime.theme import write_pngs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 Result = dict[str, Any]
 METHODS = {
@@ -67,8 +71,11 @@ def quantiles(times_ms: Sequence[float]) -> str:
 
 
 def draw_galleries(results: Sequence[Result], path: Path) -> None:
-    """Draw latency and memory by size, and recall by candidates, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw latency and memory by size, and recall by candidates as PNG, light and dark."""
+    write_pngs(lambda: _figure(results), path)
+
+
+def _figure(results: Sequence[Result]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
@@ -101,5 +108,4 @@ def draw_galleries(results: Sequence[Result], path: Path) -> None:
         axes.legend(fontsize=8, loc="lower right" if axes is recall else "upper left")
     latency.set_ylim(top=latency.get_ylim()[1] * 10)  # room for the legend
     memory.set_ylim(top=memory.get_ylim()[1] * 1.4)
-    with replaced_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+    return figure

@@ -18,12 +18,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xclip_deploy.runtime.files import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS
+from xclip_deploy.runtime.theme import write_pngs
 from xclip_deploy.training.config import TrainConfig, resolve_config
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 GRAINS = tuple(grain.value for grain in PUBLISHED_GRAINS)
 RESULTS = "grains.json"
@@ -199,8 +204,11 @@ def spread(content: dict[str, Any], variant: Variant, direction: str, metric: st
 
 
 def draw_grains(content: dict[str, Any], path: Path) -> None:
-    """Draw means as bars and single runs as dots, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw means as bars and single runs as dots as PNG, light and dark."""
+    write_pngs(lambda: _figure(content), path)
+
+
+def _figure(content: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 4.2), layout="constrained")
@@ -216,8 +224,7 @@ def draw_grains(content: dict[str, Any], path: Path) -> None:
     )
     axes.set_title(f"Equal budgets: {content['steps']} steps from random weights")
     axes.grid(axis="x", alpha=0.3)
-    with replaced_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+    return figure
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,12 +39,17 @@ from benchmarks.galleries import (
 )
 from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.files import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
+from xclip_deploy.runtime.theme import write_pngs
 from xclip_deploy.runtime.video.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 SEGMENTS_PER_FILM = 900
 WINDOWS = Segmentation("windows", 8.0, 4.0)
@@ -258,20 +263,21 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw the latencies of each variant, sorted."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw the latencies of each variant, sorted as PNG, light and dark."""
+    write_pngs(lambda: _figure(result), path)
+
+
+def _figure(result: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, times in result["times_ms"].items():
         axes.plot(np.linspace(0, 100, len(times)), sorted(times), label=name)
     axes.set(xlabel="share of queries, %", ylabel="ms a query", ylim=(0, None))
     axes.set_title(f"{result['segments']:,} segments", fontsize=10)
     axes.legend()
-    with replaced_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    return figure
 
 
 if __name__ == "__main__":

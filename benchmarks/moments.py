@@ -17,7 +17,7 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.moment_windows import ReadVideos, Windows
 from xclip_deploy.export.exporter import export_bundle
@@ -28,11 +28,16 @@ from xclip_deploy.runtime.datasets.moments import MomentSplit, open_moments
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evaluation import evaluate_matcher
 from xclip_deploy.runtime.evaluation.moments import Ranker, evaluate_moments
-from xclip_deploy.runtime.files import replace_text, replaced_file
+from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.retriever import Retriever
+from xclip_deploy.runtime.theme import write_pngs
 from xclip_deploy.runtime.video.segmentation import Segmentation
 from xclip_deploy.training.datasets.generated import LongVideoSizes, make_long_videos
 from xclip_deploy.training.datasets.generated.long_videos import CLIPS, TOY
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 VIDEO_AMONG = 5
 """Number of videos among which the right one should be."""
@@ -221,8 +226,11 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw_moments(result: dict[str, Any], path: Path) -> None:
-    """Draw recall over window and over suppression, and cost, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw recall over window and over suppression, and cost as PNG, light and dark."""
+    write_pngs(lambda: _figure(result), path)
+
+
+def _figure(result: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
@@ -246,11 +254,11 @@ def draw_moments(result: dict[str, Any], path: Path) -> None:
     shots = [point for point in result["points"] if point["kind"] == "shots"]
     if shots:
         x = [point["window_s"] for point in shots]
-        recall.plot(x, [point["r1"] for point in shots], "k*", label="in shots")
+        recall.plot(x, [point["r1"] for point in shots], "*", label="in shots")
         x = [point["bytes"] / 1e6 / result["hours"] for point in shots]
-        cost.plot(x, [point["r1"] for point in shots], "k*", label="in shots")
+        cost.plot(x, [point["r1"] for point in shots], "*", label="in shots")
     for axes in (recall, suppression):
-        axes.axhline(result["clips_r1"], color="grey", linestyle=":", label="clips alone, R@1")
+        axes.axhline(result["clips_r1"], color="tab:grey", linestyle=":", label="clips alone, R@1")
     recall.set(xlabel="window, s", ylabel="R@1 at IoU 0.5, percent", title="window and stride")
     window_s, stride_s = result["nms_window"]
     line = [
@@ -266,8 +274,7 @@ def draw_moments(result: dict[str, Any], path: Path) -> None:
     for axes in (recall, suppression, cost):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    with replaced_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+    return figure
 
 
 if __name__ == "__main__":

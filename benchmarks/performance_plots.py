@@ -14,7 +14,11 @@ from benchmarks.measured import Run, Series
 from benchmarks.roofline import bandwidth, peak_flops
 from benchmarks.scoring import PAIRS
 from benchmarks.searching import DISK, MEMORY
-from xclip_deploy.runtime.files import replaced_file
+from xclip_deploy.runtime.theme import write_pngs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,12 +32,17 @@ _MARKS = {VIDEO: "o", ONE_TEXT: "s", PAIRS: "^"}
 
 
 def draw(run: Run, path: Path) -> None:
-    """Draw throughput, latency, stages and roofline as one PNG; a part not measured stays empty."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw throughput, latency, stages and roofline as PNG, light and dark.
+
+    A part that was not measured stays empty.
+    """
+    write_pngs(lambda: _figure(run), path)
+
+
+def _figure(run: Run) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 10), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     throughput, latency, stages, roofline = figure.subplots(2, 2).flat
     _throughput(throughput, run)
     _latency(latency, run)
@@ -43,8 +52,7 @@ def draw(run: Run, path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
-    with replaced_file(path) as temporary:
-        canvas.print_png(str(temporary))  # type: ignore[no-untyped-call]
+    return figure
 
 
 def _throughput(axes: Axes, run: Run) -> None:
@@ -99,7 +107,7 @@ def _roofline(axes: Axes, run: Run) -> None:
             assert series.traffic_bytes
             x = series.flops / series.traffic_bytes
             y = series.flops / series.quartiles.median / 1e9
-            colour = "grey" if series.is_yardstick else "black"
+            colour = "grey" if series.is_yardstick else "C0"
             label = task if number == 0 else None
             axes.plot([x], [y], mark, color=colour, markersize=4, label=label)
             note = f"{series.contender}, {series.size:g}"

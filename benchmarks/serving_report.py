@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xclip_deploy.runtime.files import replaced_file
+from xclip_deploy.runtime.theme import write_pngs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 Result = dict[str, Any]
 LATENCIES = ("p50_ms", "p90_ms", "p99_ms")
@@ -56,15 +60,18 @@ def failed(statuses: dict[str, int]) -> int:
 
 
 def draw_serving(result: Result, path: Path) -> None:
-    """Draw throughput, latency and memory, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw throughput, latency and memory as PNG, light and dark."""
+    write_pngs(lambda: _figure(result), path)
+
+
+def _figure(result: Result) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     throughput, latencies, memory = figure.subplots(1, 3)
     modes, sizes = result["modes"], result["sizes"]
     throughput.bar(list(modes), [found["full"]["searches_per_s"] for found in modes.values()])
-    throughput.axhline(sizes["rate"], color="grey", linestyle="--")
+    throughput.axhline(sizes["rate"], color="tab:grey", linestyle="--")
     throughput.set(ylabel="searches a second")
     throughput.set_title(f"{sizes['clients']} clients at full speed")
     names = [name.removesuffix("_ms") for name in LATENCIES]
@@ -83,5 +90,4 @@ def draw_serving(result: Result, path: Path) -> None:
     memory.set_title("Memory of the server")
     for axes in (throughput, latencies, memory):
         axes.grid(alpha=0.3)
-    with replaced_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+    return figure

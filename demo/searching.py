@@ -10,7 +10,7 @@ from typing import get_args
 
 from demo.judging import SHOWN, Answer, Evidence, Result, differences
 from xclip_deploy import Retriever, SearchResult
-from xclip_deploy.runtime.evidence import Theme, can_draw
+from xclip_deploy.runtime.theme import Theme, can_draw
 
 
 def read_captions(videos: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import PathName, as_whole_number
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit, Theme
+from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
 from xclip_deploy.runtime.indexing import IndexEstimate, IndexReport, OnDuplicate
@@ -23,6 +23,7 @@ from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.runtime.search import QueryBank, SearchKeywords, SimilarityKeywords, spells_out
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
+from xclip_deploy.runtime.theme import Theme
 from xclip_deploy.runtime.video import ImageLike, VideoFrames, VideoLike, VideoReader
 from xclip_deploy.runtime.video.segmentation import Segmentation
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from xclip_deploy.runtime.presentation import printable, time_text
 
+if TYPE_CHECKING:
+    from rich.progress import TextColumn
+
 _RATE_OVER_S = 30.0
 _LINE_EVERY_S = 10.0
+_PATIENCE_S = 0.4
+"""Seconds that a wait may take before it is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +38,22 @@ class Progress:
     fraction: float = 0.0
     """Fraction of that step, 0 to 1; 1 only once it is done."""
     note: str = ""
-    """Item under way, for people."""
+    """Item under way, or what a wait is for, for people."""
+
+    @classmethod
+    def waiting(cls, stage: str, what: str) -> Progress:
+        """Make the state before the first item: ``what`` is waited for, such as a library."""
+        return cls(stage, 0, None, note=what)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no item can be done yet, for what ``note`` says."""
+        return self.total is None and self.done == 0
 
 
+LOOKING = "looking for videos"
+READING_FIRST = "starting the decoders and reading the first videos"
+"""What reading many videos waits for before the first is done."""
 ProgressFunction = Callable[[Progress], None]
 """Function that long work calls now and then, in its own thread."""
 
@@ -41,6 +61,73 @@ ProgressFunction = Callable[[Progress], None]
 def ignore_progress(progress: Progress) -> None:
     """Show nothing."""
     del progress
+
+
+class WaitLine:
+    """Line on a terminal that names what is waited for, and for how many seconds so far.
+
+    Short waits show nothing. Where standard error is no terminal, all do.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._what = ""
+        self._since_s = 0.0
+        self._is_shown = False
+
+    def name(self, what: str) -> None:
+        """Name the wait that begins now, such as "loading the model"."""
+        if sys.stderr is None or not sys.stderr.isatty():
+            return
+        with self._lock:
+            self._what, self._since_s = what, time.monotonic()
+            if self._is_shown:
+                self._draw()
+        if self._thread is None:
+            self._ended.clear()
+            self._thread = threading.Thread(target=self._show, name="wait line", daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        """Erase the line, until the next wait is named."""
+        if self._thread is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        self._thread = None
+        if self._is_shown:
+            self._is_shown = False
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+    def _show(self) -> None:
+        patience_s = _PATIENCE_S
+        while not self._ended.wait(patience_s):
+            patience_s = 1.0
+            with self._lock:
+                self._is_shown = True
+                self._draw()
+
+    def _draw(self) -> None:
+        seconds = round(time.monotonic() - self._since_s)
+        # The cursor stands at the start, so that a warning takes the place of the line.
+        sys.stderr.write(f"\r\x1b[2K{self._what} …{f' {seconds} s' if seconds else ''}\r")
+        sys.stderr.flush()
+
+
+def shrinking_text(template: str) -> TextColumn:
+    """Make a column of rich's progress that gives up room before the numbers beside it do."""
+    from rich.progress import Task, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Shrinking(TextColumn):
+        def render(self, task: Task) -> Text:
+            return Text(template.format(task=task), no_wrap=True, overflow="ellipsis")
+
+    return Shrinking(template, table_column=Column())  # rich narrows columns that may wrap
 
 
 @contextmanager
@@ -79,24 +166,32 @@ def _bar() -> Iterator[ProgressFunction]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
     columns = (
         TextColumn("indexing"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("videos"),
         TextColumn("{task.fields[pace]}"),
         TextColumn("{task.fields[failed]} failed"),
-        TextColumn("{task.fields[note]}", markup=False),
+        shrinking_text("{task.fields[note]}"),
     )
     bars = Bars(*columns, console=Console(stderr=True))
     tasks: list[TaskID] = []
     pace = Pace()
+    line = WaitLine()
 
     def report(progress: Progress) -> None:
+        if progress.is_waiting:
+            line.name(progress.note)
+            return
+        line.end()
         if not tasks:  # with nothing to do, no bar appears
             bars.start()
-            tasks.append(bars.add_task("indexing", failed=0, pace="", note=""))
+            tasks.append(
+                bars.add_task("indexing", total=progress.total, failed=0, pace="", note="")
+            )
         pace.note(progress.done)
         bars.update(
             tasks[0],
@@ -110,6 +205,7 @@ def _bar() -> Iterator[ProgressFunction]:
     try:
         yield report
     finally:
+        line.end()
         if tasks:
             bars.stop()
 
@@ -154,6 +250,8 @@ class ProgressLines:
 
     def report(self, progress: Progress) -> None:
         """Print the progress, unless a line was printed in the last ten seconds."""
+        if progress.is_waiting:
+            return
         self._pace.note(progress.done)
         pace = self._pace.describe(_left(progress))
         of_all = "" if progress.total is None else f"/{progress.total}"

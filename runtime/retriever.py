@@ -16,7 +16,6 @@ from xclip_deploy.runtime.evidence import (
     Contrast,
     Explanation,
     Hit,
-    Theme,
     explain_hits,
     plot_explanation,
 )
@@ -39,6 +38,7 @@ from xclip_deploy.runtime.search import (
     SearchOptions,
 )
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
+from xclip_deploy.runtime.theme import Theme
 from xclip_deploy.runtime.video import (
     VideoLike,
     VideoReader,

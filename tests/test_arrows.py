@@ -26,7 +26,7 @@ FOLDERS = ("runtime", "training", "export", "xclip_deploy")
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "runtime": (
         ("arguments", "arrays", "child_process", "data", "files", "grains", "presentation"),
-        ("media", "model_config", "nvidia_driver", "progress", "resources"),
+        ("lettering", "media", "model_config", "nvidia_driver", "progress", "resources", "theme"),
         ("metrics", "results", "tokenizer", "video"),
         ("datasets", "decoding", "features", "manifest", "scorer_weights"),
         ("bundle", "gallery", "model_inputs"),

@@ -386,7 +386,7 @@ def test_optimize(run: Run, gallery: Path) -> None:
     run("remove", "v01.mp4", "--gallery", gallery)
     outcome = run("optimize", "--gallery", gallery)
     assert outcome.status == 0
-    assert outcome.err == "putting files together\nindexing ids\nindexing fingerprints\ndone\n"
+    assert outcome.err == ""
     assert outcome.out.startswith(f"{gallery}: 24 videos, ")
     content = run("optimize", "--gallery", gallery, "--keep-minutes", "0", "--json").json()
     assert content.pop("seconds") > 0

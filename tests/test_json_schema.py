@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Run, runner
+from gallery_samples import make_unchecked
 
+from xclip_deploy.cli.gallery import command as gallery_group
 from xclip_deploy.cli.program import cli
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "json.md"
+ARCHITECTURE = {
+    "embed_dim": 64,
+    "vision": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "heads": 1},
+    "text": {"width": 64, "layers": 1, "heads": 1},
+    "temporal_head": "meanP",
+    "max_words": 8,
+    "max_frames": 3,
+}
+"""The least model that trains, exports and builds."""
+SETTINGS = {
+    "start.architecture": ARCHITECTURE,
+    "data.annotations": "training.jsonl",
+    "data.videos": ".",
+    "data.workers": 0,
+    "optimization.batch_size": 2,
+    "optimization.epochs": 1,
+    "optimization.freeze_layers": -1,
+}
+SIZES = ("--video-batch", "1:2:4", "--text-batch", "1:2:4", "--scored-texts", "1:2:4",
+         "--scored-videos", "1:4:8", "--flavor", "rtx")  # fmt: skip
 TYPES = {
     dict: "object", list: "array", str: "string", bool: "boolean", int: "integer",
     float: "number", type(None): "null",
@@ -85,6 +111,15 @@ def place(bundle_path: Path, clips: Path, tmp_path_factory: pytest.TempPathFacto
     (place / "captions.jsonl").write_text(
         '{"file": "frog.webm", "caption": "a frog"}\n{"file": "walk.mkv", "caption": "a man"}\n'
     )
+    lines = [
+        {"file": file, "caption": text, "split": split}
+        for file, text in (("frog.webm", "a frog"), ("walk.mkv", "a man"))
+        for split in ("train", "val")
+    ]
+    (place / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    moment = {"file": "walk.mkv", "caption": "a man walks", "start_s": 0.5, "end_s": 2.0}
+    (place / "moments.jsonl").write_text(json.dumps(moment) + "\n")
+    make_unchecked(place / "old-gallery")
     return place
 
 
@@ -100,20 +135,30 @@ CALLS = {
     "index": ["index", "frog.webm", "walk.mkv", "--segment", "2s", "--stride", "1s"],
     "search": ["search", "a frog", "a man"],
     "explain": ["explain", "a frog", "frog.webm"],
+    "explain of two videos": ["explain", "a frog", "frog.webm", "walk.mkv"],
     "gallery list": ["gallery", "list"],
     "gallery show": ["gallery", "show", "frog.webm"],
     "gallery stats": ["gallery", "stats"],
     "gallery remove": ["gallery", "remove", "--where", "duration_s > 0", "--dry-run"],
     "gallery verify": ["gallery", "verify"],
     "gallery optimize": ["gallery", "optimize"],
+    "gallery rescue": ["gallery", "rescue", "--output", "rescued"],
+    "gallery upgrade": ["gallery", "upgrade", "--gallery", "old-gallery"],
     "cut": ["cut", "frog.webm", "--from", "0", "--to", "0.5", "-o", "cut.mp4"],
     "inspect": ["inspect"],
     "evaluate": ["evaluate", "xclip-bundle", "--dataset", "folder", "--annotations",
                  "captions.jsonl", "--videos", "."],
+    "evaluate --task moments": ["evaluate", "xclip-bundle", "--task", "moments", "--dataset",
+                                "folder", "--annotations", "moments.jsonl", "--videos", "."],
     "verify": ["verify", "--videos", "frog.webm", "-o", "verification", "--no-report"],
     "bench": ["bench", "--seconds", "0.01", "--rounds", "1", "--warmup", "0", "--graph",
               "text_encoder", "--text-batches", "1"],
     "export-triton": ["export-triton", "-o", "triton"],
+    "train": ["train", "-o", "run", *(word for name, value in SETTINGS.items()
+                                      for word in ("--set", f"{name}={json.dumps(value)}"))],
+    "export": ["export", "run/last.pt", "-o", "small"],
+    "build-trt --dry-run": ["build-trt", "small", "--dry-run", "--flavor", "rtx"],
+    "build-trt": ["build-trt", "small", *SIZES],
 }  # fmt: skip
 OPEN = {"export-triton"}
 """Commands of which the page lists the main keys alone, and says so."""
@@ -121,23 +166,47 @@ OPEN = {"export-triton"}
 
 def test_what_commands_print_is_documented(run: Run) -> None:
     for name, words in CALLS.items():
+        if name.startswith("build-trt") and find_spec("tensorrt_rtx") is None:
+            continue
         outcome = run(*words, "--json")
         assert outcome.status == 0, (name, outcome.err)
         faults = check(outcome.json(), SCHEMAS[name], name)
+        if name == "explain of two videos":
+            for part in ("first", "second"):
+                faults += check(outcome.json()[part], SCHEMAS["explain"], part)
         if name in OPEN:
             faults = [fault for fault in faults if "is not documented" not in fault]
         assert faults == []
 
 
+def test_what_serve_prints_is_documented(place: Path) -> None:
+    program = "from xclip_deploy.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "serve", "--json", "--port", "0", "--gallery", "served"],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with process:
+        assert process.stdout is not None
+        try:
+            text = b""
+            while (line := process.stdout.readline()) != b"}\n":
+                assert line, "the service ended"
+                text += line
+            assert check(json.loads(text + b"}"), SCHEMAS["serve"], "serve") == []
+        finally:
+            process.terminate()
+
+
 def test_every_command_has_a_section() -> None:
     names = set(SCHEMAS)
     for name in cli.list_commands(None):  # type: ignore[arg-type]
-        if name not in ("gallery", "export"):  # export prints what inspect prints
+        if name != "gallery":
             assert name in names
-    text = PAGE.read_text(encoding="utf-8")
-    assert "`export` prints the same" in text
-    for name in ("upgrade", "rescue"):
-        assert f"`gallery {name}` gives" in text
+    for name in gallery_group.list_commands(None):  # type: ignore[arg-type]
+        assert f"gallery {name}" in names
+    assert names == {*CALLS, "serve"}
 
 
 def test_the_comparison_finds_what_differs() -> None:

@@ -12,12 +12,12 @@ import torch
 
 # Imported here, not in the function: a missing package must show before days of training.
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from xclip_deploy.errors import CheckpointReadError, InvalidArgumentError, TrainingError
 from xclip_deploy.runtime.files import replace_text, replaced_file
+from xclip_deploy.runtime.theme import write_pngs
 from xclip_deploy.training.checkpoints import (
     save_checkpoint,
     saved_settings,
@@ -182,10 +182,14 @@ class RunFolder:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw a run's log (:meth:`RunFolder.records`) to a PNG file.
+    """Draw a run's log (:meth:`RunFolder.records`) to a PNG file, and to a dark one beside it.
 
     A panel shows the loss. A second one shows the recall of each validation, if there is any.
     """
+    write_pngs(lambda: _figure(records), path)
+
+
+def _figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     steps = [record for record in records if "loss" in record]
     validations = [record for record in records if "validation" in record]
     panels = 2 if validations else 1
@@ -204,8 +208,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         _draw_recalls(axes[1], validations)
     for each in axes:
         each.grid(alpha=0.3)
-    with replaced_file(path) as partial:
-        FigureCanvasAgg(figure).print_png(str(partial))  # type: ignore[no-untyped-call]
+    return figure
 
 
 def _draw_recalls(axes: Axes, validations: Sequence[Mapping[str, Any]]) -> None:

@@ -31,7 +31,7 @@ from xclip_deploy.runtime.features import (
     videos_at_once,
 )
 from xclip_deploy.runtime.manifest import Graph
-from xclip_deploy.runtime.progress import Progress, ProgressFunction
+from xclip_deploy.runtime.progress import READING_FIRST, Progress, ProgressFunction
 from xclip_deploy.runtime.video import VideoFrames
 
 OutputKey = tuple[Graph, str]
@@ -205,6 +205,7 @@ def _encode_videos(
     thumbnails: list[npt.NDArray[np.uint8]] = []
     parts: list[list[VideoFeatures | None]] = []
     batch: list[npt.NDArray[np.uint8]] = []
+    progress(Progress.waiting("videos", READING_FIRST))
     # Close the generator whatever happens: threads read for it.
     with closing(_generator(inputs.frames)) as outcomes:
         for n, outcome in enumerate(outcomes):

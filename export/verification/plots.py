@@ -10,26 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import MissingExtraError
 from xclip_deploy.export.verification.certificate import RunComparison
 from xclip_deploy.export.verification.differences import ERROR_EDGES, Differences
 from xclip_deploy.export.verification.measuring import MeasuredRuns
 from xclip_deploy.export.verification.rankings import DEPTH, RankComparison
-from xclip_deploy.runtime.evidence import Theme
+from xclip_deploy.runtime.theme import PALETTES, Theme, drawing_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# These are Okabe and Ito's colours. Most colour-blind people tell them apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#888888"
+"""Colour of lines beside the data, which shows on light and dark pages."""
 MOST_POINTS = 20_000
-_PAGES: Mapping[Theme, Mapping[str, str]] = {
-    "light": {"page": "#ffffff", "ink": "#1a1a1a", "low": "#ffffff", "high": "#08519c"},
-    "dark": {"page": "#16181c", "ink": "#e8e8e8", "low": "#1f232a", "high": "#7cc0ff"},
-}
-"""Colours of a page that is light or dark, and of the ends of a heat map on it."""
 _STYLE: Mapping[str, Any] = {
     "font.size": 9,
     "axes.labelsize": 9,
@@ -42,23 +35,13 @@ _STYLE: Mapping[str, Any] = {
 }
 
 
-def require_matplotlib() -> Any:  # noqa: ANN401 - the module itself
-    """Return the ``matplotlib`` module. Raises MissingExtraError."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "drawing the report") from error
-    return mpl
-
-
 def colour(run: int) -> str:
-    """Return the colour of the n-th run, the same in every figure."""
-    return _COLOURS[run % len(_COLOURS)]
+    """Return the colour of the n-th run, the same in every figure of a theme."""
+    return f"C{run}"
 
 
 def error_distributions(measurement: MeasuredRuns, comparisons: Sequence[RunComparison]) -> Figure:
     """Draw a histogram of absolute errors for every output, with all runs."""
-    require_matplotlib()
     from matplotlib.ticker import NullLocator
 
     keys = list(dict.fromkeys(key for run in measurement.measured for key in run.differences))
@@ -153,7 +136,7 @@ def as_picture(draw: Callable[[], Figure | None], description: str) -> str | Non
 
     ``draw``: makes the figure with matplotlib's settings as they are. Returns None if it does.
     """
-    found = {theme: _as_svg(draw, theme) for theme in _PAGES}
+    found = {theme: _as_svg(draw, theme) for theme in PALETTES}
     light, dark = found["light"], found["dark"]
     if light is None or dark is None:
         return None
@@ -165,15 +148,10 @@ def as_picture(draw: Callable[[], Figure | None], description: str) -> str | Non
 
 def _as_svg(draw: Callable[[], Figure | None], theme: Theme) -> str | None:
     """Return a figure as an SVG in a data URL."""
-    mpl = require_matplotlib()
-    page = _PAGES[theme]
-    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    colours = {
-        **dict.fromkeys(ink, page["ink"]),
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), page["page"]),
-    }
+    import matplotlib as mpl
+
     # A fixed salt gives the same figure the same bytes every time.
-    with mpl.rc_context({**_STYLE, **colours, "svg.hashsalt": "xclip-deploy"}):
+    with drawing_in(theme), mpl.rc_context({**_STYLE, "svg.hashsalt": "xclip-deploy"}):
         figure = draw()
         if figure is None:
             return None
@@ -194,7 +172,6 @@ def thumbnail(frame: npt.NDArray[np.uint8]) -> str:
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make a figure without pyplot's global state, and return it with its axes, row by row."""
-    require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -246,9 +223,9 @@ def _heat_map(axes: Axes, moves: npt.NDArray[np.int64]) -> None:
     import matplotlib as mpl
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
-    is_dark = to_hex(mpl.rcParams["axes.facecolor"]) == _PAGES["dark"]["page"]
-    page = _PAGES["dark" if is_dark else "light"]
-    shades = LinearSegmentedColormap.from_list("shares", [page["low"], page["high"]])
+    is_dark = to_hex(mpl.rcParams["axes.facecolor"]) == PALETTES["dark"].page
+    palette = PALETTES["dark" if is_dark else "light"]
+    shades = LinearSegmentedColormap.from_list("shares", [palette.page, palette.high])
     axes.imshow(shares, cmap=shades, vmin=0, vmax=100, aspect="auto")
     for row in range(depth):
         for column in range(len(columns)):

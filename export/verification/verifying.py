@@ -34,7 +34,6 @@ from xclip_deploy.export.verification.certificate import (
 from xclip_deploy.export.verification.inputs import Inputs, open_inputs
 from xclip_deploy.export.verification.judging import judge
 from xclip_deploy.export.verification.measuring import MeasuredRuns, measure
-from xclip_deploy.export.verification.plots import require_matplotlib
 from xclip_deploy.export.verification.rankings import RankComparison
 from xclip_deploy.export.verification.report import render_report
 from xclip_deploy.export.verification.runs import (
@@ -64,9 +63,10 @@ from xclip_deploy.runtime.engine_set import read_engine_set
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Tolerance
 from xclip_deploy.runtime.presentation import listed
-from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
+from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import options_of
+from xclip_deploy.runtime.theme import can_draw, require_matplotlib
 from xclip_deploy.runtime.video import VideoReader
 
 
@@ -149,9 +149,10 @@ def verify_bundle(
         as_truth("report", report)
     as_choice("reader", reader, VideoReader)
     as_callback("progress", progress)
-    report = _can_draw() if report is None else report
+    tell = progress or ignore_progress
+    report = can_draw() if report is None else report
     if report:
-        require_matplotlib()
+        require_matplotlib("drawing the report")
     if workers is not None:
         as_whole_number("workers", workers, 1)
     inputs = open_inputs(
@@ -183,9 +184,11 @@ def verify_bundle(
             inputs,
             max_batch=max_batch,
             max_unreadable_share=max_unreadable_share,
-            progress=progress or ignore_progress,
+            progress=tell,
         )
     certificate, ranks = _certificate(opened, inputs, measurement, skipped)
+    if report:
+        tell(Progress.waiting("report", "drawing the report"))
     page = render_report(certificate, measurement, ranks) if report else None
     with _writable(target, opened):
         # Remove the old report first: none may lie beside the certificate of another run.
@@ -273,14 +276,6 @@ def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> Verifi
         f"bundle {bundle.path}: nothing to compare with its FP32 graphs can run here ({reasons}); "
         "give the model as --checkpoint to verify the FP32 graphs themselves"
     )
-
-
-def _can_draw() -> bool:
-    try:
-        require_matplotlib()
-    except MissingExtraError:
-        return False
-    return True
 
 
 def _certificate(

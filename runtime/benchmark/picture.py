@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 from xclip_deploy.runtime.benchmark.results import ITEMS, Benchmark, Measurement, readable
-from xclip_deploy.runtime.files import replaced_file
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.presentation import cut, printable
+from xclip_deploy.runtime.theme import PALETTES, Palette, Theme, require_matplotlib, write_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SIZE_LABELS = {
     Graph.VIDEO_ENCODER: "videos in a run",
@@ -19,31 +21,27 @@ _SIZE_LABELS = {
 }
 
 
-def import_matplotlib() -> tuple[Any, Any]:
-    """Import matplotlib's figure and PNG canvas. Raises MissingExtraError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "Drawing a benchmark") from error
-    return Figure, FigureCanvasAgg
-
-
-def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
-    """Draw latency, throughput and memory into a PNG file.
+def draw_benchmark(benchmark: Benchmark, path: Path, theme: Theme = "light") -> None:
+    """Draw latency, throughput and memory into a PNG file, for a light or a dark page.
 
     Raises MissingExtraError without matplotlib, and InvalidArgumentError where the file cannot be
     written.
     """
-    make_figure, make_canvas = import_matplotlib()
+    require_matplotlib("Drawing a benchmark")
+    write_png(lambda: _figure(benchmark, PALETTES[theme]), path, theme)
+
+
+def _figure(benchmark: Benchmark, palette: Palette) -> Figure:
+    from matplotlib.figure import Figure
+
     graphs = [
         graph for graph in Graph if any(found.graph is graph for found in benchmark.measurements)
     ]
-    figure = make_figure(figsize=(13, 1.6 + 3.2 * len(graphs)), layout="constrained")
+    figure = Figure(figsize=(13, 1.6 + 3.2 * len(graphs)), layout="constrained")
     rows = figure.subplots(len(graphs), 3, squeeze=False)
     for graph, axes in zip(graphs, rows, strict=True):
         found = [each for each in benchmark.measurements if each.graph is graph]
-        _draw_latency(benchmark, found, axes[0])
+        _draw_latency(benchmark, found, axes[0], palette)
         _draw_bars(benchmark, found, axes[1], "items_per_s")
         _draw_bars(benchmark, found, axes[2], "peak_mb")
         axes[0].set(title=f"{graph.value}: latency", ylabel="ms a run")
@@ -57,14 +55,15 @@ def draw_benchmark(benchmark: Benchmark, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     # Names of folders are no formulas, whatever dollar signs they have.
     figure.suptitle(_title(benchmark), fontsize=10, parse_math=False)
-    try:
-        with replaced_file(path) as partial:
-            make_canvas(figure).print_png(str(partial))
-    except OSError as error:
-        raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
+    return figure
 
 
-def _draw_latency(benchmark: Benchmark, found: list[Measurement], axes: Any) -> None:  # noqa: ANN401
+def _draw_latency(
+    benchmark: Benchmark,
+    found: list[Measurement],
+    axes: Any,  # noqa: ANN401
+    palette: Palette,
+) -> None:
     """Draw p50 as a dot, a thick line up to p90 and a thin one up to p99."""
     axes.set_yscale("log")  # replaces the locators
     ticker = importlib.import_module("matplotlib.ticker")
@@ -80,7 +79,7 @@ def _draw_latency(benchmark: Benchmark, found: list[Measurement], axes: Any) -> 
         axes.annotate(readable(p50), (position, p50), (7, 0), **place)
     axes.annotate(
         "dot p50, thick to p90, thin to p99", (0.02, 0.98), xycoords="axes fraction", va="top",
-        fontsize=7, color="0.4",
+        fontsize=7, color=palette.quiet,
     )  # fmt: skip
 
 

@@ -35,7 +35,12 @@ from xclip_deploy.runtime.features import (
 )
 from xclip_deploy.runtime.metrics import dual_softmax_metrics, retrieval_metrics
 from xclip_deploy.runtime.model_config import ModelConfig
-from xclip_deploy.runtime.progress import Progress, ProgressFunction, ignore_progress
+from xclip_deploy.runtime.progress import (
+    READING_FIRST,
+    Progress,
+    ProgressFunction,
+    ignore_progress,
+)
 from xclip_deploy.runtime.tokenizer import Tokenizer
 from xclip_deploy.runtime.video import (
     FrameSampling,
@@ -136,6 +141,7 @@ def evaluate_matcher(
     report = progress or ignore_progress
     sampling = FrameSampling(frames_per_second=frames_per_second, max_frames=config.max_frames)
     if frames is None:
+        report(Progress.waiting("videos", READING_FIRST))
         reading = VideoReading(sampling, config.vision.image_size, reader, square_pixels)
         frames = read_split(split.videos, reading, threads=num_threads)
     videos = _VideoEncoding(matcher, split, max_unreadable_share, max_batch)

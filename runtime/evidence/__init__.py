@@ -22,8 +22,7 @@ from xclip_deploy.runtime.evidence.explanation import (
     explain_video,
 )
 from xclip_deploy.runtime.evidence.moments import BestMoment, find_moment
-from xclip_deploy.runtime.evidence.picture import can_draw, draw_explanation
-from xclip_deploy.runtime.evidence.theme import Theme
+from xclip_deploy.runtime.evidence.picture import draw_explanation
 from xclip_deploy.runtime.evidence.words import TokenKind, Word, without, words_of
 
 __all__ = [
@@ -36,13 +35,11 @@ __all__ = [
     "FrameEvidence",
     "FramesFirst",
     "Hit",
-    "Theme",
     "TokenKind",
     "Word",
     "WordContrast",
     "WordEvidence",
     "WordsFirst",
-    "can_draw",
     "decompose",
     "draw_explanation",
     "explain_hits",

@@ -14,7 +14,6 @@ from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation, explain_video
 from xclip_deploy.runtime.evidence.picture import draw_explanation
-from xclip_deploy.runtime.evidence.theme import Theme
 from xclip_deploy.runtime.evidence.words import TokenKind, without, words_of
 from xclip_deploy.runtime.features import TextFeatures
 from xclip_deploy.runtime.gallery import Snapshot
@@ -22,6 +21,7 @@ from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.moments import frame_at
 from xclip_deploy.runtime.results import SearchResult
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
+from xclip_deploy.runtime.theme import Theme
 from xclip_deploy.runtime.tokenizer import clean_text
 from xclip_deploy.runtime.video import VideoFrames, resize_and_crop
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from xclip_deploy.runtime.arrays import Float64Array
 from xclip_deploy.runtime.evidence.explanation import Explanation
-from xclip_deploy.runtime.evidence.lettering import middle_cut, wrapped
-from xclip_deploy.runtime.evidence.theme import Palette
 from xclip_deploy.runtime.evidence.words import TokenKind
 from xclip_deploy.runtime.grains import GRAINS, Grain
+from xclip_deploy.runtime.lettering import middle_cut, wrapped
 from xclip_deploy.runtime.presentation import time_text
+from xclip_deploy.runtime.theme import Palette
 from xclip_deploy.runtime.video import VideoFrames
 
 _COLOURS = {grain.value: entry.colour for grain, entry in GRAINS.items()}

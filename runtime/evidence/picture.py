@@ -10,26 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
+from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arguments import as_choice
 from xclip_deploy.runtime.evidence.contrast import Contrast
 from xclip_deploy.runtime.evidence.explanation import Explanation
-from xclip_deploy.runtime.evidence.lettering import lettering_for, wrapped
 from xclip_deploy.runtime.evidence.panel import Panel
-from xclip_deploy.runtime.evidence.theme import PALETTES, Theme
 from xclip_deploy.runtime.files import replaced_file
+from xclip_deploy.runtime.lettering import lettering_for, wrapped
+from xclip_deploy.runtime.theme import PALETTES, Theme, drawing_in, require_matplotlib
 from xclip_deploy.runtime.video import VideoFrames
 
 _DPI = 110
-
-
-def can_draw() -> bool:
-    """Return whether matplotlib, which pictures need, can be imported."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def draw_explanation(
@@ -49,12 +40,10 @@ def draw_explanation(
     InvalidArgumentError if ``path`` cannot be written.
     """
     palette = PALETTES[as_choice("theme", theme, Theme)]
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "Drawing an explanation") from error
+    require_matplotlib("Drawing an explanation")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     title = str(explanation) if isinstance(explanation, Contrast) else ""
     parts = explanation.explanations if isinstance(explanation, Contrast) else (explanation,)
     frames, notes = frames or [None] * len(parts), notes or [None] * len(parts)
@@ -67,7 +56,7 @@ def draw_explanation(
     width = max(panel.width for panel in panels)
     lines = wrapped(title, int(width * 10.5), 4) if title else []
     heights = [panel.height_at(width) for panel in panels]
-    with mpl.rc_context(palette.settings(lettering.families)), warnings.catch_warnings():
+    with drawing_in(theme, lettering.families), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a note says it
         figure = Figure(
             figsize=(width, sum(heights) + 0.25 * len(lines)), dpi=_DPI, layout="constrained"

@@ -29,7 +29,13 @@ from xclip_deploy.runtime.indexing.records import OnDuplicate, Task
 from xclip_deploy.runtime.indexing.report import IndexReport
 from xclip_deploy.runtime.indexing.reuse import frame_reuse, shares_frames
 from xclip_deploy.runtime.indexing.sources import Sources, open_sources
-from xclip_deploy.runtime.progress import ProgressFunction, progress_function
+from xclip_deploy.runtime.progress import (
+    LOOKING,
+    READING_FIRST,
+    Progress,
+    ProgressFunction,
+    progress_function,
+)
 from xclip_deploy.runtime.video import VideoLike, VideoReading, are_frames
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
@@ -77,8 +83,10 @@ def add_videos(
             gallery, model.encode_videos, reading, videos, ids, metadata, on_duplicate
         )
     segmentation = choose_segmentation(gallery, reading, segment, stride)
-    sources = open_sources(as_paths("videos", videos), ids, metadata)
+    paths = as_paths("videos", videos)
     with progress_function(progress) as report:
+        report(Progress.waiting("videos", LOOKING))
+        sources = open_sources(paths, ids, metadata)
         return add_sources(
             gallery,
             model,
@@ -116,6 +124,7 @@ def add_sources(
     from ``progress`` ends the run; what was encoded by then is committed. ``pool``: decoders to
     use, which the caller closes; None starts ``workers``.
     """
+    progress(Progress.waiting("videos", READING_FIRST))
     with ExitStack() as stack:
         if pool is None:
             own = DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s)

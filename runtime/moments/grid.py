@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
+from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.files import replaced_file
+from xclip_deploy.runtime.lettering import lettering_for
 from xclip_deploy.runtime.presentation import time_text
+from xclip_deploy.runtime.theme import Palette, Theme, drawing_in, require_matplotlib
 
 # Lengths are in inches.
 _WIDTH = 2.6
@@ -26,7 +28,6 @@ _MARGIN = 0.2
 _HEAD = 0.5
 _DPI = 110
 _TITLE, _SUBTITLE = 10.0, 8.5  # points
-_GREY = 225
 MAX_CELLS = 400
 """Most results of one picture."""
 
@@ -68,6 +69,7 @@ def plot_results(
     *,
     title: str = "",
     columns: int | None = None,
+    theme: Theme = "light",
 ) -> None:
     """Write a PNG of results, the best first, in rows.
 
@@ -76,6 +78,7 @@ def plot_results(
         path: File to write.
         title: Line above all, such as the query.
         columns: Number of columns; by default up to five.
+        theme: A light or a dark page.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -86,42 +89,51 @@ def plot_results(
         raise InvalidArgumentError(f"found {len(cells)} results to draw; expected 1 to {MAX_CELLS}")
     if columns is not None and columns < 1:
         raise InvalidArgumentError(f"columns is {columns}; expected at least 1")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "Drawing results") from error
+    require_matplotlib("Drawing results")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     across = min(columns or (5 if len(cells) > 4 else len(cells)), len(cells))
     down = math.ceil(len(cells) / across)
     head = _HEAD if title else 0.0
     wide = max(across, 3) if title else across  # a title needs room
     width = 2 * _MARGIN + wide * _WIDTH + (wide - 1) * _GAP
     height = 2 * _MARGIN + head + down * (_PICTURE + _TEXT) + (down - 1) * _GAP
-    figure = Figure(figsize=(width, height), dpi=_DPI)
-    canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
-    page = _Page(figure, canvas, width, height)
-    try:
-        with replaced_file(Path(path)) as partial, warnings.catch_warnings():
-            # Letters that the font lacks are drawn as boxes.
-            warnings.filterwarnings("ignore", "Glyph .* missing from")
-            if title:
-                page.write(_MARGIN, _MARGIN + 0.2, title, width - 2 * _MARGIN, 12.5, weight="bold")
-            for number, cell in enumerate(cells):
-                row, column = divmod(number, across)
-                left = _MARGIN + column * (_WIDTH + _GAP)
-                top = _MARGIN + head + row * (_PICTURE + _TEXT + _GAP)
-                page.draw(cell, left, top)
-            canvas.print_png(str(partial))
-    except OSError as error:
-        raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
+    texts = [title, *(text for cell in cells for text in (cell.title, cell.subtitle))]
+    with drawing_in(theme, lettering_for(texts).families) as palette, warnings.catch_warnings():
+        # Letters that no installed font has are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure = Figure(figsize=(width, height), dpi=_DPI)
+        canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
+        page = _Page(figure, canvas, width, height, palette)
+        if title:
+            page.write(_MARGIN, _MARGIN + 0.2, title, width - 2 * _MARGIN, 12.5, weight="bold")
+        for number, cell in enumerate(cells):
+            row, column = divmod(number, across)
+            left = _MARGIN + column * (_WIDTH + _GAP)
+            top = _MARGIN + head + row * (_PICTURE + _TEXT + _GAP)
+            page.draw(cell, left, top)
+        try:
+            with replaced_file(Path(path)) as partial:
+                canvas.print_png(str(partial))
+        except OSError as error:
+            raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
 
 
 class _Page:
     """A figure with coordinates in inches from its upper left corner."""
 
-    def __init__(self, figure: Any, canvas: Any, width: float, height: float) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        figure: Any,  # noqa: ANN401
+        canvas: Any,  # noqa: ANN401
+        width: float,
+        height: float,
+        palette: Palette,
+    ) -> None:
         self._figure, self._renderer = figure, canvas.get_renderer()
         self._width, self._height = width, height
+        self._palette = palette
 
     def draw(self, cell: GridCell, left: float, top: float) -> None:
         """Draw a cell whose upper left corner is given."""
@@ -131,9 +143,11 @@ class _Page:
             _WIDTH / self._width,
             _PICTURE / self._height,
         )
+        from matplotlib.patches import Rectangle
+
         axes = self._figure.add_axes(place)
         axes.set_axis_off()
-        axes.imshow(np.full((1, 1, 3), _GREY, np.uint8), extent=(0, 16, 0, 9), aspect="auto")
+        axes.add_patch(Rectangle((0, 0), 16, 9, color=self._palette.empty, linewidth=0))
         if cell.rgb is not None:
             # Pictures of other proportions stand in the middle of the box.
             height, width = cell.rgb.shape[:2]
@@ -147,11 +161,11 @@ class _Page:
             reason = self._fitted(cell.reason, _WIDTH * 0.9, _SUBTITLE)
             middle = (left + _WIDTH / 2) / self._width, 1 - (top + _PICTURE / 2) / self._height
             self._figure.text(
-                *middle, reason, ha="center", va="center", fontsize=_SUBTITLE, color="0.35",
-                parse_math=False,
+                *middle, reason, ha="center", va="center", fontsize=_SUBTITLE, parse_math=False
             )  # fmt: skip
         self.write(left, top + _PICTURE + 0.19, cell.title, _WIDTH, _TITLE, weight="bold")
-        self.write(left, top + _PICTURE + 0.38, cell.subtitle, _WIDTH, _SUBTITLE, color="0.3")
+        ink = self._palette.quiet
+        self.write(left, top + _PICTURE + 0.38, cell.subtitle, _WIDTH, _SUBTITLE, color=ink)
 
     def write(
         self,

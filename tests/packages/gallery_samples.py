@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot, lance_schema
 from xclip_deploy.runtime.gallery.lance_opening import open_store
+from xclip_deploy.runtime.gallery.lance_schema import make_schema, to_table
 from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
 
@@ -83,3 +86,23 @@ def content_of(snapshot: Snapshot, part: int = 7) -> dict[str, tuple[GalleryVide
             assert video.id not in content
             content[video.id] = (video, b"".join(array.tobytes() for array in arrays))
     return content
+
+
+def make_unchecked(path: Path, features: VideoFeatures | None = None) -> dict[str, Any]:
+    """A gallery as releases before checksums wrote it; returns its content."""
+    videos, made_features = sample([f"v{n}" for n in range(9)], source="cam1")
+    features = features or made_features
+    schema = make_schema(MODEL, DIM, FRAMES).append(pa.field("n", pa.int64()))
+    schema = schema.append(pa.field("source", pa.string()))
+    names = [name for name in schema.names if not name.startswith("_")]
+    header = (schema.metadata or {})[lance_schema._KEY].replace(
+        b'"schema_version": 3', b'"schema_version": 2'
+    )
+    old = pa.schema([schema.field(n) for n in names], metadata={lance_schema._KEY: header})
+    rows = to_table(videos, features, schema).select(names)
+    table = lancedb.connect(path).create_table("videos", schema=old)
+    table.add(rows.replace_schema_metadata(old.metadata))
+    table.delete("id = 'v4'")
+    whole = {video.id: video.model_copy(update={"segmentation": "whole"}) for video in videos}
+    del whole["v4"]
+    return whole

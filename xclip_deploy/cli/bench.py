@@ -13,6 +13,7 @@ from xclip_deploy.cli.options import (
     Command,
     PathArgument,
     json_option,
+    theme_option,
     wide_option,
 )
 from xclip_deploy.cli.progress import step_progress
@@ -21,6 +22,7 @@ from xclip_deploy.cli.table import Column, print_table
 if TYPE_CHECKING:
     from xclip_deploy.runtime.benchmark import Benchmark
     from xclip_deploy.runtime.sessions import SessionOptions
+    from xclip_deploy.runtime.theme import Theme
 
 
 def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -100,6 +102,7 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
     type=PathArgument(dir_okay=False),
     help="Draw the result into this PNG file.",
 )
+@theme_option
 @wide_option
 @json_option
 def command(
@@ -113,6 +116,7 @@ def command(
     rounds: int,
     warmup: int,
     plot: Path | None,
+    theme: Theme,
     wide: bool,
     as_json: bool,
 ) -> None:
@@ -121,14 +125,15 @@ def command(
     It prints latency, throughput and memory of each graph, with the sessions side by side.
     """
     import xclip_deploy
-    from xclip_deploy.runtime.benchmark.picture import draw_benchmark, import_matplotlib
+    from xclip_deploy.runtime.benchmark.picture import draw_benchmark
     from xclip_deploy.runtime.manifest import Graph
+    from xclip_deploy.runtime.theme import require_matplotlib
 
     if plot is not None:
         # Check this before minutes of measuring.
         if not plot.absolute().parent.is_dir():
             raise click.UsageError(f"--plot {plot}: expected a file in a folder that is there")
-        import_matplotlib()
+        require_matplotlib("Drawing a benchmark")
     given = {
         Graph.VIDEO_ENCODER: video_batches,
         Graph.TEXT_ENCODER: text_batches,
@@ -142,7 +147,7 @@ def command(
         rounds=rounds,
         warmup=warmup,
     )
-    with step_progress() as progress:
+    with step_progress("loading the libraries") as progress:
         result = xclip_deploy.benchmark_sessions(
             bundle,
             [_session(text) for text in sessions] if sessions else None,
@@ -154,7 +159,7 @@ def command(
     else:
         _print(result, wide=wide)
     if plot is not None:
-        draw_benchmark(result, plot)
+        draw_benchmark(result, plot, theme)
         say(f"wrote {plot}", err=as_json)
 
 

@@ -16,7 +16,7 @@ from xclip_deploy.cli.options import (
     json_option,
     wide_option,
 )
-from xclip_deploy.cli.progress import engine_progress
+from xclip_deploy.cli.progress import engine_progress, waiting
 from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ def command(
     from xclip_deploy.runtime.manifest import Precision
 
     if dry_run:
-        parsed = tensorrt.dry_run(bundle, precision=Precision(precision), flavour=flavor)
+        with waiting("loading TensorRT and parsing the graphs"):
+            parsed = tensorrt.dry_run(bundle, precision=Precision(precision), flavour=flavor)
         _print_dry_run(parsed, as_json=as_json, wide=wide)
         if not parsed.is_supported:
             raise click.exceptions.Exit(7)

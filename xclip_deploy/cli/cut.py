@@ -9,6 +9,7 @@ import click
 
 from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import Choice, Command, PathArgument, json_option
+from xclip_deploy.cli.progress import waiting
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.media import CutMode
@@ -49,15 +50,16 @@ def command(
     from xclip_deploy.runtime.presentation import parse_time, time_text
 
     start_s, end_s = parse_time("--from", start), parse_time("--to", end)
-    done = cut(
-        video,
-        start_s,
-        end_s,
-        output or _default_name(video, start_s, end_s, mode),
-        mode=mode,
-        pad_s=parse_time("--pad", pad),
-        overwrite=overwrite,
-    )
+    with waiting("cutting"):
+        done = cut(
+            video,
+            start_s,
+            end_s,
+            output or _default_name(video, start_s, end_s, mode),
+            mode=mode,
+            pad_s=parse_time("--pad", pad),
+            overwrite=overwrite,
+        )
     for warning in done.warnings:
         say(f"warning: {video}: {warning}", err=True)
     if as_json:

@@ -18,7 +18,7 @@ from xclip_deploy.cli.options import (
     weights_option,
     workers_option,
 )
-from xclip_deploy.cli.progress import encoding_progress
+from xclip_deploy.cli.progress import counting_progress, waiting
 from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
@@ -210,8 +210,11 @@ def command(
             as_json=as_json,
         )
         return
-    opened = open_dataset(dataset, split, annotations, videos, max_missing_share=max_missing_share)
-    with encoding_progress() as progress:
+    with waiting("reading the annotations and looking for the videos"):
+        opened = open_dataset(
+            dataset, split, annotations, videos, max_missing_share=max_missing_share
+        )
+    with counting_progress("loading the model") as progress:
         evaluation = xclip_deploy.evaluate(
             model,
             opened,

@@ -11,13 +11,13 @@ import click
 from xclip_deploy.cli.display import name_of, print_json, say, warn_of_cuts
 from xclip_deploy.cli.gallery import find_video
 from xclip_deploy.cli.options import (
-    Choice,
     Command,
     PathArgument,
     bundle_option,
     gallery_option,
     json_option,
     session_options,
+    theme_option,
     wide_option,
 )
 from xclip_deploy.cli.progress import waiting
@@ -25,9 +25,10 @@ from xclip_deploy.cli.table import Column, print_table, shortened, terminal_widt
 from xclip_deploy.runtime.presentation import counted, printable, time_text
 
 if TYPE_CHECKING:
-    from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit, Theme
+    from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
     from xclip_deploy.runtime.retriever import Retriever
     from xclip_deploy.runtime.sessions import SessionOptions
+    from xclip_deploy.runtime.theme import Theme
 
 _RANKED = 1000
 """Hits among which the rank of an explained video is looked for."""
@@ -45,13 +46,7 @@ _RANKED = 1000
     help="Draw into this PNG file.  [default: explain.png; with --json, or without matplotlib, "
     "nothing is drawn]",
 )
-@click.option(
-    "--theme",
-    type=Choice(["light", "dark"]),
-    default="light",
-    show_default=True,
-    help="Draw on a light or a dark page.",
-)
+@theme_option
 @session_options
 @wide_option
 @json_option
@@ -73,14 +68,15 @@ def command(
     video that is cut into segments, the one that fits QUERY best is explained.
     """
     import xclip_deploy
-    from xclip_deploy.runtime.evidence import can_draw
+    from xclip_deploy.runtime.theme import can_draw
 
     if len(videos) > 2:
         raise click.UsageError(f"found {len(videos)} videos; expected none, one or two")
     with (
-        waiting("loading the model and searching"),
+        waiting("loading the model and opening the gallery") as line,
         xclip_deploy.Retriever(bundle, gallery, session=session) as retriever,
     ):
+        line.name("searching and explaining")
         hits: list[Hit] = [
             find_video(retriever.gallery, video, by_file_name=True).id for video in videos
         ]
@@ -92,6 +88,7 @@ def command(
         if output is None and not as_json and can_draw():
             output = Path("explain.png")
         if output is not None:
+            line.name("drawing the picture")
             retriever.plot_explanation(explanation, output, theme=theme)
     if as_json:
         print_json(explanation.to_dict())

@@ -121,7 +121,7 @@ def command(
     from xclip_deploy.runtime.model_config import Activation, TemporalHead
 
     try:
-        with step_progress() as progress:
+        with step_progress("loading PyTorch") as progress:
             result = xclip_deploy.export_bundle(
                 checkpoint,
                 output,

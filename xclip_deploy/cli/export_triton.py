@@ -13,6 +13,7 @@ from xclip_deploy.cli.options import (
     PathArgument,
     json_option,
 )
+from xclip_deploy.cli.progress import waiting
 from xclip_deploy.cli.table import Column, print_table
 
 
@@ -110,20 +111,21 @@ def command(
     import xclip_deploy
     from xclip_deploy.runtime.manifest import Precision
 
-    result = xclip_deploy.export_triton(
-        bundle,
-        output,
-        backend=backend,  # type: ignore[arg-type]  # click.Choice has checked these
-        device=device,  # type: ignore[arg-type]
-        precision=None if precision is None else Precision(precision),
-        engines=engines,
-        max_videos=max_videos,
-        max_texts=max_texts,
-        queue_delay_us=queue_delay_us,
-        instances=instances,
-        threads=threads,
-        model_version=model_version,
-    )
+    with waiting("writing the models"):
+        result = xclip_deploy.export_triton(
+            bundle,
+            output,
+            backend=backend,  # type: ignore[arg-type]  # click.Choice has checked these
+            device=device,  # type: ignore[arg-type]
+            precision=None if precision is None else Precision(precision),
+            engines=engines,
+            max_videos=max_videos,
+            max_texts=max_texts,
+            queue_delay_us=queue_delay_us,
+            instances=instances,
+            threads=threads,
+            model_version=model_version,
+        )
     description = result.description
     if as_json:
         print_json({"path": str(result.path), **description.model_dump(mode="json")})

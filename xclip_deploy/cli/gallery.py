@@ -15,6 +15,7 @@ import click
 from xclip_deploy.cli.display import name_of, print_json, say
 from xclip_deploy.cli.gallery_tables import print_stats, print_video, print_videos
 from xclip_deploy.cli.options import Group, gallery_option, json_option, wide_option
+from xclip_deploy.cli.progress import counting_progress, waiting
 from xclip_deploy.runtime.presentation import counted, did_you_mean, listed, printable
 
 if TYPE_CHECKING:
@@ -186,8 +187,8 @@ def optimize(gallery: str, keep_minutes: float, as_json: bool) -> None:
     import time
 
     started_s = time.monotonic()
-    with _opened(gallery) as opened:
-        opened.optimize(lambda progress: say(progress.note, err=True), keep_s=60 * keep_minutes)
+    with _opened(gallery) as opened, waiting("looking at the files") as line:
+        opened.optimize(lambda progress: line.name(progress.note), keep_s=60 * keep_minutes)
         videos = len(opened)
     seconds = time.monotonic() - started_s
     if as_json:
@@ -207,7 +208,8 @@ def verify(gallery: str, as_json: bool) -> None:
     from xclip_deploy.errors import GalleryIntegrityError
 
     with _opened(gallery) as opened:
-        found = opened.verify()
+        with counting_progress("looking at the files") as progress:
+            found = opened.verify(progress)
         place = str(opened.uri)
     if as_json:
         print_json({"gallery": gallery, "is_whole": found.is_whole, **found.to_dict()})
@@ -247,7 +249,8 @@ def rescue(gallery: str, output: str, as_json: bool) -> None:
     require_packages()
     from xclip_deploy.runtime.gallery.rewriting import rescue_gallery
 
-    found = rescue_gallery(as_path("gallery", gallery), as_path("output", output))
+    with counting_progress("looking for what is whole") as progress:
+        found = rescue_gallery(as_path("gallery", gallery), as_path("output", output), progress)
     if as_json:
         print_json({"gallery": gallery, **found.to_dict()})
         return
@@ -279,7 +282,8 @@ def upgrade(gallery: str, as_json: bool) -> None:
     require_packages()
     from xclip_deploy.runtime.gallery.rewriting import upgrade_gallery
 
-    count = upgrade_gallery(as_path("gallery", gallery))
+    with counting_progress("opening the gallery") as progress:
+        count = upgrade_gallery(as_path("gallery", gallery), progress)
     if as_json:
         print_json({"gallery": gallery, "videos": count})
     else:
@@ -335,7 +339,8 @@ def find_video(gallery: Gallery, name: str, *, by_file_name: bool = False) -> Ga
 def _opened(gallery: str) -> Iterator[Gallery]:
     from xclip_deploy.runtime.gallery import Gallery
 
-    opened = Gallery.open(gallery)
+    with waiting("opening the gallery"):
+        opened = Gallery.open(gallery)
     try:
         yield opened
     finally:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.media import Cut
     from xclip_deploy.runtime.moments import GridCell
     from xclip_deploy.runtime.results import SearchResult, SearchResults
+    from xclip_deploy.runtime.theme import Theme
 
 _NAME_CHARACTERS = 40
 _NO_NAME = re.compile(r"[^\w.-]+")
@@ -48,11 +49,11 @@ def cut_hits(found: Sequence[tuple[str, SearchResults]], folder: Path) -> list[C
     return cuts
 
 
-def draw_hits(query: str, results: SearchResults, path: Path) -> None:
+def draw_hits(query: str, results: SearchResults, path: Path, theme: Theme) -> None:
     """Draw hits as a grid of thumbnails. Raises MissingExtraError without matplotlib."""
     from xclip_deploy.runtime.moments import plot_results
 
-    plot_results([_cell(hit) for hit in results], path, title=query)
+    plot_results([_cell(hit) for hit in results], path, title=query, theme=theme)
 
 
 def _cell(hit: SearchResult) -> GridCell:

@@ -19,6 +19,7 @@ from xclip_deploy.cli.options import (
     session_options,
     workers_option,
 )
+from xclip_deploy.cli.progress import waiting
 from xclip_deploy.runtime.presentation import counted
 
 if TYPE_CHECKING:
@@ -119,13 +120,15 @@ def command(
         options |= {"on_duplicate": on_duplicate, "workers": workers}
         _estimate(bundle, gallery, paths, session, reader, options, as_json=as_json)
         return
-    with xclip_deploy.Retriever(
-        bundle,
-        gallery,
-        create=True,
-        session=session,
-        reader=reader,  # type: ignore[arg-type]
-    ) as retriever:
+    with waiting("loading the model and opening the gallery"):
+        opened = xclip_deploy.Retriever(
+            bundle,
+            gallery,
+            create=True,
+            session=session,
+            reader=reader,  # type: ignore[arg-type]
+        )
+    with opened as retriever:
         before = len(retriever)
         try:
             report = retriever.add(
@@ -176,12 +179,14 @@ def _estimate(
     def opened(place: str | None) -> xclip_deploy.Retriever:
         return xclip_deploy.Retriever(bundle, place, session=session, reader=reader)  # type: ignore[arg-type]
 
-    try:
-        retriever = opened(gallery)
-    except GalleryNotFoundError:
-        retriever = opened(None)  # an estimate makes no gallery
-    with retriever:
-        found = retriever.estimate(paths, **options)
+    with waiting("loading the model and opening the gallery") as line:
+        try:
+            retriever = opened(gallery)
+        except GalleryNotFoundError:
+            retriever = opened(None)  # an estimate makes no gallery
+        with retriever:
+            line.name("reading the first videos")
+            found = retriever.estimate(paths, **options)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -16,6 +16,7 @@ from xclip_deploy.cli.options import (
     json_option,
     wide_option,
 )
+from xclip_deploy.cli.progress import waiting
 from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def command(bundle: Path, verify: bool, wide: bool, as_json: bool) -> None:
 
     opened = xclip_deploy.Bundle.open(bundle)
     if verify:
-        opened.verify()
+        with waiting("reading every file"):
+            opened.verify()
     engines = engine_sets(opened)
     if as_json:
         content = opened.manifest.model_dump(mode="json")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xclip_deploy.cli.display import print_json, say, write_json
-from xclip_deploy.cli.progress import encoding_progress
+from xclip_deploy.cli.progress import counting_progress, waiting
 from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
@@ -52,21 +52,24 @@ def evaluate(job: MomentJob, session: SessionOptions, *, as_json: bool) -> None:
     if path is not None and not path.absolute().parent.is_dir():
         # Check this before hours of indexing.
         raise click.UsageError(f"--predictions {path}: expected a file in a folder that is there")
-    split = open_moments(
-        job.dataset,
-        job.split,
-        job.annotations,
-        job.videos,
-        max_missing_share=job.max_missing_share,
-    )
-    with xclip_deploy.Retriever(
-        job.bundle,
-        job.gallery,
-        create=job.gallery is not None,
-        session=session,
-        max_batch=job.max_batch,
-        reader=job.reader,  # type: ignore[arg-type]
-    ) as retriever:
+    with waiting("reading the annotations and looking for the videos") as line:
+        split = open_moments(
+            job.dataset,
+            job.split,
+            job.annotations,
+            job.videos,
+            max_missing_share=job.max_missing_share,
+        )
+        line.name("loading the model and opening the gallery")
+        opened = xclip_deploy.Retriever(
+            job.bundle,
+            job.gallery,
+            create=job.gallery is not None,
+            session=session,
+            max_batch=job.max_batch,
+            reader=job.reader,  # type: ignore[arg-type]
+        )
+    with opened as retriever:
         segmentation = None
         if (job.segment, job.stride) != (None, None):
             model_span_s = retriever.reading.sampling.max_frames / (
@@ -81,7 +84,7 @@ def evaluate(job: MomentJob, session: SessionOptions, *, as_json: bool) -> None:
             workers=job.workers,
             progress=True,
         )
-        with encoding_progress() as progress:
+        with counting_progress("searching for the first captions") as progress:
             ranker = SearchRanker(retriever, split)
             evaluation = evaluate_moments(ranker, split, k=job.k, progress=progress)
     if as_json:

@@ -121,6 +121,13 @@ reader_option: Decorator = click.option(
 json_option: Decorator = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on standard output."
 )
+theme_option: Decorator = click.option(
+    "--theme",
+    type=Choice(["light", "dark"]),
+    default="light",
+    show_default=True,
+    help="Draw on a light or a dark page.",
+)
 wide_option: Decorator = click.option(
     "--wide", is_flag=True, help="Show every column, though lines may pass the terminal's width."
 )

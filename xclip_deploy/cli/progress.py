@@ -3,112 +3,151 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from xclip_deploy.cli.display import say
+from xclip_deploy.runtime.progress import WaitLine, ignore_progress, shrinking_text
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn, TaskID
+    from rich.table import Column
+
     from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
-_PATIENCE_S = 1.0
-"""Seconds that a wait may take before it is named."""
+_DESCRIPTION = "{task.description}"
 _LINE_EVERY_S = 10.0
 """Seconds between two lines of progress in a log file."""
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Name what is waited for, such as "loading the model", if it takes more than a second.
+def waiting(what: str) -> Iterator[WaitLine]:
+    """Name what is waited for, such as "loading the model", on a terminal alone.
 
-    Only a terminal gets the line, which is erased at the end.
+    The line appears once the wait is felt, and is erased at the end. Yields it, so that a block
+    can name its next wait.
     """
-    if not sys.stderr.isatty():
-        yield
-        return
-    shown = threading.Event()
-
-    def show() -> None:
-        shown.set()
-        sys.stderr.write(f"{what} …\r")
-        sys.stderr.flush()
-
-    timer = threading.Timer(_PATIENCE_S, show)
-    timer.daemon = True
-    timer.start()
+    line = WaitLine()
+    line.name(what)
     try:
-        yield
+        yield line
     finally:
-        timer.cancel()
-        timer.join()  # it may be writing
-        if shown.is_set():
-            sys.stderr.write("\x1b[2K\r")
-            sys.stderr.flush()
+        line.end()
+
+
+class _Display:
+    """The wait line, and the bars that replace it once there is something to count."""
+
+    def __init__(self, what: str) -> None:
+        """Name the first wait. ``what``: "loading PyTorch" and the like."""
+        self._line = WaitLine()
+        self._line.name(what)
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def wait(self, what: str) -> None:
+        """Leave the bars as they are, and name a wait below them."""
+        self._stop()
+        self._line.name(what)
+
+    def update(
+        self,
+        name: str,
+        label: str,
+        columns: Callable[[], Sequence[ProgressColumn]],
+        completed: float,
+        total: float | None,
+        phase: str = "",
+    ) -> None:
+        """Show the bar ``name`` with rich's ``columns``. ``phase``: a field for one of them."""
+        self._line.end()
+        if self._bars is None:
+            from rich.console import Console
+            from rich.progress import Progress as Bars
+
+            self._bars = Bars(*columns(), console=Console(stderr=True))
+            self._bars.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(label, total=total, phase=phase)
+        self._bars.update(
+            self._tasks[name], description=label, completed=completed, total=total, phase=phase
+        )
+
+    def end(self) -> None:
+        """Erase the line, and leave the bars as they are."""
+        self._line.end()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._tasks.clear()
 
 
 @contextmanager
-def step_progress() -> Iterator[ProgressFunction]:
-    """Show progress over named steps, as exports report them.
+def step_progress(first: str) -> Iterator[ProgressFunction]:
+    """Show progress over named steps, as exports report them. ``first``: what is waited for.
 
     A terminal shows a bar with the step under way. Other outputs get a line every ten seconds at
     most, so that short work says nothing there.
     """
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bars
+    if not sys.stderr.isatty():
+        told_s = time.monotonic()
+
+        def write(progress: Progress) -> None:
+            nonlocal told_s
+            now_s = time.monotonic()
+            is_running = progress.total is None or progress.done < progress.total
+            if progress.note and is_running and now_s - told_s >= _LINE_EVERY_S:
+                told_s = now_s
+                say(f"[{progress.done + 1}/{progress.total}] {progress.note}", err=True)
+
+        yield write
+        return
+
+    def columns() -> Sequence[ProgressColumn]:
+        from rich.progress import BarColumn, MofNCompleteColumn
         from rich.progress import TimeElapsedColumn as Elapsed
 
-        columns = (BarColumn(), MofNCompleteColumn(), Elapsed(), TextColumn("{task.description}"))
-        with Bars(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("starting", total=None)
+        counts = MofNCompleteColumn(table_column=_fixed())
+        return BarColumn(), counts, Elapsed(table_column=_fixed()), shrinking_text(_DESCRIPTION)
 
-            def draw(progress: Progress) -> None:
-                bar.update(
-                    task,
-                    completed=progress.done,
-                    total=progress.total,
-                    description=progress.note,
-                )
+    def draw(progress: Progress) -> None:
+        display.update("", progress.note, columns, progress.done, progress.total)
 
-            yield draw
-        return
-    told_s = time.monotonic()
-
-    def write(progress: Progress) -> None:
-        nonlocal told_s
-        now_s = time.monotonic()
-        is_running = progress.total is None or progress.done < progress.total
-        if progress.note and is_running and now_s - told_s >= _LINE_EVERY_S:
-            told_s = now_s
-            say(f"[{progress.done + 1}/{progress.total}] {progress.note}", err=True)
-
-    yield write
+    with _displayed(first) as display:
+        yield draw
 
 
 @contextmanager
-def encoding_progress() -> Iterator[ProgressFunction]:
-    """Show a bar for videos and one for captions on a terminal, and nothing elsewhere."""
-    if not sys.stderr.isatty():
-        from xclip_deploy.runtime.progress import ignore_progress
+def counting_progress(first: str) -> Iterator[ProgressFunction]:
+    """Show a bar for each stage, such as videos and captions, on a terminal alone.
 
+    ``first``: what is waited for until then.
+    """
+    if not sys.stderr.isatty():
         yield ignore_progress
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bars
-    from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks = {what: bars.add_task(what, total=None) for what in ("videos", "captions")}
+    def columns() -> Sequence[ProgressColumn]:
+        from rich.progress import BarColumn, MofNCompleteColumn
+        from rich.progress import TimeRemainingColumn as Remaining
 
-        def draw(progress: Progress) -> None:
-            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
+        counts = MofNCompleteColumn(table_column=_fixed())
+        return shrinking_text(_DESCRIPTION), BarColumn(), counts, Remaining(table_column=_fixed())
 
+    def draw(progress: Progress) -> None:
+        if progress.is_waiting:
+            display.wait(progress.note)
+            return
+        label = f"{progress.stage:<8}"
+        display.update(progress.stage, label, columns, progress.done, progress.total)
+
+    with _displayed(first) as display:
         yield draw
 
 
@@ -128,25 +167,40 @@ def engine_progress() -> Iterator[ProgressFunction]:
 
         yield write
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
-    from rich.progress import Progress as Bars
-    from rich.progress import TimeElapsedColumn as Elapsed
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        Elapsed(),
-        TextColumn("{task.fields[phase]}", style="dim"),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
+    def columns() -> Sequence[ProgressColumn]:
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
 
-        def draw(step: Progress) -> None:
-            name = step.step
-            if name not in tasks:
-                tasks[name] = bars.add_task(f"{name:<13}", total=1.0, phase="")
-            bars.update(tasks[name], completed=step.fraction, phase=step.note)
+        return (
+            TextColumn(_DESCRIPTION),
+            BarColumn(),
+            TaskProgressColumn(table_column=_fixed()),
+            Elapsed(table_column=_fixed()),
+            shrinking_text("{task.fields[phase]}"),
+        )
 
+    def draw(step: Progress) -> None:
+        if step.is_waiting:
+            display.wait(step.note)
+            return
+        display.update(step.step, f"{step.step:<13}", columns, step.fraction, 1.0, step.note)
+
+    with _displayed("loading TensorRT") as display:
         yield draw
+
+
+@contextmanager
+def _displayed(first: str) -> Iterator[_Display]:
+    display = _Display(first)
+    try:
+        yield display
+    finally:
+        display.end()
+
+
+def _fixed() -> Column:
+    """Return a column of rich's that keeps its width."""
+    from rich.table import Column
+
+    return Column(no_wrap=True)

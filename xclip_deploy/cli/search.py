@@ -21,6 +21,7 @@ from xclip_deploy.cli.options import (
     gallery_option,
     json_option,
     session_options,
+    theme_option,
     wide_option,
 )
 from xclip_deploy.cli.progress import waiting
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.grains import Grain
     from xclip_deploy.runtime.results import Moment, SearchResult, SearchResults, TimeRange
     from xclip_deploy.runtime.sessions import SessionOptions
+    from xclip_deploy.runtime.theme import Theme
 
 
 @click.command("search", cls=Command)
@@ -118,6 +120,7 @@ if TYPE_CHECKING:
     type=PathArgument(dir_okay=False),
     help="Draw the hits of one query with their thumbnails and times, to this PNG file.",
 )
+@theme_option
 @bundle_option
 @gallery_option
 @session_options
@@ -144,6 +147,7 @@ def command(
     min_confidence: float | None,
     cut_folder: Path | None,
     picture: Path | None,
+    theme: Theme,
     bundle: Path,
     gallery: str,
     session: SessionOptions,
@@ -179,9 +183,10 @@ def command(
         "confidence": True,
     }
     with (
-        waiting("loading the model and searching"),
+        waiting("loading the model and opening the gallery") as line,
         xclip_deploy.Retriever(bundle, gallery, session=session) as retriever,
     ):
+        line.name("searching")
         if texts and query_bank:
             require_regular_file(query_bank, "texts, one a line")
             lines = query_bank.read_text(encoding="utf-8").splitlines()
@@ -219,7 +224,7 @@ def command(
         )
     written: list[object] = [] if cut_folder is None else list(cut_hits(found, cut_folder))
     if picture is not None:
-        draw_hits(*found[0], picture)
+        draw_hits(*found[0], picture, theme)
         written.append(picture)
     if as_json:
         print_json(

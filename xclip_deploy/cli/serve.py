@@ -18,6 +18,7 @@ from xclip_deploy.cli.options import (
     session_options,
     workers_option,
 )
+from xclip_deploy.cli.progress import waiting
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.sessions import SessionOptions
@@ -177,6 +178,7 @@ def command(
     log_as_json(log_level)
 
     def announce(address: str) -> None:
+        line.end()
         if as_json:
             print_json({"address": address, "docs": f"{address}/docs"})
             sys.stdout.flush()
@@ -185,4 +187,5 @@ def command(
         say(f"the API is described at {address}/docs")
         sys.stdout.flush()  # it may be a pipe, whose reader waits for the line
 
-    serve(settings, announce)
+    with waiting("loading the model and opening the gallery") as line:
+        serve(settings, announce)

@@ -13,6 +13,7 @@ import click
 
 from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import PathArgument, json_option
+from xclip_deploy.cli.progress import waiting
 from xclip_deploy.runtime.presentation import counted
 
 if TYPE_CHECKING:
@@ -98,10 +99,11 @@ def command(
     if show_config:
         print_json(config.model_dump(mode="json"))
         return
-    train = xclip_deploy.train  # where PyTorch is missing, this names the extra to install
-    from xclip_deploy.training.step import keep_freed_memory
+    with waiting("loading PyTorch"):
+        train = xclip_deploy.train  # where PyTorch is missing, this names the extra to install
+        from xclip_deploy.training.step import keep_freed_memory
 
-    keep_freed_memory()
+        keep_freed_memory()
     with _progress() as (on_step, on_preparation):
         result = train(
             config, output, resume=resume, on_step=on_step, on_preparation=on_preparation

@@ -18,7 +18,7 @@ from xclip_deploy.cli.options import (
     wide_option,
     workers_option,
 )
-from xclip_deploy.cli.progress import encoding_progress
+from xclip_deploy.cli.progress import counting_progress, waiting
 from xclip_deploy.cli.table import Column, print_table
 
 if TYPE_CHECKING:
@@ -130,8 +130,9 @@ def command(
     import xclip_deploy
     from xclip_deploy.export.verification.certificate import CERTIFICATE_DIRECTORY
 
-    shown = _inputs(videos, captions, dataset, annotations, split, max_missing_share)
-    with encoding_progress() as progress:
+    with waiting("reading the captions and looking for the videos"):
+        shown = _inputs(videos, captions, dataset, annotations, split, max_missing_share)
+    with counting_progress("loading the graphs") as progress:
         certificate = xclip_deploy.verify_bundle(
             bundle,
             checkpoint=checkpoint,

@@ -16,11 +16,11 @@ from drawn_explanations import coloured_frames, explanation
 from PIL import Image
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.evidence import Contrast, Theme, draw_explanation
-from xclip_deploy.runtime.evidence.lettering import lettering_for, middle_cut, width_of, wrapped
+from xclip_deploy.runtime.evidence import Contrast, draw_explanation
 from xclip_deploy.runtime.evidence.panel import Panel
-from xclip_deploy.runtime.evidence.theme import PALETTES
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS
+from xclip_deploy.runtime.lettering import lettering_for, middle_cut, width_of, wrapped
+from xclip_deploy.runtime.theme import PALETTES, Theme
 
 GOLDEN = Path(__file__).parent / "golden"
 QUERY = "a red square moves right, then a blue triangle grows"

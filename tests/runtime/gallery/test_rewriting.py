@@ -18,6 +18,7 @@ from gallery_samples import (
     SearchLimits,
     content_of,
     lance_store,
+    make_unchecked,
     sample,
 )
 
@@ -28,7 +29,7 @@ from xclip_deploy.errors import (
     GalleryVersionError,
 )
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery import Verification, lance_schema
+from xclip_deploy.runtime.gallery import Verification
 from xclip_deploy.runtime.gallery.commit_record import RECORD_FILE, find_manifest
 from xclip_deploy.runtime.gallery.lance_schema import make_schema, to_table, to_videos
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
@@ -305,29 +306,9 @@ def test_records_are_read_without_a_number_object_for_each_feature() -> None:
 # Galleries of schema version 2
 
 
-def unchecked(path: Path, features: VideoFeatures | None = None) -> dict[str, Any]:
-    """A gallery as releases before checksums wrote it; returns its content."""
-    videos, made_features = sample([f"v{n}" for n in range(9)], source="cam1")
-    features = features or made_features
-    schema = make_schema(MODEL, DIM, FRAMES).append(pa.field("n", pa.int64()))
-    schema = schema.append(pa.field("source", pa.string()))
-    names = [name for name in schema.names if not name.startswith("_")]
-    header = (schema.metadata or {})[lance_schema._KEY].replace(
-        b'"schema_version": 3', b'"schema_version": 2'
-    )
-    old = pa.schema([schema.field(n) for n in names], metadata={lance_schema._KEY: header})
-    rows = to_table(videos, features, schema).select(names)
-    table = lancedb.connect(path).create_table("videos", schema=old)
-    table.add(rows.replace_schema_metadata(old.metadata))
-    table.delete("id = 'v4'")
-    whole = {video.id: video.model_copy(update={"segmentation": "whole"}) for video in videos}
-    del whole["v4"]
-    return whole
-
-
 def test_a_gallery_without_checksums_is_refused_and_upgraded(tmp_path: Path) -> None:
     path = tmp_path / "gallery"
-    videos = unchecked(path)
+    videos = make_unchecked(path)
     with pytest.raises(GalleryVersionError, match=rf"run: xclip-deploy gallery upgrade .*{path}"):
         lance_store(path, create=False)
     assert upgrade_gallery(path) == 8
@@ -342,7 +323,7 @@ def test_an_upgrade_that_fails_leaves_the_old_gallery(tmp_path: Path) -> None:
     path = tmp_path / "gallery"
     _, features = sample([f"v{n}" for n in range(9)])
     features.video_features[6] *= 3
-    unchecked(path, features)
+    make_unchecked(path, features)
     before = sorted(path.rglob("*"))
     with pytest.raises(GalleryIntegrityError, match=r"row 6 .* vectors of other length than 1"):
         upgrade_gallery(path)
