@@ -2,14 +2,18 @@
 
 Each thread runs whole blocks by sessions without threads of their own. Such sessions have no pool
 that waits for work by spinning, which would take the cores from the encoders' sessions. Threads
-never wait for each other within a block.
+never wait for each other within a block. The calling thread works too. Each further thread is
+woken once a call and takes blocks until none is left, since a wake-up costs as much as a small
+block.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,9 +45,28 @@ _MAX_REASON = 350
 
 Feeds = dict[str, AnyArray]
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 OpenGraph = Callable[[bytes], Any]
 """Load a graph's bytes as an ONNX Runtime session without threads of its own."""
+
+
+class _Graph:
+    """An opened graph. Asking ONNX Runtime for the names takes 5 % of a small block's time."""
+
+    def __init__(self, session: Any) -> None:  # noqa: ANN401 - a session of ONNX Runtime
+        self._session = session
+        self.inputs = [node.name for node in session.get_inputs()]
+        self.outputs = [node.name for node in session.get_outputs()]
+
+    def run(self, given: Mapping[str, AnyArray]) -> list[AnyArray]:
+        """Return the outputs. Arrays that the graph does not read are ignored."""
+        feeds = {name: given[name] for name in self.inputs}
+        try:
+            outputs: list[AnyArray] = self._session.run(self.outputs, feeds)
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            reason = cut(" ".join(str(error).split()), _MAX_REASON)
+            raise SessionError(f"scorer failed on {shapes}: {reason}") from error
+        return outputs
 
 
 class CpuBlockScorer:
@@ -66,8 +89,8 @@ class CpuBlockScorer:
         self._config, self._weights = config, weights
         self._open_graph = open_graph
         self._is_half = is_half
-        self._texts: Any = open_graph(text_graph(self._config, self._weights))
-        self._blocks: dict[DType, Any] = {}
+        self._texts: _Graph | None = _Graph(open_graph(text_graph(config, weights)))
+        self._blocks: dict[DType, _Graph] = {}
         self._lock = threading.Lock()
         self._threads = usable_cores() if threads is None else threads
         self._pool: ThreadPoolExecutor | None = None
@@ -80,31 +103,26 @@ class CpuBlockScorer:
         is_float16 = videos.video_features.dtype == videos.frame_features.dtype == np.float16
         gallery = DType.FLOAT16 if is_float16 or self._is_half else DType.FLOAT32
         block = self._block(gallery)
-        names = [output.name for output in block.get_outputs()]
-        scores = {
-            name: np.empty((len(texts), len(videos)), dtype=np.float32)
-            for name in names
-            if name != LEAST_SUM
-        }
+        shape = (len(texts), len(videos))
         # A block's videos are written by one thread, but by every block of texts.
-        least = np.full((len(texts), len(videos)), np.inf, dtype=np.float32)
+        found = {name: np.empty(shape, dtype=np.float32) for name in block.outputs}
         text_step = min(len(texts), _MOST_TEXTS)
-        video_step = min(_MOST_VIDEOS, _BLOCK_PAIRS // text_step)
-        # Every thread gets a block.
-        video_step = min(video_step, -(-len(videos) // self._threads))
+        blocks = self._cut(len(videos), min(_MOST_VIDEOS, _BLOCK_PAIRS // text_step))
         for rows in slices(len(texts), text_step):
             feeds = self._prepare(texts[rows])
 
             def run(columns: slice, rows: slice = rows, feeds: Feeds = feeds) -> None:
-                sides = {**feeds, **self._video_side(videos[columns], gallery)}
-                for name, found in zip(names, self._run(block, names, sides), strict=True):
-                    target = least if name == LEAST_SUM else scores[name]
-                    target[rows, columns] = found
+                outputs = block.run({**feeds, **self._video_side(videos[columns], gallery)})
+                for name, output in zip(block.outputs, outputs, strict=True):
+                    found[name][rows, columns] = output
 
-            self._each(run, slices(len(videos), video_step))
-        is_exact = (least >= SAFE_SUM) & np.isfinite(scores["logits"])
+            self._each(run, blocks)
+        is_exact = np.isfinite(found["logits"])
+        least = found.pop(LEAST_SUM, None)
+        if least is not None:
+            is_exact &= least >= SAFE_SUM
         exact_videos: BoolArray = np.all(is_exact, axis=0)
-        return scores, exact_videos
+        return found, exact_videos
 
     def close(self) -> None:
         """Free the sessions and threads. Scoring afterwards raises SessionError."""
@@ -120,24 +138,26 @@ class CpuBlockScorer:
         """Compute the inputs of the block that depend on the texts alone."""
         with self._lock:
             self._check_open()
-            session = self._texts
-        names = [output.name for output in session.get_outputs()]
-        inputs = [node.name for node in session.get_inputs()]
+            graph = self._texts
+        assert graph is not None, "an open scorer has it"
+        jobs = self._cut(len(texts), len(texts))
+        parts: list[list[AnyArray]] = [[]] * len(jobs)
 
-        def run(rows: slice) -> list[AnyArray]:
-            given = {
-                name: np.ascontiguousarray(getattr(texts, name)[rows], dtype=np.float32)
-                for name in inputs
-            }
-            return self._run(session, names, given)
+        def run(job: tuple[int, slice]) -> None:
+            number, rows = job
+            parts[number] = graph.run(
+                {
+                    name: np.ascontiguousarray(getattr(texts, name)[rows], dtype=np.float32)
+                    for name in graph.inputs
+                }
+            )
 
-        parts = self._each(run, slices(len(texts), -(-len(texts) // self._threads)))
+        self._each(run, list(enumerate(jobs)))
         # Texts lie along the first axis of sentences, and along the second of words.
-        joined = (
-            np.concatenate(found, axis=int(name in WORDS_SIDE))
-            for name, found in zip(names, zip(*parts, strict=True), strict=True)
-        )
-        feeds = dict(zip(names, joined, strict=True))
+        feeds = {
+            name: np.concatenate(found, axis=int(name in WORDS_SIDE))
+            for name, found in zip(graph.outputs, zip(*parts, strict=True), strict=True)
+        }
         if self._config.mask_padding:
             feeds[IS_WORD] = np.arange(self._config.max_words) < texts.num_words[:, None]
         return feeds
@@ -151,43 +171,49 @@ class CpuBlockScorer:
             feeds[IS_FRAME] = np.arange(self._config.max_frames) < videos.num_frames[:, None]
         return feeds
 
-    def _block(self, gallery: DType) -> Any:  # noqa: ANN401 - a session of ONNX Runtime
+    def _block(self, gallery: DType) -> _Graph:
         with self._lock:
             self._check_open()
             if gallery not in self._blocks:
                 graph = block_graph(self._config, self._weights, gallery)
-                self._blocks[gallery] = self._open_graph(graph)
+                self._blocks[gallery] = _Graph(self._open_graph(graph))
             return self._blocks[gallery]
 
-    def _each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    def _cut(self, total: int, most: int) -> list[slice]:
+        """Cut ``range(total)`` into slices of ``most`` at most, the same number for each thread."""
+        rounds = -(-total // (most * self._threads))
+        return list(slices(total, -(-total // (rounds * self._threads))))
+
+    def _each(self, function: Callable[[Item], None], items: Sequence[Item]) -> None:
         """Call ``function`` for every item, in the threads where there are several items."""
-        jobs = list(items)
-        if len(jobs) == 1 or self._threads == 1:
-            return [function(job) for job in jobs]
-        with self._lock:
-            self._check_open()
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="xclip-scorer")
-            # Submit under the lock: a closed pool takes no jobs.
-            futures = [self._pool.submit(function, job) for job in jobs]
-        return [future.result() for future in futures]
+        left: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        for item in items:
+            left.put(item)
+
+        def work() -> None:
+            with suppress(queue.Empty):
+                while True:
+                    function(left.get_nowait())
+
+        helpers: list[Future[None]] = []
+        if len(items) > 1 and self._threads > 1:
+            with self._lock:
+                self._check_open()
+                if self._pool is None:
+                    name = "xclip-scorer"
+                    self._pool = ThreadPoolExecutor(self._threads - 1, thread_name_prefix=name)
+                # Submit under the lock: a closed pool takes no jobs.
+                count = min(self._threads, len(items)) - 1
+                helpers = [self._pool.submit(work) for _ in range(count)]
+        try:
+            work()
+        finally:
+            # A helper that has not begun has nothing left to do. Others still write.
+            begun = [helper for helper in helpers if not helper.cancel()]
+            wait(begun)
+        for helper in begun:
+            helper.result()
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise SessionError("the scorer session is closed")
-
-    @staticmethod
-    def _run(
-        session: Any,  # noqa: ANN401
-        names: list[str],
-        given: Mapping[str, AnyArray],
-    ) -> list[AnyArray]:
-        expected = {node.name for node in session.get_inputs()}
-        feeds = {name: array for name, array in given.items() if name in expected}
-        try:
-            outputs: list[AnyArray] = session.run(names, feeds)
-        except Exception as error:
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-            reason = cut(" ".join(str(error).split()), _MAX_REASON)
-            raise SessionError(f"scorer failed on {shapes}: {reason}") from error
-        return outputs

@@ -40,9 +40,8 @@ class GraphWriter:
         self._inputs.append(_value(name, dtype, shape))
         return name
 
-    def add_output(self, name: str, value: str, dtype: DType | str, *shape: int | str) -> None:
-        """Give a value the ``name`` of an output."""
-        self._nodes.append(_node("Identity", (value,), name, {}))
+    def add_output(self, name: str, dtype: DType | str, *shape: int | str) -> None:
+        """Declare the value ``name`` of a node an output."""
         self._outputs.append(_value(name, dtype, shape))
 
     def constant(self, array: AnyArray) -> str:
@@ -63,12 +62,18 @@ class GraphWriter:
         """Add a constant FP32 scalar and return its name."""
         return self.constant(np.array(value, dtype=np.float32))
 
-    def node(self, operator: str, *inputs: str, **attributes: float | Sequence[int]) -> str:
-        """Add a node with one output, and return the output's name.
+    def node(
+        self,
+        operator: str,
+        *inputs: str,
+        named: str | None = None,
+        **attributes: float | Sequence[int],
+    ) -> str:
+        """Add a node with one output, and return the output's name: ``named``, or a new one.
 
         An attribute's Python type decides its ONNX type: ``int``, ``float`` or several ``int``.
         """
-        name = self._new_name()
+        name = self._new_name() if named is None else named
         self._nodes.append(_node(operator, inputs, name, attributes))
         return name
 
