@@ -30,7 +30,14 @@ def first_best(values: FloatArray, tolerance: float = 1e-6) -> int:
     Equal frames have similarities that differ by rounding, in FP32 by about 1e-7. The first of
     them is the best, however the similarities were computed.
     """
-    return int((values >= values.max() - tolerance).argmax())
+    return int(first_best_each(values, tolerance))
+
+
+def first_best_each(values: FloatArray, tolerance: float = 1e-6) -> npt.NDArray[np.intp]:
+    """Return what :func:`first_best` does of each row of [..., n]."""
+    is_best = values >= values.max(axis=-1, keepdims=True) - tolerance
+    found: npt.NDArray[np.intp] = is_best.argmax(axis=-1)
+    return found
 
 
 def to_float32(array: FloatArray) -> Float32Array:

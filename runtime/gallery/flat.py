@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.gallery.row_places import RowPlaces
 from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors
 
 
@@ -21,11 +22,12 @@ class FlatVectors:
     def __init__(self, rows: Rows, vectors: npt.NDArray[np.floating[Any]]) -> None:
         """Keep ``vectors`` [N, D] of ``rows`` [N], which ascend."""
         self.rows = rows
+        self._places = RowPlaces(rows)
         self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
 
     def take(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Return the vectors of existing rows, in the order of ``rows``."""
-        return self._vectors[np.searchsorted(self.rows, rows)]
+        return self._vectors[self._places.of(rows)]
 
     def nearest(
         self,
@@ -41,7 +43,7 @@ class FlatVectors:
             if allowed is not None:
                 is_open = np.isin(rows, allowed)
             if without is not None:
-                is_open[np.searchsorted(rows, without)] = False
+                is_open[self._places.of(without)] = False
             places = np.flatnonzero(is_open)
             rows = rows[places]
             if len(places) * 4 < len(vectors):  # above a quarter, the copy costs more than it saves

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from xclip_deploy.runtime.arrays import Float64Array
 from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.gallery.row_places import RowPlaces
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +69,13 @@ class Groups:
         ranks[self.order] = np.arange(len(self.order))
         return ranks
 
+    @cached_property
+    def _places(self) -> RowPlaces:
+        return RowPlaces(self.rows)
+
     def places(self, rows: Rows) -> npt.NDArray[np.int64]:
         """Return the places of existing rows in ``rows`` of the gallery."""
-        return np.searchsorted(self.rows, rows)
+        return self._places.of(rows)
 
     def of(self, rows: Rows) -> npt.NDArray[np.int64]:
         """Return the number of the video of each of ``rows``."""

@@ -102,14 +102,6 @@ class RowReader:
             self._verify(table, parts)
             return table
 
-    def are_whole(self, frames: npt.NDArray[np.float16], sums: Words) -> bool:
-        """Tell whether ``frame_features`` [n, F * D] that were read otherwise match ``sums``."""
-        vectors = pa.FixedSizeListArray.from_arrays(
-            from_numbers(frames.reshape(-1)), frames.shape[1]
-        )
-        table = pa.table({"frame_features": vectors, Part.FRAMES.value: from_numbers(sums)})
-        return bool(is_whole(table, Part.FRAMES, self.schema).all())
-
     def batches(
         self,
         parts: Sequence[Part],

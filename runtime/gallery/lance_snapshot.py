@@ -22,6 +22,7 @@ from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.groups import Groups, in_order
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
 from xclip_deploy.runtime.gallery.lance_errors import damaged, lance_errors
+from xclip_deploy.runtime.gallery.lance_listing import Listing
 from xclip_deploy.runtime.gallery.lance_reader import (
     RowReader,
     Trust,
@@ -37,6 +38,7 @@ from xclip_deploy.runtime.gallery.lance_schema import (
 )
 from xclip_deploy.runtime.gallery.lance_warm import WarmFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, has_name
+from xclip_deploy.runtime.gallery.row_places import RowPlaces
 from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
 
 COLUMN_INDICES = {"id": "id_idx", CONTENT_SHA256: "fingerprint_idx"}
@@ -102,9 +104,9 @@ class LanceSnapshot:
         }
         self._vectors_below = 0 if self._partitions is None else indexed_below
         self._flat: FlatVectors | None = None
-        self._held: tuple[Rows, VideoFeatures] | None = None
+        self._held: tuple[Rows, VideoFeatures, RowPlaces] | None = None
         self._warm: WarmFeatures | None = None
-        self._listing: tuple[Rows, pa.Table] | None = None
+        self._listing: Listing | None = None
         self._segmentation: tuple[str | None] | None = None
         self._groups: Groups | None = None
         dim = self._schema.field("video_features").type.list_size
@@ -171,25 +173,21 @@ class LanceSnapshot:
 
     def videos(self, rows: Rows) -> list[GalleryVideo]:
         if self._listing is not None:
-            known, table = self._listing
-            return to_videos(table.take(from_numbers(np.searchsorted(known, rows))))
+            return self._listing.videos(rows)
         table = self.reader.take(rows, [*RECORDS, Part.METADATA])
         with self.reader.reading():
             return to_videos(table)
 
     def frame_times(self, rows: Rows) -> list[tuple[float, ...]]:
         if self._listing is not None:
-            known, table = self._listing
-            places = from_numbers(np.searchsorted(known, rows))
-            table = table.select(["frame_times_s"]).take(places)
-        else:
-            table = self.reader.take(rows, [Part.RECORD])
+            return self._listing.frame_times(rows)
+        table = self.reader.take(rows, [Part.RECORD])
         return [tuple(times_s) for times_s in table["frame_times_s"].to_pylist()]
 
     def features(self, rows: Rows) -> VideoFeatures:
         if self._held is not None:
-            known, features = self._held
-            return features[np.searchsorted(known, rows)]
+            _, features, places = self._held
+            return features[places.of(rows)]
         if (warm := self._warm) is not None:  # another thread may drop it
             return warm.features(rows)
         return to_features(self.reader.take(rows, [Part.VIDEO, Part.FRAMES]))
@@ -198,8 +196,8 @@ class LanceSnapshot:
         if self._flat is not None:
             return self._flat.take(rows)
         if self._held is not None:
-            known, features = self._held
-            return features.video_features[np.searchsorted(known, rows)]
+            _, features, places = self._held
+            return features.video_features[places.of(rows)]
         if (warm := self._warm) is not None:
             return warm.videos(rows)
         vectors: FloatArray = matrix_of(self.reader.take(rows, [Part.VIDEO]), "video_features")
@@ -260,8 +258,9 @@ class LanceSnapshot:
                 values = read.values
                 frames = values["frame_features"].reshape(-1, *self._shape)
                 features = VideoFeatures(values["video_features"], frames, values["num_frames"])
-                self._held, self._warm = (read.rows, features), None
-            return self._held
+                self._held = read.rows, features, RowPlaces(read.rows)
+                self._warm = None
+            return self._held[:2]
 
     def warm_up(self) -> None:
         if self._is_flat():
@@ -273,7 +272,7 @@ class LanceSnapshot:
                     self._warm = WarmFeatures(self.reader, self._directory, version)
         with self._lock:
             if self._listing is None:
-                self._listing = self._read_listing()
+                self._listing = Listing.read(self.reader, self._limits.listing_bytes)
 
     def scan(
         self, num_videos: int, where: str | None = None
@@ -319,31 +318,6 @@ class LanceSnapshot:
                 read = self.reader.read_all(Part.VIDEO)
                 self._flat = FlatVectors(read.rows, read.values["video_features"])
             return self._flat
-
-    def _read_listing(self) -> tuple[Rows, pa.Table] | None:
-        """Return the records of all videos, ordered by row; None above ``listing_bytes``."""
-        tables, size_bytes = [], 0
-        parts = [*RECORDS, Part.METADATA]
-        for table in self.reader.batches(parts):
-            size_bytes += table.nbytes
-            if size_bytes > self._limits.listing_bytes:
-                return None
-            tables.append(table.drop_columns([part.value for part in parts]))
-        if not tables:
-            return None
-        table = pa.concat_tables(tables)
-        columns = dict(zip(table.column_names, table.columns, strict=True))
-        del table
-        tables.clear()
-        rows = to_numbers(columns.pop("_rowid")).astype(np.int64)
-        self.reader.note_verified(parts, int(rows.max()))
-        order = np.argsort(rows, kind="stable")
-        is_sorted = np.array_equal(order, np.arange(len(order)))
-        for name in columns:  # one by one: all at once would be in memory twice
-            columns[name] = columns[name].combine_chunks()
-            if not is_sorted:
-                columns[name] = columns[name].take(from_numbers(order))
-        return rows[order], pa.table(columns)
 
     def _is_flat(self) -> bool:
         """Tell whether searches compare vectors in memory, without LanceDB."""

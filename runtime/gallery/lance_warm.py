@@ -9,11 +9,12 @@ import numpy as np
 
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.checksums import Part, Words
+from xclip_deploy.runtime.gallery.checksums import Part, Words, vector_checksums
 from xclip_deploy.runtime.gallery.lance_pages import PagedColumn
 from xclip_deploy.runtime.gallery.lance_reader import Columns, RowReader
 from xclip_deploy.runtime.gallery.lance_schema import matrix_of
 from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.gallery.row_places import RowPlaces
 
 _FRAMES = "frame_features"
 
@@ -25,6 +26,7 @@ class WarmFeatures:
         """Read all videos. ``gallery``: its directory; None in object storage."""
         self._reader = reader
         self._columns: Columns = reader.read_all(Part.VIDEO, sums_of=[Part.FRAMES])
+        self._places = RowPlaces(self._columns.rows)
         self._dim: int = reader.schema.field("video_features").type.list_size
         values: int = reader.schema.field(_FRAMES).type.list_size
         self._shape = values // self._dim, self._dim
@@ -35,12 +37,12 @@ class WarmFeatures:
 
     def videos(self, rows: Rows) -> FloatArray:
         """Return ``video_features`` of existing rows, in their order."""
-        vectors: FloatArray = self._columns.values["video_features"][self._places(rows)]
+        vectors: FloatArray = self._columns.values["video_features"][self._places.of(rows)]
         return vectors
 
     def features(self, rows: Rows) -> VideoFeatures:
         """Return all features of existing rows. Raises GalleryIntegrityError."""
-        places, values = self._places(rows), self._columns.values
+        places, values = self._places.of(rows), self._columns.values
         frames = self._frames(rows, values[Part.FRAMES.value][places])
         return VideoFeatures(
             values["video_features"][places],
@@ -54,11 +56,8 @@ class WarmFeatures:
         found = None if pages is None else pages.read(rows)
         if found is not None:
             frames = found.view(np.float16)
-            if self._reader.are_whole(frames, sums):
+            if np.array_equal(vector_checksums(frames, _FRAMES), sums):
                 return frames
             # LanceDB tells damage from pages that lie in another way.
             self.pages = None
         return matrix_of(self._reader.take(rows, [Part.FRAMES], {Part.FRAMES: sums}), _FRAMES)
-
-    def _places(self, rows: Rows) -> Rows:
-        return np.searchsorted(self._columns.rows, rows)

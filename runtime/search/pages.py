@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -78,6 +79,10 @@ class Page:
 def describe(page: Page, shown: Shown, offset: int) -> tuple[SearchResult, ...]:
     """Return the hits of a page. ``shown``: what they show, by the rows of the page."""
     hits = page.hits
+    others = page.ranked.take(np.array([n for part in page.moments for n in part], np.int64))
+    # Without spans there are no moments.
+    described = iter([] if others.spans is None else _moments(others, shown))
+    grains, scores = _grains(hits), hits.scores.tolist()
     results = []
     for n, row in enumerate(hits.rows.tolist()):
         video = shown.videos[row]
@@ -89,8 +94,8 @@ def describe(page: Page, shown: Shown, offset: int) -> tuple[SearchResult, ...]:
                 rank=offset + n + 1,
                 id=video.id,
                 path=video.path,
-                score=float(hits.scores[n]),
-                grains=_grains(hits, n),
+                score=scores[n],
+                grains=grains[n],
                 best_frame_time_s=shown.best_time_s[row],
                 duration_s=video.duration_s,
                 metadata=dict(video.metadata),
@@ -99,7 +104,7 @@ def describe(page: Page, shown: Shown, offset: int) -> tuple[SearchResult, ...]:
                 start_s=start_s,
                 end_s=end_s,
                 segment=video.segment,
-                moments=tuple(_moment(page.ranked, place, shown) for place in page.moments[n]),
+                moments=tuple(islice(described, len(page.moments[n]))),
                 range=shown.ranges.get(row),
                 confidence=None if hits.confidences is None else float(hits.confidences[n]),
                 media=HitMedia.of(video, shown.thumbnails.get(row)),
@@ -108,22 +113,30 @@ def describe(page: Page, shown: Shown, offset: int) -> tuple[SearchResult, ...]:
     return tuple(results)
 
 
-def _moment(ranked: Ranked, n: int, shown: Shown) -> Moment:
-    """Describe row n of ``ranked``."""
-    assert ranked.spans is not None
-    return Moment(
-        int(ranked.spans.segments[n]),
-        float(ranked.spans.start_s[n]),
-        float(ranked.spans.end_s[n]),
-        float(ranked.scores[n]),
-        _grains(ranked, n),
-        shown.best_time_s[int(ranked.rows[n])],
-    )
+def _moments(found: Ranked, shown: Shown) -> list[Moment]:
+    """Describe rows as moments of their videos."""
+    assert found.spans is not None
+    return [
+        Moment(segment, start_s, end_s, score, grains, shown.best_time_s[row])
+        for row, segment, start_s, end_s, score, grains in zip(
+            found.rows.tolist(),
+            found.spans.segments.tolist(),
+            found.spans.start_s.tolist(),
+            found.spans.end_s.tolist(),
+            found.scores.tolist(),
+            _grains(found),
+            strict=True,
+        )
+    ]
 
 
-def _grains(ranked: Ranked, n: int) -> GrainScores | None:
-    grains = {name: float(values[n]) for name, values in ranked.grains.items()}
-    return GrainScores(grains) if grains else None
+def _grains(found: Ranked) -> list[GrainScores | None]:
+    if not found.grains:
+        return [None] * len(found)
+    columns = [values.tolist() for values in found.grains.values()]
+    return [
+        GrainScores(dict(zip(found.grains, row, strict=True))) for row in zip(*columns, strict=True)
+    ]
 
 
 def _others(spans: Spans, hits: Ranked, options: SearchOptions) -> list[list[int]]:

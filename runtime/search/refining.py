@@ -28,15 +28,16 @@ boundaries was 0.62, 0.44 and 0.50 s.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import chain
 from math import fsum
+from operator import sub
 from statistics import fmean, median
 
-import numpy as np
-import numpy.typing as npt
-
 from xclip_deploy.runtime.gallery.groups import Groups
+from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.grains import TEMPERATURE
 from xclip_deploy.runtime.results import TimeRange
 
@@ -46,37 +47,62 @@ _LEAST_EXPLAINED = 0.93
 """Least share of the curve's variance between a range and the frames below its level."""
 _LEAST_SHARE = 0.25
 """Least length of a range, as a share of its segment."""
+_SAME_DIGITS = 6
+_SAME_S = 10.0**-_SAME_DIGITS
+"""Times are equal that agree to this many digits after the point."""
 _TOUCH_S = 0.05
 """Longest gap between neighbouring segments, seconds. Damage leaves longer ones."""
 
 
-def neighbourhood(groups: Groups, row: int) -> list[int]:
-    """Return the row and those that extend it furthest without a gap, in the order of time."""
-    place = int(groups.places(np.array([row]))[0])
-    number, rank = int(groups.numbers[place]), int(groups.ranks[place])
-    first, stop = int(groups.starts[number]), int(groups.starts[number + 1])
-    start_s, end_s = float(groups.start_s[place]), float(groups.end_s[place])
-    before = after = rank
-    for n in range(rank - 1, max(first, rank - _REACH) - 1, -1):
-        if not groups.end_s[groups.order[n]] >= start_s - _TOUCH_S:
-            break
-        before = n
-    for n in range(rank + 1, min(stop, rank + _REACH + 1)):
-        if not groups.start_s[groups.order[n]] <= end_s + _TOUCH_S:
-            break
-        after = n
-    ranks = dict.fromkeys((before, rank, after))
-    return [int(groups.rows[groups.order[n]]) for n in ranks]
+@dataclass(frozen=True)
+class Neighbourhood:
+    """A row and those that extend it furthest without a gap."""
+
+    rows: list[int]
+    """One to three rows, in the order of time."""
+    bounds: tuple[float, float]
+    """Start of the first and end of the last of them, seconds; NaN where they are not known."""
+
+
+def neighbourhoods(groups: Groups, rows: Rows) -> list[Neighbourhood]:
+    """Return the neighbourhood of each of ``rows``."""
+    places = groups.places(rows)
+    numbers, order = groups.numbers[places], groups.order
+    found = []
+    for rank, first, stop, start_s, end_s in zip(
+        groups.ranks[places].tolist(),
+        groups.starts[numbers].tolist(),
+        groups.starts[numbers + 1].tolist(),
+        groups.start_s[places].tolist(),
+        groups.end_s[places].tolist(),
+        strict=True,
+    ):
+        before = after = rank
+        for n in range(rank - 1, max(first, rank - _REACH) - 1, -1):
+            if not groups.end_s[order[n]] >= start_s - _TOUCH_S:
+                break
+            before = n
+        for n in range(rank + 1, min(stop, rank + _REACH + 1)):
+            if not groups.start_s[order[n]] <= end_s + _TOUCH_S:
+                break
+            after = n
+        near = [order[n] for n in dict.fromkeys((before, rank, after))]
+        bounds = float(groups.start_s[near[0]]), float(groups.end_s[near[-1]])
+        found.append(Neighbourhood([int(groups.rows[place]) for place in near], bounds))
+    return found
 
 
 def curve(
-    times_s: Sequence[Sequence[float]], values: Sequence[npt.NDArray[np.floating]]
+    times_s: Sequence[Sequence[float]], values: Sequence[Sequence[float]]
 ) -> tuple[list[float], list[float]]:
     """Join the frames of several segments: times, ascending, and mean similarities."""
+    joined = list(chain.from_iterable(times_s))
+    if min(map(sub, joined[1:], joined), default=1.0) > 2 * _SAME_S:  # no frame is in two segments
+        return joined, list(chain.from_iterable(values))
     found: dict[float, list[float]] = {}  # time, sum and number of similarities
     for times, part in zip(times_s, values, strict=True):
-        for time_s, value in zip(times, part.tolist(), strict=True):
-            key = round(time_s, 6)
+        for time_s, value in zip(times, part, strict=True):
+            key = round(time_s, _SAME_DIGITS)
             frame = found.get(key)
             if frame is None:
                 found[key] = [time_s, value, 1]
@@ -101,15 +127,14 @@ def refine(
     """
     # Plain lists: for a few dozen frames they are faster than arrays.
     start_s, end_s = segment
-    gaps = [after - before for before, after in pairwise(times)]
+    gaps = list(map(sub, times[1:], times))
     whole = TimeRange(start_s, end_s, max(gaps, default=end_s - start_s))
-    own = [n for n, time_s in enumerate(times) if start_s <= time_s < end_s]
-    if not own:  # a slide that was on display before the segment
-        own = [n for n, time_s in enumerate(times) if time_s < end_s][-1:]
+    stop = bisect_left(times, end_s)
+    # A slide may have been on display before the segment.
+    own = range(min(bisect_left(times, start_s), max(stop - 1, 0)), stop)
     if not own or len(times) < 2:
         return whole
-    padded = [values[0], *values, values[-1]]
-    smooth = [sorted(padded[n : n + 3])[1] for n in range(len(values))]
+    smooth = _medians([values[0], *values[:-1]], values, [*values[1:], values[-1]])
     background = median(smooth)
     peak = max(own, key=smooth.__getitem__)
     if smooth[peak] - background < TEMPERATURE:
@@ -126,15 +151,26 @@ def refine(
     if stop_s - found_s < _LEAST_SHARE * (end_s - start_s) or not found_s < stop_s:
         return whole
     # Frames outside that are above the level belong to other events: they say nothing of this one.
-    inside = [v for t, v in zip(times, values, strict=True) if found_s <= t < stop_s]
+    begin, end = bisect_left(times, found_s), bisect_left(times, stop_s)
     outside = [
-        v
-        for t, v, s in zip(times, values, smooth, strict=True)
-        if not found_s <= t < stop_s and s < level
+        value
+        for part in (slice(begin), slice(end, None))
+        for value, smoothed in zip(values[part], smooth[part], strict=True)
+        if smoothed < level
     ]
-    if _explained(inside, outside) < _LEAST_EXPLAINED:
+    if _explained(values[begin:end], outside) < _LEAST_EXPLAINED:
         return whole
     return TimeRange(found_s, stop_s, max(gaps[max(first, 0) : last]))
+
+
+def _medians(
+    before: Sequence[float], values: Sequence[float], after: Sequence[float]
+) -> list[float]:
+    """Return the median of each value and its two neighbours. Sorting takes twice as long."""
+    return [
+        b if (a <= b) == (b <= c) else a if (a > c) == (b > c) else c
+        for a, b, c in zip(before, values, after, strict=True)
+    ]
 
 
 def _explained(inside: Sequence[float], outside: Sequence[float]) -> float:

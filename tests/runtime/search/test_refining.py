@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xclip_deploy.runtime.gallery.groups import Groups
-from xclip_deploy.runtime.search.refining import curve, neighbourhood, refine
+from xclip_deploy.runtime.search.refining import curve, neighbourhoods, refine
 
 
 @pytest.mark.parametrize(("start_s", "stop_s"), [(10.0, 16.0), (13.4, 17.2), (9.0, 21.0)])
@@ -84,7 +84,7 @@ def test_a_range_is_never_empty_nor_outside(
 
 
 def test_frames_of_overlapping_windows_are_averaged() -> None:
-    times, values = curve([(0, 1, 2), (1, 2.0000001, 3)], [np.ones(3), np.array([2, 3, 4])])
+    times, values = curve([(0, 1, 2), (1, 2.0000001, 3)], [[1, 1, 1], [2, 3, 4]])
     assert times == [0, 1, 2, 3]
     assert values == [1, 1.5, 2, 4]
 
@@ -110,11 +110,13 @@ def groups(starts_s: list[float], window_s: float) -> Groups:
 def test_neighbours_extend_a_segment_without_a_gap(
     starts_s: list[float], row: int, near: list[int]
 ) -> None:
-    assert neighbourhood(groups(starts_s, 12), row) == near
+    (found,) = neighbourhoods(groups(starts_s, 12), np.array([row]))
+    assert found.rows == near
+    assert found.bounds == (starts_s[near[0] - 100], starts_s[near[-1] - 100] + 12)
 
 
 def test_a_segment_without_times_is_alone() -> None:
     unknown = np.full(2, np.nan)
     zeros = np.zeros(2, np.int64)
     alone = Groups.of_codes(np.arange(2), zeros, np.arange(2), unknown, unknown)
-    assert neighbourhood(alone, 1) == [1]
+    assert [each.rows for each in neighbourhoods(alone, np.array([1, 0]))] == [[1], [0]]
