@@ -163,7 +163,7 @@ class _Rounds:
         answers = self._shards.ask(
             ShardSearch.score, {shard: (number, part) for shard, part in parts.items()}
         )
-        return Ranked.join([numbered_ranked(answers[shard], shard) for shard in sorted(answers)])
+        return Ranked.join([self._numbered(answers[shard], shard) for shard in sorted(answers)])
 
     def _run(self, steps: Stages, count: int, first: Found) -> Ranked:
         options = self._options
@@ -173,6 +173,9 @@ class _Rounds:
         num_videos = options.depth * (1 if options.near_identical is None else 4)
         return steps.fill(count, first, num_videos, self._num_videos)
 
+    def _numbered(self, ranked: Ranked, shard: int) -> Ranked:
+        return numbered_ranked(ranked, shard, is_grouped=self._is_grouped)
+
     def _exact(self) -> list[tuple[Ranked, int]]:
         keeping = Keeping.of(self._options, is_grouped=self._is_grouped)
         answers = self._all(ShardSearch.exact, keeping)
@@ -180,7 +183,7 @@ class _Rounds:
         for by_shard in zip(*(answers[shard] for shard in sorted(answers)), strict=True):
             scored = sum(count for _, count in by_shard)
             shards = zip(sorted(answers), by_shard, strict=True)
-            parts = [numbered_ranked(found, shard) for shard, (found, _) in shards if len(found)]
+            parts = [self._numbered(found, shard) for shard, (found, _) in shards if len(found)]
             if not parts:
                 results.append((Ranked.empty(), scored))
             elif self._is_one:

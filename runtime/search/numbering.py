@@ -14,7 +14,7 @@ from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.gallery.store import NearestMethod
 from xclip_deploy.runtime.search.filling import Found
 from xclip_deploy.runtime.search.grouping import Numbers
-from xclip_deploy.runtime.search.ranked import Ranked
+from xclip_deploy.runtime.search.ranked import Ranked, Spans
 
 SHIFT = 53
 """Bits of a row within its shard. LanceDB's row ids have 32 bits below the number of a file."""
@@ -70,9 +70,16 @@ def nearest_of(parts: Sequence[Found], limit: int) -> Found:
     return joined.take(best_first(joined.similarities, limit))
 
 
-def numbered_ranked(ranked: Ranked, shard: int) -> Ranked:
-    """Add the number of the shard to scored rows."""
+def numbered_ranked(ranked: Ranked, shard: int, *, is_grouped: bool) -> Ranked:
+    """Add the number of the shard to scored rows.
+
+    ``is_grouped``: whether videos of any shard have several rows.
+    """
     spans = ranked.spans
+    if spans is None and is_grouped:
+        # Every row of this shard is a video of its own; its times are not compared with others.
+        unknown = np.full(len(ranked), np.nan)
+        spans = Spans(ranked.rows, np.zeros(len(ranked), np.int64), unknown, unknown)
     if spans is not None:
         spans = replace(spans, numbers=numbered(spans.numbers, shard))
     return replace(ranked, rows=numbered(ranked.rows, shard), spans=spans)

@@ -108,8 +108,8 @@ def assert_same(found: SearchResults, expected: SearchResults) -> None:
         (named(hit.id), hit.segment) for hit in expected
     ]
     for a, b in zip(found, expected, strict=True):
-        # The scores are logits up to 100, of which FP32 tells steps of 8e-6.
-        assert a.score == pytest.approx(b.score, rel=5e-7, abs=1e-5)
+        # Logits up to 100; blocks of another size round otherwise, by some steps of 8e-6.
+        assert a.score == pytest.approx(b.score, rel=2e-6, abs=1e-5)
         assert a.best_frame_time_s == b.best_frame_time_s
         assert a.range == b.range
         assert set(map(named, a.near_identical)) == set(map(named, b.near_identical))
