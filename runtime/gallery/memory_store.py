@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Serials: TypeAlias = npt.NDArray[np.uint64]
 """Numbers that a store gives to rows as they are added."""
 
+
 class MemorySnapshot:
     """A :class:`Snapshot` in memory; rows count videos in the order of addition."""
 
