@@ -130,10 +130,7 @@ def frames_kernel(
             tl.store(planes + (SENTENCE * T + text) * S + out, grain * TEMPERATURE, mask=is_out)
         if WORD >= 0:
             similarity = by_word * tl.load(scales + text * 4)
-            if MASKED:
-                num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W)
-            else:
-                num = W
+            num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W) if MASKED else W
             is_word = (column < num)[None, :]
             cube = tl.reshape(similarity, (VIDEOS, FP, WP))
             # Frames first: the matrix multiplies the similarities, as in attend_across.
@@ -145,9 +142,7 @@ def frames_kernel(
             frames_first = tl.sum(p * mixed, 1) / tl.sum(p, 1)
             frames_first = attend_few_words(frames_first, is_word, word_mat2, VIDEOS, WP)
             words_first = attend_words(similarity, is_word, word_mat)
-            words_first = attend_frames(
-                tl.reshape(words_first, (VIDEOS, FP)), is_frame, frame_mat2
-            )
+            words_first = attend_frames(tl.reshape(words_first, (VIDEOS, FP)), is_frame, frame_mat2)
             grain = (frames_first + words_first) * (TEMPERATURE / 2)
             tl.store(planes + (WORD * T + text) * S + out, grain, mask=is_out)
 
@@ -212,10 +207,7 @@ def video_kernel(
                 tl.store(at_plane, grain, mask=is_slot)
             elif plane == WORD:
                 similarity = by_word * tl.load(scales + text * 4 + 2)
-                if MASKED:
-                    num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W)
-                else:
-                    num = W
+                num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W) if MASKED else W
                 is_word = (column < num)[None, :]
                 grain = attend_words(similarity, is_word, word_logit) * TEMPERATURE
                 tl.store(at_plane, grain, mask=is_slot)
@@ -320,7 +312,5 @@ def collect_kernel(
             score = tl.load(scores + text.to(tl.int64) * S + slot, mask=is_best)
             tl.store(values + place, score, mask=is_best)
             for plane in tl.static_range(GRAINS):
-                value = tl.load(
-                    planes + (plane * T + text).to(tl.int64) * S + slot, mask=is_best
-                )
+                value = tl.load(planes + (plane * T + text).to(tl.int64) * S + slot, mask=is_best)
                 tl.store(values + (1 + plane) * CAPACITY + place, value, mask=is_best)

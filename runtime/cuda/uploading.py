@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -73,17 +73,11 @@ class Uploader:
         stream, self._stream = self._stream, None
         if stream is None:
             return
-        failure: SessionError | None = None
-        free = [lambda: self._cuda.synchronize(stream)]
-        free += [buffer.close for buffer in self._buffers]
-        free += [lambda: self._cuda.destroy_stream(stream)]
-        for step in free:  # whatever fails, the rest is freed
-            try:
-                step()
-            except SessionError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        with ExitStack() as stack:  # whatever fails, the rest is freed
+            stack.callback(self._cuda.destroy_stream, stream)
+            for buffer in self._buffers:
+                stack.callback(buffer.close)
+            self._cuda.synchronize(stream)
 
     def __enter__(self) -> Self:
         return self

@@ -64,7 +64,7 @@ class MemoryBound:
     """Most memory, bytes; None for :data:`SHARE_OF_FREE` of what is free."""
 
     def left(self, memory: DeviceMemory) -> int:
-        """Return how much the gallery may take beside what it holds already. Raises SessionError."""
+        """Return how many bytes the gallery may take in addition. Raises SessionError."""
         return self.most(memory) - memory.held_bytes
 
     def most(self, memory: DeviceMemory) -> int:

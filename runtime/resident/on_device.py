@@ -21,7 +21,7 @@ from xclip_deploy.runtime.resident.scan import MAX_COUNT, Best, GalleryScan
 _Result = TypeVar("_Result")
 
 
-class ScanFailure(Exception):
+class ScanFailedError(Exception):
     """A search failed on the GPU; another way may do. It never leaves the package."""
 
     def __init__(self, error: SessionError) -> None:
@@ -53,15 +53,20 @@ class BestRows:
 
 @dataclass(frozen=True, eq=False)
 class OnDevice:
-    """A snapshot on the GPU while it is leased. Methods raise ScanFailure."""
+    """A snapshot on the GPU while it is leased. Methods raise ScanFailedError."""
 
     resident: Resident
     scan: GalleryScan | None
     """Scan by the whole scorer; None where the frames' features did not fit."""
-    products: GalleryScan
-    """Scan by the inner product with ``video_features`` alone."""
+    products: GalleryScan | None
+    """Scan by the inner product with ``video_features`` alone; None where no kernels fit."""
     device_name: str
     """Name for people: ``cuda:0``."""
+
+    @property
+    def has_products(self) -> bool:
+        """Whether rows can be ranked by inner products."""
+        return self.products is not None
 
     @property
     def num_slots(self) -> int:
@@ -97,10 +102,12 @@ class OnDevice:
 
     def all_products(self, vectors: QueryVectors, allowed: Allowed) -> Float32Array:
         """Return the inner product [Q, n] of vectors [Q, D] with each allowed row."""
+        assert self.products is not None
         return self._all(self.products, _as_texts(vectors), allowed)["logits"]
 
     def nearest(self, vectors: QueryVectors, limit: int, allowed: Allowed) -> list[Nearest]:
         """Return what :meth:`Snapshot.nearest` does; every allowed row is compared."""
+        assert self.products is not None
         limit = min(limit, len(allowed))
         if limit <= MAX_COUNT:
             found = self._best(self.products, _as_texts(vectors), limit, allowed)
@@ -125,7 +132,7 @@ class OnDevice:
     def _rows_of(self, best: Best, count: int) -> BestRows:
         # NaN is never among the best: it would only be missing.
         if len(best) != count or not np.isfinite(best.scores).all():
-            raise ScanFailure(
+            raise ScanFailedError(
                 SessionError(
                     f"the scan on {self.device_name} gave {np.isfinite(best.scores).sum()} finite "
                     f"scores; expected {count}"
@@ -141,7 +148,9 @@ class OnDevice:
         slots = self.resident.view.slots_of(allowed.rows)
         values = {name: array[:, slots] for name, array in found.items()}
         if not np.isfinite(values["logits"]).all():
-            raise ScanFailure(SessionError(f"the scan on {self.device_name} gave NaN or infinity"))
+            raise ScanFailedError(
+                SessionError(f"the scan on {self.device_name} gave NaN or infinity")
+            )
         return values
 
 
@@ -149,7 +158,7 @@ def _scanned(run: Callable[[], _Result]) -> _Result:
     try:
         return run()
     except SessionError as error:
-        raise ScanFailure(error) from error
+        raise ScanFailedError(error) from error
 
 
 def _as_texts(vectors: QueryVectors) -> TextFeatures:

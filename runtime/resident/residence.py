@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -20,7 +20,7 @@ from xclip_deploy.runtime.grains import CLIP_GRAINS
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.resident.gallery import DeviceGallery
 from xclip_deploy.runtime.resident.layout import Layout, MemoryBound, size_text
-from xclip_deploy.runtime.resident.on_device import OnDevice, ScanFailure
+from xclip_deploy.runtime.resident.on_device import OnDevice, ScanFailedError
 from xclip_deploy.runtime.resident.scan import GalleryScan
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.sessions.backend import close_all
@@ -47,8 +47,16 @@ class OpenScan(Protocol):
 class _Opened:
     gallery: DeviceGallery
     scan: GalleryScan
-    products: GalleryScan
+    products: GalleryScan | None
+    """Scan by inner products; None where no kernels fit."""
     layout: Layout
+
+    def close(self) -> None:
+        """Free everything. Raises SessionError."""
+        scans = [self.scan] if self.products is None else [self.scan, self.products]
+        failure = close_all([self.gallery, *scans])
+        if failure is not None:
+            raise failure
 
 
 class Residence:
@@ -79,14 +87,12 @@ class Residence:
         """Name of the GPU for people: ``cuda:0``."""
         return f"cuda:{self._model.options.device_id}"
 
-    def run(
-        self, snapshot: Snapshot, search: Callable[[OnDevice | None, str], _Result]
-    ) -> _Result:
+    def run(self, snapshot: Snapshot, search: Callable[[OnDevice | None, str], _Result]) -> _Result:
         """Call ``search`` with the snapshot on the GPU, or with None and the reason.
 
-        ``search`` is called again with None if it raises ScanFailure. The reason is empty where no
-        resident gallery is wanted. Raises what ``search`` does; where ``resident_gallery`` is True,
-        DeviceMemoryError and SessionError too.
+        ``search`` is called again with None if it raises ScanFailedError. The reason is empty where
+        no resident gallery is wanted. Raises what ``search`` does; where ``resident_gallery`` is
+        True, DeviceMemoryError and SessionError too.
         """
         if not self._is_wanted:
             return search(None, "")
@@ -100,7 +106,7 @@ class Residence:
                         name = self.device_name
                         return search(OnDevice(resident, scan, opened.products, name), "")
                 why = "the GPU holds a newer state of the gallery"
-            except ScanFailure as failure:
+            except ScanFailedError as failure:
                 why = self._after(failure.error)
         return search(None, f"not resident on {self.device_name}: {why}")
 
@@ -136,9 +142,7 @@ class Residence:
             self._is_closed = True
             opened, self._opened = self._opened, None
         if opened is not None:
-            failure = close_all([opened.gallery, opened.scan, opened.products])
-            if failure is not None:
-                raise failure
+            opened.close()
 
     # -- what may fail ---------------------------------------------------------------------
 
@@ -186,10 +190,14 @@ class Residence:
         memory = DeviceMemory(cuda)
         weights = self._weights()
         scan = self._open_scan(model.bundle, model.config, weights, memory)
+        # CLIP's one grain is the inner product of a sentence and a video.
+        changes = {"grains": CLIP_GRAINS, "sentence_projection": False}
+        plain = model.config.model_copy(update=changes)
+        products: GalleryScan | None = None
         try:
-            # CLIP's one grain is the inner product of a sentence and a video.
-            plain = replace(model.config, grains=CLIP_GRAINS, sentence_projection=False)
             products = self._open_scan(model.bundle, plain, ScorerWeights(0.0, {}), memory)
+        except XclipDeployError as error:
+            _LOG.info("the first stage of searches stays on the CPU: %s", error)
         except BaseException:
             close_all([scan])
             raise
@@ -203,7 +211,9 @@ class Residence:
         Too little memory may be over soon. After any other failure the GPU is given up.
         """
         if isinstance(error, ClosedError):
-            raise error
+            if self._is_closed:
+                raise error
+            return self._why_not  # another thread gave it up
         if isinstance(error, DeviceMemoryError):
             if self._must:
                 raise error
@@ -223,4 +233,4 @@ class Residence:
         if opened is not None:
             # A lost device refuses to free memory, too: the failure above says it all.
             with suppress(SessionError):
-                close_all([opened.gallery, opened.scan, opened.products])
+                opened.close()

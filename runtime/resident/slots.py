@@ -7,6 +7,7 @@ the slots that no living snapshot uses, then new ones at the end.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,7 +140,7 @@ def runs(slots: Int64Array) -> Iterator[slice]:
     """Yield the places of slots that follow each other, one slice a run."""
     edges = np.flatnonzero(np.diff(slots) != 1) + 1
     bounds = [0, *edges.tolist(), len(slots)]
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(bounds):
         if start < stop:
             yield slice(start, stop)
 

@@ -29,9 +29,18 @@ class Gathering:
     """The rows that are kept for several queries. All of them score the same parts."""
 
     def __init__(
-        self, num_queries: int, scope: Scope, options: SearchOptions, groups: Groups | None
+        self,
+        num_queries: int,
+        scope: Scope,
+        options: SearchOptions,
+        groups: Groups | None,
+        *,
+        holds_whole: bool = False,
     ) -> None:
-        """Begin to gather the rows of ``scope``."""
+        """Begin to gather the rows of ``scope``.
+
+        ``holds_whole``: whether each part has all rows that its videos may show.
+        """
         self._best: list[Ranked | None] = [None] * num_queries
         self._options = options
         # Deduplication and calibration can drop or reorder hits: keep more than asked for.
@@ -43,7 +52,16 @@ class Gathering:
             self._keep = num_candidates(options, groups) if is_more else options.depth
         else:
             self._keep = options.num_candidates if drops else options.depth
-            self._unseen = _rows_of_each(scope, self._groups)
+            self._unseen = (
+                np.zeros(len(self._groups), np.int64)
+                if holds_whole
+                else _rows_of_each(scope, self._groups)
+            )
+
+    @property
+    def num_kept(self) -> int:
+        """Number of rows that are kept for a query; of videos, where these are ranked."""
+        return self._keep
 
     def add(self, parts: Sequence[Ranked]) -> None:
         """Take the scores of the next rows, one for each query."""

@@ -17,6 +17,7 @@ from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.records import Rows, has_name
 from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors
 from xclip_deploy.runtime.presentation import listed, time_text
+from xclip_deploy.runtime.resident.on_device import OnDevice
 from xclip_deploy.runtime.search.options import SearchOptions
 
 _SCAN_VIDEOS = 2048
@@ -37,9 +38,13 @@ class Scope:
     """The only rows, ascending, which match all filters already; None for no such limit."""
     name: str = "the gallery"
     """The scope in words, for messages."""
+    on_device: OnDevice | None = None
+    """The snapshot on the GPU; None where it is not resident."""
 
     @classmethod
-    def of(cls, snapshot: Snapshot, options: SearchOptions) -> Scope:
+    def of(
+        cls, snapshot: Snapshot, options: SearchOptions, on_device: OnDevice | None = None
+    ) -> Scope:
         """Read the scope of a search from its options.
 
         Raises GalleryError and InvalidArgumentError as :func:`find_video` does.
@@ -52,14 +57,14 @@ class Scope:
             where = times if where is None else f"({times}) and ({where})"
         span = _span_text(start_s, end_s)
         if options.within is None:
-            return cls(snapshot, where, None, f"the gallery{span}")
+            return cls(snapshot, where, None, f"the gallery{span}", on_device)
         video_id = find_video(snapshot, options.within)
         name = f"{options.within!r:.200}{span}"
         if where is None:
             rows = np.sort(snapshot.segments([video_id])[video_id])
         else:
             rows = snapshot.matching(f"id = {_quoted(video_id)} and ({where})")
-        return cls(snapshot, None, rows, name)
+        return cls(snapshot, None, rows, name, on_device)
 
     def __len__(self) -> int:
         """Return how many rows an exact search scores, if no filter leaves any out."""
@@ -70,9 +75,27 @@ class Scope:
         """Whether options limit the scope to a video or to a span of time."""
         return self.name != "the gallery"
 
+    @property
+    def ranks_on_device(self) -> bool:
+        """Whether :meth:`nearest` compares rows on the GPU."""
+        is_small = self.rows is not None and len(self.rows) <= _SCAN_VIDEOS
+        return self.on_device is not None and self.on_device.has_products and not is_small
+
+    @property
+    def first_stage(self) -> str:
+        """Place of the first stage in words, for a plan's reason; empty on the CPU."""
+        if self.on_device is None or not self.ranks_on_device:
+            return ""
+        where = f"first stage resident on {self.on_device.device_name}"
+        return where if self.on_device.scan is not None else f"{where}, as frames do not fit"
+
     def count(self) -> int:
         """Return how many rows the scope holds, after evaluating its filter."""
         return len(self) if self.where is None else len(self.snapshot.matching(self.where))
+
+    def allowed_rows(self) -> Rows | None:
+        """Return the rows of the scope, ascending, after evaluating its filter; None for all."""
+        return self.rows if self.where is None else self.snapshot.matching(self.where)
 
     def parts(self) -> Iterator[tuple[Rows, VideoFeatures, bool]]:
         """Yield rows and features, and whether later searches get the same object."""
@@ -96,6 +119,9 @@ class Scope:
         self, queries: QueryVectors, limit: int, without: Rows | None = None
     ) -> list[Nearest]:
         """Return what :meth:`Snapshot.nearest` does, of the scope's rows."""
+        if self.on_device is not None and self.ranks_on_device:
+            allowed = self.on_device.allowed(self.allowed_rows(), without)
+            return self.on_device.nearest(queries, limit, allowed)
         if self.rows is None:
             return self.snapshot.nearest(queries, limit, self.where, without)
         vectors = FlatVectors(self.rows, self.snapshot.video_features(self.rows))

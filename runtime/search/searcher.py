@@ -13,12 +13,14 @@ import numpy as np
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arrays import Float32Array, to_float32
 from xclip_deploy.runtime.deployed_model import DeployedModel
-from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.gallery.flat import best_first
 from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.gallery.store import Nearest
+from xclip_deploy.runtime.resident.on_device import OnDevice
+from xclip_deploy.runtime.resident.residence import Residence
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.confidence import confidences, sample_rows, why_unknown
@@ -29,7 +31,8 @@ from xclip_deploy.runtime.search.options import SearchOptions
 from xclip_deploy.runtime.search.pages import Page, describe
 from xclip_deploy.runtime.search.planner import Plan, Planner
 from xclip_deploy.runtime.search.query_bank import corrected
-from xclip_deploy.runtime.search.ranked import Query, Ranked
+from xclip_deploy.runtime.search.ranked import Query, Ranked, texts_of
+from xclip_deploy.runtime.search.resident import DeviceSearch, num_passes, scan_size
 from xclip_deploy.runtime.search.scope import Scope
 from xclip_deploy.runtime.search.video_grains import (
     of_videos,
@@ -52,12 +55,15 @@ class Searcher:
         weights: Callable[[], ScorerWeights],
         thumbnails: Path | None = None,
         planner: Planner | None = None,
+        residence: Residence | None = None,
     ) -> None:
         """Prepare to search.
 
         ``weights`` loads the scorer's matrices when needed. ``thumbnails``: folder of the
         gallery's thumbnails, which hits show. ``planner``: None for one with the usual budget.
+        ``residence``: the galleries on a GPU, if any.
         """
+        self._residence = residence
         self._thumbnails = thumbnails
         self._model = model
         self._weights = weights
@@ -83,14 +89,39 @@ class Searcher:
                 )
                 for query in queries
             ]
-        scope, groups = Scope.of(snapshot, options), snapshot.groups()
+        if self._residence is None:
+            return self._search(queries, snapshot, options, None, "")
+        return self._residence.run(
+            snapshot, lambda found, why: self._search(queries, snapshot, options, found, why)
+        )
+
+    def _search(
+        self,
+        queries: Sequence[Query],
+        snapshot: Snapshot,
+        options: SearchOptions,
+        on_device: OnDevice | None,
+        why_not: str,
+    ) -> list[SearchResults]:
+        """Search on a GPU or, where ``on_device`` is None, on the CPU for a reason, if any."""
+        scope, groups = Scope.of(snapshot, options, on_device), snapshot.groups()
         if queries[0].text is None:
-            return [self._by_video(query, scope, options, groups) for query in queries]
-        plan = self._planner.plan(len(scope), options, f"{_unit(groups)}s")
-        if plan.method == "exact":
+            return [self._by_video(query, scope, options, groups, why_not) for query in queries]
+        scan = scan_size(queries, on_device)
+        plan = self._planner.plan(len(scope), options, f"{_unit(groups)}s", scan)
+        started_s = time.perf_counter()
+        if on_device is not None and scan is not None and plan.is_on_device:
+            scale = self._weights().score_scale
+            ranked = DeviceSearch(on_device, scope, options, groups, scale).run(queries)
+            seconds = time.perf_counter() - started_s
+            self._planner.learn_scan(scan, num_passes(len(queries)), seconds)
+        elif plan.method == "exact":
             ranked = self._exact(queries, scope, options, groups)
         else:
             ranked = self._two_stage(queries, scope, options, groups)
+            self._planner.learn_two_stage(len(queries), time.perf_counter() - started_s)
+            plan = plan.because(scope.first_stage)
+        plan = plan.because(why_not)
         return [
             self._finish(query, found, scored, scope, options, groups, plan)
             for query, (found, scored) in zip(queries, ranked, strict=True)
@@ -182,7 +213,12 @@ class Searcher:
         return results
 
     def _by_video(
-        self, query: Query, scope: Scope, options: SearchOptions, groups: Groups | None
+        self,
+        query: Query,
+        scope: Scope,
+        options: SearchOptions,
+        groups: Groups | None,
+        why_not: str,
     ) -> SearchResults:
         assert query.video is not None
         vector, snapshot = query.video.video_features, scope.snapshot
@@ -204,9 +240,10 @@ class Searcher:
         ranked = _run(steps, wanted, first, groups, options).sorted()
         if first.method == "flat":
             plan = Plan("exact", f"one inner product with every {_unit(groups)}")
+            plan = plan.because(scope.first_stage).because(why_not)
             return self._finish(query, ranked, len(scope), scope, options, groups, plan)
         reason = f"the {len(ranked)} nearest by the gallery's index, then their cosines"
-        plan = Plan("two-stage", reason)
+        plan = Plan("two-stage", reason).because(why_not)
         return self._finish(query, ranked, len(ranked), scope, options, groups, plan)
 
     def _score(
@@ -218,7 +255,7 @@ class Searcher:
         stays: bool = False,
     ) -> list[Ranked]:
         """Compute full scores of queries with a text, in the order of ``rows``."""
-        texts = _texts(queries)
+        texts = texts_of(queries)
         started_s = time.perf_counter()
         score = self._model.score_gallery if stays else self._model.score
         scores = score(texts, features)
@@ -361,13 +398,3 @@ def _cosines(query: Query, features: VideoFeatures) -> Float32Array:
 
 def _unit(groups: Groups | None) -> str:
     return "video" if groups is None else "segment"
-
-
-def _texts(queries: Sequence[Query]) -> TextFeatures:
-    texts = [query.text for query in queries if query.text is not None]
-    assert len(texts) == len(queries)
-    return TextFeatures(
-        np.concatenate([text.sentence_features for text in texts]),
-        np.concatenate([text.word_features for text in texts]),
-        np.concatenate([text.num_words for text in texts]),
-    )
