@@ -10,7 +10,7 @@ A query factor is two FP16 numbers, a high part and the rest, so that it is as e
 """
 
 # Triton reads these functions, not Python: annotations beside tl.constexpr would change them.
-# ruff: noqa: ANN001, ANN201, N803, N806
+# ruff: noqa: ANN001, ANN201, N803, N806, SIM108
 
 from __future__ import annotations
 
@@ -130,7 +130,10 @@ def frames_kernel(
             tl.store(planes + (SENTENCE * T + text) * S + out, grain * TEMPERATURE, mask=is_out)
         if WORD >= 0:
             similarity = by_word * tl.load(scales + text * 4)
-            num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W) if MASKED else W
+            if MASKED:
+                num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W)
+            else:
+                num = W
             is_word = (column < num)[None, :]
             cube = tl.reshape(similarity, (VIDEOS, FP, WP))
             # Frames first: the matrix multiplies the similarities, as in attend_across.
@@ -207,7 +210,10 @@ def video_kernel(
                 tl.store(at_plane, grain, mask=is_slot)
             elif plane == WORD:
                 similarity = by_word * tl.load(scales + text * 4 + 2)
-                num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W) if MASKED else W
+                if MASKED:
+                    num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W)
+                else:
+                    num = W
                 is_word = (column < num)[None, :]
                 grain = attend_words(similarity, is_word, word_logit) * TEMPERATURE
                 tl.store(at_plane, grain, mask=is_slot)
@@ -283,34 +289,37 @@ def collect_kernel(
     planes,  # FP32 [G, T, S]
     counts,  # int32 [T, 8, 256]
     taken,  # int32 [T], zero at first
-    best_slots,  # int32 [T, CAPACITY]
-    best_values,  # FP32 [T, 1 + G, CAPACITY]: the score, then the grains
+    best_slots,  # int32 [T, count]
+    best_keys,  # int64 [T, count]
+    best_values,  # FP32 [T, 1 + G, count]: the score, then the grains
     S,
     T,
     num_ranks,
     count,
     GRAINS: tl.constexpr,
-    CAPACITY: tl.constexpr,
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):
     """Write the slots of the ``count`` largest keys, with score and grains, in any order."""
     text = tl.program_id(1)
     border = chosen_prefix(counts + text * 2048, 8, count)
-    values = best_values + text * ((1 + GRAINS) * CAPACITY)
+    mine = scores + text.to(tl.int64) * S
+    values = best_values + text * ((1 + GRAINS) * count)
     for step in range(STEPS):
         slot = (tl.program_id(0) * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
         is_slot = slot < S
-        key = sort_key(scores + text.to(tl.int64) * S, ranks, slot, is_slot, num_ranks)
+        key = sort_key(mine, ranks, slot, is_slot, num_ranks)
         is_best = is_slot & (key >= border)
         number = is_best.to(tl.int32)
         total = tl.sum(number, 0)
         if total > 0:
             place = tl.atomic_add(taken + text, total) + tl.cumsum(number, 0) - number
-            is_best = is_best & (place < CAPACITY)
-            tl.store(best_slots + text * CAPACITY + place, slot, mask=is_best)
-            score = tl.load(scores + text.to(tl.int64) * S + slot, mask=is_best)
-            tl.store(values + place, score, mask=is_best)
+            # Equal keys, which only equal ranks make, could be more than the count.
+            is_best = is_best & (place < count)
+            tl.store(best_slots + text * count + place, slot, mask=is_best)
+            tl.store(best_keys + text * count + place, key, mask=is_best)
+            tl.store(values + place, tl.load(mine + slot, mask=is_best), mask=is_best)
             for plane in tl.static_range(GRAINS):
-                value = tl.load(planes + (plane * T + text).to(tl.int64) * S + slot, mask=is_best)
-                tl.store(values + (1 + plane) * CAPACITY + place, value, mask=is_best)
+                row = (plane * T + text).to(tl.int64) * S
+                value = tl.load(planes + row + slot, mask=is_best)
+                tl.store(values + (1 + plane) * count + place, value, mask=is_best)
