@@ -86,8 +86,8 @@ class DeviceGallery:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no living snapshot is resident."""
-        return not len(self._views)
+        """Whether nothing is resident."""
+        return not len(self._keys)
 
     @contextmanager
     def lease(self, snapshot: Snapshot) -> Iterator[Resident | None]:
@@ -163,7 +163,7 @@ class DeviceGallery:
             view = View(rows, slots)
             self._rank(snapshot, view)
         except BaseException:
-            if not len(self._views):
+            if not len(self._keys):
                 self._clear()  # half a gallery is useless, and others may need its memory
             raise
         self._views[snapshot] = view
@@ -210,7 +210,7 @@ class DeviceGallery:
         buffer.hold(max(1, view.num_slots) * each.slot_bytes)
         self._ranks.append((ref(snapshot), buffer))
         with Uploader(self._memory.cuda) as uploader:
-            uploader.put(buffer.address, view.places, each.dtype)
+            uploader.put(buffer.address, view.ranks, each.dtype)
             uploader.finish()
         self._ranks_of[snapshot] = DeviceArray(buffer.address, (view.num_slots,), each.dtype)
 

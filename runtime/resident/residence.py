@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from xclip_deploy.errors import ClosedError, DeviceMemoryError, SessionError, XclipDeployError
@@ -16,13 +16,11 @@ from xclip_deploy.runtime.cuda.memory import DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.gallery import Snapshot
-from xclip_deploy.runtime.grains import CLIP_GRAINS
-from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.resident.gallery import DeviceGallery
+from xclip_deploy.runtime.resident.gpu_scan import GpuScan
 from xclip_deploy.runtime.resident.layout import Layout, MemoryBound, size_text
 from xclip_deploy.runtime.resident.on_device import OnDevice, ScanFailedError
 from xclip_deploy.runtime.resident.scan import GalleryScan
-from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.sessions.backend import close_all
 
 _LOG = logging.getLogger(__name__)
@@ -33,14 +31,8 @@ WAIT_S = 0.25
 _Result = TypeVar("_Result")
 
 
-class OpenScan(Protocol):
-    """A function that loads the kernels of a scan."""
-
-    def __call__(
-        self, bundle: Bundle, config: ModelConfig, weights: ScorerWeights, memory: DeviceMemory
-    ) -> GalleryScan:
-        """Load the kernels for a model on a GPU. Raises XclipDeployError where there are none."""
-        ...
+OpenScan: TypeAlias = Callable[[Bundle, DeviceMemory], GalleryScan]
+"""A function that loads a bundle's kernels; it raises XclipDeployError where there are none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +60,18 @@ class Residence:
     """
 
     def __init__(
-        self, model: DeployedModel, weights: Callable[[], ScorerWeights], open_scan: OpenScan
+        self,
+        model: DeployedModel,
+        open_scan: OpenScan = GpuScan.open,
+        open_products: OpenScan | None = None,
     ) -> None:
-        """Prepare; the GPU is opened when it is first needed."""
-        self._model, self._weights, self._open_scan = model, weights, open_scan
+        """Prepare; the GPU is opened when it is first needed.
+
+        ``open_scan``: loads the scan by the model's scorer. ``open_products``: loads the scan by
+        inner products; None leaves the first stage on the CPU.
+        """
+        self._model = model
+        self._open_scan, self._open_products = open_scan, open_products
         choice = model.options.resident_gallery
         self._must = choice is True
         self._is_wanted = self._must or (choice == "auto" and model.placement.device == "cuda")
@@ -186,16 +186,12 @@ class Residence:
 
     def _load(self) -> _Opened:
         model, options = self._model, self._model.options
-        cuda = open_cuda(options.device_id, "resident")
-        memory = DeviceMemory(cuda)
-        weights = self._weights()
-        scan = self._open_scan(model.bundle, model.config, weights, memory)
-        # CLIP's one grain is the inner product of a sentence and a video.
-        changes = {"grains": CLIP_GRAINS, "sentence_projection": False}
-        plain = model.config.model_copy(update=changes)
+        memory = DeviceMemory(open_cuda(options.device_id, "resident"))
+        scan = self._open_scan(model.bundle, memory)
         products: GalleryScan | None = None
         try:
-            products = self._open_scan(model.bundle, plain, ScorerWeights(0.0, {}), memory)
+            if self._open_products is not None:
+                products = self._open_products(model.bundle, memory)
         except XclipDeployError as error:
             _LOG.info("the first stage of searches stays on the CPU: %s", error)
         except BaseException:
@@ -203,7 +199,8 @@ class Residence:
             raise
         layout = Layout(model.config)
         bound = MemoryBound(options.gallery_memory_bytes)
-        return _Opened(DeviceGallery(layout, DeviceMemory(cuda), bound), scan, products, layout)
+        gallery = DeviceGallery(layout, DeviceMemory(memory.cuda), bound)
+        return _Opened(gallery, scan, products, layout)
 
     def _after(self, error: SessionError) -> str:
         """Return the reason for searching on the CPU after a failure, or raise it.

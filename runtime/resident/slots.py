@@ -54,6 +54,14 @@ class View:
         places[self.slots] = np.arange(len(self.rows))
         return places
 
+    @cached_property
+    def ranks(self) -> Int64Array:
+        """Order of the slots [num_slots] by row. Slots that hold none come last, in their order."""
+        ranks = self.places.copy()
+        is_empty = ranks < 0
+        ranks[is_empty] = len(self.rows) + np.arange(int(is_empty.sum()))
+        return ranks
+
     def slots_of(self, rows: Rows) -> Int64Array:
         """Return the slots of existing rows."""
         return self.slots[np.searchsorted(self.rows, rows)]
