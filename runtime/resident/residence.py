@@ -122,6 +122,14 @@ class Residence:
             self._refused.clear()
         self._prepare(snapshot, waits=True)
 
+    def holds_all(self, snapshot: Snapshot) -> bool:
+        """Tell whether a snapshot is on the GPU with all that the scorer reads."""
+        with self._lock:
+            opened = self._opened
+        if opened is None or not opened.gallery.has(snapshot):
+            return False
+        return opened.gallery.holds_frames or not opened.layout.reads_frames
+
     def describe(self) -> str:
         """Say in one line where the gallery is; empty where no resident gallery is wanted."""
         if not self._is_wanted:
