@@ -27,6 +27,7 @@ from xclip_deploy.runtime.resident.residence import Residence
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOptions
 from xclip_deploy.runtime.search import resident as resident_module
+from xclip_deploy.runtime.search.planner import Planner, ScanSize
 from xclip_deploy.runtime.search.ranked import texts_of
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.video.segmentation import Segmentation
@@ -43,15 +44,48 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     stand_in.check_nothing_left()
 
 
+class Unlearned(Planner):
+    """A planner that keeps its guesses: the device is always worth it."""
+
+    def learn(self, num_pairs: int, seconds: float) -> None:
+        """Learn nothing."""
+
+    def learn_scan(self, scan: ScanSize, num_passes: int, seconds: float) -> None:
+        """Learn nothing."""
+
+
+@pytest.fixture(scope="module")
+def open_model(bundle: Bundle) -> Iterator[Callable[..., DeployedModel]]:
+    """Open a model with options, once each."""
+    opened: dict[tuple[Any, ...], DeployedModel] = {}
+
+    def open_once(**options: Any) -> DeployedModel:
+        key = tuple(sorted(options.items()))
+        if key not in opened:
+            opened[key] = DeployedModel(bundle, SessionOptions(**options))
+        return opened[key]
+
+    yield open_once
+    for each in opened.values():
+        each.close()
+
+
 @pytest.fixture
-def make_searcher(device: Device, bundle: Bundle, model: DeployedModel) -> Iterator[MakeSearcher]:
+def make_searcher(
+    device: Device, bundle: Bundle, model: DeployedModel, open_model: Callable[..., DeployedModel]
+) -> Iterator[MakeSearcher]:
     """Make a searcher with a residence on the stand-in; ``auto`` is one of a model on a GPU."""
-    made: list[Any] = []
+    made: list[Residence] = []
     weights = bundle.scorer_weights()
 
-    def make(choice: Any = True, *, has_products: bool = True, **options: Any) -> Searcher:
-        opened = DeployedModel(bundle, SessionOptions(resident_gallery=choice, **options))
-        made.append(opened)
+    def make(
+        choice: Any = True,
+        *,
+        has_products: bool = True,
+        planner: Planner | None = None,
+        **options: Any,
+    ) -> Searcher:
+        opened = open_model(resident_gallery=choice, **options)
         scan, products = open_scans(device, model)
         placed = opened.placement
         if choice == "auto":  # as where the model runs on a GPU
@@ -59,10 +93,11 @@ def make_searcher(device: Device, bundle: Bundle, model: DeployedModel) -> Itera
         residence = Residence(opened, scan, products if has_products else None)
         opened._loader.placement = placed
         made.append(residence)
-        return Searcher(opened, lambda: weights, residence=residence)
+        planner = planner or Unlearned()
+        return Searcher(opened, lambda: weights, planner=planner, residence=residence)
 
     yield make
-    for each in made[::-1]:
+    for each in made:
         each.close()
 
 
@@ -247,16 +282,16 @@ def test_pages_that_the_best_rows_do_not_fill(
 def test_the_plan_takes_the_gpu_where_it_is_cheaper(
     make_searcher: MakeSearcher, gallery: Gallery, make_queries: MakeQueries
 ) -> None:
-    queries, snapshot, resident = make_queries(1), gallery.snapshot(), make_searcher()
+    queries, snapshot = make_queries(1), gallery.snapshot()
+    resident = make_searcher()
     (first,) = resident.search(queries, snapshot, SearchOptions(k=3))
     assert first.method == "exact"
     assert first.reason.startswith("resident on cuda:0: scoring all takes")
     assert first.reason.endswith("(assumed)")
-    for _ in range(2):
-        resident.search(queries, snapshot, SearchOptions(k=3, exact=True))
-    (later,) = resident.search(queries, snapshot, SearchOptions(k=3, exact=True))
-    assert later.reason.startswith("asked for; resident on cuda:0")
-    assert later.reason.endswith("(measured)")
+    (asked,) = make_searcher().search(queries, snapshot, SearchOptions(k=3, exact=True))
+    assert asked.reason.startswith("asked for; resident on cuda:0")
+    (staged,) = make_searcher().search(queries, snapshot, SearchOptions(k=3, exact=False))
+    assert staged.reason == "asked for; first stage resident on cuda:0"
 
 
 def test_without_kernels_for_products_the_first_stage_stays_on_the_cpu(
