@@ -26,28 +26,55 @@ def allowed_bits(allowed, slots, is_slot, mask_length):
 
 
 @triton.jit
-def padded_matrix(matrices, OFFSET: tl.constexpr, N: tl.constexpr):
-    """Load a learned matrix [N, N]. It is zero beyond the model's size."""
+def matrix_block(matrices, OFFSET: tl.constexpr, SIZE: tl.constexpr, N: tl.constexpr, row, column):
+    """Load block [N, N] at row ``row`` N, column ``column`` N of a learned matrix [SIZE, SIZE].
+
+    Matrices are zero beyond the model's size.
+    """
     n = tl.arange(0, N)
-    return tl.load(matrices + OFFSET + n[:, None] * N + n[None, :])
+    return tl.load(matrices + OFFSET + (row * N + n)[:, None] * SIZE + (column * N + n)[None, :])
 
 
 @triton.jit
-def attend_words(x, is_word, matrix):
+def halves(x, R: tl.constexpr, N: tl.constexpr):
+    """Split [R, 2 N] into two [R, N]."""
+    return tl.split(tl.permute(tl.reshape(x, (R, 2, N)), (0, 2, 1)))
+
+
+@triton.jit
+def attend_words(x, is_word, matrices, OFFSET: tl.constexpr, R: tl.constexpr, WP: tl.constexpr):
     """Attend over the words: [R, WP] similarities, divided by the temperature, to [R]."""
     logits = tl.where(is_word, x, float("-inf"))
     p = tl.exp(logits - tl.max(logits, 1)[:, None])
     p = p / tl.sum(p, 1)[:, None]
-    mixed = tl.dot(p, matrix, input_precision="tf32x3")
-    return tl.sum(mixed * tl.where(is_word, x, 0.0), 1)
+    x = tl.where(is_word, x, 0.0)
+    if WP > 64:
+        # Blocks of the matrix, since the whole would not fit into the memory of a processor.
+        HALF: tl.constexpr = WP // 2
+        p0, p1 = halves(p, R, HALF)
+        x0, x1 = halves(x, R, HALF)
+        m = matrix_block(matrices, OFFSET, WP, HALF, 0, 0)
+        mixed = tl.dot(p0, m, input_precision="tf32x3")
+        m = matrix_block(matrices, OFFSET, WP, HALF, 1, 0)
+        mixed = tl.dot(p1, m, mixed, input_precision="tf32x3")
+        total = tl.sum(mixed * x0, 1)
+        m = matrix_block(matrices, OFFSET, WP, HALF, 0, 1)
+        mixed = tl.dot(p0, m, input_precision="tf32x3")
+        m = matrix_block(matrices, OFFSET, WP, HALF, 1, 1)
+        mixed = tl.dot(p1, m, mixed, input_precision="tf32x3")
+        total += tl.sum(mixed * x1, 1)
+    else:
+        mixed = tl.dot(p, matrix_block(matrices, OFFSET, WP, WP, 0, 0), input_precision="tf32x3")
+        total = tl.sum(mixed * x, 1)
+    return total
 
 
 @triton.jit
-def attend_few_words(x, is_word, matrix, N: tl.constexpr, WP: tl.constexpr):
+def attend_few_words(x, is_word, matrices, OFFSET: tl.constexpr, N: tl.constexpr, WP: tl.constexpr):
     """Do as :func:`attend_words` for fewer rows than the 16 of a tensor core: [N, WP] to [N]."""
     COPIES: tl.constexpr = 16 // N
     wide = tl.broadcast_to(tl.expand_dims(x, 1), (N, COPIES, WP))
-    rows = attend_words(tl.reshape(wide, (16, WP)), is_word, matrix)
+    rows = attend_words(tl.reshape(wide, (16, WP)), is_word, matrices, OFFSET, 16, WP)
     return tl.sum(tl.reshape(rows, (N, COPIES)), 1) / COPIES
 
 
@@ -101,12 +128,8 @@ def frames_kernel(
     else:
         length = tl.full((VIDEOS,), F, tl.int32)
     is_frame = tl.arange(0, FP)[None, :] < tl.minimum(length, F)[:, None]
-    frame_logit = padded_matrix(matrices, 0, FP)
-    frame_mat = padded_matrix(matrices, FP * FP, FP)
-    frame_mat2 = padded_matrix(matrices, 2 * FP * FP, FP)
-    WORDS_AT: tl.constexpr = 3 * FP * FP
-    word_mat = padded_matrix(matrices, WORDS_AT + WP * WP, WP)
-    word_mat2 = padded_matrix(matrices, WORDS_AT + 2 * WP * WP, WP)
+    WORD_MAT: tl.constexpr = 3 * FP * FP + WP * WP
+    WORD_MAT2: tl.constexpr = WORD_MAT + WP * WP
     column, column16 = tl.arange(0, WP), tl.arange(0, 16)
     for text in range(T):
         high = words + text * (2 * D * WP)
@@ -126,7 +149,8 @@ def frames_kernel(
                 by_sentence = tl.dot(a, b, by_sentence)
         if SENTENCE >= 0:
             x = tl.sum(by_sentence, 1) * tl.load(scales + text * 4 + 1)
-            grain = attend_frames(tl.reshape(x, (VIDEOS, FP)), is_frame, frame_logit)
+            matrix = matrix_block(matrices, 0, FP, FP, 0, 0)
+            grain = attend_frames(tl.reshape(x, (VIDEOS, FP)), is_frame, matrix)
             tl.store(planes + (SENTENCE * T + text) * S + out, grain * TEMPERATURE, mask=is_out)
         if WORD >= 0:
             similarity = by_word * tl.load(scales + text * 4)
@@ -140,12 +164,14 @@ def frames_kernel(
             seen = tl.where(is_frame[:, :, None], cube, 0.0)
             logits = tl.where(is_frame[:, :, None], cube, float("-inf"))
             p = tl.exp(logits - tl.max(logits, 1)[:, None, :])
-            mats = tl.broadcast_to(frame_mat[None, :, :], (VIDEOS, FP, FP))
+            matrix = matrix_block(matrices, FP * FP, FP, FP, 0, 0)
+            mats = tl.broadcast_to(matrix[None, :, :], (VIDEOS, FP, FP))
             mixed = tl.dot(mats, seen, input_precision="tf32x3")
             frames_first = tl.sum(p * mixed, 1) / tl.sum(p, 1)
-            frames_first = attend_few_words(frames_first, is_word, word_mat2, VIDEOS, WP)
-            words_first = attend_words(similarity, is_word, word_mat)
-            words_first = attend_frames(tl.reshape(words_first, (VIDEOS, FP)), is_frame, frame_mat2)
+            frames_first = attend_few_words(frames_first, is_word, matrices, WORD_MAT2, VIDEOS, WP)
+            words_first = attend_words(similarity, is_word, matrices, WORD_MAT, VIDEOS * FP, WP)
+            matrix = matrix_block(matrices, 2 * FP * FP, FP, FP, 0, 0)
+            words_first = attend_frames(tl.reshape(words_first, (VIDEOS, FP)), is_frame, matrix)
             grain = (frames_first + words_first) * (TEMPERATURE / 2)
             tl.store(planes + (WORD * T + text) * S + out, grain, mask=is_out)
 
@@ -182,7 +208,6 @@ def video_kernel(
     is_slot = slot < S
     is_allowed = allowed_bits(allowed, slot, is_slot, mask_length)
     start = videos + slot.to(tl.int64) * D
-    word_logit = padded_matrix(matrices, 3 * FP * FP, WP)
     column, column16 = tl.arange(0, WP), tl.arange(0, 16)
     for text in range(T):
         high = words + text * (2 * D * WP)
@@ -215,7 +240,8 @@ def video_kernel(
                 else:
                     num = W
                 is_word = (column < num)[None, :]
-                grain = attend_words(similarity, is_word, word_logit) * TEMPERATURE
+                grain = attend_words(similarity, is_word, matrices, 3 * FP * FP, ROWS, WP)
+                grain *= TEMPERATURE
                 tl.store(at_plane, grain, mask=is_slot)
             else:
                 grain = tl.load(at_plane, mask=is_slot, other=0.0)
@@ -271,8 +297,9 @@ def digit_kernel(
     text = tl.program_id(1)
     mine = counts + text * 2048
     prefix = chosen_prefix(mine, place, count)
-    for step in range(STEPS):
-        slot = (tl.program_id(0) * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0) * (STEPS * BLOCK)
+    for step in range(tl.minimum(STEPS, tl.cdiv(S - first, BLOCK))):
+        slot = first + step * BLOCK + tl.arange(0, BLOCK)
         is_slot = slot < S
         key = sort_key(scores + text.to(tl.int64) * S, ranks, slot, is_slot, num_ranks)
         shift = ((7 - place) * 8).to(tl.int64)
@@ -305,8 +332,9 @@ def collect_kernel(
     border = chosen_prefix(counts + text * 2048, 8, count)
     mine = scores + text.to(tl.int64) * S
     values = best_values + text * ((1 + GRAINS) * count)
-    for step in range(STEPS):
-        slot = (tl.program_id(0) * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0) * (STEPS * BLOCK)
+    for step in range(tl.minimum(STEPS, tl.cdiv(S - first, BLOCK))):
+        slot = first + step * BLOCK + tl.arange(0, BLOCK)
         is_slot = slot < S
         key = sort_key(mine, ranks, slot, is_slot, num_ranks)
         is_best = is_slot & (key >= border)

@@ -32,6 +32,8 @@ KERNELS_DIRECTORY = "kernels/scan"
 _BUILD = "xclip-deploy build-scan {path}"
 _ROWS = 64
 """Rows of a program's matrix product: frames or whole videos."""
+_DEPTH = 64
+"""Numbers of an embedding in one step of a product. Compiling may choose fewer."""
 _SELECTED_AT_ONCE = 1024
 _SELECTION_STEPS = 8
 
@@ -120,6 +122,7 @@ def constants(kernel: Kernel, shape: ScanShape) -> dict[str, int | float | bool]
         "WP": words,
         "MASKED": shape.mask_padding,
         "TEMPERATURE": TEMPERATURE,
+        "BK": _DEPTH,
     }
     if kernel is Kernel.FRAMES:
         planes = {

@@ -44,6 +44,8 @@ class Case:
     texts: int = 1
     videos: int = 9
     seed: int = 0
+    repeats: int = 1
+    """How often each video is in the gallery, so that scores are equal."""
     spread: float = 0.05
     """Size of the noise in the learned matrices."""
     scorer: Scorer = field(init=False)
@@ -89,9 +91,11 @@ class Case:
                 rng.integers(1, self.words + 1, self.texts).astype(np.int32),
             ),
             "gallery": VideoFeatures(
-                unit(frames.mean(1)).astype(np.float16),
-                frames.astype(np.float16),
-                rng.integers(1, self.frames + 1, self.videos).astype(np.int32),
+                np.tile(unit(frames.mean(1)).astype(np.float16), (self.repeats, 1)),
+                np.tile(frames.astype(np.float16), (self.repeats, 1, 1)),
+                np.tile(
+                    rng.integers(1, self.frames + 1, self.videos).astype(np.int32), self.repeats
+                ),
             ),
         }
         for name, value in found.items():
