@@ -63,7 +63,7 @@ class Residence:
         self,
         model: DeployedModel,
         open_scan: OpenScan = GpuScan.open,
-        open_products: OpenScan | None = None,
+        open_products: OpenScan | None = GpuScan.open_products,
     ) -> None:
         """Prepare; the GPU is opened when it is first needed.
 
