@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from stand_in_device import Device, install
+from stand_in_device import Device
 from stand_in_device.kernels import kernel_image
 from xclip_deploy.runtime.arrays import Float32Array
 from xclip_deploy.runtime.cuda.driver_api import open_driver
@@ -179,15 +179,6 @@ def opened(case: Case, ranks: Sequence[int] | None = None, **options: Any) -> It
             None if ranks is None else uploader.put(np.asarray(ranks, np.int32)),
         )
         yield OnDevice(scan, arrays, memory)
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """The stand-in, installed; at the end nothing may be left on it."""
-    stand_in = Device()
-    install(monkeypatch, stand_in)
-    yield stand_in
-    stand_in.check_nothing_left()
 
 
 @pytest.fixture
