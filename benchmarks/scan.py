@@ -226,11 +226,11 @@ def table(entries: Sequence[dict[str, Any]], gpu: str) -> str:
         "| videos | texts | ms | gallery read, GB/s |",
         "|---|---|---|---|",
     ]
-    for entry in entries:
-        lines.append(
-            f"| {entry['videos']:,} | {entry['texts']} | {entry['median_ms']:.2f} | "
-            f"{entry['gigabytes_a_second']:,.0f} |"
-        )
+    lines += [
+        f"| {entry['videos']:,} | {entry['texts']} | {entry['median_ms']:.2f} | "
+        f"{entry['gigabytes_a_second']:,.0f} |"
+        for entry in entries
+    ]
     return "\n".join(lines) + "\n"
 
 
