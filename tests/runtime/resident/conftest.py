@@ -12,10 +12,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from stand_in_device import Device
 from stand_in_device.kernels import kernel_image
 from xclip_deploy.runtime.arrays import Float32Array
-from xclip_deploy.runtime.cuda.driver_api import open_driver
+from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMemory, PinnedBuffer
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
@@ -23,7 +22,7 @@ from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
-from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, kernels_of
+from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel, kernels_of
 from xclip_deploy.runtime.resident.scan import ScanArrays
 from xclip_deploy.runtime.resident.shape import ScanShape
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
@@ -151,21 +150,24 @@ class Uploader:
         return DeviceArray(buffer.address, array.shape, DType(str(array.dtype)))
 
 
+def stand_in_kernel(driver: Driver, kernel: Kernel, shape: ScanShape) -> KernelFunction:
+    """Load a kernel that the stand-in runs."""
+    image = kernel_image(kernel, shape, (8, 9), shared_bytes=_SHARED_BYTES)
+    types = tuple(ARGUMENTS[kernel].values())
+    return driver.load(image, kernel.value, types, 4, _SHARED_BYTES)
+
+
 @contextmanager
-def opened(case: Case, ranks: Sequence[int] | None = None, **options: Any) -> Iterator[OnDevice]:
-    """A scan by the stand-in's kernels, with the case's gallery on the device."""
+def opened(
+    case: Case,
+    ranks: Sequence[int] | None = None,
+    load_kernel: Callable[[Driver, Kernel, ScanShape], KernelFunction] = stand_in_kernel,
+    **options: Any,
+) -> Iterator[OnDevice]:
+    """A scan by the stand-in's kernels or others, with the case's gallery on the device."""
     memory = DeviceMemory(open_cuda())
     driver, shape = open_driver(), case.shape
-    functions = {
-        kernel: driver.load(
-            kernel_image(kernel, shape, (8, 9), shared_bytes=_SHARED_BYTES),
-            kernel.value,
-            tuple(ARGUMENTS[kernel].values()),
-            4,
-            _SHARED_BYTES,
-        )
-        for kernel in kernels_of(shape)
-    }
+    functions = {kernel: load_kernel(driver, kernel, shape) for kernel in kernels_of(shape)}
     uploader = Uploader(memory)
     with (
         uploader.stack,
@@ -182,8 +184,8 @@ def opened(case: Case, ranks: Sequence[int] | None = None, **options: Any) -> It
 
 
 @pytest.fixture
-def open_scan(device: Device) -> Callable[..., Any]:
-    """Open a scan of a case on the stand-in."""
+def open_scan() -> Callable[..., Any]:
+    """Open a scan of a case, on the stand-in where a test has it."""
     return opened
 
 
