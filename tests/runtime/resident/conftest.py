@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from stand_in_device.kernels import kernel_image
-from xclip_deploy.runtime.arrays import Float32Array
+from xclip_deploy.runtime.arrays import Float64Array
 from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMemory, PinnedBuffer
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
@@ -100,12 +101,13 @@ class Case:
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
-    def expected(self) -> dict[str, Float32Array]:
-        """The scorer's logits and grains, [T, V] each."""
+    def expected(self) -> dict[str, Float64Array]:
+        """The scorer's logits and grains in FP64, [T, V] each."""
         features = {**vars(self.queries), **vars(self.gallery)}
         tensors = {name: torch.from_numpy(array) for name, array in features.items()}
+        wide = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
         with torch.inference_mode():
-            output = self.scorer(**tensors)
+            output = copy.deepcopy(self.scorer).double()(**wide)
         scores = {"logits": output.logits, **output.grains}
         return {name: tensor.numpy() for name, tensor in scores.items()}
 
