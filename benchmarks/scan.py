@@ -105,7 +105,8 @@ def random_weights(shape: ScanShape, rng: np.random.Generator) -> ScorerWeights:
 
 def unit(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return vectors of length 1."""
-    return array / np.linalg.norm(array, axis=-1, keepdims=True)
+    found: npt.NDArray[Any] = array / np.linalg.norm(array, axis=-1, keepdims=True)
+    return found
 
 
 def random_texts(shape: ScanShape, texts: int, rng: np.random.Generator) -> TextFeatures:

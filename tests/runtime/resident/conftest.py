@@ -114,7 +114,8 @@ class Case:
 
 def unit(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Vectors of length 1."""
-    return array / np.linalg.norm(array, axis=-1, keepdims=True)
+    found: npt.NDArray[Any] = array / np.linalg.norm(array, axis=-1, keepdims=True)
+    return found
 
 
 @dataclass
