@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
@@ -93,6 +94,7 @@ class DeployedModel:
         self._block_scorer: BlockScorer | None = None
         self._has_block_scorer = True  # until the backend says otherwise
         self._resident: GalleryScorer | None = None
+        self._too_large: weakref.ref[VideoFeatures] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -104,6 +106,11 @@ class DeployedModel:
     def options(self) -> SessionOptions:
         """The options that the model was opened with."""
         return self._options
+
+    @property
+    def keeps_gallery(self) -> bool:
+        """Whether the backend itself keeps a gallery on its device, for :meth:`score_gallery`."""
+        return self._loader.keeps_gallery and bool(self._options.resident_gallery)
 
     def artefacts(self) -> dict[str, FileRecord]:
         """Return the files that run, by name: graphs or engines."""
@@ -267,9 +274,10 @@ class DeployedModel:
         is passed; only scores are copied back. Raises SessionError, and DeviceMemoryError if the
         gallery does not fit and ``resident_gallery`` is True.
         """
-        keeps = self._loader.keeps_gallery and self._options.resident_gallery
         is_filled = isinstance(videos, VideoFeatures) and len(videos) > 0
-        if not (keeps and is_filled and isinstance(texts, TextFeatures) and len(texts)):
+        if not (
+            self.keeps_gallery and is_filled and isinstance(texts, TextFeatures) and len(texts)
+        ):
             return self.score(texts, videos)
         check_features(texts, videos, self.config)
         try:
@@ -277,7 +285,9 @@ class DeployedModel:
         except DeviceMemoryError as error:
             if self._options.resident_gallery is True:
                 raise
-            _LOG.warning("the gallery is copied to the GPU at every search: %s", error)
+            if self._too_large is None or self._too_large() is not videos:
+                self._too_large = weakref.ref(videos)
+                _LOG.warning("the gallery is copied to the GPU at every search: %s", error)
             return self.score(texts, videos)
         return self._checked_scores(scores, texts, videos)
 

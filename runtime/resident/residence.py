@@ -18,14 +18,17 @@ from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.resident.gallery import DeviceGallery
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
+from xclip_deploy.runtime.resident.kernel_set import has_kernels
 from xclip_deploy.runtime.resident.layout import Layout, MemoryBound, size_text
 from xclip_deploy.runtime.resident.on_device import OnDevice, ScanFailedError
 from xclip_deploy.runtime.resident.scan import GalleryScan
 from xclip_deploy.runtime.sessions.backend import close_all
 
 _LOG = logging.getLogger(__name__)
+AT_ONCE_BYTES = 16 << 20
+"""Largest gallery that the first search uploads with ``resident_gallery="auto"``."""
 AT_SEARCH_BYTES = 512 << 20
-"""Largest gallery that a search uploads by itself with ``resident_gallery="auto"``."""
+"""Largest gallery that the second search uploads. A single search is faster without an upload."""
 WAIT_S = 0.25
 """Longest time that a search waits for another thread's upload before it goes on without."""
 _Result = TypeVar("_Result")
@@ -75,6 +78,9 @@ class Residence:
         choice = model.options.resident_gallery
         self._must = choice is True
         self._is_wanted = self._must or (choice == "auto" and model.placement.device == "cuda")
+        if not self._must and model.keeps_gallery and not has_kernels(model.bundle):
+            self._is_wanted = False  # the engines' own way serves
+        self._num_searches = 0
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
         self._why_not = ""
@@ -170,10 +176,14 @@ class Residence:
             return opened, ""
         if snapshot in self._refused:
             return None, self._refused[snapshot]
-        size = len(snapshot) * opened.layout.slot_bytes()
         waits = waits or self._must
-        if not waits and gallery.is_empty and size > AT_SEARCH_BYTES:
-            return None, f"its {size_text(size)} are uploaded by warm_up()"
+        if not waits and gallery.is_empty:
+            self._num_searches += 1
+            size = len(snapshot) * opened.layout.slot_bytes()
+            if size > AT_SEARCH_BYTES:
+                return None, f"its {size_text(size)} are uploaded by warm_up()"
+            if size > AT_ONCE_BYTES and self._num_searches == 1:
+                return None, f"its {size_text(size)} are uploaded by the next search, or warm_up()"
         try:
             if gallery.hold(snapshot, -1 if waits else WAIT_S) or gallery.was_dropped(snapshot):
                 return opened, ""

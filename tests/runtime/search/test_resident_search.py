@@ -365,6 +365,22 @@ def test_a_large_gallery_waits_for_warm_up(
     assert found.reason.startswith("resident on cuda:0")
 
 
+def test_a_single_search_does_not_wait_for_an_upload(
+    device: Device,
+    make_searcher: MakeSearcher,
+    gallery: Gallery,
+    make_queries: MakeQueries,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residence_module, "AT_ONCE_BYTES", 1000)
+    auto, snapshot, options = make_searcher("auto"), gallery.snapshot(), SearchOptions(k=5)
+    (found,) = auto.search(make_queries(1), snapshot, options)
+    assert "are uploaded by the next search, or warm_up()" in found.reason
+    assert device.bytes_to_device == 0
+    (found,) = auto.search(make_queries(1), snapshot, options)
+    assert found.reason.startswith("resident on cuda:0")
+
+
 @pytest.mark.parametrize("status", ["cudaErrorLaunchFailure", "cudaErrorMemoryAllocation"])
 def test_a_failure_of_a_scan(
     device: Device,
