@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
@@ -10,7 +12,12 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
+from xclip_deploy.errors import (
+    ClosedError,
+    DeviceMemoryError,
+    InvalidArgumentError,
+    SessionError,
+)
 from xclip_deploy.runtime.arguments import (
     PathName,
     as_array,
@@ -43,6 +50,7 @@ from xclip_deploy.runtime.sessions.backend import BlockScorer, Closable, close_a
 from xclip_deploy.runtime.tokenizer import count_tokens
 from xclip_deploy.runtime.valid_frames import ValidFrameEncoder, open_video_encoder
 
+_LOG = logging.getLogger(__name__)
 MAX_BATCH = 1 << 16
 """Largest allowed ``max_batch``."""
 
@@ -86,12 +94,23 @@ class DeployedModel:
         self._block_scorer: BlockScorer | None = None
         self._has_block_scorer = True  # until the backend says otherwise
         self._resident: GalleryScorer | None = None
+        self._too_large: weakref.ref[VideoFeatures] | None = None
         self._lock = threading.Lock()
 
     @property
     def placement(self) -> Placement:
         """The backend, device and arithmetic that were chosen, with the reason."""
         return self._loader.placement
+
+    @property
+    def options(self) -> SessionOptions:
+        """The options that the model was opened with."""
+        return self._options
+
+    @property
+    def keeps_gallery(self) -> bool:
+        """Whether the backend itself keeps a gallery on its device, for :meth:`score_gallery`."""
+        return self._loader.keeps_gallery and bool(self._options.resident_gallery)
 
     def artefacts(self) -> dict[str, FileRecord]:
         """Return the files that run, by name: graphs or engines."""
@@ -253,14 +272,24 @@ class DeployedModel:
 
         A backend that keeps galleries holds this one on its device while the same ``videos`` object
         is passed; only scores are copied back. Raises SessionError, and DeviceMemoryError if the
-        gallery does not fit.
+        gallery does not fit and ``resident_gallery`` is True.
         """
-        keeps = self._loader.keeps_gallery and self._options.resident_gallery
         is_filled = isinstance(videos, VideoFeatures) and len(videos) > 0
-        if not (keeps and is_filled and isinstance(texts, TextFeatures) and len(texts)):
+        if not (
+            self.keeps_gallery and is_filled and isinstance(texts, TextFeatures) and len(texts)
+        ):
             return self.score(texts, videos)
         check_features(texts, videos, self.config)
-        return self._checked_scores(self._gallery().score(texts, videos), texts, videos)
+        try:
+            scores = self._gallery().score(texts, videos)
+        except DeviceMemoryError as error:
+            if self._options.resident_gallery is True:
+                raise
+            if self._too_large is None or self._too_large() is not videos:
+                self._too_large = weakref.ref(videos)
+                _LOG.warning("the gallery is copied to the GPU at every search: %s", error)
+            return self.score(texts, videos)
+        return self._checked_scores(scores, texts, videos)
 
     def load(self) -> None:
         """Open every session now instead of when it is first needed.

@@ -31,6 +31,7 @@ from xclip_deploy.runtime.indexing import (
 )
 from xclip_deploy.runtime.opened import Opened
 from xclip_deploy.runtime.progress import ProgressFunction
+from xclip_deploy.runtime.resident.residence import Residence
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
     Query,
@@ -99,7 +100,13 @@ class Retriever(Opened):
             self.gallery = Gallery.open(gallery, manifest, create=create)
         warn_of_older_readings(self.gallery)
         self._scorer_weights = cache(self.bundle.scorer_weights)
-        self._searcher = Searcher(self.model, self._scorer_weights, self.gallery.thumbnails)
+        self.residence = Residence(self.model)
+        self._searcher = Searcher(
+            self.model,
+            self._scorer_weights,
+            self.gallery.thumbnails,
+            residence=self.residence,
+        )
 
     # -- gallery ---------------------------------------------------------------------------
 
@@ -218,12 +225,29 @@ class Retriever(Opened):
 
         Loads the text encoder and the scorer if the gallery holds a video. Keeps all embeddings up
         to 1.5 GB in memory (100,000 videos with D = 512 and F = 12), else ``video_features`` up to
-        that size. Lasts until the gallery changes, and changes no result. Raises GalleryError.
+        that size. Lasts until the gallery changes, and changes no result. Uploads a gallery that
+        stays on the GPU, whatever its size; ``residence.describe()`` tells what became of it.
+
+        Raises GalleryError; DeviceMemoryError and SessionError with ``resident_gallery=True``.
         """
-        self._check_open()
-        self.gallery.warm_up()
-        if len(self.gallery):
+        snapshot = self._snapshot()
+        snapshot.warm_up()
+        if len(snapshot):
+            self.residence.warm_up(snapshot)
             self.search("warm-up", 1)
+            if self.residence.holds_all(snapshot):
+                for _ in range(2):  # the first scan loads the kernels; its time tells nothing
+                    self.search("warm-up", 1, exact=True)
+
+    def close(self) -> None:
+        """Free the GPU, the sessions, and the gallery unless an opened one was given.
+
+        Using the retriever afterwards raises ClosedError. Closing it twice does no harm.
+        """
+        try:
+            self.residence.close()
+        finally:
+            super().close()
 
     def save(self, path: PathName) -> None:
         """Write a copy of the gallery to a directory, in one step. Raises GalleryError."""

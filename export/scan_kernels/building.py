@@ -121,13 +121,21 @@ def build_scan(
     return BuildScanResult(folder, kernel_set, is_new=True)
 
 
+def parse_capabilities(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Read compute capabilities such as ``8.9``. Raises InvalidArgumentError for unknown ones."""
+    known = {f"{major}.{minor}": (major, minor) for major, minor in ARCHITECTURES}
+    for text in texts:
+        if text not in known:
+            raise InvalidArgumentError(
+                f"compute capability {text!r} was asked for; expected some of {', '.join(known)}"
+            )
+    return tuple(known[text] for text in texts)
+
+
 def _targets(compute_capabilities: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    unknown = [cc for cc in compute_capabilities if cc not in ARCHITECTURES]
-    if unknown or not compute_capabilities:
-        known = ", ".join(f"{major}.{minor}" for major, minor in ARCHITECTURES)
-        found = ".".join(map(str, unknown[0])) if unknown else "no compute capability"
-        raise InvalidArgumentError(f"{found} was asked for; expected some of {known}")
-    return tuple(sorted({*compute_capabilities}))
+    if not compute_capabilities:
+        raise InvalidArgumentError("compute_capabilities is empty; expected at least one")
+    return tuple(sorted({*parse_capabilities([f"{a}.{b}" for a, b in compute_capabilities])}))
 
 
 def _present(

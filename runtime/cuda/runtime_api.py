@@ -37,6 +37,7 @@ FUNCTIONS = (
     "cudaMalloc",
     "cudaMemGetInfo",
     "cudaMemcpyAsync",
+    "cudaMemsetAsync",
     "cudaRuntimeGetVersion",
     "cudaSetDevice",
     "cudaStreamBeginCapture",
@@ -152,6 +153,10 @@ class Cuda:
     def copy_on_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Enqueue a copy within device memory."""
         self._copy("cudaMemcpyDeviceToDevice", target, source, nbytes, stream)
+
+    def clear(self, target: int, nbytes: int, stream: Stream) -> None:
+        """Enqueue zeros for device memory."""
+        self._call("cudaMemsetAsync", target, 0, nbytes, stream.handle)
 
     # -- streams ---------------------------------------------------------------------------
 

@@ -39,7 +39,12 @@ from xclip_deploy.runtime.gallery.lance_schema import (
 from xclip_deploy.runtime.gallery.lance_warm import WarmFeatures
 from xclip_deploy.runtime.gallery.records import GalleryVideo, Rows, has_name
 from xclip_deploy.runtime.gallery.row_places import RowPlaces
-from xclip_deploy.runtime.gallery.store import Nearest, NearestMethod, QueryVectors
+from xclip_deploy.runtime.gallery.store import (
+    FeatureKeys,
+    Nearest,
+    NearestMethod,
+    QueryVectors,
+)
 
 COLUMN_INDICES = {"id": "id_idx", CONTENT_SHA256: "fingerprint_idx"}
 """Names of the indices by which videos are looked up, by column."""
@@ -205,6 +210,11 @@ class LanceSnapshot:
 
     def rows(self) -> Rows:
         return self.reader.read_all(None).rows
+
+    def feature_keys(self) -> tuple[Rows, FeatureKeys]:
+        sums = self.reader.read_all(None, sums_of=[Part.VIDEO, Part.FRAMES])
+        keys = [sums.values[part.value] for part in (Part.VIDEO, Part.FRAMES)]
+        return sums.rows, np.stack(keys, axis=1)
 
     def matching(self, where: str) -> Rows:
         condition = self._condition(where)

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from xclip_deploy.errors import DuplicateIdError, GalleryError
 from xclip_deploy.runtime.arrays import FloatArray
@@ -28,6 +29,7 @@ from xclip_deploy.runtime.gallery.records import (
 from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
+    FeatureKeys,
     Nearest,
     QueryVectors,
 )
@@ -35,6 +37,9 @@ from xclip_deploy.runtime.progress import ProgressFunction
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.gallery.filter_table import FilterTable
+
+Serials: TypeAlias = npt.NDArray[np.uint64]
+"""Numbers that a store gives to rows as they are added."""
 
 
 class MemorySnapshot:
@@ -47,8 +52,14 @@ class MemorySnapshot:
         videos: tuple[GalleryVideo, ...],
         features: VideoFeatures,
         types: Mapping[str, type],
+        serials: Serials,
     ) -> None:
-        """Keep the content; ``types`` names all metadata fields, unused ones too."""
+        """Keep the content.
+
+        ``types`` names all metadata fields, unused ones too. ``serials``: number [N] that the
+        store gave each row's features.
+        """
+        self._serials = serials
         self._videos = videos
         self._features = features
         self._types = types
@@ -117,6 +128,9 @@ class MemorySnapshot:
     def rows(self) -> Rows:
         return self._rows
 
+    def feature_keys(self) -> tuple[Rows, FeatureKeys]:
+        return self._rows, np.stack([self._serials, np.zeros_like(self._serials)], axis=1)
+
     def matching(self, where: str) -> Rows:
         condition = parse_filter(where, self._types)
         with self._lock:
@@ -171,6 +185,8 @@ class _Content:
     videos: dict[str, dict[int, tuple[GalleryVideo, int]]]
     """Id and segment to the record and its row among all ``parts``."""
     parts: list[VideoFeatures]
+    serials: list[Serials]
+    """Serial number of each row of ``parts``. No two rows of a store ever have the same."""
 
 
 class MemoryStore:
@@ -186,8 +202,8 @@ class MemoryStore:
             np.empty(0, np.int32),
         )
         self._lock = threading.RLock()
-        self._content = _Content({}, [empty])
-        self._num_rows = 0
+        self._content = _Content({}, [empty], [np.empty(0, np.uint64)])
+        self._num_rows = self._next_serial = 0
         self._types: dict[str, type] = {}
         self._snapshot: MemorySnapshot | None = None
 
@@ -195,15 +211,16 @@ class MemoryStore:
         with self._lock:
             if self._snapshot is None:
                 features = VideoFeatures.concatenate(self._content.parts)
+                serials = np.concatenate(self._content.serials)
                 found = [pair for parts in self._content.videos.values() for pair in parts.values()]
                 videos = [video for video, _ in found]
                 rows = [row for _, row in found]
                 if rows != list(range(self._num_rows)):
-                    features = features[rows]
-                self._content = _Content({}, [features])
+                    features, serials = features[rows], serials[rows]
+                self._content = _Content({}, [features], [serials])
                 self._enter(videos, 0)
                 self._num_rows = len(videos)
-                self._snapshot = MemorySnapshot(tuple(videos), features, self._types)
+                self._snapshot = MemorySnapshot(tuple(videos), features, self._types, serials)
             return self._snapshot
 
     def fields(self) -> dict[str, type]:
@@ -238,7 +255,9 @@ class MemoryStore:
                 del self._content.videos[name]
             self._enter([coerced(video, self._types) for video in videos], self._num_rows)
             self._content.parts.append(features)
-            self._num_rows += len(videos)
+            stop = self._next_serial + len(videos)
+            self._content.serials.append(np.arange(self._next_serial, stop, dtype=np.uint64))
+            self._num_rows, self._next_serial = self._num_rows + len(videos), stop
             self._snapshot = None
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:

@@ -20,6 +20,8 @@ from xclip_deploy.runtime.progress import ProgressFunction
 
 QueryVectors: TypeAlias = npt.NDArray[np.floating[Any]]
 """Vectors to compare with ``video_features``, [Q, D]."""
+FeatureKeys: TypeAlias = npt.NDArray[np.uint64]
+"""Keys that tell rows apart by their features, [N, 2]."""
 KEEP_VERSIONS = timedelta(hours=1)
 """Time after a change for which older snapshots stay readable."""
 NearestMethod = Literal["flat", "index"]
@@ -117,6 +119,13 @@ class Snapshot(Protocol):
 
     def rows(self) -> Rows:
         """Return all rows, ascending, in the order in which they were added."""
+        ...
+
+    def feature_keys(self) -> tuple[Rows, FeatureKeys]:
+        """Return all rows, ascending, and the key of each row's features, uint64 [N, 2].
+
+        Rows with equal keys have equal features, whichever snapshots of the gallery they are of.
+        """
         ...
 
     def matching(self, where: str) -> Rows:

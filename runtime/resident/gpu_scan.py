@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
 from xclip_deploy.runtime.arguments import as_whole_number
-from xclip_deploy.runtime.arrays import BoolArray, Float32Array, Int64Array, slices
+from xclip_deploy.runtime.arrays import AnyArray, BoolArray, Float32Array, Int64Array, slices
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
-from xclip_deploy.runtime.cuda.memory import ALIGNMENT, DeviceArray, DeviceMemory
+from xclip_deploy.runtime.cuda.memory import DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import Stream
 from xclip_deploy.runtime.features import TextFeatures
+from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.resident.kernel_set import (
     ARGUMENTS,
@@ -30,7 +31,7 @@ from xclip_deploy.runtime.resident.kernel_set import (
 )
 from xclip_deploy.runtime.resident.query_side import query_factors
 from xclip_deploy.runtime.resident.scan import MAX_COUNT, TEXTS_A_PASS, Best, ScanArrays
-from xclip_deploy.runtime.resident.scratch import Results, Upload
+from xclip_deploy.runtime.resident.scratch import Results, Upload, check_array, packed
 from xclip_deploy.runtime.resident.shape import ScanShape
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
@@ -58,12 +59,16 @@ class GpuScan:
         *,
         scratch_bytes: int = SCRATCH_BYTES,
     ) -> None:
-        """Take loaded kernels, which :meth:`close` unloads. :meth:`open` loads them."""
+        """Take loaded kernels, which :meth:`close` unloads. :meth:`open` loads them.
+
+        Without the kernel of the frames, the grains that read frames are 0.
+        """
         self.shape = shape
         self._weights = weights
         self._cuda = memory.cuda
         self._driver = driver
         self._functions = functions
+        self._reads_frames = Kernel.FRAMES in functions
         self._scratch_bytes = scratch_bytes
         self._lock = threading.Lock()
         self._is_closed = False
@@ -92,6 +97,37 @@ class GpuScan:
         kernels or none for this GPU, BundleIntegrityError for damaged ones, DriverError where the
         driver cannot run them, and DeviceMemoryError.
         """
+        return cls._load(bundle, memory, kernels_of, bundle.scorer_weights(), scratch_bytes)
+
+    @classmethod
+    def open_products(
+        cls, bundle: Bundle, memory: DeviceMemory, *, scratch_bytes: int = SCRATCH_BYTES
+    ) -> GpuScan:
+        """Load a scan whose score is the inner product of sentence and video alone.
+
+        Its texts must have words of zeros, so that every other grain is 0. It reads no frames.
+        Raises as :meth:`open`, and SessionError for a model without the grain video–sentence.
+        """
+        grains = bundle.manifest.model.grains
+        if Grain.VIDEO_SENTENCE not in grains:
+            raise SessionError(f"the model of {bundle.path} compares no sentences with videos")
+        # The score is exp(logit_scale) times the mean of the grains.
+        weights = ScorerWeights(float(np.log(len(grains))), {})
+
+        def without_frames(shape: ScanShape) -> tuple[Kernel, ...]:
+            return tuple(each for each in kernels_of(shape) if each is not Kernel.FRAMES)
+
+        return cls._load(bundle, memory, without_frames, weights, scratch_bytes)
+
+    @classmethod
+    def _load(
+        cls,
+        bundle: Bundle,
+        memory: DeviceMemory,
+        wanted: Callable[[ScanShape], tuple[Kernel, ...]],
+        weights: ScorerWeights,
+        scratch_bytes: int,
+    ) -> GpuScan:
         kernel_set = read_kernel_set(bundle)
         driver = open_driver()
         cuda = memory.cuda
@@ -99,7 +135,7 @@ class GpuScan:
         gpu = cuda.gpu()
         functions: dict[Kernel, KernelFunction] = {}
         try:
-            for kernel in kernels_of(kernel_set.shape):
+            for kernel in wanted(kernel_set.shape):
                 record = kernel_set.kernels[kernel]
                 code = record.code_for(gpu.compute_capability)
                 if code is None:
@@ -115,7 +151,6 @@ class GpuScan:
                     code.num_warps,
                     code.shared_bytes,
                 )
-            weights = bundle.scorer_weights()
             return cls(
                 kernel_set.shape, weights, memory, driver, functions, scratch_bytes=scratch_bytes
             )
@@ -200,15 +235,15 @@ class GpuScan:
         """Refuse arrays that the kernels would misread."""
         shape, slots = self.shape, arrays.num_slots
         dim, frames = shape.embed_dim, shape.max_frames
-        _check_array("video_features", arrays.video_features, (slots, dim), DType.FLOAT16)
-        if shape.reads_frames:
-            _check_array(
+        check_array("video_features", arrays.video_features, (slots, dim), DType.FLOAT16)
+        if self._reads_frames:
+            check_array(
                 "frame_features", arrays.frame_features, (slots, frames, dim), DType.FLOAT16
             )
             if shape.mask_padding:
-                _check_array("num_frames", arrays.num_frames, (slots,), DType.INT32)
+                check_array("num_frames", arrays.num_frames, (slots,), DType.INT32)
         if arrays.ranks is not None:
-            _check_array("ranks", arrays.ranks, (slots,), DType.INT32)
+            check_array("ranks", arrays.ranks, (slots,), DType.INT32)
         if allowed is not None and (allowed.shape != (slots,) or allowed.dtype != np.bool_):
             raise InvalidArgumentError(
                 f"allowed is {allowed.dtype} {list(allowed.shape)}; expected bool [{slots}]"
@@ -229,7 +264,7 @@ class GpuScan:
                 raise ClosedError("the scan is closed; open another")
             self._cuda.select()
             try:
-                mask = _packed(allowed) if allowed is not None else np.zeros(4, np.uint8)
+                mask = packed(allowed) if allowed is not None else np.zeros(4, np.uint8)
                 masks = self._mask.send({"allowed": mask}, self._stream)
                 for rows in slices(len(texts), at_once):
                     part = texts[rows]
@@ -264,7 +299,12 @@ class GpuScan:
             **{name: addresses[name] for name in ("num_words", "scales")},
             **sizes,
         }
-        if arrays.frame_features is not None and self.shape.reads_frames:
+        if not self._reads_frames:
+            for number, grain in enumerate(self.shape.grains):
+                if GRAINS[grain].reads_frames:
+                    start = addresses["planes"] + number * 4 * texts * slots
+                    self._cuda.clear(start, 4 * texts * slots, self._stream)
+        elif arrays.frame_features is not None:
             self._launch(
                 Kernel.FRAMES,
                 slots,
@@ -318,7 +358,8 @@ class GpuScan:
         found: npt.NDArray[np.int32] = np.empty((texts, count), np.int32)
         keys: Int64Array = np.empty((texts, count), np.int64)
         numbers: Float32Array = np.empty((texts, columns, count), np.float32)
-        wanted = [(addresses["taken"], taken), (room["best_slots"], found)]
+        wanted: list[tuple[int, AnyArray]] = [(addresses["taken"], taken)]
+        wanted += [(room["best_slots"], found)]
         wanted += [(room["best_keys"], keys), (room["best_values"], numbers)]
         self._found.fetch(wanted, self._stream)
         if (taken != count).any():
@@ -347,22 +388,3 @@ class GpuScan:
     def _nothing(self) -> Best:
         empty = np.zeros(0, np.float32)
         return Best(np.zeros(0, np.int64), empty, {g.value: empty for g in self.shape.grains})
-
-
-def _packed(allowed: BoolArray) -> npt.NDArray[np.uint8]:
-    """Pack a mask to bits, in whole words of 32, the first slot lowest."""
-    bits = np.packbits(allowed, bitorder="little")
-    return np.pad(bits, (0, -len(bits) % 4))
-
-
-def _check_array(
-    name: str, array: DeviceArray | None, shape: tuple[int, ...], dtype: DType
-) -> None:
-    expected = f"{dtype.value} {list(shape)} on the GPU, aligned to {ALIGNMENT} bytes"
-    if array is None:
-        raise InvalidArgumentError(f"{name} is missing; this model's scan needs {expected}")
-    if array.shape != shape or array.dtype is not dtype or array.address % ALIGNMENT:
-        raise InvalidArgumentError(
-            f"{name} is {array.dtype.value} {list(array.shape)} at {array.address:#x}; expected "
-            f"{expected}"
-        )

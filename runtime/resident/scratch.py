@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.arrays import AnyArray
-from xclip_deploy.runtime.cuda.memory import ALIGNMENT, DeviceBuffer, DeviceMemory, PinnedBuffer
+from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.runtime.arrays import AnyArray, BoolArray
+from xclip_deploy.runtime.cuda.memory import (
+    ALIGNMENT,
+    DeviceArray,
+    DeviceBuffer,
+    DeviceMemory,
+    PinnedBuffer,
+)
 from xclip_deploy.runtime.cuda.runtime_api import Stream
+from xclip_deploy.runtime.manifest import DType
 
 _PIECE_BYTES = 16 << 20
 """Most pinned memory through which results are fetched."""
@@ -108,3 +116,21 @@ def _close_both(device: DeviceBuffer, pinned: PinnedBuffer) -> None:
         device.close()
     finally:
         pinned.close()
+
+
+def packed(allowed: BoolArray) -> npt.NDArray[np.uint8]:
+    """Pack a mask to bits, in whole words of 32, the first slot lowest."""
+    bits = np.packbits(allowed, bitorder="little")
+    return np.pad(bits, (0, -len(bits) % 4))
+
+
+def check_array(name: str, array: DeviceArray | None, shape: tuple[int, ...], dtype: DType) -> None:
+    """Refuse an array that kernels would misread. Raises InvalidArgumentError."""
+    expected = f"{dtype.value} {list(shape)} on the GPU, aligned to {ALIGNMENT} bytes"
+    if array is None:
+        raise InvalidArgumentError(f"{name} is missing; this model's scan needs {expected}")
+    if array.shape != shape or array.dtype is not dtype or array.address % ALIGNMENT:
+        raise InvalidArgumentError(
+            f"{name} is {array.dtype.value} {list(array.shape)} at {array.address:#x}; expected "
+            f"{expected}"
+        )

@@ -44,6 +44,8 @@ class Found:
     numbers: npt.NDArray[np.int64]
     """Number of the video of each row [n]; the row itself where every row is a video."""
     method: NearestMethod
+    place: str = ""
+    """Place of the first stage in words, for a plan's reason; empty on the CPU."""
 
     def take(self, order: npt.NDArray[np.integer[Any]]) -> Found:
         """Return the rows at some places."""
@@ -53,6 +55,7 @@ class Found:
             self.scores[order],
             self.numbers[order],
             self.method,
+            self.place,
         )
 
 

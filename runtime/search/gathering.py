@@ -68,14 +68,27 @@ class Gathering:
     """The rows that are kept for several queries. All of them score the same parts."""
 
     def __init__(
-        self, num_queries: int, scope: Scope, keeping: Keeping, groups: Groups | None
+        self,
+        num_queries: int,
+        scope: Scope,
+        keeping: Keeping,
+        groups: Groups | None,
+        *,
+        holds_whole: bool = False,
     ) -> None:
-        """Begin to gather the rows of ``scope``."""
+        """Begin to gather the rows of ``scope``.
+
+        ``holds_whole``: whether each part has all rows that its videos may show.
+        """
         self._best: list[Ranked | None] = [None] * num_queries
         self._keeping = keeping
         self._groups = groups if keeping.by_video else None
         if self._groups is not None:
-            self._unseen = _rows_of_each(scope, self._groups)
+            self._unseen = (
+                np.zeros(len(self._groups), np.int64)
+                if holds_whole
+                else _rows_of_each(scope, self._groups)
+            )
 
     def add(self, parts: Sequence[Ranked]) -> None:
         """Take the scores of the next rows, one for each query."""

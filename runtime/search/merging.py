@@ -11,7 +11,8 @@ row added first wins in one shard; across shards, the lower id does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -49,10 +50,15 @@ _Answer = TypeVar("_Answer")
 
 
 def search_shards(
-    queries: Sequence[Query], shards: Shards, options: SearchOptions, planner: Planner
+    queries: Sequence[Query],
+    shards: Shards,
+    options: SearchOptions,
+    planner: Planner,
+    why: str = "",
 ) -> list[SearchResults]:
     """Search the shards, and return the hits of each query.
 
+    ``why``: what else the results' reason tells: why no GPU holds the gallery.
     All queries have a text, or none has. Raises InvalidArgumentError for a filter that cannot be
     parsed, and GalleryError for a ``within`` that is no video.
     """
@@ -62,7 +68,7 @@ def search_shards(
     if not any(survey.num_rows for survey in surveys.values()):
         plan = planner.plan(0, options)
         return [_empty(query, plan) for query in queries]
-    return _Rounds(queries, shards, options, planner, surveys).run()
+    return _Rounds(queries, shards, options, planner, surveys, why).run()
 
 
 class _Rounds:
@@ -75,7 +81,9 @@ class _Rounds:
         options: SearchOptions,
         planner: Planner,
         surveys: dict[int, Survey],
+        why: str,
     ) -> None:
+        self._why = why
         self._queries = queries
         self._shards = shards
         self._options = options
@@ -99,16 +107,25 @@ class _Rounds:
         total = sum(num_rows.values())
         if self._queries[0].text is None:
             return [self._by_video(number, total) for number in range(len(self._queries))]
-        costs = [survey.pair_s * num_rows[number] for number, survey in self._surveys.items()]
-        is_measured = all(survey.is_measured for survey in self._surveys.values())
-        cost = Cost(max(costs), is_measured)
+        costs = {number: survey.cost(num_rows[number]) for number, survey in self._surveys.items()}
+        slowest = max(costs.values(), key=lambda cost: cost.seconds)
+        is_measured = all(cost.is_measured for cost in costs.values())
+        cost = replace(slowest, is_measured=is_measured)
         plan = self._planner.plan(total, options, f"{self._unit}s", cost)
-        ranked = self._exact() if plan.method == "exact" else self._two_stage()
+        if plan.method == "exact":
+            ranked = self._exact(costs)
+        else:
+            started_s = time.perf_counter()
+            ranked, place = self._two_stage()
+            self._planner.learn_two_stage(len(self._queries), time.perf_counter() - started_s)
+            plan = plan.because(place)
+        plan = plan.because(self._why)
         return [self._finish(n, found, scored, plan) for n, (found, scored) in enumerate(ranked)]
 
     # -- the stages ------------------------------------------------------------------------
 
-    def _two_stage(self) -> list[tuple[Ranked, int]]:
+    def _two_stage(self) -> tuple[list[tuple[Ranked, int]], str]:
+        """Return the candidates of each query, how many there were, and the first stage's place."""
         count = num_candidates(self._options, is_grouped=self._is_grouped)
         numbers = range(len(self._queries))
         nearest = self._nearest(numbers, count * self._per_candidate, None)
@@ -116,7 +133,7 @@ class _Rounds:
         for number, first in zip(numbers, nearest, strict=True):
             ranked = self._run(self._steps(number), count, first)
             found.append((self._sorted(ranked), len(ranked)))
-        return found
+        return found, nearest[0].place
 
     def _steps(self, number: int) -> Stages:
         """Return the stages of a search by text."""
@@ -176,9 +193,12 @@ class _Rounds:
     def _numbered(self, ranked: Ranked, shard: int) -> Ranked:
         return numbered_ranked(ranked, shard, is_grouped=self._is_grouped)
 
-    def _exact(self) -> list[tuple[Ranked, int]]:
+    def _exact(self, costs: Mapping[int, Cost]) -> list[tuple[Ranked, int]]:
         keeping = Keeping.of(self._options, is_grouped=self._is_grouped)
-        answers = self._all(ShardSearch.exact, keeping)
+        answers = self._shards.ask(
+            ShardSearch.exact,
+            {shard: (keeping, bool(cost.device_name)) for shard, cost in costs.items()},
+        )
         results = []
         for by_shard in zip(*(answers[shard] for shard in sorted(answers)), strict=True):
             scored = sum(count for _, count in by_shard)
@@ -206,9 +226,11 @@ class _Rounds:
         ranked = self._sorted(self._run(steps, wanted, first))
         if first.method == "flat":
             plan = Plan("exact", f"one inner product with every {self._unit}")
+            plan = plan.because(first.place).because(self._why)
             return self._finish(number, ranked, total, plan)
         reason = f"the {len(ranked)} nearest by the gallery's index, then their cosines"
-        return self._finish(number, ranked, len(ranked), Plan("two-stage", reason))
+        plan = Plan("two-stage", reason).because(self._why)
+        return self._finish(number, ranked, len(ranked), plan)
 
     # -- from ranked rows to hits ----------------------------------------------------------
 

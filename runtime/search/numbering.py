@@ -66,6 +66,7 @@ def nearest_of(parts: Sequence[Found], limit: int) -> Found:
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.numbers for part in parts]),
         method,
+        next((part.place for part in parts if part.place), ""),
     )
     return joined.take(best_first(joined.similarities, limit))
 

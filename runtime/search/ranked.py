@@ -62,6 +62,17 @@ class Spans:
         return cls(*(np.concatenate(each) for each in zip(*map(_values, parts), strict=True)))
 
 
+def texts_of(queries: Sequence[Query]) -> TextFeatures:
+    """Return the texts of queries that all have one."""
+    texts = [query.text for query in queries if query.text is not None]
+    assert len(texts) == len(queries)
+    return TextFeatures(
+        np.concatenate([text.sentence_features for text in texts]),
+        np.concatenate([text.word_features for text in texts]),
+        np.concatenate([text.num_words for text in texts]),
+    )
+
+
 @dataclass
 class ReadFeatures:
     """Features that a search has read, kept so that no row is read twice."""

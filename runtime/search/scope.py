@@ -17,6 +17,7 @@ from xclip_deploy.runtime.gallery.flat import FlatVectors
 from xclip_deploy.runtime.gallery.records import Rows, has_name
 from xclip_deploy.runtime.gallery.store import Nearest, QueryVectors
 from xclip_deploy.runtime.presentation import listed, time_text
+from xclip_deploy.runtime.resident.on_device import OnDevice
 from xclip_deploy.runtime.search.options import SearchOptions
 
 _SCAN_VIDEOS = 2048
@@ -35,9 +36,13 @@ class Scope:
     """Filter that rows must match; None for every row."""
     rows: Rows | None = None
     """The only rows, ascending, which match all filters already; None for no such limit."""
+    on_device: OnDevice | None = None
+    """The snapshot on the GPU; None where it is not resident."""
 
     @classmethod
-    def of(cls, snapshot: Snapshot, options: SearchOptions) -> Scope:
+    def of(
+        cls, snapshot: Snapshot, options: SearchOptions, on_device: OnDevice | None = None
+    ) -> Scope:
         """Read the scope of a search from its options, of which ``within`` is an id.
 
         Raises InvalidArgumentError for a filter that cannot be parsed.
@@ -49,23 +54,41 @@ class Scope:
         if times is not None:
             where = times if where is None else f"({times}) and ({where})"
         if options.within is None:
-            return cls(snapshot, where)
+            return cls(snapshot, where, None, on_device)
         own = snapshot.segments([options.within]).get(options.within)
         if own is None:  # it is in another shard
-            return cls(snapshot, None, np.empty(0, np.int64))
-        if where is None:
-            return cls(snapshot, None, np.sort(own))
-        return cls(
-            snapshot, None, snapshot.matching(f"id = {_quoted(options.within)} and ({where})")
-        )
+            rows = np.empty(0, np.int64)
+        elif where is None:
+            rows = np.sort(own)
+        else:
+            rows = snapshot.matching(f"id = {_quoted(options.within)} and ({where})")
+        return cls(snapshot, None, rows, on_device)
 
     def __len__(self) -> int:
         """Return how many rows an exact search scores, if no filter leaves any out."""
         return len(self.snapshot) if self.rows is None else len(self.rows)
 
+    @property
+    def ranks_on_device(self) -> bool:
+        """Whether :meth:`nearest` compares rows on the GPU."""
+        is_small = self.rows is not None and len(self.rows) <= _SCAN_VIDEOS
+        return self.on_device is not None and self.on_device.has_products and not is_small
+
+    @property
+    def first_stage(self) -> str:
+        """Place of the first stage in words, for a plan's reason; empty on the CPU."""
+        if self.on_device is None or not self.ranks_on_device:
+            return ""
+        where = f"first stage resident on {self.on_device.device_name}"
+        return where if self.on_device.scan is not None else f"{where}, as frames do not fit"
+
     def count(self) -> int:
         """Return how many rows the scope holds, after evaluating its filter."""
         return len(self) if self.where is None else len(self.snapshot.matching(self.where))
+
+    def allowed_rows(self) -> Rows | None:
+        """Return the rows of the scope, ascending, after evaluating its filter; None for all."""
+        return self.rows if self.where is None else self.snapshot.matching(self.where)
 
     def parts(self) -> Iterator[tuple[Rows, VideoFeatures, bool]]:
         """Yield rows and features, and whether later searches get the same object."""
@@ -89,6 +112,9 @@ class Scope:
         self, queries: QueryVectors, limit: int, without: Rows | None = None
     ) -> list[Nearest]:
         """Return what :meth:`Snapshot.nearest` does, of the scope's rows."""
+        if self.on_device is not None and self.ranks_on_device:
+            allowed = self.on_device.allowed(self.allowed_rows(), without)
+            return self.on_device.nearest(queries, limit, allowed)
         if self.rows is None:
             return self.snapshot.nearest(queries, limit, self.where, without)
         vectors = FlatVectors(self.rows, self.snapshot.video_features(self.rows))

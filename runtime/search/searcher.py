@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.gallery import Snapshot
+from xclip_deploy.runtime.resident.on_device import OnDevice
+from xclip_deploy.runtime.resident.residence import Residence
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.merging import search_shards
@@ -28,12 +30,15 @@ class Searcher:
         weights: Callable[[], ScorerWeights],
         thumbnails: Path | None = None,
         planner: Planner | None = None,
+        residence: Residence | None = None,
     ) -> None:
         """Prepare to search.
 
         ``weights`` loads the scorer's matrices when needed. ``thumbnails``: folder of the
         gallery's thumbnails, which hits show. ``planner``: None for one with the usual budget.
+        ``residence``: the galleries on a GPU, if any.
         """
+        self._residence = residence
         self._thumbnails = thumbnails
         self._model = model
         self._weights = weights
@@ -48,13 +53,25 @@ class Searcher:
         Raises InvalidArgumentError for a filter that cannot be parsed, and GalleryError for a
         ``within`` that is no video.
         """
-        shards = LocalShards([self.shard(snapshot)], queries, options)
-        return search_shards(queries, shards, options, self._planner)
 
-    def shard(self, snapshot: Snapshot) -> Shard:
-        """Return a snapshot as the shard of a search."""
+        def search(on_device: OnDevice | None, why: str) -> list[SearchResults]:
+            shards = LocalShards([self.shard(snapshot, on_device)], queries, options)
+            return search_shards(queries, shards, options, self._planner, why)
+
+        if self._residence is None or not len(snapshot) or not queries:
+            return search(None, "")
+        return self._residence.run(snapshot, search)
+
+    def shard(self, snapshot: Snapshot, on_device: OnDevice | None = None) -> Shard:
+        """Return a snapshot as the shard of a search. ``on_device``: the snapshot on the GPU."""
         return Shard(
-            self._model, self._weights, snapshot, self._planner, self._samples, self._thumbnails
+            self._model,
+            self._weights,
+            snapshot,
+            self._planner,
+            self._samples,
+            self._thumbnails,
+            on_device,
         )
 
 

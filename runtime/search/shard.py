@@ -20,19 +20,21 @@ import numpy as np
 
 from xclip_deploy.runtime.arrays import Float32Array, Float64Array, to_float32
 from xclip_deploy.runtime.deployed_model import DeployedModel
-from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.resident.on_device import OnDevice
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.confidence import sample_rows, tail
 from xclip_deploy.runtime.search.filling import Found
 from xclip_deploy.runtime.search.gathering import Gathering, Keeping
 from xclip_deploy.runtime.search.grouping import Numbers
 from xclip_deploy.runtime.search.options import SearchOptions
-from xclip_deploy.runtime.search.planner import Planner
+from xclip_deploy.runtime.search.planner import Cost, Planner
 from xclip_deploy.runtime.search.query_bank import QueryBank, bank_norm
-from xclip_deploy.runtime.search.ranked import Query, Ranked, ReadFeatures, Spans
+from xclip_deploy.runtime.search.ranked import Query, Ranked, ReadFeatures, Spans, texts_of
+from xclip_deploy.runtime.search.resident import DeviceSearch, num_passes, scan_size
 from xclip_deploy.runtime.search.scope import Match, Scope, look_up
 from xclip_deploy.runtime.search.showing import Shown, show
 from xclip_deploy.runtime.search.video_grains import (
@@ -62,6 +64,14 @@ class Survey:
     """Time of one score, seconds."""
     is_measured: bool
     """Whether past searches gave ``pair_s``; else it is a guess."""
+    scan: Cost | None = None
+    """Cost of a pass over the GPU's copy, which scores every row; None without one."""
+
+    def cost(self, num_rows: int) -> Cost:
+        """Return the cost of ``num_rows`` scores for one text, where they are cheapest."""
+        on_cpu = Cost(self.pair_s * num_rows, self.is_measured)
+        is_cheaper = self.scan is not None and self.scan.seconds <= on_cpu.seconds
+        return self.scan if self.scan is not None and is_cheaper else on_cpu
 
 
 class Shards(Protocol):
@@ -113,6 +123,8 @@ class Shard:
     samples: Samples
     thumbnails: Path | None = None
     """Folder of the gallery's thumbnails, which hits show."""
+    on_device: OnDevice | None = None
+    """The snapshot on the GPU; None where it is not resident."""
 
 
 class ShardSearch:
@@ -131,7 +143,7 @@ class ShardSearch:
 
     @cached_property
     def _scope(self) -> Scope:
-        return Scope.of(self._snapshot, self._options)
+        return Scope.of(self._snapshot, self._options, self._shard.on_device)
 
     @cached_property
     def _groups(self) -> Groups | None:
@@ -142,6 +154,7 @@ class ShardSearch:
     def survey(self) -> Survey:
         """Return the shard's size and costs."""
         cost = self._shard.planner.cost(1)
+        scan = scan_size(self._queries, self._shard.on_device)
         return Survey(
             len(self._snapshot),
             self._snapshot.num_videos,
@@ -149,6 +162,7 @@ class ShardSearch:
             _NEAREST_PER_CANDIDATE if self._looks_twice() else 1,
             cost.seconds,
             cost.is_measured,
+            None if scan is None else self._shard.planner.scan_cost(scan),
         )
 
     def find(self, names: Sequence[str], file_name: str | None) -> Match:
@@ -186,7 +200,8 @@ class ShardSearch:
             if query.text is not None and len(near.rows) > scored_from and self._looks_twice():
                 scores = self._first_scores(query, near.rows)
             own = near.rows if self._groups is None else self._groups.of(near.rows)
-            found.append(Found(near.rows, near.similarities, scores, own, near.method))
+            place = self._scope.first_stage
+            found.append(Found(near.rows, near.similarities, scores, own, near.method, place))
         return found
 
     def score(self, number: int, rows: Rows) -> Ranked:
@@ -198,8 +213,13 @@ class ShardSearch:
             return self._placed(Ranked(rows, _cosines(query, features), {}))
         return self._placed(self._score([query], rows, features)[0])
 
-    def exact(self, keeping: Keeping) -> list[tuple[Ranked, int]]:
-        """Score every row for every query; return the best of each and how many were scored."""
+    def exact(self, keeping: Keeping, is_on_device: bool) -> list[tuple[Ranked, int]]:
+        """Score every row for every query; return the best of each and how many were scored.
+
+        ``is_on_device``: whether to scan the GPU's copy. Raises ScanFailedError where that fails.
+        """
+        if is_on_device:
+            return self._scan(keeping)
         results: list[tuple[Ranked, int]] = []
         for start in range(0, len(self._queries), _TEXTS_AT_ONCE):
             some = self._queries[start : start + _TEXTS_AT_ONCE]
@@ -209,6 +229,19 @@ class ShardSearch:
                 best.add(self._score(some, rows, features, stays=stays))
             results += [(self._placed(found), scored) for found in best.results()]
         return results
+
+    def _scan(self, keeping: Keeping) -> list[tuple[Ranked, int]]:
+        on_device, planner = self._shard.on_device, self._shard.planner
+        scan = scan_size(self._queries, on_device)
+        assert on_device is not None
+        assert scan is not None
+        scale = self._shard.weights().score_scale
+        search = DeviceSearch(on_device, self._scope, keeping, self._groups, scale)
+        started_s = time.perf_counter()
+        found = search.run(self._queries)
+        seconds = time.perf_counter() - started_s
+        planner.learn_scan(scan, num_passes(len(self._queries)), seconds)
+        return [(self._placed(ranked), scored) for ranked, scored in found]
 
     # -- after the stages ------------------------------------------------------------------
 
@@ -282,7 +315,7 @@ class ShardSearch:
         stays: bool = False,
     ) -> list[Ranked]:
         """Compute full scores of queries with a text, in the order of ``rows``."""
-        texts = _texts(queries)
+        texts = texts_of(queries)
         model = self._shard.model
         started_s = time.perf_counter()
         score = model.score_gallery if stays else model.score
@@ -327,13 +360,3 @@ def _cosines(query: Query, features: VideoFeatures) -> Float32Array:
     # Rounding to FP16 makes some unit vectors slightly longer.
     cosines: Float32Array = (vectors @ query.video.video_features[0]).clip(-1, 1)
     return cosines.astype(np.float32)
-
-
-def _texts(queries: Sequence[Query]) -> TextFeatures:
-    texts = [query.text for query in queries if query.text is not None]
-    assert len(texts) == len(queries)
-    return TextFeatures(
-        np.concatenate([text.sentence_features for text in texts]),
-        np.concatenate([text.word_features for text in texts]),
-        np.concatenate([text.num_words for text in texts]),
-    )

@@ -21,11 +21,14 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 _NUMBERS = (
     ("threads", 1, MAX_THREADS),
     ("device_memory_bytes", 1, 1 << 62),
+    ("gallery_memory_bytes", 1, 1 << 62),
     ("device_id", 0, 1023),
     ("streams", 1, 1024),
 )
 """Name, minimum and maximum of every numeric option."""
-_FOR_ALL = frozenset({"device", "device_id", "precision", "backend"})
+_FOR_ALL = frozenset(
+    {"device", "device_id", "precision", "backend", "resident_gallery", "gallery_memory_bytes"}
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,12 @@ class SessionOptions:
     fused_graphs: bool = True
     """Whether ONNX Runtime's CUDA provider runs the encoders in its fused operators, where the
     bundle has them so."""
-    resident_gallery: bool = True
-    """Whether engines keep the gallery in GPU memory between searches."""
+    resident_gallery: bool | Literal["auto"] = "auto"
+    """Whether the gallery stays in GPU memory between searches. ``auto``: where the model runs on a
+    GPU and the gallery fits; else searches run without it, and their reason says why. True: also
+    beside a model on the CPU, and a failure is an error."""
+    gallery_memory_bytes: int | None = None
+    """Most GPU memory that a resident gallery may take, bytes; None: 80 % of what is free."""
 
     def __post_init__(self) -> None:
         _check_choice("device", self.device, get_args(DeviceName))
@@ -86,8 +93,10 @@ class SessionOptions:
             raise InvalidArgumentError(
                 f"device_id is {self.device_id} with device 'cpu'; expected device 'cuda' or 'auto'"
             )
-        for name in ("cuda_graphs", "resident_gallery", "fused_graphs"):
+        for name in ("cuda_graphs", "fused_graphs"):
             _check_choice(name, getattr(self, name), (True, False))
+        _check_choice("resident_gallery", self.resident_gallery, ("auto", True, False))
+        self._check_gallery()
         if self.engines is not None:
             object.__setattr__(self, "engines", as_path("engines", self.engines))
         given = self.provider_options
@@ -138,6 +147,17 @@ class SessionOptions:
     def unread_by(self, backend: str) -> list[str]:
         """Name the options that are not at their default and that a backend does not read."""
         return sorted(self.changed().keys() - _FOR_ALL - load_backend(backend).own_options)
+
+    def _check_gallery(self) -> None:
+        if self.device == "cpu" and self.resident_gallery is True:
+            raise InvalidArgumentError(
+                "resident_gallery is True with device 'cpu'; expected device 'cuda' or 'auto'"
+            )
+        if self.resident_gallery is False and self.gallery_memory_bytes is not None:
+            raise InvalidArgumentError(
+                f"gallery_memory_bytes is {self.gallery_memory_bytes} with resident_gallery False; "
+                "expected resident_gallery 'auto' or True"
+            )
 
     def _check_precision(self) -> None:
         if not isinstance(self.precision, str) or self.precision != "auto":

@@ -42,6 +42,7 @@ NOT_RUN = {
     "docs/performance.md": 2,
     "docs/precision.md": 1,
     "docs/quick-start.md": 1,
+    "docs/resident.md": 2,
     "docs/service.md": 1,
     "docs/training.md": 2,
 }

@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xclip_deploy.runtime.presentation import did_you_mean
 from xclip_deploy.runtime.sessions.registry import backend_names, load_backend, precision_names
+
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.sessions import SessionOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -207,6 +211,43 @@ def session_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "mixed-bf16 where OpenVINO gains by it, or else FP32.",
         ),
         threads_option,
+    )
+
+
+def resident_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a gallery in GPU memory to a command below :func:`session_options`."""
+
+    @wraps(command)
+    def with_gallery(
+        *arguments: Any,  # noqa: ANN401 - click's
+        session: SessionOptions,
+        resident_gallery: str,
+        gallery_memory_gb: float | None,
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        nbytes = None if gallery_memory_gb is None else max(1, int(gallery_memory_gb * 1e9))
+        choices: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
+        chosen = replace(
+            session, resident_gallery=choices[resident_gallery], gallery_memory_bytes=nbytes
+        )
+        return command(*arguments, session=chosen, **options)
+
+    return _decorated(
+        with_gallery,
+        click.option(
+            "--resident-gallery",
+            type=Choice(["auto", "yes", "no"]),
+            default="auto",
+            show_default=True,
+            help="Keep the gallery in GPU memory between searches; auto does where the model runs "
+            "on a GPU and the gallery fits, yes fails where that cannot be had.",
+        ),
+        click.option(
+            "--gallery-memory-gb",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="GB",
+            help="Take up to so much GPU memory for the gallery.  [default: 80 % of what is free]",
+        ),
     )
 
 

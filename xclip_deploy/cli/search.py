@@ -20,6 +20,7 @@ from xclip_deploy.cli.options import (
     bundle_option,
     gallery_option,
     json_option,
+    resident_options,
     session_options,
     theme_option,
     wide_option,
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
 @bundle_option
 @gallery_option
 @session_options
+@resident_options
 @wide_option
 @json_option
 def command(
@@ -235,6 +237,7 @@ def command(
                     "num_scored": results.num_scored,
                     "num_videos": results.num_videos,
                     "num_segments": results.num_segments,
+                    "reason": results.reason,
                     "note": results.note,
                     "truncated_tokens": results.truncated_tokens,
                     "warnings": list(results.warnings),
@@ -282,7 +285,9 @@ def _print(
         if results:
             _print_hits(results.hits, has_segments=results.num_segments is not None, wide=wide)
             notes = [_meaning(results, middle), results.note]
-            say(f"{results.method}: {_scored(results)}", *filter(None, notes), "")
+            # The reason tells why a gallery is on the GPU, or why not.
+            why = f"; {results.reason}" if "resident" in results.reason else ""
+            say(f"{results.method}: {_scored(results)}{why}", *filter(None, notes), "")
         elif not is_empty:
             say(results.note or "nothing found", "")
 

@@ -15,6 +15,7 @@ from xclip_deploy.cli.options import (
     PathArgument,
     gallery_option,
     json_option,
+    resident_options,
     session_options,
     workers_option,
 )
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
     help="Log from this level on, as JSON on standard error.",
 )
 @session_options
+@resident_options
 @json_option
 def command(
     bundle: Path,

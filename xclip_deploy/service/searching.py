@@ -76,7 +76,11 @@ class Searching:
         self.model = _search_model(retriever, settings)
         self.weights = cache(retriever.bundle.scorer_weights)
         self._searcher = Searcher(
-            self.model, self.weights, retriever.gallery.thumbnails, Planner(_EXACT_BUDGET_S)
+            self.model,
+            self.weights,
+            retriever.gallery.thumbnails,
+            Planner(_EXACT_BUDGET_S),
+            retriever.residence,
         )
         self._banks: OrderedDict[tuple[str, ...], QueryBank] = OrderedDict()
         self._lock = threading.Lock()
@@ -167,13 +171,20 @@ class Searching:
 
     def warm_up(self) -> None:
         """Load what the first searches would wait for. Raises GalleryError, SessionError."""
-        self._retriever.gallery.warm_up()
-        if len(self._retriever.gallery):
-            options = SearchOptions(1)
-            for count in (1, 2, 1):  # the first run is slow, and the planner learns from all
-                for outcome in self._run([AskedQuery(options, "warm-up")] * count):
-                    if isinstance(outcome, BaseException):
-                        raise outcome
+        snapshot = self._retriever.gallery.snapshot()
+        snapshot.warm_up()
+        if not len(snapshot):
+            return
+        residence = self._retriever.residence
+        residence.warm_up(snapshot)
+        # The first run is slow, and the planner learns from all.
+        runs = [(SearchOptions(1), count) for count in (1, 2, 1)]
+        if residence.holds_all(snapshot):
+            runs += [(SearchOptions(1, exact=True), 1)] * 2
+        for options, count in runs:
+            for outcome in self._run([AskedQuery(options, "warm-up")] * count):
+                if isinstance(outcome, BaseException):
+                    raise outcome
 
     def close(self) -> None:
         """Wait for the runs that began, then free the sessions."""

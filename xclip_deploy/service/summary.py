@@ -22,10 +22,12 @@ class Summary:
         """Summarize the gallery in one pass, unless it is as it was. Raises GalleryError."""
         retriever, settings = self._retriever, self._settings
         known, snapshot = self._known, retriever.gallery.snapshot()
+        parts = [retriever.model.placement.summary, retriever.residence.describe()]
+        placement = "; gallery ".join(filter(None, parts))
+        placement = placement if settings.show_paths else redacted(placement)
         if known is not None and known[0] is snapshot:
-            return known[1]
+            return known[1].model_copy(update={"placement": placement})
         stats = retriever.gallery.stats()
-        placement = retriever.model.placement.summary
         model = GalleryModel(
             num_videos=stats.num_videos,
             num_segments=stats.num_segments,
@@ -37,7 +39,7 @@ class Summary:
             has_index=stats.has_index,
             fingerprint=stats.fingerprint,
             family=retriever.model.config.family.value,
-            placement=placement if settings.show_paths else redacted(placement),
+            placement=placement,
             can_add_paths=bool(settings.roots) and not settings.read_only,
             can_upload=not settings.read_only,
         )

@@ -47,9 +47,7 @@ class _Engines(Backend):
 
     flavour: Flavour
     arithmetics: Mapping[Device, tuple[Arithmetic, ...]] = {"cuda": tuple(_ARITHMETICS.values())}
-    own_options = frozenset(
-        {"engines", "device_memory_bytes", "streams", "cuda_graphs", "resident_gallery"}
-    )
+    own_options = frozenset({"engines", "device_memory_bytes", "streams", "cuda_graphs"})
 
     def why_not(self, bundle: Bundle, device: Device) -> str | None:
         """See :meth:`Backend.why_not`."""

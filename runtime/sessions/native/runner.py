@@ -11,12 +11,8 @@ import numpy as np
 
 from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.arrays import AnyArray
-from xclip_deploy.runtime.cuda.memory import (
-    DeviceArray,
-    DeviceBuffer,
-    DeviceMemory,
-    PinnedBuffer,
-)
+from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMemory
+from xclip_deploy.runtime.cuda.uploading import Uploader
 from xclip_deploy.runtime.engine_set import ShapeRange
 from xclip_deploy.runtime.manifest import TensorSpec
 from xclip_deploy.runtime.sessions.backend import close_all
@@ -25,9 +21,6 @@ from xclip_deploy.runtime.sessions.native.engine_choice import ChosenEngines
 from xclip_deploy.runtime.sessions.native.lane import Lane
 
 logger = logging.getLogger(__name__)
-
-_STAGING_BYTES = 16 << 20
-"""Size of the pinned memory through which large arrays are copied to the device in pieces."""
 
 
 class NativeSession:
@@ -85,27 +78,9 @@ class NativeSession:
 
     def upload(self, target: DeviceArray, array: AnyArray) -> None:
         """Copy an array into device memory of its shape, and wait. Raises SessionError."""
-        cuda = self._engine.cuda
-        cuda.select()
-        rows = array.reshape(len(array), -1)
-        row_bytes = rows.shape[1] * np.dtype(target.dtype.value).itemsize
-        step = max(1, _STAGING_BYTES // row_bytes)
-        staging = PinnedBuffer(cuda)
-        stream = cuda.create_stream()
-        try:
-            staging.hold(min(step, len(rows)) * row_bytes)
-            for start in range(0, len(rows), step):
-                part = rows[start : start + step]
-                view = staging.view(part.shape, target.dtype.value)
-                np.copyto(view, part, casting="unsafe")
-                address = target.address + start * row_bytes
-                cuda.copy_to_device(address, staging.address, view.nbytes, stream)
-                cuda.synchronize(stream)
-        finally:
-            try:
-                staging.close()
-            finally:
-                cuda.destroy_stream(stream)
+        with Uploader(self._engine.cuda) as uploader:
+            uploader.put(target.address, array, target.dtype)
+            uploader.finish()
 
     @property
     def memory(self) -> DeviceMemory:

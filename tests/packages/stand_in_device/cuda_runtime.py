@@ -9,6 +9,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from cuda.bindings import runtime as real
 
 from stand_in_device.device import Device, Stream, Work
@@ -151,6 +152,19 @@ class CudaRuntime:
             device.write(target, device.read(source, count, "a copy on the device"), "a copy")
 
         return Work(run, (to.address, origin.address))
+
+    def cudaMemsetAsync(self, target: int, value: int, count: int, handle: Any) -> tuple[Any, ...]:
+        if (status := self._fault("cudaMemsetAsync")) is not None:
+            return (status,)
+        device = self._device
+        stream = device.stream(handle, "cudaMemsetAsync")
+        allocation = device.find(target, count, "a memset")
+
+        def run() -> None:
+            device.write(target, np.full(count, value, np.uint8), "a memset")
+
+        device.enqueue(stream, Work(run, (allocation.address,)))
+        return (_STATUS.cudaSuccess,)
 
     # -- streams and graphs ----------------------------------------------------------------
 

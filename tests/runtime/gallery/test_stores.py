@@ -283,3 +283,31 @@ def test_one_change_at_a_time(store: GalleryStore) -> None:
     assert ids_of(store) == set()
     store.refresh()
     store.close()
+
+
+def test_keys_tell_features_apart(store: GalleryStore) -> None:
+    """Rows keep their keys through every change of others; new features get new ones."""
+
+    def keys() -> dict[str, tuple[int, ...]]:
+        snapshot = store.snapshot()
+        rows, keys = snapshot.feature_keys()
+        assert rows.tolist() == snapshot.rows().tolist()
+        assert (keys.dtype, keys.shape) == (np.uint64, (len(rows), 2))
+        names = [video.id for video in snapshot.videos(rows)]
+        return dict(zip(names, map(tuple, keys.tolist()), strict=True))
+
+    store.put(*sample(IDS), replace=False)
+    before = keys()
+    assert len(set(before.values())) == len(IDS)
+    store.put(*sample(["new"], seed=1), replace=False)
+    store.update([store.snapshot().videos(rows_of(store.snapshot(), ["a"]))[0]])
+    store.remove([IDS[1]])
+    store.optimize(lambda _what: None)
+    after = keys()
+    assert {name: after[name] for name in after if name != "new"} == {
+        name: before[name] for name in before if name != IDS[1]
+    }
+    store.put(*sample(["a"], seed=2), replace=True)
+    changed = keys()
+    assert changed.pop("a") not in {*before.values(), *after.values()}
+    assert changed == {name: after[name] for name in changed}

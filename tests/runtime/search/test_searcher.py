@@ -15,6 +15,7 @@ from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOption
 from xclip_deploy.runtime.search import scope as scope_module
 from xclip_deploy.runtime.search import shard as shard_module
 from xclip_deploy.runtime.search.near_identical import NEAR_IDENTICAL
+from xclip_deploy.runtime.search.ranked import texts_of
 from xclip_deploy.runtime.search.shard import fold
 
 MakeQueries = Callable[[int], list[Query]]
@@ -232,7 +233,7 @@ def test_a_query_bank_is_the_inverted_softmax(
     make_queries: MakeQueries,
 ) -> None:
     query, *others = make_queries(6)
-    bank = QueryBank(shard_module._texts(others))
+    bank = QueryBank(texts_of(others))
     options = SearchOptions(k=120, exact=True, query_bank=bank)
     (hits,) = searcher.search([query], gallery.snapshot(), options)
     assert query.text is not None

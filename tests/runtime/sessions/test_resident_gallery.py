@@ -80,18 +80,26 @@ def test_threads_with_galleries_of_their_own(stand_in: Any, reference: DeployedM
             np.testing.assert_array_equal(job.result().logits, expected[n % 3])
 
 
-def test_a_gallery_that_does_not_fit(stand_in: Any, reference: DeployedModel) -> None:
+def test_a_gallery_that_does_not_fit(
+    stand_in: Any, reference: DeployedModel, caplog: pytest.LogCaptureFixture
+) -> None:
     """Said with the numbers; it can be searched without being kept."""
     texts = reference.encode_texts(TEXTS)
     large, small = gallery(reference.config, 3000), gallery(reference.config, 100)
     limit = 5 << 20
-    with stand_in.model(device_memory_bytes=limit) as model:
+    with stand_in.model(device_memory_bytes=limit, resident_gallery=True) as model:
         with pytest.raises(DeviceMemoryError) as caught:
             model.score_gallery(texts, large)
         assert "the gallery (frame_features) needs 4.4 MiB of GPU memory" in str(caught.value)
         assert "resident_gallery=False" in str(caught.value)
         found = model.score_gallery(texts, small).logits
         np.testing.assert_array_equal(found, reference.score_by_graph(texts, small).logits)
+    with stand_in.model(device_memory_bytes=limit) as model:
+        for _ in range(3):
+            found = model.score_gallery(texts, large).logits
+            np.testing.assert_array_equal(found, reference.score_by_graph(texts, large).logits)
+    said = [record for record in caplog.records if "at every search" in record.message]
+    assert len(said) == 1
     with stand_in.model(device_memory_bytes=limit, resident_gallery=False) as model:
         found = model.score_gallery(texts, large).logits
         np.testing.assert_array_equal(found, reference.score_by_graph(texts, large).logits)

@@ -1,0 +1,51 @@
+"""A lock that many scans share, and that a change of the gallery's arrays takes alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Gate:
+    """A lock for readers and writers. Waiting writers come before new readers.
+
+    A thread that is inside must not enter once more: it could wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._num_inside = 0
+        self._num_waiting = 0
+        self._is_taken = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Enter beside other readers."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._is_taken and not self._num_waiting)
+            self._num_inside += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._num_inside -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until nobody is inside, and keep everybody out."""
+        with self._condition:
+            self._num_waiting += 1
+            try:
+                self._condition.wait_for(lambda: not self._is_taken and not self._num_inside)
+            finally:
+                self._num_waiting -= 1
+                self._condition.notify_all()
+            self._is_taken = True
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._is_taken = False
+                self._condition.notify_all()

@@ -1,0 +1,86 @@
+"""A retriever on the stand-in device: K's kernels scan the gallery that its searches upload."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gallery_samples import unit
+
+from stand_in_device import Device
+from stand_in_device.kernels import write_kernels
+from xclip_deploy import Bundle, GalleryVideo, Retriever
+from xclip_deploy.errors import ClosedError
+from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.results import SearchResults
+from xclip_deploy.runtime.search.planner import Planner
+from xclip_deploy.runtime.sessions import SessionOptions
+
+TEXT = "a dog on a leash"
+COUNT = 40
+
+
+@pytest.fixture
+def with_kernels(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """The bundle at a path of its own, with scan kernels for the stand-in."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    for file in bundle.path.iterdir():
+        (path / file.name).symlink_to(file)
+    own = replace(bundle, path=path)
+    write_kernels(own)
+    return own
+
+
+def samples(bundle: Bundle) -> tuple[list[GalleryVideo], VideoFeatures]:
+    config, rng = bundle.manifest.model, np.random.default_rng(3)
+    frames = unit(rng.standard_normal((COUNT, config.max_frames, config.embed_dim)))
+    videos = [
+        GalleryVideo(id=f"v{n}", frame_times_s=tuple(map(float, range(config.max_frames))))
+        for n in range(COUNT)
+    ]
+    counts = np.full(COUNT, config.max_frames, np.int32)
+    return videos, VideoFeatures(
+        unit(frames.mean(1)).astype(np.float32), frames.astype(np.float32), counts
+    )
+
+
+def near(found: SearchResults, expected: SearchResults) -> None:
+    assert [hit.id for hit in found] == [hit.id for hit in expected]
+    for hit, other in zip(found, expected, strict=True):
+        assert hit.score == pytest.approx(other.score, abs=3e-3)
+        assert hit.grains is not None
+        assert other.grains is not None
+        assert dict(hit.grains) == pytest.approx(dict(other.grains), abs=3e-4)
+
+
+def test_a_retriever(device: Device, with_kernels: Bundle) -> None:
+    videos, features = samples(with_kernels)
+    session = SessionOptions(resident_gallery=True)
+    with (
+        Retriever(with_kernels, session=session) as resident,
+        Retriever(with_kernels) as plain,
+    ):
+        assert resident.residence.describe() == ("not resident on cuda:0: nothing was uploaded yet")
+        assert plain.residence.describe() == ""
+        for retriever in (resident, plain):
+            retriever.add_features(videos[:30], features[:30])
+        resident.warm_up()
+        assert resident.residence.describe().startswith("resident on cuda:0: ")
+        for retriever in (resident, plain):
+            retriever.add_features(videos[30:], features[30:])
+            retriever.remove("v2")
+        # The interpreter is so slow that a planner would never choose it again.
+        resident._searcher._planner = Planner()
+        found = resident.search(TEXT, 4, exact=True)
+        assert found.reason.startswith("asked for; resident on cuda:0")
+        near(found, plain.search(TEXT, 4, exact=True))
+        found = resident.search(TEXT, 4, exact=False, candidates=5)
+        assert found.reason == "asked for; first stage resident on cuda:0"
+        near(found, plain.search(TEXT, 4, exact=False, candidates=5))
+        assert device.used_bytes > 0
+    assert device.used_bytes == 0
+    with pytest.raises(ClosedError):
+        resident.search(TEXT)
