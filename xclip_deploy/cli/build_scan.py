@@ -39,7 +39,7 @@ def command(
     from xclip_deploy.export.scan_kernels import ARCHITECTURES, build_scan, parse_capabilities
 
     targets = parse_capabilities(compute_capabilities) or ARCHITECTURES
-    with step_progress() as progress:
+    with step_progress("loading Triton") as progress:
         result = build_scan(bundle, compute_capabilities=targets, force=force, progress=progress)
     if as_json:
         content = result.kernel_set.model_dump(mode="json")
