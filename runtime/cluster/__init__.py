@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from xclip_deploy.runtime.cluster.actors import ActorOptions
 from xclip_deploy.runtime.cluster.retriever import ShardedRetriever
+from xclip_deploy.runtime.cluster.serving import ShardState, serve_shards, shard_states, stop_shards
 from xclip_deploy.runtime.cluster.shard_file import (
     SHARDS_FILE,
     ShardEntry,
@@ -23,8 +24,12 @@ __all__ = [
     "ActorOptions",
     "ShardEntry",
     "ShardFile",
+    "ShardState",
     "ShardedRetriever",
     "create_shards",
     "publish_shards",
     "read_shards",
+    "serve_shards",
+    "shard_states",
+    "stop_shards",
 ]
