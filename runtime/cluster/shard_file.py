@@ -78,15 +78,18 @@ def read_shards(gallery: PathName) -> ShardFile:
             f"run: xclip-deploy index VIDEOS --gallery {gallery} --cluster auto --shards 8"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise GalleryIntegrityError(f"{path} cannot be read ({error}); publish it again") from error
+        raise GalleryIntegrityError(
+            f"{path} cannot be read ({error}); allow it to be read"
+        ) from error
     try:
         return ShardFile.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
+        count = len(list(path.parent.glob("shard-*")))
         raise GalleryIntegrityError(
-            f"{path} is damaged ({where}: {first['msg']}); "
-            f"run: xclip-deploy shards {gallery} --publish"
+            f"{path} is damaged ({where}: {first['msg']}); delete it, and run: "
+            f"xclip-deploy index VIDEOS --gallery {gallery} --cluster auto --shards {count}"
         ) from error
 
 

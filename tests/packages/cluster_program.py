@@ -142,3 +142,4 @@ def broken(ray: Any, retriever: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     outcome = run(sys.argv[1], sys.argv[2], breaks="--break" in sys.argv)
     sys.stdout.write(json.dumps(outcome) + "\n")
+    sys.stdout.flush()
