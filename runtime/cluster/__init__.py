@@ -8,6 +8,7 @@ Nothing here imports Ray before it is used.
 from __future__ import annotations
 
 from xclip_deploy.runtime.cluster.actors import ActorOptions
+from xclip_deploy.runtime.cluster.indexing import index_shards
 from xclip_deploy.runtime.cluster.retriever import ShardedRetriever
 from xclip_deploy.runtime.cluster.serving import ShardState, serve_shards, shard_states, stop_shards
 from xclip_deploy.runtime.cluster.shard_file import (
@@ -15,6 +16,7 @@ from xclip_deploy.runtime.cluster.shard_file import (
     ShardEntry,
     ShardFile,
     create_shards,
+    is_sharded,
     publish_shards,
     read_shards,
 )
@@ -27,6 +29,8 @@ __all__ = [
     "ShardState",
     "ShardedRetriever",
     "create_shards",
+    "index_shards",
+    "is_sharded",
     "publish_shards",
     "read_shards",
     "serve_shards",

@@ -79,7 +79,7 @@ def read_shards(gallery: PathName) -> ShardFile:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise GalleryIntegrityError(
-            f"{path} cannot be read ({error}); allow it to be read"
+            f"{path} cannot be read ({error}); check its permissions"
         ) from error
     try:
         return ShardFile.model_validate_json(text)
