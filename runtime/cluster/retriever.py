@@ -145,10 +145,6 @@ class ShardedRetriever(Opened):
         self._check_open()
         return self._shards.num_videos
 
-    def __bool__(self) -> bool:
-        """Return True, for an empty gallery too."""
-        return True
-
     # -- evidence --------------------------------------------------------------------------
 
     @overload

@@ -150,13 +150,15 @@ def _publish(path: Path, names: list[str], fingerprint: str, number: int) -> Sha
         for opened in galleries:
             examples = {name: kind() for name, kind in opened.fields.items()}
             types = merged_types(types, [examples])
-        entries, policies = [], set()
+        entries: list[ShardEntry] = []
+        policies: set[str] = set()
         for name, opened in zip(names, galleries, strict=True):
             if opened.fields != types:
                 opened.declare(types)
             snapshot, version = opened.snapshot(), opened.version
             assert version is not None
-            policies.add(snapshot.segmentation)
+            if snapshot.segmentation is not None:
+                policies.add(snapshot.segmentation)
             entries.append(
                 ShardEntry(
                     path=name,
@@ -168,7 +170,6 @@ def _publish(path: Path, names: list[str], fingerprint: str, number: int) -> Sha
     finally:
         for opened in galleries:
             opened.close()
-    policies.discard(None)
     if len(policies) > 1:
         found = ", ".join(sorted(policies))
         raise GallerySegmentationError(

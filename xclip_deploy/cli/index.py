@@ -207,7 +207,13 @@ def _index_shards(
     if shards is None:
         shards = len(read_shards(gallery).shards) if is_sharded(gallery) else 8
     report = index_shards(
-        bundle, gallery, paths, shards=shards, address=address, reader=reader, **keywords
+        bundle,
+        gallery,
+        paths,
+        shards=shards,
+        address=address,
+        reader=reader,  # type: ignore[arg-type]
+        **keywords,
     )
     return report, read_shards(gallery).num_videos
 
