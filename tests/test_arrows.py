@@ -25,7 +25,16 @@ FOLDERS = ("runtime", "training", "export", "xclip_deploy")
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "runtime": (
-        ("arguments", "arrays", "child_process", "data", "files", "grains", "presentation"),
+        (
+            "arguments",
+            "arrays",
+            "child_process",
+            "data",
+            "failures",
+            "files",
+            "grains",
+            "presentation",
+        ),
         ("media", "model_config", "nvidia_driver", "progress", "resources"),
         ("metrics", "results", "tokenizer", "video"),
         ("datasets", "decoding", "features", "manifest", "scorer_weights"),
@@ -36,7 +45,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("benchmark", "deployed_model"),
         ("evaluation", "evidence", "indexing", "search"),
         ("opened",),
-        ("retriever",),
+        ("cluster", "retriever"),
         ("async_retriever",),
     ),
     "training": (

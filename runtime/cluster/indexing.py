@@ -86,7 +86,7 @@ def index_shards(
     Raises ClusterError, and as :meth:`Retriever.add` does.
     """
     as_choice("on_duplicate", on_duplicate, OnDuplicate)
-    options = actors or ActorOptions()
+    options = ActorOptions() if actors is None else actors
     path = as_path("gallery", gallery).absolute()
     opened = Bundle.open(bundle)
     sources = open_sources(as_paths("videos", videos), None, metadata)

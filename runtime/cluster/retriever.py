@@ -13,6 +13,7 @@ from xclip_deploy.runtime.arguments import (
     as_instance,
     as_number,
     as_path,
+    as_text,
     as_truth,
     as_whole_number,
 )
@@ -90,22 +91,30 @@ class ShardedRetriever(Opened):
         self._timeout_s = as_number("timeout", timeout, 1e-3, 1e6)
         self._allow_partial = as_truth("allow_partial", allow_partial)
         asked = as_instance(
-            "actors", actors or ActorOptions(), ActorOptions, "ActorOptions or None"
+            "actors",
+            ActorOptions() if actors is None else actors,
+            ActorOptions,
+            "ActorOptions or None",
         )
         self._path = as_path("gallery", gallery).absolute()
-        self._ray = connect(address)
+        as_text("address", address)
+        count = as_whole_number("replicas", replicas, 1, MOST_REPLICAS)
         options = SessionOptions.of(device, precision, threads, session)
         super().__init__(bundle, options, max_batch, reader)
         shards = read_shards(self._path)
         check_shards(self._path, shards, self.bundle.manifest.fingerprint)
         self._planner = Planner()
+        self._ray = connect(address)
         actors_of = ShardActors(self._ray, self.bundle, self._path, shards)
         found = actors_of.find()
         self._owns_actors = found is None
-        count = as_whole_number("replicas", replicas, 1, MOST_REPLICAS)
         self._replicas = found or actors_of.start(count, asked, keep=False)
         self._shards = shards
-        open_version(self._replicas, shards, allow_partial=self._allow_partial)
+        try:
+            open_version(self._replicas, shards, allow_partial=self._allow_partial)
+        except BaseException:
+            self.close()
+            raise
 
     # -- gallery ---------------------------------------------------------------------------
 

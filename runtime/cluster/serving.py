@@ -170,7 +170,8 @@ def serve_shards(
     Returns the state of each replica. Raises ClusterError, ShardError, BundleError, GalleryError.
     """
     count = as_whole_number("replicas", replicas, 1, MOST_REPLICAS)
-    options = as_instance("actors", actors or ActorOptions(), ActorOptions, "ActorOptions or None")
+    asked = ActorOptions() if actors is None else actors
+    options = as_instance("actors", asked, ActorOptions, "ActorOptions or None")
     known = _known(bundle, gallery, address)
     _end(known)
     _, shards, actors_of = known
