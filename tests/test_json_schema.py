@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from command_line import Run, runner
 
+from xclip_deploy import Bundle
 from xclip_deploy.cli.program import cli
+from xclip_deploy.runtime.cluster import create_shards
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "json.md"
 TYPES = {
@@ -85,6 +87,7 @@ def place(bundle_path: Path, clips: Path, tmp_path_factory: pytest.TempPathFacto
     (place / "captions.jsonl").write_text(
         '{"file": "frog.webm", "caption": "a frog"}\n{"file": "walk.mkv", "caption": "a man"}\n'
     )
+    create_shards(place / "sharded", Bundle.open(bundle_path).manifest, 2)
     return place
 
 
@@ -114,6 +117,7 @@ CALLS = {
     "bench": ["bench", "--seconds", "0.01", "--rounds", "1", "--warmup", "0", "--graph",
               "text_encoder", "--text-batches", "1"],
     "export-triton": ["export-triton", "-o", "triton"],
+    "shards": ["shards", "sharded"],
 }  # fmt: skip
 OPEN = {"export-triton"}
 """Commands of which the page lists the main keys alone, and says so."""

@@ -95,6 +95,12 @@ def test_a_damaged_file_is_refused(galleries: Any, damage: Any) -> None:
         read_shards(galleries.sharded)
 
 
+def test_shards_are_no_ordinary_gallery(galleries: Any, bundle: Bundle) -> None:
+    for create in (False, True):
+        with pytest.raises(GalleryNotFoundError, match="is a gallery in shards"):
+            Gallery.open(galleries.sharded, bundle.manifest, create=create)
+
+
 def test_no_shards(tmp_path: Path) -> None:
     with pytest.raises(GalleryNotFoundError, match=r"shards\.json is missing"):
         read_shards(tmp_path)
