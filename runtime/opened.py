@@ -68,6 +68,14 @@ class Opened(ABC):
         self.model = DeployedModel(self.bundle, options, max_batch)
         self._is_closed = False
 
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of videos in the gallery."""
+
+    def __bool__(self) -> bool:
+        """Return True, for an empty gallery too."""
+        return True
+
     @property
     @abstractmethod
     def _place(self) -> str:

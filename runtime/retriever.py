@@ -258,10 +258,6 @@ class Retriever(Opened):
         """Return the number of videos in the gallery."""
         return self._snapshot().num_videos
 
-    def __bool__(self) -> bool:
-        """Return True, for an empty gallery too."""
-        return True
-
     # -- evidence --------------------------------------------------------------------------
 
     @overload

@@ -25,8 +25,22 @@ FOLDERS = ("runtime", "training", "export", "xclip_deploy")
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "runtime": (
+<<<<<<< HEAD
         ("arguments", "arrays", "child_process", "data", "files", "grains", "presentation"),
         ("lettering", "media", "model_config", "nvidia_driver", "progress", "resources", "theme"),
+=======
+        (
+            "arguments",
+            "arrays",
+            "child_process",
+            "data",
+            "failures",
+            "files",
+            "grains",
+            "presentation",
+        ),
+        ("media", "model_config", "nvidia_driver", "progress", "resources"),
+>>>>>>> u-u7
         ("metrics", "results", "tokenizer", "video"),
         ("datasets", "decoding", "features", "manifest", "scorer_weights"),
         ("bundle", "gallery", "model_inputs"),
@@ -36,7 +50,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("benchmark", "deployed_model"),
         ("evaluation", "evidence", "indexing", "search"),
         ("opened",),
-        ("retriever",),
+        ("cluster", "retriever"),
         ("async_retriever",),
     ),
     "training": (

@@ -8,12 +8,15 @@ Nothing here imports Ray before it is used.
 from __future__ import annotations
 
 from xclip_deploy.runtime.cluster.actors import ActorOptions
+from xclip_deploy.runtime.cluster.indexing import index_shards
 from xclip_deploy.runtime.cluster.retriever import ShardedRetriever
+from xclip_deploy.runtime.cluster.serving import ShardState, serve_shards, shard_states, stop_shards
 from xclip_deploy.runtime.cluster.shard_file import (
     SHARDS_FILE,
     ShardEntry,
     ShardFile,
     create_shards,
+    is_sharded,
     publish_shards,
     read_shards,
 )
@@ -23,8 +26,14 @@ __all__ = [
     "ActorOptions",
     "ShardEntry",
     "ShardFile",
+    "ShardState",
     "ShardedRetriever",
     "create_shards",
+    "index_shards",
+    "is_sharded",
     "publish_shards",
     "read_shards",
+    "serve_shards",
+    "shard_states",
+    "stop_shards",
 ]

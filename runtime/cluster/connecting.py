@@ -26,6 +26,8 @@ def connect(address: str = "auto") -> Any:  # noqa: ANN401 - the module ray
     as_text("address", address)
     # Ray reports how it is used unless it is told not to, and reads this when it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Every shard raises the error of a filter, of which the first is raised here.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         import ray
     except ModuleNotFoundError as error:

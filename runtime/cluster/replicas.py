@@ -63,6 +63,12 @@ class Replicas:
                 self._banks[value] = self.ray.put(value)
             return self._banks[value]
 
+    def stop(self) -> None:
+        """End all actors."""
+        for own in self.shards:
+            for replica in own:
+                self.ray.kill(replica.handle)
+
     def call(
         self, calls: Mapping[int, Callable[[Any], Any]], deadline: float
     ) -> tuple[dict[int, Any], dict[int, FailedShard]]:
@@ -128,9 +134,14 @@ class Replicas:
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise cause from None
         except errors.RayError as error:
-            lines = str(error).strip().splitlines()
-            return lines[0] if lines else type(error).__name__
+            return reason_of(error)
         return None
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first sentence of an error of Ray, which has many lines."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @dataclass

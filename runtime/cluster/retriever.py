@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, overload
+from dataclasses import replace
+from typing import overload
 
 from xclip_deploy.errors import GalleryError
 from xclip_deploy.runtime.arguments import (
@@ -15,18 +13,20 @@ from xclip_deploy.runtime.arguments import (
     as_instance,
     as_number,
     as_path,
+    as_text,
     as_truth,
     as_whole_number,
 )
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.cluster.actors import ActorOptions, Residence, start_actor
-from xclip_deploy.runtime.cluster.connecting import NAMESPACE, connect
-from xclip_deploy.runtime.cluster.replicas import (
-    RemoteShards,
-    Replica,
-    Replicas,
-    ShardLostError,
-    lost,
+from xclip_deploy.runtime.cluster.actors import ActorOptions
+from xclip_deploy.runtime.cluster.connecting import connect
+from xclip_deploy.runtime.cluster.replicas import RemoteShards, ShardLostError, lost
+from xclip_deploy.runtime.cluster.serving import (
+    MOST_REPLICAS,
+    ShardActors,
+    ShardState,
+    open_version,
+    states_of,
 )
 from xclip_deploy.runtime.cluster.shard_file import ShardFile, check_shards, read_shards
 from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
@@ -42,23 +42,6 @@ from xclip_deploy.runtime.video import VideoReader
 
 _GRACE_S = 0.4
 """Time for a search without the shards that were lost, seconds."""
-_OPENING_S = 300.0
-"""Longest time to start actors and to open a version, seconds."""
-_MOST_REPLICAS = 64
-
-
-@dataclass(frozen=True)
-class ShardState:
-    """State of one replica of a shard."""
-
-    number: int
-    replica: int
-    num_videos: int
-    version: int
-    """Published version."""
-    node: str
-    state: str
-    """``ready``, or the reason why it does not answer."""
 
 
 class ShardedRetriever(Opened):
@@ -88,8 +71,8 @@ class ShardedRetriever(Opened):
     ) -> None:
         """Open a bundle, and find or start the actors of a gallery in shards.
 
-        Actors of :meth:`serve` are used if they run; else this object starts its own, which end
-        with it.
+        The actors that ``xclip-deploy serve-shards`` started are used if they run; else this object
+        starts its own, which end with it.
 
         Args:
             bundle: The bundle. Every node finds it under the same path.
@@ -107,34 +90,31 @@ class ShardedRetriever(Opened):
         """
         self._timeout_s = as_number("timeout", timeout, 1e-3, 1e6)
         self._allow_partial = as_truth("allow_partial", allow_partial)
-        self._replicas_wanted = as_whole_number("replicas", replicas, 1, _MOST_REPLICAS)
-        self._actor_options = as_instance(
-            "actors", actors or ActorOptions(), ActorOptions, "ActorOptions or None"
+        asked = as_instance(
+            "actors",
+            ActorOptions() if actors is None else actors,
+            ActorOptions,
+            "ActorOptions or None",
         )
         self._path = as_path("gallery", gallery).absolute()
-        self._ray = connect(address)
+        as_text("address", address)
+        count = as_whole_number("replicas", replicas, 1, MOST_REPLICAS)
         options = SessionOptions.of(device, precision, threads, session)
         super().__init__(bundle, options, max_batch, reader)
         shards = read_shards(self._path)
         check_shards(self._path, shards, self.bundle.manifest.fingerprint)
         self._planner = Planner()
-        self._owns_actors = False
-        self._replicas = self._find(shards) or self._start(shards, keep=False)
+        self._ray = connect(address)
+        actors_of = ShardActors(self._ray, self.bundle, self._path, shards)
+        found = actors_of.find()
+        self._owns_actors = found is None
+        self._replicas = found or actors_of.start(count, asked, keep=False)
         self._shards = shards
-        self._open(shards)
-
-    @classmethod
-    def serve(
-        cls,
-        bundle: PathName,
-        gallery: PathName,
-        *,
-        address: str = "auto",
-        replicas: int = 1,
-        actors: ActorOptions | None = None,
-    ) -> ShardedRetriever:
-        """Start actors that outlive this process, as ``xclip-deploy serve-shards`` does."""
-        raise NotImplementedError
+        try:
+            open_version(self._replicas, shards, allow_partial=self._allow_partial)
+        except BaseException:
+            self.close()
+            raise
 
     # -- gallery ---------------------------------------------------------------------------
 
@@ -156,7 +136,7 @@ class ShardedRetriever(Opened):
                 f"gallery {self._path} has {len(shards.shards)} shards now, it had "
                 f"{len(self._shards.shards)}; open another ShardedRetriever"
             )
-        self._open(shards)
+        open_version(self._replicas, shards, allow_partial=self._allow_partial)
         self._shards = shards
 
     def warm_up(self) -> None:
@@ -167,36 +147,12 @@ class ShardedRetriever(Opened):
     def states(self) -> list[ShardState]:
         """Return the state of every replica, in the order of shards. Waits ``timeout`` at most."""
         self._check_open()
-        asked: dict[Any, tuple[int, int]] = {}
-        for number, own in enumerate(self._replicas.shards):
-            version = self._shards.shards[number].version
-            for n, replica in enumerate(own):
-                asked[replica.handle.open.remote(version)] = (number, n)
-        ready, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=self._timeout_s)
-        found = []
-        for reference, (number, n) in asked.items():
-            entry = self._shards.shards[number]
-            replica, state = self._replicas.shards[number][n], "ready"
-            if reference not in ready:
-                state = f"no answer within {self._timeout_s:g} s"
-            else:
-                try:
-                    replica.node = self._ray.get(reference).node
-                except self._ray.exceptions.RayError as error:
-                    state = str(error).strip().splitlines()[0]
-            found.append(
-                ShardState(number, n, entry.num_videos, entry.version, replica.node, state)
-            )
-        return found
+        return states_of(self._replicas, self._shards, self._timeout_s)
 
     def __len__(self) -> int:
         """Return the number of videos in all shards."""
         self._check_open()
         return self._shards.num_videos
-
-    def __bool__(self) -> bool:
-        """Return True, for an empty gallery too."""
-        return True
 
     # -- evidence --------------------------------------------------------------------------
 
@@ -273,80 +229,6 @@ class ShardedRetriever(Opened):
                 replace(each, answered_shards=answered, failed_shards=missing) for each in found
             ]
 
-    def _open(self, shards: ShardFile) -> None:
-        """Open a published version in every replica."""
-        asked: dict[Any, tuple[int, Replica]] = {}
-        for number, own in enumerate(self._replicas.shards):
-            version = shards.shards[number].version
-            for replica in own:
-                asked[replica.handle.open.remote(version)] = (number, replica)
-        ready, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_OPENING_S)
-        opened: set[int] = set()
-        failed: dict[int, FailedShard] = {}
-        for reference, (number, replica) in asked.items():
-            reason = f"not open after {_OPENING_S:g} s"
-            if reference in ready:
-                try:
-                    residence: Residence = self._ray.get(reference)
-                except self._ray.exceptions.RayTaskError as error:
-                    raise (error.cause or error) from None
-                except self._ray.exceptions.RayError as error:
-                    reason = str(error).strip().splitlines()[0]
-                else:
-                    replica.node = residence.node
-                    opened.add(number)
-                    continue
-            failed[number] = FailedShard(number, replica.node, reason)
-        missing = [failed[number] for number in sorted(failed) if number not in opened]
-        if missing and not (self._allow_partial and opened):
-            raise lost(missing, len(shards.shards))
-
-    def _start(self, shards: ShardFile, *, keep: bool) -> Replicas:
-        self._owns_actors = not keep
-        bundle = str(Path(self.bundle.path).absolute())
-        started = []
-        for number, entry in enumerate(shards.shards):
-            gallery = str(self._path / entry.path)
-            names = [self._name(number, n) if keep else None for n in range(self._replicas_wanted)]
-            started.append(
-                [
-                    Replica(
-                        start_actor(
-                            self._ray,
-                            bundle,
-                            gallery,
-                            self._actor_options,
-                            name=name,
-                            namespace=NAMESPACE,
-                        )
-                    )
-                    for name in names
-                ]
-            )
-        return Replicas(self._ray, started)
-
-    def _find(self, shards: ShardFile) -> Replicas | None:
-        """Return the actors that ``serve-shards`` started; None if a shard has none."""
-        found: list[list[Replica]] = []
-        for number in range(len(shards.shards)):
-            own = []
-            for n in range(_MOST_REPLICAS):
-                try:
-                    handle = self._ray.get_actor(self._name(number, n), namespace=NAMESPACE)
-                except ValueError:
-                    break
-                own.append(Replica(handle))
-            if not own:
-                return None
-            found.append(own)
-        return Replicas(self._ray, found)
-
-    def _name(self, number: int, replica: int) -> str:
-        place = hashlib.sha256(str(self._path).encode()).hexdigest()[:12]
-        return f"{place}-{self.bundle.manifest.fingerprint[:12]}-{number}-{replica}"
-
     def _close_gallery(self) -> None:
         if self._owns_actors:
-            for own in self._replicas.shards:
-                for replica in own:
-                    self._ray.kill(replica.handle)
+            self._replicas.stop()

@@ -78,15 +78,18 @@ def read_shards(gallery: PathName) -> ShardFile:
             f"run: xclip-deploy index VIDEOS --gallery {gallery} --cluster auto --shards 8"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise GalleryIntegrityError(f"{path} cannot be read ({error}); publish it again") from error
+        raise GalleryIntegrityError(
+            f"{path} cannot be read ({error}); check its permissions"
+        ) from error
     try:
         return ShardFile.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
+        count = len(list(path.parent.glob("shard-*")))
         raise GalleryIntegrityError(
-            f"{path} is damaged ({where}: {first['msg']}); "
-            f"run: xclip-deploy shards {gallery} --publish"
+            f"{path} is damaged ({where}: {first['msg']}); delete it, and run: "
+            f"xclip-deploy index VIDEOS --gallery {gallery} --cluster auto --shards {count}"
         ) from error
 
 
@@ -147,13 +150,15 @@ def _publish(path: Path, names: list[str], fingerprint: str, number: int) -> Sha
         for opened in galleries:
             examples = {name: kind() for name, kind in opened.fields.items()}
             types = merged_types(types, [examples])
-        entries, policies = [], set()
+        entries: list[ShardEntry] = []
+        policies: set[str] = set()
         for name, opened in zip(names, galleries, strict=True):
             if opened.fields != types:
                 opened.declare(types)
             snapshot, version = opened.snapshot(), opened.version
             assert version is not None
-            policies.add(snapshot.segmentation)
+            if snapshot.segmentation is not None:
+                policies.add(snapshot.segmentation)
             entries.append(
                 ShardEntry(
                     path=name,
@@ -165,7 +170,6 @@ def _publish(path: Path, names: list[str], fingerprint: str, number: int) -> Sha
     finally:
         for opened in galleries:
             opened.close()
-    policies.discard(None)
     if len(policies) > 1:
         found = ", ".join(sorted(policies))
         raise GallerySegmentationError(

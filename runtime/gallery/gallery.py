@@ -43,6 +43,7 @@ from xclip_deploy.runtime.gallery.checking import (
 from xclip_deploy.runtime.gallery.lance_errors import require_packages
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.gallery.records import (
+    TYPE_NAMES,
     GalleryVideo,
     Rows,
     as_segment_of,
@@ -186,8 +187,16 @@ class Gallery:
         Fields that are known keep their types. ``types``: ``bool``, ``int``, ``float`` or ``str``
         by name. Raises GalleryError, and MetadataError for a name that no gallery can hold.
         """
+        as_instance("types", types, Mapping, "a mapping of names to types")
+        for name, kind in types.items():
+            if kind not in TYPE_NAMES:
+                raise InvalidArgumentError(
+                    f"the type of field {name!r:.100} is {shown(kind)}; expected bool, int, float "
+                    "or str"
+                )
         check_metadata({name: kind() for name, kind in types.items()})
-        self._store.declare(types)
+        if types:
+            self._store.declare(types)
 
     @property
     def thumbnails(self) -> Path | None:

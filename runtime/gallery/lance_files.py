@@ -97,6 +97,11 @@ def check_place(path: Path) -> None:
     """Refuse a directory that holds something else than a gallery."""
     if (path / "gallery.json").is_file():
         raise other_version(str(path), 1)
+    if (path / "shards.json").is_file():
+        raise GalleryNotFoundError(
+            f"{path} is a gallery in shards, expected one without; pass --cluster auto, or open it "
+            "with ShardedRetriever"
+        )
     table = path / f"{TABLE}.lance"
     if path.exists() and not path.is_dir():
         raise GalleryNotFoundError(f"{path} is no gallery but a file; choose another path")

@@ -111,7 +111,7 @@ def add_sources(
     segmentation: Segmentation,
     on_duplicate: OnDuplicate,
     prune: bool,
-    thumbnails: bool,
+    thumbnails: bool | ThumbnailStore | None,
     workers: int | None,
     timeout_s: float,
     progress: ProgressFunction,
@@ -122,9 +122,16 @@ def add_sources(
 
     ``pulse`` is called about once a second, also while nothing gets done. An exception from it or
     from ``progress`` ends the run; what was encoded by then is committed. ``pool``: decoders to
-    use, which the caller closes; None starts ``workers``.
+    use, which the caller closes; None starts ``workers``. ``thumbnails``: whether to keep them
+    beside the gallery, or where else.
     """
+<<<<<<< HEAD
     progress(Progress.waiting("videos", READING_FIRST))
+=======
+    if thumbnails is True:
+        folder = gallery.thumbnails
+        thumbnails = None if folder is None else ThumbnailStore(folder)
+>>>>>>> u-u7
     with ExitStack() as stack:
         if pool is None:
             own = DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s)
@@ -137,9 +144,7 @@ def add_sources(
             pool,
             segmentation=segmentation,
             reuse=frame_reuse(model),
-            thumbnails=ThumbnailStore(gallery.thumbnails)
-            if thumbnails and gallery.thumbnails is not None
-            else None,
+            thumbnails=thumbnails or None,
             settings=settings,
             progress=progress,
         )

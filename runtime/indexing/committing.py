@@ -50,9 +50,30 @@ def detach_files(gallery: Gallery, files: Sequence[tuple[str, str]]) -> list[str
     return detached
 
 
+def clear_files(gallery: Gallery, tasks: Sequence[Task]) -> None:
+    """Take files out of a shard, as they were committed to another one.
+
+    The ids that they took there become free here.
+    """
+    with gallery.exclusive():
+        names = {known.video_id for task in tasks for known in task.known}
+        names |= {task.source.wanted_id for task in tasks}
+        commit = _Commit(gallery, [], CommitResult(), sorted(names))
+        for task in tasks:
+            commit.clear(task)
+        commit.edit.write()
+
+
 class _Commit:
-    def __init__(self, gallery: Gallery, ready: Sequence[ReadyFile], result: CommitResult) -> None:
-        ids = {known.video_id for item in ready for known in item.task.known}
+    def __init__(
+        self,
+        gallery: Gallery,
+        ready: Sequence[ReadyFile],
+        result: CommitResult,
+        names: Sequence[str] = (),
+    ) -> None:
+        ids = set(names)
+        ids |= {known.video_id for item in ready for known in item.task.known}
         ids |= {item.task.source.wanted_id for item in ready}
         contents = {item.content_sha256 for item in ready if item.content_sha256 is not None}
         self.edit = GalleryEdit(gallery, sorted(ids), sorted(contents))
@@ -99,6 +120,15 @@ class _Commit:
         )
         edit.add(_segments_of(video, encoded), encoded.features)
         self._note(task, "changed" if was_there else "indexed", wanted)
+
+    def clear(self, task: Task) -> None:
+        """Take out a file, and whatever video has its id."""
+        edit, path, wanted = self.edit, task.source.path, task.source.wanted_id
+        listing = [name for name in self._names(task) if edit.lists(name, path)]
+        for name in listing:
+            if edit.lists(name, path):
+                edit.detach(name, path)
+        self._make_way(wanted, moves=task.source.id is None or wanted in listing)
 
     def _join(self, item: ReadyFile, video_id: str, *, was_listed: bool) -> None:
         """List a file under the video that has its content."""

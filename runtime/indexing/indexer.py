@@ -352,7 +352,7 @@ class IndexRun:
             empty = next(folders_above(path, self._sources.empty_folders), None)
             if empty is not None:
                 self._tally.kept[empty] += 1
-            elif _has_disappeared(path):
+            elif has_disappeared(path):
                 gone.append((path, video_id))
         for part in slices(len(gone), _TOUCHES_PER_COMMIT):
             detach = partial(detach_files, self._gallery, gone[part])
@@ -374,7 +374,8 @@ def _ready(task: Task, content: FileContent, encoded: EncodedVideo | None) -> Re
     return ReadyFile(task, file, content.content_sha256, encoded)
 
 
-def _has_disappeared(path: str) -> bool:
+def has_disappeared(path: str) -> bool:
+    """Tell whether a file is gone; one on a disk that does not answer is not."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

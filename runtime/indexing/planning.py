@@ -31,9 +31,18 @@ class KnownFiles:
         self._more: dict[str, tuple[KnownFile, ...]] = {}
         self._ids: set[str] = set()
         self._folders = sources.folders if prune else ()
+        self._wanted = wanted
+        self._given_ids = given_ids
         self.unseen: list[tuple[str, str]] = []
         """Path and video id of listed files below the folders that are not sources."""
+        self.unseen_shards: list[int] = []
+        """Number of the shard that lists each of ``unseen``."""
         self.contents = ContentFilter()
+        self.add(listing)
+
+    def add(self, listing: Iterable[GalleryVideo], shard: int = 0) -> None:
+        """Read the listing of another shard."""
+        wanted, given_ids = self._wanted, self._given_ids
         for video in listing:
             if video.id in given_ids or video.id in wanted:
                 self._ids.add(wanted.get(video.id, video.id))
@@ -42,9 +51,10 @@ class KnownFiles:
             for n, file in enumerate(video.files):
                 if file.path in wanted:
                     name = wanted.get(video.id, video.id)
-                    self._note(wanted[file.path], name, file, is_first=n == 0)
+                    self._note(wanted[file.path], name, file, is_first=n == 0, shard=shard)
                 elif any(folders_above(file.path, self._folders)):
                     self.unseen.append((file.path, video.id))
+                    self.unseen_shards.append(shard)
 
     def of(self, path: str) -> tuple[KnownFile, ...]:
         """Return the entries of a file: none, one, or more after a killed run."""
@@ -55,8 +65,10 @@ class KnownFiles:
         """Tell whether a video has this id, which must be one that a source wants."""
         return video_id in self._ids
 
-    def _note(self, path: str, video_id: str, file: VideoFile, *, is_first: bool) -> None:
-        known = KnownFile(video_id, file.size_bytes, file.modified_ns, is_first)
+    def _note(
+        self, path: str, video_id: str, file: VideoFile, *, is_first: bool, shard: int
+    ) -> None:
+        known = KnownFile(video_id, file.size_bytes, file.modified_ns, is_first, shard)
         if self._files.setdefault(path, known) is not known:
             self._more[path] = (*self._more.get(path, ()), known)
 

@@ -43,6 +43,8 @@ class KnownFile:
     modified_ns: int | None
     is_first: bool
     """Whether this file is at the video's own path."""
+    shard: int = 0
+    """Number of the shard that lists it; 0 for a gallery that has none."""
 
     def is_as(self, size_bytes: int, modified_ns: int) -> bool:
         """Tell whether size and time are unchanged."""

@@ -23,7 +23,7 @@ MAX_SHARDS = 1 << (63 - SHIFT)
 
 def local(rows: Rows) -> Rows:
     """Return rows as their shard counts them."""
-    own: Rows = rows & ((1 << SHIFT) - 1)
+    own: Rows = np.bitwise_and(rows, (1 << SHIFT) - 1)
     return own
 
 

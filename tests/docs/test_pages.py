@@ -27,6 +27,7 @@ REASONS = {
     "needs Docker",
     "needs systemd",
     "needs Triton",
+    "needs a Ray cluster",
     "needs a published data set",
     "needs a published checkpoint",
     "needs the network",
@@ -35,6 +36,7 @@ REASONS = {
 """The only reasons for which a block may stay unexecuted."""
 NOT_RUN = {
     "README.md": 2,
+    "docs/cluster.md": 2,
     "docs/deployment.md": 3,
     "docs/engines.md": 1,
     "docs/from-checkpoint.md": 3,

@@ -79,9 +79,10 @@ def run(bundle: str, gallery: str, *, breaks: bool) -> dict[str, Any]:
         found["explained"] = retriever.explain(TEXTS[0], hits[0]).score
         found["where"] = failure(lambda: retriever.search("x", where="nowhere = 1"))[1]
         entry = retriever.shards.shards[0]
-        with Gallery.open(Path(gallery, entry.path)) as opened:
-            gone = opened.videos(limit=1)[0].id
-            opened.remove(gone)
+        opened = Gallery.open(Path(gallery, entry.path))
+        gone = opened.videos(limit=1)[0].id
+        opened.remove(gone)
+        opened.close()
         publish_shards(gallery)
         before = len(retriever)
         found["before"] = gone in [hit.id for hit in retriever.search(TEXTS[0], before)]
@@ -99,16 +100,25 @@ def broken(ray: Any, retriever: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     replicas = retriever._replicas.shards
     version = retriever.shards.shards[1].version
-    pids = [ray.get(each.handle.open.remote(version)).pid for each in replicas[1]]
+
+    def pids_of_shard() -> list[int]:
+        return [ray.get(each.handle.open.remote(version)).pid for each in replicas[1]]
 
     def search() -> object:
         return retriever.search("a dog")
 
+    def check_all() -> None:
+        for state in retriever.states():
+            if state.state != "ready":
+                raise XclipDeployError(state.state)
+
+    pids = pids_of_shard()
+
     retriever._timeout_s = 4.0
     os.kill(pids[0], signal.SIGKILL)
     found["one_killed"] = [failure(search) for _ in range(6)]
-    found["one_back_s"] = whole_again(lambda: ray.get(replicas[1][0].handle.open.remote(version)))
-    pids = [ray.get(each.handle.open.remote(version)).pid for each in replicas[1]]
+    found["one_back_s"] = whole_again(check_all)
+    pids = pids_of_shard()
     retriever._timeout_s = 2.0
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -132,3 +142,4 @@ def broken(ray: Any, retriever: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     outcome = run(sys.argv[1], sys.argv[2], breaks="--break" in sys.argv)
     sys.stdout.write(json.dumps(outcome) + "\n")
+    sys.stdout.flush()

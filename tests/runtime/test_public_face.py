@@ -30,12 +30,14 @@ from xclip_deploy import (
     SearchResult,
     SearchResults,
     SessionOptions,
+    ShardedRetriever,
     TextFeatures,
     VideoFeatures,
     VideoFrames,
     XclipDeployError,
 )
 from xclip_deploy.errors import BundleNotFoundError, InvalidArgumentError
+from xclip_deploy.runtime.cluster import create_shards
 from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.results import GrainScores
@@ -92,6 +94,8 @@ class World:
     """The same in LanceDB."""
     clip: Path
     folder: Path
+    sharded: Path
+    """An empty gallery in two shards."""
 
     @property
     def texts(self) -> TextFeatures:
@@ -132,7 +136,9 @@ def opened(
         stored = Gallery.open(base / "stored", bundle.manifest, create=True)
         for gallery in (retriever.gallery, stored):
             gallery.add(records("v0", "v1"), drawn_features(bundle, 2))
-        yield World(bundle, retriever, retriever.gallery, stored, clip, folder)
+        create_shards(base / "sharded", bundle.manifest, 2)
+        sharded = base / "sharded"
+        yield World(bundle, retriever, retriever.gallery, stored, clip, folder, sharded)
         stored.close()
 
 
@@ -204,6 +210,7 @@ OF_GALLERY: dict[str, Callable[[World], dict[str, Any]]] = {
     "update": lambda w: {"videos": records("v0")},
     "remove": lambda w: {},
     "count": lambda w: {},
+    "declare": lambda w: {"types": {"n": int}},
     "videos": lambda w: {},
     "get": lambda w: {"video_id": "v0"},
     "segments": lambda w: {"video_id": "v0"},
@@ -305,6 +312,11 @@ CASES: dict[str, Make] = {
     "SearchResult": lambda w: Case(SearchResult, dict(vars(hit()))),
     "SearchResults": lambda w: Case(SearchResults, dict(vars(no_hits()))),
     "SessionOptions": lambda w: Case(SessionOptions),
+    "ShardedRetriever": lambda w: Case(
+        ShardedRetriever,
+        {"bundle": w.bundle, "gallery": w.sharded, "device": "cpu"},
+        "xclip_deploy.runtime.cluster.retriever.connect",
+    ),
     "TextFeatures": lambda w: Case(TextFeatures, dict(vars(w.texts))),
     "VideoFeatures": lambda w: Case(VideoFeatures, dict(vars(w.videos))),
     "VideoFrames": lambda w: Case(VideoFrames, dict(vars(frames_of(w)))),

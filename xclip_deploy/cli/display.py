@@ -13,7 +13,7 @@ from xclip_deploy.cli.table import Column, echo, print_table, shortened
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.manifest import Manifest, ParityRecord
-    from xclip_deploy.runtime.retriever import Retriever
+    from xclip_deploy.runtime.opened import Opened
 
 
 MAX_LINE = 1000
@@ -66,7 +66,7 @@ def write_json(path: Path, content: object) -> None:
         raise InvalidArgumentError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def warn_of_cuts(retriever: Retriever, what: str, texts: Sequence[str]) -> None:
+def warn_of_cuts(retriever: Opened, what: str, texts: Sequence[str]) -> None:
     """Say on standard error which texts are longer than the model reads. ``what``: names one."""
     max_words = retriever.model.config.max_words
     for text, cut in zip(texts, retriever.model.count_cut(texts), strict=True):

@@ -79,6 +79,18 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print segments, bytes and expected time, and stop before anything is written.",
 )
+@click.option(
+    "--cluster",
+    "address",
+    metavar="ADDRESS",
+    help="Read and encode on the Ray cluster at this address, into a gallery in shards; auto finds "
+    "the one of ray start.",
+)
+@click.option(
+    "--shards",
+    type=click.IntRange(min=1, max=1024),
+    help="Divide a new gallery into this many shards.  [default: 8]",
+)
 @click.option("--strict", is_flag=True, help="Exit with status 8 if any video failed.")
 @session_options
 @reader_option
@@ -96,6 +108,8 @@ def command(
     timeout_s: float,
     report_path: Path | None,
     estimate: bool,
+    address: str | None,
+    shards: int | None,
     strict: bool,
     session: SessionOptions,
     reader: str,
@@ -108,7 +122,6 @@ def command(
     An unreadable video is reported, and the rest are indexed. An interruption keeps what was
     committed before it.
     """
-    import xclip_deploy
     from xclip_deploy.errors import InvalidArgumentError, VideoError
     from xclip_deploy.runtime.indexing.sources import stored_name
 
@@ -120,6 +133,7 @@ def command(
         options |= {"on_duplicate": on_duplicate, "workers": workers}
         _estimate(bundle, gallery, paths, session, reader, options, as_json=as_json)
         return
+<<<<<<< HEAD
     with waiting("loading the model and opening the gallery"):
         opened = xclip_deploy.Retriever(
             bundle,
@@ -147,6 +161,24 @@ def command(
             say(f"kept {kept} in {gallery}", err=True)
             raise
         total = len(retriever)
+=======
+    keywords: dict[str, Any] = {
+        "segment": segment,
+        "stride": stride,
+        "on_duplicate": on_duplicate,
+        "prune": prune,
+        "thumbnails": thumbnails,
+        "workers": workers,
+        "timeout_s": timeout_s,
+        "progress": True,
+    }
+    if address is not None:
+        report, total = _index_shards(bundle, gallery, paths, address, shards, reader, keywords)
+    elif shards is not None:
+        raise click.UsageError("--shards is for a gallery in shards; give --cluster too")
+    else:
+        report, total = _index(bundle, gallery, paths, session, reader, keywords)
+>>>>>>> u-u7
     content = {"gallery": str(gallery), "videos": total, **report.to_dict()}
     if report_path is not None:
         write_json(report_path, content)
@@ -161,6 +193,60 @@ def command(
     if report.failed and (strict or not done or has_failed_folder):
         failed = counted(len(report.failed), "video")
         raise VideoError(f"{failed} failed; the reasons are above")
+
+
+def _index(
+    bundle: Path,
+    gallery: str,
+    paths: tuple[Path, ...],
+    session: SessionOptions,
+    reader: str,
+    keywords: dict[str, Any],
+) -> tuple[IndexReport, int]:
+    """Index into a gallery here; return the report and the number of videos."""
+    import xclip_deploy
+
+    with xclip_deploy.Retriever(
+        bundle,
+        gallery,
+        create=True,
+        session=session,
+        reader=reader,  # type: ignore[arg-type]
+    ) as retriever:
+        before = len(retriever)
+        try:
+            report = retriever.add(paths, **keywords)
+        except KeyboardInterrupt:
+            kept = counted(len(retriever) - before, "video")
+            say(f"kept {kept} in {gallery}", err=True)
+            raise
+        return report, len(retriever)
+
+
+def _index_shards(
+    bundle: Path,
+    gallery: str,
+    paths: tuple[Path, ...],
+    address: str,
+    shards: int | None,
+    reader: str,
+    keywords: dict[str, Any],
+) -> tuple[IndexReport, int]:
+    """Index into shards on a cluster; return the report and the number of videos."""
+    from xclip_deploy.runtime.cluster import index_shards, is_sharded, read_shards
+
+    if shards is None:
+        shards = len(read_shards(gallery).shards) if is_sharded(gallery) else 8
+    report = index_shards(
+        bundle,
+        gallery,
+        paths,
+        shards=shards,
+        address=address,
+        reader=reader,  # type: ignore[arg-type]
+        **keywords,
+    )
+    return report, read_shards(gallery).num_videos
 
 
 def _estimate(

@@ -33,6 +33,8 @@ _COMMANDS = {
     "evaluate": ("evaluate", "Measure retrieval of a bundle or checkpoint on a dataset."),
     "verify": ("verify", "Compare every graph and engine of a bundle with its model."),
     "bench": ("bench", "Measure how fast a bundle runs on this machine."),
+    "serve-shards": ("shards:serve", "Start actors on a Ray cluster that search shards."),
+    "shards": ("shards", "Show the shards of a gallery, and whether they answer."),
     "serve": ("serve", "Serve a page and a JSON API over a bundle and a gallery."),
     "inspect": ("inspect", "Show what is in a bundle."),
 }
@@ -49,8 +51,9 @@ class _Commands(Group):
         del ctx
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"xclip_deploy.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = module.command
+        module_name, _, name = _COMMANDS[cmd_name][0].partition(":")
+        module = importlib.import_module(f"xclip_deploy.cli.{module_name}")
+        command: click.Command = getattr(module, name or "command")
         return command
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's
@@ -79,7 +82,8 @@ def cli(verbose: bool) -> None:
     Exit statuses: 0 done, 1 unexpected error, 2 wrong usage, 3 something is not installed,
     4 checkpoint, 5 export, 6 bundle, 7 engine, 8 video, 9 device or session, 10 gallery,
     11 dataset, 12 training, 13 verification, 14 standard output cannot be written (closed,
-    or a full disk), 15 service, 130 interrupted, 141 the reader of standard output went away.
+    or a full disk), 15 service, 16 cluster, 130 interrupted, 141 the reader of standard
+    output went away.
 
     Completion of commands and options in bash:
     eval "$(_XCLIP_DEPLOY_COMPLETE=bash_source xclip-deploy)"; zsh_source and fish_source

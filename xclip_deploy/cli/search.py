@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from xclip_deploy.cli.cluster_options import Cluster, cluster_options
 from xclip_deploy.cli.display import name_of, print_json, say, warn_of_cuts
 from xclip_deploy.cli.hit_files import cut_hits, draw_hits
 from xclip_deploy.cli.options import (
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
 @theme_option
 @bundle_option
 @gallery_option
+@cluster_options
 @session_options
 @resident_options
 @wide_option
@@ -152,12 +154,12 @@ def command(
     theme: Theme,
     bundle: Path,
     gallery: str,
+    cluster: Cluster,
     session: SessionOptions,
     wide: bool,
     as_json: bool,
 ) -> None:
     """Find videos that match each of TEXTS, or that resemble a video or an image."""
-    import xclip_deploy
     from xclip_deploy.runtime.files import require_regular_file
     from xclip_deploy.runtime.search import DEFAULT_CANDIDATES
 
@@ -185,8 +187,13 @@ def command(
         "confidence": True,
     }
     with (
+<<<<<<< HEAD
         waiting("loading the model and opening the gallery") as line,
         xclip_deploy.Retriever(bundle, gallery, session=session) as retriever,
+=======
+        waiting("loading the model and searching"),
+        cluster.open(bundle, gallery, session) as retriever,
+>>>>>>> u-u7
     ):
         line.name("searching")
         if texts and query_bank:
@@ -241,6 +248,8 @@ def command(
                     "note": results.note,
                     "truncated_tokens": results.truncated_tokens,
                     "warnings": list(results.warnings),
+                    "answered_shards": list(results.answered_shards),
+                    "failed_shards": [vars(shard).copy() for shard in results.failed_shards],
                     "results": [result.to_dict() for result in results],
                 }
                 for query, results in found
@@ -290,6 +299,8 @@ def _print(
             say(f"{results.method}: {_scored(results)}{why}", *filter(None, notes), "")
         elif not is_empty:
             say(results.note or "nothing found", "")
+        for shard in results.failed_shards:
+            say(f"shard {shard.number} on {shard.node} is missing: {shard.reason}", err=True)
 
 
 def _meaning(results: SearchResults, middle: float | None) -> str:

@@ -1,0 +1,144 @@
+"""Choice of the shard that a video belongs to, and of the actor that reads it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xclip_deploy.errors import ClusterError
+from xclip_deploy.runtime.cluster.replicas import reason_of
+
+PARTS_IN_FLIGHT = 2
+"""Parts that an actor has at a time: it works on one while the other waits."""
+MOST_LOSSES = 3
+"""Actors that may die over one file before it fails."""
+_POLL_S = 1.0
+
+
+def shard_of(content_sha256: str, count: int) -> int:
+    """Return the number of the shard for a content, by its hash in hexadecimal."""
+    return int(content_sha256[:12], 16) % count
+
+
+@dataclass(eq=False)
+class Part:
+    """Files that one task of an actor reads."""
+
+    paths: tuple[str, ...]
+    losses: int = 0
+    """Actors that died while they had it."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    handle: Any
+    parts: dict[Any, Part] = field(default_factory=dict)
+    """References of tasks, and their parts."""
+    ping: Any = None
+    """Reference of the question whether it is ready; None once it is."""
+
+    def has_room(self, part: Part) -> bool:
+        if self.ping is not None:
+            return False
+        alone = part.losses or any(each.losses for each in self.parts.values())
+        return len(self.parts) < (1 if alone else PARTS_IN_FLIGHT)
+
+
+class Dispatcher:
+    """The actors that read files, and the parts that they have.
+
+    The parts of an actor that dies are read again, each file by itself and alone on its actor, so
+    that a file that kills actors takes no other with it.
+    """
+
+    def __init__(self, ray: Any, handles: Sequence[Any]) -> None:  # noqa: ANN401
+        """Begin with actors that start."""
+        self._ray = ray
+        self._workers = [_Worker(handle, ping=handle.ping.remote()) for handle in handles]
+        self._todo: deque[Part] = deque()
+
+    def add(self, part: Part) -> None:
+        """Add files to read."""
+        self._todo.append(part)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no file is left to read."""
+        return not self._todo and not any(worker.parts for worker in self._workers)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of parts that no actor has yet."""
+        return len(self._todo)
+
+    def take(self, on_loss: Callable[[str], None]) -> list[tuple[Part, Any]]:
+        """Wait about a second for parts, and return those that were read, with their results.
+
+        ``on_loss``: called with each file that is given up. Raises the error of an actor's method,
+        and ClusterError where the cluster is lost.
+        """
+        self._submit()
+        waiting = {ref: worker for worker in self._workers for ref in worker.parts}
+        pings = {worker.ping: worker for worker in self._workers if worker.ping is not None}
+        try:
+            ready, _ = self._ray.wait(
+                [*waiting, *pings], num_returns=1, timeout=_POLL_S, fetch_local=True
+            )
+        except (self._ray.exceptions.RayError, ConnectionError) as error:
+            raise ClusterError(
+                f"the cluster is lost ({reason_of(error)}); what was committed stands: start it "
+                "again, and run the same command"
+            ) from error
+        found = []
+        for reference in ready:
+            if reference in pings:
+                self._greet(pings[reference])
+                continue
+            worker = waiting[reference]
+            part = worker.parts.pop(reference)
+            try:
+                found.append((part, self._ray.get(reference)))
+            except self._ray.exceptions.RayTaskError as error:
+                raise (error.cause or error) from None
+            except self._ray.exceptions.RayError:
+                worker.ping = worker.ping or worker.handle.ping.remote()
+                self._lose(part, on_loss)
+        return found
+
+    def stop(self) -> None:
+        """End the actors."""
+        for worker in self._workers:
+            self._ray.kill(worker.handle)
+
+    def _submit(self) -> None:
+        while self._todo:
+            part = self._todo[0]
+            free = [worker for worker in self._workers if worker.has_room(part)]
+            if not free:
+                return
+            worker = min(free, key=lambda each: len(each.parts))
+            self._todo.popleft()
+            worker.parts[worker.handle.encode.remote(part.paths)] = part
+
+    def _greet(self, worker: _Worker) -> None:
+        """Take the answer of an actor that starts, or ask again."""
+        try:
+            self._ray.get(worker.ping)
+        except self._ray.exceptions.RayTaskError as error:
+            raise (error.cause or error) from None
+        except self._ray.exceptions.RayActorError as error:
+            if "creation task" in str(error):
+                raise ClusterError(f"an actor cannot start ({reason_of(error)})") from error
+            worker.ping = worker.handle.ping.remote()
+        else:
+            worker.ping = None
+
+    def _lose(self, part: Part, on_loss: Callable[[str], None]) -> None:
+        losses = part.losses + 1
+        for path in part.paths:
+            if losses >= MOST_LOSSES:
+                on_loss(path)
+            else:
+                self._todo.append(Part((path,), losses))

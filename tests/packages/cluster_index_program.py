@@ -1,0 +1,73 @@
+"""A program that indexes into shards on a real Ray cluster of this machine, for tests.
+
+It is a process of its own, as ``cluster_program.py`` is. It prints one line of JSON at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from xclip_deploy.runtime.cluster.connecting import connect
+
+
+def workers() -> list[int]:
+    """Return the processes of encoders on this machine that descend from this one's cluster."""
+    import psutil
+
+    own = os.environ.get("RAY_TEST_SESSION", "")
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        words = process.info["cmdline"] or []
+        environ = process.info["environ"] or {}
+        is_own = environ.get("RAY_TEST_SESSION") == own
+        if is_own and words and words[0].startswith("ray::EncoderActor.encode"):
+            found.append(process.pid)
+    return found
+
+
+def kill_some(stop: threading.Event, killed: list[int], most: int) -> None:
+    """Kill encoders, each once it reads."""
+    while len(killed) < most and not stop.wait(0.2):
+        for pid in sorted(set(workers()) - set(killed))[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+
+def run(bundle: str, gallery: str, folder: str, *, kills: int) -> dict[str, Any]:
+    os.environ["RAY_TEST_SESSION"] = f"{os.getpid()}-{time.time()}"
+    connect("local")
+    # After Ray has started: LanceDB's threads do not survive a fork.
+    from xclip_deploy.runtime.cluster import ActorOptions, index_shards
+
+    stop, killed = threading.Event(), []  # type: tuple[threading.Event, list[int]]
+    killer = threading.Thread(target=kill_some, args=(stop, killed, kills))
+    killer.start()
+    try:
+        report = index_shards(
+            bundle,
+            gallery,
+            [folder],
+            shards=3,
+            address="local",
+            num_actors=1,
+            actors=ActorOptions(num_cpus=1),
+            prune=True,
+            segment="4s",
+            thumbnails=True,
+        )
+    finally:
+        stop.set()
+        killer.join()
+    return {**report.to_dict(), "killed": len(killed)}
+
+
+if __name__ == "__main__":
+    outcome = run(sys.argv[1], sys.argv[2], sys.argv[3], kills=int(sys.argv[4]))
+    sys.stdout.write(json.dumps(outcome) + "\n")
+    sys.stdout.flush()

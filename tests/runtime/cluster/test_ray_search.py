@@ -1,0 +1,57 @@
+"""Search of shards on a real Ray cluster, in a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cluster_program import OPTIONS, TEXTS, page
+
+from xclip_deploy import Bundle, Retriever
+
+
+def assert_same_pages(found: list[list[Any]], expected: list[list[Any]]) -> None:
+    """Compare pages: the same hits, and scores within rounding."""
+    assert [hit[:2] for hit in found] == [hit[:2] for hit in expected]
+    assert [hit[3:] for hit in found] == [hit[3:] for hit in expected]
+    scores = [hit[2] for hit in expected]
+    assert [hit[2] for hit in found] == pytest.approx(scores, abs=1e-5, rel=5e-7)
+
+
+def test_shards_find_what_one_gallery_finds(
+    run_cluster: Any, galleries: Any, bundle: Bundle
+) -> None:
+    found = run_cluster(galleries.sharded)
+    with Retriever(bundle, galleries.whole, device="cpu") as retriever:
+        for text, pages in zip(TEXTS, found["pages"], strict=True):
+            for options, each in zip(OPTIONS, pages, strict=True):
+                assert_same_pages(each, page(retriever.search(text, 6, **options)))
+        bank = retriever.query_bank(TEXTS)
+        banked = retriever.search(TEXTS[0], 6, exact=False, query_bank=bank)
+        assert_same_pages(found["banked"], page(banked))
+        best = retriever.search(TEXTS[0])[0]
+        score = retriever.explain(TEXTS[0], best).score
+        assert found["explained"] == pytest.approx(score, abs=1e-4)
+    assert found["answered"] == [0, 1, 2]
+    assert "no column 'nowhere'" in found["where"]
+    # A query sees the published version until the retriever refreshes.
+    assert (found["before"], found["after"], found["refreshed"]) == (True, False, [60, 59])
+    assert found["states"] == ["ready"] * 3
+
+
+@pytest.mark.slow
+def test_lost_replicas_are_replaced_and_lost_shards_are_named(
+    run_cluster: Any, galleries: Any
+) -> None:
+    found = run_cluster(galleries.sharded, "--break")
+    # The other replica takes over.
+    assert [error for _, error in found["one_killed"]] == [""] * 6
+    assert found["one_back_s"] < 15
+    for name in ("stopped", "killed"):
+        seconds, error = found[name]
+        assert error.startswith("ShardError: shard 1 of 3 on "), error
+        assert "did not answer" in error
+        assert seconds < 2.0 + 0.5  # the time limit of the search, and what the issue allows
+    assert found["partial"] == [[0, 2], [1]]
+    assert found["partial_s"] < 2.0 + 0.5
+    assert found["killed_back_s"] < 15
