@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -337,10 +338,11 @@ def test_the_lean_runtime_runs_engines(
     device = Device()
     enterprise, _ = install(monkeypatch, device)
     install_lean_alone(monkeypatch, enterprise)
-    write_engines(own, Flavour.TENSORRT)
+    folder = write_engines(own, Flavour.TENSORRT)
     with pytest.raises(EngineError, match="TensorRT's lean runtime alone; install the extra"):
         place(options(backend="tensorrt"), own)
     assert place(options(), own).backend == "onnxruntime"
+    shutil.rmtree(folder)
     write_engines(own, Flavour.TENSORRT, options=BuildOptions(version_compatible=True))
     with DeployedModel(own, options()) as model:
         assert model.placement.backend == "tensorrt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,7 @@ def test_the_lean_runtime_takes_version_compatible_engines_alone(fresh: Bundle) 
     assert "lean runtime alone" in str(e.value)
     assert str(e.value).endswith("--version-compatible"), "the command that mends it"
     compatible = BuildOptions(version_compatible=True)
+    shutil.rmtree(folder)
     assert write_engines(fresh, Flavour.TENSORRT, options=compatible) == folder
     for version in (VERSION, "10.17.0.1"):
         chosen = choose_engines(fresh, Flavour.TENSORRT, version, GPU, is_lean=True)
