@@ -29,6 +29,8 @@ from xclip_deploy.export.graphs import (
 from xclip_deploy.export.parity import TOLERANCES, Tensors, compare, run_bundle, run_pytorch
 from xclip_deploy.export.quantization import quantize_graph
 from xclip_deploy.export.reference_inputs import ReferenceInputs, reference_inputs
+from xclip_deploy.export.scan_kernels.building import build_scan
+from xclip_deploy.export.scan_kernels.compiling import require_triton
 from xclip_deploy.export.weight_compression import compress_graph, require_weight_compression
 from xclip_deploy.export.weights_file import WeightsFile
 from xclip_deploy.runtime.arguments import as_callback, as_instance, as_number, as_path, as_truth
@@ -88,6 +90,7 @@ def export_bundle(
     bf16: bool = False,
     int8: bool = False,
     int8_weights: bool = False,
+    scan_kernels: bool = False,
     progress: ProgressFunction | None = None,
 ) -> ExportResult:
     """Export a checkpoint to a bundle with FP32 and FP16 graphs.
@@ -105,14 +108,18 @@ def export_bundle(
         int8: Whether to add INT8 encoders, for the CPU.
         int8_weights: Whether to add encoders with INT8 weights, for OpenVINO. They are compared
             with PyTorch on OpenVINO, so that this needs a CPU with BF16.
+        scan_kernels: Whether to compile the kernels that search galleries on a GPU, as
+            ``build_scan`` does. This takes half a minute to minutes.
         progress: Called at the start of every step, which ``note`` names, and at the end.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         ExportError: a graph cannot be exported or written. ParityError: a graph does not
             reproduce PyTorch.
-        InvalidArgumentError: an argument is out of range, or INT8 weights cannot be compared here.
-        MissingExtraError: NNCF or OpenVINO is not installed, for INT8 weights.
+        InvalidArgumentError: an argument is out of range, INT8 weights cannot be compared here, or
+            no scan kernels fit the model.
+        MissingExtraError: NNCF or OpenVINO is not installed, for INT8 weights, or Triton, for scan
+            kernels.
     """
     source, target = as_path("checkpoint", checkpoint), as_path("output", output)
     if as_number("frames_per_second", frames_per_second, 0, 1000) == 0:
@@ -122,6 +129,7 @@ def export_bundle(
     as_truth("bf16", bf16)
     as_truth("int8", int8)
     as_truth("int8_weights", int8_weights)
+    as_truth("scan_kernels", scan_kernels)
     as_callback("progress", progress)
     if options is not None:
         as_instance("options", options, CheckpointOptions, "CheckpointOptions or None")
@@ -131,13 +139,15 @@ def export_bundle(
         )
     if int8_weights:
         require_weight_compression()
+    if scan_kernels:
+        require_triton()
     extra = (
         (Precision.BF16, bf16),
         (Precision.INT8, int8),
         (Precision.INT8_WEIGHTS, int8_weights),
     )
     precisions = (*_ALWAYS, *(precision for precision, is_wanted in extra if is_wanted))
-    steps = _Steps(progress, precisions)
+    steps = _Steps(progress, precisions, scan_kernels)
     steps.next("reading the checkpoint")
     loaded = load_checkpoint(source, options or CheckpointOptions())
     try:
@@ -151,6 +161,9 @@ def export_bundle(
             manifest = _write(
                 loaded, source, directory, frames_per_second, preprocessing, precisions, steps
             )
+            if scan_kernels:
+                steps.next("compiling scan kernels")
+                build_scan(Bundle.open(directory))
     except OSError as error:
         raise ExportError(
             f"bundle {target} cannot be written ({error.strerror}); what was there stands"
@@ -316,13 +329,16 @@ class _Steps:
     """Counter of an export's steps, which reports the progress."""
 
     def __init__(
-        self, progress: ProgressFunction | None, precisions: tuple[Precision, ...]
+        self,
+        progress: ProgressFunction | None,
+        precisions: tuple[Precision, ...],
+        scan_kernels: bool,
     ) -> None:
         # Steps: the checkpoint, PyTorch, one comparison a precision, and its graphs.
         # FP32 and FP16 have three graphs. The extra precisions have two and share a scorer.
         # The halves of a video encoder belong to its step: only the checkpoint tells of them.
         extra = len(precisions) - len(_ALWAYS)
-        self._total = 2 + len(precisions) + 3 * len(_ALWAYS) + 2 * extra
+        self._total = 2 + len(precisions) + 3 * len(_ALWAYS) + 2 * extra + scan_kernels
         self._progress = progress
         self._done = 0
 

@@ -29,6 +29,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "build-trt",
+    "build-scan",
     "export-triton",
     "index",
     "search",

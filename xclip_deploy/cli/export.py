@@ -90,6 +90,11 @@ from xclip_deploy.cli.progress import step_progress
     is_flag=True,
     help="Also write encoders with INT8 weights, for OpenVINO on a CPU with BF16.",
 )
+@click.option(
+    "--scan-kernels",
+    is_flag=True,
+    help="Also compile the kernels that search galleries on a GPU, as build-scan does.",
+)
 @json_option
 def command(
     checkpoint: Path,
@@ -107,6 +112,7 @@ def command(
     bf16: bool,
     int8: bool,
     int8_weights: bool,
+    scan_kernels: bool,
     as_json: bool,
 ) -> None:
     """Export CHECKPOINT to a bundle of ONNX graphs in FP32 and FP16.
@@ -140,6 +146,7 @@ def command(
                 bf16=bf16,
                 int8=int8,
                 int8_weights=int8_weights,
+                scan_kernels=scan_kernels,
                 progress=progress,
             )
     except ParityError as error:

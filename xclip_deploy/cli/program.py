@@ -23,6 +23,7 @@ _COMMANDS = {
     "train": ("train", "Train a model on videos with captions."),
     "export": ("export", "Export a checkpoint to a bundle of ONNX graphs."),
     "build-trt": ("build_trt", "Build the TensorRT engines of a bundle."),
+    "build-scan": ("build_scan", "Compile the kernels that search galleries on a GPU."),
     "export-triton": ("export_triton", "Write a model repository for Triton Inference Server."),
     "index": ("index", "Bring a gallery up to date with folders of videos."),
     "gallery": ("gallery", "List, show and remove videos of a gallery, or compact it."),

@@ -82,9 +82,11 @@ class Device:
         self.most_used_bytes = 0
         self.executions = 0
         self.graph_launches = 0
+        self.kernel_launches: list[str] = []
+        """Names of the kernels that were launched."""
         self.bytes_to_device = 0
         self.objects = 0
-        """Engines and contexts that live."""
+        """Engines, contexts and modules that live."""
         self._thread = threading.local()
         self._next_address = _FIRST_ADDRESS
         self._allocations: dict[int, Allocation] = {}
@@ -267,7 +269,7 @@ class Device:
             "pieces of pinned memory": len(self._pinned),
             "streams": len(self._streams),
             "graphs": len(self._graphs),
-            "engines and contexts": self.objects,
+            "engines, contexts and modules": self.objects,
         }
         found = [f"{count} {what} not given back" for what, count in left.items() if count]
         if self.violations or found:

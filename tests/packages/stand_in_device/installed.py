@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from stand_in_device.cuda_driver import CudaDriver
 from stand_in_device.cuda_runtime import CudaRuntime
 from stand_in_device.device import Device
 from stand_in_device.plans import RTX_VERSION, VERSION
@@ -27,6 +28,7 @@ def install(
     enterprise = TensorRTModule(device, VERSION, is_rtx=False)
     rtx = TensorRTModule(device, RTX_VERSION, is_rtx=True)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", CudaRuntime(device))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", CudaDriver(device))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tensorrt", enterprise)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)  # type: ignore[arg-type]
     monkeypatch.setattr(nvidia_driver, "why_no_gpu", lambda: None)

@@ -1,0 +1,169 @@
+"""Compile scan kernels for GPUs that are not here, by Triton's own compiler."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from xclip_deploy.errors import ExportError, MissingExtraError
+from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel, constants
+from xclip_deploy.runtime.resident.shape import ScanShape
+
+_EXTRA = "scan"
+_PURPOSE = "Compiling scan kernels"
+ARCHITECTURES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+"""Compute capabilities that get machine code."""
+PTX_ARCHITECTURE = (8, 0)
+"""Compute capability of the PTX, which runs on all later ones. PTX of 9.0, 10.0 and 12.0 uses
+instructions of that architecture alone, and does not."""
+_PTX_VERSION = 80
+"""Version of the PTX: that of CUDA 12.0. Older drivers refuse a newer one."""
+_SHARED_BYTES = {
+    (7, 5): 64 << 10,
+    (8, 0): 163 << 10,
+    (8, 6): 99 << 10,
+    (8, 9): 99 << 10,
+    (9, 0): 227 << 10,
+    (10, 0): 227 << 10,
+    (12, 0): 99 << 10,
+}
+"""Most shared memory of a kernel (CUDA C++ Programming Guide, "Technical Specifications per
+Compute Capability")."""
+_PTX_SHARED_BYTES = min(limit for cc, limit in _SHARED_BYTES.items() if cc >= PTX_ARCHITECTURE)
+_TUNINGS: tuple[tuple[int, int], ...] = ((3, 64), (2, 64), (2, 32), (1, 32))
+"""Stages of the loop over an embedding, and its numbers in a step, the fastest first. The first
+whose buffers fit into the shared memory is taken."""
+_NUM_WARPS = 4
+_TARGET = re.compile(r"^\.target sm_(\d+)([a-z]?)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """Code of one kernel."""
+
+    kind: Literal["cubin", "ptx"]
+    compute_capability: tuple[int, int]
+    is_exact: bool
+    """Whether it runs on that compute capability alone."""
+    image: bytes
+    num_warps: int
+    shared_bytes: int
+
+
+def compile_kernel(
+    kernel: Kernel,
+    shape: ScanShape,
+    compute_capability: tuple[int, int],
+    kind: Literal["cubin", "ptx"] = "cubin",
+) -> CompiledKernel:
+    """Compile a kernel for a model's shape and a GPU, which need not be here.
+
+    Takes seconds. Triton keeps results in its own cache. Raises MissingExtraError without Triton,
+    and ExportError with the compiler's reason, or where the kernel needs too much shared memory.
+    """
+    triton, source = _triton(), _source()
+    function = getattr(source, kernel.value)
+    backends = importlib.import_module("triton.backends.compiler")
+    compiler = importlib.import_module("triton.compiler")
+    major, minor = compute_capability
+    target = backends.GPUTarget("cuda", 10 * major + minor, 32)
+    limit = _PTX_SHARED_BYTES if kind == "ptx" else _SHARED_BYTES[compute_capability]
+    found = 0
+    for stages, depth in _TUNINGS:
+        options: dict[str, Any] = {
+            "num_warps": _NUM_WARPS,
+            "num_stages": stages,
+            "enable_fp_fusion": True,
+        }
+        if kind == "ptx":
+            options["ptx_version"] = _PTX_VERSION
+        request = _request(compiler, function, kernel, shape, depth)
+        try:
+            with warnings.catch_warnings():
+                # Triton announces changes of its later versions.
+                warnings.simplefilter("ignore")
+                compiled = triton.compile(request, target=target, options=options)
+        except Exception as error:  # the compiler raises classes of every kind
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise ExportError(
+                f"Triton {triton.__version__} cannot compile {kernel.value} for compute "
+                f"capability {major}.{minor}: {reason}"
+            ) from error
+        metadata = compiled.metadata
+        if metadata.global_scratch_size or metadata.profile_scratch_size:
+            raise ExportError(
+                f"Triton {triton.__version__} compiled {kernel.value} with scratch memory, which "
+                "the runtime does not provide; run: pip install 'triton==3.9.0'"
+            )
+        found = int(metadata.shared)
+        if found <= limit:
+            is_exact = _is_exact(compiled.asm["ptx"])
+            image = compiled.asm["ptx"].encode() if kind == "ptx" else compiled.asm["cubin"]
+            return CompiledKernel(
+                kind, compute_capability, is_exact, bytes(image), metadata.num_warps, found
+            )
+    raise ExportError(
+        f"{kernel.value} needs {found:,} bytes of shared memory for this model, a GPU of compute "
+        f"capability {major}.{minor} has {limit:,}"
+    )
+
+
+def require_triton() -> str:
+    """Return Triton's version. Raises MissingExtraError where it is not installed."""
+    return str(_triton().__version__)
+
+
+def source_sha256() -> str:
+    """Return the SHA-256 of the kernels' source."""
+    return hashlib.sha256(Path(__file__).with_name("source.py").read_bytes()).hexdigest()
+
+
+def _triton() -> Any:  # noqa: ANN401 - an untyped library
+    try:
+        return importlib.import_module("triton")
+    except ImportError as error:
+        raise MissingExtraError("triton", _EXTRA, _PURPOSE) from error
+
+
+def _source() -> Any:  # noqa: ANN401
+    source = importlib.import_module("xclip_deploy.export.scan_kernels.source")
+    if not hasattr(source.frames_kernel, "cache_key"):
+        raise ExportError(
+            "Triton's interpreter is on, which compiles nothing; run: unset TRITON_INTERPRET"
+        )
+    return source
+
+
+def _request(
+    compiler: Any,  # noqa: ANN401
+    function: Any,  # noqa: ANN401
+    kernel: Kernel,
+    shape: ScanShape,
+    depth: int,
+) -> Any:  # noqa: ANN401
+    """Describe a kernel with its argument types and constants."""
+    fixed = constants(kernel, shape)
+    if "BK" in fixed:
+        fixed["BK"] = depth
+    types = ARGUMENTS[kernel]
+    names = list(function.arg_names)
+    assert names == [*types, *(name for name in names if name in fixed)]
+    signature = {name: types.get(name, "constexpr") for name in names}
+    # The runtime's arrays are aligned, so that the compiler may read 16 bytes at a time.
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, kind in types.items()
+        if kind.startswith("*")
+    }
+    return compiler.ASTSource(function, signature, fixed, aligned)
+
+
+def _is_exact(ptx: str) -> bool:
+    """Return whether code uses instructions of one architecture alone, such as ``sm_90a``."""
+    target = _TARGET.search(ptx)
+    return target is None or bool(target[2])

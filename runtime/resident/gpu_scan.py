@@ -1,0 +1,368 @@
+"""The exact scan of a gallery on the GPU, by kernels that were compiled ahead of time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
+from xclip_deploy.runtime.arguments import as_whole_number
+from xclip_deploy.runtime.arrays import BoolArray, Float32Array, Int64Array, slices
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
+from xclip_deploy.runtime.cuda.memory import ALIGNMENT, DeviceArray, DeviceMemory
+from xclip_deploy.runtime.cuda.runtime_api import Stream
+from xclip_deploy.runtime.features import TextFeatures
+from xclip_deploy.runtime.manifest import DType
+from xclip_deploy.runtime.resident.kernel_set import (
+    ARGUMENTS,
+    Kernel,
+    kernels_of,
+    read_code,
+    read_kernel_set,
+    slots_a_program,
+)
+from xclip_deploy.runtime.resident.query_side import query_factors
+from xclip_deploy.runtime.resident.scan import MAX_COUNT, TEXTS_A_PASS, Best, ScanArrays
+from xclip_deploy.runtime.resident.scratch import Results, Upload
+from xclip_deploy.runtime.resident.shape import ScanShape
+from xclip_deploy.runtime.scorer_weights import ScorerWeights
+
+SCRATCH_BYTES = 1 << 30
+"""Most memory for the scores of one pass. Fewer texts share a pass where it would be more."""
+_PLACES, _DIGITS = 8, 256
+"""Digits of a sort key, and values of a digit."""
+
+Addresses: TypeAlias = dict[str, int]
+
+
+class GpuScan:
+    """An exact scan by the kernels of one bundle, on one GPU. See ``GalleryScan``.
+
+    Scans of several threads run one after another.
+    """
+
+    def __init__(
+        self,
+        shape: ScanShape,
+        weights: ScorerWeights,
+        memory: DeviceMemory,
+        driver: Driver,
+        functions: dict[Kernel, KernelFunction],
+        *,
+        scratch_bytes: int = SCRATCH_BYTES,
+    ) -> None:
+        """Take loaded kernels, which :meth:`close` unloads. :meth:`open` loads them."""
+        self.shape = shape
+        self._weights = weights
+        self._cuda = memory.cuda
+        self._driver = driver
+        self._functions = functions
+        self._scratch_bytes = scratch_bytes
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._cuda.select()
+        self._stream: Stream = self._cuda.create_stream()
+        self._fixed = Upload(memory, "the scorer's matrices")
+        self._queries = Upload(memory, "the queries of a search")
+        self._mask = Upload(memory, "the filter of a search")
+        self._work = Results(memory, "the scores of a search")
+        self._found = Results(memory, "the hits of a search")
+        try:
+            fixed = {"matrices": shape.packed_matrices(weights)}
+            self._addresses = self._fixed.send(fixed, self._stream)
+            self._cuda.synchronize(self._stream)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(
+        cls, bundle: Bundle, memory: DeviceMemory, *, scratch_bytes: int = SCRATCH_BYTES
+    ) -> GpuScan:
+        """Load a bundle's kernels on the GPU of ``memory``.
+
+        Raises MissingExtraError without ``cuda-bindings``, SessionError where the bundle has no
+        kernels or none for this GPU, BundleIntegrityError for damaged ones, DriverError where the
+        driver cannot run them, and DeviceMemoryError.
+        """
+        kernel_set = read_kernel_set(bundle)
+        driver = open_driver()
+        cuda = memory.cuda
+        cuda.select()
+        gpu = cuda.gpu()
+        functions: dict[Kernel, KernelFunction] = {}
+        try:
+            for kernel in kernels_of(kernel_set.shape):
+                record = kernel_set.kernels[kernel]
+                code = record.code_for(gpu.compute_capability)
+                if code is None:
+                    raise SessionError(
+                        f"the scan kernels of {bundle.path} are for compute capability "
+                        f"{', '.join(kernel_set.targets)}, {gpu.name} has "
+                        f"{'.'.join(map(str, gpu.compute_capability))}; search on the CPU"
+                    )
+                functions[kernel] = driver.load(
+                    read_code(bundle, code),
+                    kernel.value,
+                    tuple(record.arguments.values()),
+                    code.num_warps,
+                    code.shared_bytes,
+                )
+            weights = bundle.scorer_weights()
+            return cls(
+                kernel_set.shape, weights, memory, driver, functions, scratch_bytes=scratch_bytes
+            )
+        except BaseException:
+            # The constructor empties the dictionary where it fails.
+            for function in functions.values():
+                driver.unload(function)
+            raise
+
+    def best(
+        self, texts: TextFeatures, arrays: ScanArrays, count: int, allowed: BoolArray | None
+    ) -> list[Best]:
+        """See :meth:`GalleryScan.best`."""
+        as_whole_number("count", count, 1, MAX_COUNT)
+        self._check(arrays, allowed)
+        slots = arrays.num_slots
+        count = min(count, slots)
+        if slots == 0 or not len(texts):
+            return [self._nothing() for _ in range(len(texts))]
+        found: list[Best] = []
+
+        def select(rows: slice, addresses: Addresses) -> None:
+            found.extend(self._select(rows.stop - rows.start, slots, count, arrays, addresses))
+
+        self._each_pass(texts, arrays, allowed, select)
+        return found
+
+    def all(
+        self, texts: TextFeatures, arrays: ScanArrays, allowed: BoolArray | None
+    ) -> dict[str, Float32Array]:
+        """See :meth:`GalleryScan.all`."""
+        self._check(arrays, allowed)
+        slots = arrays.num_slots
+        names = [grain.value for grain in self.shape.grains]
+        found = {name: np.empty((len(texts), slots), np.float32) for name in ("logits", *names)}
+        if slots == 0 or not len(texts):
+            return found
+
+        def fetch(rows: slice, addresses: Addresses) -> None:
+            plane_bytes = 4 * (rows.stop - rows.start) * slots
+            wanted = [(addresses["scores"], found["logits"][rows])]
+            wanted += [
+                (addresses["planes"] + number * plane_bytes, found[name][rows])
+                for number, name in enumerate(names)
+            ]
+            self._work.fetch(wanted, self._stream)
+
+        self._each_pass(texts, arrays, allowed, fetch)
+        if allowed is not None:
+            for array in found.values():
+                array[:, ~allowed] = -np.inf
+        return found
+
+    def close(self) -> None:
+        """See :meth:`GalleryScan.close`."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._cuda.select()
+            # The stack frees everything, even if a part fails, and raises the last failure.
+            with ExitStack() as stack:
+                stack.callback(self._cuda.destroy_stream, self._stream)
+                for function in self._functions.values():
+                    stack.callback(self._driver.unload, function)
+                self._functions.clear()
+                for owner in (self._fixed, self._queries, self._mask, self._work, self._found):
+                    stack.callback(owner.close)
+
+    def __enter__(self) -> GpuScan:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check(self, arrays: ScanArrays, allowed: BoolArray | None) -> None:
+        """Refuse arrays that the kernels would misread."""
+        shape, slots = self.shape, arrays.num_slots
+        dim, frames = shape.embed_dim, shape.max_frames
+        _check_array("video_features", arrays.video_features, (slots, dim), DType.FLOAT16)
+        if shape.reads_frames:
+            _check_array(
+                "frame_features", arrays.frame_features, (slots, frames, dim), DType.FLOAT16
+            )
+            if shape.mask_padding:
+                _check_array("num_frames", arrays.num_frames, (slots,), DType.INT32)
+        if arrays.ranks is not None:
+            _check_array("ranks", arrays.ranks, (slots,), DType.INT32)
+        if allowed is not None and (allowed.shape != (slots,) or allowed.dtype != np.bool_):
+            raise InvalidArgumentError(
+                f"allowed is {allowed.dtype} {list(allowed.shape)}; expected bool [{slots}]"
+            )
+
+    def _each_pass(
+        self,
+        texts: TextFeatures,
+        arrays: ScanArrays,
+        allowed: BoolArray | None,
+        use: Callable[[slice, Addresses], None],
+    ) -> None:
+        """Score the texts, as many at once as fit. ``use`` takes each part and its addresses."""
+        slots, grains = arrays.num_slots, len(self.shape.grains)
+        at_once = min(TEXTS_A_PASS, max(1, self._scratch_bytes // (4 * slots * (grains + 1))))
+        with self._lock:
+            if self._is_closed:
+                raise ClosedError("the scan is closed; open another")
+            self._cuda.select()
+            try:
+                mask = _packed(allowed) if allowed is not None else np.zeros(4, np.uint8)
+                masks = self._mask.send({"allowed": mask}, self._stream)
+                for rows in slices(len(texts), at_once):
+                    part = texts[rows]
+                    factors = query_factors(part, self.shape, self._weights).arrays()
+                    factors["counts"] = np.zeros((len(part), _PLACES, _DIGITS), np.int32)
+                    factors["taken"] = np.zeros(len(part), np.int32)
+                    plane_bytes = 4 * len(part) * slots
+                    room = self._work.hold({"planes": grains * plane_bytes, "scores": plane_bytes})
+                    sent = self._queries.send(factors, self._stream)
+                    addresses = {**self._addresses, **masks, **sent, **room}
+                    self._score(len(part), arrays, allowed is not None, addresses)
+                    use(rows, addresses)
+            except BaseException:
+                self._settle()
+                raise
+
+    def _settle(self) -> None:
+        """Wait for enqueued work after a failure, so that memory may be used again."""
+        try:
+            self._cuda.synchronize(self._stream)
+        except SessionError:
+            return  # the failure that is being raised tells more
+
+    def _score(self, texts: int, arrays: ScanArrays, is_masked: bool, addresses: Addresses) -> None:
+        """Enqueue the kernels that write the planes and the scores."""
+        slots = arrays.num_slots
+        # The kernels do not read num_frames where the model counts padding.
+        num_frames = arrays.num_frames or arrays.video_features
+        sizes = {"S": slots, "T": texts, "mask_length": slots if is_masked else 0}
+        shared = {
+            **{name: addresses[name] for name in ("allowed", "matrices", "planes", "scores")},
+            **{name: addresses[name] for name in ("num_words", "scales")},
+            **sizes,
+        }
+        if arrays.frame_features is not None and self.shape.reads_frames:
+            self._launch(
+                Kernel.FRAMES,
+                slots,
+                1,
+                {
+                    **shared,
+                    "frames": arrays.frame_features.address,
+                    "num_frames": num_frames.address,
+                    "words": addresses["frame_words"],
+                    "sentences": addresses["frame_sentences"],
+                },
+            )
+        self._launch(
+            Kernel.VIDEO,
+            slots,
+            1,
+            {
+                **shared,
+                "videos": arrays.video_features.address,
+                "words": addresses["video_words"],
+                "sentences": addresses["video_sentences"],
+                "score_scale": self._weights.score_scale / len(self.shape.grains),
+            },
+        )
+
+    def _select(
+        self, texts: int, slots: int, count: int, arrays: ScanArrays, addresses: Addresses
+    ) -> list[Best]:
+        """Choose the best on the device, fetch them, and put them in order."""
+        ranks, columns = arrays.ranks, 1 + len(self.shape.grains)
+        room = self._found.hold(
+            {
+                "best_keys": 8 * texts * count,
+                "best_slots": 4 * texts * count,
+                "best_values": 4 * texts * columns * count,
+            }
+        )
+        values: dict[str, int | float] = {
+            **addresses,
+            **room,
+            "ranks": addresses["scores"] if ranks is None else ranks.address,
+            "num_ranks": 0 if ranks is None else slots,
+            "S": slots,
+            "T": texts,
+            "count": count,
+        }
+        for place in range(_PLACES):
+            self._launch(Kernel.DIGIT, slots, texts, {**values, "place": place})
+        self._launch(Kernel.COLLECT, slots, texts, values)
+        taken: npt.NDArray[np.int32] = np.empty(texts, np.int32)
+        found: npt.NDArray[np.int32] = np.empty((texts, count), np.int32)
+        keys: Int64Array = np.empty((texts, count), np.int64)
+        numbers: Float32Array = np.empty((texts, columns, count), np.float32)
+        wanted = [(addresses["taken"], taken), (room["best_slots"], found)]
+        wanted += [(room["best_keys"], keys), (room["best_values"], numbers)]
+        self._found.fetch(wanted, self._stream)
+        if (taken != count).any():
+            raise SessionError(
+                f"the scan selected {int(taken.max())} videos where {count} were asked for: two "
+                "videos of the gallery on the GPU have the same rank"
+            )
+        names = [grain.value for grain in self.shape.grains]
+        best = []
+        for text in range(texts):
+            order = np.argsort(-keys[text], kind="stable")
+            # Slots that are not allowed come last, where fewer than the count are.
+            order = order[numbers[text, 0, order] > -np.inf]
+            grains = {name: numbers[text, 1 + i, order] for i, name in enumerate(names)}
+            slots_of = found[text, order].astype(np.int64)
+            best.append(Best(slots_of, numbers[text, 0, order], grains))
+        return best
+
+    def _launch(
+        self, kernel: Kernel, slots: int, texts: int, values: dict[str, int | float]
+    ) -> None:
+        programs = -(-slots // slots_a_program(kernel, self.shape))
+        arguments = [values[name] for name in ARGUMENTS[kernel]]
+        self._driver.launch(self._functions[kernel], (programs, texts), arguments, self._stream)
+
+    def _nothing(self) -> Best:
+        empty = np.zeros(0, np.float32)
+        return Best(np.zeros(0, np.int64), empty, {g.value: empty for g in self.shape.grains})
+
+
+def _packed(allowed: BoolArray) -> npt.NDArray[np.uint8]:
+    """Pack a mask to bits, in whole words of 32, the first slot lowest."""
+    bits = np.packbits(allowed, bitorder="little")
+    return np.pad(bits, (0, -len(bits) % 4))
+
+
+def _check_array(
+    name: str, array: DeviceArray | None, shape: tuple[int, ...], dtype: DType
+) -> None:
+    expected = f"{dtype.value} {list(shape)} on the GPU, aligned to {ALIGNMENT} bytes"
+    if array is None:
+        raise InvalidArgumentError(f"{name} is missing; this model's scan needs {expected}")
+    if array.shape != shape or array.dtype is not dtype or array.address % ALIGNMENT:
+        raise InvalidArgumentError(
+            f"{name} is {array.dtype.value} {list(array.shape)} at {array.address:#x}; expected "
+            f"{expected}"
+        )

@@ -1,0 +1,221 @@
+"""Kernels beside a bundle: found, checked, and the code that fits a GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stand_in_device import Device
+from stand_in_device.kernels import write_kernels
+from xclip_deploy import Bundle
+from xclip_deploy.errors import (
+    BundleIntegrityError,
+    DriverError,
+    InvalidArgumentError,
+    SessionError,
+    XclipDeployError,
+)
+from xclip_deploy.runtime.cuda.memory import DeviceMemory
+from xclip_deploy.runtime.cuda.runtime_api import open_cuda
+from xclip_deploy.runtime.manifest import FileRecord, checksum
+from xclip_deploy.runtime.resident.gpu_scan import GpuScan
+from xclip_deploy.runtime.resident.kernel_set import (
+    SIDECAR_NAME,
+    KernelCode,
+    KernelRecord,
+    has_kernels,
+    kernels_folder,
+    read_code,
+    read_kernel_set,
+)
+from xclip_deploy.runtime.resident.shape import ScanShape, why_no_scan
+
+
+@pytest.fixture
+def own_bundle(bundle_path: Path, tmp_path: Path) -> Bundle:
+    """The bundle in a folder that may be changed."""
+    shutil.copytree(bundle_path, tmp_path / "bundle")
+    return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture
+def memory(device: Device) -> DeviceMemory:
+    return DeviceMemory(open_cuda())
+
+
+def code(kind: str, capability: tuple[int, int], is_exact: bool = False) -> KernelCode:
+    return KernelCode(
+        kind=kind,
+        compute_capability=capability,
+        is_exact=is_exact,
+        file=f"{kind}-{capability}",
+        record=FileRecord(sha256="0" * 64, size_bytes=1),
+        num_warps=4,
+        shared_bytes=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [
+        ((7, 5), "cubin 7.5"),
+        ((8, 0), "cubin 8.0"),
+        ((8, 7), "cubin 8.6"),  # same major number, lower minor
+        ((8, 9), "cubin 8.6"),
+        ((9, 0), "cubin 9.0"),
+        ((10, 0), "ptx 8.0"),
+        ((12, 0), "cubin 12.0"),
+        ((12, 1), "ptx 8.0"),  # code for 12.0 alone does not run there
+        ((7, 0), None),
+        ((6, 1), None),
+    ],
+)
+def test_the_code_that_fits_a_gpu(gpu: tuple[int, int], expected: str | None) -> None:
+    record = KernelRecord(
+        arguments={},
+        codes=(
+            code("ptx", (8, 0)),
+            code("cubin", (7, 5)),
+            code("cubin", (8, 0)),
+            code("cubin", (8, 6)),
+            code("cubin", (9, 0), is_exact=True),
+            code("cubin", (12, 0), is_exact=True),
+        ),
+    )
+    found = record.code_for(gpu)
+    capability = () if found is None else found.compute_capability
+    assert (found and f"{found.kind} {'.'.join(map(str, capability))}") == expected
+
+
+def test_a_bundle_with_kernels_opens_a_scan(own_bundle: Bundle, memory: DeviceMemory) -> None:
+    assert not has_kernels(own_bundle)
+    with pytest.raises(SessionError, match=r"has no scan kernels for GPUs; run: xclip-deploy bui"):
+        GpuScan.open(own_bundle, memory)
+    written = write_kernels(own_bundle)
+    assert has_kernels(own_bundle)
+    assert read_kernel_set(own_bundle) == written
+    assert written.targets == ("8.9",)
+    Bundle.open(own_bundle.path).verify()
+    with GpuScan.open(own_bundle, memory) as scan:
+        assert scan.shape == ScanShape.of(own_bundle.manifest.model)
+
+
+def test_a_gpu_that_no_code_fits(own_bundle: Bundle, device: Device, memory: DeviceMemory) -> None:
+    write_kernels(own_bundle, [(9, 0), (12, 0)])
+    expected = (
+        r"are for compute capability 9.0, 12.0, stand-in device \(no GPU\) has 8.9; search on"
+    )
+    with pytest.raises(SessionError, match=expected):
+        GpuScan.open(own_bundle, memory)
+
+
+def test_a_kernel_that_the_driver_refuses(
+    own_bundle: Bundle, device: Device, memory: DeviceMemory
+) -> None:
+    write_kernels(own_bundle)
+    device.fail("cuModuleLoadData", "CUDA_ERROR_INVALID_PTX", after=1)
+    with pytest.raises(DriverError, match=r"cannot run the kernel video_kernel \(CUDA_ERROR_INVA"):
+        GpuScan.open(own_bundle, memory)
+
+
+def test_altered_files_are_refused(own_bundle: Bundle, memory: DeviceMemory) -> None:
+    write_kernels(own_bundle)
+    file = kernels_folder(own_bundle) / "video_kernel-sm89.cubin"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b" ")
+    mend = rf"run: xclip-deploy build-scan {own_bundle.path}$"
+    with pytest.raises(BundleIntegrityError, match=rf"it was altered: its SHA-256 is .*; {mend}"):
+        GpuScan.open(own_bundle, memory)
+    file.unlink()
+    with pytest.raises(BundleIntegrityError, match=rf"cannot be read \(No such file.*; {mend}"):
+        GpuScan.open(own_bundle, memory)
+
+
+def edited(bundle: Bundle, *, seals: bool, **changes: object) -> None:
+    """Change the sidecar, with or without a checksum that fits."""
+    file = kernels_folder(bundle) / SIDECAR_NAME
+    content = json.loads(file.read_bytes()) | changes
+    if seals:
+        content["checksum"] = checksum(content)
+    file.write_text(json.dumps(content))
+
+
+def test_altered_sidecars_are_refused(own_bundle: Bundle) -> None:
+    written = write_kernels(own_bundle)
+    file = kernels_folder(own_bundle) / SIDECAR_NAME
+    kernels = json.loads(file.read_bytes())["kernels"]
+    other = {**written.shape.model_dump(mode="json"), "max_words": 9}
+    arguments = {**kernels["digit_kernel"]["arguments"], "more": "i32"}
+    outside = json.loads(json.dumps(kernels))
+    outside["digit_kernel"]["codes"][0]["file"] = "../manifest.json"
+    cases: list[tuple[bool, dict[str, object], str]] = [
+        (False, {"created_utc": "now"}, "it was altered: its checksum does not fit"),
+        (True, {"format": "another"}, "its format is not xclip-scan-kernels"),
+        (True, {"schema_version": 2}, "it has schema version 2, this release reads 1"),
+        (True, {"shape": other}, "it is of a model of another shape"),
+        (True, {"kernels": {}}, "it lacks frames_kernel, video_kernel, digit_kernel, collect"),
+        (
+            True,
+            {"kernels": {**kernels, "digit_kernel": {"arguments": arguments, "codes": []}}},
+            "digit_kernel takes arguments that this release does not pass",
+        ),
+        (True, {"kernels": outside}, "digit_kernel names a file outside the folder"),
+    ]
+    for seals, changes, expected in cases:
+        write_kernels(own_bundle)
+        edited(own_bundle, seals=seals, **changes)
+        with pytest.raises(BundleIntegrityError, match=expected):
+            read_kernel_set(own_bundle)
+    for text in ("{", "[]", "[" * 100_000):
+        file.write_text(text)
+        with pytest.raises(BundleIntegrityError, match="run: xclip-deploy build-scan"):
+            read_kernel_set(own_bundle)
+
+
+def test_a_folder_in_the_place_of_a_file(own_bundle: Bundle) -> None:
+    written = write_kernels(own_bundle)
+    record = next(iter(written.kernels.values()))
+    file = kernels_folder(own_bundle) / record.codes[0].file
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(BundleIntegrityError, match="a folder"):
+        read_code(own_bundle, record.codes[0])
+
+
+def test_models_without_kernels(bundle: Bundle) -> None:
+    model = bundle.manifest.model
+    assert why_no_scan(model) is None
+    for changes, expected in (
+        ({"embed_dim": 96}, "multiple of 64 up to 1024, this model has 96; search on the CPU"),
+        ({"embed_dim": 1088}, "this model has 1088"),
+        ({"max_frames": 65}, "up to 64 frames and 77 words, this model has 65 and"),
+        ({"max_words": 78}, "and 78; search on the CPU"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=expected):
+            ScanShape.of(model.model_copy(update=changes))
+
+
+def test_packed_matrices_are_padded_with_zeros(bundle: Bundle) -> None:
+    shape, weights = ScanShape.of(bundle.manifest.model), bundle.scorer_weights()
+    packed = shape.packed_matrices(weights)
+    frames, words = shape.padded_frames, shape.padded_words
+    assert packed.shape == (3 * frames * frames + 3 * words * words,)
+    second = packed[frames * frames : 2 * frames * frames].reshape(frames, frames)
+    matrix = weights.matrices["frame_mat_weight"]
+    np.testing.assert_array_equal(second[: len(matrix), : len(matrix)], matrix)
+    assert np.abs(second).sum() == pytest.approx(np.abs(matrix).sum())
+
+
+def test_every_failure_is_one_of_ours(own_bundle: Bundle, memory: DeviceMemory) -> None:
+    """Bytes cut at any place of a sidecar never raise another kind of error."""
+    write_kernels(own_bundle)
+    file = kernels_folder(own_bundle) / SIDECAR_NAME
+    content = file.read_bytes()
+    for length in range(0, len(content) - 2, 97):
+        file.write_bytes(content[:length])
+        with pytest.raises(XclipDeployError):
+            read_kernel_set(own_bundle)
