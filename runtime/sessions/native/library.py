@@ -69,7 +69,7 @@ def load_library(flavour: Flavour) -> Library:
     trt, is_lean = _import(flavour)
     with _lock:
         library = _libraries.get(flavour)
-        if library is None or library.module is not trt:
+        if library is None or (library.module, library.is_lean) != (trt, is_lean):
             library = Library(flavour, trt, str(trt.__version__), _make_log(trt), is_lean)
             _libraries[flavour] = library
         return library
