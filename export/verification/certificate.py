@@ -24,8 +24,8 @@ class RunIdentity(FrozenModel):
     """One way of computing the model."""
 
     backend: str
-    """``pytorch``, or a session's backend: ``onnxruntime``, ``tensorrt-provider``, ``tensorrt`` or
-    ``rtx``."""
+    """``pytorch``, ``scan`` for the kernels that search galleries on a GPU, or a session's backend:
+    ``onnxruntime``, ``tensorrt-provider``, ``tensorrt`` or ``rtx``."""
     precision: Precision
     """Precision of the graphs or engines."""
     arithmetic: str | None = None

@@ -51,7 +51,7 @@ def open_reference(
             f"{', '.join(p.value for p in bundle.precisions)}; give the model as --checkpoint, "
             f"or run: xclip-deploy export CHECKPOINT -o {bundle.path}"
         )
-    with open_run(bundle, _fp32_on_cpu(threads), max_batch) as run:
+    with open_run(bundle, fp32_on_cpu(threads), max_batch) as run:
         yield run
 
 
@@ -85,7 +85,7 @@ def find_sessions(
     for offer in offers(bundle, threads):
         if isinstance(offer, Refusal):
             skipped.append(SkippedRun(what=describe(offer.options), reason=offer.reason))
-        elif not (is_fp32_the_reference and offer == _fp32_on_cpu(threads)):
+        elif not (is_fp32_the_reference and offer == fp32_on_cpu(threads)):
             found.append(offer)
     return found, skipped
 
@@ -97,7 +97,8 @@ def describe(options: SessionOptions) -> str:
     return f"{options.precision} {options.backend} {options.device}"
 
 
-def _fp32_on_cpu(threads: int | None) -> SessionOptions:
+def fp32_on_cpu(threads: int | None) -> SessionOptions:
+    """Return options for the FP32 graphs on the CPU."""
     return SessionOptions(device="cpu", precision="fp32", threads=threads, backend="onnxruntime")
 
 

@@ -44,6 +44,8 @@ from xclip_deploy.export.verification.runs import (
     open_reference,
     open_run,
 )
+from xclip_deploy.export.verification.scan_run import open_scan_run
+from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.arguments import (
     MAX_THREADS,
     as_callback,
@@ -65,6 +67,7 @@ from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Tolerance
 from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
+from xclip_deploy.runtime.resident.kernel_set import has_kernels
 from xclip_deploy.runtime.sessions import SessionOptions
 from xclip_deploy.runtime.sessions.native.backend import options_of
 from xclip_deploy.runtime.video import VideoReader
@@ -173,6 +176,8 @@ def verify_bundle(
             open_reference(opened, checkpoint, max_batch, threads, weights)
         )
         opened_runs = [_try_open(stack, opened, options, max_batch) for options in sessions]
+        if has_kernels(opened):
+            opened_runs.append(_try_scan(stack, opened, max_batch, threads))
         runs = [run for run in opened_runs if isinstance(run, Run)]
         skipped += [run for run in opened_runs if isinstance(run, SkippedRun)]
         if not runs:
@@ -265,6 +270,18 @@ def _try_open(
         return run
     except (SessionError, EngineError, MissingExtraError) as error:
         return SkippedRun(what=describe(options), reason=str(error))
+
+
+def _try_scan(
+    stack: ExitStack, bundle: Bundle, max_batch: int, threads: int | None
+) -> Run | SkippedRun:
+    missing = nvidia_driver.why_no_gpu()
+    if missing is not None:
+        return SkippedRun(what="scan kernels", reason=missing)
+    try:
+        return stack.enter_context(open_scan_run(bundle, max_batch, threads))
+    except (SessionError, MissingExtraError) as error:
+        return SkippedRun(what="scan kernels", reason=str(error))
 
 
 def _nothing_to_compare(bundle: Bundle, skipped: Sequence[SkippedRun]) -> VerificationError:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
 from xclip_deploy.runtime.arguments import as_whole_number
-from xclip_deploy.runtime.arrays import BoolArray, Float32Array, Int64Array, slices
+from xclip_deploy.runtime.arrays import AnyArray, BoolArray, Float32Array, Int64Array, slices
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
 from xclip_deploy.runtime.cuda.memory import ALIGNMENT, DeviceArray, DeviceMemory
@@ -318,7 +318,8 @@ class GpuScan:
         found: npt.NDArray[np.int32] = np.empty((texts, count), np.int32)
         keys: Int64Array = np.empty((texts, count), np.int64)
         numbers: Float32Array = np.empty((texts, columns, count), np.float32)
-        wanted = [(addresses["taken"], taken), (room["best_slots"], found)]
+        wanted: list[tuple[int, AnyArray]] = [(addresses["taken"], taken)]
+        wanted += [(room["best_slots"], found)]
         wanted += [(room["best_keys"], keys), (room["best_values"], numbers)]
         self._found.fetch(wanted, self._stream)
         if (taken != count).any():

@@ -67,8 +67,15 @@ def query_factors(texts: TextFeatures, shape: ScanShape, weights: ScorerWeights)
         parts, scale = _two_parts(factor)
         scales[:, number] = scale / divisor
         found[number] = _by_word(parts, shape) if factor.ndim == 3 else _by_sentence(parts)
-    num_words = np.asarray(texts.num_words, np.int32)
-    return QueryFactors(*found, num_words, scales)
+    frame_words, frame_sentences, video_words, video_sentences = found
+    return QueryFactors(
+        frame_words,
+        frame_sentences,
+        video_words,
+        video_sentences,
+        np.asarray(texts.num_words, np.int32),
+        scales,
+    )
 
 
 def _two_parts(factor: Float32Array) -> tuple[list[Float16Array], npt.NDArray[np.float64]]:

@@ -36,12 +36,13 @@ REASONS = {
 NOT_RUN = {
     "README.md": 2,
     "docs/deployment.md": 3,
-    "docs/engines.md": 1,
+    "docs/engines.md": 2,
     "docs/from-checkpoint.md": 3,
     "docs/install.md": 3,
     "docs/performance.md": 2,
     "docs/precision.md": 1,
     "docs/quick-start.md": 1,
+    "docs/resident.md": 2,
     "docs/service.md": 1,
     "docs/training.md": 2,
 }

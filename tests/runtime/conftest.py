@@ -1,15 +1,17 @@
-"""Small videos, and decoders that misbehave with them."""
+"""Small videos, decoders that misbehave with them, and the stand-in for a GPU."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+
+from stand_in_device import Device, install
 
 MakeVideo = Callable[..., Path]
 
@@ -91,3 +93,12 @@ def misbehaving(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     script = tmp_path_factory.mktemp("worker") / "misbehaving.py"
     script.write_text(MISBEHAVING)
     return (sys.executable, str(script))
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """The stand-in, installed; at the end nothing may be left on it."""
+    stand_in = Device()
+    install(monkeypatch, stand_in)
+    yield stand_in
+    stand_in.check_nothing_left()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +13,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from stand_in_device import Device, install
 from stand_in_device.kernels import kernel_image
-from xclip_deploy.runtime.arrays import Float32Array
-from xclip_deploy.runtime.cuda.driver_api import open_driver
+from xclip_deploy.runtime.arrays import Float64Array
+from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMemory, PinnedBuffer
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
@@ -23,7 +23,7 @@ from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
-from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, kernels_of
+from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel, kernels_of
 from xclip_deploy.runtime.resident.scan import ScanArrays
 from xclip_deploy.runtime.resident.shape import ScanShape
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
@@ -101,19 +101,21 @@ class Case:
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
-    def expected(self) -> dict[str, Float32Array]:
-        """The scorer's logits and grains, [T, V] each."""
+    def expected(self) -> dict[str, Float64Array]:
+        """The scorer's logits and grains in FP64, [T, V] each."""
         features = {**vars(self.queries), **vars(self.gallery)}
         tensors = {name: torch.from_numpy(array) for name, array in features.items()}
+        wide = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
         with torch.inference_mode():
-            output = self.scorer(**tensors)
+            output = copy.deepcopy(self.scorer).double()(**wide)
         scores = {"logits": output.logits, **output.grains}
         return {name: tensor.numpy() for name, tensor in scores.items()}
 
 
 def unit(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Vectors of length 1."""
-    return array / np.linalg.norm(array, axis=-1, keepdims=True)
+    found: npt.NDArray[Any] = array / np.linalg.norm(array, axis=-1, keepdims=True)
+    return found
 
 
 @dataclass
@@ -151,21 +153,24 @@ class Uploader:
         return DeviceArray(buffer.address, array.shape, DType(str(array.dtype)))
 
 
+def stand_in_kernel(driver: Driver, kernel: Kernel, shape: ScanShape) -> KernelFunction:
+    """Load a kernel that the stand-in runs."""
+    image = kernel_image(kernel, shape, (8, 9), shared_bytes=_SHARED_BYTES)
+    types = tuple(ARGUMENTS[kernel].values())
+    return driver.load(image, kernel.value, types, 4, _SHARED_BYTES)
+
+
 @contextmanager
-def opened(case: Case, ranks: Sequence[int] | None = None, **options: Any) -> Iterator[OnDevice]:
-    """A scan by the stand-in's kernels, with the case's gallery on the device."""
+def opened(
+    case: Case,
+    ranks: Sequence[int] | None = None,
+    load_kernel: Callable[[Driver, Kernel, ScanShape], KernelFunction] = stand_in_kernel,
+    **options: Any,
+) -> Iterator[OnDevice]:
+    """A scan by the stand-in's kernels or others, with the case's gallery on the device."""
     memory = DeviceMemory(open_cuda())
     driver, shape = open_driver(), case.shape
-    functions = {
-        kernel: driver.load(
-            kernel_image(kernel, shape, (8, 9), shared_bytes=_SHARED_BYTES),
-            kernel.value,
-            tuple(ARGUMENTS[kernel].values()),
-            4,
-            _SHARED_BYTES,
-        )
-        for kernel in kernels_of(shape)
-    }
+    functions = {kernel: load_kernel(driver, kernel, shape) for kernel in kernels_of(shape)}
     uploader = Uploader(memory)
     with (
         uploader.stack,
@@ -182,17 +187,8 @@ def opened(case: Case, ranks: Sequence[int] | None = None, **options: Any) -> It
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """The stand-in, installed; at the end nothing may be left on it."""
-    stand_in = Device()
-    install(monkeypatch, stand_in)
-    yield stand_in
-    stand_in.check_nothing_left()
-
-
-@pytest.fixture
-def open_scan(device: Device) -> Callable[..., Any]:
-    """Open a scan of a case on the stand-in."""
+def open_scan() -> Callable[..., Any]:
+    """Open a scan of a case, on the stand-in where a test has it."""
     return opened
 
 

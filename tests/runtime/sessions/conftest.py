@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stand_in_device import Device, install, write_engines
+from stand_in_device import Device, write_engines
 from xclip_deploy import Bundle, DeployedModel, build_engines
 from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import Precision
@@ -72,15 +72,6 @@ def fresh(bundle: Bundle, tmp_path: Path) -> Bundle:
     for file in bundle.path.iterdir():
         (path / file.name).symlink_to(file)
     return replace(bundle, path=path)
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """The stand-in, installed; at the end nothing may be left on it."""
-    stand_in = Device()
-    install(monkeypatch, stand_in)
-    yield stand_in
-    stand_in.check_nothing_left()
 
 
 @pytest.fixture(params=[f.value for f in BOTH])

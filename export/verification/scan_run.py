@@ -1,0 +1,119 @@
+"""The exact scan of a gallery on the GPU as a run of verification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from xclip_deploy.errors import SessionError
+from xclip_deploy.export.verification.certificate import RunIdentity
+from xclip_deploy.export.verification.runs import Run, fp32_on_cpu
+from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceMemory
+from xclip_deploy.runtime.cuda.runtime_api import open_cuda
+from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.manifest import DType, Precision
+from xclip_deploy.runtime.resident.gpu_scan import GpuScan
+from xclip_deploy.runtime.resident.kernel_set import KERNELS_DIRECTORY, read_kernel_set
+from xclip_deploy.runtime.resident.scan import ScanArrays
+from xclip_deploy.runtime.resident.scratch import Upload
+
+ALLOWED_SHARE = 3e-4
+"""Largest error of a grain against the FP32 scorer on the same FP16 features, of its range."""
+_LEAST_RANGE = 0.1
+"""Range that is assumed where the inputs are too few to have one."""
+
+
+class ScanMatcher:
+    """FP32 encoders on the CPU, galleries in FP16, and the scan as scorer.
+
+    Every score is compared with the FP32 scorer's on the same features.
+    """
+
+    def __init__(self, model: DeployedModel, scan: GpuScan, memory: DeviceMemory) -> None:
+        self.config = model.config
+        self.tokenizer = model.tokenizer
+        self._model, self._scan, self._memory = model, scan, memory
+
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """See :meth:`Matcher.encode_texts`."""
+        return self._model.encode_texts(texts)
+
+    def encode_videos(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
+        """See :meth:`Matcher.encode_videos`. Features are rounded to FP16, as galleries do."""
+        found = self._model.encode_videos(videos)
+        return VideoFeatures(
+            found.video_features.astype(np.float16).astype(np.float32),
+            found.frame_features.astype(np.float16).astype(np.float32),
+            found.num_frames,
+        )
+
+    def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
+        """See :meth:`Matcher.score`. Raises SessionError where a grain is off by too much."""
+        found = self._scores(texts, videos)
+        logits = found.pop("logits")
+        for name, expected in self._model.score(texts, videos).grains.items():
+            worst = float(np.abs(found[name] - expected).max())
+            span = max(float(np.ptp(expected)), _LEAST_RANGE)
+            if not worst <= ALLOWED_SHARE * span:
+                raise SessionError(
+                    f"the scan's {name} is off by {worst:.2g} from the FP32 scorer's; expected at "
+                    f"most {ALLOWED_SHARE * span:.2g}; run: xclip-deploy build-scan "
+                    f"{self._model.bundle.path} --force"
+                )
+        return Scores(logits, found)
+
+    def _scores(
+        self, texts: TextFeatures, videos: VideoFeatures
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        cuda = self._memory.cuda
+        cuda.select()
+        sent: dict[str, AnyArray] = {
+            "video_features": videos.video_features.astype(np.float16),
+            "frame_features": videos.frame_features.astype(np.float16),
+            "num_frames": videos.num_frames.astype(np.int32),
+        }
+        upload, stream = Upload(self._memory, "the videos to verify"), cuda.create_stream()
+        try:
+            addresses = upload.send(sent, stream)
+            cuda.synchronize(stream)
+            arrays = {
+                name: DeviceArray(addresses[name], array.shape, DType(str(array.dtype)))
+                for name, array in sent.items()
+            }
+            return self._scan.all(texts, ScanArrays(**arrays, ranks=None), None)
+        finally:
+            try:
+                cuda.synchronize(stream)
+            finally:
+                upload.close()
+                cuda.destroy_stream(stream)
+
+
+@contextmanager
+def open_scan_run(bundle: Bundle, max_batch: int, threads: int | None) -> Iterator[Run]:
+    """Open the scan kernels of a bundle on GPU 0.
+
+    Raises MissingExtraError, DriverError, SessionError or BundleIntegrityError where they cannot
+    run here.
+    """
+    memory = DeviceMemory(open_cuda(extra="resident"))
+    kernel_set = read_kernel_set(bundle)
+    with (
+        GpuScan.open(bundle, memory) as scan,
+        DeployedModel(bundle, fp32_on_cpu(threads), max_batch) as model,
+    ):
+        codes = [code for record in kernel_set.kernels.values() for code in record.codes]
+        identity = RunIdentity(
+            backend="scan",
+            precision=Precision.FP16,
+            device=f"cuda:{memory.cuda.device_id}",
+            artefacts={f"{KERNELS_DIRECTORY}/{code.file}": code.record.sha256 for code in codes},
+            size_bytes=sum(code.record.size_bytes for code in codes),
+        )
+        yield Run(identity, ScanMatcher(model, scan, memory), model.load)

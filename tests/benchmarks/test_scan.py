@@ -1,0 +1,74 @@
+"""The benchmark of the scan runs on the stand-in, and says what it cannot measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.scan import measure, peak_table, random_weights, table
+from stand_in_device import Device, install
+from stand_in_device.kernels import kernel_image
+from xclip_deploy.runtime.cuda.driver_api import open_driver
+from xclip_deploy.runtime.cuda.memory import DeviceMemory
+from xclip_deploy.runtime.cuda.runtime_api import open_cuda
+from xclip_deploy.runtime.grains import CLIP_GRAINS
+from xclip_deploy.runtime.nvidia_driver import why_no_gpu
+from xclip_deploy.runtime.resident.gpu_scan import GpuScan
+from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, kernels_of
+from xclip_deploy.runtime.resident.shape import ScanShape
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_searches_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    install(monkeypatch, device)
+    shape = ScanShape(
+        embed_dim=64, max_frames=2, max_words=3, grains=CLIP_GRAINS, mask_padding=False
+    )
+    memory, driver = DeviceMemory(open_cuda()), open_driver()
+    functions = {
+        kernel: driver.load(
+            kernel_image(kernel, shape, (8, 9)),
+            kernel.value,
+            tuple(ARGUMENTS[kernel].values()),
+            4,
+            64 << 10,
+        )
+        for kernel in kernels_of(shape)
+    }
+    weights = random_weights(shape, np.random.default_rng(0))
+    with GpuScan(shape, weights, memory, driver, functions) as scan:
+        entries = measure(scan, memory, 12, [1, 2], rounds=1, block=5)
+    device.check_nothing_left()
+    assert [(entry["videos"], entry["texts"]) for entry in entries] == [(12, 1), (12, 2)]
+    assert all(len(entry["samples_ms"]) == 1 and entry["median_ms"] > 0 for entry in entries)
+    assert "| 12 | 2 | " in table(entries, "a GPU")
+
+
+def test_the_page_shows_the_table_by_arithmetic() -> None:
+    """13,312 bytes a video; an H100 reads 3.35 TB/s."""
+    assert "| H100 SXM | 3,350 | 4.0 | 5.9 million |" in peak_table()
+    page = (ROOT / "docs" / "resident.md").read_text(encoding="utf-8")
+    assert peak_table() in page
+
+
+@pytest.mark.slow
+def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
+    if why_no_gpu() is None:
+        pytest.skip("there is a GPU")
+    command = [sys.executable, "-m", "benchmarks.scan", "--toy", "--output", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "Nothing was measured: " in done.stdout
+    content = json.loads((tmp_path / "scan.json").read_text())
+    assert content["entries"] == []
+    assert content["no_gpu"]
