@@ -109,7 +109,12 @@ class Bundle:
 
     def without_video_parts(self) -> Bundle:
         """Return the same bundle as runtimes see it that encode videos by ``video_encoder``."""
-        return Bundle(self.path, self.manifest.model_copy(update={"video_parts": {}}))
+        fused = {
+            precision: {graph: spec for graph, spec in specs.items() if isinstance(graph, Graph)}
+            for precision, specs in self.manifest.fused_graphs.items()
+        }
+        without = {"video_parts": {}, "fused_graphs": fused}
+        return Bundle(self.path, self.manifest.model_copy(update=without))
 
     def tokenizer(self) -> Tokenizer:
         """Open the model's tokenizer. Raises BundleIntegrityError."""

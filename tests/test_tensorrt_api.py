@@ -25,7 +25,9 @@ SOURCES = sorted(
     for folder in ("export/tensorrt", "runtime/sessions/native")
     for path in (TESTS.parent / folder).rglob("*.py")
 )
-LISTS = sorted((TESTS / "tensorrt_api").glob("*.txt"))
+LEAN = TESTS / "tensorrt_api" / "tensorrt_lean-11.4.0.txt"
+"""Of the lean runtime, which runs engines and builds none."""
+LISTS = sorted(path for path in (TESTS / "tensorrt_api").glob("*.txt") if path != LEAN)
 MODULE = "module"
 
 # What calls and properties of TensorRT's objects give, where that is an object of its own.
@@ -259,9 +261,11 @@ def _is_override(method: ast.FunctionDef) -> bool:
     return not method.name.startswith("_") and method.name not in ("clear",)
 
 
-def collected() -> dict[Use, list[str]]:
+def collected(folder: str = "") -> dict[Use, list[str]]:
     uses: dict[Use, list[str]] = {}
     for path in SOURCES:
+        if folder not in path.as_posix():
+            continue
         collector = Collector()
         collector.visit(ast.parse(path.read_text()))
         for use, lines in collector.uses.items():
@@ -319,9 +323,20 @@ def f(library, config: Any, model: Model):
 @pytest.mark.parametrize("use", sorted(USES, key=str), ids=str)
 def test_a_name_is_in_every_version_it_is_for(use: Use) -> None:
     missing = [api.name for api in APIS if not api.has(use)]
-    only_rtx = str(use) in RTX_ONLY or use.owner in RTX_ONLY
-    expected = [api.name for api in APIS if "rtx" not in api.name] if only_rtx else []
+    is_only_rtx = _is_only_rtx(use)
+    expected = [api.name for api in APIS if "rtx" not in api.name] if is_only_rtx else []
     assert missing == expected, f"used at {', '.join(USES[use])}"
+
+
+def test_the_lean_runtime_has_every_name_that_running_engines_takes() -> None:
+    lean = read_api(LEAN)
+    uses = {use for use in collected("runtime/sessions/native") if not _is_only_rtx(use)}
+    assert {"Runtime", "ICudaEngine.create_execution_context"} <= {str(use) for use in uses}
+    assert [str(use) for use in sorted(uses, key=str) if not lean.has(use)] == []
+
+
+def _is_only_rtx(use: Use) -> bool:
+    return str(use) in RTX_ONLY or use.owner in RTX_ONLY
 
 
 def test_what_only_rtx_has_is_used() -> None:

@@ -11,6 +11,7 @@ from xclip_deploy.export.graphs import check_boundary, save_graph
 from xclip_deploy.export.parity import TOLERANCES, Tensors, compare
 from xclip_deploy.export.reference_inputs import ReferenceInputs
 from xclip_deploy.export.weights_file import WeightsFile
+from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import (
     AnyGraph,
@@ -101,7 +102,7 @@ def _run(bundle: Bundle, precision: Precision, inputs: ReferenceInputs) -> Tenso
         return OnnxRuntimeSession(bundle, graph, placement, is_fused=graph in specs)
 
     found: Tensors = {}
-    given = {
+    given: dict[AnyGraph, dict[str, AnyArray]] = {
         Graph.TEXT_ENCODER: {"token_ids": inputs.token_ids},
         Graph.VIDEO_ENCODER: {"frames": inputs.frames, "num_frames": inputs.num_frames},
     }

@@ -103,8 +103,8 @@ def _fuse_attention(graph: onnx_ir.Graph, found: AttentionPattern) -> None:
     whole = found.qkv.shape
     for part in split.outputs:
         part.type = found.qkv.type
-        if whole is not None:
-            part.shape = onnx_ir.Shape([*whole.dims[:-1], int(whole.dims[-1]) // 3])
+        if whole is not None and isinstance(whole[-1], int):
+            part.shape = onnx_ir.Shape([*whole[:-1], whole[-1] // 3])
     _replace(graph, found.last, [split, fused], fused.outputs[0])
 
 

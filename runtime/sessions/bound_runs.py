@@ -69,7 +69,7 @@ def staging_for(device: str, device_id: int) -> Callable[[], Staging]:
     if device == "cpu":
         return PageableStaging
     try:
-        cuda = open_cuda(device_id, "gpu")
+        cuda = open_cuda(device_id, "resident")
     except (MissingExtraError, DriverError) as error:
         logger.info("uploads start from pageable memory: %s", error)
         return PageableStaging

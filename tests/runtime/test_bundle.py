@@ -29,7 +29,13 @@ HALF_FILES = [
     for precision in ("fp32", "fp16")
     for name in ("frame_encoder.onnx", "temporal_head.onnx", "video_encoder.onnx.data")
 ]
-FILES = ["tokenizer.json", "scorer.npz", *GRAPH_FILES, *HALF_FILES]
+FUSED_FILES = ["fp32/text_encoder.onnx.data", "fp16/text_encoder.onnx.data"]
+FUSED_FILES += [
+    f"{precision}/{name}.fused.onnx"
+    for precision in ("fp32", "fp16")
+    for name in ("video_encoder", "text_encoder", "frame_encoder", "temporal_head")
+]
+FILES = ["tokenizer.json", "scorer.npz", *GRAPH_FILES, *HALF_FILES, *FUSED_FILES]
 DEEP = (900, 980, 985, 990, 992, 994, 998, 1000, 5000, 100_000)
 """About the interpreter's recursion limit, where reading and writing JSON give up in turn."""
 
@@ -287,7 +293,7 @@ def test_a_signed_manifest_is_checked_all_the_same(bundle_copy: Path) -> None:
 
 
 def test_a_precision_that_is_not_there(bundle_copy: Path) -> None:
-    for kind in ("graphs", "video_parts"):
+    for kind in ("graphs", "video_parts", "fused_graphs"):
         edit(bundle_copy, lambda content, kind=kind: content[kind].pop("fp16"))
     bundle = Bundle.open(bundle_copy)
     assert bundle.precisions == (Precision.FP32,)

@@ -98,9 +98,10 @@ def test_a_precision_without_one_of_its_graphs_is_refused(
 
 
 def test_one_precision_is_enough_and_none_is_not(content: dict[str, Any]) -> None:
-    del content["graphs"]["fp16"], content["video_parts"]["fp16"]
+    for kind in ("graphs", "video_parts", "fused_graphs"):
+        del content[kind]["fp16"]
     assert tuple(Manifest.model_validate(content).graphs) == (Precision.FP32,)
-    content["graphs"] = content["video_parts"] = {}
+    content["graphs"] = content["video_parts"] = content["fused_graphs"] = {}
     with pytest.raises(ValidationError, match="holds no graphs"):
         Manifest.model_validate(content)
 

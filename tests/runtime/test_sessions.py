@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from stand_in_device import Device, install, write_engines
+from stand_in_device import Device, install, install_lean_alone, write_engines
 from xclip_deploy import Bundle, DeployedModel, Retriever
 from xclip_deploy.errors import (
     BackendUnavailableError,
@@ -22,7 +23,7 @@ from xclip_deploy.errors import (
     SessionError,
 )
 from xclip_deploy.runtime import nvidia_driver
-from xclip_deploy.runtime.engine_set import Flavour
+from xclip_deploy.runtime.engine_set import BuildOptions, Flavour
 from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Graph, Precision
 from xclip_deploy.runtime.nvidia_driver import VisibleGpu
 from xclip_deploy.runtime.sessions import (
@@ -329,6 +330,27 @@ def test_a_library_that_is_not_installed(
     with pytest.raises(MissingExtraError, match=r"run: pip install 'xclip-deploy\[tensorrt\]'"):
         place(options(backend="tensorrt"), own)
     assert "needs tensorrt, which is not installed" in place(options(), own).reason
+
+
+def test_the_lean_runtime_runs_engines(
+    monkeypatch: pytest.MonkeyPatch, with_cuda: None, own: Bundle
+) -> None:
+    device = Device()
+    enterprise, _ = install(monkeypatch, device)
+    install_lean_alone(monkeypatch, enterprise)
+    folder = write_engines(own, Flavour.TENSORRT)
+    with pytest.raises(EngineError, match="TensorRT's lean runtime alone; install the extra"):
+        place(options(backend="tensorrt"), own)
+    assert place(options(), own).backend == "onnxruntime"
+    shutil.rmtree(folder)
+    write_engines(own, Flavour.TENSORRT, options=BuildOptions(version_compatible=True))
+    with DeployedModel(own, options()) as model:
+        assert model.placement.backend == "tensorrt"
+        assert "fit tensorrt_lean 10." in model.placement.reason
+        assert model.encode_texts(["a dog"]).sentence_features.shape == (1, 64)
+    device.check_nothing_left()
+    monkeypatch.setitem(sys.modules, "tensorrt", enterprise)
+    assert "fit tensorrt 10." in place(options(), own).reason, "the whole library comes first"
 
 
 def test_engines_without_onnxruntime(

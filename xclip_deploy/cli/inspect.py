@@ -113,6 +113,9 @@ def _print_graphs(bundle: Bundle) -> None:
     if manifest.video_parts:
         names = " and ".join(part.value for part in VideoPart)
         say(f"{names} are halves of video_encoder, whose weights they share")
+    for precision, fused in manifest.fused_graphs.items():
+        names = ", ".join(graph.value for graph in fused)
+        say(f"fused for ONNX Runtime on NVIDIA GPUs in {precision.value}: {names}")
     say()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -75,7 +74,7 @@ class _Engines(Backend):
 
     def import_library(self) -> None:
         """See :meth:`Backend.import_library`."""
-        importlib.import_module(self.flavour.module_name)
+        load_library(self.flavour)
 
     def offers(self, bundle: Bundle) -> Iterator[SessionOptions | Refusal]:
         """See :meth:`Backend.offers`. It lists every engine set, not only the best that fits."""
@@ -148,6 +147,7 @@ class EngineLoader(GraphLoader):
             self.gpu,
             self._options.precision,
             folder=self._options.engines,
+            is_lean=self.library.is_lean,
         )
         self.memory = DeviceMemory(self.cuda, self._options.device_memory_bytes)
         super().__init__(

@@ -78,12 +78,14 @@ def choose_engines(
     precision: str = "auto",
     *,
     folder: Path | None = None,
+    is_lean: bool = False,
 ) -> ChosenEngines:
     """Choose the best engine set for a GPU and a version of TensorRT.
 
     With precision ``auto``, FP16 precedes FP32. A set for this GPU precedes a portable one, and a
-    newer set an older one. ``folder``: folder of the only set to consider, anywhere. Raises
-    EngineError, which names both sides and the command that builds the missing set.
+    newer set an older one. ``folder``: folder of the only set to consider, anywhere. ``is_lean``:
+    whether the library is TensorRT's lean runtime, which loads version-compatible sets alone.
+    Raises EngineError, which names both sides and the command that builds the missing set.
     """
     unsupported = why_not_rtx(*gpu.compute_capability) if flavour is Flavour.RTX else None
     if unsupported is not None:
@@ -117,7 +119,7 @@ def choose_engines(
     candidates.sort(key=lambda item: wanted.index(item[1].precision))
     refusals = []
     for folder, engine_set in candidates:
-        refusal = _misfit(folder, engine_set, bundle, version, gpu)
+        refusal = _misfit(folder, engine_set, bundle, version, gpu, is_lean=is_lean)
         if refusal is None:
             return ChosenEngines(bundle, folder, engine_set)
         refusals.append(refusal)
@@ -153,13 +155,28 @@ def read_plan(chosen: ChosenEngines, graph: Graph) -> bytes:
 
 
 def _misfit(
-    folder: Path, engine_set: EngineSet, bundle: Bundle, version: str, gpu: CudaDevice
+    folder: Path,
+    engine_set: EngineSet,
+    bundle: Bundle,
+    version: str,
+    gpu: CudaDevice,
+    *,
+    is_lean: bool,
 ) -> EngineError | None:
     """Return the reason why a set cannot be used here, or None."""
     module = engine_set.flavour.module_name
     other = ChosenEngines(bundle, folder, engine_set).why_other_bundle()
     if other is not None:
         return _refusal(folder, other, engine_set, bundle)
+    if is_lean and not engine_set.options.version_compatible:
+        options = engine_set.options.model_copy(update={"version_compatible": True})
+        return _refusal(
+            folder,
+            "is not version-compatible, and this machine has TensorRT's lean runtime alone; "
+            "install the extra tensorrt, or build it anew on a machine that has that",
+            engine_set.model_copy(update={"options": options}),
+            bundle,
+        )
     if not _loads_in(engine_set, version):
         return _refusal(
             folder,

@@ -6,6 +6,7 @@ import importlib
 import logging
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ TENSOR_DTYPES = {
     "UINT8": DType.UINT8,
 }
 """Name of TensorRT's ``DataType`` -> dtype, for the types that tensors of our graphs have."""
+LEAN_MODULE = "tensorrt_lean"
+"""Module of TensorRT's lean runtime, which runs version-compatible engines and builds none."""
 _KEPT_MESSAGES = 8
 
 _libraries: dict[Flavour, Library] = {}
@@ -38,11 +41,13 @@ class Library:
     version: str
     log: Any
     """Logger of the library, which keeps error messages."""
+    is_lean: bool = False
+    """Whether it is TensorRT's lean runtime, which runs version-compatible engines alone."""
 
     @property
     def name(self) -> str:
         """Module and version, for messages."""
-        return f"{self.flavour.module_name} {self.version}"
+        return f"{LEAN_MODULE if self.is_lean else self.flavour.module_name} {self.version}"
 
     def reasons(self) -> str:
         """Return the last errors that TensorRT logged, in one line. Its calls give no reasons."""
@@ -57,19 +62,31 @@ class Library:
 
 
 def load_library(flavour: Flavour) -> Library:
-    """Load the library of a flavour. Raises MissingExtraError where it is not installed."""
+    """Load the library of a flavour, or the lean runtime where that alone is installed.
+
+    Raises MissingExtraError where neither is.
+    """
+    trt, is_lean = _import(flavour)
+    with _lock:
+        library = _libraries.get(flavour)
+        if library is None or (library.module, library.is_lean) != (trt, is_lean):
+            library = Library(flavour, trt, str(trt.__version__), _make_log(trt), is_lean)
+            _libraries[flavour] = library
+        return library
+
+
+def _import(flavour: Flavour) -> tuple[Any, bool]:
+    """Import the library of a flavour, and return whether it is the lean runtime."""
     try:
-        trt = importlib.import_module(flavour.module_name)
+        return importlib.import_module(flavour.module_name), False
     except ImportError as error:
+        # The lean runtime has names of its own for the same classes.
+        if flavour is Flavour.TENSORRT:
+            with suppress(ImportError):
+                return importlib.import_module(LEAN_MODULE), True
         raise MissingExtraError(
             flavour.module_name, flavour.value, "Running TensorRT engines"
         ) from error
-    with _lock:
-        library = _libraries.get(flavour)
-        if library is None or library.module is not trt:
-            library = Library(flavour, trt, str(trt.__version__), _make_log(trt))
-            _libraries[flavour] = library
-        return library
 
 
 def _make_log(trt: Any) -> Any:  # noqa: ANN401 - a module without type hints

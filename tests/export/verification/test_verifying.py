@@ -38,7 +38,7 @@ def only(precisions: set[Precision]) -> Any:
             field: {
                 name: each for name, each in getattr(manifest, field).items() if name in precisions
             }
-            for field in ("graphs", "video_parts")
+            for field in ("graphs", "video_parts", "fused_graphs")
         }
         return manifest.model_copy(update=kept)
 
@@ -138,7 +138,8 @@ def test_the_certificate_names_all_that_it_is_of(
     fp16 = comparison_of(certificate, Precision.FP16)
     # The halves of the video encoder run in its place.
     names = ("frame_encoder.onnx", "temporal_head.onnx", "video_encoder.onnx.data")
-    files = [f"fp16/{name}" for name in (*names, "text_encoder.onnx", "scorer.onnx")]
+    texts = ("text_encoder.onnx", "text_encoder.onnx.data")
+    files = [f"fp16/{name}" for name in (*names, *texts, "scorer.onnx")]
     assert fp16.run.artefacts == {file: bundle.manifest.files[file].sha256 for file in files}
     assert fp16.tolerance == bundle.manifest.tolerances[Precision.FP16]
     assert {"python", "numpy", "torch", "xclip-deploy"} <= set(certificate.versions)

@@ -13,7 +13,7 @@ is not given back is seen by :meth:`Device.check_nothing_left`.
 
 from stand_in_device.cuda_runtime import CudaRuntime
 from stand_in_device.device import Device, Violation
-from stand_in_device.installed import install
+from stand_in_device.installed import install, install_lean_alone
 from stand_in_device.plans import write_engines
 from stand_in_device.tensorrt_module import TensorRTModule
 
@@ -23,5 +23,6 @@ __all__ = [
     "TensorRTModule",
     "Violation",
     "install",
+    "install_lean_alone",
     "write_engines",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,22 @@ def test_engines_for_later_versions(fresh: Bundle, version: str, fits: bool) -> 
     else:
         message = refused("was built with", fresh, flavour=Flavour.TENSORRT, version=version)
         assert message.endswith("--version-compatible")
+
+
+def test_the_lean_runtime_takes_version_compatible_engines_alone(fresh: Bundle) -> None:
+    folder = write_engines(fresh, Flavour.TENSORRT)
+    with pytest.raises(EngineError, match="is not version-compatible") as e:
+        choose_engines(fresh, Flavour.TENSORRT, VERSION, GPU, is_lean=True)
+    assert "lean runtime alone" in str(e.value)
+    assert str(e.value).endswith("--version-compatible"), "the command that mends it"
+    compatible = BuildOptions(version_compatible=True)
+    shutil.rmtree(folder)
+    assert write_engines(fresh, Flavour.TENSORRT, options=compatible) == folder
+    for version in (VERSION, "10.17.0.1"):
+        chosen = choose_engines(fresh, Flavour.TENSORRT, version, GPU, is_lean=True)
+        assert chosen.folder == folder
+    with pytest.raises(EngineError, match="was built with"):
+        choose_engines(fresh, Flavour.TENSORRT, "11.4.0.1", GPU, is_lean=True)
 
 
 def test_another_gpu(fresh: Bundle) -> None:
