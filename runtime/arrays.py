@@ -16,7 +16,6 @@ Float32Array: TypeAlias = npt.NDArray[np.float32]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
-Int64Array: TypeAlias = npt.NDArray[np.int64]
 
 _SIGN_AND_REST = np.int32(-0x70002000)
 """Mask 0x8FFFE000: sign, exponent and mantissa of an FP16 that is shifted into an FP32."""
