@@ -11,6 +11,7 @@ import numpy.typing as npt
 from xclip_deploy.errors import SessionError
 from xclip_deploy.export.verification.certificate import RunIdentity
 from xclip_deploy.export.verification.runs import Run, fp32_on_cpu
+from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
@@ -72,7 +73,7 @@ class ScanMatcher:
     ) -> dict[str, npt.NDArray[np.float32]]:
         cuda = self._memory.cuda
         cuda.select()
-        sent = {
+        sent: dict[str, AnyArray] = {
             "video_features": videos.video_features.astype(np.float16),
             "frame_features": videos.frame_features.astype(np.float16),
             "num_frames": videos.num_frames.astype(np.int32),

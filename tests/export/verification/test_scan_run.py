@@ -11,7 +11,7 @@ import pytest
 
 from stand_in_device import Device, install
 from stand_in_device.kernels import write_kernels
-from xclip_deploy import Bundle
+from xclip_deploy import Bundle, verify_bundle
 from xclip_deploy.errors import SessionError
 from xclip_deploy.export.verification.certificate import SkippedRun
 from xclip_deploy.export.verification.scan_run import open_scan_run
@@ -100,3 +100,21 @@ def test_what_cannot_run_is_skipped_with_the_reason(
         assert _try_scan(stack, bundle, 4, 1) == SkippedRun(
             what="scan kernels", reason="no driver here"
         )
+
+
+def test_the_certificate_has_the_scan(device: Device, bundle_copy: Path, tmp_path: Path) -> None:
+    write_kernels(Bundle.open(bundle_copy))
+    certificate = verify_bundle(
+        bundle_copy,
+        texts=["a dog", "a red square moves right"],
+        output=tmp_path,
+        report=False,
+        workers=1,
+    )
+    (scan,) = [one for one in certificate.comparisons if one.run.backend == "scan"]
+    assert scan.passed
+    assert device.kernel_launches == ["frames_kernel", "video_kernel"]
+    errors = {record.tensor: record.max_abs_error for record in scan.tensors}
+    # Features are rounded to FP16, and nothing else is.
+    assert errors["frame_word"] is not None
+    assert 0 < errors["frame_word"] < 3e-4
