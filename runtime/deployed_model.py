@@ -16,7 +16,6 @@ from xclip_deploy.errors import (
     ClosedError,
     DeviceMemoryError,
     InvalidArgumentError,
-    SessionError,
 )
 from xclip_deploy.runtime.arguments import (
     PathName,
@@ -30,7 +29,7 @@ from xclip_deploy.runtime.arguments import (
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures, videos_at_once
-from xclip_deploy.runtime.manifest import AnyGraph, FileRecord, Graph, VideoPart
+from xclip_deploy.runtime.manifest import FileRecord, Graph, VideoPart
 from xclip_deploy.runtime.model_inputs import (
     check_counts,
     check_features,
@@ -38,6 +37,7 @@ from xclip_deploy.runtime.model_inputs import (
     check_token_ids,
     count_frames,
 )
+from xclip_deploy.runtime.model_outputs import OutputCheck
 from xclip_deploy.runtime.sessions import (
     GalleryScorer,
     GraphLoader,
@@ -86,10 +86,11 @@ class DeployedModel:
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.bundle = bundle
         self.config = bundle.manifest.model
-        self._check_finite = as_truth("check_finite", check_finite)
+        is_checked = as_truth("check_finite", check_finite)
         self.tokenizer = bundle.tokenizer()
         self._is_closed = False
         self._loader: GraphLoader = place(self._options, bundle)
+        self._check = OutputCheck(self._loader, is_on=is_checked)
         self._sessions: dict[Graph, Session] = {}
         self._block_scorer: BlockScorer | None = None
         self._has_block_scorer = True  # until the backend says otherwise
@@ -184,7 +185,7 @@ class DeployedModel:
         raw = np.empty((len(frames), self.config.embed_dim), dtype=np.float32)
         for rows in slices(len(frames), self.max_batch * self.config.max_frames):
             raw[rows] = encoder.embed(frames[rows])
-        self._check_outputs(VideoPart.FRAME_ENCODER, {"frame_raw": raw})
+        self._check.outputs(VideoPart.FRAME_ENCODER, {"frame_raw": raw})
         return raw
 
     def combine_frames(
@@ -246,7 +247,7 @@ class DeployedModel:
             found = self.score_by_graph(texts, videos[rest])
             for name, array in scores.items():
                 array[:, rest] = found.logits if name == "logits" else found.grains[name]
-        return self._checked_scores(scores, texts, videos)
+        return self._check.scores(scores, texts, videos)
 
     def score_by_graph(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score as :meth:`score` does, by the exported graph alone, as other runtimes run it."""
@@ -265,7 +266,7 @@ class DeployedModel:
                 outputs = session.run({**vars(texts[rows]), **vars(videos[columns])})
                 for name, target in scores.items():
                     target[rows, columns] = outputs[name]
-        return self._checked_scores(scores, texts, videos)
+        return self._check.scores(scores, texts, videos)
 
     def score_gallery(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score every text against a gallery that is searched repeatedly, as :meth:`score`.
@@ -289,7 +290,7 @@ class DeployedModel:
                 self._too_large = weakref.ref(videos)
                 _LOG.warning("the gallery is copied to the GPU at every search: %s", error)
             return self.score(texts, videos)
-        return self._checked_scores(scores, texts, videos)
+        return self._check.scores(scores, texts, videos)
 
     def load(self) -> None:
         """Open every session now instead of when it is first needed.
@@ -404,35 +405,5 @@ class DeployedModel:
             outputs = run(session, rows)
             for name, target in results.items():
                 target[rows] = outputs[name]
-        self._check_outputs(graph, results)
+        self._check.outputs(graph, results)
         return results
-
-    def _check_outputs(self, graph: AnyGraph, outputs: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Refuse NaN and infinity: an overflow in half precision would corrupt every ranking."""
-        for name, array in outputs.items():
-            # The check costs little beside the encoding.
-            if self._check_finite and not np.isfinite(array).all():
-                raise self._not_finite(graph, name, array)
-
-    def _checked_scores(
-        self,
-        scores: dict[str, npt.NDArray[np.float32]],
-        texts: TextFeatures,
-        videos: VideoFeatures,
-    ) -> Scores:
-        # Logits are means of all grains: one that is not finite makes the logit so.
-        logits = scores.pop("logits")
-        if self._check_finite and not np.isfinite(logits).all():
-            for name, array in {**vars(texts), **vars(videos)}.items():
-                if not np.isfinite(array).all():
-                    raise SessionError(f"the features to score hold NaN or infinity in {name}")
-            raise self._not_finite(Graph.SCORER, "logits", logits)
-        return Scores(logits, scores)
-
-    def _not_finite(self, graph: AnyGraph, name: str, array: npt.NDArray[Any]) -> SessionError:
-        rows = int((~np.isfinite(array.reshape(len(array), -1)).all(axis=1)).sum())
-        return SessionError(
-            f"{graph.value} gave NaN or infinity in {name}, in {rows} of {len(array)} rows, in "
-            f"{self.placement.arithmetic.name} on {self.placement.device_name}; "
-            f"use precision='fp32', and run: xclip-deploy verify {self.bundle.path}"
-        )

@@ -64,11 +64,13 @@ class View:
 
     def slots_of(self, rows: Rows) -> Int64Array:
         """Return the slots of existing rows."""
-        return self.slots[np.searchsorted(self.rows, rows)]
+        slots: Int64Array = self.slots[np.searchsorted(self.rows, rows)]
+        return slots
 
     def rows_of(self, slots: Int64Array) -> Rows:
         """Return the rows in slots of :attr:`mask`."""
-        return self.rows[self.places[slots]]
+        rows: Rows = self.rows[self.places[slots]]
+        return rows
 
     def mask_of(self, slots: Int64Array) -> BoolArray:
         """Return a mask that allows some slots alone, bool [num_slots]."""

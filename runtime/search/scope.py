@@ -91,10 +91,13 @@ class Scope:
         return self.rows if self.where is None else self.snapshot.matching(self.where)
 
     def parts(self) -> Iterator[tuple[Rows, VideoFeatures, bool]]:
-        """Yield rows and features, and whether later searches get the same object."""
+        """Yield rows and features, and whether engines should keep them for later searches.
+
+        These get the same object. Of a gallery that is on the GPU, no second copy is kept.
+        """
         held = self.snapshot.held() if self.rows is None else None
         if held is not None and self.where is None:
-            yield *held, True
+            yield *held, self.on_device is None
             return
         if held is None and self.rows is None:
             for part, features in self.snapshot.scan(_SCAN_VIDEOS, self.where):

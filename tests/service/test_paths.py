@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import pytest
 from xclip_deploy.errors import InvalidArgumentError, VideoNotFoundError, VideoReadError
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent
 from xclip_deploy.runtime.indexing import open_sources
+from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.video import FrameSampling, MediaPolicy, VideoReading
 from xclip_deploy.service.errors import Refusal
 from xclip_deploy.service.paths import AllowedRoots
+from xclip_deploy.service.results import results_to_json
 
 
 @pytest.fixture
@@ -208,3 +211,13 @@ def test_over_http(open_service: Callable[..., object], tree: Path) -> None:
     without = open_service()
     answer = without.post("/api/v1/index", json={"paths": ["/etc/passwd"]})  # type: ignore[attr-defined]
     assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("show_paths", [True, False])
+def test_the_reason_of_a_search_shows_no_folder(show_paths: bool) -> None:
+    """Where a bundle lacks scan kernels, the reason names it."""
+    lacks = "bundle /secret/place/xclip-bundle has no scan kernels for GPUs"
+    results = SearchResults((), "exact", 0, 3, f"asked for; not resident on cuda:0: {lacks}")
+    content = json.loads(results_to_json(results, show_paths=show_paths))
+    assert ("/secret" in content["reason"]) == show_paths
+    assert "xclip-bundle has no scan kernels" in content["reason"]

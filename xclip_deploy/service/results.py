@@ -43,7 +43,10 @@ def results_to_json(
     that clients see.
     """
     known = other_ids or {}
-    note = results.note if show_paths else redacted(results.note)
+    # A reason may name the bundle that lacks what a GPU needs.
+    note, reason = results.note, results.reason
+    if not show_paths:
+        note, reason = redacted(note), redacted(reason)
     said = list(warnings)
     if results.is_truncated:
         said.append(cut_warning(results.truncated_tokens))
@@ -53,7 +56,7 @@ def results_to_json(
             "method": results.method,
             "num_scored": results.num_scored,
             "num_videos": results.num_videos,
-            "reason": results.reason,
+            "reason": reason,
             "truncated_tokens": results.truncated_tokens,
             "num_segments": results.num_segments,
             "note": note,

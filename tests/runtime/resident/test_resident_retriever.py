@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import runner
 from gallery_samples import unit
 
 from stand_in_device import Device
@@ -84,3 +85,40 @@ def test_a_retriever(device: Device, with_kernels: Bundle) -> None:
     assert device.used_bytes == 0
     with pytest.raises(ClosedError):
         resident.search(TEXT)
+
+
+def test_the_command_line(
+    device: Device, with_kernels: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A search says where the gallery is; what cannot be had is refused."""
+    run, gallery = runner(capfd), tmp_path / "gallery"
+    with Retriever(with_kernels, gallery, create=True, device="cpu") as retriever:
+        retriever.add_features(*samples(with_kernels))
+    places = ("--bundle", with_kernels.path, "--gallery", gallery, "-k", 3)
+    outcome = run("search", TEXT, *places, "--resident-gallery", "yes", "--exact")
+    assert outcome.status == 0
+    assert "exact: 40 of 40 videos scored; asked for; resident on cuda:0" in outcome.out
+    (found,) = run("search", TEXT, *places, "--device", "cpu", "--json").json()
+    assert "resident" not in found["reason"]
+    outcome = run("search", TEXT, *places, "--resident-gallery", "yes", "--device", "cpu")
+    assert outcome.status != 0
+    assert "resident_gallery is True with device 'cpu'" in outcome.err
+    outcome = run(
+        "search", TEXT, *places, "--resident-gallery", "yes", "--gallery-memory-gb", "0.000001"
+    )
+    assert outcome.status == 9
+    assert "a gallery of 40 rows needs" in outcome.err
+    assert device.used_bytes == 0
+
+
+def test_a_bundle_without_kernels_on_the_command_line(
+    device: Device, bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gallery = tmp_path / "gallery"
+    with Retriever(bundle, gallery, create=True, device="cpu") as retriever:
+        retriever.add_features(*samples(bundle))
+    places = ("--bundle", bundle.path, "--gallery", gallery)
+    outcome = runner(capfd)("search", TEXT, *places, "--resident-gallery", "yes")
+    assert outcome.status == 9
+    assert "has no scan kernels for GPUs; run: xclip-deploy build-scan" in outcome.err
+    assert device.used_bytes == 0
