@@ -41,7 +41,7 @@ from documented_inputs import write_inputs
 
 write_inputs(Path())
 END
-passed "a checkpoint and nine videos written"
+passed "a checkpoint and eight videos written"
 xclip-deploy export ckpt.pt > export.txt
 passed "xclip-deploy export ckpt.pt"
 xclip-deploy index videos/
