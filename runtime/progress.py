@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _RATE_OVER_S = 30.0
 _LINE_EVERY_S = 10.0
-_PATIENCE_S = 0.4
+_PATIENCE_S = 0.3
 """Seconds that a wait may take before it is named."""
 
 
