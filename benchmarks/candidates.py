@@ -123,6 +123,7 @@ def _figure(result: dict[str, Any]) -> Figure:
     axes.set_xticks(x)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.minorticks_off()
+    axes.tick_params(axis="x", rotation=45)
     axes.set_title(f"Two stages against exact, {result['videos']:,} videos")
     axes.grid(alpha=0.3)
     axes.legend()

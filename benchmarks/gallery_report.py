@@ -102,6 +102,7 @@ def _figure(results: Sequence[Result]) -> Figure:
     recall.set_xticks([point["candidates"] for point in results[0]["curve"]])
     recall.xaxis.set_major_formatter(ScalarFormatter())
     recall.minorticks_off()
+    recall.tick_params(axis="x", rotation=45)
     recall.set_title("Recall@10 of two stages with index")
     for axes in (latency, memory, recall):
         axes.grid(alpha=0.3)

@@ -233,7 +233,7 @@ def draw_moments(result: dict[str, Any], path: Path) -> None:
 def _figure(result: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained")
     recall, suppression, cost = figure.subplots(1, 3)
     plain = [point for point in result["points"] if point["kind"] == "windows"]
     main = [point for point in plain if point["nms"] == MAIN_NMS]
@@ -250,7 +250,13 @@ def _figure(result: dict[str, Any]) -> Figure:
         )
         for point in line:
             at = (point["bytes"] / 1e6 / result["hours"], point["r1"])
-            cost.annotate(f"{point['window_s']:g}/{point['stride_s']:g} s", at, fontsize=8)
+            cost.annotate(
+                f"{point['window_s']:g}/{point['stride_s']:g} s",
+                at,
+                (4, 4),
+                fontsize=8,
+                textcoords="offset points",
+            )
     shots = [point for point in result["points"] if point["kind"] == "shots"]
     if shots:
         x = [point["window_s"] for point in shots]
@@ -273,7 +279,7 @@ def _figure(result: dict[str, Any]) -> Figure:
     cost.set(xlabel="embeddings, MB an hour", ylabel="R@1, percent", title="storage")
     for axes in (recall, suppression, cost):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return figure
 
 

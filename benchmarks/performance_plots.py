@@ -51,7 +51,8 @@ def _figure(run: Run) -> Figure:
     for axes in (throughput, latency, stages, roofline):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
+            beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            axes.legend(fontsize=7, **(beside if axes is roofline else {}))
     return figure
 
 
@@ -100,18 +101,25 @@ def _roofline(axes: Axes, run: Run) -> None:
             continue
         roof = np.minimum(peak, intensities * copied)
         axes.plot(intensities, roof / 1e9, label=f"{name.upper()}: {peak / 1e9:.0f} GFLOP/s")
+    colours: dict[str, str] = {}
     for task, mark in _MARKS.items():
-        group = [series for series in run.find(task) if series.flops and series.traffic_bytes]
-        for number, series in enumerate(group):
-            assert series.flops
-            assert series.traffic_bytes
-            x = series.flops / series.traffic_bytes
-            y = series.flops / series.quartiles.median / 1e9
-            colour = "grey" if series.is_yardstick else "C0"
-            label = task if number == 0 else None
-            axes.plot([x], [y], mark, color=colour, markersize=4, label=label)
-            note = f"{series.contender}, {series.size:g}"
-            axes.annotate(note, (x, y), fontsize=5, xytext=(3, 0), textcoords="offset points")
+        for name, group in _by_contender(run.find(task)):
+            points = [
+                (series.flops / series.traffic_bytes, series.flops / series.quartiles.median / 1e9)
+                for series in group
+                if series.flops and series.traffic_bytes
+            ]
+            if not points:
+                continue
+            colour = colours.setdefault(name, f"C{len(colours) + 2}")
+            fill = "none" if group[0].is_yardstick else colour
+            # The line joins sizes of runs, of which the smallest is at the left.
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, f"{mark}-", color=colour, mfc=fill, linewidth=0.6, markersize=5)
+    for name, colour in colours.items():
+        axes.plot([], [], "-", color=colour, linewidth=3, label=name)
+    for task, mark in _MARKS.items():
+        axes.plot([], [], mark, color="tab:grey", mfc="none", markersize=5, label=task)
 
 
 def _by_contender(series: list[Series]) -> list[tuple[str, list[Series]]]:

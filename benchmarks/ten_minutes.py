@@ -106,8 +106,9 @@ def draw(question: str, bundle: Path, work: Path, path: Path) -> None:
     program = Path(sys.executable).parent / "xclip-deploy"
     command = [str(program), "search", question, "-k", "5", "--group", "moment"]
     command += ["--bundle", str(bundle.resolve()), "--gallery", "windows"]
-    command += ["--picture", str(path.resolve())]
-    subprocess.run(command, cwd=work, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    for theme, file in (("light", path), ("dark", path.with_stem(f"{path.stem}-dark"))):
+        drawing = ["--picture", str(file.resolve()), "--theme", theme]
+        subprocess.run([*command, *drawing], cwd=work, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
 
 
 def table(result: dict[str, Any]) -> str:

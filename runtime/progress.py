@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xclip_deploy.runtime.presentation import printable, time_text
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _RATE_OVER_S = 30.0
 _LINE_EVERY_S = 10.0
-_PATIENCE_S = 0.4
+_PATIENCE_S = 0.3
 """Seconds that a wait may take before it is named."""
 
 
@@ -187,20 +187,19 @@ def _bar() -> Iterator[ProgressFunction]:
             line.name(progress.note)
             return
         line.end()
-        if not tasks:  # with nothing to do, no bar appears
-            bars.start()
-            tasks.append(
-                bars.add_task("indexing", total=progress.total, failed=0, pace="", note="")
-            )
         pace.note(progress.done)
-        bars.update(
-            tasks[0],
-            completed=progress.done,
-            total=progress.total,
-            failed=progress.failed,
-            pace=pace.describe(_left(progress)),
-            note=printable(progress.note),
-        )
+        state: dict[str, Any] = {
+            "completed": progress.done,
+            "total": progress.total,
+            "failed": progress.failed,
+            "pace": pace.describe(_left(progress)),
+            "note": printable(progress.note),
+        }
+        if tasks:
+            bars.update(tasks[0], **state)
+        else:  # with nothing to do, no bar appears
+            tasks.append(bars.add_task("indexing", **state))
+            bars.start()
 
     try:
         yield report

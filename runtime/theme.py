@@ -55,7 +55,7 @@ class Palette:
 
     def settings(self, families: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - matplotlib has a type
         """Return matplotlib's settings for this theme. ``families``: fonts, or its own."""
-        from matplotlib import cycler
+        from cycler import cycler
 
         fonts = {"font.family": list(families)} if families else {}
         return {

@@ -111,6 +111,7 @@ SCHEMAS = schemas()
 def place(bundle_path: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("json")
     (place / "xclip-bundle").symlink_to(bundle_path)
+    shutil.copytree(bundle_path, place / "own-bundle")
     shutil.copy(clips / "mdn_frog.webm", place / "frog.webm")
     shutil.copy(clips / "intel_asl_walk.mkv", place / "walk.mkv")
     (place / "captions.jsonl").write_text(
@@ -166,12 +167,17 @@ CALLS = {
 <<<<<<< HEAD
     "train": ["train", "-o", "run", *(word for name, value in SETTINGS.items()
                                       for word in ("--set", f"{name}={json.dumps(value)}"))],
+<<<<<<< HEAD
     "export": ["export", "run/last.pt", "-o", "small"],
     "build-trt --dry-run": ["build-trt", "small", "--dry-run", "--flavor", "rtx"],
     "build-trt": ["build-trt", "small", *SIZES],
 =======
     "shards": ["shards", "sharded"],
 >>>>>>> u-u7
+=======
+    "build-trt --dry-run": ["build-trt", "own-bundle", "--dry-run", "--flavor", "rtx"],
+    "build-trt": ["build-trt", "own-bundle", *SIZES],
+>>>>>>> u-u3
 }  # fmt: skip
 OPEN = {"export-triton"}
 """Commands of which the page lists the main keys alone, and says so."""
@@ -190,6 +196,13 @@ def test_what_commands_print_is_documented(run: Run) -> None:
         if name in OPEN:
             faults = [fault for fault in faults if "is not documented" not in fault]
         assert faults == []
+
+
+@pytest.mark.slow
+def test_what_export_prints_is_documented(run: Run, checkpoint_path: Path) -> None:
+    outcome = run("export", checkpoint_path, "-o", "exported", "--json")
+    assert outcome.status == 0
+    assert check(outcome.json(), SCHEMAS["export"], "export") == []
 
 
 def test_what_serve_prints_is_documented(place: Path) -> None:
@@ -219,7 +232,7 @@ def test_every_command_has_a_section() -> None:
             assert name in names
     for name in gallery_group.list_commands(None):  # type: ignore[arg-type]
         assert f"gallery {name}" in names
-    assert names == {*CALLS, "serve"}
+    assert names == {*CALLS, "export", "serve"}
 
 
 def test_the_comparison_finds_what_differs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shutil
@@ -16,9 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from xclip_deploy import Retriever
+from xclip_deploy import Bundle, Retriever
 from xclip_deploy.cli import main
+from xclip_deploy.cli.export import print_export
 from xclip_deploy.cli.table import Column, fitted_widths, shortened
+from xclip_deploy.export.exporter import ExportResult
+from xclip_deploy.runtime.progress import LOOKING, READING_FIRST, WaitLine
 
 COLUMNS = 80
 LONG = "a folder with a rather long name that nobody shortens/日本語の長いフォルダ名前がここにある"
@@ -31,8 +35,10 @@ QUERY = "a red square moves right 赤い四角 " * 6
 
 
 @contextmanager
-def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> Iterator[list[str]]:
-    """Make standard output a terminal; the list has what it shows once the block ends."""
+def terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS, stream_name: str = "stdout"
+) -> Iterator[list[str]]:
+    """Make a standard stream a terminal; the list has what it shows once the block ends."""
     ours, theirs = pty.openpty()
     screen = bytearray()
 
@@ -51,7 +57,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> Iterato
         patch.setenv("NO_COLOR", "1")
         try:
             with os.fdopen(theirs, "w", encoding="utf-8") as stream:
-                patch.setattr(sys, "stdout", stream)
+                patch.setattr(sys, stream_name, stream)
                 yield shown
         finally:
             reader.join(timeout=60)
@@ -90,7 +96,18 @@ def place(bundle_path: Path, clips: Path, tmp_path_factory: pytest.TempPathFacto
         notes = {"note": "a note of more than a few words, 長いメモ"}
         retriever.add(files, metadata=notes, segment="2s", stride="1s")
         retriever.save(place / "xclip-gallery")
+    lines = [
+        {"file": name, "caption": text, "start_s": 0.5, "end_s": 1.5}
+        for name, text in zip(NAMES, ("a square", "a man", "a frog"), strict=True)
+    ]
+    (place / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.copytree(bundle_path, place / "own-bundle")
     return place
+
+
+DATASET = ["--dataset", "folder", "--annotations", "captions.jsonl", "--videos", LONG]
+SIZES = ["--video-batch", "1:2:4", "--text-batch", "1:2:4", "--scored-texts", "1:2:4",
+         "--scored-videos", "1:4:8", "--flavor", "rtx"]  # fmt: skip
 
 
 SHOWN = {
@@ -103,24 +120,87 @@ SHOWN = {
     "gallery remove": ["gallery", "remove", "--where", "duration_s > 0", "--dry-run"],
     "inspect": ["inspect"],
     "export-triton": ["export-triton", "-o", "triton"],
+    "gallery show": ["gallery", "show", "frog.webm"],
+    "gallery stats": ["gallery", "stats"],
+    "gallery verify": ["gallery", "verify"],
+    "gallery optimize": ["gallery", "optimize"],
+    "index": ["index", LONG, "--gallery", "new-gallery"],
+    "index again": ["index", LONG],
+    "cut": ["cut", f"{LONG}/frog.webm", "--from", "0", "--to", "0.5", "-o", "cut.mp4"],
+    "evaluate": ["evaluate", "xclip-bundle", *DATASET, "--dual-softmax"],
+    "evaluate moments": ["evaluate", "xclip-bundle", *DATASET, "--task", "moments"],
+    "build-trt": ["build-trt", "own-bundle", *SIZES],
+    "build-trt --dry-run": ["build-trt", "own-bundle", "--dry-run", "--flavor", "rtx"],
     "verify": ["verify", "-o", "verification", "--no-report"],
     "bench": ["bench", "--seconds", "0.01", "--rounds", "1", "--warmup", "0",
               "--video-batches", "1", "--text-batches", "1", "--scored-videos", "10"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", SHOWN.values(), ids=SHOWN)
+SENTENCES = {"gallery show", "gallery stats", "gallery verify", "gallery optimize", "index",
+             "index again", "cut", "build-trt --dry-run"}  # fmt: skip
+"""Commands that print lines and no table."""
+WAITS = {
+    "search": ["loading the model and opening the gallery", "searching"],
+    "explain": ["loading the model and opening the gallery", "searching and explaining",
+                "drawing the picture"],
+    "gallery verify": ["opening the gallery", "looking at the files"],
+    "index": ["loading the model and opening the gallery", LOOKING, READING_FIRST],
+    "cut": ["cutting"],
+    "evaluate": ["reading the annotations and looking for the videos", "loading the model",
+                 READING_FIRST],
+    "evaluate moments": ["reading the annotations and looking for the videos",
+                         "loading the model and opening the gallery", LOOKING, READING_FIRST,
+                         "searching for the first captions"],
+    "build-trt": ["loading TensorRT"],
+    "build-trt --dry-run": ["loading TensorRT and parsing the graphs"],
+    "export-triton": ["writing the models"],
+    "verify": ["reading the captions and looking for the videos", "loading the graphs",
+               READING_FIRST],
+    "bench": ["loading the libraries"],
+}  # fmt: skip
+"""What commands name while they do not count yet."""
+
+
+@pytest.mark.parametrize(("name", "words"), SHOWN.items(), ids=SHOWN)
 def test_every_table_fits_the_terminal(
-    words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name.startswith("build-trt"):
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    named: list[str] = []
+
+    def note(line: WaitLine, what: str) -> None:
+        named.append(what)
+        name_wait(line, what)
+
+    name_wait = WaitLine.name
+    monkeypatch.setattr(WaitLine, "name", note)
     monkeypatch.chdir(place)
-    with terminal(monkeypatch) as lines, pytest.raises(SystemExit) as ended:
+    with (
+        terminal(monkeypatch, stream_name="stderr") as messages,
+        terminal(monkeypatch) as lines,
+        pytest.raises(SystemExit) as ended,
+    ):
         main(words)
-    assert ended.value.code == 0, lines
-    rows = table_lines(lines)
-    assert len(rows) >= 3, lines
-    assert [line for line in rows if cell_len(line) > COLUMNS] == []
+    assert ended.value.code == 0, (lines, messages)
+    rows = [line for line in lines if line] if name in SENTENCES else table_lines(lines)
+    assert len(rows) >= (1 if name in SENTENCES else 3), lines
+    if name not in SENTENCES:
+        assert [line for line in rows if cell_len(line) > COLUMNS] == []
     assert max(map(cell_len, rows)) > 20
+    assert named == WAITS.get(name, named)
+
+
+def test_the_tables_of_an_export_fit_the_terminal(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = ExportResult(bundle, bundle.manifest.parity, bundle.manifest.provenance.notes)
+    with terminal(monkeypatch) as lines:
+        print_export(result)
+    rows = table_lines(lines)
+    assert len(rows) > 20
+    assert [line for line in rows if cell_len(line) > COLUMNS] == []
 
 
 def test_a_pipe_gets_names_whole(

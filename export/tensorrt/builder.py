@@ -181,7 +181,7 @@ def build_engines(
                 report(1.0, "done")
             engine_set = EngineSet(**asked, self_tested=False, created_utc=_now(), engines=engines)
             _write_sidecar(directory, engine_set)
-            if self_test is not None and progress is not None:
+            if self_test is not None and progress is not None and first_gpu() is not None:
                 progress(Progress.waiting("building", "running the new engines"))
             if self_test is not None and self_test(bundle, directory, engine_set):
                 engine_set = engine_set.model_copy(update={"self_tested": True})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _GREY = "#888888"
 """Colour of lines beside the data, which shows on light and dark pages."""
 MOST_POINTS = 20_000
-_STYLE: Mapping[str, Any] = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.labelsize": 9,
     "axes.spines.top": False,

@@ -93,6 +93,7 @@ def _draw_bars(benchmark: Benchmark, found: list[Measurement], axes: Any, what: 
         bars = axes.bar([position], [height], width * 0.9, color=color, label=label)
         axes.bar_label(bars, fmt=readable, fontsize=8)
     axes.margins(y=0.15)
+    axes.yaxis.set_major_formatter("{x:,g}")
 
 
 def _placed(

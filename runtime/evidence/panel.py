@@ -41,7 +41,10 @@ class Panel:
         frames: VideoFrames | None,
         notes: Sequence[str],
         palette: Palette,
+        name: str = "",
     ) -> None:
+        """Lay out the panel. ``name``: heading for the video; by default its path or id."""
+        self._name = name or explanation.path or explanation.video_id
         self.explanation = explanation
         self.frames = frames
         self.palette = palette
@@ -125,9 +128,7 @@ class Panel:
     def _draw_grains(self, axes: Any, width: float) -> None:  # noqa: ANN401
         explanation = self.explanation
         points = explanation.points
-        name = middle_cut(
-            explanation.path or explanation.video_id, int((width - _LABELS) * 10) - 16
-        )
+        name = middle_cut(self._name, int((width - _LABELS) * 10) - 16)
         axes.set_title(
             f"{name}: score {explanation.score:.2f}", loc="left", fontsize=9.5, parse_math=False
         )

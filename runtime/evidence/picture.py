@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,8 @@ def draw_explanation(
     texts = [title, *(text for part in parts for text in _texts(part)), *filter(None, notes)]
     lettering = lettering_for(texts)
     panels = [
-        Panel(part, seen, [*([note] if note else []), *lettering.notes], palette)
-        for part, seen, note in zip(parts, frames, notes, strict=True)
+        Panel(part, seen, [*([note] if note else []), *lettering.notes], palette, name)
+        for part, seen, note, name in zip(parts, frames, notes, _names(parts), strict=True)
     ]
     width = max(panel.width for panel in panels)
     lines = wrapped(title, int(width * 10.5), 4) if title else []
@@ -90,6 +90,13 @@ def _share_scale(charts: Sequence[Any], is_upright: bool) -> None:
     limits = min(low for low, _ in ends), max(high for _, high in ends)
     for chart in charts:
         (chart.set_ylim if is_upright else chart.set_xlim)(limits)
+
+
+def _names(parts: Sequence[Explanation]) -> list[str]:
+    """Return file names; whole paths or ids where two videos have the same one."""
+    whole = [part.path or part.video_id for part in parts]
+    short = [PurePath(name).name or name for name in whole]
+    return short if len(set(short)) == len(short) else whole
 
 
 def _texts(explanation: Explanation) -> list[str]:

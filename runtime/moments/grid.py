@@ -26,6 +26,7 @@ _TEXT = 0.48
 _GAP = 0.18
 _MARGIN = 0.2
 _HEAD = 0.5
+_NOTE = 0.25
 _DPI = 110
 _TITLE, _SUBTITLE = 10.0, 8.5  # points
 MAX_CELLS = 400
@@ -100,8 +101,10 @@ def plot_results(
     width = 2 * _MARGIN + wide * _WIDTH + (wide - 1) * _GAP
     height = 2 * _MARGIN + head + down * (_PICTURE + _TEXT) + (down - 1) * _GAP
     texts = [title, *(text for cell in cells for text in (cell.title, cell.subtitle))]
-    with drawing_in(theme, lettering_for(texts).families) as palette, warnings.catch_warnings():
-        # Letters that no installed font has are drawn as boxes.
+    lettering = lettering_for(texts)
+    height += _NOTE * len(lettering.notes)
+    with drawing_in(theme, lettering.families) as palette, warnings.catch_warnings():
+        # Letters that no installed font has are boxes, of which a note tells.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure = Figure(figsize=(width, height), dpi=_DPI)
         canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
@@ -113,6 +116,9 @@ def plot_results(
             left = _MARGIN + column * (_WIDTH + _GAP)
             top = _MARGIN + head + row * (_PICTURE + _TEXT + _GAP)
             page.draw(cell, left, top)
+        for number, note in enumerate(reversed(lettering.notes)):
+            bottom = height - _MARGIN - number * _NOTE
+            page.write(_MARGIN, bottom, note, width - 2 * _MARGIN, _SUBTITLE, color=palette.quiet)
         try:
             with replaced_file(Path(path)) as partial:
                 canvas.print_png(str(partial))
@@ -147,7 +153,8 @@ class _Page:
 
         axes = self._figure.add_axes(place)
         axes.set_axis_off()
-        axes.add_patch(Rectangle((0, 0), 16, 9, color=self._palette.empty, linewidth=0))
+        box = Rectangle((0, 0), 16, 9, color=self._palette.empty, linewidth=0, zorder=-1)
+        axes.add_patch(box)
         if cell.rgb is not None:
             # Pictures of other proportions stand in the middle of the box.
             height, width = cell.rgb.shape[:2]

@@ -26,7 +26,7 @@ def test_the_readme_is_short() -> None:
 def test_sentences_of_the_readme_are_short() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     prose = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.S)
-    lines = [line for line in prose.splitlines() if line and not re.match(r"[#|!-]", line)]
+    lines = [line for line in prose.splitlines() if line and not re.match(r"[#|!<-]", line)]
     for sentence in re.split(r"(?<=[.:;])\s|<br>", "\n".join(lines)):
         words = re.sub(r"\]\([^)]*\)|`[^`]*`", " x ", sentence).split()
         assert len(words) <= 20, sentence

@@ -33,6 +33,7 @@ from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
 from xclip_deploy.runtime.progress import Progress
 from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
+from xclip_deploy.runtime.theme import PALETTES, Theme
 
 FP32 = SessionOptions(device="cpu", precision="fp32", threads=1)
 FP16 = SessionOptions(device="cpu", precision="fp16", threads=1)
@@ -306,14 +307,15 @@ def test_no_sessions(bundle: Bundle) -> None:
 # The picture
 
 
-def test_the_picture(result: Benchmark, tmp_path: Path) -> None:
-    draw_benchmark(result, tmp_path / "bench.png")
+@pytest.mark.parametrize("theme", PALETTES)
+def test_the_picture(result: Benchmark, tmp_path: Path, theme: Theme) -> None:
+    draw_benchmark(result, tmp_path / "bench.png", theme)
     with Image.open(tmp_path / "bench.png") as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    # Bars of both sessions, in matplotlib's first two colours.
-    for color in ((31, 119, 180), (255, 127, 14)):
-        assert (pixels == color).all(axis=1).sum() > 1000
+    # Bars of both sessions, in the first two colours of the theme.
+    for color in PALETTES[theme].series[:2]:
+        assert (pixels == list(bytes.fromhex(color[1:]))).all(axis=1).sum() > 1000
 
 
 def test_a_picture_of_a_session_that_failed(result: Benchmark, tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
+from xclip_deploy.runtime import progress as progress_module
 from xclip_deploy.runtime.progress import (
+    LOOKING,
     Pace,
     Progress,
     ProgressLines,
+    WaitLine,
     progress_function,
     video_progress,
 )
@@ -104,3 +108,55 @@ def test_nothing_to_do_draws_nothing(
     with video_progress():
         pass
     assert capfd.readouterr().err == ""
+
+
+def test_counts_keep_their_room_beside_long_names(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    with video_progress() as report:
+        report(Progress("videos", 1234, 5678, failed=12, note="a long name of a video " * 9))
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().err)
+    lines = re.split(r"[\r\n]+", shown.strip())
+    assert all("1234/5678 videos" in line for line in lines)
+    assert all("12 failed" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_wait_is_named_until_there_is_something_to_count(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(progress_module, "_PATIENCE_S", 0.01)
+    shown = ""
+    with video_progress() as report:
+        report(Progress.waiting("videos", LOOKING))
+        end_s = time.monotonic() + 20
+        while LOOKING not in shown and time.monotonic() < end_s:
+            shown += capfd.readouterr().err
+        report(Progress.waiting("videos", "the next wait"))
+        shown += capfd.readouterr().err
+        assert f"{LOOKING} …" in shown
+        assert shown.endswith("the next wait …\r")  # at once, as a line is shown already
+        report(Progress("videos", 1, 3))
+    assert capfd.readouterr().err.startswith("\r\x1b[2K")
+
+
+def test_short_waits_and_pipes_show_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = WaitLine()
+    monkeypatch.setattr(progress_module, "_PATIENCE_S", 0.0)
+    line.name("into a pipe")
+    time.sleep(0.05)
+    line.end()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(progress_module, "_PATIENCE_S", 60.0)
+    line.name("a short wait")
+    line.end()
+    line.end()
+    lines = ProgressLines(lambda: 0.0)
+    lines.report(Progress.waiting("videos", LOOKING))
+    lines.finish()
+    assert capfd.readouterr() == ("", "")

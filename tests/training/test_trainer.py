@@ -107,6 +107,7 @@ def test_a_run_leaves_everything(uninterrupted: Path) -> None:
     assert names == {
         "best.pt",
         "config.json",
+        "curves-dark.png",
         "curves.png",
         "last.pt",
         "log.jsonl",

@@ -177,9 +177,6 @@ def command(
     caption, and measures whether the seconds found are those annotated. --gallery, --segment,
     --stride, -k and --predictions are for this task alone.
     """
-    import xclip_deploy
-    from xclip_deploy.runtime.datasets import open_dataset
-
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         # Check this before hours of encoding.
         raise click.UsageError(f"--output {output}: expected a file in a folder that is there")
@@ -211,6 +208,9 @@ def command(
         )
         return
     with waiting("reading the annotations and looking for the videos"):
+        import xclip_deploy
+        from xclip_deploy.runtime.datasets import open_dataset
+
         opened = open_dataset(
             dataset, split, annotations, videos, max_missing_share=max_missing_share
         )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from xclip_deploy.cli.display import print_graph_sizes, print_json, print_parity, say
 from xclip_deploy.cli.options import Choice, Command, PathArgument, json_option, weights_option
 from xclip_deploy.cli.progress import step_progress
+
+if TYPE_CHECKING:
+    from xclip_deploy.export.exporter import ExportResult
 
 
 @click.command("export", cls=Command)
@@ -155,7 +159,12 @@ def command(
         raise
     if as_json:
         print_json(result.bundle.manifest.model_dump(mode="json"))
-        return
+    else:
+        print_export(result)
+
+
+def print_export(result: ExportResult) -> None:
+    """Print how far the graphs are from PyTorch, their sizes, and the next command."""
     print_parity(result.parity)
     say()
     print_graph_sizes(result.bundle.manifest)

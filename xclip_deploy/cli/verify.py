@@ -127,10 +127,10 @@ def command(
     the tolerances of the bundle. The certificate is written either way; the exit status is 13
     if anything is out of tolerance.
     """
-    import xclip_deploy
-    from xclip_deploy.export.verification.certificate import CERTIFICATE_DIRECTORY
-
     with waiting("reading the captions and looking for the videos"):
+        import xclip_deploy
+        from xclip_deploy.export.verification.certificate import CERTIFICATE_DIRECTORY
+
         shown = _inputs(videos, captions, dataset, annotations, split, max_missing_share)
     with counting_progress("loading the graphs") as progress:
         certificate = xclip_deploy.verify_bundle(

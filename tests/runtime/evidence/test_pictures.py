@@ -1,8 +1,4 @@
-"""Pictures of explanations, compared with small ones in ``golden/`` beside this file.
-
-A picture that is meant to change is written anew by ``python -m pytest --regenerate-pictures``
-on this file; look at it before it is committed.
-"""
+"""Pictures of explanations, compared with small ones in ``golden/`` beside this file."""
 
 from __future__ import annotations
 
@@ -10,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from compared_pictures import ALLOWED, assert_as_before, difference, opened
 from drawn_explanations import coloured_frames, explanation
 from PIL import Image
 
@@ -37,42 +33,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "path": "/srv/archive/" + "a folder with a long name/" * 6 + "video.mp4",
     },
 }
-_WIDTH = 320
-"""Width of the compared pictures: letters are blurred, places and colours stay."""
-_ALLOWED = 2.5
-"""Largest mean difference of the worst tile, of 255 grey levels. Font hinting gives about 1."""
-_TILE = 20
 
 
-def drawn(shape: dict[str, Any], path: Path, theme: Theme = "light") -> Image.Image:
+def draw(shape: dict[str, Any], path: Path, theme: Theme = "light") -> None:
     found = explanation(**shape)
     valid = sum(frame.time_s is not None for frame in found.frames)
     draw_explanation(found, path, [coloured_frames(valid)], theme=theme)
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def reduced(image: Image.Image) -> Image.Image:
-    height = round(image.height * _WIDTH / image.width)
-    return image.convert("RGB").resize((_WIDTH, height), Image.Resampling.BOX)
-
-
-def difference(one: Image.Image, other: Image.Image) -> float:
-    """Return the largest mean difference of a tile, of slightly blurred pictures."""
-    if one.size != other.size:
-        return 255.0
-    pictures: list[npt.NDArray[np.float64]] = []
-    for image in (one, other):
-        half = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-        pictures.append(np.asarray(half, np.float64))
-    apart = np.abs(pictures[0] - pictures[1]).mean(axis=2)
-    side = _TILE // 2
-    tiles = [
-        apart[top : top + side, left : left + side].mean()
-        for top in range(0, apart.shape[0], side)
-        for left in range(0, apart.shape[1], side)
-    ]
-    return float(max(tiles))
 
 
 @pytest.mark.parametrize(
@@ -83,28 +49,22 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 def test_pictures_look_as_before(
     name: str, theme: Theme, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    found = reduced(drawn(SHAPES[name], tmp_path / "a.png", theme))
+    draw(SHAPES[name], tmp_path / "a.png", theme)
+    regenerate = request.config.getoption("--regenerate-pictures")
     golden = GOLDEN / f"{name}-{theme}.png"
-    if request.config.getoption("--regenerate-pictures"):
-        GOLDEN.mkdir(exist_ok=True)
-        found.save(golden, optimize=True)
-    with Image.open(golden) as before:
-        expected = before.convert("RGB")
-    assert difference(found, expected) <= _ALLOWED, f"look at {golden} and at {tmp_path / 'a.png'}"
+    assert_as_before(tmp_path / "a.png", golden, regenerate=regenerate)
 
 
 def test_a_change_is_seen() -> None:
     """The comparison fails for what a reader would notice, and for nothing less."""
-    with Image.open(GOLDEN / "four-grains-12-frames-light.png") as image:
-        golden = image.convert("RGB")
+    golden = opened(GOLDEN / "four-grains-12-frames-light.png")
     moved = golden.copy()
     moved.paste(golden.crop((40, 40, 80, 60)), (200, 100))
-    assert difference(golden, moved) > _ALLOWED
-    with Image.open(GOLDEN / "four-grains-12-frames-dark.png") as image:
-        assert difference(golden, image.convert("RGB")) > _ALLOWED
+    assert difference(golden, moved) > ALLOWED
+    assert difference(golden, opened(GOLDEN / "four-grains-12-frames-dark.png")) > ALLOWED
     noise = np.random.default_rng(0).integers(-2, 3, (golden.height, golden.width, 3))
     noisy = np.clip(np.asarray(golden, np.int64) + noise, 0, 255).astype(np.uint8)
-    assert difference(golden, Image.fromarray(noisy)) < _ALLOWED
+    assert difference(golden, Image.fromarray(noisy)) < ALLOWED
 
 
 def test_a_model_with_one_grain_has_no_charts_of_words() -> None:

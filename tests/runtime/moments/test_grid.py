@@ -11,6 +11,7 @@ from PIL import Image
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.moments import GridCell, plot_results
 from xclip_deploy.runtime.moments.grid import MAX_CELLS
+from xclip_deploy.runtime.theme import PALETTES, Theme
 
 pytest.importorskip("matplotlib", reason="the extra plot is not installed")
 WHITE = 255
@@ -60,11 +61,12 @@ def test_long_names_stay_in_their_cells(tmp_path: Path) -> None:
     assert (pixels[-15:] == WHITE).all()
 
 
-def test_a_file_that_is_gone_is_a_grey_box(tmp_path: Path) -> None:
-    plot_results([GridCell(None, "1", "x.mp4", "the file is gone")], tmp_path / "g.png")
-    plot_results([GridCell(None, "1", "x.mp4", "")], tmp_path / "h.png")
+@pytest.mark.parametrize("theme", PALETTES)
+def test_a_file_that_is_gone_is_a_grey_box(tmp_path: Path, theme: Theme) -> None:
+    for reason, name in (("the file is gone", "g.png"), ("", "h.png")):
+        plot_results([GridCell(None, "1", "x.mp4", reason)], tmp_path / name, theme=theme)
     with_reason, without = read(tmp_path / "g.png"), read(tmp_path / "h.png")
-    assert (without[100, 150] == 225).all()
+    assert bytes(without[100, 150]) == bytes.fromhex(PALETTES[theme].empty[1:])
     assert (with_reason[60:140] != without[60:140]).any()
 
 

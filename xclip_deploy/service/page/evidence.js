@@ -54,7 +54,7 @@ function verdict({ missing_words: missing, words }) {
     return el("p", { class: "verdict" }, words.length === 1 ? "The word has a part in the score." : "Every word has a part in the score.");
   }
   const names = missing.flatMap((word, n) => [n ? ", " : "", el("strong", {}, `“${word}”`)]);
-  return el("p", { class: "verdict is-missing" }, "Nothing found for ", names, ". Without ", missing.length === 1 ? "it" : "each of them", " the score would be as high or higher.");
+  return el("p", { class: "verdict is-missing" }, missing.length === 1 ? "Without " : "Without any one of ", names, " the score would be as high or higher.");
 }
 
 function map({ words, frames, similarity: values, query }, handle, onTime, readout) {
