@@ -20,8 +20,8 @@ _MOVING = frozenset(
     {"Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 """Types of nodes that move numbers and compute none."""
-_WIDE = frozenset({"Convolution", "Divide", "MVN", "Select", "Subtract"})
-"""Types of nodes that compute in FP32: layer norms, and the first convolution with its pixels."""
+_WIDE = frozenset({"Convolution", "MVN"})
+"""Types of nodes that compute in FP32: layer norms, and the convolution of patches."""
 _MARK = "precise_0"
 """Attribute by which OpenVINO's CPU plugin keeps a node in its own precision. Python can only set
 a text, which counts after the model was written and read."""
