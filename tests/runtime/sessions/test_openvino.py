@@ -6,6 +6,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import pytest
 
 from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.errors import BundleIntegrityError, SessionError
-from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.sessions import SessionOptions, place
 from xclip_deploy.runtime.sessions.openvino import backend as openvino_backend
+from xclip_deploy.runtime.sessions.openvino import session as openvino_session
 from xclip_deploy.runtime.sessions.openvino.backend import why_no_bf16, why_no_openvino
 from xclip_deploy.runtime.sessions.openvino.compiled import CACHE_VARIABLE, CompiledCache
+from xclip_deploy.runtime.sessions.openvino.wide_nodes import narrow_norms, read_marked
 
 SHA = "ab" * 32
 missing = why_no_openvino() or why_no_bf16()
@@ -132,6 +136,66 @@ def test_features_are_those_of_fp32_but_for_rounding(bundle: Bundle, model: Depl
         found_videos.num_frames,
     )
     np.testing.assert_allclose(model.score(found_texts, half).logits, scores.logits, atol=0.2)
+
+
+@runs
+@pytest.mark.parametrize("graph", [Graph.VIDEO_ENCODER, Graph.TEXT_ENCODER])
+def test_sums_between_products_stay_in_fp32(bundle: Bundle, graph: Graph) -> None:
+    import openvino
+
+    path = bundle.graph_path(graph, Precision.FP32)
+    core = openvino.Core()
+    bf16 = {"INFERENCE_PRECISION_HINT": "bf16"}
+    plain = core.compile_model(core.read_model(str(path)), "CPU", bf16)
+    with read_marked(core, path) as model:
+        marked = core.compile_model(model, "CPU", bf16)
+    assert narrow_norms(plain) > 0
+    assert narrow_norms(marked) == 0
+    assert products(marked) == products(plain) == {"bf16"}, "products gain by BF16"
+
+
+def products(compiled: Any) -> set[str]:
+    """Return the precisions in which a compiled graph multiplies by weights."""
+    found = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    return {
+        info["runtimePrecision"].astype(str)
+        for info in found
+        if info["layerType"].astype(str) == "FullyConnected"
+    }
+
+
+@runs
+def test_an_openvino_that_ignores_the_marks(
+    bundle: Bundle, model: DeployedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def read_plain(core: Any, path: Path) -> Iterator[Any]:
+        yield core.read_model(str(path))
+
+    monkeypatch.setattr(openvino_session, "read_marked", read_plain)
+    with pytest.raises(SessionError, match=r"layer norms of text_encoder .* pip install --upgrade"):
+        model.encode_texts(["rain"])
+
+
+@runs
+def test_no_room_for_the_marked_copy(
+    model: DeployedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(SessionError, match=r"OpenVINO cannot load .*none"):
+        model.encode_texts(["rain"])
+
+
+@pytest.mark.parametrize(
+    ("width", "size"),
+    [(768, 256), (512, 256), (1024, 256), (384, 192), (96, 32), (64, 32), (48, 48)],
+)
+def test_channels_that_share_a_scale(bundle: Bundle, width: int, size: int) -> None:
+    manifest = bundle.manifest
+    text = manifest.model.text.model_copy(update={"width": width})
+    config = manifest.model.model_copy(update={"text": text})
+    other = replace(bundle, manifest=manifest.model_copy(update={"model": config}))
+    assert openvino_session._group_size(other, Graph.TEXT_ENCODER) == size
 
 
 @runs
