@@ -96,8 +96,8 @@ def describe(
     if unknown := seen[len(rows) :]:
         times = snapshot.frame_times(np.array(unknown, np.int64))
         times_s.update(zip(unknown, times, strict=True))
-    features = hits.read.of(np.array(seen, np.int64), snapshot)
-    frames = FrameSimilarities(query, seen, features.frame_features, times_s)
+    parts = hits.read.frames(np.array(seen, np.int64), snapshot)
+    frames = FrameSimilarities(query, seen, parts, times_s)
     # Without groups there are no moments.
     described = iter([] if groups is None else _moments(others, groups, frames))
     grains, scores = _grains(hits), hits.scores.tolist()
@@ -169,10 +169,12 @@ def _others(
     for n, number in enumerate(groups.numbers[places].tolist()):
         if number in by_video:
             by_video[number].append(n)
+    starts_s, ends_s = groups.start_s[places].tolist(), groups.end_s[places].tolist()
     found = []
     for own in by_video.values():  # in the order of the hits
-        starts_s, ends_s = groups.start_s[places[own]], groups.end_s[places[own]]
-        kept = first_kept(starts_s.tolist(), ends_s.tolist(), options.overlap, options.per_video)
+        kept = first_kept(
+            [starts_s[n] for n in own], [ends_s[n] for n in own], options.overlap, options.per_video
+        )
         # A video's best moment comes first and is the hit itself.
         found.append([own[n] for n in kept[1:]])
     return found
