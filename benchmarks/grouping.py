@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.files import replace_text, replaced_file
 from xclip_deploy.runtime.gallery import Gallery, Snapshot
 from xclip_deploy.runtime.gallery.records import Rows
-from xclip_deploy.runtime.search import Searcher, SearchOptions
+from xclip_deploy.runtime.results import SearchResults
+from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
 
 RUNS = 3
 """Runs of each search. The fastest counts, so that first reads of a row from disk do not."""
@@ -142,7 +143,7 @@ def in_turns(
         turn = n % len(names)
         for name in names[turn:] + names[:turn]:
             snapshot = snapshots[name]
-            samples = []
+            samples: list[tuple[float, ...]] = []
             for _ in range(RUNS):
                 snapshot.reading_s = 0.0
                 began_s, cpu_s = time.perf_counter(), time.process_time()
@@ -160,14 +161,12 @@ def recall_of(
 ) -> dict[str, float]:
     """Return the recall@10 with and without groups. Refined ranges change no hit."""
     names = ("plain", "grouped")
-    exact = films.exact(
-        {
-            name: lambda queries, name=name: searcher.search(
-                queries, snapshots[name], replace(VARIANTS[name], exact=True)
-            )
-            for name in names
-        }
-    )
+
+    def exactly(name: str) -> Callable[[list[Query]], list[SearchResults]]:
+        options = replace(VARIANTS[name], exact=True)
+        return lambda queries: searcher.search(queries, snapshots[name], options)
+
+    exact = films.exact({name: exactly(name) for name in names})
     queries = films.queries()[:RECALL_QUERIES]
     found = {
         name: [names_of(hits) for hits in searcher.search(queries, snapshots[name], VARIANTS[name])]
