@@ -37,6 +37,8 @@ _BLOCK_PAIRS = 2048
 """Pairs of a block: at 12 frames and 32 words, 3 MiB of similarities."""
 _MOST_VIDEOS = 128
 _MOST_TEXTS = 32
+_ROWS = 16
+"""Videos of a block of several a thread are a multiple of this, so that scores keep their bits."""
 _MAX_REASON = 350
 
 Feeds = dict[str, AnyArray]
@@ -90,10 +92,12 @@ class CpuBlockScorer:
         least = np.full((len(texts), len(videos)), np.inf, dtype=np.float32)
         text_step = min(len(texts), _MOST_TEXTS)
         video_step = min(_MOST_VIDEOS, _BLOCK_PAIRS // text_step)
-        # Every thread gets as many blocks as any other, all of one size. Of 300 videos in blocks of
-        # 128, one of two threads would score 172.
+        # Every thread gets as many blocks as any other, nearly of one size. Of 300 videos in blocks
+        # of 128, one of two threads would score 172.
         rounds = -(-len(videos) // (video_step * self._threads))
-        video_step = -(-len(videos) // (rounds * self._threads))
+        even = -(-len(videos) // (rounds * self._threads))
+        # Products sum the last rows of a block in another order than whole groups of rows.
+        video_step = min(video_step, even if rounds == 1 else -(-even // _ROWS) * _ROWS)
         for rows in slices(len(texts), text_step):
             feeds = self._prepare(texts[rows])
 
