@@ -96,8 +96,9 @@ def parser() -> argparse.ArgumentParser:
         help="options of its export, without --",
     )
     made.add_argument("--before", type=Path, help="clone of other code, to measure beside this")
-    made.add_argument("--sizes", type=int, nargs="+", help="galleries in memory, videos")
+    made.add_argument("--sizes", type=int, nargs="*", help="galleries in memory, videos")
     made.add_argument("--disk-sizes", type=int, nargs="*", help="galleries on disk, videos")
+    made.add_argument("--films", type=Path, help="folder of benchmarks.grouping, to search, too")
     made.add_argument("--rounds", type=int, help="rounds of every comparison, for a quick look")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--toy", action="store_true", help="measure at small sizes")
@@ -123,6 +124,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         clips=options.clips,
         before=options.before,
         sizes=sizes if options.sizes is None else tuple(options.sizes),
+        films=options.films,
         rounds=options.rounds,
         disk_sizes=disk if options.disk_sizes is None else tuple(options.disk_sizes),
     )

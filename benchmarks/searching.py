@@ -1,26 +1,28 @@
 """Measure searches by text features: exact and in two stages, in memory and on disk, by size.
 
 Encoding the text is not part of it; ``encoders`` measures that. Features are synthetic, as in
-``benchmarks.galleries``.
+``benchmarks.galleries``, or of ``benchmarks.films``.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.films import RECALL_QUERIES, FilmGallery, Ungrouped, names_of
 from benchmarks.galleries import BATCH, World, build, read_files, read_queries, recall
 from benchmarks.interleaving import LONG_RUN_S, interleave
-from benchmarks.measured import Part, Series
+from benchmarks.measured import FEWEST, Part, Series
 from benchmarks.roofline import pair_flops
 from benchmarks.scoring import text_features
 from benchmarks.setting import Setting
-from xclip_deploy import DeployedModel
+from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
 from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
@@ -29,6 +31,8 @@ MEMORY, DISK = "search in memory", "search on disk"
 EXACT, TWO_STAGE, SCORING = "exact", "two-stage", "scoring alone"
 _QUERIES = 32
 _LONG_ROUNDS, _SHORT_ROUNDS = 7, 25
+_APART_S = 3.0
+"""Length of an exact search from which it is timed by itself, and few times."""
 
 
 def measure_search(setting: Setting) -> Part:
@@ -46,26 +50,62 @@ def measure_search(setting: Setting) -> Part:
             facts[f"recall@10 of two stages, {size} videos in memory"] = search.recall()
             gallery.close()
         for size in setting.disk_sizes:
-            path = setting.work / f"gallery-{size}"
-            if not (setting.work / f"queries-{size}.npz").is_file():
-                build(setting.work, setting.bundle_path, size)
-            began_s = time.perf_counter()
-            read_files(path)
-            held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            facts[f"files read from disk or cache, bytes/s, {size} videos"] = held / (
-                time.perf_counter() - began_s
+            path, queries_path = (
+                setting.work / f"{name}-{size}" for name in ("gallery", "queries")
             )
-            facts[f"bytes of the files, {size} videos"] = held
-            gallery = Gallery.open(path, setting.bundle.manifest)
-            began_s = time.perf_counter()
-            gallery.warm_up()
-            facts[f"warm_up(), s, {size} videos on disk"] = time.perf_counter() - began_s
-            queries = disk_queries(setting.work / f"queries-{size}.npz")
-            search = Search(searcher, gallery.snapshot(), queries, setting)
-            series += search.measure(DISK, size, pair_flops(setting.config), {})
-            facts[f"recall@10 of two stages, {size} videos on disk"] = search.recall()
-            gallery.close()
+            queries_path = queries_path.with_suffix(".npz")
+            if not queries_path.is_file():
+                build(setting.work, setting.bundle_path, size)
+            with on_disk(path, setting.bundle, size, facts) as gallery:
+                queries = disk_queries(queries_path)
+                search = Search(searcher, gallery.snapshot(), queries, setting)
+                series += search.measure(DISK, size, pair_flops(setting.config), {})
+                facts[f"recall@10 of two stages, {size} videos on disk"] = search.recall()
+    if setting.films is not None:
+        series += measure_films(setting, FilmGallery.found(setting.films), facts)
     return Part("search", tuple(series), facts)
+
+
+def measure_films(
+    setting: Setting, films: FilmGallery, facts: dict[str, float | str]
+) -> list[Series]:
+    """Measure searches of a gallery of films with its own model, each segment as a video."""
+    bundle = films.bundle()
+    with (
+        DeployedModel(bundle) as model,
+        on_disk(films.path, bundle, films.size, facts) as gallery,
+    ):
+        searcher = Searcher(model, bundle.scorer_weights)
+        snapshot, queries = Ungrouped(gallery.snapshot()), films.queries()
+        search = Search(searcher, snapshot, queries, setting)
+        series = search.measure(DISK, films.size, pair_flops(bundle.manifest.model), {})
+        exact = films.exact(
+            {"plain": lambda some: searcher.search(some, snapshot, SearchOptions(exact=True))}
+        )
+        found = search.find(queries[:RECALL_QUERIES], exact=False)
+        facts[f"recall@10 of two stages, {films.size} videos on disk"] = recall(
+            found, exact["plain"]
+        )
+    return series
+
+
+@contextmanager
+def on_disk(
+    path: Path, bundle: Bundle, size: int, facts: dict[str, float | str]
+) -> Iterator[Gallery]:
+    """Open and warm up a gallery whose files the system's cache holds as far as it can."""
+    began_s = time.perf_counter()
+    read_files(path)
+    held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    facts[f"files read from disk or cache, bytes/s, {size} videos"] = held / (
+        time.perf_counter() - began_s
+    )
+    facts[f"bytes of the files, {size} videos"] = held
+    with closing(Gallery.open(path, bundle.manifest)) as gallery:
+        began_s = time.perf_counter()
+        gallery.warm_up()
+        facts[f"warm_up(), s, {size} videos on disk"] = time.perf_counter() - began_s
+        yield gallery
 
 
 class Search:
@@ -78,10 +118,10 @@ class Search:
         self._setting = setting
 
     def find(self, queries: Sequence[Query], *, exact: bool) -> list[list[str]]:
-        """Return the ids of ten hits of each query."""
+        """Return the names of ten hits of each query."""
         options = SearchOptions(exact=exact)
         found = self._searcher.search(queries, self._snapshot, options)
-        return [[hit.id for hit in hits] for hits in found]
+        return [names_of(hits) for hits in found]
 
     def measure(
         self, task: str, size: int, flops: float, beside: Mapping[str, Callable[[], object]]
@@ -94,8 +134,15 @@ class Search:
         }
         began_s = time.perf_counter()
         contenders[EXACT]()
-        is_long = time.perf_counter() - began_s > LONG_RUN_S
-        rounds = self._setting.turns(_LONG_ROUNDS if is_long else _SHORT_ROUNDS)
+        spent_s = time.perf_counter() - began_s
+        if spent_s > _APART_S:  # a round of both would leave few samples of the fast one
+            alone = {EXACT: contenders.pop(EXACT)}
+            timed = interleave(alone, self._setting.turns(FEWEST), warm=False)
+            timed |= interleave(contenders, self._setting.turns(_SHORT_ROUNDS))
+        else:
+            is_long = spent_s > LONG_RUN_S
+            rounds = self._setting.turns(_LONG_ROUNDS if is_long else _SHORT_ROUNDS)
+            timed = interleave(contenders, rounds)
         return [
             Series(
                 task,
@@ -106,7 +153,7 @@ class Search:
                 item="queries",
                 flops=None if name == TWO_STAGE else size * flops,
             )
-            for name, samples in interleave(contenders, rounds).items()
+            for name, samples in timed.items()
         ]
 
     def recall(self) -> float:

@@ -72,6 +72,8 @@ class Setting:
     """Sizes of the galleries in memory, videos."""
     disk_sizes: tuple[int, ...] = ()
     """Sizes of the galleries on disk, videos."""
+    films: Path | None = None
+    """Folder in which ``benchmarks.grouping`` built a gallery, which is searched on disk, too."""
     rounds: int | None = None
     """Rounds of every comparison; None: as many as its part takes."""
 

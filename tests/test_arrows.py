@@ -25,10 +25,6 @@ FOLDERS = ("runtime", "training", "export", "xclip_deploy")
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "runtime": (
-<<<<<<< HEAD
-        ("arguments", "arrays", "child_process", "data", "files", "grains", "presentation"),
-        ("lettering", "media", "model_config", "nvidia_driver", "progress", "resources", "theme"),
-=======
         (
             "arguments",
             "arrays",
@@ -39,8 +35,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "grains",
             "presentation",
         ),
-        ("media", "model_config", "nvidia_driver", "progress", "resources"),
->>>>>>> u-u7
+        ("lettering", "media", "model_config", "nvidia_driver", "progress", "resources", "theme"),
         ("metrics", "results", "tokenizer", "video"),
         ("datasets", "decoding", "features", "manifest", "scorer_weights"),
         ("bundle", "gallery", "model_inputs"),

@@ -16,11 +16,8 @@ import pytest
 from command_line import Run, runner
 from gallery_samples import make_unchecked
 
-<<<<<<< HEAD
-from xclip_deploy.cli.gallery import command as gallery_group
-=======
 from xclip_deploy import Bundle
->>>>>>> u-u7
+from xclip_deploy.cli.gallery import command as gallery_group
 from xclip_deploy.cli.program import cli
 from xclip_deploy.runtime.cluster import create_shards
 
@@ -117,7 +114,6 @@ def place(bundle_path: Path, clips: Path, tmp_path_factory: pytest.TempPathFacto
     (place / "captions.jsonl").write_text(
         '{"file": "frog.webm", "caption": "a frog"}\n{"file": "walk.mkv", "caption": "a man"}\n'
     )
-<<<<<<< HEAD
     lines = [
         {"file": file, "caption": text, "split": split}
         for file, text in (("frog.webm", "a frog"), ("walk.mkv", "a man"))
@@ -127,9 +123,7 @@ def place(bundle_path: Path, clips: Path, tmp_path_factory: pytest.TempPathFacto
     moment = {"file": "walk.mkv", "caption": "a man walks", "start_s": 0.5, "end_s": 2.0}
     (place / "moments.jsonl").write_text(json.dumps(moment) + "\n")
     make_unchecked(place / "old-gallery")
-=======
     create_shards(place / "sharded", Bundle.open(bundle_path).manifest, 2)
->>>>>>> u-u7
     return place
 
 
@@ -164,20 +158,11 @@ CALLS = {
     "bench": ["bench", "--seconds", "0.01", "--rounds", "1", "--warmup", "0", "--graph",
               "text_encoder", "--text-batches", "1"],
     "export-triton": ["export-triton", "-o", "triton"],
-<<<<<<< HEAD
     "train": ["train", "-o", "run", *(word for name, value in SETTINGS.items()
                                       for word in ("--set", f"{name}={json.dumps(value)}"))],
-<<<<<<< HEAD
-    "export": ["export", "run/last.pt", "-o", "small"],
-    "build-trt --dry-run": ["build-trt", "small", "--dry-run", "--flavor", "rtx"],
-    "build-trt": ["build-trt", "small", *SIZES],
-=======
-    "shards": ["shards", "sharded"],
->>>>>>> u-u7
-=======
     "build-trt --dry-run": ["build-trt", "own-bundle", "--dry-run", "--flavor", "rtx"],
     "build-trt": ["build-trt", "own-bundle", *SIZES],
->>>>>>> u-u3
+    "shards": ["shards", "sharded"],
 }  # fmt: skip
 OPEN = {"export-triton"}
 """Commands of which the page lists the main keys alone, and says so."""

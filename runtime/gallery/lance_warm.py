@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xclip_deploy.runtime.arrays import FloatArray
+from xclip_deploy.runtime.arrays import FloatArray, slices
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.checksums import Part, Words, vector_checksums
 from xclip_deploy.runtime.gallery.lance_pages import PagedColumn
@@ -49,6 +52,22 @@ class WarmFeatures:
             frames.reshape(len(rows), *self._shape),
             values["num_frames"][places],
         )
+
+    def scan(self, num_videos: int) -> Iterator[tuple[Rows, VideoFeatures]]:
+        """Yield all rows, ascending, in parts of at most ``num_videos``.
+
+        A thread reads the next part, so that reading overlaps with what the caller does. Two
+        parts are in memory. Raises GalleryIntegrityError.
+        """
+        rows = self._columns.rows
+        parts = [rows[part] for part in slices(len(rows), num_videos)]
+        with ThreadPoolExecutor(1, thread_name_prefix="xclip-deploy-scan") as pool:
+            ahead = [pool.submit(self.features, part) for part in parts[:1]]
+            for part, following in zip_longest(parts, parts[1:]):
+                found = ahead.pop().result()
+                if following is not None:
+                    ahead.append(pool.submit(self.features, following))
+                yield part, found
 
     def _frames(self, rows: Rows, sums: Words) -> Any:  # noqa: ANN401 - PyArrow has no types
         """Return the frames of rows [n, F * D]; ``sums``: their checksums."""

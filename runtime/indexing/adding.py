@@ -125,13 +125,10 @@ def add_sources(
     use, which the caller closes; None starts ``workers``. ``thumbnails``: whether to keep them
     beside the gallery, or where else.
     """
-<<<<<<< HEAD
     progress(Progress.waiting("videos", READING_FIRST))
-=======
     if thumbnails is True:
         folder = gallery.thumbnails
         thumbnails = None if folder is None else ThumbnailStore(folder)
->>>>>>> u-u7
     with ExitStack() as stack:
         if pool is None:
             own = DecoderPool[Task](reading, workers=workers, timeout_s=timeout_s)

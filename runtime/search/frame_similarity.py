@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from xclip_deploy.runtime.arrays import (
     Float32Array,
@@ -23,29 +24,32 @@ class FrameSimilarities:
         self,
         query: Query,
         rows: Sequence[int],
-        frame_features: FloatArray,
+        parts: Iterable[tuple[npt.NDArray[np.intp], FloatArray]],
         times_s: Mapping[int, tuple[float, ...]],
     ) -> None:
         """Compare a query with the frames of ``rows``.
 
-        ``frame_features``: [rows, F, D]. ``times_s``: times of the valid frames of each row,
-        seconds.
+        ``parts``: places in ``rows`` and the frames [n, F, D] of the rows there. ``times_s``: times
+        of the valid frames of each row, seconds.
         """
         self.times_s = times_s
-        frames = to_float32(frame_features)
-        # One call: NumPy multiplies each row by itself, with the bits of a single product.
-        found = _compare(query, frames)  # [rows, F]
-        best = first_best_each(found).tolist()
-        # Lists, since the curves of a few dozen frames are computed on them.
-        values: list[list[float]] = found.tolist()
-        for n, row in enumerate(rows):
-            if (count := len(times_s[row])) < found.shape[1]:
-                valid = _compare(query, frames[n, :count])
-                best[n], values[n] = first_best(valid), valid.tolist()
-        self.values = dict(zip(rows, values, strict=True))
-        """Similarities of the valid frames of each row."""
-        self.best_time_s = {row: times_s[row][n] for row, n in zip(rows, best, strict=True)}
+        self.values: dict[int, list[float]] = {}
+        """Similarities of the valid frames of each row. The curves of a few dozen frames are
+        computed faster on lists."""
+        self.best_time_s: dict[int, float] = {}
         """Time of the most similar frame of each row, seconds."""
+        for places, features in parts:
+            frames = to_float32(features)
+            # One call: NumPy multiplies each row by itself, with the bits of a single product.
+            found = _compare(query, frames)  # [n, F]
+            best = first_best_each(found).tolist()
+            for n, (place, values) in enumerate(zip(places.tolist(), found.tolist(), strict=True)):
+                row = rows[place]
+                times = times_s[row]
+                if len(times) < len(values):
+                    valid = _compare(query, frames[n, : len(times)])
+                    best[n], values = first_best(valid), valid.tolist()
+                self.values[row], self.best_time_s[row] = values, times[best[n]]
 
 
 def _compare(query: Query, frames: Float32Array) -> Float32Array:

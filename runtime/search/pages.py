@@ -146,10 +146,12 @@ def _others(spans: Spans, hits: Ranked, options: SearchOptions) -> list[list[int
     for n, number in enumerate(spans.numbers.tolist()):
         if number in by_video:
             by_video[number].append(n)
+    starts_s, ends_s = spans.start_s.tolist(), spans.end_s.tolist()
     found = []
     for own in by_video.values():  # in the order of the hits
-        starts_s, ends_s = spans.start_s[own].tolist(), spans.end_s[own].tolist()
-        kept = first_kept(starts_s, ends_s, options.overlap, options.per_video)
+        kept = first_kept(
+            [starts_s[n] for n in own], [ends_s[n] for n in own], options.overlap, options.per_video
+        )
         # A video's best moment comes first and is the hit itself.
         found.append([own[n] for n in kept[1:]])
     return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.arrays import Float32Array, Float64Array
+from xclip_deploy.runtime.arrays import Float32Array, Float64Array, FloatArray
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.gallery.groups import Groups
@@ -100,6 +100,27 @@ class ReadFeatures:
             out.frame_features[there] = part.frame_features
             out.num_frames[there] = part.num_frames
         return out
+
+    def frames(
+        self, rows: Rows, snapshot: Snapshot
+    ) -> Iterator[tuple[npt.NDArray[np.intp], FloatArray]]:
+        """Yield places in ``rows`` and the frames [n, F, D] of the rows there, each row once.
+
+        ``rows``: different rows in any order. Rows that are missing are read.
+        """
+        missing = np.ones(len(rows), np.bool_)
+        for known, features in self.parts:
+            places = _places(known, rows)
+            here = np.flatnonzero(missing & (places >= 0))
+            if len(here):
+                missing[here] = False
+                yield here, features.frame_features[places[here]]
+        here = np.flatnonzero(missing)
+        if len(here):
+            here = here[np.argsort(rows[here])]
+            read = snapshot.features(rows[here])
+            self.parts.append((rows[here], read))
+            yield here, read.frame_features
 
 
 @dataclass

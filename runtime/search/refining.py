@@ -177,8 +177,9 @@ def _explained(inside: Sequence[float], outside: Sequence[float]) -> float:
     """Return the share of the variance that lies between two groups of similarities."""
     if not inside or not outside:
         return 0.0
-    mean = fmean([*inside, *outside])
-    total = fsum((value - mean) ** 2 for value in (*inside, *outside))
+    both = [*inside, *outside]
+    mean = fmean(both)
+    total = fsum([(value - mean) * (value - mean) for value in both])
     between = sum(len(part) * (fmean(part) - mean) ** 2 for part in (inside, outside))
     return between / total if total > 0 else 0.0
 

@@ -274,12 +274,11 @@ class ShardSearch:
 
     def show(self, number: int, rows: Rows, others: Rows, dropped: Rows, refines: bool) -> Shown:
         """Read what hits show: see :func:`showing.show`."""
-        reader = self._read[number].of
         return show(
             self._queries[number],
             self._snapshot,
             self._groups,
-            reader,
+            self._read[number],
             (rows, others, dropped),
             refines=refines,
             thumbnails=self._shard.thumbnails,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
 
-from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.groups import Groups
 from xclip_deploy.runtime.gallery.records import Rows, times_of
 from xclip_deploy.runtime.results import TimeRange
 from xclip_deploy.runtime.search.frame_similarity import FrameSimilarities
-from xclip_deploy.runtime.search.ranked import Query
+from xclip_deploy.runtime.search.ranked import Query, ReadFeatures
 from xclip_deploy.runtime.search.refining import Neighbourhood, curve, neighbourhoods, refine
-
-ReadRows = Callable[[Rows, Snapshot], VideoFeatures]
 
 
 @dataclass
@@ -41,7 +37,7 @@ def show(
     query: Query,
     snapshot: Snapshot,
     groups: Groups | None,
-    read: ReadRows,
+    read: ReadFeatures,
     wanted: tuple[Rows, Rows, Rows],
     *,
     refines: bool,
@@ -49,7 +45,7 @@ def show(
 ) -> Shown:
     """Read the records and frames of a page.
 
-    ``wanted``: rows of hits, of their other moments, and of what they replace as nearly identical.
+    ``read``: what the search has read. ``wanted``: rows of hits, of their other moments, and of what they replace as nearly identical.
     ``refines``: whether to refine the range of each hit. ``thumbnails``: folder of the gallery's.
     """
     rows, others, dropped = (part.tolist() for part in wanted)
@@ -61,8 +57,8 @@ def show(
     if unknown := [row for row in seen if row not in times_s]:
         times = snapshot.frame_times(np.array(unknown, np.int64))
         times_s.update(zip(unknown, times, strict=True))
-    features = read(np.array(seen, np.int64), snapshot)
-    frames = FrameSimilarities(query, seen, features.frame_features, times_s)
+    parts = read.frames(np.array(seen, np.int64), snapshot)
+    frames = FrameSimilarities(query, seen, parts, times_s)
     ranges = {}
     for row, part in zip(rows, near, strict=False):
         start_s, end_s = times_of(videos[row])

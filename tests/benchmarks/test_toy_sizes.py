@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks import performance
+from benchmarks.measured import Run
+from benchmarks.searching import DISK
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +137,7 @@ def test_galleries(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_grouping(tmp_path: Path) -> None:
+def test_grouping(checkpoint_path: Path, bundle_path: Path, tmp_path: Path) -> None:
     content = run("grouping", tmp_path)
     assert (content["segments"], content["videos"]) == (1000, 20)
     assert {name: len(times) for name, times in content["times_ms"].items()} == {
@@ -146,6 +149,16 @@ def test_grouping(tmp_path: Path) -> None:
     # Without groups, one film fills a page.
     assert content["videos_in_ten_hits"]["plain"] < 3
     assert content["videos_in_ten_hits"]["grouped"] == 10
+    assert min(content["recall_at_10"].values()) > 0.9
+    # The same gallery serves the run of everything.
+    words = ["--toy", "--only", "search", "--films", tmp_path / "work", "--sizes", "--disk-sizes"]
+    words += ["--checkpoint", checkpoint_path, "--bundle", bundle_path]
+    words += ["--work", tmp_path / "performance", "--output", tmp_path / "performance"]
+    performance.main([str(word) for word in words])
+    found = Run.read(tmp_path / "performance" / "performance.json")
+    assert [(each.task, each.size) for each in found.series] == [(DISK, 1000)] * 2
+    plain = found.fact("recall@10 of two stages, 1000 videos on disk")
+    assert plain == content["recall_at_10"]["plain"]
 
 
 @pytest.mark.slow

@@ -133,35 +133,6 @@ def command(
         options |= {"on_duplicate": on_duplicate, "workers": workers}
         _estimate(bundle, gallery, paths, session, reader, options, as_json=as_json)
         return
-<<<<<<< HEAD
-    with waiting("loading the model and opening the gallery"):
-        opened = xclip_deploy.Retriever(
-            bundle,
-            gallery,
-            create=True,
-            session=session,
-            reader=reader,  # type: ignore[arg-type]
-        )
-    with opened as retriever:
-        before = len(retriever)
-        try:
-            report = retriever.add(
-                paths,
-                segment=segment,
-                stride=stride,
-                on_duplicate=on_duplicate,  # type: ignore[arg-type]
-                prune=prune,
-                thumbnails=thumbnails,
-                workers=workers,
-                timeout_s=timeout_s,
-                progress=True,
-            )
-        except KeyboardInterrupt:
-            kept = counted(len(retriever) - before, "video")
-            say(f"kept {kept} in {gallery}", err=True)
-            raise
-        total = len(retriever)
-=======
     keywords: dict[str, Any] = {
         "segment": segment,
         "stride": stride,
@@ -178,7 +149,6 @@ def command(
         raise click.UsageError("--shards is for a gallery in shards; give --cluster too")
     else:
         report, total = _index(bundle, gallery, paths, session, reader, keywords)
->>>>>>> u-u7
     content = {"gallery": str(gallery), "videos": total, **report.to_dict()}
     if report_path is not None:
         write_json(report_path, content)
@@ -206,13 +176,15 @@ def _index(
     """Index into a gallery here; return the report and the number of videos."""
     import xclip_deploy
 
-    with xclip_deploy.Retriever(
-        bundle,
-        gallery,
-        create=True,
-        session=session,
-        reader=reader,  # type: ignore[arg-type]
-    ) as retriever:
+    with waiting("loading the model and opening the gallery"):
+        opened = xclip_deploy.Retriever(
+            bundle,
+            gallery,
+            create=True,
+            session=session,
+            reader=reader,  # type: ignore[arg-type]
+        )
+    with opened as retriever:
         before = len(retriever)
         try:
             report = retriever.add(paths, **keywords)

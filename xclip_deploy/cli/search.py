@@ -187,13 +187,8 @@ def command(
         "confidence": True,
     }
     with (
-<<<<<<< HEAD
         waiting("loading the model and opening the gallery") as line,
-        xclip_deploy.Retriever(bundle, gallery, session=session) as retriever,
-=======
-        waiting("loading the model and searching"),
         cluster.open(bundle, gallery, session) as retriever,
->>>>>>> u-u7
     ):
         line.name("searching")
         if texts and query_bank:

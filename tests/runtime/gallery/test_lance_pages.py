@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,33 @@ def test_rows_are_those_of_lancedb(
     assert pages_of(warm) is not None  # it was they that were read
 
 
+@pytest.mark.parametrize("size", [1, 7, 37, 100])
+def test_a_scan_reads_every_row_once(path: Path, size: int) -> None:
+    warm, cold = warm_snapshot(path), opened(path, COLD).snapshot()
+    parts = list(warm.scan(size))
+    assert [len(rows) for rows, _ in parts[:-1]] == [size] * (len(parts) - 1)
+    rows = np.concatenate([rows for rows, _ in parts])
+    np.testing.assert_array_equal(rows, cold.rows())
+    assert_same(VideoFeatures.concatenate([part for _, part in parts]), cold.features(rows))
+    # A filter is evaluated by LanceDB.
+    assert sum(len(rows) for rows, _ in warm.scan(size, "id = 'a3'")) == 1
+
+
+def test_a_scan_may_be_left(path: Path) -> None:
+    threads = threading.active_count()
+    parts = warm_snapshot(path).scan(5)
+    next(parts)
+    parts.close()  # type: ignore[attr-defined]
+    assert threading.active_count() <= threads
+
+
+def test_a_scan_finds_damage(path: Path) -> None:
+    warm = warm_snapshot(path)
+    damage(path, warm.features(warm.rows()[20:21]).frame_features.tobytes())
+    with pytest.raises(GalleryIntegrityError, match="differ from what was written"):
+        list(warm.scan(5))
+
+
 def test_a_row_that_is_not_there_is_left_to_lancedb(path: Path) -> None:
     pages = pages_of(warm_snapshot(path))
     assert pages is not None
@@ -92,16 +120,20 @@ def test_a_row_that_is_not_there_is_left_to_lancedb(path: Path) -> None:
         assert pages.read(np.array([row], np.int64)) is None
 
 
+def damage(path: Path, frames: bytes) -> None:
+    """Change a bit of a row's frames in their file."""
+    (file,) = [
+        file for file in path.glob("videos.lance/data/*.lance") if frames in file.read_bytes()
+    ]
+    damaged = bytearray(file.read_bytes())
+    damaged[damaged.index(frames) + 100] ^= 1
+    file.write_bytes(damaged)
+
+
 def test_damaged_frames_are_found(path: Path) -> None:
     snapshot = warm_snapshot(path)
     rows = rows_of(snapshot, ["a5", "a6"])
-    content = snapshot.features(rows[:1]).frame_features.tobytes()
-    (file,) = [
-        file for file in path.glob("videos.lance/data/*.lance") if content in file.read_bytes()
-    ]
-    damaged = bytearray(file.read_bytes())
-    damaged[damaged.index(content) + 100] ^= 1
-    file.write_bytes(damaged)
+    damage(path, snapshot.features(rows[:1]).frame_features.tobytes())
     snapshot.features(rows[1:])
     with pytest.raises(GalleryIntegrityError, match="1 of 2 rows that were read differ"):
         snapshot.features(rows)

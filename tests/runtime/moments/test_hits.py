@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,26 @@ def test_a_thumbnail_is_stored_for_every_segment(
         path.write_bytes(b"damaged")
     with pytest.raises(MomentSourceError, match="is gone"):
         hit.thumbnail()
+
+
+def test_opening_and_searching_read_no_thumbnails(
+    bundle: Bundle, retriever: Retriever, tmp_path: Path
+) -> None:
+    folder, touched = str(tmp_path / "gallery" / "thumbnails"), list[str]()
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if event in {"open", "os.listdir", "os.scandir"} and folder in str(arguments[0]):
+            touched.append(str(arguments[0]))
+
+    retriever.close()
+    sys.addaudithook(note)  # for good: this folder is opened by nobody else
+    with Retriever(bundle, tmp_path / "gallery") as opened:
+        opened.warm_up()
+        hits = opened.search("a dog", 50, group="moment")
+        assert len(list(opened.gallery.videos())) == 1
+        assert (len(hits), touched) == (6, [])
+        hits[0].thumbnail()
+        assert len(touched) == 1  # the hook sees a thumbnail that is read
 
 
 def test_without_thumbnails_the_best_frame_is_read(
