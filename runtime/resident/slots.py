@@ -60,7 +60,7 @@ class View:
         ranks = self.places.copy()
         is_empty = ranks < 0
         ranks[is_empty] = len(self.rows) + np.arange(int(is_empty.sum()))
-        return ranks
+        return np.asarray(ranks, np.int64)
 
     def slots_of(self, rows: Rows) -> Int64Array:
         """Return the slots of existing rows."""

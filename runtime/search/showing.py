@@ -45,8 +45,9 @@ def show(
 ) -> Shown:
     """Read the records and frames of a page.
 
-    ``read``: what the search has read. ``wanted``: rows of hits, of their other moments, and of what they replace as nearly identical.
-    ``refines``: whether to refine the range of each hit. ``thumbnails``: folder of the gallery's.
+    ``read``: what the search has read. ``wanted``: rows of hits, of their other moments, and of
+    what they replace as nearly identical. ``refines``: whether to refine the range of each hit.
+    ``thumbnails``: folder of the gallery's.
     """
     rows, others, dropped = (part.tolist() for part in wanted)
     near = _near(groups, wanted[0]) if refines else []
