@@ -129,7 +129,8 @@ def print_parity(records: Sequence[ParityRecord], *, wide: bool = False) -> None
     if rounded:
         say(
             f"{', '.join(rounded)}: ONNX Runtime cannot run these graphs; they were computed in "
-            "FP32, with each result rounded to the precision"
+            "FP32, with each result rounded to the precision",
+            "",
         )
 
 

@@ -166,7 +166,6 @@ def command(
 def print_export(result: ExportResult) -> None:
     """Print how far the graphs are from PyTorch, their sizes, and the next command."""
     print_parity(result.parity)
-    say()
     print_graph_sizes(result.bundle.manifest)
     say()
     for note in result.notes:
