@@ -1,7 +1,8 @@
-"""A retriever on the stand-in device: K's kernels scan the gallery that its searches upload."""
+"""A retriever with scan kernels, on the stand-in device and where there is one on a GPU."""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from stand_in_device.kernels import write_kernels
 from xclip_deploy import Bundle, GalleryVideo, Retriever
 from xclip_deploy.errors import ClosedError
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.nvidia_driver import why_no_gpu
 from xclip_deploy.runtime.results import SearchResults
+from xclip_deploy.runtime.search import Query, SearchOptions
 from xclip_deploy.runtime.search.planner import Planner
 from xclip_deploy.runtime.sessions import SessionOptions
 
@@ -26,23 +29,28 @@ COUNT = 40
 @pytest.fixture
 def with_kernels(bundle: Bundle, tmp_path: Path) -> Bundle:
     """The bundle at a path of its own, with scan kernels for the stand-in."""
-    path = tmp_path / "bundle"
-    path.mkdir()
-    for file in bundle.path.iterdir():
-        (path / file.name).symlink_to(file)
-    own = replace(bundle, path=path)
+    own = linked(bundle, tmp_path)
     write_kernels(own)
     return own
 
 
-def samples(bundle: Bundle) -> tuple[list[GalleryVideo], VideoFeatures]:
+def linked(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle at a path of its own: its files are links."""
+    path = folder / "bundle"
+    path.mkdir()
+    for file in bundle.path.iterdir():
+        (path / file.name).symlink_to(file)
+    return replace(bundle, path=path)
+
+
+def samples(bundle: Bundle, count: int = COUNT) -> tuple[list[GalleryVideo], VideoFeatures]:
     config, rng = bundle.manifest.model, np.random.default_rng(3)
-    frames = unit(rng.standard_normal((COUNT, config.max_frames, config.embed_dim)))
+    frames = unit(rng.standard_normal((count, config.max_frames, config.embed_dim)))
     videos = [
         GalleryVideo(id=f"v{n}", frame_times_s=tuple(map(float, range(config.max_frames))))
-        for n in range(COUNT)
+        for n in range(count)
     ]
-    counts = np.full(COUNT, config.max_frames, np.int32)
+    counts = np.full(count, config.max_frames, np.int32)
     return videos, VideoFeatures(
         unit(frames.mean(1)).astype(np.float32), frames.astype(np.float32), counts
     )
@@ -122,3 +130,49 @@ def test_a_bundle_without_kernels_on_the_command_line(
     assert outcome.status == 9
     assert "has no scan kernels for GPUs; run: xclip-deploy build-scan" in outcome.err
     assert device.used_bytes == 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(bundle: Bundle, tmp_path: Path) -> None:
+    """The same on a real GPU, with kernels that are compiled for it."""
+    if (missing := why_no_gpu()) is not None:
+        pytest.skip(f"needs an NVIDIA GPU: {missing}")
+    for module in ("triton", "cuda"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed (extra: scan)")
+    from xclip_deploy.export.scan_kernels import build_scan
+    from xclip_deploy.runtime.cuda.runtime_api import open_cuda
+
+    own = linked(bundle, tmp_path)
+    build_scan(own, compute_capabilities=[open_cuda(extra="resident").gpu().compute_capability])
+    videos, features = samples(bundle, 2000)
+    session = SessionOptions(resident_gallery=True)
+    with (
+        Retriever(own, session=session) as resident,
+        Retriever(own, device="cpu") as plain,
+    ):
+        for retriever in (resident, plain):
+            retriever.add_features(videos[:1500], features[:1500])
+        resident.warm_up()
+        assert resident.residence.describe().startswith("resident on cuda:0: ")
+        for retriever in (resident, plain):
+            retriever.add_features(videos[1500:], features[1500:])
+            retriever.remove([f"v{n}" for n in range(0, 900, 3)])
+        resident._searcher._planner = Planner()
+        # The same query for both: an encoder on the GPU would round in another way.
+        text = plain.encode_texts([TEXT])
+        for options in (
+            SearchOptions(k=20, exact=True),
+            SearchOptions(k=20, exact=False),
+            SearchOptions(k=400, exact=True),
+        ):
+            found, expected = (
+                each._searcher.search([Query(text)], each.gallery.snapshot(), options)[0]
+                for each in (resident, plain)
+            )
+            assert "resident on cuda:0" in found.reason
+            scores = [hit.score for hit in expected]
+            assert [hit.score for hit in found] == pytest.approx(scores, abs=3e-3)
+            by_id = {hit.id: hit.score for hit in expected}
+            for hit in found[:10]:
+                assert by_id[hit.id] == pytest.approx(hit.score, abs=3e-3)
