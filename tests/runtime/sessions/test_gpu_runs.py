@@ -19,12 +19,20 @@ import pytest
 
 from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.errors import DeviceMemoryError, SessionError
+from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, Tolerance, VideoPart
-from xclip_deploy.runtime.sessions import Placement, Session, SessionOptions
+from xclip_deploy.runtime.sessions import (
+    Placement,
+    Session,
+    SessionOptions,
+    fused_choice,
+    onnx_runtime,
+    onnx_session,
+)
 from xclip_deploy.runtime.sessions.bound_runs import BoundRuns, PageableStaging
 from xclip_deploy.runtime.sessions.captured_runs import CapturedRuns
-from xclip_deploy.runtime.sessions.fused_choice import FusedGraphs, compare_forms
+from xclip_deploy.runtime.sessions.fused_choice import FusedGraphs, Verdict, compare_forms
 from xclip_deploy.runtime.sessions.machine_records import DIRECTORY
 from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
 from xclip_deploy.runtime.sessions.onnx_session import (
@@ -263,6 +271,71 @@ def test_what_the_self_test_refuses(change: float) -> None:
     other[1, 2] += change
     assert compare_forms(Graph.TEXT_ENCODER, {"x": rows}, {"x": rows}, TOLERANCE).passed
     assert not compare_forms(Graph.TEXT_ENCODER, {"x": rows}, {"x": other}, TOLERANCE).passed
+
+
+# The whole path, with ONNX Runtime's CPU provider in the place of CUDA's
+
+
+@pytest.fixture
+def as_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were a GPU: the sessions are those of a GPU, and compute on the CPU."""
+    monkeypatch.setattr(nvidia_driver, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(onnx_runtime, "available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnx_runtime, "missing_library", lambda _: None)
+    monkeypatch.setattr(onnx_session, "providers_of", lambda *_: [("CPUExecutionProvider", {})])
+
+
+def plain_and_fused(model: DeployedModel) -> tuple[set[str], set[str]]:
+    names = {name for name in model.artefacts() if name.endswith(".onnx")}
+    fused = {name for name in names if name.endswith(".fused.onnx")}
+    return names - fused, fused
+
+
+def test_a_model_on_a_gpu_without_engines(own: Bundle, as_cuda: None) -> None:
+    size = own.manifest.model.vision.image_size
+    videos = [frames(count, size, count) for count in (2, 1)]
+    with DeployedModel(own) as model, DeployedModel(own, SessionOptions("cpu", "fp16")) as cpu:
+        assert model.placement.reason.startswith("auto: a GPU is there, with fused graphs; ")
+        plain, fused = plain_and_fused(model)
+        assert plain == {"fp16/scorer.onnx"}
+        assert fused == {
+            f"fp16/{name}.fused.onnx" for name in ("text_encoder", "frame_encoder", "temporal_head")
+        }
+        for texts in (["a dog"], ["a cat on a mat", "a dog"]):
+            found, expected = model.encode_texts(texts), cpu.encode_texts(texts)
+            error = np.abs(found.word_features - expected.word_features).max()
+            assert 0 < error < 5e-3, "FP16, and another form"
+        clips, wanted = model.encode_videos(videos), cpu.encode_videos(videos)
+        assert np.abs(clips.video_features - wanted.video_features).max() < 5e-3
+        assert isinstance(model._sessions[Graph.TEXT_ENCODER], BoundSession)
+    chosen = SessionOptions(fused_graphs=False, cuda_graphs=False)
+    with DeployedModel(own, chosen) as model:
+        assert plain_and_fused(model)[1] == set()
+        assert model.placement.reason.startswith("auto: a GPU is there; ")
+
+
+def test_a_failed_self_test_is_in_the_reason_and_the_artefacts(
+    own: Bundle, as_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(graph: AnyGraph, *_: Any) -> Verdict:
+        return Verdict(graph is not Graph.TEXT_ENCODER, "it is off by 0.3")
+
+    monkeypatch.setattr(fused_choice, "compare_forms", refuse)
+    for reason in ("text_encoder runs in its plain form: it is", "text_encoder failed its self-"):
+        with DeployedModel(own) as model:
+            plain, fused = plain_and_fused(model)
+            assert "fp16/text_encoder.onnx" in plain
+            assert len(fused) == 2
+            assert reason in model.placement.reason
+            model.encode_texts(["a dog"])
+
+
+def test_a_bundle_without_fused_graphs_says_so(own: Bundle, as_cuda: None) -> None:
+    old = replace(own, manifest=own.manifest.model_copy(update={"fused_graphs": {}}))
+    with DeployedModel(old) as model:
+        assert "a GPU is there, the bundle has no fused graphs for it" in model.placement.reason
+        assert plain_and_fused(model)[1] == set()
+        assert model.encode_texts(["a dog"]).sentence_features.shape == (1, 64)
 
 
 # On a GPU
