@@ -29,7 +29,8 @@ def local(rows: Rows) -> Rows:
 
 def own_rows(rows: Rows, shard: int) -> Rows:
     """Return the rows of one shard, in their order."""
-    return rows[rows >> SHIFT == shard]
+    own: Rows = rows[rows >> SHIFT == shard]
+    return own
 
 
 def of_shard(numbers: Numbers | None, shard: int) -> Numbers | None:
