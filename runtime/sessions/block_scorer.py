@@ -3,8 +3,7 @@
 Each thread runs whole blocks by sessions without threads of their own. Such sessions have no pool
 that waits for work by spinning, which would take the cores from the encoders' sessions. Threads
 never wait for each other within a block. The calling thread works too. Each further thread is
-woken once a call and takes blocks until none is left, since a wake-up costs as much as a small
-block.
+woken once a call, and takes blocks until none is left.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ OpenGraph = Callable[[bytes], Any]
 
 
 class _Graph:
-    """An opened graph. Asking ONNX Runtime for the names takes 5 % of a small block's time."""
+    """An opened graph with its names, for which no run has to ask ONNX Runtime again."""
 
     def __init__(self, session: Any) -> None:  # noqa: ANN401 - a session of ONNX Runtime
         self._session = session

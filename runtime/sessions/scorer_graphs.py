@@ -90,8 +90,8 @@ def block_graph(config: ModelConfig, weights: ScorerWeights, gallery: DType) -> 
     ``gallery``: dtype of the video features, FP16 or FP32. The outputs are those of
     ``scorer.onnx``, and :data:`LEAST_SUM` where the model has the frame-word grain.
 
-    Calling a node costs about a microsecond, and a block of one text takes half a millisecond.
-    The graph therefore has as few nodes as possible: constants hold the temperature, and no node
+    Calling a node costs about a microsecond, and a block of one text takes a millisecond. The
+    graph therefore has as few nodes as possible: constants hold the temperature, and no node
     renames an output.
     """
     return _Block(config, weights, gallery).to_bytes()
