@@ -38,7 +38,7 @@ NOT_RUN = {
     "docs/deployment.md": 3,
     "docs/engines.md": 1,
     "docs/from-checkpoint.md": 3,
-    "docs/install.md": 3,
+    "docs/install.md": 4,
     "docs/performance.md": 2,
     "docs/precision.md": 1,
     "docs/quick-start.md": 1,
