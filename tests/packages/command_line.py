@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -72,4 +73,6 @@ def on_a_terminal(*arguments: object, answer: str = "", columns: int = 80) -> tu
     status = process.wait(timeout=120)
     reader.join(timeout=120)
     os.close(ours)
-    return status, screen.decode().replace("\r\n", "\n")
+    shown = screen.decode().replace("\r\n", "\n")
+    # A line that names a wait is erased, and comes on slow machines alone.
+    return status, re.sub(r"\r\x1b\[2K(?:[^\r\n]* …[^\r\n]*\r)?", "", shown)
