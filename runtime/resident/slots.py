@@ -57,7 +57,7 @@ class View:
     @cached_property
     def ranks(self) -> Int64Array:
         """Order of the slots [num_slots] by row. Slots that hold none come last, in their order."""
-        ranks = self.places.copy()
+        ranks: Int64Array = self.places.copy()
         is_empty = ranks < 0
         ranks[is_empty] = len(self.rows) + np.arange(int(is_empty.sum()))
         return ranks
