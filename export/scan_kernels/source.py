@@ -122,6 +122,7 @@ def frames_kernel(
     start = frames + (slot.to(tl.int64) * F + frame) * D
     out = first + tl.arange(0, VIDEOS)
     is_out = out < S
+    stride = S.to(tl.int64)  # planes may have more numbers than an int32 counts
     if MASKED:
         # An empty slot counts one frame, so that no softmax is over nothing.
         length = tl.maximum(tl.load(num_frames + out, mask=is_out, other=1), 1)
@@ -151,7 +152,9 @@ def frames_kernel(
             x = tl.sum(by_sentence, 1) * tl.load(scales + text * 4 + 1)
             matrix = matrix_block(matrices, 0, FP, FP, 0, 0)
             grain = attend_frames(tl.reshape(x, (VIDEOS, FP)), is_frame, matrix)
-            tl.store(planes + (SENTENCE * T + text) * S + out, grain * TEMPERATURE, mask=is_out)
+            tl.store(
+                planes + (SENTENCE * T + text) * stride + out, grain * TEMPERATURE, mask=is_out
+            )
         if WORD >= 0:
             similarity = by_word * tl.load(scales + text * 4)
             if MASKED:
@@ -173,7 +176,7 @@ def frames_kernel(
             matrix = matrix_block(matrices, 2 * FP * FP, FP, FP, 0, 0)
             words_first = attend_frames(tl.reshape(words_first, (VIDEOS, FP)), is_frame, matrix)
             grain = (frames_first + words_first) * (TEMPERATURE / 2)
-            tl.store(planes + (WORD * T + text) * S + out, grain, mask=is_out)
+            tl.store(planes + (WORD * T + text) * stride + out, grain, mask=is_out)
 
 
 @triton.jit
@@ -206,6 +209,7 @@ def video_kernel(
     """Compute the grains of whole videos and the scores, for ROWS slots a program."""
     slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_slot = slot < S
+    stride = S.to(tl.int64)  # planes may have more numbers than an int32 counts
     is_allowed = allowed_bits(allowed, slot, is_slot, mask_length)
     start = videos + slot.to(tl.int64) * D
     column, column16 = tl.arange(0, WP), tl.arange(0, 16)
@@ -229,7 +233,7 @@ def video_kernel(
         # Sum in the model's order, as the scorer does.
         total = tl.zeros((ROWS,), tl.float32)
         for plane in tl.static_range(GRAINS):
-            at_plane = planes + (plane * T + text) * S + slot
+            at_plane = planes + (plane * T + text) * stride + slot
             if plane == SENTENCE:
                 grain = tl.sum(by_sentence, 1) * tl.load(scales + text * 4 + 3)
                 tl.store(at_plane, grain, mask=is_slot)
@@ -247,7 +251,7 @@ def video_kernel(
                 grain = tl.load(at_plane, mask=is_slot, other=0.0)
             total += grain
         score = tl.where(is_allowed, total * score_scale, float("-inf"))
-        tl.store(scores + text * S + slot, score, mask=is_slot)
+        tl.store(scores + text * stride + slot, score, mask=is_slot)
 
 
 @triton.jit
