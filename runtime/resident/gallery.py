@@ -61,6 +61,8 @@ class DeviceGallery:
         self._ranks: list[tuple[ref[Snapshot], DeviceBuffer]] = []
         self._ranks_of: WeakKeyDictionary[Snapshot, DeviceArray] = WeakKeyDictionary()
         self._keys = SlotKeys()
+        self._newest: View | None = None
+        """View of the snapshot that came last, dead or alive; its slots may have changed."""
         self._buffers: dict[str, DeviceBuffer] = {}
         self._capacity = 0
         self._holds_frames = True
@@ -146,7 +148,9 @@ class DeviceGallery:
 
     def _follow(self, snapshot: Snapshot) -> None:
         rows, keys = snapshot.feature_keys()
-        slots = self._keys.find(keys)
+        # Rows of LanceDB keep their numbers until the gallery is compacted.
+        newest = self._newest
+        slots = self._keys.find(keys, None if newest is None else newest.guess(rows))
         used = self._keys.used(self._views.values())
         used[slots[slots != MISSING]] = True
         missing = np.flatnonzero(slots == MISSING)
@@ -166,7 +170,7 @@ class DeviceGallery:
             if not len(self._keys):
                 self._clear()  # half a gallery is useless, and others may need its memory
             raise
-        self._views[snapshot] = view
+        self._views[snapshot] = self._newest = view
         self._close_up()
 
     def _upload(
@@ -319,6 +323,7 @@ class DeviceGallery:
                 snapshot: View(view.rows, now[view.slots]) for snapshot, view in self._views.items()
             }
             self._views.clear()
+            self._newest = None
             self._ranks_of.clear()
             failure = close_all(buffer for _, buffer in self._ranks)
             self._ranks.clear()
@@ -326,7 +331,7 @@ class DeviceGallery:
                 raise failure
             for snapshot, view in moved.items():
                 self._rank(snapshot, view)
-                self._views[snapshot] = view
+                self._views[snapshot] = self._newest = view
 
     def _clear(self) -> SessionError | None:
         """Free all memory, and forget all snapshots; return the first failure."""
@@ -335,7 +340,7 @@ class DeviceGallery:
                 self._dropped.add(snapshot)
             self._views.clear()
             self._ranks_of.clear()
-            self._keys = SlotKeys()
+            self._keys, self._newest = SlotKeys(), None
             buffers = [*self._buffers.values(), *(buffer for _, buffer in self._ranks)]
             self._buffers, self._capacity, self._holds_frames = {}, 0, True
             self._ranks.clear()

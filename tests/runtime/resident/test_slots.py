@@ -28,13 +28,18 @@ def test_rows_are_found_by_their_features_and_new_ones_fill_holes() -> None:
     assert slots.find(wanted).tolist() == [4, MISSING, MISSING, MISSING]
 
 
-@given(held=KEYS, wanted=KEYS)
+@given(held=KEYS, wanted=KEYS, guesses=st.permutations(range(-4, 15)), is_guessed=st.booleans())
 def test_each_row_finds_a_slot_of_its_own(
-    held: list[tuple[int, int]], wanted: list[tuple[int, int]]
+    held: list[tuple[int, int]],
+    wanted: list[tuple[int, int]],
+    guesses: list[int],
+    is_guessed: bool,
 ) -> None:
+    """Whatever was guessed: wrong guesses cost time alone."""
     slots = SlotKeys()
     slots.note(np.arange(len(held)), keys_of(held))
-    found = slots.find(keys_of(wanted)).tolist()
+    guess = np.maximum(np.array(guesses[: len(wanted)], np.int64), MISSING)
+    found = slots.find(keys_of(wanted), guess if is_guessed else None).tolist()
     there = [slot for slot in found if slot != MISSING]
     assert len(set(there)) == len(there)
     assert all(held[slot] == wanted[n] for n, slot in enumerate(found) if slot != MISSING)
@@ -52,6 +57,7 @@ def test_a_view_orders_slots_by_row_and_leaves_tombstones_out() -> None:
     assert view.ranks.tolist() == [1, 3, 2, 4, 0]
     assert view.slots_of(np.array([30, 10])).tolist() == [2, 4]
     assert view.rows_of(np.array([0, 4])).tolist() == [20, 10]
+    assert view.guess(np.array([5, 20, 31])).tolist() == [MISSING, 0, MISSING]
     dense = View(np.array([10, 20]), np.array([0, 1]))
     assert dense.is_in_order
     assert dense.mask is None

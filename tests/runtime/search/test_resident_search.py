@@ -195,11 +195,11 @@ class World:
     def __init__(self, bundle: Bundle) -> None:
         planter = Planter(bundle.manifest.model, Segmentation("windows", 8.0, 4.0))
         rng = np.random.default_rng(1)
-        parts = [planter.video("crowd", rng.uniform(1.5, 2.0, 300), kind="film")]
+        parts = [planter.video("crowd", rng.uniform(1.5, 2.0, 300).tolist(), kind="film")]
         for n in range(12):
             likeness = rng.uniform(0, 0.2, 5)
             likeness[n % 5] = 1.3 - 0.03 * n
-            parts.append(planter.video(f"t{n:02d}", likeness, kind=f"k{n % 2}"))
+            parts.append(planter.video(f"t{n:02d}", likeness.tolist(), kind=f"k{n % 2}"))
         (clip,), features = planter.video("clip", [1.45], kind="k0")
         parts.append(([clip.model_copy(update={"start_s": None, "end_s": None})], features))
         self.rows, self.features = together(parts)
@@ -516,7 +516,7 @@ def test_threads_search_while_others_write(
         changing.add(videos[:60], features[:60])
 
         def run() -> list[tuple[Any, list[SearchResults]]]:
-            found = []
+            found: list[tuple[Any, list[SearchResults]]] = []
             while not is_done.is_set() or not found:
                 snapshot = changing.snapshot()
                 found.append((snapshot, resident.search(queries, snapshot, options)))
