@@ -41,11 +41,13 @@ The whole tree, with the exit status that the command line gives each branch::
     ├── TrainingError                    12   (a run that cannot go on)
     ├── VerificationError                13   (a graph or engine differs from its model)
     ├── OutputError                      14   (standard output cannot be written)
-    └── ServiceError                     15   (a service that fails, refuses, or is another)
-        ├── ServiceConnectionError            no connection, or one that broke
-        ├── ServiceTimeoutError               no answer in time
-        ├── ServiceBusyError                  too many requests, or a service that shuts down
-        └── ServiceAccessError                a token that is missing or wrong, or no permission
+    ├── ServiceError                     15   (a service that fails, refuses, or is another)
+    │   ├── ServiceConnectionError            no connection, or one that broke
+    │   ├── ServiceTimeoutError               no answer in time
+    │   ├── ServiceBusyError                  too many requests, or a service that shuts down
+    │   └── ServiceAccessError                a token that is missing or wrong, or no permission
+    └── ClusterError                     16   (a cluster that cannot be reached or used)
+        └── ShardError                        shards that did not answer in time, or died
 
 A message is one line. It says what was found, what was expected and, where one exists, the
 command that mends it.

@@ -40,6 +40,7 @@ NOT_RUN = {
     "docs/deployment.md": 3,
     "docs/engines.md": 2,
     "docs/from-checkpoint.md": 3,
+    "docs/galleries.md": 1,
     "docs/install.md": 4,
     "docs/performance.md": 2,
     "docs/precision.md": 1,
