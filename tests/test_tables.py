@@ -285,7 +285,7 @@ def test_a_mistyped_word_gets_the_nearest(
 @pytest.mark.parametrize(
     ("line", "number", "expected"),
     [
-        ("xclip-deploy se", 1, "plain,search\nplain,serve\n"),
+        ("xclip-deploy se", 1, "plain,search\nplain,serve-shards\nplain,serve\n"),
         ("xclip-deploy search --backend openv", 3, "plain,openvino\n"),
         ("xclip-deploy gallery li", 2, "plain,list\n"),
     ],

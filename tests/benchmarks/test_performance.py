@@ -67,6 +67,7 @@ def test_everything_at_toy_sizes(
         "performance.json",
         "performance.md",
         "performance.png",
+        "performance-dark.png",
         "work",
     }
     run = Run.read(tmp_path / "performance.json")

@@ -95,6 +95,7 @@ _ATTRIBUTES: dict[str, dict[str, Any]] = {
     "MissingExtraError": {"package": "", "extra": ""},
     "MissingVideosError": {"missing": ()},
     "ParityError": {"records": ()},
+    "ShardError": {"shards": ()},
     "VerificationError": {"certificate": None},
 }
 """Attributes that constructors set, which do not travel."""

@@ -58,6 +58,7 @@ _STATUS: tuple[tuple[type[XclipDeployError], int], ...] = (
     (errors.GalleryVersionError, 503),
     (errors.GalleryModelError, 503),
     (errors.GalleryError, 404),  # a name that the gallery lacks
+    (errors.ClusterError, 503),
     (errors.ServiceError, 502),  # another service, which this one was asked to use
     (errors.AnnotationError, 422),  # a list of files to index
     (errors.DatasetError, 422),

@@ -105,7 +105,7 @@ def test_the_next_write_catches_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_writer_killed_while_it_made_the_gallery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    from xclip_deploy.runtime.gallery import lance_store as module
+    from xclip_deploy.runtime.gallery import lance_opening as module
 
     path = tmp_path / "gallery"
 
