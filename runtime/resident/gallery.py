@@ -19,13 +19,13 @@ import numpy as np
 
 from xclip_deploy.errors import ClosedError, DeviceMemoryError, SessionError
 from xclip_deploy.runtime.arrays import AnyArray, BoolArray, Int64Array
+from xclip_deploy.runtime.cuda.gate import Gate
 from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMemory
 from xclip_deploy.runtime.cuda.uploading import Uploader
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.gallery.records import Rows
 from xclip_deploy.runtime.gallery.store import FeatureKeys
-from xclip_deploy.runtime.resident.gate import Gate
 from xclip_deploy.runtime.resident.layout import ArrayLayout, Layout, MemoryBound, room_text
 from xclip_deploy.runtime.resident.reading import read_missing
 from xclip_deploy.runtime.resident.scan import ScanArrays

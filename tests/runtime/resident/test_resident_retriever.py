@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from command_line import runner
-from gallery_samples import unit
 
 from stand_in_device import Device
 from stand_in_device.kernels import write_kernels
@@ -41,6 +42,12 @@ def linked(bundle: Bundle, folder: Path) -> Bundle:
     for file in bundle.path.iterdir():
         (path / file.name).symlink_to(file)
     return replace(bundle, path=path)
+
+
+def unit(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Vectors of length 1. The modules of samples import LanceDB, which a GPU machine may lack."""
+    found: npt.NDArray[Any] = array / np.linalg.norm(array, axis=-1, keepdims=True)
+    return found
 
 
 def samples(bundle: Bundle, count: int = COUNT) -> tuple[list[GalleryVideo], VideoFeatures]:
