@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 MOST_BYTES = 2 * PIECE_BYTES
 """Size of the inputs from which a batch goes in pieces that overlap. No graph could: ONNX Runtime
-replays one run at a time. 17 videos of 12 frames of 224 pixels are smaller."""
+replays one run at a time. 18 videos of 12 frames of 224 pixels are smaller."""
 _MOST_SIZES = 32
 
 
