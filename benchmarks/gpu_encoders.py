@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,8 @@ def end_to_end(bundle: Bundle, videos: int, rounds: int, options: SessionOptions
         start_s = time.perf_counter()
         retriever.warm_up()
         found["warm_up_s"] = time.perf_counter() - start_s
-        for name, given_options in (("exact", True), ("as planned", None)):
-            found[name] = timed(
-                lambda exact=given_options: retriever.search(TEXT, 10, exact=exact), rounds
-            )
+        for name, exact in (("exact", True), ("as planned", None)):
+            found[name] = timed(partial(retriever.search, TEXT, 10, exact=exact), rounds)
         hits = retriever.search(TEXT, 10)
         found["reason"], found["placement"] = hits.reason, retriever.model.placement.reason
         found["residence"] = retriever.residence.describe()
