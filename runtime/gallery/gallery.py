@@ -293,7 +293,12 @@ class Gallery:
                     watcher.added(keys, features)
 
     def watch(self, watcher: AdditionWatcher) -> None:
-        """Tell ``watcher`` of every later :meth:`add` of this object, as long as it lives."""
+        """Tell ``watcher`` of every later :meth:`add` of this object, as long as it lives.
+
+        Raises InvalidArgumentError for an object without the method ``added``.
+        """
+        if not callable(getattr(watcher, "added", None)):
+            raise InvalidArgumentError(f"watcher is {shown(watcher)}; expected an AdditionWatcher")
         with self._lock:
             living = [each for each in self._watchers if each() is not None]
             self._watchers = (*living, ref(watcher))

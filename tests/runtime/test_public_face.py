@@ -219,6 +219,7 @@ OF_GALLERY: dict[str, Callable[[World], dict[str, Any]]] = {
     "optimize": lambda w: {},
     "verify": lambda w: {},
     "save": lambda w: {"path": w.folder / "saved"},
+    "watch": lambda w: {"watcher": w.retriever.residence},
 }
 
 CASES: dict[str, Make] = {
