@@ -282,6 +282,7 @@ CASES: dict[str, Make] = {
         {
             "open": lambda w: {"path": w.bundle.path},
             "graph_path": lambda w: {"graph": Graph.SCORER, "precision": Precision.FP32},
+            "has_fused": lambda w: {"graph": Graph.SCORER, "precision": Precision.FP32},
             "graph_sha256": lambda w: {"graph": Graph.SCORER, "precision": Precision.FP32},
         },
         lambda w: w.bundle,
