@@ -18,7 +18,7 @@ from xclip_deploy.errors import (
     BundleVersionError,
     InvalidArgumentError,
 )
-from xclip_deploy.runtime.arguments import PathName, as_member, as_path
+from xclip_deploy.runtime.arguments import PathName, as_member, as_path, as_truth
 from xclip_deploy.runtime.files import sha256_of
 from xclip_deploy.runtime.manifest import (
     FORMAT,
@@ -91,11 +91,21 @@ class Bundle:
         BundleIntegrityError for an altered file.
         """
         graph, precision = self._check_graph(graph, precision)
+        as_truth("is_fused", is_fused)
+        if is_fused and not self.has_fused(graph, precision):
+            raise InvalidArgumentError(
+                f"{self.path} has no fused {graph.value} in {precision.value}; "
+                f"run: {_EXPORT.format(path=self.path)}"
+            )
         names = self.manifest.files_of(graph, precision, is_fused=is_fused)
         return [self._checked(name) for name in names][0]  # noqa: RUF015 - all are checked
 
     def has_fused(self, graph: AnyGraph, precision: Precision) -> bool:
-        """Return whether the bundle has a graph in ONNX Runtime's fused operators."""
+        """Return whether the bundle has a graph in ONNX Runtime's fused operators.
+
+        Raises InvalidArgumentError for a precision or a part that the bundle lacks.
+        """
+        graph, precision = self._check_graph(graph, precision)
         return graph in self.manifest.fused_graphs.get(precision, {})
 
     def graph_sha256(self, graph: AnyGraph, precision: Precision) -> str:

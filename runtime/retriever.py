@@ -101,6 +101,7 @@ class Retriever(Opened):
         warn_of_older_readings(self.gallery)
         self._scorer_weights = cache(self.bundle.scorer_weights)
         self.residence = Residence(self.model)
+        self.gallery.watch(self.residence)
         self._searcher = Searcher(
             self.model,
             self._scorer_weights,

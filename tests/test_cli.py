@@ -15,6 +15,7 @@ import click
 import pytest
 from command_line import Outcome, Run, runner
 
+from stand_in_device.kernels import write_kernels
 from xclip_deploy import Bundle, Gallery, Retriever, __version__
 from xclip_deploy.cli.options import alternatives
 from xclip_deploy.cli.program import cli
@@ -128,8 +129,21 @@ def test_inspect(run: Run, bundle_path: Path) -> None:
         "fp16",
         "pytorch_model.bin",
         "build-trt",
+        "kernels:     none, so that galleries are not kept on a GPU; run: xclip-deploy build-scan",
     ):
         assert part in outcome.out
+
+
+def test_inspect_names_the_kernels(run: Run, bundle_copy: Path) -> None:
+    kernel_set = write_kernels(Bundle.open(bundle_copy), [(8, 9), (9, 0)])
+    outcome = run("inspect", bundle_copy)
+    assert outcome.status == 0
+    assert "kernels:     frames_kernel, video_kernel, digit_kernel, collect_kernel\n" in outcome.out
+    assert "for compute capability 8.9, 9.0 (+: and later GPUs), 8 files, " in outcome.out
+    content = run("inspect", bundle_copy, "--json").json()
+    assert content["scan_kernels"] == kernel_set.model_dump(mode="json")
+    (bundle_copy / "kernels" / "scan" / "kernels.json").write_text("{")
+    assert_one_line_error(run("inspect", bundle_copy), 6, "build-scan")
 
 
 def test_inspect_json(run: Run, bundle_path: Path, bundle: Bundle) -> None:
@@ -137,6 +151,7 @@ def test_inspect_json(run: Run, bundle_path: Path, bundle: Bundle) -> None:
     assert (outcome.status, outcome.err) == (0, "")
     content = outcome.json()
     assert content.pop("engine_sets") == {}
+    assert content.pop("scan_kernels") is None
     assert content.pop("certificate") is None
     assert content == bundle.manifest.model_dump(mode="json")
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xclip_deploy.errors import DriverError, MissingExtraError, SessionError
+from xclip_deploy.runtime.cuda.gate import CAPTURES
 
 _MODULE = "cuda.bindings.runtime"
 
@@ -128,19 +129,23 @@ class Cuda:
 
     def allocate(self, nbytes: int) -> int:
         """Allocate device memory, aligned to 256 bytes, and return its address."""
-        return int(self._call("cudaMalloc", nbytes))
+        with CAPTURES.shared():
+            return int(self._call("cudaMalloc", nbytes))
 
     def free(self, address: int) -> None:
         """Free device memory."""
-        self._call("cudaFree", address)
+        with CAPTURES.shared():
+            self._call("cudaFree", address)
 
     def allocate_pinned(self, nbytes: int) -> int:
         """Allocate host memory that stays in place, so that copies run beside computation."""
-        return int(self._call("cudaHostAlloc", nbytes, self._api.cudaHostAllocDefault))
+        with CAPTURES.shared():
+            return int(self._call("cudaHostAlloc", nbytes, self._api.cudaHostAllocDefault))
 
     def free_pinned(self, address: int) -> None:
         """Free pinned host memory."""
-        self._call("cudaFreeHost", address)
+        with CAPTURES.shared():
+            self._call("cudaFreeHost", address)
 
     def copy_to_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         """Enqueue a copy from pinned host memory, which must not change until it is done."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+from weakref import ref
 
 import numpy as np
 
@@ -52,6 +54,7 @@ from xclip_deploy.runtime.gallery.records import (
 from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
+    AdditionWatcher,
     FeatureModel,
     GalleryStore,
     Snapshot,
@@ -104,6 +107,8 @@ class Gallery:
             store = MemoryStore(self._dim, self._frames)
         self._open_store: GalleryStore = store
         self._is_closed = False
+        self._watchers: tuple[ref[AdditionWatcher], ...] = ()
+        self._lock = threading.Lock()
 
     @classmethod
     def open(
@@ -282,7 +287,21 @@ class Gallery:
                 for text in dict.fromkeys(video.segmentation for video in given):
                     if text is not None:
                         self.check_segmentation(Segmentation.from_text(text))
-                self._store.put(given, features, replace=replace)
+                keys = self._store.put(given, features, replace=replace)
+            for reference in self._watchers:
+                if (watcher := reference()) is not None:
+                    watcher.added(keys, features)
+
+    def watch(self, watcher: AdditionWatcher) -> None:
+        """Tell ``watcher`` of every later :meth:`add` of this object, as long as it lives.
+
+        Raises InvalidArgumentError for an object without the method ``added``.
+        """
+        if not callable(getattr(watcher, "added", None)):
+            raise InvalidArgumentError(f"watcher is {shown(watcher)}; expected an AdditionWatcher")
+        with self._lock:
+            living = [each for each in self._watchers if each() is not None]
+            self._watchers = (*living, ref(watcher))
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         """Replace the records of videos, such as their metadata, and keep the embeddings.

@@ -19,6 +19,7 @@ from xclip_deploy.runtime.gallery.records import (
     GalleryVideo,
     VideoFile,
 )
+from xclip_deploy.runtime.gallery.store import FeatureKeys
 
 SCHEMA_VERSION = 3
 """Version 3 added checksums and segments to the LanceDB table of 2; version 1 was one file for all
@@ -218,6 +219,11 @@ def to_features(table: pa.Table) -> VideoFeatures:
         frames.reshape(len(vectors), frames.shape[1] // dim, dim),
         num_frames.astype(np.int32, copy=False),
     )
+
+
+def keys_of(table: pa.Table) -> FeatureKeys:
+    """Return the keys of the rows' features, their checksums: uint64 [N, 2]."""
+    return np.stack([array_of(table, part.value) for part in (Part.VIDEO, Part.FRAMES)], axis=1)
 
 
 def array_of(table: pa.Table, name: str) -> npt.NDArray[Any]:

@@ -30,6 +30,7 @@ from xclip_deploy.runtime.gallery.lance_reader import RowReader, Trust, end_of_f
 from xclip_deploy.runtime.gallery.lance_schema import (
     SQL_TYPES,
     TableHeader,
+    keys_of,
     metadata_types,
     to_table,
 )
@@ -43,7 +44,7 @@ from xclip_deploy.runtime.gallery.lance_snapshot import (
 from xclip_deploy.runtime.gallery.lance_walk import verify_rows
 from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
 from xclip_deploy.runtime.gallery.reports import Verification
-from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, FeatureModel
+from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, FeatureKeys, FeatureModel
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
 _ROWS_PER_WRITE = 1024
@@ -153,9 +154,9 @@ class LanceStore:
 
     def put(
         self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool
-    ) -> None:
+    ) -> FeatureKeys:
         if not videos:
-            return
+            return np.empty((0, 2), np.uint64)
         with self.exclusive():
             present = self.snapshot().find([video.id for video in videos])
             if present and not replace:
@@ -171,6 +172,7 @@ class LanceStore:
                     self._replace(rows, list(dict.fromkeys(video.id for video in videos)))
                 else:
                     self._table.add(rows)
+            return keys_of(rows)
 
     def append(
         self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool = False

@@ -129,7 +129,7 @@ class MemorySnapshot:
         return self._rows
 
     def feature_keys(self) -> tuple[Rows, FeatureKeys]:
-        return self._rows, np.stack([self._serials, np.zeros_like(self._serials)], axis=1)
+        return self._rows, _keys_of(self._serials)
 
     def matching(self, where: str) -> Rows:
         condition = parse_filter(where, self._types)
@@ -178,6 +178,10 @@ class MemorySnapshot:
 
     def listing(self) -> Iterator[GalleryVideo]:
         return (video for video in self._videos if video.segment == 0)
+
+
+def _keys_of(serials: Serials) -> FeatureKeys:
+    return np.stack([serials, np.zeros_like(serials)], axis=1)
 
 
 @dataclass
@@ -241,7 +245,7 @@ class MemoryStore:
 
     def put(
         self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool
-    ) -> None:
+    ) -> FeatureKeys:
         with self._lock:
             present = [
                 name
@@ -256,9 +260,11 @@ class MemoryStore:
             self._enter([coerced(video, self._types) for video in videos], self._num_rows)
             self._content.parts.append(features)
             stop = self._next_serial + len(videos)
-            self._content.serials.append(np.arange(self._next_serial, stop, dtype=np.uint64))
+            serials = np.arange(self._next_serial, stop, dtype=np.uint64)
+            self._content.serials.append(serials)
             self._num_rows, self._next_serial = self._num_rows + len(videos), stop
             self._snapshot = None
+            return _keys_of(serials)
 
     def update(self, videos: Sequence[GalleryVideo]) -> None:
         with self._lock:

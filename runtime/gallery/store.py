@@ -174,6 +174,17 @@ class Snapshot(Protocol):
         ...
 
 
+class AdditionWatcher(Protocol):
+    """An object that is told of every addition to a gallery."""
+
+    def added(self, keys: FeatureKeys, features: VideoFeatures) -> None:
+        """Take rows that were just added, FP16, with their keys as in later snapshots.
+
+        The thread that added them calls it, perhaps with the gallery locked. It must not raise.
+        """
+        ...
+
+
 class GalleryStore(Protocol):
     """A place that keeps videos and embeddings.
 
@@ -215,11 +226,12 @@ class GalleryStore(Protocol):
 
     def put(
         self, videos: Sequence[GalleryVideo], features: VideoFeatures, *, replace: bool
-    ) -> None:
+    ) -> FeatureKeys:
         """Add all videos or none; with ``replace``, overwrite those with the same ids.
 
         Every video comes with all its segments. Those of an overwritten one are all removed.
-        Raises MetadataError, and DuplicateIdError without ``replace``.
+        Returns the key of each row's features, as :meth:`Snapshot.feature_keys` will, in the order
+        given. Raises MetadataError, and DuplicateIdError without ``replace``.
         """
         ...
 

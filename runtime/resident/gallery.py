@@ -3,7 +3,8 @@
 Every living snapshot that was uploaded has a view: the slot of each of its rows. A newer snapshot
 finds most of its rows in slots already. Slots that no living snapshot uses are tombstones. New rows
 take them first, and masks leave out the rest. Many tombstones are closed up by moving the last
-slots into them.
+slots into them. Rows that are added to the gallery come before a snapshot that has them; their
+slots await it.
 """
 
 from __future__ import annotations
@@ -17,23 +18,25 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import numpy as np
 
 from xclip_deploy.errors import ClosedError, DeviceMemoryError, SessionError
-from xclip_deploy.runtime.arrays import AnyArray, Int64Array, slices
+from xclip_deploy.runtime.arrays import AnyArray, BoolArray, Int64Array
+from xclip_deploy.runtime.cuda.gate import Gate
 from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMemory
 from xclip_deploy.runtime.cuda.uploading import Uploader
+from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.gallery.records import Rows
-from xclip_deploy.runtime.resident.gate import Gate
+from xclip_deploy.runtime.gallery.store import FeatureKeys
 from xclip_deploy.runtime.resident.layout import ArrayLayout, Layout, MemoryBound, room_text
+from xclip_deploy.runtime.resident.reading import read_missing
 from xclip_deploy.runtime.resident.scan import ScanArrays
 from xclip_deploy.runtime.resident.slots import MISSING, SlotKeys, View, runs
 from xclip_deploy.runtime.sessions.backend import close_all
 
-READ_ROWS = 2048
-"""Rows that are read from the store and uploaded at a time."""
 TOMBSTONE_SHARE = 0.25
 """Share of the slots that may be tombstones before they are closed up."""
 LEAST_TOMBSTONES = 1024
 """Tombstones that are never closed up: a scan passes over them in microseconds."""
+_NO_SLOTS: Int64Array = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,8 @@ class DeviceGallery:
         self._buffers: dict[str, DeviceBuffer] = {}
         self._capacity = 0
         self._holds_frames = True
+        self._awaiting = (_NO_SLOTS, _NO_SLOTS)
+        """Slots of added rows that no snapshot has: those before and after the last one came."""
         self._is_closed = False
 
     @property
@@ -136,6 +141,35 @@ class DeviceGallery:
         finally:
             self._changing.release()
 
+    def add(self, keys: FeatureKeys, features: VideoFeatures, timeout_s: float = -1) -> bool:
+        """Upload rows that were added to the gallery, so that :meth:`hold` need not read them.
+
+        ``keys``: key of each row's features [N, 2], as :meth:`Snapshot.feature_keys` will return.
+        ``timeout_s``: as for :meth:`hold`. Returns whether they were uploaded: not where nothing is
+        resident yet, nor where they do not fit beside the rest. Raises SessionError.
+        """
+        if not self._changing.acquire(timeout=timeout_s):
+            return False
+        try:
+            if self._is_closed or self.is_empty:
+                return False
+            used = self._used()
+            if self._newest is not None:  # its snapshot ended with the addition, and its rows stay
+                used[self._newest.slots] = True
+            target = self._keys.free(used, len(keys))
+            if not self._grow(max(len(self._keys), int(target.max(initial=-1)) + 1)):
+                return False
+            self._keys.forget(target)
+            with Uploader(self._memory.cuda) as uploader:
+                self._write(uploader, vars(features), target)
+                uploader.finish()
+            self._keys.note(target, keys)
+            earlier, later = self._awaiting
+            self._awaiting = earlier, np.concatenate([later, target])
+            return True
+        finally:
+            self._changing.release()
+
     def close(self) -> None:
         """Wait for scans, and free everything. Raises SessionError."""
         self._is_closed = True  # ends an upload of another thread
@@ -151,8 +185,11 @@ class DeviceGallery:
         # Rows of LanceDB keep their numbers until the gallery is compacted.
         newest = self._newest
         slots = self._keys.find(keys, None if newest is None else newest.guess(rows))
-        used = self._keys.used(self._views.values())
+        used = self._used()
         used[slots[slots != MISSING]] = True
+        # A snapshot from before an addition may come after it. The one after that has the rows, or
+        # they were removed meanwhile.
+        self._awaiting = np.setdiff1d(self._awaiting[1], slots), _NO_SLOTS
         missing = np.flatnonzero(slots == MISSING)
         target = self._keys.free(used, len(missing))
         needed = max(len(self._keys), int(target.max(initial=-1)) + 1)
@@ -180,7 +217,7 @@ class DeviceGallery:
         done = 0
         with Uploader(self._memory.cuda) as uploader:
             with_frames = len(self._arrays()) > 1
-            for part, features in _read(snapshot, rows, missing, with_frames=with_frames):
+            for part, features in read_missing(snapshot, rows, missing, with_frames=with_frames):
                 self._check_open()
                 self._write(uploader, features, slots[np.searchsorted(rows, part)])
                 done += len(part)
@@ -190,6 +227,13 @@ class DeviceGallery:
                 f"the gallery gave {done} of {len(missing)} videos for the GPU; its files were "
                 "changed while it was open: open it again"
             )
+
+    def _used(self) -> BoolArray:
+        """Tell for each slot whether a snapshot uses it, or may soon."""
+        used = self._keys.used(self._views.values())
+        for slots in self._awaiting:
+            used[slots] = True
+        return used
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -300,7 +344,7 @@ class DeviceGallery:
 
     def _close_up(self) -> None:
         """Move the last slots into tombstones if these are many."""
-        used = self._keys.used(self._views.values())
+        used = self._used()
         count, num_used = len(used), int(used.sum())
         if count - num_used <= max(LEAST_TOMBSTONES, TOMBSTONE_SHARE * count):
             return
@@ -319,6 +363,7 @@ class DeviceGallery:
         with self._gate.alone():
             self._keys.move(last, holes)
             self._keys.cut(num_used)
+            self._awaiting = now[self._awaiting[0]], now[self._awaiting[1]]
             moved = {
                 snapshot: View(view.rows, now[view.slots]) for snapshot, view in self._views.items()
             }
@@ -341,31 +386,11 @@ class DeviceGallery:
             self._views.clear()
             self._ranks_of.clear()
             self._keys, self._newest = SlotKeys(), None
+            self._awaiting = (_NO_SLOTS, _NO_SLOTS)
             buffers = [*self._buffers.values(), *(buffer for _, buffer in self._ranks)]
             self._buffers, self._capacity, self._holds_frames = {}, 0, True
             self._ranks.clear()
             return close_all(buffers)
-
-
-def _read(
-    snapshot: Snapshot, rows: Rows, missing: Int64Array, *, with_frames: bool
-) -> Iterator[tuple[Rows, Mapping[str, AnyArray]]]:
-    """Yield the features of ``rows[missing]`` in parts, by name."""
-    if not with_frames:
-        for part in slices(len(missing), READ_ROWS):
-            some = rows[missing[part]]
-            yield some, {"video_features": snapshot.video_features(some)}
-    elif 2 * len(missing) < len(rows):
-        for part in slices(len(missing), READ_ROWS):
-            some = rows[missing[part]]
-            yield some, vars(snapshot.features(some))
-    else:
-        is_missing = np.zeros(len(rows), np.bool_)
-        is_missing[missing] = True
-        for some, features in snapshot.scan(READ_ROWS):
-            wanted = np.flatnonzero(is_missing[np.searchsorted(rows, some)])
-            if len(wanted):
-                yield some[wanted], vars(features[wanted])
 
 
 def _capacities(num_slots: int) -> tuple[int, int]:

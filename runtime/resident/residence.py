@@ -15,7 +15,9 @@ from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cuda.memory import DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Snapshot
+from xclip_deploy.runtime.gallery.store import FeatureKeys
 from xclip_deploy.runtime.resident.gallery import DeviceGallery
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
 from xclip_deploy.runtime.resident.kernel_set import has_kernels
@@ -115,6 +117,20 @@ class Residence:
             except ScanFailedError as failure:
                 why = self._after(failure.error)
         return search(None, f"not resident on {self.device_name}: {why}")
+
+    def added(self, keys: FeatureKeys, features: VideoFeatures) -> None:
+        """Upload rows that were just added, where a gallery is resident; see AdditionWatcher.
+
+        A failure is left to the next search, which reads the rows from the gallery.
+        """
+        with self._lock:
+            opened = self._opened
+        if opened is None:
+            return
+        try:
+            opened.gallery.add(keys, features, WAIT_S)
+        except SessionError as error:
+            _LOG.info("added videos are uploaded by the next search: %s", error)
 
     def warm_up(self, snapshot: Snapshot) -> None:
         """Upload a snapshot, however large, and try again what failed before.

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from xclip_deploy.errors import DriverError, MissingExtraError, SessionError
 from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.cuda.gate import CAPTURES
 from xclip_deploy.runtime.cuda.memory import PinnedBuffer
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.manifest import GraphSpec
@@ -179,8 +180,9 @@ class _Lane:
             binding.bind_cpu_input(name, staged)
         for name, output in outputs.items():
             binding.bind_output(name, "cpu", 0, output.dtype.type, output.shape, output.ctypes.data)
-        self._session.run_with_iobinding(binding, self._run_options)
-        binding.synchronize_outputs()
+        with CAPTURES.shared():
+            self._session.run_with_iobinding(binding, self._run_options)
+            binding.synchronize_outputs()
 
     def close(self) -> None:
         self._is_open = False

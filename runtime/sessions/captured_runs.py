@@ -16,6 +16,7 @@ import numpy as np
 
 from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.cuda.gate import CAPTURES
 from xclip_deploy.runtime.manifest import GraphSpec
 from xclip_deploy.runtime.sessions.bound_runs import BoundRuns, PageableStaging
 
@@ -25,7 +26,8 @@ GRAPH_OPTION = "gpu_graph_id"
 """Run option with the number of a graph, from 1 on."""
 NO_GRAPH = "-1"
 """Value of the option for a run without a graph."""
-_LARGEST_BATCH = 32
+LARGEST_BATCH = 32
+"""Largest batch of texts that is captured."""
 _MOST_GRAPHS = 8
 
 
@@ -39,12 +41,14 @@ class CapturedRuns:
         library: Any,  # noqa: ANN401
         device: str,
         device_id: int,
+        largest_batch: int | None = LARGEST_BATCH,
     ) -> None:
         """Prepare the runs of a session that was opened with ``enable_cuda_graph``.
 
         ``library``: the module ``onnxruntime``. ``device``: ``cuda``; ``cpu`` runs all the same,
-        without graphs.
+        without graphs. ``largest_batch``: largest size that is captured; None for any.
         """
+        self._largest_batch = largest_batch
         self._session, self._spec, self._library = session, spec, library
         self._device, self._device_id = device, device_id
         plain = self._options(NO_GRAPH)
@@ -54,15 +58,22 @@ class CapturedRuns:
         self._refused: set[int] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="xclip-cuda-graph")
 
+    def takes(self, size: int) -> bool:
+        """Tell whether a batch size is replayed, or may be captured when it comes again."""
+        if self._captured.get(size) is not None:
+            return True
+        is_small = self._largest_batch is None or size <= self._largest_batch
+        return is_small and size not in self._refused and len(self.captured_sizes) < _MOST_GRAPHS
+
     @property
     def captured_sizes(self) -> tuple[int, ...]:
         """Batch sizes that are replayed."""
-        return tuple(size for size, graph in self._captured.items() if graph is not None)
+        return tuple(size for size, graph in list(self._captured.items()) if graph is not None)
 
     def run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Run a batch and return the outputs by name; see :meth:`BoundRuns.run`.
 
-        A size up to 32 is captured when it comes a second time.
+        A size up to ``largest_batch`` is captured when it comes a second time.
         """
         try:
             return self._thread.submit(self._run, feeds).result()
@@ -84,23 +95,25 @@ class CapturedRuns:
             graph = self._capture(size, feeds)
         if graph is None:
             return self._plain.run(feeds)
-        return graph.run(feeds)
+        with CAPTURES.shared():
+            return graph.run(feeds)
 
     def _may_capture(self, size: int) -> bool:
         """Return whether to capture a size now. The first run of a size only notes it."""
-        if size > _LARGEST_BATCH or size in self._refused:
+        if not self.takes(size):
             return False
         if size not in self._captured:
             if len(self._captured) < 4 * _MOST_GRAPHS:
                 self._captured[size] = None
             return False
-        return len(self.captured_sizes) < _MOST_GRAPHS
+        return True
 
     def _capture(self, size: int, feeds: Mapping[str, AnyArray]) -> _Captured | None:
         number = len(self.captured_sizes) + 1
         try:
-            graph = _Captured(self, size, self._options(str(number)))
-            graph.run(feeds)
+            with CAPTURES.alone():
+                graph = _Captured(self, size, self._options(str(number)))
+                graph.run(feeds)
         except Exception as error:  # noqa: BLE001 - the library raises classes of its own
             self._refused.add(size)
             line = " ".join(str(error).split())[:300]

@@ -43,6 +43,7 @@ from xclip_deploy.runtime.sessions.onnx_session import (
 from xclip_deploy.runtime.sessions.options import SessionOptions
 from xclip_deploy.runtime.sessions.provider_libraries import missing_library
 from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
+from xclip_deploy.runtime.sessions.replaying import ReplayingSession
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +206,11 @@ class OnnxRuntimeLoader(GraphLoader):
         is_bound = placement.device != "cpu" and placement.backend == OnnxRuntime.name
         if not is_bound or graph is Graph.SCORER:
             return OnnxRuntimeSession(*given)
+        if options.cuda_graphs and is_fused and graph is not Graph.TEXT_ENCODER:
+            return ReplayingSession(
+                BoundSession(*given, is_fused=True, streams=options.streams),
+                lambda: BoundSession(*given, is_fused=True, replays=True),
+            )
         # The plain text encoder searches for the end token on the CPU: no CUDA graph can hold it.
         if options.cuda_graphs and is_fused and graph is Graph.TEXT_ENCODER:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from xclip_deploy.errors import (
 )
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.manifest import AnyGraph, Precision, TensorSpec, Tolerance
+from xclip_deploy.runtime.cuda.gate import CAPTURES
+from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, TensorSpec, Tolerance
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.backend import Placement
 from xclip_deploy.runtime.sessions.bound_runs import BoundRuns, staging_for
-from xclip_deploy.runtime.sessions.captured_runs import CapturedRuns
+from xclip_deploy.runtime.sessions.captured_runs import LARGEST_BATCH, CapturedRuns
 from xclip_deploy.runtime.sessions.registry import Arithmetic
 
 FP32 = Arithmetic("fp32", Precision.FP32)
@@ -110,10 +112,12 @@ class OnnxRuntimeSession:
             options.add_session_config_entry("session.x64quantprecision", "1")
         providers = providers_of(placement, provider_options or {})
         path = bundle.graph_path(graph, precision, is_fused=is_fused)
+        self._is_on_gpu = placement.device != "cpu"
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=providers
-            )
+            with self._beside_captures():
+                self._session: Any = onnxruntime.InferenceSession(
+                    str(path), sess_options=options, providers=providers
+                )
         except Exception as error:
             raise SessionError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from error
         # ONNX Runtime falls back to the CPU silently; refuse that.
@@ -153,8 +157,13 @@ class OnnxRuntimeSession:
 
     def _run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Run once on arrays of the graph's dtypes. Raises what the library raises."""
-        outputs = self._session.run(self._output_names, feeds)
+        with self._beside_captures():
+            outputs = self._session.run(self._output_names, feeds)
         return dict(zip(self._output_names, outputs, strict=True))
+
+    def _beside_captures(self) -> AbstractContextManager[None]:
+        """Keep ONNX Runtime from capturing a CUDA graph meanwhile."""
+        return CAPTURES.shared() if self._is_on_gpu else nullcontext()
 
     def _closed(self) -> SessionError:
         return SessionError(f"the {self.graph.value} session is closed")
@@ -196,11 +205,20 @@ class BoundSession(OnnxRuntimeSession):
         super().__init__(bundle, graph, placement, threads, given, is_fused=is_fused)
         self._runs: BoundRuns | CapturedRuns
         if replays:
-            library = import_onnxruntime()
-            self._runs = CapturedRuns(self._session, self._spec, library, device, device_id)
+            # ReplayingSession bounds the batches of videos.
+            most = LARGEST_BATCH if graph is Graph.TEXT_ENCODER else None
+            given_library = (import_onnxruntime(), device, device_id, most)
+            self._runs = CapturedRuns(self._session, self._spec, *given_library)
         else:
             staging = staging_for(device, device_id)
             self._runs = BoundRuns(self._session, self._spec, staging, lanes=streams)
+
+    def replays(self, size: int) -> bool:
+        """Tell whether a batch of ``size`` is replayed as a CUDA graph, now or when it comes again.
+
+        False too in a session that replays none.
+        """
+        return isinstance(self._runs, CapturedRuns) and self._runs.takes(size)
 
     def _run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         return self._runs.run(feeds)

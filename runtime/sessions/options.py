@@ -70,7 +70,7 @@ class SessionOptions:
     each with its own stream and buffers."""
     cuda_graphs: bool = True
     """Whether repeated runs of one shape are replayed as a CUDA graph: by engines, and by ONNX
-    Runtime's CUDA provider for up to 32 texts."""
+    Runtime's CUDA provider for up to 32 texts and for videos of less than 34 MB in a run."""
     fused_graphs: bool = True
     """Whether ONNX Runtime's CUDA provider runs the encoders in its fused operators, where the
     bundle has them so."""

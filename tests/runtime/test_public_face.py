@@ -219,6 +219,7 @@ OF_GALLERY: dict[str, Callable[[World], dict[str, Any]]] = {
     "optimize": lambda w: {},
     "verify": lambda w: {},
     "save": lambda w: {"path": w.folder / "saved"},
+    "watch": lambda w: {"watcher": w.retriever.residence},
 }
 
 CASES: dict[str, Make] = {
@@ -281,6 +282,7 @@ CASES: dict[str, Make] = {
         {
             "open": lambda w: {"path": w.bundle.path},
             "graph_path": lambda w: {"graph": Graph.SCORER, "precision": Precision.FP32},
+            "has_fused": lambda w: {"graph": Graph.SCORER, "precision": Precision.FP32},
             "graph_sha256": lambda w: {"graph": Graph.SCORER, "precision": Precision.FP32},
         },
         lambda w: w.bundle,

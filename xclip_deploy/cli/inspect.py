@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from xclip_deploy.runtime.bundle import Bundle
     from xclip_deploy.runtime.engine_set import EngineSet
     from xclip_deploy.runtime.manifest import GraphSpec
+    from xclip_deploy.runtime.resident.kernel_set import KernelSet
 
 
 @click.command("inspect", cls=Command)
@@ -33,23 +34,26 @@ if TYPE_CHECKING:
 def command(bundle: Path, verify: bool, wide: bool, as_json: bool) -> None:
     """Show what is in BUNDLE (default: xclip-bundle).
 
-    It prints the model, its graphs, their agreement with PyTorch, the engines and the
-    certificate.
+    It prints the model, its graphs, their agreement with PyTorch, the engines, the kernels that
+    search galleries on a GPU, and the certificate.
     """
     import xclip_deploy
     from xclip_deploy.export.verification.certificate import read_certificate
     from xclip_deploy.runtime.engine_set import engine_sets
+    from xclip_deploy.runtime.resident.kernel_set import has_kernels, read_kernel_set
 
     opened = xclip_deploy.Bundle.open(bundle)
     if verify:
         with waiting("reading every file"):
             opened.verify()
     engines = engine_sets(opened)
+    kernels = read_kernel_set(opened) if has_kernels(opened) else None
     if as_json:
         content = opened.manifest.model_dump(mode="json")
         content["engine_sets"] = {
             path.name: engine_set.model_dump(mode="json") for path, engine_set in engines.items()
         }
+        content["scan_kernels"] = kernels and kernels.model_dump(mode="json")
         certificate = read_certificate(opened)
         content["certificate"] = certificate and certificate.model_dump(mode="json")
         print_json(content)
@@ -58,6 +62,7 @@ def command(bundle: Path, verify: bool, wide: bool, as_json: bool) -> None:
     _print_graphs(opened)
     print_parity(opened.manifest.parity, wide=wide)
     _print_engines(engines, wide=wide)
+    _print_kernels(kernels)
     _print_certificate(opened)
     if verify:
         say(f"all {len(opened.manifest.files)} files are as exported")
@@ -155,6 +160,20 @@ def _print_engines(engines: dict[Path, EngineSet], *, wide: bool) -> None:
         Column("built", wide=True),
     )
     print_table(columns, rows, wide=wide)
+
+
+def _print_kernels(kernels: KernelSet | None) -> None:
+    if kernels is None:
+        command = "xclip-deploy build-scan"
+        say(f"kernels:     none, so that galleries are not kept on a GPU; run: {command}")
+        return
+    codes = [code for record in kernels.kernels.values() for code in record.codes]
+    size = sum(code.record.size_bytes for code in codes) / 1e6
+    say(f"kernels:     {', '.join(kernel.value for kernel in kernels.kernels)}")
+    say(
+        f"             for compute capability {', '.join(kernels.targets)} (+: and later GPUs), "
+        f"{len(codes)} files, {size:.1f} MB, compiled {kernels.created_utc}"
+    )
 
 
 def _print_certificate(bundle: Bundle) -> None:

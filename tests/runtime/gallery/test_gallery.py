@@ -26,6 +26,7 @@ from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
 from xclip_deploy.runtime.gallery.lance_opening import open_store
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
+from xclip_deploy.runtime.gallery.store import FeatureKeys
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.progress import Progress
 
@@ -242,6 +243,35 @@ def test_another_database_may_take_its_place(manifest: Manifest) -> None:
     gallery.add(*entries(manifest, ["a"]))
     assert len(store) == 1
     assert gallery.uri is None
+
+
+def test_additions_are_told_to_those_who_watch(gallery: Gallery, manifest: Manifest) -> None:
+    """Each gets the features as they are stored, until it is gone."""
+
+    class Watcher:
+        def __init__(self) -> None:
+            self.found: list[tuple[FeatureKeys, VideoFeatures]] = []
+
+        def added(self, keys: FeatureKeys, features: VideoFeatures) -> None:
+            self.found.append((keys, features))
+
+    first, second = Watcher(), Watcher()
+    for watcher in (first, second):
+        gallery.watch(watcher)
+    gallery.add(*entries(manifest, ["d", "e"]))
+    del second, watcher
+    gallery.add(*entries(manifest, ["e"]), replace=True)
+    with pytest.raises(DuplicateIdError):
+        gallery.add(*entries(manifest, ["a"]))
+    assert [len(keys) for keys, _ in first.found] == [2, 1]
+    snapshot = gallery.snapshot()
+    rows, keys = snapshot.feature_keys()
+    place = np.searchsorted(rows, snapshot.find(["e"])["e"])
+    assert first.found[1][0].tolist() == [keys[place].tolist()]
+    stored = snapshot.features(rows[[place]])
+    for name, array in vars(first.found[1][1]).items():
+        assert array.dtype == getattr(stored, name).dtype
+        np.testing.assert_array_equal(array, getattr(stored, name))
 
 
 def test_keeping_versions_for_less_than_no_time(gallery: Gallery) -> None:

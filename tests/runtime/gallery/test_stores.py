@@ -311,3 +311,15 @@ def test_keys_tell_features_apart(store: GalleryStore) -> None:
     changed = keys()
     assert changed.pop("a") not in {*before.values(), *after.values()}
     assert changed == {name: after[name] for name in changed}
+
+
+def test_additions_return_the_keys_of_their_rows(store: GalleryStore) -> None:
+    """In the order given, also where videos are replaced."""
+    store.put(*sample(["b", "a"]), replace=False)
+    names = ["c", "a", "d"]
+    returned = store.put(*sample(names, seed=1), replace=True)
+    snapshot = store.snapshot()
+    rows, keys = snapshot.feature_keys()
+    places = np.searchsorted(rows, [snapshot.find(names)[name] for name in names])
+    assert returned.tolist() == keys[places].tolist()
+    assert store.put([], sample(names)[1][:0], replace=False).shape == (0, 2)

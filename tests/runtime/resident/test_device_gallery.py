@@ -21,6 +21,7 @@ from xclip_deploy.runtime.gallery import GalleryStore, Snapshot
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
 from xclip_deploy.runtime.resident import gallery as gallery_module
+from xclip_deploy.runtime.resident import reading
 from xclip_deploy.runtime.resident.gallery import DeviceGallery, Resident
 from xclip_deploy.runtime.resident.layout import Layout, MemoryBound
 
@@ -126,6 +127,130 @@ def test_changes_alone_are_uploaded(
         assert resident.view.num_slots <= 52  # the removed videos' slots are taken again
     assert_holds(device, gallery, third)
     assert_holds(device, gallery, second)
+
+
+def test_added_rows_are_uploaded_as_they_are_added(
+    device: Device, make: Callable[..., DeviceGallery], store: GalleryStore
+) -> None:
+    """A snapshot that has them finds them, and nothing is read from the store."""
+    gallery = make()
+    early = sample(["early"], seed=9)
+    assert not gallery.add(store.put(*early, replace=False), early[1]), "nothing is resident yet"
+    first = store.snapshot()
+    gallery.hold(first)
+    added = []
+    for n in range(4):  # the gallery grows meanwhile
+        part = sample([f"{n}-{m}" for m in range(5)], seed=n)
+        added.append((store.put(*part, replace=False), part[1]))
+    twins = sample(["left", "right"], seed=8)  # equal features are two rows all the same
+    twins[1].video_features[1] = twins[1].video_features[0]
+    twins[1].frame_features[1] = twins[1].frame_features[0]
+    twins[1].num_frames[1] = twins[1].num_frames[0]
+    videos = [
+        video.model_copy(update={"frame_times_s": twins[0][0].frame_times_s}) for video in twins[0]
+    ]
+    added.append((store.put(videos, twins[1], replace=False), twins[1]))
+    for keys, features in added:
+        uploaded = device.bytes_to_device
+        assert gallery.add(keys, features)
+        assert device.bytes_to_device - uploaded == len(keys) * SLOT_BYTES
+    uploaded = device.bytes_to_device
+    second = store.snapshot()
+    assert gallery.hold(second)
+    assert device.bytes_to_device == uploaded
+    for snapshot in (first, second):
+        assert_holds(device, gallery, snapshot)
+
+
+def test_added_rows_take_no_slot_of_the_last_snapshot(
+    device: Device, make: Callable[..., DeviceGallery], store: GalleryStore
+) -> None:
+    """Nobody holds that snapshot any more, but the next one has its rows too."""
+    store.put(*sample([f"v{n}" for n in range(30)]), replace=False)
+    gallery = make()
+    gallery.hold(store.snapshot())
+    part = sample(["a", "b"], seed=1)
+    gallery.add(store.put(*part, replace=False), part[1])
+    assert device.bytes_to_device == 32 * SLOT_BYTES
+    gallery.hold(store.snapshot())
+    assert device.bytes_to_device == 32 * SLOT_BYTES
+    assert_holds(device, gallery, store.snapshot())
+
+
+def test_added_rows_await_their_snapshot(
+    device: Device, make: Callable[..., DeviceGallery], store: GalleryStore
+) -> None:
+    """A snapshot from before them may come first. What was removed meanwhile is overwritten."""
+    store.put(*sample(["a", "b"]), replace=False)
+    gallery = make()
+    gallery.hold(store.snapshot())
+    store.remove(["a"])
+    older = store.snapshot()
+    wanted, gone = sample(["wanted"], seed=1), sample(["gone"], seed=2)
+    gallery.add(store.put(*wanted, replace=False), wanted[1])
+    gallery.add(store.put(*gone, replace=False), gone[1])
+    store.remove(["gone"])
+    gallery.hold(older)
+    newer = store.snapshot()
+    other = sample(["other"], seed=3)
+    gallery.add(store.put(*other, replace=False), other[1])
+    uploaded = device.bytes_to_device
+    gallery.hold(newer)
+    assert device.bytes_to_device - uploaded <= 4 * 5  # ranks
+    newest = store.snapshot()
+    gallery.hold(newest)
+    assert device.bytes_to_device - uploaded <= 2 * 4 * 5
+    for snapshot in (older, newer, newest):
+        assert_holds(device, gallery, snapshot)
+    for n in range(3):
+        part = sample([f"n{n}"], seed=4 + n)
+        gallery.add(store.put(*part, replace=False), part[1])
+        gallery.hold(store.snapshot())
+    with gallery.lease(store.snapshot()) as resident:
+        assert resident is not None
+        # b, wanted, other, and n0 to n2, one of them in the slot of what was removed.
+        assert resident.view.num_slots == 6
+    assert_holds(device, gallery, store.snapshot())
+
+
+def test_added_rows_move_as_others_do(
+    device: Device,
+    make: Callable[..., DeviceGallery],
+    store: GalleryStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Closing up keeps what awaits its snapshot."""
+    monkeypatch.setattr(gallery_module, "LEAST_TOMBSTONES", 3)
+    names = [f"v{n}" for n in range(40)]
+    store.put(*sample(names), replace=False)
+    gallery = make()
+    gallery.hold(store.snapshot())
+    store.remove(names[5:25])
+    older = store.snapshot()
+    part = sample([f"n{n}" for n in range(30)], seed=1)
+    gallery.add(store.put(*part, replace=False), part[1])
+    gallery.hold(older)
+    uploaded = device.bytes_to_device
+    gallery.hold(store.snapshot())
+    assert device.bytes_to_device - uploaded <= 2 * 4 * 70  # ranks
+    assert_holds(device, gallery, older)
+    assert_holds(device, gallery, store.snapshot())
+
+
+def test_added_rows_that_do_not_fit_are_left_out(
+    device: Device, make: Callable[..., DeviceGallery], store: GalleryStore
+) -> None:
+    store.put(*sample(["a", "b"]), replace=False)
+    gallery = make(4 * SLOT_BYTES)
+    snapshot = store.snapshot()
+    gallery.hold(snapshot)
+    part = sample([f"n{n}" for n in range(9)], seed=1)
+    uploaded = device.bytes_to_device
+    assert not gallery.add(store.put(*part, replace=False), part[1])
+    assert device.bytes_to_device == uploaded
+    assert_holds(device, gallery, snapshot)
+    gallery.close()
+    assert not gallery.add(np.zeros((9, 2), np.uint64), part[1])
 
 
 def test_what_was_removed_and_comes_back_is_not_uploaded_again(
@@ -344,7 +469,7 @@ def test_threads_hold_and_read_while_the_gallery_changes(
 def test_closing_ends_an_upload(
     device: Device, make: Callable[..., DeviceGallery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery_module, "READ_ROWS", 2)
+    monkeypatch.setattr(reading, "READ_ROWS", 2)
     store = MemoryStore(DIM, FRAMES)
     store.put(*sample([f"v{n}" for n in range(30)]), replace=False)
     gallery = make()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from command_line import runner
-from gallery_samples import unit
 
 from stand_in_device import Device
 from stand_in_device.kernels import write_kernels
 from xclip_deploy import Bundle, GalleryVideo, Retriever
-from xclip_deploy.errors import ClosedError
+from xclip_deploy.errors import ClosedError, SessionError
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
 from xclip_deploy.runtime.results import SearchResults
@@ -41,6 +42,12 @@ def linked(bundle: Bundle, folder: Path) -> Bundle:
     for file in bundle.path.iterdir():
         (path / file.name).symlink_to(file)
     return replace(bundle, path=path)
+
+
+def unit(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Vectors of length 1. The modules of samples import LanceDB, which a GPU machine may lack."""
+    found: npt.NDArray[Any] = array / np.linalg.norm(array, axis=-1, keepdims=True)
+    return found
 
 
 def samples(bundle: Bundle, count: int = COUNT) -> tuple[list[GalleryVideo], VideoFeatures]:
@@ -93,6 +100,40 @@ def test_a_retriever(device: Device, with_kernels: Bundle) -> None:
     assert device.used_bytes == 0
     with pytest.raises(ClosedError):
         resident.search(TEXT)
+
+
+@pytest.mark.parametrize("where", ["memory", "lancedb"])
+def test_added_videos_go_to_the_gpu_at_once(
+    device: Device, with_kernels: Bundle, tmp_path: Path, where: str
+) -> None:
+    """No search reads them back, unless the GPU failed meanwhile."""
+    path = None if where == "memory" else tmp_path / "gallery"
+    videos, features = samples(with_kernels)
+    model = with_kernels.manifest.model
+    row_bytes = 2 * model.embed_dim * (model.max_frames + 1)
+    session = SessionOptions(resident_gallery=True)
+    with (
+        Retriever(with_kernels, path, create=path is not None, session=session) as resident,
+        Retriever(with_kernels) as plain,
+    ):
+        for retriever in (resident, plain):
+            retriever.add_features(videos[:30], features[:30])
+        assert device.bytes_to_device == 0, "the first search decides"
+        resident.warm_up()
+        before = device.bytes_to_device
+        resident.add_features(videos[30:36], features[30:36])
+        assert device.bytes_to_device - before == 6 * row_bytes
+        plain.add_features(videos[30:36], features[30:36])
+        before = device.bytes_to_device
+        assert resident.residence._prepare(resident.gallery.snapshot())[1] == ""
+        assert device.bytes_to_device == before
+        for _ in range(2):
+            device.fail("cudaMemcpyAsync", "cudaErrorLaunchFailure")
+        resident.add_features(videos[36:], features[36:])  # nothing is lost with the GPU
+        plain.add_features(videos[36:], features[36:])
+        with pytest.raises(SessionError):
+            resident.search(TEXT, 4, exact=True)
+        near(resident.search(TEXT, 4, exact=True), plain.search(TEXT, 4, exact=True))
 
 
 def test_the_command_line(

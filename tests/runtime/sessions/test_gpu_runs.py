@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.errors import DeviceMemoryError, SessionError
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.cuda.gate import CAPTURES
 from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, Tolerance, VideoPart
 from xclip_deploy.runtime.sessions import (
     Placement,
@@ -30,6 +32,7 @@ from xclip_deploy.runtime.sessions import (
     onnx_runtime,
     onnx_session,
 )
+from xclip_deploy.runtime.sessions import replaying as replaying_module
 from xclip_deploy.runtime.sessions.bound_runs import BoundRuns, PageableStaging
 from xclip_deploy.runtime.sessions.captured_runs import CapturedRuns
 from xclip_deploy.runtime.sessions.fused_choice import FusedGraphs, Verdict, compare_forms
@@ -41,6 +44,8 @@ from xclip_deploy.runtime.sessions.onnx_session import (
     BoundSession,
     OnnxRuntimeSession,
 )
+from xclip_deploy.runtime.sessions.replaying import ReplayingSession
+from xclip_deploy.runtime.valid_frames import ValidFrameEncoder
 
 FP32_CPU = Placement("onnxruntime", "cpu", FP32)
 TOLERANCE = Tolerance(feature=1e-5, cosine=0.999999, score=1e-4)
@@ -145,6 +150,28 @@ def test_replays_from_many_threads(bundle: Bundle) -> None:
     session.close()
 
 
+def test_nothing_else_runs_while_a_graph_is_captured(bundle: Bundle) -> None:
+    """ONNX Runtime captures in CUDA's global mode: other threads' calls would end it."""
+    capturing = BoundSession(bundle, Graph.TEXT_ENCODER, FP32_CPU, replays=True)
+    other = BoundSession(bundle, Graph.TEXT_ENCODER, FP32_CPU)
+    given = {"token_ids": token_ids(2)}
+    expected = capturing.run(given)
+    runs = capturing._runs
+    assert isinstance(runs, CapturedRuns)
+    with ThreadPoolExecutor(2) as pool:
+        with CAPTURES.shared():
+            capture = pool.submit(capturing.run, given)
+            while not CAPTURES.is_awaited:
+                time.sleep(0.001)
+            assert runs.captured_sizes == ()
+            beside = pool.submit(other.run, given)
+        same(capture.result(30), expected)
+        same(beside.result(30), expected)
+    assert runs.captured_sizes == (2,)
+    capturing.close()
+    other.close()
+
+
 def test_a_size_that_cannot_be_captured_still_runs(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,6 +185,74 @@ def test_a_size_that_cannot_be_captured_still_runs(
     assert runs.captured_sizes == ()
     assert caplog.text.count("run without a CUDA graph") == 1, "said once"
     runs.close()
+
+
+@pytest.fixture
+def replaying(bundle: Bundle) -> Iterator[ReplayingSession]:
+    """A session of the video encoder that replays, and counts how often it opens the second one."""
+
+    def open_replays() -> BoundSession:
+        return BoundSession(bundle, Graph.VIDEO_ENCODER, FP32_CPU, is_fused=True, replays=True)
+
+    plain = BoundSession(bundle, Graph.VIDEO_ENCODER, FP32_CPU, is_fused=True)
+    session = ReplayingSession(plain, open_replays)
+    yield session
+    session.close()
+
+
+def videos(bundle: Bundle, count: int, seed: int = 0) -> dict[str, AnyArray]:
+    model = bundle.manifest.model
+    clips = frames(count * model.max_frames, model.vision.image_size, seed)
+    counts = np.random.default_rng(seed).integers(1, model.max_frames + 1, count, dtype=np.int32)
+    return {
+        "frames": clips.reshape(count, model.max_frames, *clips.shape[1:]),
+        "num_frames": counts,
+    }
+
+
+def test_video_batches_of_a_repeated_size_are_replayed(
+    bundle: Bundle, replaying: ReplayingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other sizes and large batches run beside it; each result is that of its own inputs."""
+    expected = OnnxRuntimeSession(bundle, Graph.VIDEO_ENCODER, FP32_CPU)
+    limit = sum(array.nbytes for array in videos(bundle, 3).values())
+    monkeypatch.setattr(replaying_module, "MOST_BYTES", limit)
+    inputs, results = [], []
+    for seed, count in enumerate([2, 1, 2, 2, 1, 2, 3, 3, 3, 1, 2]):
+        inputs.append(videos(bundle, count, seed))
+        results.append(replaying.run(inputs[-1]))
+    for given, result in zip(inputs, results, strict=True):
+        same(result, expected.run(given))
+    assert replaying._replays is not None
+    assert isinstance(runs := replaying._replays._runs, CapturedRuns)
+    assert set(runs.captured_sizes) == {1, 2}, "3 are too large for a graph"
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(replaying.run, inputs))
+    for result, before in zip(found, results, strict=True):
+        same(result, before)
+    replaying.close()
+    with pytest.raises(SessionError, match="is closed"):
+        replaying.run(inputs[0])
+
+
+def test_video_batches_run_without_graphs_where_these_cannot_be_had(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = []
+
+    def refuse() -> BoundSession:
+        opened.append(1)
+        raise SessionError("a node is on the CPU")
+
+    plain = BoundSession(bundle, Graph.VIDEO_ENCODER, FP32_CPU, is_fused=True)
+    session = ReplayingSession(plain, refuse)
+    given = videos(bundle, 2)
+    first = session.run(given)
+    for _ in range(3):
+        same(session.run(given), first)
+    assert len(opened) == 1
+    assert "video_encoder runs without CUDA graphs: a node is on the CPU" in caplog.text
+    session.close()
 
 
 def test_a_full_gpu_is_an_error_of_its_own(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +403,14 @@ def test_a_model_on_a_gpu_without_engines(own: Bundle, as_cuda: None) -> None:
         clips, wanted = model.encode_videos(videos), cpu.encode_videos(videos)
         assert np.abs(clips.video_features - wanted.video_features).max() < 5e-3
         assert isinstance(model._sessions[Graph.TEXT_ENCODER], BoundSession)
+        for _ in range(3):  # another session, refused capture, without graphs
+            again = model.encode_videos(videos)
+            np.testing.assert_allclose(again.video_features, clips.video_features, atol=2e-3)
+        parts = model._sessions[Graph.VIDEO_ENCODER]
+        assert isinstance(parts, ValidFrameEncoder)
+        for part in (parts._frames, parts._head):
+            assert isinstance(part, ReplayingSession)
+            assert part._replays is not None  # a GPU alone has the buffers to capture with
     chosen = SessionOptions(fused_graphs=False, cuda_graphs=False)
     with DeployedModel(own, chosen) as model:
         assert plain_and_fused(model)[1] == set()
@@ -360,9 +463,16 @@ def test_fused_fp16_on_cuda_agrees_with_plain_fp32_on_the_cpu(own: Bundle) -> No
             for name in ("sentence_features", "word_features"):
                 error = np.abs(getattr(found, name) - getattr(expected, name)).max()
                 assert error < 5e-3
-        clips, wanted = gpu.encode_videos(videos), cpu.encode_videos(videos)
-        for name in ("video_features", "frame_features"):
-            assert np.abs(getattr(clips, name) - getattr(wanted, name)).max() < 5e-3
+        wanted = cpu.encode_videos(videos)
+        for _ in range(4):  # plain, in the other session, captured, replayed
+            clips = gpu.encode_videos(videos)
+            for name in ("video_features", "frame_features"):
+                assert np.abs(getattr(clips, name) - getattr(wanted, name)).max() < 5e-3
+        parts = gpu._sessions[Graph.VIDEO_ENCODER]
+        assert isinstance(parts, ValidFrameEncoder)
+        assert isinstance(parts._frames, ReplayingSession)
+        assert parts._frames._replays is not None
+        assert parts._frames._replays.replays(sum(map(len, videos)))
         names = gpu.artefacts()
         assert sum(name.endswith(".fused.onnx") for name in names) == 3
         assert "with fused graphs" in gpu.placement.reason

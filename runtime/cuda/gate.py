@@ -1,4 +1,4 @@
-"""A lock that many scans share, and that a change of the gallery's arrays takes alone."""
+"""A lock that many users of a GPU share, and that one who changes what they read takes alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class Gate:
         self._num_inside = 0
         self._num_waiting = 0
         self._is_taken = False
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a writer waits for the readers inside."""
+        return self._num_waiting > 0
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -49,3 +54,9 @@ class Gate:
             with self._condition:
                 self._is_taken = False
                 self._condition.notify_all()
+
+
+CAPTURES = Gate()
+"""Entered while memory is allocated or freed, and while ONNX Runtime loads or runs on a GPU; closed
+while it captures a CUDA graph. It captures in CUDA's global mode, in which such calls of other
+threads fail, and the capture with them."""
