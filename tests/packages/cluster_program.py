@@ -31,7 +31,15 @@ OPTIONS: list[dict[str, Any]] = [
 def page(results: Any) -> list[list[Any]]:
     """Return what a page shows of each hit."""
     return [
-        [hit.id, hit.segment, hit.score, hit.best_frame_time_s, len(hit.moments)] for hit in results
+        [
+            hit.id,
+            hit.segment,
+            hit.score,
+            hit.best_frame_time_s,
+            len(hit.moments),
+            list(hit.near_identical),
+        ]
+        for hit in results
     ]
 
 

@@ -9,6 +9,8 @@ from cluster_program import OPTIONS, TEXTS, page
 
 from xclip_deploy import Bundle, Retriever
 
+pytestmark = pytest.mark.slow
+
 
 def assert_same_pages(found: list[list[Any]], expected: list[list[Any]]) -> None:
     """Compare pages: the same hits, and scores within rounding."""
@@ -39,7 +41,6 @@ def test_shards_find_what_one_gallery_finds(
     assert found["states"] == ["ready"] * 3
 
 
-@pytest.mark.slow
 def test_lost_replicas_are_replaced_and_lost_shards_are_named(
     run_cluster: Any, galleries: Any
 ) -> None:
