@@ -10,6 +10,8 @@ import sys
 from typing import Any
 
 STORE_BYTES = 80 << 20
+HOST = "127.0.0.2"
+"""The loopback interface. Ray puts the address of the network in place of 127.0.0.1."""
 CPUS = 8
 
 
@@ -18,7 +20,7 @@ def start(count: int) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": CPUS, "object_store_memory": STORE_BYTES, "node_ip_address": "127.0.0.1"}
+    node = {"num_cpus": CPUS, "object_store_memory": STORE_BYTES, "node_ip_address": HOST}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     for _ in range(count - 1):
         cluster.add_node(**node)

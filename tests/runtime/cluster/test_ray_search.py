@@ -53,6 +53,23 @@ def test_lost_replicas_are_replaced_and_lost_shards_are_named(
         assert error.startswith("ShardError: shard 1 of 3 on "), error
         assert "did not answer" in error
         assert seconds < 2.0 + 0.5  # the time limit of the search, and what the issue allows
+    # Two replicas of each shard; those of the second are stopped.
+    hung = [number for number, state in enumerate(found["stopped_states"]) if state != "ready"]
+    assert hung == [2, 3]
     assert found["partial"] == [[0, 2], [1]]
     assert found["partial_s"] < 2.0 + 0.5
     assert found["killed_back_s"] < 15
+
+
+def test_a_process_that_hangs_is_named_and_replaced(run_cluster: Any, galleries: Any) -> None:
+    found = run_cluster(galleries.sharded, "--serve")
+    assert found["served"] == found["again"] == ["ready"] * 3
+    assert not found["owns"]
+    assert [state for _, _, state in found["stopped"]] == [
+        "ready",
+        "no answer within 2 s",
+        "ready",
+    ]
+    assert found["answered"] == [0, 1, 2]
+    assert found["ended"] == 3
+    assert found["is_gone"]
