@@ -41,14 +41,14 @@ class Nodes:
 
 
 @contextmanager
-def running_nodes(count: int) -> Iterator[Nodes]:
-    """Run a cluster of ``count`` nodes."""
+def running_nodes(count: int, **environment: str) -> Iterator[Nodes]:
+    """Run a cluster of ``count`` nodes, with more variables of the environment."""
     with subprocess.Popen(
         [sys.executable, PROGRAMS / "cluster_nodes.py", str(count)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
     ) as process:
         assert process.stdout is not None
         first = next(line for line in process.stdout if line.startswith("address "))

@@ -19,14 +19,14 @@ COUNTS = (1, 3, 8)
 
 
 def videos_with_copies(bundle: Bundle) -> list[Any]:
-    """Make 120 videos of up to 5 segments, and a nearly identical copy of every fifth."""
+    """Make 120 videos of up to 5 segments, and a nearly identical copy of every second."""
     planter = Planter(bundle.manifest.model, Segmentation("windows", 8.0, 4.0))
     rng = np.random.default_rng(6)
     videos = [
         planter.video(f"v{n:03d}", rng.uniform(0, 2, 1 + n % 5), kind=f"k{n % 3}")
         for n in range(120)
     ]
-    for n in range(0, 120, 5):
+    for n in range(0, 120, 2):
         rows, features = videos[n]
         copied = [row.model_copy(update={"id": f"w{n:03d}", "path": f"w{n:03d}"}) for row in rows]
         frames = unit(
