@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def nodes(count: int) -> Iterator[tuple[str, int]]:
 def measure(work: Path, bundle: Path, sizes: Sizes) -> dict[str, Any]:
     """Measure all of it."""
     found: dict[str, Any] = {"rows": sizes.rows, "shards": SHARDS, "nodes": NODES}
-    found |= {"machine": this_machine(), "versions": installed_versions()}
+    found |= {"machine": asdict(this_machine()), "versions": installed_versions()}
     began_s = time.perf_counter()
     with nodes(NODES) as (address, pid):
         found["up_s"] = time.perf_counter() - began_s

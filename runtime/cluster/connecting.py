@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import Any
 
 from xclip_deploy.errors import ClusterError, MissingExtraError
@@ -35,10 +36,13 @@ def connect(address: str = "auto") -> Any:  # noqa: ANN401 - the module ray
     if address != LOCAL:
         # Else Ray ends this process 60 seconds after the head is lost.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_OUTLIVES_HEAD_S))
+    hook = sys.excepthook
     try:
         import ray
     except ModuleNotFoundError as error:
         raise MissingExtraError("ray", "cluster", "a gallery in shards") from error
+    # Ray's hook tells the head of an exception that ends the process, and waits for the head.
+    sys.excepthook = hook
     if ray.is_initialized():
         check_head(ray)
         return ray
