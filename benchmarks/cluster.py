@@ -10,6 +10,7 @@ that were read are compared with the gallery, and written. ``--toy`` measures a 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,15 @@ def main() -> None:
 def run_nodes(count: int) -> None:
     """Start nodes in this process, print their address, and end them with standard input."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
+    import ray.cluster_utils
 
-    node = {"num_cpus": 2, "object_store_memory": STORE_BYTES, "node_ip_address": HOST}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    node: dict[str, Any] = {
+        "num_cpus": 2,
+        "object_store_memory": STORE_BYTES,
+        "node_ip_address": HOST,
+    }
+    head = {**node, "include_dashboard": False}
+    cluster: Any = ray.cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     for _ in range(count - 1):
         cluster.add_node(**node)
     print(f"address {cluster.address}", flush=True)
@@ -121,7 +127,7 @@ def nodes(count: int) -> Iterator[tuple[str, int]]:
 def measure(work: Path, bundle: Path, sizes: Sizes) -> dict[str, Any]:
     """Measure all of it."""
     found: dict[str, Any] = {"rows": sizes.rows, "shards": SHARDS, "nodes": NODES}
-    found |= {"machine": asdict(this_machine()), "versions": installed_versions()}
+    found |= {"machine": this_machine().model_dump(), "versions": installed_versions()}
     began_s = time.perf_counter()
     with nodes(NODES) as (address, pid):
         found["up_s"] = time.perf_counter() - began_s
@@ -139,16 +145,18 @@ def measure(work: Path, bundle: Path, sizes: Sizes) -> dict[str, Any]:
             found["open_s"] = time.perf_counter() - began_s
             retriever.search("warm-up")
             found["fan_out_ms"] = times_ms(sizes.queries, fan_out(retriever))
-            searches = iter(range(1 << 30))
             for name, exact in (("two_stage_ms", False), ("exact_ms", True)):
-                count = max(5, sizes.queries // (10 if exact else 1))
-                found[name] = times_ms(
-                    count,
-                    lambda exact=exact: retriever.search(f"text {next(searches)}", exact=exact),
-                )
+                times = max(5, sizes.queries // (10 if exact else 1))
+                found[name] = times_ms(times, searches(retriever, exact=exact))
     found |= measure_commits(gallery, bundle, sizes)
     shutil.rmtree(gallery)
     return found
+
+
+def searches(retriever: ShardedRetriever, *, exact: bool) -> Callable[[], object]:
+    """Return a function that searches for another text at each call."""
+    numbers = itertools.count()
+    return lambda: retriever.search(f"text {next(numbers)}", exact=exact)
 
 
 def fan_out(retriever: ShardedRetriever) -> Callable[[], object]:
