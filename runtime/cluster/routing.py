@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from xclip_deploy.errors import ClusterError
+from xclip_deploy.runtime.cluster.connecting import check_head
 from xclip_deploy.runtime.cluster.replicas import reason_of
 
 PARTS_IN_FLIGHT = 2
@@ -15,6 +17,8 @@ PARTS_IN_FLIGHT = 2
 MOST_LOSSES = 3
 """Actors that may die over one file before it fails."""
 _POLL_S = 1.0
+_HEAD_S = 60.0
+"""Time for which the head may be away, seconds."""
 
 
 def shard_of(content_sha256: str, count: int) -> int:
@@ -58,6 +62,7 @@ class Dispatcher:
         self._ray = ray
         self._workers = [_Worker(handle, ping=handle.ping.remote()) for handle in handles]
         self._todo: deque[Part] = deque()
+        self._head_lost_s: float | None = None
 
     def add(self, part: Part) -> None:
         """Add files to read."""
@@ -87,10 +92,9 @@ class Dispatcher:
                 [*waiting, *pings], num_returns=1, timeout=_POLL_S, fetch_local=True
             )
         except (self._ray.exceptions.RayError, ConnectionError) as error:
-            raise ClusterError(
-                f"the cluster is lost ({reason_of(error)}); what was committed stands: start it "
-                "again, and run the same command"
-            ) from error
+            raise _lost(reason_of(error)) from error
+        if not ready:
+            self._look_for_head()
         found = []
         for reference in ready:
             if reference in pings:
@@ -111,6 +115,21 @@ class Dispatcher:
         """End the actors."""
         for worker in self._workers:
             self._ray.kill(worker.handle)
+
+    def _look_for_head(self) -> None:
+        """Raise ClusterError once the head has been away for a minute.
+
+        Actors cannot start meanwhile, and Ray waits for them without end.
+        """
+        try:
+            check_head(self._ray)
+        except ClusterError as error:
+            now = time.monotonic()
+            self._head_lost_s = self._head_lost_s or now
+            if now - self._head_lost_s > _HEAD_S:
+                raise _lost(f"its head was away for {_HEAD_S:g} s") from error
+        else:
+            self._head_lost_s = None
 
     def _submit(self) -> None:
         while self._todo:
@@ -142,3 +161,10 @@ class Dispatcher:
                 on_loss(path)
             else:
                 self._todo.append(Part((path,), losses))
+
+
+def _lost(reason: str) -> ClusterError:
+    return ClusterError(
+        f"the cluster is lost ({reason}); what was committed stands: start it again, and run the "
+        "same command"
+    )

@@ -154,8 +154,10 @@ class _Commit:
         if video is None or item.file not in video.files:
             self._result.missing.append(item)
             return
+        shard = task.known[0].shard
         for other in task.known[1:]:
-            if self.edit.lists(other.video_id, path):
+            # Another shard may list the file under the same id; it is cleared there.
+            if other.shard == shard and self.edit.lists(other.video_id, path):
                 self.edit.detach(other.video_id, path)
         name, warning = self._describe(task, name)
         self._note(task, "unchanged", name, warning)

@@ -39,11 +39,16 @@ def kill_some(stop: threading.Event, killed: list[int], most: int) -> None:
             killed.append(pid)
 
 
-def run(bundle: str, gallery: str, folder: str, *, kills: int) -> dict[str, Any]:
+def run(bundle: str, gallery: str, folder: str, *, kills: int, address: str) -> dict[str, Any]:
+    """Index; on a cluster that runs already, with several actors and many small commits."""
     os.environ["RAY_TEST_SESSION"] = f"{os.getpid()}-{time.time()}"
-    connect("local")
+    connect(address)
     # After Ray has started: LanceDB's threads do not survive a fork.
-    from xclip_deploy.runtime.cluster import ActorOptions, index_shards
+    from xclip_deploy.runtime.cluster import ActorOptions, index_shards, indexing
+
+    is_local = address == "local"
+    if not is_local:
+        indexing._COMMIT_FILES, indexing._FILES_PER_PART = 3, 2
 
     stop, killed = threading.Event(), []  # type: tuple[threading.Event, list[int]]
     killer = threading.Thread(target=kill_some, args=(stop, killed, kills))
@@ -54,8 +59,8 @@ def run(bundle: str, gallery: str, folder: str, *, kills: int) -> dict[str, Any]
             gallery,
             [folder],
             shards=3,
-            address="local",
-            num_actors=1,
+            address=address,
+            num_actors=1 if is_local else 3,
             actors=ActorOptions(num_cpus=1),
             prune=True,
             segment="4s",
@@ -68,6 +73,7 @@ def run(bundle: str, gallery: str, folder: str, *, kills: int) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    outcome = run(sys.argv[1], sys.argv[2], sys.argv[3], kills=int(sys.argv[4]))
+    given = dict(zip(("bundle", "gallery", "folder"), sys.argv[1:], strict=False))
+    outcome = run(**given, kills=int(sys.argv[4]), address=sys.argv[5])
     sys.stdout.write(json.dumps(outcome) + "\n")
     sys.stdout.flush()

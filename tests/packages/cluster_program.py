@@ -31,7 +31,15 @@ OPTIONS: list[dict[str, Any]] = [
 def page(results: Any) -> list[list[Any]]:
     """Return what a page shows of each hit."""
     return [
-        [hit.id, hit.segment, hit.score, hit.best_frame_time_s, len(hit.moments)] for hit in results
+        [
+            hit.id,
+            hit.segment,
+            hit.score,
+            hit.best_frame_time_s,
+            len(hit.moments),
+            list(hit.near_identical),
+        ]
+        for hit in results
     ]
 
 
@@ -123,6 +131,7 @@ def broken(ray: Any, retriever: Any) -> dict[str, Any]:
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     found["stopped"] = failure(search)
+    found["stopped_states"] = [state.state for state in retriever.states()]
     retriever._allow_partial = True
     started = time.monotonic()
     part = retriever.search("a dog")
@@ -139,7 +148,47 @@ def broken(ray: Any, retriever: Any) -> dict[str, Any]:
     return found
 
 
+def serve(bundle: str, gallery: str) -> dict[str, Any]:
+    """Serve shards, stop the process of one, look at them, and serve them again."""
+    ray = connect("local")
+    from xclip_deploy.runtime.cluster import (
+        ActorOptions,
+        ShardedRetriever,
+        serve_shards,
+        shard_states,
+        stop_shards,
+    )
+
+    keywords: dict[str, Any] = {"address": "local", "actors": ActorOptions(num_cpus=0.2)}
+    found: dict[str, Any] = {}
+    found["served"] = [state.state for state in serve_shards(bundle, gallery, **keywords)]
+    with ShardedRetriever(bundle, gallery, **keywords, timeout=60) as retriever:
+        found["owns"] = retriever._owns_actors
+        version = retriever.shards.shards[1].version
+        pid = ray.get(retriever._replicas.shards[1][0].handle.open.remote(version)).pid
+    os.kill(pid, signal.SIGSTOP)
+    stopped = shard_states(gallery, bundle, address="local", timeout_s=2)
+    found["stopped"] = [[state.number, state.node, state.state] for state in stopped]
+    started = time.monotonic()
+    found["again"] = [state.state for state in serve_shards(bundle, gallery, **keywords)]
+    found["again_s"] = time.monotonic() - started
+    with ShardedRetriever(bundle, gallery, **keywords, timeout=60) as retriever:
+        found["answered"] = retriever.search("a dog").answered_shards
+    found["pid"] = pid
+    found["ended"] = stop_shards(bundle, gallery, address="local")
+    deadline = time.monotonic() + 30
+    while Path("/proc", str(pid)).exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    found["is_gone"] = not Path("/proc", str(pid)).exists()
+    if not found["is_gone"]:
+        os.kill(pid, signal.SIGKILL)
+    return found
+
+
 if __name__ == "__main__":
-    outcome = run(sys.argv[1], sys.argv[2], breaks="--break" in sys.argv)
+    if "--serve" in sys.argv:
+        outcome = serve(sys.argv[1], sys.argv[2])
+    else:
+        outcome = run(sys.argv[1], sys.argv[2], breaks="--break" in sys.argv)
     sys.stdout.write(json.dumps(outcome) + "\n")
     sys.stdout.flush()

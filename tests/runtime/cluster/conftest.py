@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cluster_galleries import Nodes, line_of, running_nodes, write_shards
 from segment_samples import Planter, together
 
 from xclip_deploy import Bundle, Gallery
-from xclip_deploy.runtime.cluster import create_shards, publish_shards
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
 SHARDS = 3
-PROGRAM = Path(__file__).parents[2] / "packages" / "cluster_program.py"
+NODES = 3
 RunCluster = Callable[..., dict[str, Any]]
 
 
@@ -47,13 +43,16 @@ def made(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Galleries:
     whole = Gallery.open(found.whole, bundle.manifest, create=True)
     whole.add(*together(videos))
     whole.close()
-    create_shards(found.sharded, bundle.manifest, SHARDS)
-    for number in range(SHARDS):
-        shard = Gallery.open(found.sharded / f"shard-{number:03d}")
-        shard.add(*together(videos[number::SHARDS]))
-        shard.close()
-    publish_shards(found.sharded)
+    write_shards(found.sharded, bundle, videos, SHARDS)
     return found
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """A cluster of three nodes, which ends with the module."""
+    pytest.importorskip("ray", reason="needs Ray: pip install 'xclip-deploy[cluster]'")
+    with running_nodes(NODES) as found:
+        yield found
 
 
 @pytest.fixture
@@ -70,19 +69,7 @@ def run_cluster(bundle_path: Path) -> RunCluster:
     """Return a function that runs the program on a Ray cluster of its own, and reads its line."""
     pytest.importorskip("ray", reason="needs Ray: pip install 'xclip-deploy[cluster]'")
 
-    def run(gallery: Path, *arguments: str, timeout_s: float = 240) -> dict[str, Any]:
-        done = subprocess.run(
-            [sys.executable, PROGRAM, bundle_path, gallery, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            env={**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
-        )
-        # Ray's own messages precede it.
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        assert done.returncode == 0, done.stderr[-3000:]
-        outcome: dict[str, Any] = json.loads(lines[-1])
-        return outcome
+    def run(gallery: Path, *arguments: str) -> dict[str, Any]:
+        return line_of("cluster_program.py", bundle_path, gallery, *arguments)
 
     return run

@@ -14,7 +14,7 @@ from xclip_deploy import Bundle, Gallery, GalleryVideo, VideoFeatures
 from xclip_deploy.runtime.cluster.routing import shard_of
 from xclip_deploy.runtime.gallery import VideoFile
 from xclip_deploy.runtime.indexing import Sources, SourceVideo, Task
-from xclip_deploy.runtime.indexing.committing import clear_files
+from xclip_deploy.runtime.indexing.committing import clear_files, commit_files
 from xclip_deploy.runtime.indexing.planning import KnownFiles, plan_files
 
 
@@ -92,3 +92,32 @@ def test_an_id_that_was_given_away_is_free(shard: Gallery) -> None:
 def test_what_did_not_move_stays(shard: Gallery, tmp_path: Path) -> None:
     clear_files(shard, tasks_of(shard, str(tmp_path / "new.mp4")))
     assert len(shard) == 2
+
+
+def test_a_file_in_two_shards_stays_where_it_is_up_to_date(
+    shard: Gallery, bundle: Bundle, tmp_path: Path
+) -> None:
+    """A run that is killed between two commits leaves the file in both, under one id."""
+    path = tmp_path / "a.mp4"
+    path.touch()
+    status = path.stat()
+    file = VideoFile(path=str(path), size_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+    shards = []
+    for each in (file.model_copy(update={"modified_ns": 1}), file):
+        gallery = Gallery(bundle.manifest)
+        video = next(iter(shard)).model_copy(
+            update={"id": str(path), "path": str(path), "files": (each,)}
+        )
+        snapshot = shard.snapshot()
+        gallery.add([video], snapshot.features(np.array([0])))
+        shards.append(gallery)
+    sources = Sources([SourceVideo(str(path))])
+    known = KnownFiles((), sources, prune=False)
+    for number, gallery in enumerate(shards):
+        known.add(gallery.snapshot().listing(), number)
+    (item,) = plan_files(sources, known, "update").touched
+    assert item.task.known[0].shard == 1
+    (placed,) = commit_files(shards[1], [item]).placed
+    assert (placed.what, placed.video_id) == ("unchanged", str(path))
+    clear_files(shards[0], [item.task])
+    assert [len(gallery) for gallery in shards] == [0, 1]

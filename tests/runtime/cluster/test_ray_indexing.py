@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_galleries import ENVIRONMENT, PROGRAMS, Nodes, line_of
 
 from xclip_deploy import Bundle, Gallery
 from xclip_deploy.runtime.cluster import read_shards
 from xclip_deploy.runtime.cluster.routing import shard_of
 
 pytestmark = pytest.mark.slow
-PROGRAM = Path(__file__).parents[2] / "packages" / "cluster_index_program.py"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+PROGRAM = "cluster_index_program.py"
 
 
 def box(number: int) -> bytes:
@@ -43,23 +44,8 @@ def folder(clips: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def command(bundle: Path, gallery: Path, folder: Path, kills: int = 0) -> list[str]:
-    return [sys.executable, *map(str, (PROGRAM, bundle, gallery, folder, kills))]
-
-
 def index(bundle: Path, gallery: Path, folder: Path, kills: int = 0) -> dict[str, Any]:
-    done = subprocess.run(
-        command(bundle, gallery, folder, kills),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-        env=ENVIRONMENT,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    outcome: dict[str, Any] = json.loads(lines[-1])
-    return outcome
+    return line_of(PROGRAM, bundle, gallery, folder, kills, "local", timeout_s=400)
 
 
 def check_each_once(gallery: Path, folder: Path) -> None:
@@ -129,23 +115,57 @@ def test_a_file_that_kills_three_encoders_fails_alone(
     assert read_shards(tmp_path / "G").num_videos == 0
 
 
-def test_a_run_that_is_killed_at_any_moment_is_continued(
-    bundle_path: Path, folder: Path, tmp_path: Path
+def num_versions(gallery: Path) -> int:
+    return len(list(gallery.glob("shard-*/*.lance/_versions/*")))
+
+
+def kill_once(gallery: Path, nodes: Nodes, driver: subprocess.Popen[bytes], round_: int) -> None:
+    """Kill an encoder in most rounds, and then the driver: at a random moment, or at a commit."""
+    moments = random.Random(round_)
+    before = num_versions(gallery)
+    deadline = time.monotonic() + 60
+    while not nodes.processes("ray::EncoderActor") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if round_ % 4:
+        time.sleep(moments.uniform(0, 4))
+        for pid in nodes.processes("ray::EncoderActor")[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    if round_ % 2:
+        time.sleep(moments.uniform(0, 4))
+    else:
+        while num_versions(gallery) == before and driver.poll() is None:
+            time.sleep(0.002)
+    driver.kill()
+    driver.wait()
+
+
+def test_runs_that_are_killed_at_twenty_moments_are_continued(
+    bundle_path: Path, folder: Path, tmp_path: Path, clips: Path, nodes: Nodes
 ) -> None:
-    moments = random.Random(7)
     gallery = tmp_path / "G"
-    for _ in range(3):
-        process = subprocess.Popen(
-            command(bundle_path, gallery, folder),
+    film = (clips / "sam2_dog.mp4").read_bytes()
+    for path in sorted(folder.glob("v*.mp4"))[12:]:
+        path.unlink()
+    arguments = (bundle_path, gallery, folder, 0, nodes.address)
+    died = 0
+    for round_ in range(20):
+        driver = subprocess.Popen(
+            [sys.executable, *map(str, (PROGRAMS / PROGRAM, *arguments))],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=ENVIRONMENT,
         )
-        deadline = time.monotonic() + 120
-        while not (gallery / "shards.json").is_file() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        time.sleep(moments.uniform(0, 25))
-        process.kill()
-        process.wait()
-    index(bundle_path, gallery, folder)
-    check_each_once(gallery, folder)
+        kill_once(gallery, nodes, driver, round_)
+        died += driver.returncode == -signal.SIGKILL
+        last = line_of(PROGRAM, *arguments, timeout_s=400)
+        assert [Path(failed["path"]).name for failed in last["failed"]] == ["x-broken.mp4"]
+        check_each_once(gallery, folder)
+        # New contents, which move files between shards; a file that is gone, and a new one.
+        for number in range(round_ % 3, 12, 2):
+            content = film + box(1000 + 100 * round_ + number)
+            (folder / f"v{number:02d}.mp4").write_bytes(content)
+        (folder / f"y{round_:02d}.mp4").write_bytes(film + box(9000 + round_))
+        (folder / f"y{round_ - 1:02d}.mp4").unlink(missing_ok=True)
+    # A few runs may end before they are killed.
+    assert died >= 12

@@ -24,6 +24,7 @@ from xclip_deploy.runtime.search.shard import Samples, Shard
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
 COUNTS = (1, 3, 8)
+BANK = 60
 PLANNER = Planner()
 Video = tuple[list[GalleryVideo], VideoFeatures]
 
@@ -90,8 +91,8 @@ def world(request: pytest.FixtureRequest, bundle: Bundle, model: DeployedModel) 
         queries.append(Query(TextFeatures(words[:, 0], words, counts)))
     queries.append(Query(None, videos[5][1][:1]))
     queries.append(Query(queries[1].text, videos[9][1][:1], 0.3))
-    words = unit(rng.standard_normal((220, config.max_words, config.embed_dim)))
-    counts = np.full(220, config.max_words, np.int32)
+    words = unit(rng.standard_normal((BANK, config.max_words, config.embed_dim)))
+    counts = np.full(BANK, config.max_words, np.int32)
     return World(shards, queries, QueryBank(TextFeatures(words[:, 0], words, counts)))
 
 
@@ -149,7 +150,7 @@ def check(world: World, keywords: dict[str, object], number: int, has_bank: bool
         assert_same(world.search(count, query, options), expected)
 
 
-@settings(max_examples=8, suppress_health_check=QUIET)
+@settings(max_examples=5, suppress_health_check=QUIET)
 @given(*CASES)
 def test_the_number_of_shards_changes_nothing(
     world: World, keywords: dict[str, object], number: int, has_bank: bool
