@@ -51,7 +51,9 @@ STORE_BYTES = 80 << 20
 HOST = "127.0.0.2"
 """The loopback interface. Ray puts the address of the network in place of 127.0.0.1."""
 COMMIT_FILES = 256
-"""Files of one commit, as in ``index``."""
+"""Files of one commit of each shard, as in ``index``."""
+BUILT_AT_ONCE = 10_000
+"""Videos of which the features are made at a time, times the number of shards."""
 IDLE_S = 5.0
 """Time that the nodes rest before their memory is read, seconds."""
 
@@ -135,6 +137,7 @@ def measure(work: Path, bundle: Path, sizes: Sizes) -> dict[str, Any]:
         found["idle_bytes"] = sum(
             each.memory_full_info().pss for each in psutil.Process(pid).children(recursive=True)
         )
+        tell(found)
         connect(address)
         gallery = work / "gallery"
         found["built_s"] = seconds(lambda: build(gallery, bundle, sizes.rows))
@@ -148,9 +151,15 @@ def measure(work: Path, bundle: Path, sizes: Sizes) -> dict[str, Any]:
             for name, exact in (("two_stage_ms", False), ("exact_ms", True)):
                 times = max(5, sizes.queries // (10 if exact else 1))
                 found[name] = times_ms(times, searches(retriever, exact=exact))
+    tell(found)
     found |= measure_commits(gallery, bundle, sizes)
     shutil.rmtree(gallery)
     return found
+
+
+def tell(found: dict[str, Any]) -> None:
+    """Print what was found so far, in case the run is cut off."""
+    print(json.dumps(found), file=sys.stderr, flush=True)
 
 
 def searches(retriever: ShardedRetriever, *, exact: bool) -> Callable[[], object]:
@@ -181,9 +190,9 @@ def build(gallery: Path, bundle: Path, rows: int) -> None:
     shutil.rmtree(gallery, ignore_errors=True)
     manifest = Bundle.open(bundle).manifest
     create_shards(gallery, manifest, SHARDS)
-    for number, own in enumerate(np.array_split(np.arange(rows), SHARDS)):
-        shard = Gallery.open(gallery / f"shard-{number:03d}", manifest)
-        world = World(rows, manifest.model.embed_dim, manifest.model.max_frames)
+    world = World(rows, manifest.model.embed_dim, manifest.model.max_frames)
+    for part in np.array_split(np.arange(rows), SHARDS * max(1, rows // BUILT_AT_ONCE)):
+        shard = Gallery.open(gallery / f"shard-{part[0] * SHARDS // rows:03d}", manifest)
         videos = [
             GalleryVideo(
                 id=f"/videos/{n:08d}.mp4",
@@ -192,9 +201,9 @@ def build(gallery: Path, bundle: Path, rows: int) -> None:
                 duration_s=60.0,
                 frame_times_s=tuple(map(float, range(world.frames))),
             )
-            for n in own
+            for n in part
         ]
-        shard.add(videos, world.videos(int(own[0]), len(own)))
+        shard.add(videos, world.videos(int(part[0]), len(part)))
         shard.close()
     publish_shards(gallery)
 
@@ -211,8 +220,9 @@ def measure_commits(gallery: Path, bundle: Path, sizes: Sizes) -> dict[str, Any]
         for name, used in (("one_shard_per_s", shards[:1]), ("all_shards_per_s", shards)):
             rates[name] = []
             for _ in range(sizes.commits):
-                files = ready_files(world, start, COMMIT_FILES)
-                start += COMMIT_FILES
+                count = COMMIT_FILES * len(used)
+                files = ready_files(world, start, count)
+                start += count
                 parts = [files[n :: len(used)] for n in range(len(used))]
                 began_s = time.perf_counter()
                 work = [
@@ -220,8 +230,8 @@ def measure_commits(gallery: Path, bundle: Path, sizes: Sizes) -> dict[str, Any]
                     for writer, shard, part in zip(writers, used, parts, strict=False)
                 ]
                 results = [each.result() for each in work]
-                rates[name].append(COMMIT_FILES / (time.perf_counter() - began_s))
-                assert sum(len(result.placed) for result in results) == COMMIT_FILES
+                rates[name].append(count / (time.perf_counter() - began_s))
+                assert sum(len(result.placed) for result in results) == count
     finally:
         for writer in writers:
             writer.shutdown()

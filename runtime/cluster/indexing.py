@@ -45,6 +45,9 @@ from xclip_deploy.runtime.video.segmentation import Segmentation
 
 _FILES_PER_PART = 8
 _COMMIT_FILES = 256
+"""Files of one commit of each shard, on average."""
+_COMMIT_BYTES = 256 << 20
+"""Most features that wait for a commit, bytes, but for those of one part."""
 _COMMIT_S = 10.0
 _TOUCHES_PER_COMMIT = 1024
 _MOST_ACTORS = 4096
@@ -138,6 +141,7 @@ class _Run:
         self._tally = Tally(sources, progress)
         self._tasks: dict[str, Task] = {}
         self._ready: list[list[ReadyFile]] = [[] for _ in galleries]
+        self._held_bytes = 0
         self._fresh_since = time.monotonic()
         # A thread for each shard: commits of different shards go on side by side.
         self._writers = [ThreadPoolExecutor(1, "commit") for _ in galleries]
@@ -171,7 +175,8 @@ class _Run:
                         self._receive(result)
                     waited_s = time.monotonic() - self._fresh_since
                     if (
-                        sum(map(len, self._ready)) >= _COMMIT_FILES
+                        sum(map(len, self._ready)) >= _COMMIT_FILES * len(self._galleries)
+                        or self._held_bytes >= _COMMIT_BYTES
                         or waited_s > _COMMIT_S
                         or dispatcher.is_done
                     ):
@@ -199,6 +204,8 @@ class _Run:
                 task.source = replace(task.source, metadata=self._metadata(task, shard))
             ready = ReadyFile(task, found.file, found.content_sha256, found.encoded)
             self._ready[shard].append(ready)
+            if found.encoded is not None:
+                self._held_bytes += found.encoded.features.frame_features.nbytes
             self._tally.read(task)
         for path, reason in part.failed:
             self._tally.fail(self._tasks[path], reason)
@@ -228,6 +235,7 @@ class _Run:
     def _commit(self) -> list[Task]:
         """Commit what is ready; return the files that must be read after all."""
         ready, self._ready = self._ready, [[] for _ in self._galleries]
+        self._held_bytes = 0
         self._fresh_since = time.monotonic()
         work = {
             shard: self._writers[shard].submit(commit_files, self._galleries[shard], items)

@@ -48,7 +48,7 @@ def run(bundle: str, gallery: str, folder: str, *, kills: int, address: str) -> 
 
     is_local = address == "local"
     if not is_local:
-        indexing._COMMIT_FILES, indexing._FILES_PER_PART = 3, 2
+        indexing._COMMIT_FILES, indexing._FILES_PER_PART = 1, 2
 
     stop, killed = threading.Event(), []  # type: tuple[threading.Event, list[int]]
     killer = threading.Thread(target=kill_some, args=(stop, killed, kills))
