@@ -22,8 +22,16 @@ BENCHMARKS = {
     for file in (ROOT / "benchmarks").glob("*.py")
     if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
 }
-ELSEWHERE = {"performance", "compare", "indexing_child", "scan", "cluster"}
-"""Programs that ``test_performance.py``, ``test_scan.py`` and ``test_cluster.py`` run."""
+ELSEWHERE = {
+    "performance",
+    "compare",
+    "indexing_child",
+    "scan",
+    "cluster",
+    "gpu_encoders",
+    "gpu_session",
+}
+"""Programs that the other files of this folder run."""
 TOYS = (
     "grains",
     "candidates",
