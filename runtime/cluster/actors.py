@@ -27,7 +27,10 @@ _MAX_CPUS = 1024
 
 @dataclass(frozen=True)
 class ActorOptions:
-    """What an actor asks the cluster for. Raises InvalidArgumentError for a number out of range."""
+    """Resources that an actor asks the cluster for.
+
+    Raises InvalidArgumentError for a number out of range.
+    """
 
     num_cpus: float = 1
     """Processor cores of each actor. Its sessions have as many threads."""

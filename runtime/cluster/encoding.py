@@ -22,7 +22,7 @@ from xclip_deploy.runtime.video.segmentation import Segmentation
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """How the actors of one run read and encode."""
+    """Settings by which the actors of one run read and encode."""
 
     segmentation: Segmentation
     reader: VideoReader = "pyav"

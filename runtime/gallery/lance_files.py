@@ -99,8 +99,8 @@ def check_place(path: Path) -> None:
         raise other_version(str(path), 1)
     if (path / "shards.json").is_file():
         raise GalleryNotFoundError(
-            f"{path} is a gallery in shards, expected one without; pass --cluster auto, or open it "
-            "with ShardedRetriever"
+            f"{path} is a gallery in shards, expected one without; search it by ShardedRetriever, "
+            f"or run: xclip-deploy search TEXT --gallery {path} --cluster auto"
         )
     table = path / f"{TABLE}.lance"
     if path.exists() and not path.is_dir():
