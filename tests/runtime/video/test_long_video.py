@@ -287,11 +287,10 @@ def overwrite(path: Path, begin: float, end: float, fill: str) -> Path:
     return path
 
 
-# Noise can be an FLV tag of any length, which swallows the rest of so small a file.
 @pytest.mark.parametrize(
     ("name", "fill"),
     [
-        *((f"clip.{kind}", "zeros") for kind in ("mp4", "mkv", "ts", "avi", "flv")),
+        *((f"clip.{kind}", "zeros") for kind in ("mp4", "mkv", "ts", "avi")),
         *((f"clip.{kind}", "noise") for kind in ("mp4", "mkv", "ts", "avi")),
     ],
 )
@@ -318,6 +317,20 @@ def test_damage_in_the_middle_costs_only_itself(
     assert end_s == pytest.approx(lost[-1], abs=1.6)
     assert any(re.fullmatch(r"no frames between \d:\d\d and \d:\d\d: damaged", line)
                for line in found.video.warnings)  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "fill"), [(0.6, "noise"), (0.6, "zeros"), (0.6003, "zeros")])
+def test_damage_in_flv_never_shifts_frames(
+    end: float, fill: str, write_clip: Write, read: Callable[..., Read], tmp_path: Path
+) -> None:
+    """What damage leaves can read as an FLV tag of any length, which swallows good frames too."""
+    found = read(overwrite(write_clip(tmp_path / "clip.flv", 1200, rate=RATE), 0.4, end, fill))
+    assert found.ticks[:40] == list(range(40))
+    assert found.numbers == pytest.approx(np.multiply(found.times_s, RATE), abs=0.6)
+    lost = sorted(set(range(120)) - set(found.ticks))
+    assert lost
+    assert any(start_s - 1.6 < lost[0] < end_s for start_s, end_s in found.video.gaps)
+    assert any("damaged" in line for line in found.video.warnings)
 
 
 def test_a_broken_packet_costs_its_group(
