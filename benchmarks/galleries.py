@@ -32,7 +32,7 @@ from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
-from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
+from xclip_deploy.runtime.gallery.store import SearchLimits
 from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
 
 SIZES = (10_000, 100_000, 1_000_000)

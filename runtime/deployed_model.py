@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -12,11 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import (
-    ClosedError,
-    DeviceMemoryError,
-    InvalidArgumentError,
-)
+from xclip_deploy.errors import DeviceMemoryError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     PathName,
     as_array,
@@ -38,17 +33,16 @@ from xclip_deploy.runtime.model_inputs import (
     count_frames,
 )
 from xclip_deploy.runtime.model_outputs import OutputCheck
+from xclip_deploy.runtime.model_sessions import ModelSessions
 from xclip_deploy.runtime.sessions import (
-    GalleryScorer,
     GraphLoader,
     Placement,
     Session,
     SessionOptions,
     place,
 )
-from xclip_deploy.runtime.sessions.backend import BlockScorer, Closable, close_all
 from xclip_deploy.runtime.tokenizer import count_tokens
-from xclip_deploy.runtime.valid_frames import ValidFrameEncoder, open_video_encoder
+from xclip_deploy.runtime.valid_frames import ValidFrameEncoder
 
 _LOG = logging.getLogger(__name__)
 MAX_BATCH = 1 << 16
@@ -88,15 +82,10 @@ class DeployedModel:
         self.config = bundle.manifest.model
         is_checked = as_truth("check_finite", check_finite)
         self.tokenizer = bundle.tokenizer()
-        self._is_closed = False
         self._loader: GraphLoader = place(self._options, bundle)
         self._check = OutputCheck(self._loader, is_on=is_checked)
-        self._sessions: dict[Graph, Session] = {}
-        self._block_scorer: BlockScorer | None = None
-        self._has_block_scorer = True  # until the backend says otherwise
-        self._resident: GalleryScorer | None = None
+        self._sessions = ModelSessions(self._loader)
         self._too_large: weakref.ref[VideoFeatures] | None = None
-        self._lock = threading.Lock()
 
     @property
     def placement(self) -> Placement:
@@ -119,7 +108,7 @@ class DeployedModel:
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embed texts, cut to the model's length. Raises InvalidArgumentError for non-texts."""
-        self._check_open()
+        self._sessions.check_open()
         given = as_texts("texts", texts)
         return self.encode_token_ids(self.tokenizer.encode(given, self.config.max_words))
 
@@ -129,7 +118,7 @@ class DeployedModel:
 
     def encode_token_ids(self, token_ids: npt.NDArray[np.integer[Any]]) -> TextFeatures:
         """Embed tokenised texts: integer [T, W], as :meth:`Tokenizer.encode` makes them."""
-        self._check_open()
+        self._sessions.check_open()
         check_token_ids(token_ids, self.config)
         outputs = self._run_batches(Graph.TEXT_ENCODER, {"token_ids": token_ids})
         num_words = count_tokens(token_ids)
@@ -143,7 +132,7 @@ class DeployedModel:
         ``frames``: uint8 RGB [V, F, S, S, 3], resized and cropped, padded at the end.
         ``num_frames``: integer [V], from 1 to F. Raises InvalidArgumentError.
         """
-        self._check_open()
+        self._sessions.check_open()
         check_frames(frames, self.config, per_video=True)
         check_counts(num_frames, len(frames), self.config)
         inputs = {"frames": frames, "num_frames": num_frames}
@@ -154,7 +143,7 @@ class DeployedModel:
 
     def encode_videos(self, videos: Sequence[npt.NDArray[np.uint8]]) -> VideoFeatures:
         """Embed videos given by their valid frames alone: uint8 RGB [n, S, S, 3] each."""
-        self._check_open()
+        self._sessions.check_open()
         given = as_sequence("videos", videos, "arrays of frames")
         if self.encodes_valid_frames:
             counts = count_frames(given, self.config)
@@ -210,8 +199,8 @@ class DeployedModel:
         return VideoFeatures(outputs["video_features"], outputs["frame_features"], counts)
 
     def _valid_frame_encoder(self) -> ValidFrameEncoder:
-        self._check_open()
-        session = self._session(Graph.VIDEO_ENCODER) if self.encodes_valid_frames else None
+        self._sessions.check_open()
+        session = self._sessions.of(Graph.VIDEO_ENCODER) if self.encodes_valid_frames else None
         if not isinstance(session, ValidFrameEncoder):
             raise InvalidArgumentError(
                 f"{self.placement.summary} encodes no frames apart from their video; expected a "
@@ -234,11 +223,11 @@ class DeployedModel:
 
         Raises SessionError if a score is NaN or infinite.
         """
-        self._check_open()
+        self._sessions.check_open()
         check_features(texts, videos, self.config)
         if not len(texts) or not len(videos):
             return self.score_by_graph(texts, videos)
-        scorer = self._blocks()
+        scorer = self._sessions.block_scorer()
         if scorer is None:
             return self.score_by_graph(texts, videos)
         scores, is_exact = scorer.score(texts, videos)
@@ -251,13 +240,13 @@ class DeployedModel:
 
     def score_by_graph(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """Score as :meth:`score` does, by the exported graph alone, as other runtimes run it."""
-        self._check_open()
+        self._sessions.check_open()
         check_features(texts, videos, self.config)
         names = ("logits", *(grain.value for grain in self.config.grains))
         scores = {name: np.empty((len(texts), len(videos)), dtype=np.float32) for name in names}
         if not len(texts) or not len(videos):
             return Scores(scores.pop("logits"), scores)
-        session = self._session(Graph.SCORER)
+        session = self._sessions.of(Graph.SCORER)
         text_step = min(len(texts), self.max_batch)
         video_step = videos_at_once(self.config, text_step)
         steps = session.chunk({"texts": text_step, "videos": min(len(videos), video_step)})
@@ -282,7 +271,7 @@ class DeployedModel:
             return self.score(texts, videos)
         check_features(texts, videos, self.config)
         try:
-            scores = self._gallery().score(texts, videos)
+            scores = self._sessions.gallery_scorer().score(texts, videos)
         except DeviceMemoryError as error:
             if self._options.resident_gallery is True:
                 raise
@@ -298,26 +287,15 @@ class DeployedModel:
         Raises SessionError, EngineError or BundleIntegrityError.
         """
         for graph in Graph:
-            self._session(graph)
-        self._blocks()
+            self._sessions.of(graph)
+        self._sessions.block_scorer()
 
     def close(self) -> None:
         """Free the sessions. Using the model afterwards raises ClosedError.
 
         If one session cannot be freed, the others still are, and its SessionError is raised.
         """
-        with self._lock:
-            self._is_closed = True
-            sessions: list[Closable] = list(self._sessions.values())
-            self._sessions.clear()
-            if self._block_scorer is not None:
-                sessions.append(self._block_scorer)
-            self._block_scorer, self._has_block_scorer = None, True
-            gallery, self._resident = self._resident, None
-        parts = sessions if gallery is None else [gallery, *sessions]
-        failure = close_all(parts)
-        if failure is not None:
-            raise failure
+        self._sessions.close()
 
     def __enter__(self) -> DeployedModel:
         return self
@@ -331,7 +309,7 @@ class DeployedModel:
         self.close()
 
     def __repr__(self) -> str:
-        state = ", closed" if self._is_closed else ""
+        state = ", closed" if self._sessions.is_closed else ""
         what = f"{self.placement.summary}{state}"
         return f"<{type(self).__name__} of {str(self.bundle.path)!r} ({what})>"
 
@@ -340,40 +318,6 @@ class DeployedModel:
             "a DeployedModel cannot be pickled or copied; open it in the worker: "
             f"DeployedModel({str(self.bundle.path)!r})"
         )
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ClosedError(f"this model of {self.bundle.path} is closed; open another")
-
-    def _session(self, graph: Graph) -> Session:
-        with self._lock:
-            return self._open(graph)
-
-    def _open(self, graph: Graph) -> Session:
-        """Return the session of a graph; the caller must hold the lock."""
-        self._check_open()
-        if graph not in self._sessions:
-            is_video = graph is Graph.VIDEO_ENCODER
-            self._sessions[graph] = (
-                open_video_encoder(self._loader) if is_video else self._loader.open(graph)
-            )
-        return self._sessions[graph]
-
-    def _blocks(self) -> BlockScorer | None:
-        """Return the backend's faster scorer, if it has one."""
-        with self._lock:
-            self._check_open()
-            if self._block_scorer is None and self._has_block_scorer:
-                self._block_scorer = self._loader.open_block_scorer()
-                self._has_block_scorer = self._block_scorer is not None
-            return self._block_scorer
-
-    def _gallery(self) -> GalleryScorer:
-        with self._lock:
-            self._check_open()
-            if self._resident is None:
-                self._resident = self._loader.keep_gallery(self._open(Graph.SCORER))
-            return self._resident
 
     def _run_batches(
         self, graph: Graph, inputs: Mapping[str, npt.NDArray[Any]]
@@ -399,7 +343,7 @@ class DeployedModel:
         }
         if not total:
             return results
-        session = self._session(graph)
+        session = self._sessions.of(graph)
         step = session.chunk({"batch": min(total, self.max_batch)})["batch"]
         for rows in slices(total, step):
             outputs = run(session, rows)

@@ -19,7 +19,7 @@ from xclip_deploy.cli.display import shortened
 from xclip_deploy.errors import GalleryVersionError
 from xclip_deploy.runtime.gallery import Gallery, VideoFile, lance_schema
 from xclip_deploy.runtime.gallery.commit_record import read_record
-from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
+from xclip_deploy.runtime.gallery.store import SearchLimits
 
 COMMANDS = ["list", "show", "stats", "remove", "optimize", "verify", "rescue", "upgrade"]
 IDS = [f"v{n:02}.mp4" for n in range(25)]

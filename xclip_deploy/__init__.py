@@ -24,12 +24,13 @@ from submodules::
     xclip_deploy.runtime.failures       FailedShard, FailedVideo
     xclip_deploy.runtime.features       Scores
     xclip_deploy.runtime.gallery        GalleryStats, MetadataValue, Snapshot, VideoFile
+    xclip_deploy.runtime.grain_scores   GrainScores
     xclip_deploy.runtime.indexing       IndexReport
     xclip_deploy.runtime.manifest       Graph, Manifest, Precision
     xclip_deploy.runtime.metrics        RetrievalMetrics, RetrievalResult, retrieval_metrics
     xclip_deploy.runtime.moments        Cut, GridCell
     xclip_deploy.runtime.progress       Progress, ProgressFunction
-    xclip_deploy.runtime.results        GrainScores, Moment, TimeRange
+    xclip_deploy.runtime.results        Moment, TimeRange
     xclip_deploy.runtime.search         SearchOptions
     xclip_deploy.runtime.sessions       Placement
     xclip_deploy.runtime.tokenizer      Tokenizer

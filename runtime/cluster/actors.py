@@ -122,7 +122,7 @@ class ShardActor:
 
     def _opened(self, version: int) -> Any:  # noqa: ANN401
         from xclip_deploy.runtime.gallery import Gallery
-        from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
+        from xclip_deploy.runtime.gallery.store import SearchLimits
         from xclip_deploy.runtime.search.shard import Shard
 
         limits = SearchLimits()

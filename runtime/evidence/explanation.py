@@ -19,10 +19,10 @@ from xclip_deploy.runtime.evidence.words import (
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, VideoFile
 from xclip_deploy.runtime.gallery.records import times_of
+from xclip_deploy.runtime.grain_scores import GrainScores
 from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.presentation import brief, time_text
-from xclip_deploy.runtime.results import GrainScores
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 

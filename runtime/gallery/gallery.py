@@ -1,24 +1,15 @@
-"""The gallery: it checks input and hands out snapshots."""
+"""The gallery: it opens a store, checks input and writes."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
 from weakref import ref
 
-import numpy as np
-
-from xclip_deploy.errors import (
-    ClosedError,
-    DuplicateIdError,
-    GalleryError,
-    GallerySegmentationError,
-    InvalidArgumentError,
-)
+from xclip_deploy.errors import GalleryError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import (
     PathName,
     as_callback,
@@ -43,46 +34,32 @@ from xclip_deploy.runtime.gallery.checking import (
     checked_features,
 )
 from xclip_deploy.runtime.gallery.lance_errors import require_packages
-from xclip_deploy.runtime.gallery.memory_store import MemoryStore
+from xclip_deploy.runtime.gallery.readable import ReadableGallery
 from xclip_deploy.runtime.gallery.records import (
+    NO_ROWS,
     TYPE_NAMES,
     GalleryVideo,
-    Rows,
     as_segment_of,
     check_metadata,
 )
-from xclip_deploy.runtime.gallery.reports import GalleryStats, Verification
+from xclip_deploy.runtime.gallery.reports import Verification
 from xclip_deploy.runtime.gallery.store import (
     KEEP_VERSIONS,
     AdditionWatcher,
     FeatureModel,
     GalleryStore,
-    Snapshot,
+    SearchLimits,
 )
-from xclip_deploy.runtime.gallery.walking import (
-    THUMBNAILS,
-    keep_thumbnails,
-    pages,
-    rows_of_videos,
-    save_copy,
-    summarize,
-)
+from xclip_deploy.runtime.gallery.walking import keep_thumbnails, save_copy
 from xclip_deploy.runtime.manifest import Manifest
 from xclip_deploy.runtime.progress import ProgressFunction, ignore_progress
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
-if TYPE_CHECKING:
-    from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
-
-_SAVE_VIDEOS = 4096
-_PAGE_VIDEOS = 4096
 _MOST_S = 1e9
-_NO_ROWS: Rows = np.empty(0, np.int64)
-_MOST_VIDEOS = 1 << 40
 _MOST_VERSIONS = 1 << 62
 
 
-class Gallery:
+class Gallery(ReadableGallery):
     """Videos with their embeddings, all made by one model.
 
     Embeddings are kept in FP16. The scorer casts them to FP32 before it multiplies, so a search
@@ -95,18 +72,7 @@ class Gallery:
         self, manifest: Manifest | FeatureModel, store: GalleryStore | None = None
     ) -> None:
         """Use ``store``, or start an empty gallery in memory, for the model of ``manifest``."""
-        if not isinstance(manifest, FeatureModel):
-            check_manifest(manifest)
-        if store is not None and not callable(getattr(store, "snapshot", None)):
-            raise InvalidArgumentError(f"store is {shown(store)}; expected a GalleryStore or None")
-        model = manifest if isinstance(manifest, FeatureModel) else manifest.model
-        self._fingerprint = manifest.fingerprint
-        self._frames = model.max_frames
-        self._dim = model.embed_dim
-        if store is None:
-            store = MemoryStore(self._dim, self._frames)
-        self._open_store: GalleryStore = store
-        self._is_closed = False
+        super().__init__(manifest, store)
         self._watchers: tuple[ref[AdditionWatcher], ...] = ()
         self._lock = threading.Lock()
 
@@ -144,7 +110,6 @@ class Gallery:
         require_packages()
         # LanceDB takes a second to import.
         from xclip_deploy.runtime.gallery.lance_opening import open_existing_store, open_store
-        from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 
         if limits is not None:
             as_instance("limits", limits, SearchLimits, "SearchLimits or None")
@@ -168,24 +133,6 @@ class Gallery:
         check_model(f"gallery {store.uri}", store.header.fingerprint, manifest)
         return cls(manifest, store)
 
-    @property
-    def uri(self) -> str | None:
-        """Location of the gallery; None in memory."""
-        return self._open_store.uri
-
-    @property
-    def version(self) -> int | None:
-        """Number of the version that snapshots read; None in memory.
-
-        Each write makes a new one, and :meth:`optimize` deletes old ones.
-        """
-        return self._store.version
-
-    @property
-    def fields(self) -> dict[str, type]:
-        """Type of every metadata field, by name."""
-        return self._store.fields()
-
     def declare(self, types: Mapping[str, type]) -> None:
         """Make metadata fields known, so that filters can name them before a video has them.
 
@@ -202,60 +149,6 @@ class Gallery:
         check_metadata({name: kind() for name, kind in types.items()})
         if types:
             self._store.declare(types)
-
-    @property
-    def thumbnails(self) -> Path | None:
-        """Folder of the segments' thumbnails; None in memory and in object storage."""
-        uri = self._open_store.uri
-        return None if uri is None or "://" in uri else Path(uri, THUMBNAILS)
-
-    @property
-    def model(self) -> FeatureModel:
-        """The model that makes the embeddings."""
-        return FeatureModel(self._fingerprint, self._dim, self._frames)
-
-    def check_model(self, manifest: Manifest) -> None:
-        """Raise GalleryModelError unless the features are of the model of ``manifest``."""
-        check_manifest(manifest)
-        check_model("the gallery", self._fingerprint, manifest)
-
-    @property
-    def segmentation(self) -> Segmentation | None:
-        """The policy by which its videos are cut; None until the first video that has one."""
-        text = self.snapshot().segmentation
-        return None if text is None else Segmentation.from_text(text)
-
-    def check_segmentation(self, wanted: Segmentation) -> None:
-        """Raise GallerySegmentationError unless videos are cut as ``wanted``, or none is yet."""
-        as_instance("wanted", wanted, Segmentation, "a Segmentation")
-        found = self.segmentation
-        if found is not None and found != wanted:
-            raise GallerySegmentationError(
-                f"gallery {self.uri or 'in memory'} holds {_cut(found)}, not {_cut(wanted)}; run: "
-                f"xclip-deploy index VIDEOS --gallery NEW_GALLERY {wanted.options}"
-            )
-
-    def __len__(self) -> int:
-        """Return the number of videos; a long one in segments counts once."""
-        return self.snapshot().num_videos
-
-    def __contains__(self, video_id: object) -> bool:
-        return isinstance(video_id, str) and bool(self.snapshot().find([video_id]))
-
-    def snapshot(self) -> Snapshot:
-        """Return the gallery as it is now; later writes do not change the snapshot."""
-        return self._store.snapshot()
-
-    def refresh(self) -> None:
-        """Load the changes of other processes. Raises GalleryError."""
-        self._store.refresh()
-
-    def warm_up(self) -> None:
-        """Load what makes searches faster, within :class:`SearchLimits`.
-
-        The effect lasts until the gallery changes. Raises GalleryIntegrityError for a damaged file.
-        """
-        self.snapshot().warm_up()
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Lock out other writers while several reads and writes belong together."""
@@ -322,7 +215,7 @@ class Gallery:
             long = snapshot.segments([video.id for video in given]) if is_cut else {}
             rows: list[GalleryVideo] = []
             for video in given:
-                stored = long.get(video.id, _NO_ROWS)
+                stored = long.get(video.id, NO_ROWS)
                 segments = snapshot.videos(stored) if len(stored) > 1 else [video]
                 rows += [as_segment_of(segment, video) for segment in segments]
             check_frame_times([row for row in rows if row.num_segments == 1], snapshot)
@@ -347,62 +240,6 @@ class Gallery:
                 if unknown := sorted(set(names) - set(found)):
                     raise GalleryError(f"no video {unknown[0]!r:.200} in the gallery")
             return self._store.remove(list(dict.fromkeys(names))) if names else 0
-
-    # -- looking into it -------------------------------------------------------------------
-
-    def count(self, where: str | None = None) -> int:
-        """Count all videos, or those that match a filter."""
-        snapshot = self.snapshot()
-        return snapshot.num_videos if where is None else len(rows_of_videos(snapshot, where))
-
-    def videos(
-        self, where: str | None = None, *, offset: int = 0, limit: int | None = None
-    ) -> list[GalleryVideo]:
-        """List videos with their metadata, in the order in which they were added.
-
-        A long video is listed by its first segment; :meth:`segments` lists all of them. A filter
-        finds a video that has a matching segment.
-
-        ``where``: a filter, as for searches. ``offset``: number of videos to skip. ``limit``: most
-        videos to list, None for all. Raises InvalidArgumentError, GalleryError.
-        """
-        start = as_whole_number("offset", offset, 0, _MOST_VIDEOS)
-        stop = None if limit is None else start + as_whole_number("limit", limit, 0, _MOST_VIDEOS)
-        snapshot = self.snapshot()
-        return snapshot.videos(rows_of_videos(snapshot, where)[start:stop])
-
-    def get(self, video_id: str) -> GalleryVideo:
-        """Return one video with its metadata. Raises GalleryError if it is not there."""
-        snapshot = self.snapshot()
-        found = snapshot.find([as_text("video_id", video_id)])
-        if video_id not in found:
-            raise GalleryError(f"no video {video_id!r:.200} in the gallery of {len(self)}")
-        return snapshot.videos(np.array([found[video_id]], np.int64))[0]
-
-    def segments(self, video_id: str) -> list[GalleryVideo]:
-        """List the segments of a video in order. Raises GalleryError if it is not there."""
-        self.get(video_id)
-        snapshot = self.snapshot()
-        return snapshot.videos(snapshot.segments([video_id]).get(video_id, _NO_ROWS))
-
-    def __iter__(self) -> Iterator[GalleryVideo]:
-        """Yield all videos as :meth:`videos` lists them, read a page at a time."""
-        snapshot = self.snapshot()
-        yield from pages(snapshot, rows_of_videos(snapshot, None))
-
-    def stats(self) -> GalleryStats:
-        """Summarize the gallery in one pass. Raises GalleryError."""
-        return summarize(self.snapshot(), self.model, self.uri, self._store.size_bytes())
-
-    def check_new(self, ids: Sequence[str]) -> None:
-        """Raise DuplicateIdError for an id in the gallery, or twice in ``ids``."""
-        ids = as_texts("ids", ids)
-        check_unique_ids(ids)
-        if found := self.snapshot().find(ids):
-            raise DuplicateIdError(
-                f"a video {min(found)!r:.200} is already in the gallery; "
-                "add it under another id, or pass on_duplicate='skip' or 'replace'"
-            )
 
     def optimize(
         self,
@@ -441,31 +278,3 @@ class Gallery:
         written.
         """
         save_copy(self.snapshot(), self.model, self.uri, as_path("path", path))
-
-    def close(self) -> None:
-        """Release files and memory. Using the gallery afterwards raises ClosedError."""
-        self._is_closed = True
-        self._open_store.close()
-
-    def __repr__(self) -> str:
-        where = "in memory" if self.uri is None else f"at {self.uri!r}"
-        if self._is_closed:
-            return f"<{type(self).__name__} {where}, closed>"
-        videos = "1 video" if len(self) == 1 else f"{len(self)} videos"
-        return f"<{type(self).__name__} {where}, {videos}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise InvalidArgumentError(
-            "a Gallery cannot be pickled or copied; open it in the worker, by its path, or save() "
-            "it first if it is in memory"
-        )
-
-    @property
-    def _store(self) -> GalleryStore:
-        if self._is_closed:
-            raise ClosedError(f"this gallery ({self.uri or 'in memory'}) is closed; open it again")
-        return self._open_store
-
-
-def _cut(segmentation: Segmentation) -> str:
-    return "whole videos" if segmentation.kind == "whole" else segmentation.text

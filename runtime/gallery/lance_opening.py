@@ -17,8 +17,8 @@ from xclip_deploy.runtime.gallery.lance_files import (
     take_lock,
 )
 from xclip_deploy.runtime.gallery.lance_schema import make_schema
-from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
+from xclip_deploy.runtime.gallery.store import SearchLimits
 
 
 def open_store(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,7 @@ from xclip_deploy.runtime.gallery.store import (
     Nearest,
     NearestMethod,
     QueryVectors,
+    SearchLimits,
 )
 
 COLUMN_INDICES = {"id": "id_idx", CONTENT_SHA256: "fingerprint_idx"}
@@ -51,32 +51,6 @@ COLUMN_INDICES = {"id": "id_idx", CONTENT_SHA256: "fingerprint_idx"}
 VECTOR_INDEX = "video_features_ivf"
 """Prefix of the index's name. The number of partitions follows, which LanceDB does not report."""
 _IDS_PER_QUERY = 500
-
-
-@dataclass(frozen=True)
-class SearchLimits:
-    """Limits of searches without an index, and of memory.
-
-    The defaults suit a machine with a few gigabytes to spare for a gallery.
-    """
-
-    flat_videos: int = 50_000
-    """Largest gallery that is searched in full although it has an index."""
-    flat_bytes: int = 512 << 20
-    """Most memory for ``video_features`` in FP32; beyond it LanceDB reads them at each search."""
-    held_bytes: int = 1536 << 20
-    """Most memory for all features in FP16; beyond it each exact search reads them from disk."""
-    warm_bytes: int = 1536 << 20
-    """Most memory for ``video_features`` in FP16 alone. A warmed-up gallery keeps them if all
-    features exceed ``held_bytes``."""
-    listing_bytes: int = 512 << 20
-    """Most memory for the records of all videos, which a warmed-up gallery keeps."""
-    partitions: float = 0.1
-    """Share of the index's partitions that a query reads."""
-    min_partitions: int = 20
-    """Least partitions that a query reads."""
-    index_from: int = 50_000
-    """Number of videos from which ``optimize`` builds an index."""
 
 
 class LanceSnapshot:

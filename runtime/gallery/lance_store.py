@@ -38,13 +38,17 @@ from xclip_deploy.runtime.gallery.lance_snapshot import (
     COLUMN_INDICES,
     VECTOR_INDEX,
     LanceSnapshot,
-    SearchLimits,
     partitions_for,
 )
 from xclip_deploy.runtime.gallery.lance_walk import verify_rows
 from xclip_deploy.runtime.gallery.records import GalleryVideo, merged_types
 from xclip_deploy.runtime.gallery.reports import Verification
-from xclip_deploy.runtime.gallery.store import KEEP_VERSIONS, FeatureKeys, FeatureModel
+from xclip_deploy.runtime.gallery.store import (
+    KEEP_VERSIONS,
+    FeatureKeys,
+    FeatureModel,
+    SearchLimits,
+)
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 
 _ROWS_PER_WRITE = 1024

@@ -53,6 +53,7 @@ TYPE_NAMES: dict[type, str] = {
 }
 Rows: TypeAlias = npt.NDArray[np.int64]
 """Row numbers of videos or their segments, valid in one snapshot only."""
+NO_ROWS: Rows = np.empty(0, np.int64)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _INT32 = 1 << 31
 _INT64 = 1 << 63

@@ -10,8 +10,9 @@ import numpy as np
 
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.records import Rows, times_of
+from xclip_deploy.runtime.grain_scores import GrainScores
 from xclip_deploy.runtime.moments.hit_media import HitMedia
-from xclip_deploy.runtime.results import GrainScores, Moment, SearchResult
+from xclip_deploy.runtime.results import Moment, SearchResult
 from xclip_deploy.runtime.search.grouping import ranks_within
 from xclip_deploy.runtime.search.near_identical import distinct
 from xclip_deploy.runtime.search.options import SearchOptions

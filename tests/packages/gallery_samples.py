@@ -14,8 +14,8 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot, lance_schema
 from xclip_deploy.runtime.gallery.lance_opening import open_store
 from xclip_deploy.runtime.gallery.lance_schema import make_schema, to_table
-from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
+from xclip_deploy.runtime.gallery.store import SearchLimits
 
 DIM, FRAMES = 16, 3
 MODEL = "0" * 64

@@ -197,7 +197,7 @@ def test_chunks_do_not_change_scores(
     most_elements: int,
 ) -> None:
     expected = model.score_by_graph(texts, videos)
-    session = model._session(Graph.SCORER)
+    session = model._sessions.of(Graph.SCORER)
     run, runs = session.run, []
 
     def counted(inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -254,7 +254,7 @@ def test_videos_that_underflow_are_scored_by_the_graph(
     frames[[1, 4], 3:] *= -1
     odd = VideoFeatures(videos.video_features, frames, videos.num_frames)
     expected = model.score_by_graph(alike, odd)
-    session = model._session(Graph.SCORER)
+    session = model._sessions.of(Graph.SCORER)
     run, runs = session.run, []
 
     def counted(inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -427,19 +427,19 @@ def test_features_of_another_size(model: DeployedModel, texts: TextFeatures) -> 
 
 def test_sessions_open_when_needed(bundle: Bundle, videos: VideoFeatures) -> None:
     with DeployedModel(bundle, CPU) as model:
-        assert not model._sessions
+        assert not model._sessions.opened
         texts = model.encode_texts(["a dog"])
         model.score(texts, videos)
-        assert set(model._sessions) == {Graph.TEXT_ENCODER}
+        assert set(model._sessions.opened) == {Graph.TEXT_ENCODER}
         model.score_by_graph(texts, videos)
-        assert set(model._sessions) == {Graph.TEXT_ENCODER, Graph.SCORER}
+        assert set(model._sessions.opened) == {Graph.TEXT_ENCODER, Graph.SCORER}
 
 
 def test_closed_means_closed(bundle: Bundle, golden: Arrays) -> None:
     model = DeployedModel(bundle, CPU)
     texts = model.encode_token_ids(golden["input_ids"])
     videos = model.encode_frames(golden["frames_uint8"], golden["num_frames"])
-    session = model._session(Graph.TEXT_ENCODER)
+    session = model._sessions.of(Graph.TEXT_ENCODER)
     model.close()
     model.close()
     with pytest.raises(SessionError, match="text_encoder session is closed"):

@@ -35,6 +35,7 @@ from xclip_deploy.runtime.benchmark import (
 from xclip_deploy.runtime.evaluation import Evaluation, ModelIdentity
 from xclip_deploy.runtime.failures import FailedVideo
 from xclip_deploy.runtime.features import Scores
+from xclip_deploy.runtime.grain_scores import GrainScores
 from xclip_deploy.runtime.indexing import IndexReport
 from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.metrics import RetrievalMetrics, RetrievalResult
@@ -47,7 +48,6 @@ from xclip_deploy.runtime.presentation import (
     printable,
     time_text,
 )
-from xclip_deploy.runtime.results import GrainScores
 
 EVIL = "<script>alert('&\"')</script>\n" * 100
 MACHINE = Machine(cpu=EVIL, cores=2, memory_bytes=None, gpus=(), system="Linux", load_average=0.0)

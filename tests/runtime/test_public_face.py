@@ -39,8 +39,8 @@ from xclip_deploy import (
 from xclip_deploy.errors import BundleNotFoundError, InvalidArgumentError
 from xclip_deploy.runtime.cluster import create_shards
 from xclip_deploy.runtime.datasets import Split, SplitVideo
+from xclip_deploy.runtime.grain_scores import GrainScores
 from xclip_deploy.runtime.manifest import Graph, Precision
-from xclip_deploy.runtime.results import GrainScores
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
 WRONG: dict[str, Callable[[], object]] = {

@@ -14,7 +14,8 @@ import pytest
 
 from xclip_deploy import SearchResult, SearchResults
 from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
-from xclip_deploy.runtime.results import GrainScores, Moment, TimeRange
+from xclip_deploy.runtime.grain_scores import GrainScores
+from xclip_deploy.runtime.results import Moment, TimeRange
 
 NAMES = ("video_sentence", "video_word", "frame_sentence", "frame_word")
 HITS = (

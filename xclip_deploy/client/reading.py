@@ -18,10 +18,10 @@ from xclip_deploy.client.settings import Rules
 from xclip_deploy.errors import InvalidArgumentError, ServiceError
 from xclip_deploy.runtime.failures import FailedVideo
 from xclip_deploy.runtime.features import Scores
+from xclip_deploy.runtime.grain_scores import GrainScores
 from xclip_deploy.runtime.indexing import IndexReport
 from xclip_deploy.runtime.media import Media
 from xclip_deploy.runtime.results import (
-    GrainScores,
     Moment,
     SearchResult,
     SearchResults,

@@ -18,7 +18,7 @@ from xclip_deploy.runtime.evidence import (
     WordEvidence,
     WordsFirst,
 )
-from xclip_deploy.runtime.results import GrainScores
+from xclip_deploy.runtime.grain_scores import GrainScores
 from xclip_deploy.wire.base import WireModel
 
 Vector = list[float]

@@ -311,7 +311,7 @@ def test_an_empty_gallery_can_be_saved(manifest: Manifest, tmp_path: Path) -> No
 def test_saving_in_several_parts(
     gallery: Gallery, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xclip_deploy.runtime.gallery.gallery._SAVE_VIDEOS", 2)
+    monkeypatch.setattr("xclip_deploy.runtime.gallery.walking._SAVE_VIDEOS", 2)
     videos, features = entries(manifest, ["d"])
     # The parts before this one have whole numbers only.
     gallery.add([videos[0].model_copy(update={"metadata": {"late": 0.5}})], features)

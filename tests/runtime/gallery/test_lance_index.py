@@ -18,8 +18,9 @@ from gallery_samples import (
 )
 
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery.lance_snapshot import LanceSnapshot, SearchLimits, partitions_for
+from xclip_deploy.runtime.gallery.lance_snapshot import LanceSnapshot, partitions_for
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
+from xclip_deploy.runtime.gallery.store import SearchLimits
 from xclip_deploy.runtime.progress import Progress
 
 COUNT = 1500

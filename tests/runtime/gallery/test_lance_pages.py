@@ -15,8 +15,9 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, lance_pages
 from xclip_deploy.runtime.gallery.lance_opening import open_store
 from xclip_deploy.runtime.gallery.lance_pages import PagedColumn
-from xclip_deploy.runtime.gallery.lance_snapshot import LanceSnapshot, SearchLimits
+from xclip_deploy.runtime.gallery.lance_snapshot import LanceSnapshot
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
+from xclip_deploy.runtime.gallery.store import SearchLimits
 
 DIM, FRAMES = 64, 4
 """Rows of 512 bytes: Lance packs those below 128 bytes in another way."""

@@ -15,7 +15,7 @@ from xclip_deploy import Bundle, DeployedModel, Gallery
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo
 from xclip_deploy.runtime.gallery.groups import Groups
-from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
+from xclip_deploy.runtime.gallery.store import SearchLimits
 from xclip_deploy.runtime.search import Query, Searcher, SearchOptions
 from xclip_deploy.runtime.search import scope as scope_module
 from xclip_deploy.runtime.search.gathering import Gathering, Keeping

@@ -14,8 +14,8 @@ from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.errors import GalleryError, InvalidArgumentError
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
-from xclip_deploy.runtime.gallery.lance_snapshot import SearchLimits
 from xclip_deploy.runtime.gallery.records import VideoFile
+from xclip_deploy.runtime.gallery.store import SearchLimits
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOptions
 from xclip_deploy.runtime.search import scope as scope_module

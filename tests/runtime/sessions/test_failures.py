@@ -206,7 +206,7 @@ def test_an_encoder_that_overflows(
         device="cpu" if backend == "onnxruntime" else "cuda", backend=backend, precision="fp16"
     )
     with DeployedModel(engine_bundle, options) as model:
-        session = model._session(Graph.TEXT_ENCODER)
+        session = model._sessions.of(Graph.TEXT_ENCODER)
         run = session.run
 
         def overflowing(inputs: Any) -> Any:

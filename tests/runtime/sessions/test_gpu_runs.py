@@ -402,11 +402,11 @@ def test_a_model_on_a_gpu_without_engines(own: Bundle, as_cuda: None) -> None:
             assert 0 < error < 5e-3, "FP16, and another form"
         clips, wanted = model.encode_videos(videos), cpu.encode_videos(videos)
         assert np.abs(clips.video_features - wanted.video_features).max() < 5e-3
-        assert isinstance(model._sessions[Graph.TEXT_ENCODER], BoundSession)
+        assert isinstance(model._sessions.of(Graph.TEXT_ENCODER), BoundSession)
         for _ in range(3):  # another session, refused capture, without graphs
             again = model.encode_videos(videos)
             np.testing.assert_allclose(again.video_features, clips.video_features, atol=2e-3)
-        parts = model._sessions[Graph.VIDEO_ENCODER]
+        parts = model._sessions.of(Graph.VIDEO_ENCODER)
         assert isinstance(parts, ValidFrameEncoder)
         for part in (parts._frames, parts._head):
             assert isinstance(part, ReplayingSession)

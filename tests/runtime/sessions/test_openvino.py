@@ -218,7 +218,7 @@ def test_a_bundle_without_int8_weights(bundle: Bundle) -> None:
 
 @runs
 def test_outputs_are_the_callers(model: DeployedModel) -> None:
-    session = model._session(Graph.TEXT_ENCODER)
+    session = model._sessions.of(Graph.TEXT_ENCODER)
     ids = model.tokenizer.encode(["a dog"], model.config.max_words)
     first = session.run({"token_ids": ids})
     kept = first["sentence_features"].copy()

@@ -52,7 +52,7 @@ def model(
 
 @pytest.fixture
 def session(model: DeployedModel) -> Session:
-    return model._session(Graph.TEXT_ENCODER)
+    return model._sessions.of(Graph.TEXT_ENCODER)
 
 
 def test_what_it_is(model: DeployedModel, session: Session, options: SessionOptions) -> None:
