@@ -49,6 +49,16 @@ def runner(capfd: pytest.CaptureFixture[str], *command: str) -> Run:
     return call
 
 
+def assert_one_line_error(outcome: Outcome, status: int, *parts: str) -> None:
+    assert outcome.status == status, outcome
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.endswith("\n")
+    assert outcome.err.count("\n") == 1, "an error is one line"
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in outcome.err
+
+
 def on_a_terminal(*arguments: object, answer: str = "", columns: int = 80) -> tuple[int, str]:
     """Run the installed ``xclip-deploy`` on a terminal; return its status and what it shows."""
     ours, theirs = pty.openpty()

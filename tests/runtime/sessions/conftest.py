@@ -1,4 +1,4 @@
-"""Machines to run engines on: the stand-in device, and a real GPU where there is one."""
+"""Machines: builds of ONNX Runtime, the stand-in device, and a real GPU where there is one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ import pytest
 
 from stand_in_device import Device, write_engines
 from xclip_deploy import Bundle, DeployedModel, build_engines
+from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import Precision
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
-from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.sessions import SessionOptions, onnx_runtime
 from xclip_deploy.runtime.sessions.native.backend import EngineLoader
 
 BOTH = (Flavour.TENSORRT, Flavour.RTX)
 MAX_BATCH = 8
+CPU_ONLY = ["CPUExecutionProvider"]
+WITH_TENSORRT = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,25 @@ class Machine:
         else:
             largest = max(1.0, float(np.abs(expected).max()))
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-2 * largest)
+
+
+@pytest.fixture
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the CPU build of ONNX Runtime."""
+    monkeypatch.setattr(onnx_runtime, "available_providers", lambda: CPU_ONLY)
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with its GPU build and all of its libraries, whatever machine this is."""
+    monkeypatch.setattr(onnx_runtime, "available_providers", lambda: WITH_TENSORRT)
+    monkeypatch.setattr(onnx_runtime, "missing_library", lambda _: None)
+
+
+@pytest.fixture
+def with_gpu(with_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this machine had a GPU: the choice is tested, not the running."""
+    monkeypatch.setattr(nvidia_driver, "why_no_gpu", lambda: None)
 
 
 @pytest.fixture(scope="session")
