@@ -71,7 +71,8 @@ class Health:
         if self.is_stopping:
             raise Refusal(503, "ShuttingDown", "the service is shutting down", retry_after_s=5)
         for part, fault in self._faults.items():
-            raise Refusal(503, "Unready", f"the {part} is not ready: {fault}")
+            kind = "ShardError" if part == "search" else "Unready"
+            raise Refusal(503, kind, f"the {part} is not ready: {fault}")
 
     def set_fault(self, part: str, fault: str | None) -> None:
         """Set or clear what is wrong with ``model``, ``gallery`` or ``search``."""

@@ -140,7 +140,7 @@ class ShardGallery(ServedGallery):
     def check_writable(self) -> NoReturn:
         """Raise Refusal."""
         raise Refusal(
-            501,
+            409,
             "GalleryInShards",
             "the service only reads its gallery in shards; to add or prune videos, run on the "
             f"server: {self._command_of(self._place)}",
