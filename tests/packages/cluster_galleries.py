@@ -37,7 +37,8 @@ class Nodes:
         found = []
         for each in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if Path(each.cmdline()[0]).name.startswith(title):
+                command = each.cmdline()  # empty once the process has ended
+                if command and Path(command[0]).name.startswith(title):
                     found.append(each.pid)
         return found
 
