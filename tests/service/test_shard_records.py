@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import runner
 from running_services import refusal_of
 from starlette.testclient import TestClient
 
 from xclip_deploy import Bundle, Gallery
 from xclip_deploy.client.reading import results_of
-from xclip_deploy.errors import GalleryError, InvalidArgumentError, ShardError
+from xclip_deploy.errors import GalleryError, GalleryNotFoundError, InvalidArgumentError, ShardError
 from xclip_deploy.runtime.cluster import publish_shards, read_shards
 from xclip_deploy.runtime.failures import FailedShard
 from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore, thumbnail_key
@@ -27,6 +28,7 @@ from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.naming import find_id, handle_of, videos_with_content
 from xclip_deploy.service.records import VideoRecords
 from xclip_deploy.service.results import results_to_json
+from xclip_deploy.service.served import OneGallery
 from xclip_deploy.service.served_shards import ShardGallery, ShardRecords
 from xclip_deploy.wire import ResultsModel
 
@@ -194,6 +196,32 @@ def test_folders_to_add_from_are_refused_with_shards(
     )
     with pytest.raises(InvalidArgumentError, match="only xclip-deploy index VIDEOS --gallery"):
         ShardGallery(settings, ClusterSettings())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--allow-partial"], "--allow-partial is for a gallery in shards; give --cluster too"),
+        (["--timeout", "3"], "--timeout is for a gallery in shards; give --cluster too"),
+        (["--replicas", "2"], "--replicas is for a gallery in shards; give --cluster too"),
+        (["--cluster", "auto", "--resident-gallery", "yes"], "leave them out with --cluster"),
+        (["--cluster", "auto", "--gallery-memory-gb", "1"], "leave them out with --cluster"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    capfd: pytest.CaptureFixture[str], bundle_path: Path, options: list[str], said: str
+) -> None:
+    outcome = runner(capfd)("serve", bundle_path, *options)
+    assert outcome.status == 2
+    assert said in outcome.err
+
+
+def test_shards_without_a_cluster_are_refused(
+    sharded_path: Path, bundle_path: Path, tmp_path: Path
+) -> None:
+    settings = ServiceSettings(bundle_path, sharded_path, tmp_path / "data")
+    with pytest.raises(GalleryNotFoundError, match="give --cluster auto to xclip-deploy search"):
+        OneGallery(settings)
 
 
 def test_one_gallery_has_no_shards(api: TestClient) -> None:

@@ -139,10 +139,10 @@ def test_shards_answer_as_one_gallery_does(
         for name in ("num_videos", "num_segments", "num_files", "segmentation", "metadata"):
             assert about[name] == one[name]
         check_writing_is_refused(client, next(iter(listed)))
-        service = Client(str(client.base_url))
-        hits = service.search("a red square", k=3)
-        assert hits.answered_shards == (0, 1)
-        assert hits[0].cut(tmp_path / "cut.mp4").path.stat().st_size > 0
+        with Client(str(client.base_url)) as service:
+            hits = service.search("a red square", k=3)
+            assert hits.answered_shards == (0, 1)
+            assert hits[0].cut(tmp_path / "cut.mp4").path.stat().st_size > 0
 
 
 def check_writing_is_refused(client: httpx2.Client, handle: str) -> None:
@@ -241,8 +241,11 @@ def test_a_lost_shard_is_an_error_that_names_it(serve: Serve, nodes: Nodes) -> N
             assert refusal_of(unready, 503) == "ShardError"
             assert "of 2 shards, " in unready.json()["error"]["message"]
             assert client.get(f"{API}/videos").json()["total"] == 7
-            with pytest.raises(ShardError, match="did not answer"):
-                Client(str(client.base_url), retries=0).search("red")
+            with (
+                Client(str(client.base_url), retries=0) as service,
+                pytest.raises(ShardError, match="did not answer"),
+            ):
+                service.search("red")
         finally:
             os.kill(stopped, signal.SIGCONT)
         wait_until(lambda: client.get("/health/ready").status_code == 200, 30)
