@@ -102,7 +102,8 @@ class ShardedRetriever(Opened):
         found = actors_of.find()
         self._owns_actors = found is None
         replicas_of = found or actors_of.start(count, asked, keep=False)
-        self.searches = ShardSearches(replicas_of, timeout_s, allow_partial)
+        find = None if self._owns_actors else actors_of.find
+        self.searches = ShardSearches(replicas_of, timeout_s, allow_partial, find)
         """Searches at any published version, for services."""
         self._shards = shards
         try:
@@ -119,7 +120,7 @@ class ShardedRetriever(Opened):
         return self._shards
 
     def refresh(self) -> None:
-        """Move all replicas to the newest published version.
+        """Move all replicas to the newest published version, and to actors started since.
 
         Searches go on in the old one meanwhile. Raises GalleryError, ShardError.
         """
@@ -132,6 +133,7 @@ class ShardedRetriever(Opened):
                 f"{len(self._shards.shards)}; open another ShardedRetriever"
             )
         searches = self.searches
+        searches.find_again()
         open_version(searches.replicas, shards, allow_partial=searches.allow_partial)
         self._shards = shards
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from xclip_deploy.runtime.cluster.replicas import RemoteShards, Replicas, ShardLostError
@@ -28,6 +28,8 @@ class ShardSearches:
     """Longest time of a search, seconds."""
     allow_partial: bool
     """Whether searches go on without shards that do not answer."""
+    find: Callable[[], Replicas | None] | None = None
+    """Function that finds the actors of ``serve-shards``; None for actors of this process."""
     planner: Planner = field(default_factory=Planner)
 
     def search(
@@ -75,8 +77,21 @@ class ShardSearches:
     def lost(self, shards: ShardFile) -> dict[int, FailedShard]:
         """Ask every replica, and return the shards of which none is ready, by number.
 
-        Waits ``timeout_s`` at most.
+        Where some are lost, the actors that ``serve-shards`` may have started since are asked.
+        Waits ``timeout_s`` at most, and twice as long for new actors.
         """
+        found = self._lost(shards)
+        return self._lost(shards) if found and self.find_again() else found
+
+    def find_again(self) -> bool:
+        """Use the actors that ``serve-shards`` has started since; return whether it has."""
+        found = None if self.find is None else self.find()
+        if found is None or found.ids == self.replicas.ids:
+            return False
+        self.replicas = found
+        return True
+
+    def _lost(self, shards: ShardFile) -> dict[int, FailedShard]:
         by_shard: dict[int, list[ShardState]] = {}
         for state in self.states(shards):
             by_shard.setdefault(state.number, []).append(state)

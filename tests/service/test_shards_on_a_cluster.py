@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from cluster_galleries import Nodes, line_of, running_nodes
 from running_services import refusal_of, wait_until
-from served_programs import Program
+from served_programs import Program, command_line
 from starlette.testclient import TestClient
 
 from xclip_deploy import Client, Gallery
@@ -257,6 +257,32 @@ def test_a_lost_shard_is_an_error_that_names_it(serve: Serve, nodes: Nodes) -> N
 
         wait_until(lambda: stopped not in actors_of(nodes), 30)
         wait_until(answers, 60)
+
+
+def test_actors_that_were_started_anew_are_found(
+    serve: Serve, nodes: Nodes, bundle_path: Path
+) -> None:
+    program = serve("--timeout", f"{LIMIT_S:g}")
+    words = [
+        *("serve-shards", program.gallery, "--bundle", bundle_path),
+        *("--cluster", nodes.address, "--cpus", "0.2"),
+    ]
+    command_line(*words)
+    try:
+        with program.running() as (_, client):
+            first = set(actors_of(nodes))
+            assert len(first) == 2  # the service starts none of its own
+            wait_until(lambda: searched(client)["answered_shards"] == [0, 1], 60)
+            command_line(*words)
+            assert not first & set(actors_of(nodes))
+
+            def answers() -> bool:
+                return client.post(f"{API}/search", json={"text": "red"}).status_code == 200
+
+            wait_until(answers, 60)
+            wait_until(lambda: client.get("/health/ready").status_code == 200, 30)
+    finally:
+        command_line(*words, "--stop")
 
 
 def test_coroutines_search_shards(nodes: Nodes, bundle_path: Path, sharded_path: Path) -> None:
