@@ -178,7 +178,7 @@ def fan_out(retriever: ShardedRetriever) -> Callable[[], object]:
     calls = {number: question(version) for number, version in enumerate(versions)}
 
     def ask() -> None:
-        answers, failed = retriever._replicas.call(calls, time.monotonic() + 60)
+        answers, failed = retriever.searches.replicas.call(calls, time.monotonic() + 60)
         assert len(answers) == len(versions)
         assert not failed
 

@@ -18,6 +18,7 @@ from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue
 from xclip_deploy.runtime.indexing import IndexEstimate, IndexReport, OnDuplicate
+from xclip_deploy.runtime.opened import Opened
 from xclip_deploy.runtime.progress import ProgressFunction
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.retriever import Retriever
@@ -36,7 +37,7 @@ _MAX_CONCURRENCY = 1024
 
 
 class AsyncRetriever:
-    """The methods of a :class:`Retriever` as coroutines, on threads of its own.
+    """The methods of a retriever as coroutines, on threads of its own.
 
     >>> async with AsyncRetriever("xclip-bundle", "xclip-gallery") as retriever:
     ...     hits = await retriever.search("a dog on a leash", k=5)      # doctest: +SKIP
@@ -46,11 +47,14 @@ class AsyncRetriever:
     run on further threads, so that a long ``add`` delays no search. NumPy, ONNX Runtime and LanceDB
     release Python's lock while they compute. A cancelled coroutine stops waiting; its call runs to
     the end. Callbacks such as ``progress`` are called on those threads.
+
+    A :class:`ShardedRetriever` searches in the same way, each call within its ``timeout``. Methods
+    that write raise InvalidArgumentError then.
     """
 
     def __init__(
         self,
-        bundle: Retriever | PathName | Bundle = "xclip-bundle",
+        bundle: Opened | PathName | Bundle = "xclip-bundle",
         gallery: PathName | Gallery | None = None,
         *,
         create: bool = False,
@@ -64,7 +68,8 @@ class AsyncRetriever:
     ) -> None:
         """Open a bundle and a gallery as :class:`Retriever` does, or take an opened retriever.
 
-        ``bundle``: a bundle, or a Retriever, which excludes the options of a Retriever.
+        ``bundle``: a bundle, or a Retriever or ShardedRetriever, which excludes the options of a
+        Retriever.
         ``max_concurrency``: most calls at the same time, without those that write; more wait their
         turn. Raises as :class:`Retriever` does.
         """
@@ -79,14 +84,14 @@ class AsyncRetriever:
             "reader": reader,
             "session": session,
         }
-        if isinstance(bundle, Retriever):
+        if isinstance(bundle, Opened):
             kinds = {name: type(value) for name, value in options.items()}
             if kinds != _KINDS or options != _DEFAULTS:
                 raise InvalidArgumentError(
                     "options of a Retriever were given beside an opened one; expected them where "
                     "it is opened"
                 )
-            self.retriever = bundle
+            self.retriever: Opened = bundle
         else:
             self.retriever = Retriever(bundle, **options)
         self._max_concurrency = count
@@ -113,7 +118,7 @@ class AsyncRetriever:
     ) -> IndexReport:
         """Read, encode and add videos; see :meth:`Retriever.add`."""
         return await self._write(
-            self.retriever.add,
+            self._writable.add,
             videos,
             ids=ids,
             metadata=metadata,
@@ -138,7 +143,7 @@ class AsyncRetriever:
     ) -> IndexEstimate:
         """Estimate what adding videos takes; see :meth:`Retriever.estimate`."""
         return await self._read(
-            self.retriever.estimate,
+            self._writable.estimate,
             videos,
             segment=segment,
             stride=stride,
@@ -148,13 +153,13 @@ class AsyncRetriever:
 
     async def add_features(self, videos: Sequence[GalleryVideo], features: VideoFeatures) -> None:
         """Add videos that the same model encoded; see :meth:`Retriever.add_features`."""
-        await self._write(self.retriever.add_features, videos, features)
+        await self._write(self._writable.add_features, videos, features)
 
     async def remove(
         self, ids: str | Sequence[str] | None = None, *, where: str | None = None
     ) -> int:
         """Remove videos and return their number; see :meth:`Retriever.remove`."""
-        return await self._write(self.retriever.remove, ids, where=where)
+        return await self._write(self._writable.remove, ids, where=where)
 
     async def refresh(self) -> None:
         """Load the changes of other processes; see :meth:`Retriever.refresh`."""
@@ -166,7 +171,7 @@ class AsyncRetriever:
 
     async def save(self, path: PathName) -> None:
         """Write a copy of the gallery; see :meth:`Retriever.save`."""
-        await self._write(self.retriever.save, path)
+        await self._write(self._writable.save, path)
 
     def __len__(self) -> int:
         """Return the number of videos in the gallery."""
@@ -289,7 +294,17 @@ class AsyncRetriever:
     def __reduce__(self) -> NoReturn:
         raise InvalidArgumentError(
             "an AsyncRetriever cannot be pickled or copied; open it in the worker: "
-            f"AsyncRetriever({str(self.retriever.bundle.path)!r}, {self.retriever.gallery.uri!r})"
+            f"AsyncRetriever({str(self.retriever.bundle.path)!r}, {self.retriever._uri!r})"
+        )
+
+    @property
+    def _writable(self) -> Retriever:
+        self._check_open()
+        if isinstance(self.retriever, Retriever):
+            return self.retriever
+        raise InvalidArgumentError(
+            f"a {type(self.retriever).__name__} only searches; to add or prune videos, run: "
+            "xclip-deploy index VIDEOS --gallery GALLERY --cluster auto"
         )
 
     def _check_open(self) -> None:

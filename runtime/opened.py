@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from xclip_deploy.runtime.arguments import (
 )
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit, plot_explanation
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import (
@@ -32,6 +33,7 @@ from xclip_deploy.runtime.search import (
     spells_out,
 )
 from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.theme import Theme
 from xclip_deploy.runtime.tokenizer import clean_text
 from xclip_deploy.runtime.video import (
     ImageLike,
@@ -75,6 +77,24 @@ class Opened(ABC):
     def __bool__(self) -> bool:
         """Return True, for an empty gallery too."""
         return True
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Load the changes that other processes made to the gallery."""
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Load what the first searches would wait for."""
+
+    @overload
+    def explain(self, query: str, a: Hit) -> Explanation: ...
+
+    @overload
+    def explain(self, query: str, a: Hit, b: Hit) -> Contrast: ...
+
+    @abstractmethod
+    def explain(self, query: str, a: Hit, b: Hit | None = None) -> Explanation | Contrast:
+        """Explain a video's score for a text or, with ``b``, the order of two videos."""
 
     @property
     @abstractmethod
@@ -165,6 +185,20 @@ class Opened(ABC):
     def query_bank(self, texts: Sequence[str]) -> QueryBank:
         """Encode the texts of a query bank, which calibrates scores."""
         return QueryBank(self._encode_words(as_texts("texts", texts)))
+
+    def plot_explanation(
+        self, explanation: Explanation | Contrast, path: PathName, *, theme: Theme = "light"
+    ) -> None:
+        """Write an explanation as a PNG: frames over a heat map against the words.
+
+        ``theme``: ``light`` or ``dark``, the page that the picture is drawn on.
+
+        Frames are read again from the video's file. If that is gone or has changed, they are grey,
+        and the picture says so. Raises MissingExtraError without matplotlib, InvalidArgumentError
+        if ``path`` cannot be written.
+        """
+        self._check_open()
+        plot_explanation(explanation, as_path("path", path), self.read_video, theme)
 
     # -- for pipelines of one's own --------------------------------------------------------
 

@@ -6,18 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import overload
 
-from xclip_deploy.runtime.arguments import (
-    PathName,
-    as_path,
-    as_truth,
-)
+from xclip_deploy.runtime.arguments import PathName, as_truth
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.evidence import (
     Contrast,
     Explanation,
     Hit,
     explain_hits,
-    plot_explanation,
 )
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, MetadataValue, Snapshot
@@ -39,7 +34,6 @@ from xclip_deploy.runtime.search import (
     SearchOptions,
 )
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
-from xclip_deploy.runtime.theme import Theme
 from xclip_deploy.runtime.video import (
     VideoLike,
     VideoReader,
@@ -279,20 +273,6 @@ class Retriever(Opened):
         snapshot, hits = self._snapshot(), [a] if b is None else [a, b]
         found = explain_hits(query, hits, snapshot, self.model, self._scorer_weights())
         return found[0] if b is None else Contrast(*found)
-
-    def plot_explanation(
-        self, explanation: Explanation | Contrast, path: PathName, *, theme: Theme = "light"
-    ) -> None:
-        """Write an explanation as a PNG: frames over a heat map against the words.
-
-        ``theme``: ``light`` or ``dark``, the page that the picture is drawn on.
-
-        Frames are read again from the video's file. If that is gone or has changed, they are grey,
-        and the picture says so. Raises MissingExtraError without matplotlib, InvalidArgumentError
-        if ``path`` cannot be written.
-        """
-        self._check_open()
-        plot_explanation(explanation, as_path("path", path), self.read_video, theme)
 
     @property
     def _place(self) -> str:

@@ -45,6 +45,11 @@ class Replicas:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _turn: int = 0
 
+    @property
+    def ids(self) -> list[list[object]]:
+        """Ids of the actors, by shard."""
+        return [[replica.handle._actor_id for replica in own] for own in self.shards]
+
     def in_turn(self, shard: int) -> list[Replica]:
         """Return the replicas of a shard, the one to ask first at the front."""
         own = self.shards[shard]

@@ -20,28 +20,22 @@ from xclip_deploy.runtime.arguments import (
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cluster.actors import ActorOptions
 from xclip_deploy.runtime.cluster.connecting import connect
-from xclip_deploy.runtime.cluster.replicas import RemoteShards, ShardLostError, lost
+from xclip_deploy.runtime.cluster.replicas import RemoteShards, lost
+from xclip_deploy.runtime.cluster.searching import ShardSearches
 from xclip_deploy.runtime.cluster.serving import (
     MOST_REPLICAS,
     ShardActors,
     ShardState,
     open_version,
-    states_of,
 )
 from xclip_deploy.runtime.cluster.shard_file import ShardFile, check_shards, read_shards
 from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
-from xclip_deploy.runtime.failures import FailedShard
 from xclip_deploy.runtime.opened import Opened
 from xclip_deploy.runtime.results import SearchResult, SearchResults
 from xclip_deploy.runtime.search import Query, SearchOptions
-from xclip_deploy.runtime.search.merging import search_shards
-from xclip_deploy.runtime.search.planner import Planner
 from xclip_deploy.runtime.search.shard import ShardSearch
 from xclip_deploy.runtime.sessions import DeviceName, SessionOptions
 from xclip_deploy.runtime.video import VideoReader
-
-_GRACE_S = 0.4
-"""Time for a search without the shards that were lost, seconds."""
 
 
 class ShardedRetriever(Opened):
@@ -88,8 +82,8 @@ class ShardedRetriever(Opened):
 
         Raises ClusterError, ShardError, BundleError, GalleryError, MissingExtraError.
         """
-        self._timeout_s = as_number("timeout", timeout, 1e-3, 1e6)
-        self._allow_partial = as_truth("allow_partial", allow_partial)
+        timeout_s = as_number("timeout", timeout, 1e-3, 1e6)
+        as_truth("allow_partial", allow_partial)
         asked = as_instance(
             "actors",
             ActorOptions() if actors is None else actors,
@@ -103,15 +97,17 @@ class ShardedRetriever(Opened):
         super().__init__(bundle, options, max_batch, reader)
         shards = read_shards(self._path)
         check_shards(self._path, shards, self.bundle.manifest.fingerprint)
-        self._planner = Planner()
         self._ray = connect(address)
         actors_of = ShardActors(self._ray, self.bundle, self._path, shards)
         found = actors_of.find()
         self._owns_actors = found is None
-        self._replicas = found or actors_of.start(count, asked, keep=False)
+        replicas_of = found or actors_of.start(count, asked, keep=False)
+        find = None if self._owns_actors else actors_of.find
+        self.searches = ShardSearches(replicas_of, timeout_s, allow_partial, find)
+        """Searches at any published version, for services."""
         self._shards = shards
         try:
-            open_version(self._replicas, shards, allow_partial=self._allow_partial)
+            open_version(replicas_of, shards, allow_partial=allow_partial)
         except BaseException:
             self.close()
             raise
@@ -124,7 +120,7 @@ class ShardedRetriever(Opened):
         return self._shards
 
     def refresh(self) -> None:
-        """Move all replicas to the newest published version.
+        """Move all replicas to the newest published version, and to actors started since.
 
         Searches go on in the old one meanwhile. Raises GalleryError, ShardError.
         """
@@ -136,7 +132,9 @@ class ShardedRetriever(Opened):
                 f"gallery {self._path} has {len(shards.shards)} shards now, it had "
                 f"{len(self._shards.shards)}; open another ShardedRetriever"
             )
-        open_version(self._replicas, shards, allow_partial=self._allow_partial)
+        searches = self.searches
+        searches.find_again()
+        open_version(searches.replicas, shards, allow_partial=searches.allow_partial)
         self._shards = shards
 
     def warm_up(self) -> None:
@@ -147,7 +145,7 @@ class ShardedRetriever(Opened):
     def states(self) -> list[ShardState]:
         """Return the state of every replica, in the order of shards. Waits ``timeout`` at most."""
         self._check_open()
-        return states_of(self._replicas, self._shards, self._timeout_s)
+        return self.searches.states(self._shards)
 
     def __len__(self) -> int:
         """Return the number of videos in all shards."""
@@ -173,17 +171,17 @@ class ShardedRetriever(Opened):
     def _explain(self, query: str, hit: Hit) -> Explanation:
         self._check_open()
         name = hit.id if isinstance(hit, SearchResult) else hit
-        versions = self._versions()
-        deadline = time.monotonic() + self._timeout_s
+        versions, replicas = self._shards.versions, self.searches.replicas
+        deadline = time.monotonic() + self.searches.timeout_s
         shards = RemoteShards(
-            self._replicas, versions, (), SearchOptions(), deadline, {}, allow_partial=False
+            replicas, versions, (), SearchOptions(), deadline, {}, allow_partial=False
         )
         matches = shards.ask(ShardSearch.find, dict.fromkeys(range(len(versions)), ([name], None)))
         owner = next((shard for shard, match in matches.items() if match.ids), None)
         if owner is None:
             raise GalleryError(f"no video {name!r:.200} in the gallery of {len(self)}")
         sent = replace(hit, media=None) if isinstance(hit, SearchResult) else hit
-        answers, failed = self._replicas.call(
+        answers, failed = replicas.call(
             {owner: lambda handle: handle.explain.remote(versions[owner], query, sent)}, deadline
         )
         if failed:
@@ -201,34 +199,10 @@ class ShardedRetriever(Opened):
     def _uri(self) -> str | None:
         return str(self._path)
 
-    def _versions(self) -> list[int]:
-        return [shard.version for shard in self._shards.shards]
-
     def _search(self, queries: Sequence[Query], options: SearchOptions) -> list[SearchResults]:
         self._check_open()
-        versions = self._versions()
-        deadline = time.monotonic() + self._timeout_s
-        failed: dict[int, FailedShard] = {}
-        while True:
-            shards = RemoteShards(
-                self._replicas,
-                versions,
-                queries,
-                options,
-                deadline,
-                failed,
-                allow_partial=self._allow_partial,
-            )
-            try:
-                found = search_shards(queries, shards, options, self._planner)
-            except ShardLostError:
-                deadline = max(deadline, time.monotonic() + _GRACE_S)
-                continue
-            answered, missing = tuple(shards.numbers), tuple(failed.values())
-            return [
-                replace(each, answered_shards=answered, failed_shards=missing) for each in found
-            ]
+        return self.searches.search(queries, options, self._shards)
 
     def _close_gallery(self) -> None:
         if self._owns_actors:
-            self._replicas.stop()
+            self.searches.replicas.stop()

@@ -17,6 +17,8 @@ from xclip_deploy.runtime.cluster.shard_file import ShardFile, check_shards, rea
 from xclip_deploy.runtime.failures import FailedShard
 
 MOST_REPLICAS = 64
+READY = "ready"
+"""State of a replica that answers."""
 _OPENING_S = 300.0
 """Longest time to start actors and to open a version, seconds."""
 
@@ -37,6 +39,11 @@ class ShardState:
     """Name of the machine; None where it is not known."""
     state: str
     """``ready``, ``not served``, or the reason why the replica does not answer."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the replica answers."""
+        return self.state == READY
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain numbers and texts for JSON."""
@@ -143,9 +150,12 @@ def states_of(replicas: Replicas, shards: ShardFile, timeout_s: float) -> list[S
         if reference in ready:
             try:
                 replica.node = ray.get(reference).node
-                states[number, n] = "ready"
+                states[number, n] = READY
             except ray.exceptions.RayError as error:
                 states[number, n] = reason_of(error)
+        else:
+            # Else the questions to a process that hangs pile up.
+            ray.cancel(reference, recursive=False)
     found = []
     for number, entry in enumerate(shards.shards):
         size = (entry.num_videos, entry.num_segments, entry.version)

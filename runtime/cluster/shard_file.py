@@ -54,6 +54,11 @@ class ShardFile(FrozenModel):
         """Number of videos in all shards."""
         return sum(shard.num_videos for shard in self.shards)
 
+    @property
+    def versions(self) -> list[int]:
+        """Published version of each shard."""
+        return [shard.version for shard in self.shards]
+
     def place(self, gallery: Path, number: int) -> Path:
         """Return the directory of a shard of the gallery in ``gallery``."""
         return gallery / self.shards[number].path

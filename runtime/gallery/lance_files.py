@@ -100,7 +100,7 @@ def check_place(path: Path) -> None:
     if (path / "shards.json").is_file():
         raise GalleryNotFoundError(
             f"{path} is a gallery in shards, expected one without; search it by ShardedRetriever, "
-            f"or run: xclip-deploy search TEXT --gallery {path} --cluster auto"
+            "or give --cluster auto to xclip-deploy search and serve"
         )
     table = path / f"{TABLE}.lance"
     if path.exists() and not path.is_dir():

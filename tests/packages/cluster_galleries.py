@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from segment_samples import together
 
 from xclip_deploy import Bundle, Gallery, GalleryVideo, VideoFeatures
 from xclip_deploy.runtime.cluster import create_shards, publish_shards
+from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore, thumbnail_key
 
 PROGRAMS = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -35,7 +37,8 @@ class Nodes:
         found = []
         for each in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if Path(each.cmdline()[0]).name.startswith(title):
+                command = each.cmdline()  # empty once the process has ended
+                if command and Path(command[0]).name.startswith(title):
                     found.append(each.pid)
         return found
 
@@ -81,3 +84,27 @@ def line_of(program: str, *arguments: object, timeout_s: float = 240) -> dict[st
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     outcome: dict[str, Any] = json.loads(lines[-1])
     return outcome
+
+
+def divide(whole: Path, place: Path, bundle: Bundle, count: int) -> None:
+    """Divide a gallery into shards, each with the thumbnails of its own videos; publish them."""
+    gallery = Gallery.open(whole)
+    videos = [gallery.segments(video.id) for video in gallery.videos()]
+    snapshot = gallery.snapshot()
+    parts = [
+        (rows, snapshot.features(snapshot.segments([rows[0].id])[rows[0].id])) for rows in videos
+    ]
+    write_shards(place, bundle, parts, count)
+    assert gallery.thumbnails is not None
+    kept = ThumbnailStore(gallery.thumbnails)
+    for number in range(count):
+        folder = place / f"shard-{number:03d}" / gallery.thumbnails.name
+        for row in (row for rows in videos[number::count] for row in rows):
+            assert row.content_sha256 is not None
+            assert row.start_s is not None
+            picture = kept.get(thumbnail_key(row.content_sha256, row.start_s))
+            assert picture is not None
+            target = folder / picture.relative_to(gallery.thumbnails)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, target)
+    gallery.close()

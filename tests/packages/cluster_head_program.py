@@ -29,7 +29,7 @@ def run(bundle: str, gallery: str, address: str, head: int) -> dict[str, Any]:
     keywords: dict[str, Any] = {"address": address, "actors": ActorOptions(num_cpus=0.5)}
     retriever = ShardedRetriever(bundle, gallery, timeout=60, **keywords)
     retriever.search("warm-up")
-    retriever._timeout_s = LIMIT_S
+    retriever.searches.timeout_s = LIMIT_S
     ray = retriever._ray
     kind = ray.remote(EncoderActor).options(num_cpus=1000)  # which no node has
     encoder = EncoderOptions(Segmentation("whole"))

@@ -106,7 +106,7 @@ def run(bundle: str, gallery: str, *, breaks: bool) -> dict[str, Any]:
 def broken(ray: Any, retriever: Any) -> dict[str, Any]:
     """Kill and stop replicas, and return what searches did."""
     found: dict[str, Any] = {}
-    replicas = retriever._replicas.shards
+    replicas = retriever.searches.replicas.shards
     version = retriever.shards.shards[1].version
 
     def pids_of_shard() -> list[int]:
@@ -122,22 +122,22 @@ def broken(ray: Any, retriever: Any) -> dict[str, Any]:
 
     pids = pids_of_shard()
 
-    retriever._timeout_s = 4.0
+    retriever.searches.timeout_s = 4.0
     os.kill(pids[0], signal.SIGKILL)
     found["one_killed"] = [failure(search) for _ in range(6)]
     found["one_back_s"] = whole_again(check_all)
     pids = pids_of_shard()
-    retriever._timeout_s = 2.0
+    retriever.searches.timeout_s = 2.0
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     found["stopped"] = failure(search)
     found["stopped_states"] = [state.state for state in retriever.states()]
-    retriever._allow_partial = True
+    retriever.searches.allow_partial = True
     started = time.monotonic()
     part = retriever.search("a dog")
     found["partial_s"] = time.monotonic() - started
     found["partial"] = [part.answered_shards, [shard.number for shard in part.failed_shards]]
-    retriever._allow_partial = False
+    retriever.searches.allow_partial = False
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
     found["continued_s"] = whole_again(search)
@@ -165,7 +165,7 @@ def serve(bundle: str, gallery: str) -> dict[str, Any]:
     with ShardedRetriever(bundle, gallery, **keywords, timeout=60) as retriever:
         found["owns"] = retriever._owns_actors
         version = retriever.shards.shards[1].version
-        pid = ray.get(retriever._replicas.shards[1][0].handle.open.remote(version)).pid
+        pid = ray.get(retriever.searches.replicas.shards[1][0].handle.open.remote(version)).pid
     os.kill(pid, signal.SIGSTOP)
     stopped = shard_states(gallery, bundle, address="local", timeout_s=2)
     found["stopped"] = [[state.number, state.node, state.state] for state in stopped]

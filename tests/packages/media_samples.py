@@ -82,7 +82,7 @@ def opened(stack: ExitStack, settings: ServiceSettings) -> Media:
     app = create_app(settings)
     client = stack.enter_context(TestClient(app, base_url=BASE_URL))
     service: Service = app.state.service
-    videos = service.retriever.gallery.videos()
+    videos = service.served.writer.gallery.videos()
     handles = {Path(str(video.path)).name: str(video.content_sha256) for video in videos}
     paths = {Path(str(video.path)).name: Path(str(video.path)) for video in videos}
     return Media(client, handles, paths)

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xclip_deploy import AsyncRetriever, Bundle, GalleryVideo, Retriever, VideoFeatures
+from xclip_deploy import (
+    AsyncRetriever,
+    Bundle,
+    GalleryVideo,
+    Retriever,
+    ShardedRetriever,
+    VideoFeatures,
+)
 from xclip_deploy.errors import ClosedError, InvalidArgumentError
 
 
@@ -92,6 +99,16 @@ def test_every_method_is_there_with_the_same_arguments() -> None:
         assert inspect.iscoroutinefunction(method), name
         assert inspect.signature(method) == inspect.signature(expected[name]), name
         assert f":meth:`Retriever.{name}`" in (method.__doc__ or "") or name == "close"
+
+
+WRITING = {"add", "add_features", "estimate", "remove", "save"}
+
+
+def test_a_gallery_in_shards_has_the_methods_that_do_not_write() -> None:
+    expected, found = public_methods(ShardedRetriever), public_methods(AsyncRetriever)
+    assert set(found) - WRITING == set(expected) - {"states"}
+    for name in set(found) - WRITING:
+        assert inspect.signature(found[name]) == inspect.signature(expected[name]), name
 
 
 def test_the_constructors_take_the_same() -> None:

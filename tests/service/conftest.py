@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_galleries import divide
 from numbered_movies import write_movie
 from running_services import BASE_URL, OpenLive, OpenService, served
 from starlette.testclient import TestClient
 
-from xclip_deploy import Retriever, SessionOptions
+from xclip_deploy import Bundle, Retriever, SessionOptions
 from xclip_deploy.service import ServiceSettings, create_app
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
@@ -59,6 +60,16 @@ def gallery_path(once_per_run: Callable[..., Path], bundle_path: Path, videos_pa
             assert len(more.indexed) == 1, more
 
     return once_per_run("service-gallery", fill) / "gallery"
+
+
+@pytest.fixture(scope="session")
+def sharded_path(once_per_run: Callable[..., Path], bundle_path: Path, gallery_path: Path) -> Path:
+    """The same gallery in two shards, each with the pictures of its own. Not to be changed."""
+
+    def fill(folder: Path) -> None:
+        divide(gallery_path, folder / "sharded", Bundle.open(bundle_path), 2)
+
+    return once_per_run("service-shards", fill) / "sharded"
 
 
 @pytest.fixture(scope="session")

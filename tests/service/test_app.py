@@ -23,8 +23,8 @@ from xclip_deploy.wire import API, ErrorBody
 
 def test_the_gallery_is_open(api: TestClient) -> None:
     service = service_in(api)
-    assert len(service.retriever) == 7
-    assert service.retriever.gallery.stats().num_segments == 11
+    assert len(service.served.writer) == 7
+    assert service.served.writer.gallery.stats().num_segments == 11
 
 
 def test_a_real_server(live_address: str) -> None:
@@ -241,7 +241,7 @@ def test_a_model_that_fails_and_recovers(
         raise SessionError(f"{service.settings.bundle}/scorer.onnx: the device went away")
 
     # The text and video encoders still answer; the scorer alone fails.
-    monkeypatch.setattr(service.retriever.model, "score", broken)
+    monkeypatch.setattr(service.served.writer.model, "score", broken)
     ask(ask_model, service)
     answer = client.get("/health/ready")
     assert answer.status_code == 503
@@ -266,7 +266,7 @@ def test_what_other_processes_write_is_seen(
     ) as other:
         other.remove(where="caption = 'numbers'")
     wait_until(lambda: "xclip_gallery_videos 6.0" in client.get("/metrics").text)
-    assert len(service.retriever) == 6
+    assert len(service.served.writer) == 6
 
 
 def test_a_gallery_that_goes_away_makes_unready(open_service: OpenService) -> None:

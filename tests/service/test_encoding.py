@@ -26,7 +26,7 @@ TEXTS = ["a red square moves left", "numbers count up"]
 
 @pytest.fixture(scope="module")
 def retriever(api: TestClient) -> Retriever:
-    found = api.app.state.service.retriever  # type: ignore[attr-defined]
+    found = api.app.state.service.served.writer  # type: ignore[attr-defined]
     assert isinstance(found, Retriever)
     return found
 

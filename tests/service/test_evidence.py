@@ -22,7 +22,7 @@ TEXT = "a red square moves left"
 
 @pytest.fixture(scope="module")
 def retriever(api: TestClient) -> Retriever:
-    found = api.app.state.service.retriever  # type: ignore[attr-defined]
+    found = api.app.state.service.served.writer  # type: ignore[attr-defined]
     assert isinstance(found, Retriever)
     return found
 
@@ -124,7 +124,7 @@ def test_a_picture_of_a_video_that_is_gone_has_grey_boxes(
 ) -> None:
     pytest.importorskip("matplotlib")
     client = open_service()
-    retriever = client.app.state.service.retriever  # type: ignore[attr-defined]
+    retriever = client.app.state.service.served.writer  # type: ignore[attr-defined]
     path = tmp_path / "clip.mp4"
     path.write_bytes((videos_path / "shapes" / "train" / "0002.mp4").read_bytes() + b"\0")
     retriever.add(path, workers=1, metadata={"caption": "gone", "split": "gone"})

@@ -25,7 +25,7 @@ def page(client: TestClient, **params: Any) -> VideoPage:
 def test_the_gallery_is_described(api: TestClient) -> None:
     response = api.get(f"{API}/gallery")
     model = GalleryModel.model_validate_json(response.content)
-    stats = api.app.state.service.retriever.gallery.stats()  # type: ignore[attr-defined]
+    stats = api.app.state.service.served.writer.gallery.stats()  # type: ignore[attr-defined]
     assert (model.num_videos, model.num_segments) == (7, stats.num_segments)
     assert model.total_duration_s == stats.total_duration_s
     assert model.metadata == dict(stats.metadata)
@@ -77,7 +77,7 @@ def test_a_path_is_no_name_unless_paths_are_shown(
     api: TestClient, open_service: OpenService
 ) -> None:
     service = api.app.state.service  # type: ignore[attr-defined]
-    path = service.retriever.gallery.videos(limit=1)[0].path
+    path = service.served.writer.gallery.videos(limit=1)[0].path
     body = {"text": "a star", "within": path}
     assert api.post(f"{API}/search", json=body).status_code == 404
     # Nor is it one in the form of handles for videos without a content.

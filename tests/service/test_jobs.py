@@ -439,12 +439,12 @@ def test_a_shutdown_waits_for_the_video_in_work(
         patch.setattr(work.Control, "progress", noted)
         with TestClient(create_app(settings), base_url=BASE_URL) as client:
             service = service_of(client)
-            size = len(service.retriever)
+            size = len(service.served.writer)
             job = index(client, "sam2_dog.mp4", "mdn_frog.webm", "0000.mp4", "0001.mp4")
             until(client, job.id, "running")
             service.jobs.close()
             assert get(client, job.id).state == "waiting"
-            assert len(service.retriever) == size + 1
+            assert len(service.served.writer) == size + 1
     assert seen[0][0] == 0
     assert "sam2_dog.mp4" in seen[0][1]
     with TestClient(create_app(settings), base_url=BASE_URL) as client:

@@ -14,6 +14,7 @@ from xclip_deploy.errors import GalleryError
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
 from xclip_deploy.service.naming import find_id, names_of, videos_with_content
+from xclip_deploy.service.records import VideoRecords
 
 CONTENT = "c" * 64
 PATH = "/home/ann/secret.mp4"
@@ -42,40 +43,44 @@ def gallery(request: pytest.FixtureRequest, bundle: Bundle, tmp_path: Path) -> I
     opened.close()
 
 
+def records_of(gallery: Gallery) -> VideoRecords:
+    return VideoRecords([gallery.snapshot()])
+
+
 def encoded(video_id: str) -> str:
     return "id-" + base64.urlsafe_b64encode(video_id.encode()).decode().rstrip("=")
 
 
 def test_names_tell_no_path_and_are_found(gallery: Gallery) -> None:
-    snapshot = gallery.snapshot()
+    records = records_of(gallery)
     for video in VIDEOS[:2]:
         names = names_of(video, show_paths=False)
         assert names.id == names.handle
-        assert find_id(snapshot, names.handle) == video.id
+        assert find_id(records, names.handle) == video.id
         for told in (names.id, names.name):
             assert "/" not in told
             assert encoded(video.id) not in told
     assert names_of(VIDEOS[0], show_paths=False).name == "secret.mp4"
-    assert find_id(snapshot, names_of(VIDEOS[4], show_paths=False).handle) == "mine"
+    assert find_id(records, names_of(VIDEOS[4], show_paths=False).handle) == "mine"
 
 
 @pytest.mark.parametrize("name", [PATH, encoded(PATH), "path-" + "0" * 64, "path-x", CONTENT[1:]])
 def test_paths_cannot_be_guessed(gallery: Gallery, name: str) -> None:
     with pytest.raises(GalleryError, match="no video"):
-        find_id(gallery.snapshot(), name)
+        find_id(records_of(gallery), name)
 
 
 @pytest.mark.parametrize("name", [PATH, encoded(PATH)])
 def test_paths_are_names_where_they_are_shown(gallery: Gallery, name: str) -> None:
-    assert find_id(gallery.snapshot(), name, show_paths=True) == PATH
+    assert find_id(records_of(gallery), name, show_paths=True) == PATH
 
 
 def test_ids_with_slashes_are_found_by_their_encoded_name(gallery: Gallery) -> None:
-    assert find_id(gallery.snapshot(), encoded("cam1/0034")) == "cam1/0034"
+    assert find_id(records_of(gallery), encoded("cam1/0034")) == "cam1/0034"
 
 
 def test_all_videos_with_a_content_are_found(gallery: Gallery) -> None:
     """An upload is removed only where none of them lists it."""
-    found = videos_with_content(gallery.snapshot(), CONTENT)
+    found = videos_with_content(records_of(gallery), CONTENT)
     assert {video.id for video in found} == {"cam1/0034", "copy"}
-    assert videos_with_content(gallery.snapshot(), "0" * 64) == []
+    assert videos_with_content(records_of(gallery), "0" * 64) == []

@@ -22,7 +22,7 @@ OpenService = Callable[..., TestClient]
 
 @pytest.fixture(scope="module")
 def retriever(api: TestClient) -> Retriever:
-    found = api.app.state.service.retriever  # type: ignore[attr-defined]
+    found = api.app.state.service.served.writer  # type: ignore[attr-defined]
     assert isinstance(found, Retriever)
     return found
 

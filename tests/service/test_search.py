@@ -22,7 +22,7 @@ TEXTS = ["a red square moves left", "a green circle", "numbers count up", "a blu
 @pytest.fixture(scope="module")
 def retriever(api: TestClient) -> Retriever:
     """A retriever on the gallery of the service; the service's own, as it changes nothing."""
-    found = api.app.state.service.retriever  # type: ignore[attr-defined]
+    found = api.app.state.service.served.writer  # type: ignore[attr-defined]
     assert isinstance(found, Retriever)
     return found
 
@@ -143,7 +143,7 @@ def test_concurrent_searches_share_runs_and_equal_lone_ones(
     for body, answer in zip(bodies, answers, strict=True):
         if answer.status_code == 200:
             found = ResultsModel.model_validate_json(answer.content)
-            check(found, service.retriever.search(**body), tolerance=1e-4)
+            check(found, service.served.writer.search(**body), tolerance=1e-4)
     assert "nothing" in answers[5].json()["error"]["message"]
     # All were encoded at once, and the six with equal options searched at once.
     metrics = service.metrics.text().decode()
@@ -235,7 +235,7 @@ def test_a_text_in_a_filter_may_name_the_column_of_paths(api: TestClient) -> Non
 
 def test_paths_are_shown_where_the_service_shows_them(open_service: OpenService) -> None:
     client = open_service(show_paths=True)
-    retriever = client.app.state.service.retriever  # type: ignore[attr-defined]
+    retriever = client.app.state.service.served.writer  # type: ignore[attr-defined]
     found = asked(client, text=TEXTS[0], where="id like '/%'", k=2)
     expected = retriever.search(TEXTS[0], 2)
     assert [hit.id for hit in found.hits] == [hit.id for hit in expected]
@@ -246,15 +246,15 @@ def test_paths_are_shown_where_the_service_shows_them(open_service: OpenService)
 def test_a_model_of_its_own_gives_the_same_results(open_service: OpenService) -> None:
     client = open_service(session=None)
     service = client.app.state.service  # type: ignore[attr-defined]
-    assert service.searching.model is not service.retriever.model
-    check(asked(client, text=TEXTS[3]), service.retriever.search(TEXTS[3]), tolerance=1e-4)
+    assert service.served.model is not service.served.writer.model
+    check(asked(client, text=TEXTS[3]), service.served.writer.search(TEXTS[3]), tolerance=1e-4)
 
 
 def test_near_identical_videos_are_named_without_paths(
     open_service: OpenService, videos_path: Path
 ) -> None:
     client = open_service()
-    retriever = client.app.state.service.retriever  # type: ignore[attr-defined]
+    retriever = client.app.state.service.served.writer  # type: ignore[attr-defined]
     clip = np.zeros((4, 64, 64, 3), np.uint8)
     retriever.gallery.remove(where="duration_s > 0")
     retriever.add([clip, clip], ids=["/secret/a.mp4", "/secret/b.mp4"])

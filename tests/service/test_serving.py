@@ -124,7 +124,7 @@ def test_running_requests_finish_and_streams_end(settings_of: MakeSettings) -> N
     assert answers["/slow"].json() == {"done": True}
     assert answers["/stream"].text == "data: begun\n\ndata: ended\n\n"
     assert ending.gone.wait(20)
-    assert service.retriever._is_closed
+    assert service.served.writer._is_closed
 
 
 def test_a_request_that_never_ends_is_cut_off(settings_of: MakeSettings) -> None:

@@ -216,12 +216,12 @@ def test_equal_content_is_stored_once(open_service: Callable[..., TestClient], f
     service = service_of(client)
     until(lambda: is_settled(service))
     assert service.uploads.stored_bytes == len(frog)
-    video = service.retriever.gallery.snapshot().videos(
-        service.retriever.gallery.snapshot().matching(f"fingerprint = '{content}'")
+    video = service.served.writer.gallery.snapshot().videos(
+        service.served.writer.gallery.snapshot().matching(f"fingerprint = '{content}'")
     )[0]
     assert Path(video.path or "").name == "Frosch im Teich.webm"
     # A removed video's file goes with it; files elsewhere never do.
-    service.retriever.remove(video.id)
+    service.served.writer.remove(video.id)
     outside = Path(service.settings.data, "other.webm")
     outside.write_bytes(frog)
     stray = service.uploads.folder / content / ".." / ".." / "other.webm"

@@ -34,6 +34,11 @@ class Cluster:
     allow_partial: bool
     timeout_s: float | None
 
+    @property
+    def search_s(self) -> float:
+        """Longest time of a search, seconds."""
+        return _SEARCH_S if self.timeout_s is None else self.timeout_s
+
     def open(self, bundle: Path, gallery: str, session: SessionOptions) -> Opened:
         """Open a gallery here or, with ``--cluster``, in shards. Raises UsageError."""
         import xclip_deploy
@@ -44,16 +49,22 @@ class Cluster:
                 gallery,
                 address=self.address,
                 allow_partial=self.allow_partial,
-                timeout=_SEARCH_S if self.timeout_s is None else self.timeout_s,
+                timeout=self.search_s,
                 session=session,
             )
-        for name, given in (
-            ("--allow-partial", self.allow_partial),
-            ("--timeout", self.timeout_s is not None),
-        ):
-            if given:
-                raise click.UsageError(f"{name} is for a gallery in shards; give --cluster too")
+        self.check_unused()
         return xclip_deploy.Retriever(bundle, gallery, session=session)
+
+    def check_unused(self, **more: bool) -> None:
+        """Raise UsageError for an option that needs ``--cluster``.
+
+        ``more``: further such options by name, and whether they are given.
+        """
+        options = {"allow_partial": self.allow_partial, "timeout": self.timeout_s is not None}
+        for name, given in {**options, **more}.items():
+            if given:
+                option = "--" + name.replace("_", "-")
+                raise click.UsageError(f"{option} is for a gallery in shards; give --cluster too")
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:

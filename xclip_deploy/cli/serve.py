@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from xclip_deploy.cli.cluster_options import Cluster, cluster_options
 from xclip_deploy.cli.display import print_json, say
 from xclip_deploy.cli.options import (
     Choice,
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 @click.command("serve", cls=Command)
 @click.argument("bundle", type=PathArgument(), default=Path("xclip-bundle"))
 @gallery_option
+@cluster_options
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1, max=64),
+    help="Start this many actors for each shard, unless serve-shards has started some.  "
+    "[default: 1]",
+)
 @click.option(
     "--data",
     type=PathArgument(),
@@ -121,6 +129,8 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     gallery: str,
+    cluster: Cluster,
+    replicas: int | None,
     data: Path,
     host: str,
     port: int,
@@ -142,12 +152,13 @@ def command(
     """Serve a page and a JSON API over BUNDLE and a gallery.
 
     BUNDLE is xclip-bundle by default. The address is printed once requests are taken. SIGTERM or
-    Ctrl-C finishes what runs; a second one ends at once.
+    Ctrl-C finishes what runs; a second one ends at once. With --cluster, the gallery is one in
+    shards: actors of a Ray cluster search it, and the service only reads it.
     """
     from xclip_deploy.errors import InvalidArgumentError, MissingExtraError
 
     try:
-        from xclip_deploy.service import ServiceSettings, read_token, serve
+        from xclip_deploy.service import ClusterSettings, ServiceSettings, read_token, serve
         from xclip_deploy.service.logs import log_as_json
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -158,10 +169,23 @@ def command(
         raise InvalidArgumentError(
             f"found the gallery {gallery}; expected a folder, which the service can write to"
         )
+    shards: ClusterSettings | None = None
+    if cluster.address is None:
+        cluster.check_unused(replicas=replicas is not None)
+    elif session.resident_gallery is True or session.gallery_memory_bytes is not None:
+        raise click.UsageError(
+            "--resident-gallery and --gallery-memory-gb are for a gallery in this process; leave "
+            "them out with --cluster"
+        )
+    else:
+        shards = ClusterSettings(
+            cluster.address, replicas or 1, cluster.search_s, cluster.allow_partial
+        )
     settings = ServiceSettings(
         bundle=bundle.absolute(),
         gallery=Path(gallery).absolute(),
         data=data.absolute(),
+        cluster=shards,
         host=host,
         port=port,
         token=read_token(token_file),

@@ -16,7 +16,7 @@ from xclip_deploy.client.answers import Head, printable_line
 from xclip_deploy.client.exchange import Flow, whole_body
 from xclip_deploy.client.settings import Rules
 from xclip_deploy.errors import InvalidArgumentError, ServiceError
-from xclip_deploy.runtime.failures import FailedVideo
+from xclip_deploy.runtime.failures import FailedShard, FailedVideo
 from xclip_deploy.runtime.features import Scores
 from xclip_deploy.runtime.grain_scores import GrainScores
 from xclip_deploy.runtime.indexing import IndexReport
@@ -111,6 +111,10 @@ def results_of(model: ResultsModel, media_of: MediaOf) -> SearchResults:
         truncated_tokens=model.truncated_tokens,
         num_segments=model.num_segments,
         note=model.note,
+        answered_shards=tuple(model.answered_shards),
+        failed_shards=tuple(
+            FailedShard(each.number, each.node, each.reason) for each in model.failed_shards
+        ),
     )
 
 

@@ -12,11 +12,19 @@ import numpy as np
 from PIL import Image
 
 from xclip_deploy.errors import GalleryError, VideoError
-from xclip_deploy.runtime.evidence import Contrast, Explanation, draw_explanation, explain_hits
+from xclip_deploy.runtime.evidence import (
+    Contrast,
+    Explanation,
+    Hit,
+    draw_explanation,
+    explain_hits,
+)
+from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.results import SearchResult
 from xclip_deploy.runtime.video import VideoFrames, resize_and_crop
 from xclip_deploy.service.errors import Refusal, redacted
 from xclip_deploy.service.naming import VideoNames, find_id, names_of
+from xclip_deploy.service.records import VideoRecords
 from xclip_deploy.wire.evidence import ContrastModel, EvidenceModel, ExplanationModel
 from xclip_deploy.wire.search import ExplainRequest, HitName
 
@@ -58,15 +66,19 @@ def explain(service: Service, asked: ExplainRequest) -> Explained:
 
     Raises GalleryError, InvalidArgumentError, SessionError.
     """
-    snapshot = service.retriever.gallery.snapshot()
+    records = service.served.records()
     show_paths = service.settings.show_paths
     wanted = [asked.hit] if asked.other is None else [asked.hit, asked.other]
-    ids = [find_id(snapshot, each.video, show_paths=show_paths) for each in wanted]
+    ids = [find_id(records, each.video, show_paths=show_paths) for each in wanted]
     hits = [_hit(each, name) for each, name in zip(ids, wanted, strict=True)]
-    searching = service.searching
-    found = explain_hits(asked.query, hits, snapshot, searching.model, searching.weights())
-    rows = snapshot.find(ids)
-    videos = snapshot.videos(np.array([rows[each] for each in ids], np.int64))
+    rows = records.find(ids)
+    model, weights = service.served.model, service.served.weights()
+    found = [
+        explanation
+        for snapshot, some in _by_snapshot(records, [rows[each] for each in ids], hits)
+        for explanation in explain_hits(asked.query, some, snapshot, model, weights)
+    ]
+    videos = records.videos(np.array([rows[each] for each in ids], np.int64))
     names = tuple(names_of(video, show_paths=show_paths) for video in videos)
     shown = [each.name for each in names]
     if len(set(ids)) == len(ids) and len(set(shown)) < len(shown):
@@ -74,6 +86,16 @@ def explain(service: Service, asked: ExplainRequest) -> Explained:
         shown = [f"{each.name} ({each.handle[:8]})" for each in names]
     named = zip(found, shown, strict=True)
     return Explained(tuple(replace(each, video_id=name) for each, name in named), names)
+
+
+def _by_snapshot(
+    records: VideoRecords, rows: Sequence[int], hits: Sequence[Hit]
+) -> list[tuple[Snapshot, Sequence[Hit]]]:
+    """Return hits with the snapshot that holds them: all at once where it is the same."""
+    owners = [records.snapshot_of(row) for row in rows]
+    if all(owner is owners[0] for owner in owners):
+        return [(owners[0], hits)]
+    return [(owner, [hit]) for owner, hit in zip(owners, hits, strict=True)]
 
 
 def _hit(video_id: str, asked: HitName) -> SearchResult | str:

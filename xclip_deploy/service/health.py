@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xclip_deploy.errors import SessionError
+from xclip_deploy.runtime.failures import FailedShard
 from xclip_deploy.service.errors import Refusal
 
 if TYPE_CHECKING:
     from xclip_deploy.runtime.deployed_model import DeployedModel
-    from xclip_deploy.runtime.retriever import Retriever
+    from xclip_deploy.runtime.opened import Opened
 
 _LOG = logging.getLogger(__name__)
 _STOPPED_S = 2.0
@@ -55,6 +57,8 @@ class Health:
         """Requests that are being answered, apart from those for health."""
         self.is_doubtful = False
         """Whether the model must answer again, since a session failed."""
+        self.lost_shards: tuple[FailedShard, ...] = ()
+        """Shards of the gallery that did not answer the last look."""
         self._faults: dict[str, str] = {"model": "it has not answered a request yet"}
 
     @property
@@ -67,16 +71,40 @@ class Health:
         if self.is_stopping:
             raise Refusal(503, "ShuttingDown", "the service is shutting down", retry_after_s=5)
         for part, fault in self._faults.items():
-            raise Refusal(503, "Unready", f"the {part} is not ready: {fault}")
+            kind = "ShardError" if part == "search" else "Unready"
+            raise Refusal(503, kind, f"the {part} is not ready: {fault}")
 
     def set_fault(self, part: str, fault: str | None) -> None:
-        """Set or clear what is wrong with ``model`` or ``gallery``."""
+        """Set or clear what is wrong with ``model``, ``gallery`` or ``search``."""
         if fault is not None:
             if part not in self._faults:
                 _LOG.error("the %s is not ready: %s", part, fault)
             self._faults[part] = fault
         elif self._faults.pop(part, None) is not None:
             _LOG.info("the %s is ready", part)
+
+    def set_lost_shards(self, lost: Sequence[FailedShard], count: int, allow_partial: bool) -> None:
+        """Set the shards that do not answer, of ``count``.
+
+        The search is ready without them if ``allow_partial`` and another one answers.
+        """
+        known = {shard.number for shard in self.lost_shards}
+        for shard in lost:
+            if shard.number not in known:
+                _LOG.warning(
+                    "shard %d on %s does not answer: %s", shard.number, shard.node, shard.reason
+                )
+        for number in sorted(known - {shard.number for shard in lost}):
+            _LOG.info("shard %d answers again", number)
+        self.lost_shards = tuple(lost)
+        fault = None
+        if lost and not (allow_partial and len(lost) < count):
+            names = ", ".join(str(shard.number) for shard in lost)
+            fault = (
+                f"of {count} shards, {names} did not answer; shard {lost[0].number} on "
+                f"{lost[0].node}: {lost[0].reason}"
+            )
+        self.set_fault("search", fault)
 
     def note(self, error: BaseException) -> None:
         """Doubt the model after an error of a session."""
@@ -97,7 +125,7 @@ class Health:
         self.stopping.set()
 
 
-def probe(retriever: Retriever, model: DeployedModel | None = None) -> None:
+def probe(retriever: Opened, model: DeployedModel | None = None) -> None:
     """Run a real request through all three graphs. Raises SessionError.
 
     A text and a black video are embedded and scored, and the numbers must be finite. ``model``:

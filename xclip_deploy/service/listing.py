@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from xclip_deploy.runtime.gallery import GalleryVideo
 from xclip_deploy.runtime.gallery.records import times_of
-from xclip_deploy.runtime.gallery.walking import rows_of_videos
 from xclip_deploy.service.naming import check_filter, find_id, names_of
+from xclip_deploy.service.records import VideoRecords
 from xclip_deploy.wire.gallery import (
     RemovedModel,
     RemoveRequest,
@@ -24,12 +24,12 @@ def list_videos(service: Service, where: str | None, limit: int, offset: int) ->
     """Return a page of videos. Raises InvalidArgumentError for a filter, GalleryError."""
     show_paths = service.settings.show_paths
     check_filter(where, show_paths=show_paths)
-    snapshot = service.retriever.gallery.snapshot()
-    rows = rows_of_videos(snapshot, where)
+    records = service.served.records()
+    rows = records.first_rows(where)
     end = offset + limit
     return VideoPage(
         videos=[
-            _model_of(video, show_paths=show_paths) for video in snapshot.videos(rows[offset:end])
+            _model_of(video, show_paths=show_paths) for video in records.videos(rows[offset:end])
         ],
         total=len(rows),
         next_offset=end if end < len(rows) else None,
@@ -39,9 +39,9 @@ def list_videos(service: Service, where: str | None, limit: int, offset: int) ->
 def video_model(service: Service, name: str) -> VideoModel:
     """Return one video with its segments. Raises GalleryError."""
     show_paths = service.settings.show_paths
-    snapshot = service.retriever.gallery.snapshot()
-    video_id = find_id(snapshot, name, show_paths=show_paths)
-    rows = snapshot.videos(snapshot.segments([video_id])[video_id])
+    records = service.served.records()
+    video_id = find_id(records, name, show_paths=show_paths)
+    rows = records.videos(records.segments([video_id])[video_id])
     segments = []
     for row in rows:
         start_s, end_s = times_of(row)
@@ -53,20 +53,21 @@ def video_model(service: Service, name: str) -> VideoModel:
 def remove_videos(service: Service, asked: RemoveRequest) -> RemovedModel:
     """Remove videos, all or none, and then their files that were uploaded.
 
-    Raises GalleryError for a video that is not there, InvalidArgumentError for a filter.
+    Raises GalleryError for a video that is not there, InvalidArgumentError for a filter, and
+    Refusal for a gallery in shards.
     """
-    gallery, show_paths = service.retriever.gallery, service.settings.show_paths
+    writer, show_paths = service.served.writer, service.settings.show_paths
     check_filter(asked.where, show_paths=show_paths)
-    with gallery.exclusive():
-        snapshot = gallery.snapshot()
+    with writer.gallery.exclusive():
+        records = VideoRecords([writer.gallery.snapshot()])
         if asked.videos is not None:
-            ids = [find_id(snapshot, name, show_paths=show_paths) for name in asked.videos]
-            rows = [snapshot.segments([each])[each][:1] for each in dict.fromkeys(ids)]
-            videos = [video for row in rows for video in snapshot.videos(row)]
+            ids = [find_id(records, name, show_paths=show_paths) for name in asked.videos]
+            rows = [records.segments([each])[each][:1] for each in dict.fromkeys(ids)]
+            videos = [video for row in rows for video in records.videos(row)]
         else:
-            videos = snapshot.videos(rows_of_videos(snapshot, asked.where))
+            videos = records.videos(records.first_rows(asked.where))
         names = list(dict.fromkeys(video.id for video in videos))
-        count = service.retriever.remove(names) if names else 0
+        count = writer.remove(names) if names else 0
     service.uploads.forget(file for video in videos for file in video.files)
     return RemovedModel(num_removed=count)
 

@@ -7,7 +7,7 @@ service with numbers of its own registers them in :attr:`ServiceMetrics.registry
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import (
@@ -19,6 +19,8 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from xclip_deploy.runtime.failures import FailedShard
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -78,6 +80,17 @@ class ServiceMetrics:
         self._segments = Gauge(
             "xclip_gallery_segments", "Segments in the gallery.", registry=registry
         )
+        self._failed_shards = Counter(
+            "xclip_failed_shards",
+            "Searches that a shard did not answer, by the number of the shard.",
+            ["shard"],
+            registry=registry,
+        )
+        self.lost_shards = Gauge(
+            "xclip_lost_shards",
+            "Shards that did not answer when the service last looked.",
+            registry=registry,
+        )
         self._ready = Gauge(
             "xclip_ready", "1 while the service takes requests, else 0.", registry=registry
         )
@@ -93,6 +106,11 @@ class ServiceMetrics:
     def waiting(self, queue: str) -> Gauge:
         """Return the gauge of a queue: ``set``, ``inc`` and ``dec``."""
         return self._waiting.labels(queue)
+
+    def count_failed_shards(self, shards: Iterable[FailedShard], num_searches: int) -> None:
+        """Count the searches that these shards did not answer."""
+        for shard in shards:
+            self._failed_shards.labels(str(shard.number)).inc(num_searches)
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from xclip_deploy.errors import GalleryError, InvalidArgumentError
-from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery import GalleryVideo
 from xclip_deploy.runtime.gallery.filters import names_in
+from xclip_deploy.service.records import VideoRecords
 
 _CONTENT = re.compile(r"[0-9a-f]{64}")
 _ENCODED = "id-"
@@ -74,25 +75,18 @@ def handle_of(video: GalleryVideo) -> str:
     return names_of(video, show_paths=False).handle
 
 
-def videos_with_content(snapshot: Snapshot, sha256: str) -> list[GalleryVideo]:
+def videos_with_content(records: VideoRecords, sha256: str) -> list[GalleryVideo]:
     """Return one row of every video with this content. Several ids can share one."""
-    return _first_rows(snapshot, f"fingerprint = '{sha256}'")
+    return records.videos(records.first_rows(f"fingerprint = '{sha256}'"))
 
 
-def _first_rows(snapshot: Snapshot, where: str) -> list[GalleryVideo]:
-    rows = snapshot.matching(where)
-    groups = snapshot.groups()
-    firsts = rows if groups is None else groups.first_rows(rows)
-    return list(snapshot.videos(firsts)) if len(firsts) else []
-
-
-def find_id(snapshot: Snapshot, name: str, *, show_paths: bool = False) -> str:
+def find_id(records: VideoRecords, name: str, *, show_paths: bool = False) -> str:
     """Return the id of the video with an id or handle.
 
     Without ``show_paths``, no path is an id: guesses would tell where files lie. Raises
     GalleryError if there is no such video, InvalidArgumentError for a handle that several share.
     """
-    if (show_paths or not name.startswith("/")) and snapshot.find([name]):
+    if (show_paths or not name.startswith("/")) and records.find([name]):
         return name
     if name.startswith(_ENCODED):
         try:
@@ -100,19 +94,19 @@ def find_id(snapshot: Snapshot, name: str, *, show_paths: bool = False) -> str:
             video_id = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
         except (binascii.Error, ValueError):
             video_id = ""
-        found = snapshot.find([video_id]) if video_id else {}
-        videos = snapshot.videos(np.array(list(found.values()), np.int64)) if found else []
+        found = records.find([video_id]) if video_id else {}
+        videos = records.videos(np.array(list(found.values()), np.int64))
         # An id that clients do not see is no name either: guesses would tell a path.
         if videos:
             names = names_of(videos[0], show_paths=show_paths)
             if name == names.handle or video_id == names.id:
                 return video_id
     if _HASHED.fullmatch(name):
-        for video in _first_rows(snapshot, "fingerprint is null"):
+        for video in records.videos(records.first_rows("fingerprint is null")):
             if handle_of(video) == name:
                 return video.id
     if _CONTENT.fullmatch(name):
-        ids = {video.id for video in videos_with_content(snapshot, name)}
+        ids = {video.id for video in videos_with_content(records, name)}
         if len(ids) > 1:
             raise InvalidArgumentError(
                 f"{len(ids)} videos of the gallery have the content {name}; expected the id of one"

@@ -61,6 +61,8 @@ def results_to_json(
             "num_segments": results.num_segments,
             "note": note,
             "warnings": said,
+            "answered_shards": results.answered_shards,
+            "failed_shards": [vars(shard) for shard in results.failed_shards],
         }
     )
 

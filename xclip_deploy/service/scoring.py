@@ -11,8 +11,8 @@ from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arrays import FloatArray
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.service.naming import find_id
+from xclip_deploy.service.records import VideoRecords
 from xclip_deploy.wire.search import MAX_BATCH
 
 MAX_VIDEOS = 1000
@@ -24,7 +24,7 @@ _UNIT = 0.05
 
 def score_named(
     model: DeployedModel,
-    snapshot: Snapshot,
+    records: VideoRecords,
     texts: TextFeatures,
     names: Sequence[str],
     *,
@@ -35,15 +35,15 @@ def score_named(
     Grains are those of this segment. Raises GalleryError for a video that is not there, and
     InvalidArgumentError for too many segments.
     """
-    ids = [find_id(snapshot, name, show_paths=show_paths) for name in names]
-    rows_of = snapshot.segments(list(dict.fromkeys(ids)))
+    ids = [find_id(records, name, show_paths=show_paths) for name in names]
+    rows_of = records.segments(list(dict.fromkeys(ids)))
     counts = [len(rows_of[each]) for each in ids]
     if sum(counts) > MAX_SEGMENTS:
         raise InvalidArgumentError(
             f"the videos have {sum(counts)} segments; expected at most {MAX_SEGMENTS}"
         )
     rows = np.concatenate([rows_of[each] for each in ids])
-    scores = model.score(texts, snapshot.features(rows))
+    scores = model.score(texts, records.features(rows))
     if len(rows) == len(ids):
         return scores
     ends = np.cumsum(counts)

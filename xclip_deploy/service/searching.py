@@ -9,34 +9,27 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cache
+from dataclasses import dataclass, fields
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from xclip_deploy.errors import GalleryError, InvalidArgumentError
-from xclip_deploy.runtime.deployed_model import DeployedModel
+from xclip_deploy.errors import ClusterError, GalleryError, InvalidArgumentError, ShardError
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
-from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.resources import usable_cores
 from xclip_deploy.runtime.results import SearchResults
-from xclip_deploy.runtime.retriever import Retriever
-from xclip_deploy.runtime.search import Query, QueryBank, Searcher, SearchOptions
-from xclip_deploy.runtime.search.planner import Planner
-from xclip_deploy.runtime.search.scope import find_video
-from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.search import Query, QueryBank, SearchOptions
 from xclip_deploy.runtime.tokenizer import clean_text
 from xclip_deploy.service.batching import Batcher
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.naming import check_filter, find_id, names_of
+from xclip_deploy.service.records import VideoRecords
 from xclip_deploy.service.results import results_to_json
+from xclip_deploy.service.served import ServedGallery
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.wire.search import SearchFields, SimilarityFields
 
 _MAX_LANES = 4
-_EXACT_BUDGET_S = 0.004
-"""Longest time to score a whole gallery for one text, seconds: searches of others wait for it."""
 _OPTIONS = tuple(each.name for each in fields(SearchOptions) if each.name != "query_bank")
 _MAX_BANKS = 8
 """Query banks whose embeddings are kept."""
@@ -56,35 +49,22 @@ class AskedQuery:
 
 
 class Searching:
-    """The searches of a service.
-
-    On a CPU they run the text encoder and the scorer in sessions of one thread each: several
-    searches at a time use the cores better than one search on all of them. A session with
-    ``threads`` in its options is used as it is.
-    """
+    """The searches of a service."""
 
     def __init__(
-        self, retriever: Retriever, settings: ServiceSettings, metrics: ServiceMetrics
+        self, served: ServedGallery, settings: ServiceSettings, metrics: ServiceMetrics
     ) -> None:
         """Prepare to search. Nothing is loaded before :meth:`warm_up` or the first search."""
-        self._retriever = retriever
+        self._served = served
         self._settings = settings
         self._metrics = metrics
         # A product of a few million numbers would wake the threads of BLAS, which then spin on
         # the cores that other searches need. On two cores, a query took twice as long.
         self._limits = threadpool_limits(1, user_api="blas")
-        self.model = _search_model(retriever, settings)
-        self.weights = cache(retriever.bundle.scorer_weights)
-        self._searcher = Searcher(
-            self.model,
-            self.weights,
-            retriever.gallery.thumbnails,
-            Planner(_EXACT_BUDGET_S),
-            retriever.residence,
-        )
+        self._model = served.model
         self._banks: OrderedDict[tuple[str, ...], QueryBank] = OrderedDict()
         self._lock = threading.Lock()
-        on_cpu = self.model.placement.device == "cpu"
+        on_cpu = self._model.placement.device == "cpu"
         self._batcher: Batcher[AskedQuery, bytes] = Batcher(
             self._run,
             lanes=max(1, min(usable_cores(), _MAX_LANES)) if on_cpu else 2,
@@ -97,7 +77,7 @@ class Searching:
     # -- queries from requests -------------------------------------------------------------
 
     def options_of(
-        self, asked: SimilarityFields, snapshot: Snapshot, *, has_text: bool
+        self, asked: SimilarityFields, records: VideoRecords, *, has_text: bool
     ) -> SearchOptions:
         """Return the options of a request. May read the gallery and encode a query bank.
 
@@ -107,7 +87,7 @@ class Searching:
         check_filter(asked.where, show_paths=show_paths)
         keywords = {name: getattr(asked, name) for name in _OPTIONS}
         if asked.within is not None:
-            keywords["within"] = self._find_within(asked.within, snapshot)
+            keywords["within"] = self._find_within(asked.within, records)
         bank = asked.query_bank if isinstance(asked, SearchFields) else None
         if bank is not None and not has_text:
             raise InvalidArgumentError(
@@ -120,7 +100,7 @@ class Searching:
     def warnings_of(self, asked: SimilarityFields) -> tuple[str, ...]:
         """Return the warnings about the options of a request: texts of a bank that are cut."""
         bank = asked.query_bank if isinstance(asked, SearchFields) else None
-        count = sum(cut > 0 for cut in self.model.count_cut(bank)) if bank else 0
+        count = sum(cut > 0 for cut in self._model.count_cut(bank)) if bank else 0
         if not count:
             return ()
         texts = "text is" if count == 1 else "texts are"
@@ -140,14 +120,14 @@ class Searching:
         A video in segments is searched by one ``segment``, or by the mean of all. Raises
         GalleryError, and InvalidArgumentError for a segment that it lacks.
         """
-        snapshot = self._retriever.gallery.snapshot()
-        video_id = find_id(snapshot, name, show_paths=self._settings.show_paths)
-        rows = snapshot.segments([video_id])[video_id]
+        records = self._served.records()
+        video_id = find_id(records, name, show_paths=self._settings.show_paths)
+        rows = records.segments([video_id])[video_id]
         if segment is not None:
             if segment >= len(rows):
                 raise GalleryError(f"no segment {segment} of the video, which has {len(rows)}")
             rows = rows[segment : segment + 1]
-        features = snapshot.features(rows)
+        features = records.features(rows)
         if len(features) == 1:
             return features, ()
         said = f"the video is searched by the mean of its {len(features)} segments"
@@ -171,15 +151,13 @@ class Searching:
 
     def warm_up(self) -> None:
         """Load what the first searches would wait for. Raises GalleryError, SessionError."""
-        snapshot = self._retriever.gallery.snapshot()
-        snapshot.warm_up()
-        if not len(snapshot):
+        records = self._served.records()
+        is_on_device = self._served.warm_up(records)
+        if not len(records):
             return
-        residence = self._retriever.residence
-        residence.warm_up(snapshot)
         # The first run is slow, and the planner learns from all.
         runs = [(SearchOptions(1), count) for count in (1, 2, 1)]
-        if residence.holds_all(snapshot):
+        if is_on_device:
             runs += [(SearchOptions(1, exact=True), 1)] * 2
         for options, count in runs:
             for outcome in self._run([AskedQuery(options, "warm-up")] * count):
@@ -187,10 +165,8 @@ class Searching:
                     raise outcome
 
     def close(self) -> None:
-        """Wait for the runs that began, then free the sessions."""
+        """Wait for the runs that began."""
         self._batcher.close()
-        if self.model is not self._retriever.model:
-            self.model.close()
         self._limits.restore_original_limits()
 
     # -- the run of a batch ----------------------------------------------------------------
@@ -219,21 +195,25 @@ class Searching:
         self, asked: Sequence[AskedQuery], made: Sequence[Query]
     ) -> list[bytes | BaseException]:
         """Search for queries with equal options. One that fails leaves the others their results."""
-        snapshot = self._retriever.gallery.snapshot()
+        records = self._served.records()
         try:
-            results = self._searcher.search(made, snapshot, asked[0].options)
+            results = self._served.search(made, records, asked[0].options)
+            self._metrics.count_failed_shards(results[0].failed_shards, len(results))
             return [
                 results_to_json(
                     each,
                     show_paths=self._settings.show_paths,
                     warnings=query.warnings,
-                    other_ids=self._other_ids(each, snapshot),
+                    other_ids=self._other_ids(each, records),
                 )
                 for query, each in zip(asked, results, strict=True)
             ]
         except Exception as error:  # noqa: BLE001 - of one query, perhaps
-            if len(asked) == 1 or isinstance(error, InvalidArgumentError):
-                return [error] * len(asked)  # options that are wrong are wrong for all
+            if isinstance(error, ShardError):
+                self._metrics.count_failed_shards(error.shards, len(asked))
+            # Options that are wrong are wrong for all, and a lost shard is lost for all.
+            if len(asked) == 1 or isinstance(error, InvalidArgumentError | ClusterError):
+                return [error] * len(asked)
             pairs = zip(asked, made, strict=True)
             return [outcome for query, one in pairs for outcome in self._group([query], [one])]
 
@@ -245,8 +225,8 @@ class Searching:
         if texts:
             self._metrics.batch("encode_text").observe(len(texts))
             with self._metrics.time("encode_text"):
-                features = self.model.encode_texts(texts)
-                cuts = self.model.count_cut(texts)
+                features = self._model.encode_texts(texts)
+                cuts = self._model.count_cut(texts)
             encoded = [features[n : n + 1] for n in range(len(texts))]
         both = iter(zip(encoded, cuts, strict=True))
         made = []
@@ -255,22 +235,22 @@ class Searching:
             made.append(Query(text, query.video, query.video_weight, cut))
         return made
 
-    def _other_ids(self, results: SearchResults, snapshot: Snapshot) -> dict[str, str]:
+    def _other_ids(self, results: SearchResults, records: VideoRecords) -> dict[str, str]:
         """Return the ids that clients see of near-identical videos."""
         ids = list(dict.fromkeys(each for hit in results for each in hit.near_identical))
         if not ids or self._settings.show_paths:
             return {}
-        rows = snapshot.find(ids)
-        videos = snapshot.videos(np.array([rows[each] for each in ids], np.int64))
+        rows = records.find(ids)
+        videos = records.videos(np.array([rows[each] for each in ids], np.int64))
         return {video.id: names_of(video, show_paths=False).id for video in videos}
 
-    def _find_within(self, name: str, snapshot: Snapshot) -> str:
+    def _find_within(self, name: str, records: VideoRecords) -> str:
         try:
-            return find_id(snapshot, name, show_paths=self._settings.show_paths)
+            return find_id(records, name, show_paths=self._settings.show_paths)
         except GalleryError:
             if "/" in name:
                 raise
-            return find_video(snapshot, name)  # a file name
+            return records.find_video(name)  # a file name
 
     def _bank(self, texts: tuple[str, ...]) -> QueryBank:
         """Return the query bank of some texts, the same object for the same texts."""
@@ -281,22 +261,12 @@ class Searching:
             if found is not None:
                 self._banks[texts] = found
                 return found
-        bank = QueryBank(self.model.encode_texts(texts))
+        bank = QueryBank(self._model.encode_texts(texts))
         with self._lock:
             self._banks[texts] = bank
             while len(self._banks) > _MAX_BANKS:
                 self._banks.popitem(last=False)
         return bank
-
-
-def _search_model(retriever: Retriever, settings: ServiceSettings) -> DeployedModel:
-    """Return a model whose sessions have one thread; the retriever's own on a GPU."""
-    placement = retriever.model.placement
-    asked = settings.session or SessionOptions()
-    if placement.device != "cpu" or placement.backend != "onnxruntime" or asked.threads is not None:
-        return retriever.model
-    options = replace(asked, device="cpu", device_id=0, threads=1)
-    return DeployedModel(retriever.bundle, options, settings.max_batch)
 
 
 def _check_word(text: str | None) -> None:

@@ -53,7 +53,7 @@ def serve(settings: ServiceSettings, on_ready: Callable[[str], None]) -> None:
     with closing(listen(settings.host, settings.port)) as listener:
         service = Service(settings)
         try:
-            probe(service.retriever, service.searching.model)
+            probe(service.served.retriever, service.served.model)
             service.searching.warm_up()
             service.health.set_fault("model", None)
             app = create_app(settings, service)

@@ -11,6 +11,22 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
+class ClusterSettings:
+    """The Ray cluster whose actors search a gallery in shards."""
+
+    address: str = "auto"
+    """Address of the cluster; ``auto`` finds it, ``local`` starts one here."""
+    replicas: int = 1
+    """Actors of each shard, where ``serve-shards`` has started none."""
+    timeout_s: float = 10.0
+    """Longest time of a search, seconds."""
+    allow_partial: bool = False
+    """Whether searches go on without shards that do not answer."""
+    num_cpus: float = 1.0
+    """Processor cores that each actor asks for."""
+
+
+@dataclass(frozen=True)
 class ServiceSettings:
     """Settings of a service, checked where it starts."""
 
@@ -20,6 +36,8 @@ class ServiceSettings:
     data: Path
     """Folder for uploads, jobs and caches, the only one that the service writes beside the
     gallery."""
+    cluster: ClusterSettings | None = None
+    """Cluster that searches a gallery in shards; None for one gallery in this process."""
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = field(default=None, repr=False)

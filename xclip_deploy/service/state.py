@@ -14,15 +14,15 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.gallery import Snapshot
-from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.health import Health
 from xclip_deploy.service.jobs.ledger import Ledger
 from xclip_deploy.service.jobs.queue import Jobs
 from xclip_deploy.service.media import MediaLibrary
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.query_files import QueryFiles
+from xclip_deploy.service.records import VideoRecords
 from xclip_deploy.service.searching import Searching
+from xclip_deploy.service.served import OneGallery, ServedGallery
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.service.summary import Summary
 from xclip_deploy.service.uploads import Uploads
@@ -33,7 +33,7 @@ _THREADS = 8
 
 
 class Service:
-    """A retriever with the threads, queues and stores around it.
+    """A gallery with the threads, queues and stores around it.
 
     Routes get it from :func:`service_of`. Blocking calls go through :meth:`run`.
     """
@@ -46,8 +46,8 @@ class Service:
     ) -> None:
         """Open the bundle and the gallery.
 
-        Raises as :class:`Retriever` does, and InvalidArgumentError where the folder of data cannot
-        be used.
+        Raises as :class:`Retriever` or :class:`ShardedRetriever` does, and InvalidArgumentError
+        where the folder of data cannot be used.
         """
         self.settings = settings
         self.metrics = metrics or ServiceMetrics()
@@ -56,14 +56,8 @@ class Service:
         self._ledger = Ledger(settings.data / "jobs.sqlite")
         with ExitStack() as stack:
             stack.callback(self._ledger.close)
-            self.retriever = Retriever(
-                settings.bundle,
-                settings.gallery,
-                create=not settings.read_only,
-                max_batch=settings.max_batch,
-                session=settings.session,
-            )
-            stack.callback(self.retriever.close)
+            self.served = _opened(settings)
+            stack.callback(self.served.close)
             try:
                 self._open(settings)
             except OSError as error:
@@ -74,20 +68,20 @@ class Service:
             stack.pop_all()
 
     def _open(self, settings: ServiceSettings) -> None:
-        self.searching = Searching(self.retriever, settings, self.metrics)
-        self.summary = Summary(self.retriever, settings)
-        self.query_files = QueryFiles(settings, self.retriever.reading)
-        self.media = MediaLibrary(settings, self.retriever, self.metrics)
+        self.searching = Searching(self.served, settings, self.metrics)
+        self.summary = Summary(self.served, settings)
+        self.query_files = QueryFiles(settings, self.served.retriever.reading)
+        self.media = MediaLibrary(settings, self.served, self.metrics)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="service")
-        self._snapshot: Snapshot | None = None
-        self._warmed: Snapshot | None = None
+        self._records: VideoRecords | None = None
+        self._warmed: VideoRecords | None = None
         self._num_videos = self._num_segments = 0
         self.metrics.watch(
             lambda: self._num_videos, lambda: self._num_segments, lambda: self.health.is_ready
         )
         self.follow_gallery()
         self.uploads = Uploads(settings, self._ledger)
-        self.jobs = Jobs(settings, self.retriever, self._ledger, self.uploads, self.metrics)
+        self.jobs = Jobs(settings, self.served, self._ledger, self.uploads, self.metrics)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a blocking function on a thread and return its result.
@@ -103,25 +97,39 @@ class Service:
         A gallery that has not changed since the last call is warmed up, so that a long run of
         additions does not load all embeddings after each.
         """
-        self.retriever.refresh()
-        snapshot = self.retriever.gallery.snapshot()
-        if snapshot is not self._snapshot:
-            self._snapshot = snapshot
-            self._num_videos, self._num_segments = snapshot.num_videos, len(snapshot)
-        elif snapshot is not self._warmed:
+        self.served.refresh()
+        records = self.served.records()
+        if records is not self._records:
+            self._records = records
+            self._num_videos, self._num_segments = records.num_videos, len(records)
+        elif records is not self._warmed:
             self.searching.warm_up()
-            self._warmed = snapshot
+            self._warmed = records
+
+    def look_for_lost_shards(self) -> None:
+        """Ask all shards of the gallery whether they answer, and tell health and metrics."""
+        lost = self.served.look_for_lost_shards()
+        self.metrics.lost_shards.set(len(lost))
+        self.health.set_lost_shards(lost, self.served.num_shards or 0, self.served.allow_partial)
 
     def close(self) -> None:
-        """Wait for running calls, then close the retriever."""
+        """Wait for running calls, then close the gallery."""
         self.jobs.close()
         self._threads.shutdown(wait=True)
         self.searching.close()
         self.uploads.close()
         self._ledger.close()
-        self._snapshot = self._warmed = None
+        self._records = self._warmed = None
         self.media.close()
-        self.retriever.close()
+        self.served.close()
+
+
+def _opened(settings: ServiceSettings) -> ServedGallery:
+    if settings.cluster is None:
+        return OneGallery(settings)
+    from xclip_deploy.service.served_shards import ShardGallery
+
+    return ShardGallery(settings, settings.cluster)
 
 
 def folders_of(settings: ServiceSettings) -> tuple[Path, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from xclip_deploy.runtime.gallery import Snapshot
-from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.errors import redacted
+from xclip_deploy.service.records import VideoRecords
+from xclip_deploy.service.served import ServedGallery
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.wire.gallery import GalleryModel
 
@@ -12,22 +12,24 @@ from xclip_deploy.wire.gallery import GalleryModel
 class Summary:
     """The summary of a gallery, computed once for each of its states."""
 
-    def __init__(self, retriever: Retriever, settings: ServiceSettings) -> None:
-        """Prepare to summarize the gallery of ``retriever``."""
-        self._retriever = retriever
+    def __init__(self, served: ServedGallery, settings: ServiceSettings) -> None:
+        """Prepare to summarize a gallery."""
+        self._served = served
         self._settings = settings
-        self._known: tuple[Snapshot, GalleryModel] | None = None
+        self._known: tuple[VideoRecords, GalleryModel] | None = None
 
     def model(self) -> GalleryModel:
         """Summarize the gallery in one pass, unless it is as it was. Raises GalleryError."""
-        retriever, settings = self._retriever, self._settings
-        known, snapshot = self._known, retriever.gallery.snapshot()
-        parts = [retriever.model.placement.summary, retriever.residence.describe()]
+        served, settings = self._served, self._settings
+        known, records = self._known, served.records()
+        model_of = served.retriever.model
+        parts = [model_of.placement.summary, served.placement]
         placement = "; gallery ".join(filter(None, parts))
         placement = placement if settings.show_paths else redacted(placement)
-        if known is not None and known[0] is snapshot:
+        if known is not None and known[0] is records:
             return known[1].model_copy(update={"placement": placement})
-        stats = retriever.gallery.stats()
+        stats = served.stats()
+        can_add = not settings.read_only and served.num_shards is None
         model = GalleryModel(
             num_videos=stats.num_videos,
             num_segments=stats.num_segments,
@@ -38,11 +40,12 @@ class Summary:
             size_bytes=stats.size_bytes,
             has_index=stats.has_index,
             fingerprint=stats.fingerprint,
-            family=retriever.model.config.family.value,
+            family=model_of.config.family.value,
             placement=placement,
-            can_add_paths=bool(settings.roots) and not settings.read_only,
-            can_upload=not settings.read_only,
+            can_add_paths=bool(settings.roots) and can_add,
+            can_upload=can_add,
+            num_shards=served.num_shards,
         )
-        if retriever.gallery.snapshot() is snapshot:
-            self._known = snapshot, model
+        if served.records() is records:
+            self._known = records, model
         return model

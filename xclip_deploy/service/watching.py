@@ -19,7 +19,7 @@ async def ask_model(service: Service) -> None:
     health = service.health
     health.is_doubtful = False
     try:
-        await service.run(probe, service.retriever, service.searching.model)
+        await service.run(probe, service.served.retriever, service.served.model)
     except Exception as error:  # noqa: BLE001 - whatever a driver or a library raises
         health.is_doubtful = True
         known = isinstance(error, XclipDeployError)
@@ -30,7 +30,29 @@ async def ask_model(service: Service) -> None:
 
 
 async def keep_watch(service: Service) -> None:
-    """Follow the gallery's changes on a timer, and ask a doubtful model again, until cancelled."""
+    """Watch the gallery, its shards and a doubtful model on timers, until cancelled."""
+    watches = [_watch_gallery(service)]
+    if service.served.num_shards is not None:
+        watches.append(_watch_shards(service))
+    await asyncio.gather(*watches)
+
+
+async def _watch_shards(service: Service) -> None:
+    """Ask on a timer which shards answer. A shard that hangs must not hold up the rest."""
+    while True:
+        try:
+            await service.run(service.look_for_lost_shards)
+        except Exception as error:  # noqa: BLE001 - the timer goes on, whatever a library raises
+            service.metrics.failures.labels(type(error).__name__).inc()
+            _LOG.warning("the shards were not asked: %s", error)
+            known = isinstance(error, XclipDeployError)
+            fault = str(error) if known else f"it failed ({type(error).__name__})"
+            service.health.set_fault("search", fault)
+        await asyncio.sleep(service.settings.refresh_s)
+
+
+async def _watch_gallery(service: Service) -> None:
+    """Follow the gallery's changes, and ask a doubtful model again."""
     failures = 0
     while True:
         await asyncio.sleep(service.settings.refresh_s)

@@ -24,6 +24,16 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class FailedShardModel(WireModel):
+    """A shard of the gallery that did not answer; see :class:`FailedShard`."""
+
+    number: int
+    """Number of the shard, from 0."""
+    node: str
+    """Names of the machines of its actors."""
+    reason: str
+
+
 class ErrorModel(WireModel):
     """What went wrong. It carries no path and no traceback."""
 

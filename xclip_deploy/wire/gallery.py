@@ -34,6 +34,8 @@ class GalleryModel(WireModel):
     can_add_paths: bool
     """Whether the service has folders whose files can be added by path."""
     can_upload: bool
+    num_shards: int | None = None
+    """Number of shards that a cluster searches; None for a gallery on one machine."""
 
 
 class SegmentModel(WireModel):

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from xclip_deploy.runtime.gallery.records import MetadataValue
 from xclip_deploy.wire.arrays import ArrayModel, TextFeaturesModel, VideoFeaturesModel
-from xclip_deploy.wire.base import QueryText, VideoName, WireModel
+from xclip_deploy.wire.base import FailedShardModel, QueryText, VideoName, WireModel
 
 MAX_K = 1000
 MAX_BATCH = 64
@@ -117,6 +117,10 @@ class ResultsModel(WireModel):
     note: str
     warnings: list[str] = Field(default_factory=list)
     """Warnings of this search, such as a query video that was thinned out."""
+    answered_shards: list[int] = Field(default_factory=list)
+    """Numbers of the shards that were searched; empty for a gallery on one machine."""
+    failed_shards: list[FailedShardModel] = Field(default_factory=list)
+    """Shards that did not answer, whose videos are missing."""
 
 
 class BatchModel(WireModel):

@@ -73,7 +73,7 @@ def open_media(media: Media, tmp_path: Path) -> Iterator[OpenMedia]:
         settings = replace(service.settings, data=folder)
         if service.media is not kept:
             service.media.close()
-        service.media = MediaLibrary(settings, service.retriever, service.metrics, **options)
+        service.media = MediaLibrary(settings, service.served, service.metrics, **options)
         return media
 
     yield open_one

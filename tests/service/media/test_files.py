@@ -177,7 +177,7 @@ def test_another_file_of_the_same_content(own: Own) -> None:
     first = own.path
     content = first.read_bytes()
     own.path.with_name("twin.mp4").write_bytes(content)
-    retriever = own.media.service.retriever
+    retriever = own.media.service.served.writer
     retriever.add([own.path.parent], workers=1, segment="4s", thumbnails=False)
     first.write_bytes(b"other")
     assert own.get("media").content == content
@@ -187,7 +187,7 @@ def test_another_file_of_the_same_content(own: Own) -> None:
 
 def test_a_video_that_was_removed(own: Own) -> None:
     assert own.get("media").status_code == 200
-    own.media.service.retriever.remove([str(own.path)])
+    own.media.service.served.writer.remove([str(own.path)])
     assert own.get("media").status_code == 404
 
 

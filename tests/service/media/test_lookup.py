@@ -13,6 +13,7 @@ from xclip_deploy.errors import GalleryError
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot
 from xclip_deploy.service.media.files import MediaLookup
+from xclip_deploy.service.records import VideoRecords
 
 
 def add(gallery: Gallery, numbers: range) -> None:
@@ -39,7 +40,7 @@ def content(number: int) -> str:
 def test_videos_are_found_with_an_index_and_beside_it(bundle: Bundle, tmp_path: Path) -> None:
     gallery = Gallery.open(tmp_path / "gallery", bundle.manifest, create=True)
     add(gallery, range(20))
-    lookup = MediaLookup(gallery.snapshot)
+    lookup = MediaLookup(lambda: VideoRecords([gallery.snapshot()]))
     assert lookup.find(content(3)).files[0].path == "/videos/3.mp4"
     gallery.optimize()
     add(gallery, range(20, 30))
@@ -67,12 +68,15 @@ def test_a_video_is_looked_up_once_a_snapshot(bundle: Bundle, tmp_path: Path) ->
         def __getattr__(self, name: str) -> object:
             return getattr(self._snapshot, name)
 
-    counted = [Counted(gallery.snapshot())]
-    lookup = MediaLookup(lambda: counted[0])  # type: ignore[arg-type, return-value]
+    def records() -> VideoRecords:
+        return VideoRecords([Counted(gallery.snapshot())])  # type: ignore[list-item]
+
+    counted = [records()]
+    lookup = MediaLookup(lambda: counted[0])
     found = [lookup.find(content(1)) for _ in range(3)]
     assert asked == [content(1)]
     assert found[0] is found[2]
-    counted[0] = Counted(gallery.snapshot())
+    counted[0] = records()
     lookup.find(content(1))
     assert asked == [content(1)] * 2
     gallery.close()

@@ -105,7 +105,7 @@ def test_an_upload_is_opened_under_the_limits_of_uploads(open_service: OpenServi
     for seconds, (name, folder) in enumerate(folders.items(), 2):
         folder.mkdir(exist_ok=True)
         path = write_movie(folder / "rare.avi", seconds, codecs=("ffv1", "aac"), sounds=())
-        service.retriever.add([path], workers=1)
+        service.served.writer.add([path], workers=1)
         address = f"{API}/videos/{hashlib.sha256(path.read_bytes()).hexdigest()}"
         asked = ("frame?time_s=1", "playable?start_s=0&end_s=1", "cut?start_s=0&end_s=1")
         statuses[name] = [client.get(f"{address}/{each}").status_code for each in asked]

@@ -15,7 +15,6 @@ from xclip_deploy.errors import XclipDeployError
 from xclip_deploy.runtime.gallery.records import check_metadata
 from xclip_deploy.runtime.indexing import IndexReport, choose_segmentation
 from xclip_deploy.runtime.progress import Progress
-from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.runtime.video.media_policy import flaw_of_ffmpeg
 from xclip_deploy.service.errors import Refusal, error_of, shortened
 from xclip_deploy.service.jobs.ledger import Ledger
@@ -31,6 +30,8 @@ from xclip_deploy.service.jobs.work import (
 from xclip_deploy.service.metrics import ServiceMetrics
 from xclip_deploy.service.naming import videos_with_content
 from xclip_deploy.service.paths import AllowedRoots
+from xclip_deploy.service.records import VideoRecords
+from xclip_deploy.service.served import ServedGallery
 from xclip_deploy.service.settings import ServiceSettings
 from xclip_deploy.service.uploads import Received, Uploads
 from xclip_deploy.wire import AddOptions, IndexRequest, JobModel
@@ -53,7 +54,7 @@ class Jobs(JobTable):
     def __init__(
         self,
         settings: ServiceSettings,
-        retriever: Retriever,
+        served: ServedGallery,
         ledger: Ledger,
         uploads: Uploads,
         metrics: ServiceMetrics,
@@ -66,14 +67,19 @@ class Jobs(JobTable):
         if (flaw := flaw_of_ffmpeg()) is not None:
             _LOG.warning("libavcodec is %s: %s", flaw.version, flaw.advice)
         self._settings = settings
-        self._retriever = retriever
+        self._served = served
         self._uploads = uploads
         self.roots = AllowedRoots(settings.roots, excluded=[settings.data, settings.gallery])
         """Folders whose files may be added by path."""
         self._control: Control | None = None
         self._shown_s = 0.0
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
-        self._thread.start()
+        if served.is_writable:
+            self._thread.start()
+        elif self._active:
+            _LOG.warning(
+                "%d jobs wait for a service over the gallery that they add to", len(self._active)
+            )
 
     # -- new jobs -------------------------------------------------------------------------
 
@@ -117,6 +123,7 @@ class Jobs(JobTable):
         """Raise Refusal if no job can be added now, before an upload is received in vain."""
         if self._settings.read_only:
             raise Refusal(403, "ReadOnly", "this service only reads; expected one that may add")
+        self._served.check_writable()
         if self._is_stopping:
             raise Refusal(
                 503, "ShuttingDown", "the service is shutting down; try again", retry_after_s=10
@@ -134,9 +141,8 @@ class Jobs(JobTable):
         self.check_open()
         if options.metadata is not None:
             check_metadata(options.metadata)
-        choose_segmentation(
-            self._retriever.gallery, self._retriever.reading, options.segment, options.stride
-        )
+        writer = self._served.writer
+        choose_segmentation(writer.gallery, writer.reading, options.segment, options.stride)
 
     def _add(self, kind: JobKind, names: list[str], request: JobRequest) -> JobModel:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
@@ -185,7 +191,8 @@ class Jobs(JobTable):
     def close(self) -> None:
         """Stop, and wait until the thread has ended."""
         self.stop()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     # -- the thread -----------------------------------------------------------------------
 
@@ -236,7 +243,7 @@ class Jobs(JobTable):
                 report = index_videos(
                     job,
                     [self._uploads.path_of(file) for file in job.request.files],
-                    self._retriever,
+                    self._served.writer,
                     self.roots,
                     self._settings,
                     control,
@@ -261,7 +268,7 @@ class Jobs(JobTable):
         settings = self._settings
         folders = [settings.data, settings.gallery, *settings.roots]
         writer = ReportWriter(
-            self._retriever.gallery.snapshot(), folders, show_paths=settings.show_paths
+            self._served.writer.gallery.snapshot(), folders, show_paths=settings.show_paths
         )
         return {
             "state": "done",
@@ -286,9 +293,10 @@ class Jobs(JobTable):
 
     def _is_listed(self, file: UploadedFile) -> bool | None:
         try:
-            gallery = self._retriever.gallery
+            gallery = self._served.writer.gallery
             gallery.refresh()
-            videos = videos_with_content(gallery.snapshot(), file.content_sha256)
+            records = VideoRecords([gallery.snapshot()])
+            videos = videos_with_content(records, file.content_sha256)
             path = str(self._uploads.path_of(file))
             return any(path == each.path for video in videos for each in video.files)
         except XclipDeployError as error:

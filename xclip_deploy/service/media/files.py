@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from xclip_deploy.errors import MomentSourceError
-from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot
+from xclip_deploy.runtime.gallery import GalleryVideo
 from xclip_deploy.runtime.gallery.records import VideoFile
 from xclip_deploy.service.errors import Refusal
 from xclip_deploy.service.naming import find_id, names_of
+from xclip_deploy.service.records import VideoRecords
 
 MAX_KNOWN = 20_000
-"""Videos whose files are remembered of one snapshot."""
+"""Videos whose files are remembered while the gallery stays as it is."""
 _HEAD_BYTES = 4096
 _CONTENT = re.compile(r"[0-9a-f]{64}")
 
@@ -59,58 +60,68 @@ class MediaVideo:
     files: tuple[VideoFile, ...]
     content_sha256: str | None
     duration_s: float | None
+    thumbnails: Path | None
+    """Folder of the thumbnails that indexing kept; None where it keeps none."""
 
     @classmethod
-    def of(cls, video: GalleryVideo) -> MediaVideo:
+    def of(cls, video: GalleryVideo, thumbnails: Path | None) -> MediaVideo:
         """Take what media need from a row of the gallery."""
         names = names_of(video, show_paths=False)
-        return cls(names.handle, names.name, video.files, video.content_sha256, video.duration_s)
+        return cls(
+            names.handle,
+            names.name,
+            video.files,
+            video.content_sha256,
+            video.duration_s,
+            thumbnails,
+        )
 
 
 class MediaLookup:
     """Videos by id or handle, remembered as long as the gallery stays as it is."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Use a function that returns the gallery's snapshot of now."""
-        self._snapshot = snapshot
+    def __init__(self, records: Callable[[], VideoRecords]) -> None:
+        """Use a function that returns the gallery's records of now."""
+        self._records = records
         self._lock = threading.Lock()
-        self._known_of: Snapshot | None = None
+        self._known_of: VideoRecords | None = None
         self._known: OrderedDict[str, MediaVideo] = OrderedDict()
 
     def find(self, name: str) -> MediaVideo:
         """Return the video with an id or handle. Raises GalleryError if there is none."""
-        snapshot = self._snapshot()
+        records = self._records()
         with self._lock:
-            if self._known_of is not snapshot:
-                self._known_of = snapshot
+            if self._known_of is not records:
+                self._known_of = records
                 self._known = OrderedDict()
             known = self._known
             found = known.get(name)
             if found is not None:
                 known.move_to_end(name)
                 return found
-        found = MediaVideo.of(_row_of(snapshot, name))
+        found = _video_of(records, name)
         with self._lock:
-            # It may be another snapshot's by now; then nobody reads this table any more.
+            # It may be other records' by now; then nobody reads this table any more.
             known[name] = found
             while len(known) > MAX_KNOWN:
                 known.popitem(last=False)
         return found
 
     def forget(self) -> None:
-        """Let go of the snapshot."""
+        """Let go of the records."""
         with self._lock:
             self._known_of = None
             self._known = OrderedDict()
 
 
-def _row_of(snapshot: Snapshot, name: str) -> GalleryVideo:
+def _video_of(records: VideoRecords, name: str) -> MediaVideo:
     # A handle is a content mostly, which one look finds.
-    rows = snapshot.find_content([name]) if _CONTENT.fullmatch(name) else {}
+    rows = records.find_content([name]) if _CONTENT.fullmatch(name) else {}
     if not rows:
-        name = find_id(snapshot, name)
-        rows = snapshot.find([name])
-    return snapshot.videos(np.array([rows[name]], np.int64))[0]
+        name = find_id(records, name)
+        rows = records.find([name])
+    (video,) = records.videos(np.array([rows[name]], np.int64))
+    return MediaVideo.of(video, records.thumbnails_of(rows[name]))
 
 
 @dataclass(frozen=True, eq=False)

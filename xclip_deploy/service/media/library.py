@@ -19,13 +19,13 @@ from xclip_deploy.runtime.gallery.thumbnails import THUMBNAIL_SIDE, ThumbnailSto
 from xclip_deploy.runtime.media import CutMode, CutQuality
 from xclip_deploy.runtime.moments.worker import PictureFormat
 from xclip_deploy.runtime.resources import usable_cores, usable_memory_bytes
-from xclip_deploy.runtime.retriever import Retriever
 from xclip_deploy.service.errors import redacted
 from xclip_deploy.service.media.cache import CachedFile, MediaCache, cache_key
 from xclip_deploy.service.media.files import MediaLookup, MediaVideo, SourceFile, open_source
 from xclip_deploy.service.media.lanes import Flights, Lane, Workers
 from xclip_deploy.service.media.process import Answer, Starter, worker_command
 from xclip_deploy.service.metrics import ServiceMetrics
+from xclip_deploy.service.served import ServedGallery
 from xclip_deploy.service.settings import ServiceSettings
 
 T = TypeVar("T")
@@ -102,12 +102,12 @@ class Span:
 
 
 class MediaLibrary:
-    """Media of a retriever's gallery. Its methods run in the loop of the service."""
+    """Media of a gallery's videos. Its methods run in the loop of the service."""
 
     def __init__(
         self,
         settings: ServiceSettings,
-        retriever: Retriever,
+        served: ServedGallery,
         metrics: ServiceMetrics | None = None,
         *,
         limits: MediaLimits | None = None,
@@ -120,8 +120,7 @@ class MediaLibrary:
         """
         self.limits = limits or MediaLimits.of(settings)
         self._metrics = metrics
-        self._gallery = retriever.gallery
-        self._lookup = MediaLookup(retriever.gallery.snapshot)
+        self._lookup = MediaLookup(served.records)
         self._uploads = (settings.data / "uploads").absolute()
         self.cache = MediaCache(settings.data / "media", self.limits.cache_bytes)
         starter = Starter(command or worker_command(), self.limits.memory_bytes)
@@ -142,10 +141,10 @@ class MediaLibrary:
 
     async def stored_thumbnail(self, video: MediaVideo, start_s: float) -> bytes | None:
         """Return the WebP that indexing kept of the segment at ``start_s``; None without one."""
-        if video.content_sha256 is None or self._gallery.thumbnails is None:
+        if video.content_sha256 is None or video.thumbnails is None:
             return None
         key = thumbnail_key(video.content_sha256, start_s)
-        return await self._run(_stored, ThumbnailStore(self._gallery.thumbnails), key)
+        return await self._run(_stored, ThumbnailStore(video.thumbnails), key)
 
     async def thumbnail(self, source: SourceFile, time_s: float) -> bytes:
         """Make a thumbnail of the frame at a time, WebP, or return the one that was made before.

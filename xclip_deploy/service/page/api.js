@@ -33,10 +33,16 @@ const ADVICE = {
 export function inWords(error) {
   if (!(error instanceof ServiceError)) return `Something went wrong in the page: ${error.message}. Reload it.`;
   if (error.isSilence) return "The server does not answer. The page tries again by itself.";
-  const advice = ADVICE[error.status] ?? (error.status >= 500 ? `Look in the service's log for request ${error.requestId}.` : "");
+  const advice = ADVICE_OF_KIND[error.kind] ?? ADVICE[error.status] ?? (error.status >= 500 ? `Look in the service's log for request ${error.requestId}.` : "");
   const message = error.message ? error.message[0].toUpperCase() + error.message.slice(1) : "The request failed";
   return `${message.replace(/[.\s]+$/, "")}. ${advice}`.trim();
 }
+
+/** Advice for errors whose status has another meaning elsewhere. */
+const ADVICE_OF_KIND = {
+  GalleryInShards: "",
+  ShardError: "Try again in a moment, or ask whoever runs the service.",
+};
 
 let logIn = async () => false;
 let onSilence = () => {};
@@ -71,7 +77,9 @@ export async function send(path, { method = "GET", json, form, headers = {}, sig
     if (response.ok) return response;
     if (response.status === 401 && attempt === 0 && (await logIn())) continue;
     const refusal = await refusalOf(response);
-    if (again && attempt < 3 && [429, 503].includes(response.status)) {
+    // A search that waited for a shard in vain has waited long enough.
+    const isWorthIt = again && attempt < 3 && refusal.kind !== "ShardError";
+    if (isWorthIt && [429, 503].includes(response.status)) {
       await pause(Math.min(refusal.retryAfterS ?? 2 ** attempt, 10) * 1000, signal);
       continue;
     }

@@ -57,8 +57,10 @@ function later(milliseconds) {
 async function answers() {
   try {
     const response = await fetch("/health/ready", { cache: "no-store", signal: AbortSignal.timeout(4000) });
-    // Ready says 503 while it starts. Any other answer comes from a server that works.
-    return response.status !== 503 && response.status !== 502;
+    // Ready says 503 while it starts. Any other answer comes from a server that works, and so does
+    // one that tells of shards.
+    if (response.status === 503) return (await response.json()).error.kind === "ShardError";
+    return response.status !== 502;
   } catch {
     return false;
   }

@@ -63,7 +63,7 @@ export class Library {
     this.cards = el("ol", { class: "cards is-library", "aria-label": "Videos of the gallery" });
     this.more = el("div", { class: "more" });
     const hint = page.total ? null : el("div", { class: "empty" }, el("h2", {}, "No video fits"), button("Clear the filters", { onclick: () => go({ filters: [], where: "" }) }));
-    fill(this.root, el("div", { class: "list-head" }, el("h2", {}, "All videos"), this.#addButtons({ isShort: true })), this.cards, hint, this.more);
+    fill(this.root, el("div", { class: "list-head" }, el("h2", {}, "All videos"), this.#addButtons({ isShort: true })), howToAdd(gallery()), this.cards, hint, this.more);
     this.#append(page, where);
   }
 
@@ -98,13 +98,13 @@ export class Library {
     const canAdd = summary.can_upload || summary.can_add_paths;
     fill(this.root, el("div", { class: "empty is-first" },
       el("h2", {}, "No videos yet"),
-      el("p", {}, canAdd ? "Three steps lead to the first moment:" : "This service is read-only. Whoever runs it adds videos with:"),
+      el("p", {}, canAdd ? "Three steps lead to the first moment:" : "This service only reads. Whoever runs it adds videos with:"),
       canAdd && el("ol", { class: "steps" },
         el("li", {}, el("strong", {}, "Add videos. "), "Drop files on this page, or choose them below."),
         el("li", {}, el("strong", {}, "Wait a moment. "), "Each video is read once; a bar shows how far it is."),
         el("li", {}, el("strong", {}, "Say what happens. "), "Type it into the box above and press Enter.")),
       this.#addButtons(),
-      el("p", { class: "hint" }, canAdd ? "Many files go in faster on the server's command line: " : "", el("code", {}, "xclip-deploy index VIDEOS --gallery GALLERY"))));
+      el("p", { class: "hint" }, canAdd ? "Many files go in faster on the server's command line: " : "", el("code", {}, indexCommand(summary)))));
   }
 
   async #remove(video) {
@@ -125,6 +125,18 @@ export class Library {
     if (state().open?.handle === video.handle) go({ open: null }, { replace: true });
     this.onChange();
   }
+}
+
+/** Return the command that adds videos. */
+function indexCommand({ num_shards: shards }) {
+  return `xclip-deploy index VIDEOS --gallery GALLERY${shards === null ? "" : " --cluster auto"}`;
+}
+
+/** Say why a gallery in shards has no buttons to add videos; null for others. */
+function howToAdd(summary) {
+  if (summary.num_shards === null) return null;
+  return el("p", { class: "hint" }, `The gallery is in ${countText(summary.num_shards, "shard")}, which this page only reads. Whoever runs it adds videos with: `,
+    el("code", {}, indexCommand(summary)));
 }
 
 function total({ num_videos: videos, num_segments: segments, total_duration_s: seconds, size_bytes: size }) {

@@ -58,7 +58,8 @@ export class Results {
     this.root.classList.add("is-waiting");
     try {
       const results = await search(state(), signal);
-      kept.set(key, results);
+      // A list without some shards is asked for again.
+      if (!results.failed_shards.length) kept.set(key, results);
       if (kept.size > KEPT) kept.delete(kept.keys().next().value);
       this.#draw(results);
       announce(byId("summary").textContent);
@@ -83,12 +84,12 @@ export class Results {
     this.hits = results.hits;
     byId("summary").textContent = summary(results);
     if (!results.hits.length) {
-      fill(this.root, notices(results), nothing(results));
+      fill(this.root, missingShards(results), notices(results), nothing(results));
     } else {
       this.cards = el("ol", { class: "cards", "aria-label": "Hits, best first" });
       this.#append(results.hits);
       this.more = el("div", { class: "more" });
-      fill(this.root, el("h2", { class: "unseen" }, "Hits"), notices(results), this.cards, this.more, meaning());
+      fill(this.root, el("h2", { class: "unseen" }, "Hits"), missingShards(results), notices(results), this.cards, this.more, meaning());
       this.#offerMore(results);
     }
     this.onShown();
@@ -119,6 +120,13 @@ export class Results {
       const next = await search({ ...state(), offset: state().offset + results.hits.length }, this.#abort.signal);
       results.hits.push(...next.hits);
       results.lastCount = next.hits.length;
+      if (next.failed_shards.length) {
+        results.failed_shards = next.failed_shards;
+        results.answered_shards = next.answered_shards;
+        for (const [address, list] of kept) if (list === results) kept.delete(address);
+        this.root.querySelector(".missing-shards")?.remove();
+        this.root.prepend(missingShards(results));
+      }
       this.#append(next.hits);
       this.#offerMore(results);
       byId("summary").textContent = summary(results);
@@ -168,10 +176,20 @@ function notices(results) {
   return texts.length ? el("ul", { class: "notices" }, texts.map((text) => el("li", {}, text))) : null;
 }
 
+/** Say which shards of the gallery were not searched; null where all were. */
+function missingShards({ answered_shards: answered, failed_shards: failed }) {
+  if (!failed.length) return null;
+  const count = answered.length + failed.length;
+  return el("div", { class: "missing-shards", role: "alert" },
+    el("strong", {}, `${failed.length} of ${count} shards of the gallery ${failed.length === 1 ? "was" : "were"} not searched.`),
+    " Videos there are missing from this list. Search again in a moment.",
+    el("ul", {}, failed.map((shard) => el("li", {}, `Shard ${shard.number} on ${shard.node}: ${sentence(shard.reason)}`))));
+}
+
 function nothing(results) {
   const { filters, where, within, minConfidence, fromS, toS } = state();
   const isLimited = filters.length || where || within || minConfidence !== null || fromS !== null || toS !== null;
-  const advice = results.num_videos === 0 ? "The gallery is empty. Add videos first." : isLimited ? "Take away a filter, or say it in other words." : "Say it in other words.";
+  const advice = results.failed_shards.length ? "It may lie in a shard that was not searched." : results.num_videos === 0 ? "The gallery is empty. Add videos first." : isLimited ? "Take away a filter, or say it in other words." : "Say it in other words.";
   return el("div", { class: "empty" }, el("h2", {}, "No moment found"), el("p", {}, advice),
     isLimited && button("Clear the filters", { onclick: () => go({ filters: [], where: "", within: null, minConfidence: null, fromS: null, toS: null, open: null }) }));
 }

@@ -36,7 +36,7 @@ async def encode_texts(
     body: TextsRequest, response: Response, service: ServiceOf
 ) -> TextFeaturesModel:
     """Embed texts. Texts that are longer than the model reads are named in ``X-Warnings``."""
-    model = service.searching.model
+    model = service.served.model
 
     def encode() -> tuple[TextFeaturesModel, list[str]]:
         with service.metrics.time("encode_text"):
@@ -62,7 +62,7 @@ async def encode_videos(
             with service.metrics.time("decode_query"):
                 frames, said = await service.query_files.decode(path, is_image=False)
             with service.metrics.time("encode_video"):
-                parts.append(await service.run(service.retriever.encode_videos, [frames]))
+                parts.append(await service.run(service.served.retriever.encode_videos, [frames]))
             warnings += [f"file {n}: {each}" for each in said]
     _warn(response, warnings)
     return VideoFeaturesModel.of(VideoFeatures.concatenate(parts))
@@ -75,7 +75,7 @@ async def score(body: ScoreRequest, service: ServiceOf) -> ScoresModel:
 
 
 def _score(service: Service, body: ScoreRequest) -> ScoresModel:
-    model = service.searching.model
+    model = service.served.model
     if isinstance(body.texts, TextFeaturesModel):
         texts: TextFeatures = body.texts.features()
         check_texts(texts, model)
@@ -87,10 +87,10 @@ def _score(service: Service, body: ScoreRequest) -> ScoresModel:
         with service.metrics.time("score"):
             scores = model.score(texts, videos)
     else:
-        snapshot = service.retriever.gallery.snapshot()
+        records = service.served.records()
         with service.metrics.time("score"):
             scores = score_named(
-                model, snapshot, texts, body.videos, show_paths=service.settings.show_paths
+                model, records, texts, body.videos, show_paths=service.settings.show_paths
             )
     return ScoresModel(
         logits=ArrayModel.of(scores.logits),

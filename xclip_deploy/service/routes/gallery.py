@@ -62,6 +62,7 @@ async def remove(body: RemoveRequest, service: ServiceOf) -> RemovedModel:
 async def _remove(service: Service, asked: RemoveRequest) -> RemovedModel:
     if service.settings.read_only:
         raise Refusal(403, "ReadOnly", "the service is read-only; expected no removals")
+    service.served.check_writable()
     if (asked.videos is None) == (asked.where is None):
         raise InvalidArgumentError(
             "the request names videos and a filter, or neither; expected one of the two"

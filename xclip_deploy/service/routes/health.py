@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Response
 
 from xclip_deploy.service.metrics import CONTENT_TYPE
 from xclip_deploy.service.state import Service, service_of
-from xclip_deploy.wire.base import WireModel
+from xclip_deploy.wire.base import FailedShardModel, WireModel
 
 router = APIRouter(tags=["operation"])
 
@@ -17,25 +17,30 @@ class HealthModel(WireModel):
     """Health of the service."""
 
     status: Literal["live", "ready"]
+    failed_shards: list[FailedShardModel] | None = None
+    """Shards that searches leave out, as they do not answer; None for a gallery on one machine."""
 
 
-@router.get("/health/live")
+@router.get("/health/live", response_model_exclude_none=True)
 @router.head("/health/live", include_in_schema=False)
 async def live() -> HealthModel:
     """Answer as long as the process works."""
     return HealthModel(status="live")
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", response_model_exclude_none=True)
 @router.head("/health/ready", include_in_schema=False)
 async def ready(service: Annotated[Service, Depends(service_of)]) -> HealthModel:
     """Answer 200 while the service takes requests, else 503 with the reason.
 
-    All three graphs have answered a real request, the gallery can be read, and the service is not
-    shutting down.
+    All three graphs have answered a real request, the gallery can be read, all its shards answer
+    unless searches may go on without some, and the service is not shutting down.
     """
     service.health.check()
-    return HealthModel(status="ready")
+    if service.served.num_shards is None:
+        return HealthModel(status="ready")
+    lost = [FailedShardModel(**vars(shard)) for shard in service.health.lost_shards]
+    return HealthModel(status="ready", failed_shards=lost)
 
 
 @router.get(

@@ -36,8 +36,8 @@ async def search(request: SearchRequest, service: ServiceOf) -> Response:
 async def search_batch(request: BatchRequest, service: ServiceOf) -> Response:
     """Find videos or moments by several texts with the same options."""
     searching = service.searching
-    snapshot = service.retriever.gallery.snapshot()
-    options = await service.run(searching.options_of, request, snapshot, has_text=True)
+    records = service.served.records()
+    options = await service.run(searching.options_of, request, records, has_text=True)
     warnings = await service.run(searching.warnings_of, request)
     queries = [AskedQuery(options, text, warnings=warnings) for text in request.texts]
     return json_response(batch_to_json(await searching.search_all(queries)))
@@ -45,8 +45,8 @@ async def search_batch(request: BatchRequest, service: ServiceOf) -> Response:
 
 def _query(service: Service, request: SearchRequest) -> AskedQuery:
     searching = service.searching
-    snapshot = service.retriever.gallery.snapshot()
-    options = searching.options_of(request, snapshot, has_text=request.text is not None)
+    records = service.served.records()
+    options = searching.options_of(request, records, has_text=request.text is not None)
     warnings = searching.warnings_of(request)
     if request.video is None:
         return AskedQuery(options, request.text, warnings=warnings)

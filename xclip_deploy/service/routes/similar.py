@@ -88,12 +88,12 @@ async def _query(
             f"the text has {len(text):,} characters; expected at most {MAX_TEXT:,}"
         )
     # Wrong options are told before anything is decoded.
-    snapshot = service.retriever.gallery.snapshot()
-    options = await service.run(searching.options_of, fields, snapshot, has_text=text is not None)
+    records = service.served.records()
+    options = await service.run(searching.options_of, fields, records, has_text=text is not None)
     with service.metrics.time("decode_query"):
         frames, warnings = await service.query_files.decode(received.files[0], is_image=is_image)
     with service.metrics.time("encode_video"):
-        video = await service.run(service.retriever.encode_videos, [frames])
+        video = await service.run(service.served.retriever.encode_videos, [frames])
     weight = fields.video_weight if isinstance(fields, VideoSearchFields) else 0.5
     more = await service.run(searching.warnings_of, fields)
     return AskedQuery(options, text, video, 0.0 if text is None else weight, (*more, *warnings))
