@@ -235,16 +235,21 @@ def table(entries: Sequence[dict[str, Any]], gpu: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    found = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    found.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    found.add_argument("--bundle", type=Path, help="model and kernels to measure")
+    found.add_argument("--videos", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
+    found.add_argument("--texts", type=int, nargs="+", default=[1, 32])
+    found.add_argument("--rounds", type=int, default=20)
+    found.add_argument("--toy", action="store_true", help="try the benchmark on 1,000 videos")
+    return found
+
+
 def main() -> None:
     """Measure, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--bundle", type=Path, help="model and kernels to measure")
-    parser.add_argument("--videos", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
-    parser.add_argument("--texts", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--toy", action="store_true", help="try the benchmark on 1,000 videos")
-    options = parser.parse_args()
+    options = parser().parse_args()
     sizes, rounds = ([1000], 2) if options.toy else (options.videos, options.rounds)
     surroundings = Surroundings.now()
     missing, entries, text = why_no_gpu(), [], f"Nothing was measured: {why_no_gpu()}.\n"
