@@ -118,18 +118,21 @@ def end_to_end(bundle: Bundle, videos: int, rounds: int, options: SessionOptions
     return found
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    found = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    found.add_argument("bundle", type=Path)
+    found.add_argument("--make", action="store_true", help="export the bundle, and measure nothing")
+    found.add_argument("--output", type=Path, help="folder of results")
+    found.add_argument("--search", type=int, help="search among so many videos instead")
+    found.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    found.add_argument("--toy", action="store_true", help="try it with a toy model")
+    return found
+
+
 def main() -> None:
     """Make the bundle, or measure with it."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument(
-        "--make", action="store_true", help="export the bundle, and measure nothing"
-    )
-    parser.add_argument("--output", type=Path, help="folder of results")
-    parser.add_argument("--search", type=int, help="search among so many videos instead")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--toy", action="store_true", help="try it with a toy model")
-    options = parser.parse_args()
+    options = parser().parse_args()
     if options.make:
         checkpoint = options.bundle.with_name("checkpoint.pt")
         make_bundle(options.bundle, make_checkpoint(checkpoint, model_config(options.toy), seed=0))

@@ -30,13 +30,18 @@ from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMe
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.features import TextFeatures
 from xclip_deploy.runtime.files import replace_text
-from xclip_deploy.runtime.grains import GRAINS, PUBLISHED_GRAINS
+from xclip_deploy.runtime.grains import GRAINS, PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
-from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, kernels_of
-from xclip_deploy.runtime.resident.scan import ScanArrays
-from xclip_deploy.runtime.resident.shape import ScanShape
+from xclip_deploy.runtime.resident.kernel_set import (
+    ARGUMENTS,
+    Kernel,
+    kernels_of,
+    slots_a_program,
+)
+from xclip_deploy.runtime.resident.scan import TEXTS_A_PASS, ScanArrays
+from xclip_deploy.runtime.resident.shape import SENTENCE_COLUMNS, ScanShape
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 BLOCK = 20_000
@@ -50,15 +55,17 @@ class Gpu:
 
     name: str
     bytes_a_second: float
+    flop_a_second: float
+    """Rate of tensor cores: dense FP16 products that accumulate in FP32."""
     memory_bytes: float
 
 
 GPUS = (
-    Gpu("L4", 300e9, 24e9),
-    Gpu("A100 80 GB", 2039e9, 80e9),
-    Gpu("RTX 4090", 1008e9, 24e9),
-    Gpu("H100 SXM", 3350e9, 80e9),
-    Gpu("H200", 4800e9, 141e9),
+    Gpu("L4", 300e9, 121e12, 24e9),
+    Gpu("A100 80 GB SXM", 2039e9, 312e12, 80e9),
+    Gpu("RTX 4090", 1008e9, 165.2e12, 24e9),
+    Gpu("H100 SXM", 3350e9, 989.4e12, 80e9),
+    Gpu("H200", 4800e9, 989.4e12, 141e9),
 )
 _RESERVED_BYTES = 2e9
 """Memory that scores, queries and the driver take."""
@@ -72,18 +79,56 @@ def video_bytes(shape: ScanShape) -> int:
     return 2 * shape.embed_dim * (1 + shape.max_frames * shape.reads_frames)
 
 
+def text_flop(shape: ScanShape, parts: int = 2) -> float:
+    """Return the work of one text and one video in tensor cores, as FP16 operations.
+
+    Padding counts, since tensor cores multiply it too. ``parts``: FP16 numbers of a word's factor.
+    Attention multiplies in TF32 three times, at half the rate of FP16.
+    """
+    frames, words = shape.padded_frames, shape.padded_words
+    columns = parts * words * any(GRAINS[grain].reads_words for grain in shape.grains)
+    columns += SENTENCE_COLUMNS
+    rows = frames * shape.reads_frames + 1
+    products = 2.0 * shape.embed_dim * columns * rows
+    attention = 0.0
+    if Grain.VIDEO_WORD in shape.grains:
+        attention += words**2
+    if Grain.FRAME_WORD in shape.grains:
+        # Words of each frame, frames of each word, and words again for 16 rows a program.
+        attention += frames * words**2 + frames**2 * words
+        attention += 16 * words**2 / slots_a_program(Kernel.FRAMES, shape)
+    return products + 2 * 2 * 3 * attention
+
+
+def cache_bytes(shape: ScanShape) -> float:
+    """Return what one text reads from the GPU's cache for one video, bytes.
+
+    Each program reads the text's factors, and its videos.
+    """
+    words = any(GRAINS[grain].reads_words for grain in shape.grains)
+    factors = 2 * shape.embed_dim * (2 * shape.padded_words * words + SENTENCE_COLUMNS)
+    programs = 1 / slots_a_program(Kernel.VIDEO, shape)
+    if shape.reads_frames:
+        programs += 1 / slots_a_program(Kernel.FRAMES, shape)
+    return factors * programs + video_bytes(shape)
+
+
 def peak_table(shape: ScanShape = PUBLISHED, videos: int = 1_000_000) -> str:
     """Return the least time of a scan on several GPUs, as Markdown. Nothing is measured."""
     size = video_bytes(shape) * videos
+    work = text_flop(shape) * videos * TEXTS_A_PASS
     lines = [
-        f"| GPU | memory, GB/s | read {size / 1e9:.1f} GB once, ms | videos that fit |",
-        "|---|---|---|---|",
+        f"| GPU | memory, GB/s | read {size / 1e9:.1f} GB once, ms | tensor cores, TFLOP/s | "
+        f"{work / 1e12:.0f} TFLOP for {TEXTS_A_PASS} texts, ms | videos that fit |",
+        "|---|---|---|---|---|---|",
     ]
     for gpu in GPUS:
         fit = (gpu.memory_bytes - _RESERVED_BYTES) / video_bytes(shape) / 1e6
         least_ms = size / gpu.bytes_a_second * 1e3
+        texts_ms = work / gpu.flop_a_second * 1e3
         lines.append(
-            f"| {gpu.name} | {gpu.bytes_a_second / 1e9:,.0f} | {least_ms:.1f} | {fit:.1f} million |"
+            f"| {gpu.name} | {gpu.bytes_a_second / 1e9:,.0f} | {least_ms:.1f} | "
+            f"{gpu.flop_a_second / 1e12:.0f} | {texts_ms:.0f} | {fit:.1f} million |"
         )
     return "\n".join(lines) + "\n"
 
@@ -235,16 +280,21 @@ def table(entries: Sequence[dict[str, Any]], gpu: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    found = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    found.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    found.add_argument("--bundle", type=Path, help="model and kernels to measure")
+    found.add_argument("--videos", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
+    found.add_argument("--texts", type=int, nargs="+", default=[1, 32])
+    found.add_argument("--rounds", type=int, default=20)
+    found.add_argument("--toy", action="store_true", help="try the benchmark on 1,000 videos")
+    return found
+
+
 def main() -> None:
     """Measure, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--bundle", type=Path, help="model and kernels to measure")
-    parser.add_argument("--videos", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
-    parser.add_argument("--texts", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--toy", action="store_true", help="try the benchmark on 1,000 videos")
-    options = parser.parse_args()
+    options = parser().parse_args()
     sizes, rounds = ([1000], 2) if options.toy else (options.videos, options.rounds)
     surroundings = Surroundings.now()
     missing, entries, text = why_no_gpu(), [], f"Nothing was measured: {why_no_gpu()}.\n"

@@ -222,7 +222,7 @@ def make_bundle(path: Path, checkpoint: Path, options: Sequence[str] = ()) -> Pa
         command = [program(), "export", str(checkpoint), "-o", str(path), *options]
         print(f"exporting {path}", file=sys.stderr, flush=True)
         subprocess.run(  # noqa: S603 - words of this module
-            command, check=True, stdout=subprocess.DEVNULL, env=_with_root(os.environ)
+            command, check=True, stdout=subprocess.DEVNULL, env=with_root(os.environ)
         )
     return path
 
@@ -241,5 +241,7 @@ def program() -> str:
     return str(Path(sys.executable).with_name("xclip-deploy"))
 
 
-def _with_root(environment: Mapping[str, str]) -> dict[str, str]:
-    return {**environment, "PYTHONPATH": str(ROOT)}
+def with_root(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment whose Python finds this tree, behind what it already finds."""
+    paths = [environment.get("PYTHONPATH", ""), str(ROOT)]
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

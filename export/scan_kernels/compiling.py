@@ -39,6 +39,11 @@ _TUNINGS: tuple[tuple[int, int], ...] = ((3, 64), (2, 64), (2, 32), (1, 32))
 """Stages of the loop over an embedding, and its numbers in a step, the fastest first. The first
 whose buffers fit into the shared memory is taken."""
 _NUM_WARPS = 4
+_LEAST_TRITON = (3, 6)
+"""Oldest version that was tried: all kernels compile with it."""
+_REGISTERS = {"i32": "u32", "fp32": "f32"}
+"""PTX type of an argument. Addresses are ``u64``."""
+_SCRATCH_AREAS = 2
 _TARGET = re.compile(r"^\.target sm_(\d+)([a-z]?)", re.MULTILINE)
 
 
@@ -94,6 +99,7 @@ def compile_kernel(
                 f"Triton {triton.__version__} cannot compile {kernel.value} for compute "
                 f"capability {major}.{minor}: {reason}"
             ) from error
+        _check_parameters(triton.__version__, kernel, compiled.asm["ptx"])
         metadata = compiled.metadata
         if metadata.global_scratch_size or metadata.profile_scratch_size:
             raise ExportError(
@@ -125,9 +131,32 @@ def source_sha256() -> str:
 
 def _triton() -> Any:  # noqa: ANN401 - an untyped library
     try:
-        return importlib.import_module("triton")
+        triton = importlib.import_module("triton")
     except ImportError as error:
         raise MissingExtraError("triton", _EXTRA, _PURPOSE) from error
+    found = tuple(map(int, re.findall(r"\d+", triton.__version__)[:2]))
+    if found < _LEAST_TRITON:
+        raise ExportError(
+            f"Triton {triton.__version__} is installed; scan kernels need "
+            f"{'.'.join(map(str, _LEAST_TRITON))} or newer; run: pip install 'xclip-deploy[scan]'"
+        )
+    return triton
+
+
+def _check_parameters(version: str, kernel: Kernel, ptx: str) -> None:
+    """Refuse code that takes other arguments than the runtime passes. Raises ExportError.
+
+    The kernel's own come first, then up to two addresses of scratch memory.
+    """
+    head = ptx.split(".visible .entry", 1)[-1].split(")", 1)[0]
+    registers = [_REGISTERS.get(kind, "u64") for kind in ARGUMENTS[kernel].values()]
+    expected = [*registers, *["u64"] * _SCRATCH_AREAS]
+    found = re.findall(r"\.param \.(\w+)", head)
+    if len(found) < len(registers) or found != expected[: len(found)]:
+        raise ExportError(
+            f"Triton {version} compiled {kernel.value} with arguments {', '.join(found)}, the "
+            f"runtime passes {', '.join(expected)}; run: pip install 'triton==3.9.0'"
+        )
 
 
 def _source() -> Any:  # noqa: ANN401

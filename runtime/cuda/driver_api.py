@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from xclip_deploy.errors import DriverError, MissingExtraError, SessionError
+from xclip_deploy.runtime.cuda.gate import CAPTURES
 from xclip_deploy.runtime.cuda.runtime_api import Stream
 
 _MODULE = "cuda.bindings.driver"
@@ -66,7 +67,9 @@ class KernelFunction:
 class Driver:
     """The CUDA driver. A thread selects its device before it calls a method.
 
-    Every method raises DriverCallError with the names of the function and the status.
+    Loading code allocates memory, and a driver may load a kernel as late as its first launch. So
+    every method waits while ONNX Runtime captures a CUDA graph, see ``CAPTURES``. Every method
+    raises DriverCallError with the names of the function and the status.
     """
 
     def __init__(self, api: Any) -> None:  # noqa: ANN401 - untyped bindings
@@ -85,6 +88,17 @@ class Driver:
 
         Raises DriverError where the driver or the GPU cannot run such code.
         """
+        with CAPTURES.shared():
+            return self._load(image, name, tuple(types), num_warps, shared_bytes)
+
+    def _load(
+        self,
+        image: bytes,
+        name: str,
+        types: tuple[ArgumentType, ...],
+        num_warps: int,
+        shared_bytes: int,
+    ) -> KernelFunction:
         try:
             # PTX is a text that ends with a zero. A cubin tells its own length.
             module = self._call("cuModuleLoadData", image + b"\0")
@@ -105,11 +119,12 @@ class Driver:
         except BaseException:
             self._call("cuModuleUnload", module)
             raise
-        return KernelFunction(handle, module, name, tuple(types), num_warps, shared_bytes)
+        return KernelFunction(handle, module, name, types, num_warps, shared_bytes)
 
     def unload(self, function: KernelFunction) -> None:
         """Unload a kernel that no running work uses."""
-        self._call("cuModuleUnload", function.module)
+        with CAPTURES.shared():
+            self._call("cuModuleUnload", function.module)
 
     def launch(
         self,
@@ -125,16 +140,17 @@ class Driver:
             )
         # Triton's kernels end with the addresses of two scratch areas, which ours do not use.
         types = (*(_C_TYPES.get(t, ctypes.c_void_p) for t in function.types), *_SCRATCH_TYPES)
-        self._call(
-            "cuLaunchKernel",
-            function.handle,
-            *(*grid, 1),
-            *(function.num_warps * _WARP, 1, 1),
-            function.shared_bytes,
-            self._api.CUstream(int(stream)),
-            ((*arguments, 0, 0), types),
-            0,
-        )
+        with CAPTURES.shared():
+            self._call(
+                "cuLaunchKernel",
+                function.handle,
+                *(*grid, 1),
+                *(function.num_warps * _WARP, 1, 1),
+                function.shared_bytes,
+                self._api.CUstream(int(stream)),
+                ((*arguments, 0, 0), types),
+                0,
+            )
 
     def _call(self, function: str, *arguments: Any) -> Any:  # noqa: ANN401
         status, *values = getattr(self._api, function)(*arguments)

@@ -57,6 +57,6 @@ class Gate:
 
 
 CAPTURES = Gate()
-"""Entered while memory is allocated or freed, and while ONNX Runtime loads or runs on a GPU; closed
-while it captures a CUDA graph. It captures in CUDA's global mode, in which such calls of other
-threads fail, and the capture with them."""
+"""Entered while memory is allocated or freed, while kernels are loaded or launched, and while ONNX
+Runtime loads or runs on a GPU; closed while it captures a CUDA graph. It captures in CUDA's global
+mode, in which such calls of other threads fail, and the capture with them."""

@@ -11,9 +11,14 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import ClosedError, InvalidArgumentError, SessionError
+from xclip_deploy.errors import (
+    ClosedError,
+    DeviceMemoryError,
+    InvalidArgumentError,
+    SessionError,
+)
 from xclip_deploy.runtime.arguments import as_whole_number
-from xclip_deploy.runtime.arrays import AnyArray, BoolArray, Float32Array, Int64Array, slices
+from xclip_deploy.runtime.arrays import AnyArray, BoolArray, Float32Array, Int64Array
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceMemory
@@ -21,11 +26,11 @@ from xclip_deploy.runtime.cuda.runtime_api import Stream
 from xclip_deploy.runtime.features import TextFeatures
 from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
+from xclip_deploy.runtime.resident.kernel_loading import load_kernels, unload_kernels
 from xclip_deploy.runtime.resident.kernel_set import (
     ARGUMENTS,
     Kernel,
     kernels_of,
-    read_code,
     read_kernel_set,
     slots_a_program,
 )
@@ -37,6 +42,8 @@ from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 SCRATCH_BYTES = 1 << 30
 """Most memory for the scores of one pass. Fewer texts share a pass where it would be more."""
+MAX_SLOTS = (1 << 31) - (1 << 14)
+"""Most slots of a gallery. Their numbers, and those beyond the last in its block, are int32."""
 _PLACES, _DIGITS = 8, 256
 """Digits of a sort key, and values of a digit."""
 
@@ -130,34 +137,16 @@ class GpuScan:
     ) -> GpuScan:
         kernel_set = read_kernel_set(bundle)
         driver = open_driver()
-        cuda = memory.cuda
-        cuda.select()
-        gpu = cuda.gpu()
-        functions: dict[Kernel, KernelFunction] = {}
+        memory.cuda.select()
+        kernels = wanted(kernel_set.shape)
+        functions = load_kernels(bundle, kernel_set, kernels, driver, memory.cuda.gpu())
         try:
-            for kernel in wanted(kernel_set.shape):
-                record = kernel_set.kernels[kernel]
-                code = record.code_for(gpu.compute_capability)
-                if code is None:
-                    raise SessionError(
-                        f"the scan kernels of {bundle.path} are for compute capability "
-                        f"{', '.join(kernel_set.targets)}, {gpu.name} has "
-                        f"{'.'.join(map(str, gpu.compute_capability))}; search on the CPU"
-                    )
-                functions[kernel] = driver.load(
-                    read_code(bundle, code),
-                    kernel.value,
-                    tuple(record.arguments.values()),
-                    code.num_warps,
-                    code.shared_bytes,
-                )
             return cls(
                 kernel_set.shape, weights, memory, driver, functions, scratch_bytes=scratch_bytes
             )
         except BaseException:
             # The constructor empties the dictionary where it fails.
-            for function in functions.values():
-                driver.unload(function)
+            unload_kernels(functions, driver)
             raise
 
     def best(
@@ -235,6 +224,11 @@ class GpuScan:
         """Refuse arrays that the kernels would misread."""
         shape, slots = self.shape, arrays.num_slots
         dim, frames = shape.embed_dim, shape.max_frames
+        if slots > MAX_SLOTS:
+            raise SessionError(
+                f"the gallery has {slots:,} slots on the GPU, the scan counts {MAX_SLOTS:,}; "
+                "search on the CPU"
+            )
         check_array("video_features", arrays.video_features, (slots, dim), DType.FLOAT16)
         if self._reads_frames:
             check_array(
@@ -256,7 +250,10 @@ class GpuScan:
         allowed: BoolArray | None,
         use: Callable[[slice, Addresses], None],
     ) -> None:
-        """Score the texts, as many at once as fit. ``use`` takes each part and its addresses."""
+        """Score the texts, as many at once as fit. ``use`` takes each part and its addresses.
+
+        Raises DeviceMemoryError where the scores of not even one text fit.
+        """
         slots, grains = arrays.num_slots, len(self.shape.grains)
         at_once = min(TEXTS_A_PASS, max(1, self._scratch_bytes // (4 * slots * (grains + 1))))
         with self._lock:
@@ -266,17 +263,27 @@ class GpuScan:
             try:
                 mask = packed(allowed) if allowed is not None else np.zeros(4, np.uint8)
                 masks = self._mask.send({"allowed": mask}, self._stream)
-                for rows in slices(len(texts), at_once):
+                start = 0
+                while start < len(texts):
+                    rows = slice(start, min(start + at_once, len(texts)))
                     part = texts[rows]
+                    plane_bytes = 4 * len(part) * slots
+                    sizes = {"planes": grains * plane_bytes, "scores": plane_bytes}
+                    try:
+                        room = self._work.hold(sizes)
+                    except DeviceMemoryError:
+                        if len(part) == 1:
+                            raise
+                        at_once = len(part) // 2  # other programs may have taken the memory
+                        continue
                     factors = query_factors(part, self.shape, self._weights).arrays()
                     factors["counts"] = np.zeros((len(part), _PLACES, _DIGITS), np.int32)
                     factors["taken"] = np.zeros(len(part), np.int32)
-                    plane_bytes = 4 * len(part) * slots
-                    room = self._work.hold({"planes": grains * plane_bytes, "scores": plane_bytes})
                     sent = self._queries.send(factors, self._stream)
                     addresses = {**self._addresses, **masks, **sent, **room}
                     self._score(len(part), arrays, allowed is not None, addresses)
                     use(rows, addresses)
+                    start = rows.stop
             except BaseException:
                 self._settle()
                 raise

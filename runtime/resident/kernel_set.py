@@ -181,14 +181,16 @@ class KernelRecord(FrozenModel):
     """Arguments in order."""
     codes: tuple[KernelCode, ...]
 
-    def code_for(self, compute_capability: tuple[int, int]) -> KernelCode | None:
-        """Return the code that fits a GPU best, None where none fits.
+    def codes_for(self, compute_capability: tuple[int, int]) -> list[KernelCode]:
+        """Return the codes that fit a GPU, the best first.
 
         Machine code comes before PTX. Of each, the nearest lower compute capability is best.
         """
         fitting = [code for code in self.codes if code.fits(compute_capability)]
-        return max(
-            fitting, key=lambda code: (code.kind == "cubin", code.compute_capability), default=None
+        return sorted(
+            fitting,
+            key=lambda code: (code.kind == "cubin", code.compute_capability),
+            reverse=True,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,6 +34,10 @@ AT_SEARCH_BYTES = 512 << 20
 """Largest gallery that the second search uploads. A single search is faster without an upload."""
 WAIT_S = 0.25
 """Longest time that a search waits for another thread's upload before it goes on without."""
+_FORKED = (
+    "this process was forked from the one that opened the retriever, and CUDA does not work there; "
+    "open a retriever in this process"
+)
 _Result = TypeVar("_Result")
 
 
@@ -89,6 +94,7 @@ class Residence:
         """Reason why the GPU is not used any more; empty while it is."""
         self._refused: WeakKeyDictionary[Snapshot, str] = WeakKeyDictionary()
         self._is_closed = False
+        self._process = os.getpid()
 
     @property
     def device_name(self) -> str:
@@ -104,6 +110,10 @@ class Residence:
         """
         if not self._is_wanted:
             return search(None, "")
+        if self._is_forked:
+            if self._must:
+                raise SessionError(_FORKED)
+            return search(None, f"not resident on {self.device_name}: {_FORKED}")
         opened, why = self._prepare(snapshot)
         if opened is not None:
             try:
@@ -123,6 +133,8 @@ class Residence:
 
         A failure is left to the next search, which reads the rows from the gallery.
         """
+        if self._is_forked:
+            return
         with self._lock:
             opened = self._opened
         if opened is None:
@@ -139,6 +151,10 @@ class Residence:
         """
         if not self._is_wanted:
             return
+        if self._is_forked:
+            if self._must:
+                raise SessionError(_FORKED)
+            return
         with self._lock:
             self._why_not = ""
             self._refused.clear()
@@ -146,6 +162,8 @@ class Residence:
 
     def holds_all(self, snapshot: Snapshot) -> bool:
         """Tell whether a snapshot is on the GPU with all that the scorer reads."""
+        if self._is_forked:
+            return False
         with self._lock:
             opened = self._opened
         if opened is None or not opened.gallery.has(snapshot):
@@ -156,6 +174,8 @@ class Residence:
         """Say in one line where the gallery is; empty where no resident gallery is wanted."""
         if not self._is_wanted:
             return ""
+        if self._is_forked:
+            return f"not resident on {self.device_name}: {_FORKED}"
         with self._lock:
             opened, why, refused = self._opened, self._why_not, list(self._refused.values())
         if opened is None or opened.gallery.is_empty:
@@ -168,11 +188,18 @@ class Residence:
 
     def close(self) -> None:
         """Wait for searches, and free the GPU. Raises SessionError."""
+        if self._is_forked:
+            return  # the memory and the locks are the parent's
         with self._lock:
             self._is_closed = True
             opened, self._opened = self._opened, None
         if opened is not None:
             opened.close()
+
+    @property
+    def _is_forked(self) -> bool:
+        """Whether this process is a copy that ``fork`` made of the one that opened the GPU."""
+        return os.getpid() != self._process
 
     # -- what may fail ---------------------------------------------------------------------
 

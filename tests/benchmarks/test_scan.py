@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.scan import measure, peak_table, random_weights, table
+from benchmarks.scan import (
+    PUBLISHED,
+    cache_bytes,
+    measure,
+    peak_table,
+    random_weights,
+    table,
+    text_flop,
+)
 from stand_in_device import Device, install
 from stand_in_device.kernels import kernel_image
 from xclip_deploy.runtime.cuda.driver_api import open_driver
@@ -53,10 +61,23 @@ def test_searches_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_page_shows_the_table_by_arithmetic() -> None:
-    """13,312 bytes a video; an H100 reads 3.35 TB/s."""
-    assert "| H100 SXM | 3,350 | 4.0 | 5.9 million |" in peak_table()
+    """13,312 bytes a video; an H100 reads 3.35 TB/s and multiplies 989 TFLOP/s."""
+    assert "| H100 SXM | 3,350 | 4.0 | 989 | 57 | 5.9 million |" in peak_table()
     page = (ROOT / "docs" / "resident.md").read_text(encoding="utf-8")
     assert peak_table() in page
+    # 17 rows of 512 numbers by 80 columns, and attention in three TF32 products of half the rate.
+    assert text_flop(PUBLISHED) == 2 * 17 * 512 * 80 + 12 * (
+        16 * 32 * 32 * 1.25 + 32 * 16 * 16 + 32**2
+    )
+    for parts, sentence in ((2, "and {:.0f} ms at 60 % of it"), (1, "a third: {:.0f} ms at 60 %")):
+        total_ms = text_flop(PUBLISHED, parts) * 32e6 / (0.6 * 989.4e12) * 1e3
+        assert sentence.format(total_ms) in page
+    # A program of 4 or 64 videos reads 80 KiB of factors, and its videos.
+    assert cache_bytes(PUBLISHED) == 81920 / 4 + 81920 / 64 + 13312
+    read = cache_bytes(PUBLISHED) * 1e6
+    assert f"is {read / 1e9:.0f} GB for a text and a million videos" in page
+    assert f"that is {read / 6.5e-3 / 1e12:.1f} TB/s" in page
+    assert f"it is {32 * read / 60e-3 / 1e12:.0f} TB/s" in page
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -30,7 +31,6 @@ LARGEST = ScanShape(
 ONE_GRAIN = ScanShape(
     embed_dim=512, max_frames=12, max_words=77, grains=CLIP_GRAINS, mask_padding=False
 )
-_REGISTERS = {"i32": "u32", "fp32": "f32"}
 
 
 def parameters(ptx: str) -> list[str]:
@@ -43,7 +43,8 @@ def parameters(ptx: str) -> list[str]:
 def test_ptx_takes_what_the_runtime_passes(kernel: Kernel) -> None:
     compiled = compile_kernel(kernel, SMALL, PTX_ARCHITECTURE, "ptx")
     text = compiled.image.decode()
-    expected = [_REGISTERS.get(kind, "u64") for kind in ARGUMENTS[kernel].values()]
+    registers = {"i32": "u32", "fp32": "f32"}
+    expected = [registers.get(kind, "u64") for kind in ARGUMENTS[kernel].values()]
     assert parameters(text) == [*expected, "u64", "u64"]  # and two scratch areas
     assert re.search(rf"^\.visible \.entry {kernel.value}\(", text, re.M)
     # It runs on later GPUs, and on drivers since CUDA 12.0.
@@ -52,12 +53,14 @@ def test_ptx_takes_what_the_runtime_passes(kernel: Kernel) -> None:
     assert re.search(r"^\.version 8\.0$", text, re.M)
 
 
-@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
+@pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_machine_code(capability: tuple[int, int]) -> None:
-    compiled = compile_kernel(Kernel.DIGIT, SMALL, capability)
+    """The tensor cores of each architecture take a second; those of 7.5 half a minute."""
+    kernel = Kernel.DIGIT if capability < (8, 0) else Kernel.FRAMES
+    compiled = compile_kernel(kernel, SMALL, capability)
     assert compiled.image.startswith(b"\x7fELF")
-    assert b"digit_kernel" in compiled.image
-    assert compiled.is_exact == (capability == (9, 0))
+    assert kernel.value.encode() in compiled.image
+    assert compiled.is_exact == (capability >= (9, 0))
     assert (compiled.num_warps, compiled.compute_capability) == (4, capability)
 
 
@@ -65,6 +68,22 @@ def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(compiling._SHARED_BYTES, (7, 5), 512)
     with pytest.raises(ExportError, match=r"digit_kernel needs 1,024 bytes .* 7\.5 has 512"):
         compile_kernel(Kernel.DIGIT, SMALL, (7, 5))
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "2.3.0+git1234"])
+def test_an_old_triton(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(importlib.import_module("triton"), "__version__", version)
+    expected = rf"Triton {re.escape(version)} is installed; scan kernels need 3\.6 or newer; run: "
+    with pytest.raises(ExportError, match=expected):
+        compile_kernel(Kernel.DIGIT, SMALL, (8, 9))
+
+
+def test_a_triton_that_passes_other_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels would read scratch addresses that nobody passes."""
+    monkeypatch.setattr(compiling, "_SCRATCH_AREAS", 1)
+    expected = r"compiled digit_kernel with arguments u64, .*, u64, u64, the runtime passes u64, "
+    with pytest.raises(ExportError, match=expected):
+        compile_kernel(Kernel.DIGIT, SMALL, (8, 9))
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

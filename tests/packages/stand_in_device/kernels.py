@@ -59,21 +59,28 @@ def read_image(image: bytes) -> dict[str, Any] | None:
 
 
 def write_kernels(
-    bundle: Bundle, targets: Sequence[tuple[int, int]] = ((8, 9),), **changes: Any
+    bundle: Bundle,
+    targets: Sequence[tuple[int, int]] = ((8, 9),),
+    *,
+    ptx: tuple[int, int] | None = None,
+    **changes: Any,
 ) -> KernelSet:
-    """Put scan kernels for the stand-in into a bundle."""
+    """Put scan kernels for the stand-in into a bundle: machine code, and PTX of ``ptx``."""
     folder = kernels_folder(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     shape = ScanShape.of(bundle.manifest.model)
+    wanted = [(target, changes) for target in targets]
+    if ptx is not None:
+        wanted.append((ptx, {**changes, "kind": "ptx"}))
     records = {}
     for kernel in kernels_of(shape):
         codes = []
-        for target in targets:
-            image = kernel_image(kernel, shape, target, **changes)
-            name = f"{kernel.value}-sm{target[0]}{target[1]}.cubin"
-            (folder / name).write_bytes(image)
+        for target, made in wanted:
+            image = kernel_image(kernel, shape, target, **made)
             header = read_image(image + b"\0")
             assert header is not None
+            name = f"{kernel.value}-sm{target[0]}{target[1]}.{header['kind']}"
+            (folder / name).write_bytes(image)
             codes.append(
                 KernelCode(
                     kind=header["kind"],

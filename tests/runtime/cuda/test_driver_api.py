@@ -6,6 +6,7 @@ import ctypes
 import inspect
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stand_in_device.cuda_driver import CudaDriver
 from stand_in_device.kernels import kernel_image
 from xclip_deploy.errors import MissingExtraError, SessionError
 from xclip_deploy.runtime.cuda.driver_api import FUNCTIONS, Driver, KernelFunction, open_driver
+from xclip_deploy.runtime.cuda.gate import CAPTURES
 from xclip_deploy.runtime.cuda.runtime_api import Cuda, Stream, open_cuda
 from xclip_deploy.runtime.grains import CLIP_GRAINS
 from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel
@@ -153,6 +155,26 @@ def test_kernels_stay_within_their_memory(lenient: Device, cuda: Cuda, driver: D
     driver.launch(function, (1, 1), values, stream)
     with pytest.raises(Violation, match=r"digit_kernel: .*memory is read that nothing has wri"):
         cuda.synchronize(stream)
+
+
+def test_a_launch_waits_for_a_capture(lenient: Device, cuda: Cuda, driver: Driver) -> None:
+    """A driver may load the kernel at that moment, which a capture of another thread forbids."""
+    stream = cuda.create_stream()
+    function, values = load(driver), arguments(cuda, stream)
+
+    def use() -> None:
+        cuda.select()
+        driver.launch(function, (1, 1), values, stream)
+        driver.unload(load(driver))
+
+    thread = threading.Thread(target=use)
+    with CAPTURES.alone():
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive()
+        assert lenient.kernel_launches == []
+    thread.join()
+    assert lenient.kernel_launches == ["digit_kernel"]
 
 
 def test_a_kernel_of_another_name(cuda: Cuda, driver: Driver, lenient: Device) -> None:

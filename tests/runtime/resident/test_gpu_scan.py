@@ -23,6 +23,7 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.arrays import BoolArray
 from xclip_deploy.runtime.cuda.driver_api import DriverCallError
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS, Grain
+from xclip_deploy.runtime.resident import gpu_scan
 from xclip_deploy.runtime.resident.scan import Best
 
 Scores = dict[str, npt.NDArray[np.float32]]
@@ -139,6 +140,34 @@ def test_many_texts_take_several_passes(device: Device, make_case: Any, open_sca
     assert device.kernel_launches == ["video_kernel"] * 3
     np.testing.assert_array_equal(parts["logits"], whole["logits"][:12])
     np.testing.assert_allclose(whole["logits"], case.expected()["logits"], rtol=0, atol=1e-4)
+
+
+def test_scores_that_do_not_fit_take_more_passes(
+    device: Device, make_case: Any, open_scan: Any
+) -> None:
+    """Another program may have taken the memory since the gallery came."""
+    case = make_case(grains=CLIP_GRAINS, texts=5, videos=7)
+    expected = case.expected()["logits"]
+    with open_scan(case) as on:
+        # The first allocation is the mask's, the next that of the scores.
+        for after in (1, 0):
+            device.fail("cudaMalloc", "cudaErrorMemoryAllocation", after=after)
+        best = on.scan.best(case.queries, on.arrays, 3, None)
+        assert device.kernel_launches.count("video_kernel") == 5  # one text at a time
+    for text, found in enumerate(best):
+        assert found.slots.tolist() == np.argsort(-expected[text])[:3].tolist()
+
+
+def test_more_slots_than_kernels_count(
+    device: Device, make_case: Any, open_scan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_scan, "MAX_SLOTS", 8)
+    case = make_case(grains=CLIP_GRAINS, videos=9)
+    with (
+        open_scan(case) as on,
+        pytest.raises(SessionError, match="has 9 slots on the GPU, the scan counts 8; search on"),
+    ):
+        on.scan.best(case.queries, on.arrays, 1, None)
 
 
 def test_threads_share_a_scan(device: Device, make_case: Any, open_scan: Any) -> None:

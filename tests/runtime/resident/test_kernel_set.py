@@ -62,19 +62,19 @@ def code(kind: str, capability: tuple[int, int], is_exact: bool = False) -> Kern
 @pytest.mark.parametrize(
     ("gpu", "expected"),
     [
-        ((7, 5), "cubin 7.5"),
-        ((8, 0), "cubin 8.0"),
-        ((8, 7), "cubin 8.6"),  # same major number, lower minor
-        ((8, 9), "cubin 8.6"),
-        ((9, 0), "cubin 9.0"),
-        ((10, 0), "ptx 8.0"),
-        ((12, 0), "cubin 12.0"),
-        ((12, 1), "ptx 8.0"),  # code for 12.0 alone does not run there
-        ((7, 0), None),
-        ((6, 1), None),
+        ((7, 5), ["cubin 7.5"]),
+        ((8, 0), ["cubin 8.0", "ptx 8.0"]),
+        ((8, 7), ["cubin 8.6", "cubin 8.0", "ptx 8.0"]),  # same major number, lower minor
+        ((8, 9), ["cubin 8.6", "cubin 8.0", "ptx 8.0"]),
+        ((9, 0), ["cubin 9.0", "ptx 8.0"]),
+        ((10, 0), ["ptx 8.0"]),
+        ((12, 0), ["cubin 12.0", "ptx 8.0"]),
+        ((12, 1), ["ptx 8.0"]),  # code for 12.0 alone does not run there
+        ((7, 0), []),
+        ((6, 1), []),
     ],
 )
-def test_the_code_that_fits_a_gpu(gpu: tuple[int, int], expected: str | None) -> None:
+def test_the_codes_that_fit_a_gpu(gpu: tuple[int, int], expected: list[str]) -> None:
     record = KernelRecord(
         arguments={},
         codes=(
@@ -86,9 +86,8 @@ def test_the_code_that_fits_a_gpu(gpu: tuple[int, int], expected: str | None) ->
             code("cubin", (12, 0), is_exact=True),
         ),
     )
-    found = record.code_for(gpu)
-    capability = () if found is None else found.compute_capability
-    assert (found and f"{found.kind} {'.'.join(map(str, capability))}") == expected
+    names = [f"{c.kind} {'.'.join(map(str, c.compute_capability))}" for c in record.codes_for(gpu)]
+    assert names == expected
 
 
 def test_a_bundle_with_kernels_opens_a_scan(own_bundle: Bundle, memory: DeviceMemory) -> None:
@@ -120,6 +119,29 @@ def test_a_kernel_that_the_driver_refuses(
     device.fail("cuModuleLoadData", "CUDA_ERROR_INVALID_PTX", after=1)
     with pytest.raises(DriverError, match=r"cannot run the kernel video_kernel \(CUDA_ERROR_INVA"):
         GpuScan.open(own_bundle, memory)
+
+
+def test_ptx_stands_in_for_machine_code(
+    own_bundle: Bundle, device: Device, memory: DeviceMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A driver of CUDA 12 may refuse what the assembler of CUDA 13 wrote."""
+    write_kernels(own_bundle, ptx=(8, 0))
+    kernels = len(read_kernel_set(own_bundle).kernels)
+    for number in range(kernels):
+        device.fail("cuModuleLoadData", "CUDA_ERROR_INVALID_IMAGE", after=0 if number == 0 else 1)
+    with caplog.at_level("WARNING"), GpuScan.open(own_bundle, memory) as scan:
+        found = {f.module.header["kind"] for f in scan._functions.values()}
+    assert found == {"ptx"}
+    assert len(caplog.messages) == kernels
+    assert caplog.messages[0].startswith(
+        "update the driver: frames_kernel runs by PTX of compute capability 8.0, since better code "
+        "was refused (cuModuleLoadData failed with CUDA_ERROR_INVALID_IMAGE"
+    )
+    for after in (1, 0):  # the second kernel's machine code, and its PTX
+        device.fail("cuModuleLoadData", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", after=after)
+    with pytest.raises(DriverError, match=r"cannot run the kernel video_kernel \(CUDA_ERROR_UNSU"):
+        GpuScan.open(own_bundle, memory)
+    device.check_nothing_left()
 
 
 def test_altered_files_are_refused(own_bundle: Bundle, memory: DeviceMemory) -> None:

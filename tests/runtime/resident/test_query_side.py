@@ -50,6 +50,23 @@ def test_one_fp16_part_would_not_do(make_case: Any) -> None:
     assert np.abs(high - expected).max() > 500 * np.abs(both - expected).max()
 
 
+def test_words_need_both_parts(make_case: Any) -> None:
+    """One FP16 number for each is off by more than a scan may be, as soon as features are long.
+
+    Those of a trained model have similarities beyond 1, and a temperature of 0.01 enlarges errors.
+    """
+    case = make_case(words=16, frames=6, videos=200, texts=8)
+    long = case.queries.word_features * np.float32(2)
+    rounded = long.astype(np.float16).astype(np.float32)
+    video_words = []
+    for words in (long, rounded):
+        object.__setattr__(case, "queries", replace(case.queries, word_features=words))
+        video_words.append(case.expected()["video_word"])
+    exact, found = video_words
+    span = exact.max() - exact.min()
+    assert np.abs(found - exact).max() > 3e-4 * span
+
+
 def test_only_what_a_model_compares_is_prepared(make_case: Any) -> None:
     case = make_case(grains=CLIP_GRAINS)
     found = query_factors(case.queries, case.shape, case.weights)

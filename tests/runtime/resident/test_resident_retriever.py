@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +104,66 @@ def test_a_retriever(device: Device, with_kernels: Bundle) -> None:
     assert device.used_bytes == 0
     with pytest.raises(ClosedError):
         resident.search(TEXT)
+
+
+def in_a_fork(work: Callable[[], list[str]]) -> list[str]:
+    """What a function returns in a fork of this process."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of other libraries
+        child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, json.dumps(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as answer:
+        found: list[str] = json.loads(answer.read())
+    os.waitpid(child, 0)
+    return found
+
+
+def outcome(use: Callable[[], str]) -> str:
+    """The result of a function, or its refusal."""
+    try:
+        return use()
+    except SessionError as error:
+        return f"refused: {error}"
+
+
+@pytest.mark.parametrize("must", [True, False])
+def test_a_fork_leaves_the_gpu_alone(device: Device, with_kernels: Bundle, must: bool) -> None:
+    """CUDA does not work in a forked process, and the memory is the parent's."""
+    session = SessionOptions(resident_gallery=True if must else "auto")
+    videos, features = samples(with_kernels, 9)
+    with Retriever(with_kernels, session=session) as retriever:
+        residence = retriever.residence
+        residence._is_wanted = True  # also with "auto", where the encoders run on a CPU
+        retriever.add_features(videos, features)
+        retriever.warm_up()
+        calls = len(device.calls)
+
+        def child() -> list[str]:
+            snapshot = retriever.gallery.snapshot()
+            found = [residence.describe(), str(residence.holds_all(snapshot))]
+            found.append(outcome(lambda: residence.run(snapshot, lambda on, why: f"{on} {why}")))
+            found.append(outcome(lambda: str(residence.warm_up(snapshot))))
+            residence.close()
+            return [*found, str(len(device.calls) - calls)]
+
+        said, holds, ran, warmed, touched = in_a_fork(child)
+        assert said.startswith("not resident on cuda:0: this process was forked from the one that")
+        assert (holds, touched) == ("False", "0")
+        if must:
+            assert ran == warmed
+            assert ran.startswith("refused: this process was forked")
+            assert ran.endswith("; open a retriever in this process")
+        else:
+            assert ran.startswith("None not resident on cuda:0: this process was forked")
+            assert warmed == "None"
+        assert residence.describe().startswith("resident on cuda:0: ")
+    assert device.used_bytes == 0
 
 
 @pytest.mark.parametrize("where", ["memory", "lancedb"])

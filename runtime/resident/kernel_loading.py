@@ -1,0 +1,81 @@
+"""Load a bundle's scan kernels on a GPU: its machine code or, where a driver refuses that, PTX.
+
+Machine code is as new as the assembler that wrote it. Triton's assembler for compute capability 9.0
+and later is that of CUDA 13, so that a driver of CUDA 12 may refuse the code of an H100. Such a
+driver compiles the PTX instead, which is of CUDA 12.0.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from xclip_deploy.errors import DriverError, SessionError
+from xclip_deploy.runtime.bundle import Bundle
+from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction
+from xclip_deploy.runtime.cuda.runtime_api import CudaDevice
+from xclip_deploy.runtime.resident.kernel_set import Kernel, KernelCode, KernelSet, read_code
+
+_LOG = logging.getLogger(__name__)
+
+
+def load_kernels(
+    bundle: Bundle, kernel_set: KernelSet, wanted: Iterable[Kernel], driver: Driver, gpu: CudaDevice
+) -> dict[Kernel, KernelFunction]:
+    """Load kernels on the GPU that the thread has selected.
+
+    Code that the driver refuses is left out, and a warning names it. Raises SessionError where the
+    bundle has no code for this GPU, BundleIntegrityError for a damaged file, and DriverError where
+    the driver refuses every code. Nothing stays loaded then.
+    """
+    functions: dict[Kernel, KernelFunction] = {}
+    try:
+        for kernel in wanted:
+            functions[kernel] = _load(bundle, kernel_set, kernel, driver, gpu)
+    except BaseException:
+        unload_kernels(functions, driver)
+        raise
+    return functions
+
+
+def unload_kernels(functions: dict[Kernel, KernelFunction], driver: Driver) -> None:
+    """Unload kernels that no running work uses, and forget them. Raises SessionError."""
+    while functions:
+        driver.unload(functions.popitem()[1])
+
+
+def _load(
+    bundle: Bundle, kernel_set: KernelSet, kernel: Kernel, driver: Driver, gpu: CudaDevice
+) -> KernelFunction:
+    record = kernel_set.kernels[kernel]
+    codes = record.codes_for(gpu.compute_capability)
+    if not codes:
+        raise SessionError(
+            f"the scan kernels of {bundle.path} are for compute capability "
+            f"{', '.join(kernel_set.targets)}, {gpu.name} has "
+            f"{'.'.join(map(str, gpu.compute_capability))}; search on the CPU"
+        )
+    types = tuple(record.arguments.values())
+    last: DriverError | None = None
+    for code in codes:
+        image = read_code(bundle, code)
+        try:
+            function = driver.load(image, kernel.value, types, code.num_warps, code.shared_bytes)
+        except DriverError as error:
+            last = error
+            continue
+        if last is not None:
+            _LOG.warning(
+                "update the driver: %s runs by %s, since better code was refused (%s)",
+                kernel.value,
+                _name(code),
+                last.__cause__,
+            )
+        return function
+    assert last is not None
+    raise last
+
+
+def _name(code: KernelCode) -> str:
+    kind = "PTX" if code.kind == "ptx" else "machine code"
+    return f"{kind} of compute capability {'.'.join(map(str, code.compute_capability))}"
