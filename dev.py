@@ -48,7 +48,10 @@ def test(arguments: list[str]) -> None:
     # PyTorch's threads wait by spinning. With two workers of two threads each on two cores,
     # steps on the tests' tiny tensors take ten times as long.
     threads = os.environ.get("OMP_NUM_THREADS", "1")
-    run(PYTHON, *words, cwd=ROOT, environment={"OMP_NUM_THREADS": threads})
+    # Containers often forbid bytecode. Each worker would then compile every test for 9 s, and
+    # each of the hundreds of processes that tests start would compile the project.
+    environment = {"OMP_NUM_THREADS": threads, "PYTHONDONTWRITEBYTECODE": ""}
+    run(PYTHON, *words, cwd=ROOT, environment=environment)
 
 
 def lint(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import settings
+from kept_exports import export_or_copy
 
 from xclip_deploy import Bundle, Retriever
 
@@ -65,21 +67,24 @@ def once_per_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> On
             # Freed by the system should a worker die, so that no other waits for ever.
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                partial = base / f"{name}.partial"
-                shutil.rmtree(partial, ignore_errors=True)  # of one that failed
-                partial.mkdir()
-                fill(partial)
-                partial.rename(path)
+                unfinished = base / f"{name}.partial"
+                shutil.rmtree(unfinished, ignore_errors=True)  # of one that failed
+                unfinished.mkdir()
+                fill(unfinished)
+                unfinished.rename(path)
         return path
 
     return folder
 
 
 @pytest.fixture(scope="session")
-def bundle_path(once_per_run: OncePerRun, checkpoint_path: Path) -> Path:
+def bundle_path(
+    request: pytest.FixtureRequest, once_per_run: OncePerRun, checkpoint_path: Path
+) -> Path:
     """The bundle of that checkpoint, by the README's command. Not to be changed.
 
-    What the command printed is beside it, in ``export.txt``.
+    What the command printed is beside it, in ``export.txt``. While the code stays the same,
+    later runs get a copy: see ``kept_exports``.
     """
 
     def export(folder: Path) -> None:
@@ -89,7 +94,9 @@ def bundle_path(once_per_run: OncePerRun, checkpoint_path: Path) -> Path:
         assert done.returncode == 0, done.stderr
         (folder / "export.txt").write_text(done.stdout, encoding="utf-8")
 
-    return once_per_run("golden", export) / "xclip-bundle"
+    sources = [checkpoint_path, Path(__file__)]
+    fill = partial(export_or_copy, request.config, "golden", sources, export)
+    return once_per_run("golden", fill) / "xclip-bundle"
 
 
 @pytest.fixture(scope="session")

@@ -7,24 +7,36 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from command_line import runner
-from documented_inputs import write_inputs
+from documented_inputs import MODEL, write_inputs
+from kept_exports import export_or_copy
 from page_runner import EXPORT, PageRunner
 
 OncePerRun = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def documented_inputs(once_per_run: OncePerRun, clips: Path) -> Path:
+def documented_inputs(
+    request: pytest.FixtureRequest, once_per_run: OncePerRun, clips: Path
+) -> Path:
     """A trained checkpoint, its exported bundle, and videos. Not to be changed.
 
-    What the export printed is in ``export.txt``.
+    What the export printed is in ``export.txt``. While the code stays the same, later runs get
+    a copy: see ``kept_exports``.
     """
+    tests = Path(__file__).resolve().parents[1]
+    sources = [
+        MODEL,
+        Path(__file__),
+        clips / "sam2_dog.mp4",
+        *(tests / "packages" / f"{name}.py" for name in ("documented_inputs", "page_runner")),
+    ]
 
-    def fill(folder: Path) -> None:
+    def write(folder: Path) -> None:
         write_inputs(folder)
         for name in ("dog.mp4", "videos/dog.mp4"):
             shutil.copy(clips / "sam2_dog.mp4", folder / name)
@@ -35,7 +47,9 @@ def documented_inputs(once_per_run: OncePerRun, clips: Path) -> Path:
         assert done.returncode == 0, done.stderr
         (folder / "export.txt").write_text(done.stdout, encoding="utf-8")
 
-    return once_per_run("documented", fill)
+    return once_per_run(
+        "documented", partial(export_or_copy, request.config, "documented", sources, write)
+    )
 
 
 @pytest.fixture
