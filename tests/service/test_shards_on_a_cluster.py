@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from cluster_galleries import Nodes, line_of, running_nodes
+from opened_page import chromium
 from running_services import refusal_of, wait_until
 from served_programs import Program, command_line
 from starlette.testclient import TestClient
@@ -296,3 +297,37 @@ def test_coroutines_search_shards(nodes: Nodes, bundle_path: Path, sharded_path:
     assert found["partial"] == [1, 1]
     assert found["writing"].startswith("InvalidArgumentError: a ShardedRetriever only searches")
     assert found["whole"] == [0, 1]
+
+
+def test_the_page_warns_of_a_missing_shard(serve: Serve, nodes: Nodes) -> None:
+    with (
+        chromium() as browser,
+        serve("--timeout", f"{LIMIT_S:g}", "--allow-partial").running() as (_, client),
+    ):
+        wait_until(lambda: searched(client)["answered_shards"] == [0, 1], 60)
+        page = browser.new_page()
+        page.set_default_timeout(30_000)
+        page.goto(f"{client.base_url}/?q=a+red+square")
+        page.wait_for_selector(".card")
+        assert page.query_selector(".missing-shards") is None
+        stopped = actors_of(nodes)[0]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            page.click("#submit")
+            warning = page.wait_for_selector(".missing-shards[role=alert]").inner_text()
+            assert "1 of 2 shards of the gallery was not searched." in warning
+            assert "No answer within 2 s." in warning
+            assert 0 < len(page.query_selector_all(".card")) < 7
+            # The list of all videos is whole, and says how videos are added.
+            page.click("#home")
+            page.wait_for_selector(".is-library")
+            assert len(page.query_selector_all(".card")) == 7
+            assert "--cluster auto" in page.inner_text("#list .hint")
+            assert page.is_hidden("#add")
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        wait_until(lambda: searched(client)["answered_shards"] == [0, 1], 30)
+        # A list without a shard is not kept.
+        page.go_back()
+        page.wait_for_selector(".cards:not(.is-library) .card")
+        assert page.query_selector(".missing-shards") is None
