@@ -28,6 +28,7 @@ from xclip_deploy.runtime.cluster.routing import MOST_LOSSES, Dispatcher, Part, 
 from xclip_deploy.runtime.cluster.shard_file import ShardFile, create_shards, publish_shards
 from xclip_deploy.runtime.gallery import Gallery, MetadataValue
 from xclip_deploy.runtime.indexing.adding import choose_segmentation
+from xclip_deploy.runtime.indexing.claims import ContentFilter
 from xclip_deploy.runtime.indexing.committing import (
     CommitResult,
     clear_files,
@@ -118,7 +119,11 @@ def index_shards(
             run = _Run(sources, galleries, path, report)
             plan = run.plan(on_duplicate, prune=prune)
             count = min(count, max(1, -(-len(plan) // _FILES_PER_PART)))
-            handles = [kind.remote(home, options, encoder) for _ in range(count if plan else 0)]
+            # Actors that start anew are told again what was stored when the run began.
+            stored = ray.put(run.stored) if plan else None
+            handles = [
+                kind.remote(home, options, encoder, stored) for _ in range(count if plan else 0)
+            ]
             return run.run(Dispatcher(ray, handles), plan, prune=prune)
     finally:
         for each in galleries:
@@ -164,15 +169,22 @@ class _Run:
         self._tasks = {task.source.path: task for task in plan.read}
         return plan.read
 
+    @property
+    def stored(self) -> ContentFilter:
+        """The contents that the shards held when the run was planned."""
+        return self._known.contents
+
     def run(self, dispatcher: Dispatcher, tasks: Sequence[Task], *, prune: bool) -> IndexReport:
         """Read, commit, prune and publish. Commits made before an exception stay."""
-        for part in slices(len(tasks), _FILES_PER_PART):
-            dispatcher.add(Part(tuple(task.source.path for task in tasks[part])))
+        for is_forced in (False, True):
+            paths = [task.source.path for task in tasks if task.replace == is_forced]
+            for part in slices(len(paths), _FILES_PER_PART):
+                dispatcher.add(Part(tuple(paths[part]), is_forced=is_forced))
         try:
             try:
                 while not dispatcher.is_done:
                     for _, result in dispatcher.take(self._give_up):
-                        self._receive(result)
+                        self._receive(result, dispatcher)
                     waited_s = time.monotonic() - self._fresh_since
                     if (
                         sum(map(len, self._ready)) >= _COMMIT_FILES * len(self._galleries)
@@ -195,7 +207,7 @@ class _Run:
                 writer.shutdown()
         return self._tally.report()
 
-    def _receive(self, part: EncodedPart) -> None:
+    def _receive(self, part: EncodedPart, dispatcher: Dispatcher) -> None:
         for found in part.files:
             task = self._tasks[found.file.path]
             task.content_sha256 = found.content_sha256
@@ -206,6 +218,7 @@ class _Run:
             self._ready[shard].append(ready)
             if found.encoded is not None:
                 self._held_bytes += found.encoded.features.frame_features.nbytes
+                dispatcher.note(found.content_sha256)
             self._tally.read(task)
         for path, reason in part.failed:
             self._tally.fail(self._tasks[path], reason)
@@ -230,7 +243,7 @@ class _Run:
 
     def _commit_all(self, dispatcher: Dispatcher) -> None:
         for task in self._commit():
-            dispatcher.add(Part((task.source.path,)))
+            dispatcher.add(Part((task.source.path,), is_forced=True))
 
     def _commit(self) -> list[Task]:
         """Commit what is ready; return the files that must be read after all."""

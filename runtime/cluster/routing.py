@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from xclip_deploy.errors import ClusterError
 from xclip_deploy.runtime.cluster.connecting import check_head
 from xclip_deploy.runtime.cluster.replicas import reason_of
+from xclip_deploy.runtime.indexing.claims import prefix_of
 
 PARTS_IN_FLIGHT = 2
 """Parts that an actor has at a time: it works on one while the other waits."""
@@ -33,6 +37,8 @@ class Part:
     paths: tuple[str, ...]
     losses: int = 0
     """Actors that died while they had it."""
+    is_forced: bool = False
+    """Whether its files are decoded even if their contents are known."""
 
 
 @dataclass(eq=False)
@@ -42,6 +48,8 @@ class _Worker:
     """References of tasks, and their parts."""
     ping: Any = None
     """Reference of the question whether it is ready; None once it is."""
+    told: int = 0
+    """Number of the contents that it was told of."""
 
     def has_room(self, part: Part) -> bool:
         if self.ping is not None:
@@ -62,11 +70,16 @@ class Dispatcher:
         self._ray = ray
         self._workers = [_Worker(handle, ping=handle.ping.remote()) for handle in handles]
         self._todo: deque[Part] = deque()
+        self._contents = array("Q")
         self._head_lost_s: float | None = None
 
     def add(self, part: Part) -> None:
         """Add files to read."""
         self._todo.append(part)
+
+    def note(self, content_sha256: str) -> None:
+        """Note a content that was read and encoded: no actor decodes another file with it."""
+        self._contents.append(prefix_of(content_sha256))
 
     @property
     def is_done(self) -> bool:
@@ -108,6 +121,7 @@ class Dispatcher:
                 raise (error.cause or error) from None
             except self._ray.exceptions.RayError:
                 worker.ping = worker.ping or worker.handle.ping.remote()
+                worker.told = 0
                 self._lose(part, on_loss)
         return found
 
@@ -139,7 +153,10 @@ class Dispatcher:
                 return
             worker = min(free, key=lambda each: len(each.parts))
             self._todo.popleft()
-            worker.parts[worker.handle.encode.remote(part.paths)] = part
+            news = np.array(self._contents[worker.told :], np.uint64)
+            worker.told = len(self._contents)
+            task = worker.handle.encode.remote(part.paths, news, is_forced=part.is_forced)
+            worker.parts[task] = part
 
     def _greet(self, worker: _Worker) -> None:
         """Take the answer of an actor that starts, or ask again."""
@@ -160,7 +177,7 @@ class Dispatcher:
             if losses >= MOST_LOSSES:
                 on_loss(path)
             else:
-                self._todo.append(Part((path,), losses))
+                self._todo.append(Part((path,), losses, part.is_forced))
 
 
 def _lost(reason: str) -> ClusterError:

@@ -50,6 +50,15 @@ def run(bundle: str, gallery: str, folder: str, *, kills: int, address: str) -> 
     if not is_local:
         indexing._COMMIT_FILES, indexing._FILES_PER_PART = 1, 2
 
+    # The files whose features reach this process, which are those that were decoded.
+    encoded: list[str] = []
+    receive = indexing._Run._receive
+
+    def noted(self: Any, part: Any, *rest: Any) -> None:
+        encoded.extend(found.file.path for found in part.files if found.encoded is not None)
+        receive(self, part, *rest)
+
+    indexing._Run._receive = noted  # type: ignore[method-assign]
     stop, killed = threading.Event(), []  # type: tuple[threading.Event, list[int]]
     killer = threading.Thread(target=kill_some, args=(stop, killed, kills))
     killer.start()
@@ -69,7 +78,7 @@ def run(bundle: str, gallery: str, folder: str, *, kills: int, address: str) -> 
     finally:
         stop.set()
         killer.join()
-    return {**report.to_dict(), "killed": len(killed)}
+    return {**report.to_dict(), "killed": len(killed), "encoded": sorted(encoded)}
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ def test_a_run_is_continued_and_changes_are_followed(
     assert len(first["indexed"]) == 24
     assert list(first["duplicates"]) == [str(folder / "w-copy.mp4")]
     assert [Path(failed["path"]).name for failed in first["failed"]] == ["x-broken.mp4"]
+    # The copy is read after what it is a copy of, and is hashed alone.
+    assert sorted(first["encoded"]) == sorted(first["indexed"])
     check_each_once(gallery, folder)
     thumbnails = list(gallery.glob("shard-*/thumbnails/*/*.webp"))
     assert len(thumbnails) == sum(shard.num_segments for shard in read_shards(gallery).shards)
@@ -91,6 +93,15 @@ def test_a_run_is_continued_and_changes_are_followed(
     assert len(third["changed"]) == 10
     assert third["indexed"] == []
     assert third["pruned"] == [str(folder / "v20.mp4")]
+    assert sorted(third["encoded"]) == sorted(third["changed"])
+    check_each_once(gallery, folder)
+    # Other names, and another time of each file: nothing is decoded.
+    for path in sorted(folder.glob("v*.mp4")):
+        path.rename(path.with_name(f"z-{path.name}"))
+    (folder / "w-copy.mp4").touch()
+    renamed = index(bundle_path, gallery, folder)
+    assert renamed["encoded"] == []
+    assert len(renamed["duplicates"]) + len(renamed["unchanged"]) == 24
     check_each_once(gallery, folder)
 
 
