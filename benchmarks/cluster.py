@@ -35,7 +35,7 @@ from xclip_deploy import Bundle
 from xclip_deploy.runtime.benchmark.machine import installed_versions, this_machine
 from xclip_deploy.runtime.cluster import ActorOptions, ShardedRetriever, create_shards
 from xclip_deploy.runtime.cluster.connecting import connect
-from xclip_deploy.runtime.cluster.shard_file import publish_shards
+from xclip_deploy.runtime.cluster.publishing import publish_shards
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, VideoFile
 from xclip_deploy.runtime.indexing import Task

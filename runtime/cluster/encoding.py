@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.cluster.actors import ActorOptions
+from xclip_deploy.runtime.cluster.actors import ActorOptions, bundle_of_model
 from xclip_deploy.runtime.cluster.routing import shard_of
 from xclip_deploy.runtime.gallery import Gallery, VideoFile
 from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
@@ -25,6 +25,8 @@ from xclip_deploy.runtime.video.segmentation import Segmentation
 class EncoderOptions:
     """Settings by which the actors of one run read and encode."""
 
+    fingerprint: str
+    """Fingerprint of the model, which the bundle of every machine must be of."""
     segmentation: Segmentation
     reader: VideoReader = "pyav"
     workers: int | None = None
@@ -82,11 +84,10 @@ class EncoderActor:
         stored: ContentFilter | None = None,
     ) -> None:
         """Open the bundle, and start the decoders; ``stored``: contents that the shards hold."""
-        from xclip_deploy.runtime.bundle import Bundle
         from xclip_deploy.runtime.decoding import DecoderPool
         from xclip_deploy.runtime.deployed_model import DeployedModel
 
-        opened = Bundle.open(bundle)
+        opened = bundle_of_model(bundle, options.fingerprint)
         self._manifest = opened.manifest
         self._reading = opened.manifest.video_reading(options.reader)
         self._model = DeployedModel(opened, actors.session)

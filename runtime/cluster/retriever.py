@@ -12,7 +12,6 @@ from xclip_deploy.runtime.arguments import (
     PathName,
     as_instance,
     as_number,
-    as_path,
     as_text,
     as_truth,
     as_whole_number,
@@ -28,7 +27,12 @@ from xclip_deploy.runtime.cluster.serving import (
     open_version,
     states_of,
 )
-from xclip_deploy.runtime.cluster.shard_file import ShardFile, check_shards, read_shards
+from xclip_deploy.runtime.cluster.shard_file import (
+    ShardFile,
+    check_shards,
+    directory_of,
+    read_shards,
+)
 from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
 from xclip_deploy.runtime.failures import FailedShard
 from xclip_deploy.runtime.opened import Opened
@@ -96,7 +100,7 @@ class ShardedRetriever(Opened):
             ActorOptions,
             "ActorOptions or None",
         )
-        self._path = as_path("gallery", gallery).absolute()
+        self._path = directory_of(gallery)
         as_text("address", address)
         count = as_whole_number("replicas", replicas, 1, MOST_REPLICAS)
         options = SessionOptions.of(device, precision, threads, session)

@@ -20,6 +20,14 @@ PARTS_IN_FLIGHT = 2
 """Parts that an actor has at a time: it works on one while the other waits."""
 MOST_LOSSES = 3
 """Actors that may die over one file before it fails."""
+WATCH = "watch"
+"""Concurrency group of an actor in which it answers while it reads."""
+_WATCH_S = 15.0
+"""Time between two questions whether an actor lives, seconds."""
+_HUNG_S = 60.0
+"""Time without an answer after which an actor is ended, seconds."""
+_STARTING_S = 300.0
+"""Longest time until the first actor starts, seconds."""
 _POLL_S = 1.0
 _HEAD_S = 60.0
 """Time for which the head may be away, seconds."""
@@ -50,6 +58,10 @@ class _Worker:
     """Reference of the question whether it is ready; None once it is."""
     told: int = 0
     """Number of the contents that it was told of."""
+    watch: Any = None
+    """Reference of the last question whether it lives."""
+    watched_s: float = field(default_factory=time.monotonic)
+    """Time of that question, or of its answer, on the monotonic clock."""
 
     def has_room(self, part: Part) -> bool:
         if self.ping is not None:
@@ -72,6 +84,7 @@ class Dispatcher:
         self._todo: deque[Part] = deque()
         self._contents = array("Q")
         self._head_lost_s: float | None = None
+        self._started_s: float | None = time.monotonic()
 
     def add(self, part: Part) -> None:
         """Add files to read."""
@@ -98,6 +111,7 @@ class Dispatcher:
         and ClusterError where the cluster is lost.
         """
         self._submit()
+        self._look_for_hung()
         waiting = {ref: worker for worker in self._workers for ref in worker.parts}
         pings = {worker.ping: worker for worker in self._workers if worker.ping is not None}
         try:
@@ -108,6 +122,7 @@ class Dispatcher:
             raise _lost(reason_of(error)) from error
         if not ready:
             self._look_for_head()
+            self._look_for_start()
         found = []
         for reference in ready:
             if reference in pings:
@@ -145,6 +160,35 @@ class Dispatcher:
         else:
             self._head_lost_s = None
 
+    def _look_for_start(self) -> None:
+        """Raise ClusterError if no actor could start in five minutes."""
+        if self._started_s is None or time.monotonic() - self._started_s < _STARTING_S:
+            return
+        free, total = self._ray.available_resources(), self._ray.cluster_resources()
+        raise ClusterError(
+            f"no actor started within {_STARTING_S:g} s: {free.get('CPU', 0):g} of "
+            f"{total.get('CPU', 0):g} cores of the cluster are free; end other actors, such as by: "
+            "xclip-deploy serve-shards GALLERY --stop"
+        )
+
+    def _look_for_hung(self) -> None:
+        """Ask actors at work whether they live, and end those that do not answer.
+
+        Their parts are lost then, as those of an actor that died.
+        """
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.watch is not None:
+                answered, _ = self._ray.wait([worker.watch], timeout=0)
+                if answered:
+                    worker.watch, worker.watched_s = None, now
+                elif now - worker.watched_s > _HUNG_S:
+                    worker.watch, worker.watched_s = None, now
+                    self._ray.kill(worker.handle, no_restart=False)
+            elif worker.parts and now - worker.watched_s > _WATCH_S:
+                ping = worker.handle.ping.options(concurrency_group=WATCH)
+                worker.watch, worker.watched_s = ping.remote(), now
+
     def _submit(self) -> None:
         while self._todo:
             part = self._todo[0]
@@ -169,7 +213,7 @@ class Dispatcher:
                 raise ClusterError(f"an actor cannot start ({reason_of(error)})") from error
             worker.ping = worker.handle.ping.remote()
         else:
-            worker.ping = None
+            worker.ping = self._started_s = None
 
     def _lose(self, part: Part, on_loss: Callable[[str], None]) -> None:
         losses = part.losses + 1

@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from xclip_deploy import Bundle
+from xclip_deploy.errors import BundleError
 from xclip_deploy.runtime.cluster import ActorOptions
+from xclip_deploy.runtime.cluster.actors import ShardActor
 from xclip_deploy.runtime.cluster.encoding import EncodedPart, EncoderActor, EncoderOptions
 from xclip_deploy.runtime.indexing.claims import ContentFilter, prefix_of
 from xclip_deploy.runtime.video.segmentation import Segmentation
@@ -22,9 +25,9 @@ NOTHING = np.empty(0, np.uint64)
 class Counted:
     """An actor, and the files whose frames its decoders returned."""
 
-    def __init__(self, bundle: Path, stored: ContentFilter) -> None:
-        options = EncoderOptions(Segmentation("whole"))
-        self.actor = EncoderActor(str(bundle), ActorOptions(), options, stored)
+    def __init__(self, bundle: Bundle, stored: ContentFilter) -> None:
+        options = EncoderOptions(bundle.manifest.fingerprint, Segmentation("whole"))
+        self.actor = EncoderActor(str(bundle.path), ActorOptions(), options, stored)
         self.decoded: list[str] = []
         take = self.actor._pool.take
 
@@ -59,11 +62,11 @@ def files(clips: Path, tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def actor(bundle_path: Path, files: list[Path]) -> Iterator[Counted]:
+def actor(bundle: Bundle, files: list[Path]) -> Iterator[Counted]:
     """An actor of a run whose shards hold the first content."""
     stored = ContentFilter()
     stored.add(sha256_of(files[0]))
-    counted = Counted(bundle_path, stored)
+    counted = Counted(bundle, stored)
     yield counted
     counted.actor._pool.close()
 
@@ -101,6 +104,15 @@ def test_a_forced_part_is_decoded(actor: Counted, files: list[Path]) -> None:
     assert part.files[0].encoded is not None
     actor.encode(files[1])
     assert actor.decoded == []
+
+
+def test_a_machine_with_another_bundle_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+    expected = r"is model [0-9a-f]{12}…, expected model 000000000000…, as on the others"
+    options = EncoderOptions("0" * 64, Segmentation("whole"))
+    with pytest.raises(BundleError, match=expected):
+        EncoderActor(str(bundle_path), ActorOptions(), options)
+    with pytest.raises(BundleError, match=expected):
+        ShardActor(str(bundle_path), str(tmp_path), ActorOptions(), "0" * 64)
 
 
 def test_a_filter_takes_many_contents_at_once() -> None:
