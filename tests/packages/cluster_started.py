@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -33,9 +34,14 @@ class StartedCluster:
 
     def __init__(self, folder: Path, redis: str | None) -> None:
         self._folder = folder
-        self._environment = {**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.environment = {
+            **ENVIRONMENT,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
         if redis is not None:
-            self._environment["RAY_REDIS_ADDRESS"] = redis
+            self.environment["RAY_REDIS_ADDRESS"] = redis
         self._port = free_port()
         self.address = f"{HOST}:{self._port}"
         self._head: set[int] = set()
@@ -74,7 +80,7 @@ class StartedCluster:
             text=True,
             timeout=300,
             check=False,
-            env=self._environment,
+            env=self.environment,
         )
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 

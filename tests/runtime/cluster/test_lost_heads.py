@@ -13,42 +13,48 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_galleries import ENVIRONMENT, PROGRAMS
+from cluster_galleries import PROGRAMS
 from cluster_started import StartedCluster, running_redis, started_cluster
 
 pytestmark = pytest.mark.slow
 REDIS = os.environ.get("XCLIP_REDIS_SERVER") or shutil.which("redis-server")
 
 
-def output_of(*words: object) -> dict[str, Any]:
-    """Run a command in a process of its own, and read its JSON."""
+def run(cluster: StartedCluster, *words: object, **environment: str) -> Any:
+    """Run a command in a process of its own."""
     program = Path(sys.executable).with_name("xclip-deploy")
-    done = subprocess.run(
-        [program, *map(str, words), "--json"],
+    return subprocess.run(
+        [program, *map(str, words), "--cluster", cluster.address, "--json"],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        env=ENVIRONMENT,
+        env={**cluster.environment, **environment},
     )
+
+
+def output_of(cluster: StartedCluster, *words: object) -> dict[str, Any]:
+    done = run(cluster, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def states_of(bundle: Path, gallery: Path, cluster: StartedCluster) -> list[str]:
-    words = (gallery, "--bundle", bundle, "--cluster", cluster.address)
-    return [state["state"] for state in output_of("shards", *words)["shards"]]
+    found = output_of(cluster, "shards", gallery, "--bundle", bundle)
+    return [state["state"] for state in found["shards"]]
 
 
 def found_ids(bundle: Path, gallery: Path, cluster: StartedCluster) -> list[str]:
-    place = ("--gallery", gallery, "--bundle", bundle, "--cluster", cluster.address)
-    return [hit["id"] for hit in output_of("search", "a dog", *place, "--timeout", 60)["results"]]
+    place = ("--gallery", gallery, "--bundle", bundle)
+    found = output_of(cluster, "search", "a dog", *place, "--timeout", 60)
+    return [hit["id"] for hit in found["results"]]
 
 
 def serve(bundle: Path, gallery: Path, cluster: StartedCluster) -> None:
-    place = (gallery, "--bundle", bundle, "--cluster", cluster.address)
-    served = output_of("serve-shards", *place, "--cpus", 0.5)["shards"]
+    served = output_of(cluster, "serve-shards", gallery, "--bundle", bundle, "--cpus", 0.5)[
+        "shards"
+    ]
     assert [state["state"] for state in served] == ["ready"] * 3
 
 
@@ -61,7 +67,7 @@ def asking(bundle: Path, gallery: Path, cluster: StartedCluster) -> Iterator[Any
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env=cluster.environment,
     ) as process:
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None
@@ -85,6 +91,11 @@ def test_without_redis_the_cluster_is_started_again(bundle_path: Path, galleries
     with started_cluster() as cluster:
         serve(*place, cluster)
         before = found_ids(*place, cluster)
+        # Whoever has not the head's token is told so.
+        words = ("shards", galleries.sharded, "--bundle", bundle_path)
+        stranger = run(cluster, *words, RAY_AUTH_TOKEN="0" * 64)
+        assert stranger.returncode == 16
+        assert "refuses this process: it wants the token of its head" in stranger.stderr
         cluster.kill_head()
         cluster.start_head()
         assert states_of(*place, cluster) == ["not served"] * 3
