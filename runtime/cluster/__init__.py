@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from xclip_deploy.runtime.cluster.actors import ActorOptions
 from xclip_deploy.runtime.cluster.indexing import index_shards
+from xclip_deploy.runtime.cluster.publishing import create_shards, publish_shards
 from xclip_deploy.runtime.cluster.retriever import ShardedRetriever
 from xclip_deploy.runtime.cluster.serving import ShardState, serve_shards, shard_states, stop_shards
 from xclip_deploy.runtime.cluster.shard_file import (
     SHARDS_FILE,
     ShardEntry,
     ShardFile,
-    create_shards,
     is_sharded,
-    publish_shards,
     read_shards,
 )
 

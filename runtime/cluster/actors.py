@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -9,15 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.errors import BundleError, InvalidArgumentError
 from xclip_deploy.runtime.arguments import as_number, as_whole_number
 from xclip_deploy.runtime.evidence import Explanation, explain_hits
 from xclip_deploy.runtime.results import SearchResult
 from xclip_deploy.runtime.search import Query, SearchOptions
 from xclip_deploy.runtime.sessions import SessionOptions
 
+if TYPE_CHECKING:
+    from xclip_deploy.runtime.bundle import Bundle
+
+_LOG = logging.getLogger(__name__)
 _KEPT_VERSIONS = 2
 """Versions that an actor keeps open: the published one, and the one before, for searches that
 are under way."""
@@ -68,14 +73,13 @@ class Residence:
 class ShardActor:
     """One replica of a shard: its gallery at published versions, and the model."""
 
-    def __init__(self, bundle: str, gallery: str, options: ActorOptions) -> None:
-        """Open the bundle; galleries are opened by version."""
-        from xclip_deploy.runtime.bundle import Bundle
+    def __init__(self, bundle: str, gallery: str, options: ActorOptions, fingerprint: str) -> None:
+        """Open the bundle of the model with ``fingerprint``; galleries are opened by version."""
         from xclip_deploy.runtime.deployed_model import DeployedModel
         from xclip_deploy.runtime.search.planner import Planner
         from xclip_deploy.runtime.search.shard import Samples
 
-        self._bundle = Bundle.open(bundle)
+        self._bundle = bundle_of_model(bundle, fingerprint)
         self._place = Path(gallery)
         self._options = options
         self._model = DeployedModel(self._bundle, options.session)
@@ -83,10 +87,18 @@ class ShardActor:
         self._planner = Planner()
         self._samples = Samples()
         self._shards: dict[int, Any] = {}
+        self._table: Any = None
         self._lock = threading.Lock()
 
     def open(self, version: int) -> Residence:
         """Open a version, and load what its first searches would wait for."""
+        from xclip_deploy.runtime.gallery.lance_files import Place
+
+        with self._lock:
+            # Versions of a gallery that was made anew have the numbers of the old one's.
+            if self._table is None or self._table.is_replaced():
+                self._shards.clear()
+                self._table = Place(str(self._place))
         self._shard(version)
         return Residence(socket.gethostname(), os.getpid(), version)
 
@@ -140,11 +152,45 @@ class ShardActor:
         )
 
 
+def bundle_of_model(bundle: str, fingerprint: str) -> Bundle:
+    """Open the bundle of an actor's machine. Raises BundleError if it is of another model."""
+    from xclip_deploy.runtime.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    found = opened.manifest.fingerprint
+    if found != fingerprint:
+        raise BundleError(
+            f"bundle {bundle} of machine {socket.gethostname()} is model {found[:12]}…, expected "
+            f"model {fingerprint[:12]}…, as on the others; copy the bundle to that machine"
+        )
+    return opened
+
+
+def warn_if_full(ray: Any, options: ActorOptions, count: int) -> None:  # noqa: ANN401
+    """Log a warning if ``count`` actors have to wait for cores or GPUs of the cluster."""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    for name, words, each in (
+        ("CPU", "cores", options.num_cpus),
+        ("GPU", "GPUs", options.num_gpus),
+    ):
+        if each * count > free.get(name, 0):
+            _LOG.warning(
+                "%d actors ask for %g %s, of which the cluster has %g free of %g: they wait for "
+                "others to end, such as by: xclip-deploy serve-shards GALLERY --stop",
+                count,
+                each * count,
+                words,
+                free.get(name, 0),
+                total.get(name, 0),
+            )
+
+
 def start_actor(
     ray: Any,  # noqa: ANN401 - the module ray
     bundle: str,
     gallery: str,
     options: ActorOptions,
+    fingerprint: str,
     *,
     name: str | None = None,
     namespace: str | None = None,
@@ -163,4 +209,4 @@ def start_actor(
     }
     if name is not None:
         settings |= {"name": name, "namespace": namespace, "lifetime": "detached"}
-    return ray.remote(ShardActor).options(**settings).remote(bundle, gallery, options)
+    return ray.remote(ShardActor).options(**settings).remote(bundle, gallery, options, fingerprint)

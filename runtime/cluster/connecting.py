@@ -57,6 +57,11 @@ def connect(address: str = "auto") -> Any:  # noqa: ANN401 - the module ray
         _check_address(address)
     try:
         ray.init(namespace=NAMESPACE, log_to_driver=False, configure_logging=False, **keywords)
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster at address {address!r} refuses this process: it wants the token of "
+            "its head; copy ~/.ray/auth_token from there, and set RAY_AUTH_MODE=token"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = str(error).strip().splitlines()
         raise ClusterError(

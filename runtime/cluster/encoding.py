@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.runtime.cluster.actors import ActorOptions
+from xclip_deploy.runtime.cluster.actors import ActorOptions, bundle_of_model
 from xclip_deploy.runtime.cluster.routing import shard_of
 from xclip_deploy.runtime.gallery import Gallery, VideoFile
 from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
+from xclip_deploy.runtime.indexing.claims import ContentFilter, Elsewhere
 from xclip_deploy.runtime.indexing.records import EncodedVideo, SegmentTimes, SourceVideo
 from xclip_deploy.runtime.video import VideoReader
 from xclip_deploy.runtime.video.segmentation import Segmentation
@@ -24,6 +25,8 @@ from xclip_deploy.runtime.video.segmentation import Segmentation
 class EncoderOptions:
     """Settings by which the actors of one run read and encode."""
 
+    fingerprint: str
+    """Fingerprint of the model, which the bundle of every machine must be of."""
     segmentation: Segmentation
     reader: VideoReader = "pyav"
     workers: int | None = None
@@ -40,7 +43,7 @@ class EncodedFile:
     file: VideoFile
     content_sha256: str
     encoded: EncodedVideo | None
-    """Features; None where another file of the part has the same content."""
+    """Features; None where the gallery or another file of the part has the same content."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +76,23 @@ class ShardThumbnails(ThumbnailStore):
 class EncoderActor:
     """A reader and encoder of videos. Frames stay in its process and its decoders'."""
 
-    def __init__(self, bundle: str, actors: ActorOptions, options: EncoderOptions) -> None:
-        """Open the bundle, and start the decoders."""
-        from xclip_deploy.runtime.bundle import Bundle
+    def __init__(
+        self,
+        bundle: str,
+        actors: ActorOptions,
+        options: EncoderOptions,
+        stored: ContentFilter | None = None,
+    ) -> None:
+        """Open the bundle, and start the decoders; ``stored``: contents that the shards hold."""
         from xclip_deploy.runtime.decoding import DecoderPool
         from xclip_deploy.runtime.deployed_model import DeployedModel
 
-        opened = Bundle.open(bundle)
+        opened = bundle_of_model(bundle, options.fingerprint)
         self._manifest = opened.manifest
         self._reading = opened.manifest.video_reading(options.reader)
         self._model = DeployedModel(opened, actors.session)
         self._options = options
+        self._stored = ContentFilter() if stored is None else stored
         workers = options.workers or max(1, int(actors.num_cpus))
         self._pool: DecoderPool[Any] = DecoderPool(
             self._reading, workers=workers, timeout_s=options.timeout_s
@@ -93,12 +102,21 @@ class EncoderActor:
         """Return the number of the process, once the actor is ready."""
         return os.getpid()
 
-    def encode(self, paths: Sequence[str]) -> EncodedPart:
-        """Read and encode files; what cannot be read is reported in the result."""
+    def encode(
+        self, paths: Sequence[str], read: npt.NDArray[np.uint64], *, is_forced: bool = False
+    ) -> EncodedPart:
+        """Read and encode files; what cannot be read is reported in the result.
+
+        A file whose content the shards hold, or another actor read, is hashed alone. ``read``: the
+        contents that others read since the last call, each by its ``prefix_of``. ``is_forced``:
+        whether to decode every file all the same.
+        """
         from xclip_deploy.runtime.indexing import Sources, add_sources
 
         folders = self._options.thumbnails
         gallery = Gallery(self._manifest)
+        self._stored.update(read)
+        elsewhere = Elsewhere(ContentFilter() if is_forced else self._stored)
         report = add_sources(
             gallery,
             self._model,
@@ -112,9 +130,15 @@ class EncoderActor:
             timeout_s=self._options.timeout_s,
             progress=lambda _progress: None,
             pool=self._pool,
+            elsewhere=elsewhere,
+        )
+        hashed = (
+            EncodedFile(item.file, item.content_sha256, None)
+            for item in elsewhere.files
+            if item.content_sha256 is not None
         )
         return EncodedPart(
-            tuple(_encoded_files(gallery)),
+            (*_encoded_files(gallery), *hashed),
             tuple((failed.path, failed.reason) for failed in report.failed),
             tuple((fault.path, fault.reason) for fault in report.warnings),
         )

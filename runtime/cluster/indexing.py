@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,19 +15,20 @@ from xclip_deploy.errors import XclipDeployError
 from xclip_deploy.runtime.arguments import (
     PathName,
     as_choice,
-    as_path,
     as_paths,
     as_whole_number,
 )
 from xclip_deploy.runtime.arrays import slices
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.cluster.actors import ActorOptions
+from xclip_deploy.runtime.cluster.actors import ActorOptions, warn_if_full
 from xclip_deploy.runtime.cluster.connecting import connect
 from xclip_deploy.runtime.cluster.encoding import EncodedPart, EncoderActor, EncoderOptions
-from xclip_deploy.runtime.cluster.routing import MOST_LOSSES, Dispatcher, Part, shard_of
-from xclip_deploy.runtime.cluster.shard_file import ShardFile, create_shards, publish_shards
+from xclip_deploy.runtime.cluster.publishing import create_shards, publish_shards, sole_indexer
+from xclip_deploy.runtime.cluster.routing import MOST_LOSSES, WATCH, Dispatcher, Part, shard_of
+from xclip_deploy.runtime.cluster.shard_file import ShardFile, directory_of
 from xclip_deploy.runtime.gallery import Gallery, MetadataValue
 from xclip_deploy.runtime.indexing.adding import choose_segmentation
+from xclip_deploy.runtime.indexing.claims import ContentFilter
 from xclip_deploy.runtime.indexing.committing import (
     CommitResult,
     clear_files,
@@ -90,17 +91,20 @@ def index_shards(
     """
     as_choice("on_duplicate", on_duplicate, OnDuplicate)
     options = ActorOptions() if actors is None else actors
-    path = as_path("gallery", gallery).absolute()
+    path = directory_of(gallery)
     opened = Bundle.open(bundle)
     sources = open_sources(as_paths("videos", videos), None, metadata)
     known = create_shards(path, opened.manifest, shards)
-    ray = connect(address)
-    galleries = [Gallery.open(path / entry.path, opened.manifest) for entry in known.shards]
-    try:
+    with sole_indexer(path), ExitStack() as stack:
+        ray = connect(address)
+        galleries = [Gallery.open(path / entry.path, opened.manifest) for entry in known.shards]
+        for each in galleries:
+            stack.callback(each.close)
         cut = next((each for each in galleries if each.segmentation is not None), galleries[0])
         reading = opened.manifest.video_reading(reader)
         folders = [each.thumbnails for each in galleries]
         encoder = EncoderOptions(
+            opened.manifest.fingerprint,
             choose_segmentation(cut, reading, segment, stride),
             reader,
             workers,
@@ -110,19 +114,27 @@ def index_shards(
         count = num_actors or _fitting(ray, options)
         count = as_whole_number("num_actors", count, 1, _MOST_ACTORS)
         settings = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
-        kind = ray.remote(EncoderActor).options(
-            max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD", **settings
-        )
+        kind = ray.remote(
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+            # While an actor reads, it tells that it lives.
+            concurrency_groups={WATCH: 1},
+            **settings,
+        )(EncoderActor)
         home = str(Path(opened.path).absolute())
         with progress_function(progress) as report:
             run = _Run(sources, galleries, path, report)
             plan = run.plan(on_duplicate, prune=prune)
             count = min(count, max(1, -(-len(plan) // _FILES_PER_PART)))
-            handles = [kind.remote(home, options, encoder) for _ in range(count if plan else 0)]
+            # Actors that start anew are told again what was stored when the run began.
+            stored = ray.put(run.stored) if plan else None
+            if plan:
+                warn_if_full(ray, options, 1)
+            handles = [
+                kind.remote(home, options, encoder, stored) for _ in range(count if plan else 0)
+            ]
             return run.run(Dispatcher(ray, handles), plan, prune=prune)
-    finally:
-        for each in galleries:
-            each.close()
 
 
 class _Run:
@@ -164,15 +176,22 @@ class _Run:
         self._tasks = {task.source.path: task for task in plan.read}
         return plan.read
 
+    @property
+    def stored(self) -> ContentFilter:
+        """The contents that the shards held when the run was planned."""
+        return self._known.contents
+
     def run(self, dispatcher: Dispatcher, tasks: Sequence[Task], *, prune: bool) -> IndexReport:
         """Read, commit, prune and publish. Commits made before an exception stay."""
-        for part in slices(len(tasks), _FILES_PER_PART):
-            dispatcher.add(Part(tuple(task.source.path for task in tasks[part])))
+        for is_forced in (False, True):
+            paths = [task.source.path for task in tasks if task.replace == is_forced]
+            for part in slices(len(paths), _FILES_PER_PART):
+                dispatcher.add(Part(tuple(paths[part]), is_forced=is_forced))
         try:
             try:
                 while not dispatcher.is_done:
                     for _, result in dispatcher.take(self._give_up):
-                        self._receive(result)
+                        self._receive(result, dispatcher)
                     waited_s = time.monotonic() - self._fresh_since
                     if (
                         sum(map(len, self._ready)) >= _COMMIT_FILES * len(self._galleries)
@@ -184,6 +203,8 @@ class _Run:
             except BaseException:
                 with suppress(XclipDeployError):
                     self._commit()
+                # What was committed is published even if the disk is full for more.
+                with suppress(XclipDeployError):
                     self._publish()
                 raise
             if prune:
@@ -195,7 +216,7 @@ class _Run:
                 writer.shutdown()
         return self._tally.report()
 
-    def _receive(self, part: EncodedPart) -> None:
+    def _receive(self, part: EncodedPart, dispatcher: Dispatcher) -> None:
         for found in part.files:
             task = self._tasks[found.file.path]
             task.content_sha256 = found.content_sha256
@@ -206,6 +227,7 @@ class _Run:
             self._ready[shard].append(ready)
             if found.encoded is not None:
                 self._held_bytes += found.encoded.features.frame_features.nbytes
+                dispatcher.note(found.content_sha256)
             self._tally.read(task)
         for path, reason in part.failed:
             self._tally.fail(self._tasks[path], reason)
@@ -230,7 +252,7 @@ class _Run:
 
     def _commit_all(self, dispatcher: Dispatcher) -> None:
         for task in self._commit():
-            dispatcher.add(Part((task.source.path,)))
+            dispatcher.add(Part((task.source.path,), is_forced=True))
 
     def _commit(self) -> list[Task]:
         """Commit what is ready; return the files that must be read after all."""
@@ -242,6 +264,12 @@ class _Run:
             for shard, items in enumerate(ready)
             if items
         }
+        try:
+            wait(work.values())
+        except KeyboardInterrupt:  # the writers go on
+            wait(work.values())
+            self._clear({shard: future.result() for shard, future in work.items()})
+            raise
         results = {shard: future.result() for shard, future in work.items()}
         self._clear(results)
         again: list[Task] = []

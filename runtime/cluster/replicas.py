@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from xclip_deploy.errors import ShardError, XclipDeployError
+from xclip_deploy.errors import ClusterError, ShardError, XclipDeployError
+from xclip_deploy.runtime.cluster.connecting import check_head
 from xclip_deploy.runtime.failures import FailedShard
 from xclip_deploy.runtime.search import Query, QueryBank, SearchOptions
 
@@ -30,6 +32,7 @@ class Replica:
 
     handle: Any
     node: str = "a node that is not known yet"
+    pid: int | None = None
     failed_s: float = float("-inf")
     """Time of the last failure, on the monotonic clock."""
 
@@ -143,9 +146,25 @@ class Replicas:
         return None
 
 
+def locate(ray: Any, replica: Replica) -> None:  # noqa: ANN401
+    """Find the machine and process of an actor that does not answer, in the head's records."""
+    from ray._private.state import actors
+
+    with suppress(ClusterError, ray.exceptions.RayError):
+        check_head(ray)  # else Ray waits for it
+        record = actors(actor_id=replica.handle._actor_id.hex())
+        if record.get("Pid"):
+            replica.pid = record["Pid"]
+        for node in ray.nodes():
+            if node["NodeID"] == record.get("Address", {}).get("NodeID"):
+                replica.node = node["NodeManagerHostname"]
+
+
 def reason_of(error: Exception) -> str:
-    """Return the first sentence of an error of Ray, which has many lines."""
+    """Return the sentence that matters of an error of Ray, which has many lines."""
     lines = str(error).strip().splitlines()
+    if lines and "creation task" in lines[0]:
+        return lines[-1].rpartition("errors.")[2]  # the error of the actor's own code
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

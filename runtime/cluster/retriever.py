@@ -12,7 +12,6 @@ from xclip_deploy.runtime.arguments import (
     PathName,
     as_instance,
     as_number,
-    as_path,
     as_text,
     as_truth,
     as_whole_number,
@@ -28,7 +27,12 @@ from xclip_deploy.runtime.cluster.serving import (
     ShardState,
     open_version,
 )
-from xclip_deploy.runtime.cluster.shard_file import ShardFile, check_shards, read_shards
+from xclip_deploy.runtime.cluster.shard_file import (
+    ShardFile,
+    check_shards,
+    directory_of,
+    read_shards,
+)
 from xclip_deploy.runtime.evidence import Contrast, Explanation, Hit
 from xclip_deploy.runtime.opened import Opened
 from xclip_deploy.runtime.results import SearchResult, SearchResults
@@ -90,7 +94,7 @@ class ShardedRetriever(Opened):
             ActorOptions,
             "ActorOptions or None",
         )
-        self._path = as_path("gallery", gallery).absolute()
+        self._path = directory_of(gallery)
         as_text("address", address)
         count = as_whole_number("replicas", replicas, 1, MOST_REPLICAS)
         options = SessionOptions.of(device, precision, threads, session)

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from xclip_deploy.errors import ClusterError
 from xclip_deploy.runtime.cluster.connecting import check_head
 from xclip_deploy.runtime.cluster.replicas import reason_of
+from xclip_deploy.runtime.indexing.claims import prefix_of
 
 PARTS_IN_FLIGHT = 2
 """Parts that an actor has at a time: it works on one while the other waits."""
 MOST_LOSSES = 3
 """Actors that may die over one file before it fails."""
+WATCH = "watch"
+"""Concurrency group of an actor in which it answers while it reads."""
+_WATCH_S = 15.0
+"""Time between two questions whether an actor lives, seconds."""
+_HUNG_S = 60.0
+"""Time without an answer after which an actor is ended, seconds."""
+_STARTING_S = 300.0
+"""Longest time until the first actor starts, seconds."""
 _POLL_S = 1.0
 _HEAD_S = 60.0
 """Time for which the head may be away, seconds."""
@@ -33,6 +45,8 @@ class Part:
     paths: tuple[str, ...]
     losses: int = 0
     """Actors that died while they had it."""
+    is_forced: bool = False
+    """Whether its files are decoded even if their contents are known."""
 
 
 @dataclass(eq=False)
@@ -42,6 +56,12 @@ class _Worker:
     """References of tasks, and their parts."""
     ping: Any = None
     """Reference of the question whether it is ready; None once it is."""
+    told: int = 0
+    """Number of the contents that it was told of."""
+    watch: Any = None
+    """Reference of the last question whether it lives."""
+    watched_s: float = field(default_factory=time.monotonic)
+    """Time of that question, or of its answer, on the monotonic clock."""
 
     def has_room(self, part: Part) -> bool:
         if self.ping is not None:
@@ -62,11 +82,17 @@ class Dispatcher:
         self._ray = ray
         self._workers = [_Worker(handle, ping=handle.ping.remote()) for handle in handles]
         self._todo: deque[Part] = deque()
+        self._contents = array("Q")
         self._head_lost_s: float | None = None
+        self._started_s: float | None = time.monotonic()
 
     def add(self, part: Part) -> None:
         """Add files to read."""
         self._todo.append(part)
+
+    def note(self, content_sha256: str) -> None:
+        """Note a content that was read and encoded: no actor decodes another file with it."""
+        self._contents.append(prefix_of(content_sha256))
 
     @property
     def is_done(self) -> bool:
@@ -85,6 +111,7 @@ class Dispatcher:
         and ClusterError where the cluster is lost.
         """
         self._submit()
+        self._look_for_hung()
         waiting = {ref: worker for worker in self._workers for ref in worker.parts}
         pings = {worker.ping: worker for worker in self._workers if worker.ping is not None}
         try:
@@ -95,6 +122,7 @@ class Dispatcher:
             raise _lost(reason_of(error)) from error
         if not ready:
             self._look_for_head()
+            self._look_for_start()
         found = []
         for reference in ready:
             if reference in pings:
@@ -108,6 +136,7 @@ class Dispatcher:
                 raise (error.cause or error) from None
             except self._ray.exceptions.RayError:
                 worker.ping = worker.ping or worker.handle.ping.remote()
+                worker.told = 0
                 self._lose(part, on_loss)
         return found
 
@@ -131,6 +160,35 @@ class Dispatcher:
         else:
             self._head_lost_s = None
 
+    def _look_for_start(self) -> None:
+        """Raise ClusterError if no actor could start in five minutes."""
+        if self._started_s is None or time.monotonic() - self._started_s < _STARTING_S:
+            return
+        free, total = self._ray.available_resources(), self._ray.cluster_resources()
+        raise ClusterError(
+            f"no actor started within {_STARTING_S:g} s: {free.get('CPU', 0):g} of "
+            f"{total.get('CPU', 0):g} cores of the cluster are free; end other actors, such as by: "
+            "xclip-deploy serve-shards GALLERY --stop"
+        )
+
+    def _look_for_hung(self) -> None:
+        """Ask actors at work whether they live, and end those that do not answer.
+
+        Their parts are lost then, as those of an actor that died.
+        """
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.watch is not None:
+                answered, _ = self._ray.wait([worker.watch], timeout=0)
+                if answered:
+                    worker.watch, worker.watched_s = None, now
+                elif now - worker.watched_s > _HUNG_S:
+                    worker.watch, worker.watched_s = None, now
+                    self._ray.kill(worker.handle, no_restart=False)
+            elif worker.parts and now - worker.watched_s > _WATCH_S:
+                ping = worker.handle.ping.options(concurrency_group=WATCH)
+                worker.watch, worker.watched_s = ping.remote(), now
+
     def _submit(self) -> None:
         while self._todo:
             part = self._todo[0]
@@ -139,7 +197,10 @@ class Dispatcher:
                 return
             worker = min(free, key=lambda each: len(each.parts))
             self._todo.popleft()
-            worker.parts[worker.handle.encode.remote(part.paths)] = part
+            news = np.array(self._contents[worker.told :], np.uint64)
+            worker.told = len(self._contents)
+            task = worker.handle.encode.remote(part.paths, news, is_forced=part.is_forced)
+            worker.parts[task] = part
 
     def _greet(self, worker: _Worker) -> None:
         """Take the answer of an actor that starts, or ask again."""
@@ -152,7 +213,7 @@ class Dispatcher:
                 raise ClusterError(f"an actor cannot start ({reason_of(error)})") from error
             worker.ping = worker.handle.ping.remote()
         else:
-            worker.ping = None
+            worker.ping = self._started_s = None
 
     def _lose(self, part: Part, on_loss: Callable[[str], None]) -> None:
         losses = part.losses + 1
@@ -160,7 +221,7 @@ class Dispatcher:
             if losses >= MOST_LOSSES:
                 on_loss(path)
             else:
-                self._todo.append(Part((path,), losses))
+                self._todo.append(Part((path,), losses, part.is_forced))
 
 
 def _lost(reason: str) -> ClusterError:

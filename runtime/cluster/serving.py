@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xclip_deploy.errors import ClusterError
-from xclip_deploy.runtime.arguments import PathName, as_instance, as_path, as_whole_number
+from xclip_deploy.runtime.arguments import PathName, as_instance, as_whole_number
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.cluster.actors import ActorOptions, Residence, start_actor
+from xclip_deploy.runtime.cluster.actors import ActorOptions, Residence, start_actor, warn_if_full
 from xclip_deploy.runtime.cluster.connecting import NAMESPACE, connect
-from xclip_deploy.runtime.cluster.replicas import Replica, Replicas, lost, reason_of
-from xclip_deploy.runtime.cluster.shard_file import ShardFile, check_shards, read_shards
+from xclip_deploy.runtime.cluster.replicas import Replica, Replicas, locate, lost, reason_of
+from xclip_deploy.runtime.cluster.shard_file import (
+    ShardFile,
+    check_shards,
+    directory_of,
+    missing_shards,
+    read_shards,
+)
 from xclip_deploy.runtime.failures import FailedShard
 
 MOST_REPLICAS = 64
@@ -38,7 +44,7 @@ class ShardState:
     node: str | None
     """Name of the machine; None where it is not known."""
     state: str
-    """``ready``, ``not served``, or the reason why the replica does not answer."""
+    """``ready``, ``not served``, ``missing``, or the reason why the replica does not answer."""
 
     @property
     def is_ready(self) -> bool:
@@ -56,7 +62,7 @@ class ShardActors:
     def __init__(self, ray: Any, bundle: Bundle, gallery: Path, shards: ShardFile) -> None:  # noqa: ANN401
         self._ray = ray
         self._bundle = str(Path(bundle.path).absolute())
-        self._gallery = gallery.absolute()
+        self._gallery = gallery
         self._shards = shards
         place = hashlib.sha256(str(self._gallery).encode()).hexdigest()[:12]
         self._prefix = f"{place}-{shards.fingerprint[:12]}"
@@ -79,6 +85,7 @@ class ShardActors:
 
     def start(self, replicas: int, options: ActorOptions, *, keep: bool) -> Replicas:
         """Start actors; with ``keep``, they have names and outlive this process."""
+        warn_if_full(self._ray, options, replicas * len(self._shards.shards))
         started = []
         for number, entry in enumerate(self._shards.shards):
             own = []
@@ -88,6 +95,7 @@ class ShardActors:
                     self._bundle,
                     str(self._gallery / entry.path),
                     options,
+                    self._shards.fingerprint,
                     name=self._name(number, n) if keep else None,
                     namespace=NAMESPACE,
                 )
@@ -124,9 +132,10 @@ def open_version(replicas: Replicas, shards: ShardFile, *, allow_partial: bool =
             except ray.exceptions.RayError as error:
                 reason = reason_of(error)
             else:
-                replica.node = residence.node
+                replica.node, replica.pid = residence.node, residence.pid
                 opened.add(number)
                 continue
+        locate(ray, replica)
         failed[number] = FailedShard(number, replica.node, reason)
     missing = [failed[number] for number in sorted(failed) if number not in opened]
     if missing and not (allow_partial and opened):
@@ -146,16 +155,21 @@ def states_of(replicas: Replicas, shards: ShardFile, timeout_s: float) -> list[S
     states: dict[tuple[int, int], str] = {}
     for reference, (number, n) in asked.items():
         replica = replicas.shards[number][n]
-        states[number, n] = f"no answer within {timeout_s:g} s"
         if reference in ready:
             try:
-                replica.node = ray.get(reference).node
+                residence: Residence = ray.get(reference)
+                replica.node, replica.pid = residence.node, residence.pid
                 states[number, n] = READY
+            except ray.exceptions.RayTaskError as error:
+                states[number, n] = str(error.cause or error)
             except ray.exceptions.RayError as error:
                 states[number, n] = reason_of(error)
         else:
             # Else the questions to a process that hangs pile up.
             ray.cancel(reference, recursive=False)
+            locate(ray, replica)
+            process = "" if replica.pid is None else f" from process {replica.pid}"
+            states[number, n] = f"no answer within {timeout_s:g} s{process}"
     found = []
     for number, entry in enumerate(shards.shards):
         size = (entry.num_videos, entry.num_segments, entry.version)
@@ -186,7 +200,11 @@ def serve_shards(
     _end(known)
     _, shards, actors_of = known
     started = actors_of.start(count, options, keep=True)
-    open_version(started, shards)
+    try:
+        open_version(started, shards)
+    except BaseException:
+        started.stop()  # else they outlive this process, and nobody can use them
+        raise
     return states_of(started, shards, _OPENING_S)
 
 
@@ -204,12 +222,16 @@ def shard_states(
 ) -> list[ShardState]:
     """Return the shards of a gallery and the state of their replicas.
 
-    Without ``address``, nothing is asked, and no shard is served. Raises GalleryError and
-    ClusterError.
+    Without ``address``, nothing is asked, no shard is served, and a shard whose directory is gone
+    is ``missing``. Raises GalleryError and ClusterError.
     """
     shards = read_shards(gallery)
     if address is None:
-        return states_of(Replicas(None, [[] for _ in shards.shards]), shards, timeout_s)
+        found = states_of(Replicas(None, [[] for _ in shards.shards]), shards, timeout_s)
+        missing = missing_shards(directory_of(gallery), shards)
+        return [
+            replace(each, state="missing") if each.number in missing else each for each in found
+        ]
     if bundle is None:
         raise ClusterError("the actors are named after their model too; expected a bundle")
     ray, shards, actors_of = _known(bundle, gallery, address)
@@ -219,7 +241,7 @@ def shard_states(
 
 def _known(bundle: PathName, gallery: PathName, address: str) -> tuple[Any, ShardFile, ShardActors]:
     opened = Bundle.open(bundle)
-    path = as_path("gallery", gallery)
+    path = directory_of(gallery)
     shards = read_shards(path)
     check_shards(path, shards, opened.manifest.fingerprint)
     ray = connect(address)

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from xclip_deploy.errors import (
     GalleryError,
     GalleryIntegrityError,
     GalleryModelError,
     GalleryNotFoundError,
-    GallerySegmentationError,
+    GalleryVersionError,
 )
-from xclip_deploy.runtime.arguments import PathName, as_path, as_whole_number
-from xclip_deploy.runtime.files import replace_text
-from xclip_deploy.runtime.gallery import Gallery
-from xclip_deploy.runtime.gallery.records import TYPE_NAMES, merged_types
-from xclip_deploy.runtime.manifest import Manifest
+from xclip_deploy.runtime.arguments import PathName, as_path
 from xclip_deploy.runtime.model_config import FrozenModel
 from xclip_deploy.runtime.search.numbering import MAX_SHARDS
 
 SHARDS_FILE = "shards.json"
-_TYPES = {kind.__name__: kind for kind in TYPE_NAMES}
+SCHEMA_VERSION = 1
+_FILE_SCHEME = "file://"
 
 
 class ShardEntry(FrozenModel):
     """One shard at its published version."""
 
-    path: Annotated[str, Field(min_length=1)]
-    """Directory of the shard's gallery, relative to that of ``shards.json``."""
+    path: Annotated[str, Field(pattern=r"^shard-[0-9]{3,}$")]
+    """Directory of the shard's gallery, beside ``shards.json``."""
     version: Annotated[int, Field(ge=1)]
     """Version that searches read."""
     num_videos: Annotated[int, Field(ge=0)]
@@ -49,6 +48,13 @@ class ShardFile(FrozenModel):
     """Number of the publication; each is larger than the one before."""
     shards: Annotated[tuple[ShardEntry, ...], Field(min_length=1, max_length=MAX_SHARDS)]
 
+    @field_validator("shards")
+    @classmethod
+    def _check_paths(cls, shards: tuple[ShardEntry, ...]) -> tuple[ShardEntry, ...]:
+        if len({shard.path for shard in shards}) < len(shards):
+            raise ValueError("two shards have one directory")  # whose videos would count twice
+        return shards
+
     @property
     def num_videos(self) -> int:
         """Number of videos in all shards."""
@@ -64,17 +70,34 @@ class ShardFile(FrozenModel):
         return gallery / self.shards[number].path
 
 
+def directory_of(gallery: PathName) -> Path:
+    """Return the absolute directory of a gallery in shards.
+
+    A ``file://`` URI names one. Raises GalleryError for any other URI.
+    """
+    path, name = as_path("gallery", gallery), str(gallery)
+    if name.startswith(_FILE_SCHEME):
+        return Path(unquote(name.removeprefix(_FILE_SCHEME).removeprefix("localhost"))).absolute()
+    if "://" in name:
+        raise GalleryError(
+            f"{name} is a URI; expected a directory that all machines share, as galleries in "
+            "shards are not kept in object storage; pass --gallery DIRECTORY"
+        )
+    return path.absolute()
+
+
 def is_sharded(gallery: PathName) -> bool:
-    """Tell whether a directory holds a gallery in shards."""
-    return "://" not in str(gallery) and (as_path("gallery", gallery) / SHARDS_FILE).is_file()
+    """Tell whether a directory holds a gallery in shards. Raises GalleryError for other URIs."""
+    return (directory_of(gallery) / SHARDS_FILE).is_file()
 
 
 def read_shards(gallery: PathName) -> ShardFile:
     """Read ``shards.json``.
 
-    Raises GalleryNotFoundError if there is none, GalleryIntegrityError for one that is damaged.
+    Raises GalleryNotFoundError if there is none, GalleryIntegrityError for one that is damaged,
+    GalleryVersionError for one of a newer release, and GalleryError for object storage.
     """
-    path = as_path("gallery", gallery) / SHARDS_FILE
+    path = directory_of(gallery) / SHARDS_FILE
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -89,103 +112,56 @@ def read_shards(gallery: PathName) -> ShardFile:
     try:
         return ShardFile.model_validate_json(text)
     except ValidationError as error:
+        version = _version_of(text)
+        if version is not None and version > SCHEMA_VERSION:
+            raise GalleryVersionError(
+                f"{path} has schema version {version}, this release reads {SCHEMA_VERSION}; "
+                "run: pip install --upgrade xclip-deploy"
+            ) from error
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        count = len(list(path.parent.glob("shard-*")))
+        count = max(1, len(list(path.parent.glob("shard-*"))))
         raise GalleryIntegrityError(
             f"{path} is damaged ({where}: {first['msg']}); delete it, and run: "
             f"xclip-deploy index VIDEOS --gallery {gallery} --cluster auto --shards {count}"
         ) from error
 
 
-def create_shards(gallery: PathName, manifest: Manifest, count: int) -> ShardFile:
-    """Make an empty gallery in ``count`` shards, or return the one that is there.
-
-    Raises GalleryError for another number of shards or another model.
-    """
-    count = as_whole_number("shards", count, 1, MAX_SHARDS)
-    path = as_path("gallery", gallery)
-    if (path / SHARDS_FILE).is_file():
-        found = read_shards(path)
-        check_shards(path, found, manifest.fingerprint)
-        if len(found.shards) != count:
-            raise GalleryError(
-                f"gallery {path} has {len(found.shards)} shards, expected {count}; "
-                f"pass --shards {len(found.shards)}, or another gallery"
-            )
-        return found
-    if path.is_dir() and any(not each.name.startswith("shard-") for each in path.iterdir()):
-        raise GalleryNotFoundError(
-            f"{path} is no gallery in shards and not empty; choose another path"
-        )
-    path.mkdir(parents=True, exist_ok=True)
-    names = [f"shard-{number:03d}" for number in range(count)]
-    for name in names:
-        Gallery.open(path / name, manifest, create=True).close()
-    return _publish(path, names, manifest.fingerprint, 1)
-
-
-def publish_shards(gallery: PathName) -> ShardFile:
-    """Publish the newest version of every shard, which searches read after a refresh.
-
-    Every shard gets the metadata fields of all, so that filters mean the same everywhere. Raises
-    GalleryError, MetadataError for a field of two types, and GallerySegmentationError for shards
-    that are cut in different ways.
-    """
-    path = as_path("gallery", gallery)
-    known = read_shards(path)
-    names = [shard.path for shard in known.shards]
-    return _publish(path, names, known.fingerprint, known.published + 1)
+def missing_shards(gallery: Path, shards: ShardFile) -> list[int]:
+    """Return the numbers of the shards whose directories are gone."""
+    return [
+        number for number in range(len(shards.shards)) if not shards.place(gallery, number).is_dir()
+    ]
 
 
 def check_shards(gallery: PathName, shards: ShardFile, fingerprint: str) -> None:
-    """Raise GalleryModelError unless the shards hold features of this model."""
+    """Check that the shards are there, and hold features of this model.
+
+    Raises GalleryModelError, and GalleryIntegrityError for a shard whose directory is gone.
+    """
+    path = directory_of(gallery)
     if shards.fingerprint != fingerprint:
         raise GalleryModelError(
-            f"gallery {gallery} holds features of model {shards.fingerprint[:12]}…, the bundle is "
+            f"gallery {path} holds features of model {shards.fingerprint[:12]}…, the bundle is "
             f"model {fingerprint[:12]}…; run: xclip-deploy index VIDEOS --gallery NEW_GALLERY "
             "--cluster auto --shards 8"
         )
-
-
-def _publish(path: Path, names: list[str], fingerprint: str, number: int) -> ShardFile:
-    galleries = [Gallery.open(path / name) for name in names]
-    try:
-        types: dict[str, type] = {}
-        for opened in galleries:
-            examples = {name: kind() for name, kind in opened.fields.items()}
-            types = merged_types(types, [examples])
-        entries: list[ShardEntry] = []
-        policies: set[str] = set()
-        for name, opened in zip(names, galleries, strict=True):
-            if opened.fields != types:
-                opened.declare(types)
-            snapshot, version = opened.snapshot(), opened.version
-            assert version is not None
-            if snapshot.segmentation is not None:
-                policies.add(snapshot.segmentation)
-            entries.append(
-                ShardEntry(
-                    path=name,
-                    version=version,
-                    num_videos=snapshot.num_videos,
-                    num_segments=len(snapshot),
-                )
-            )
-    finally:
-        for opened in galleries:
-            opened.close()
-    if len(policies) > 1:
-        found = ", ".join(sorted(policies))
-        raise GallerySegmentationError(
-            f"the shards of {path} are cut in {len(policies)} ways ({found}); "
-            "expected one policy: index into a new gallery"
+    missing = missing_shards(path, shards)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise GalleryIntegrityError(
+            f"gallery {path} has lost shard {missing[0]} of {len(shards.shards)}{more}: "
+            f"{shards.place(path, missing[0])} is gone; restore it from a copy, or run: "
+            "xclip-deploy index VIDEOS --gallery NEW_GALLERY --cluster auto --shards "
+            f"{len(shards.shards)}"
         )
-    shards = ShardFile(
-        fingerprint=fingerprint,
-        segmentation=next(iter(policies), None),
-        published=number,
-        shards=tuple(entries),
-    )
-    replace_text(path / SHARDS_FILE, shards.model_dump_json(indent=1) + "\n")
-    return shards
+
+
+def _version_of(text: str) -> int | None:
+    """Return the schema version of a file that cannot be read otherwise."""
+    try:
+        content: Any = json.loads(text)
+    except ValueError:
+        return None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    return version if isinstance(version, int) else None

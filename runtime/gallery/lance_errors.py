@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
@@ -20,6 +20,9 @@ _WAY_OUT = (
     "restore it from a copy or run: xclip-deploy gallery rescue --gallery {uri} "
     "--output NEW_GALLERY"
 )
+_ATTEMPTS = 20
+_CONFLICT = "commit conflict"
+"""Words of LanceDB's error for a change that another process was faster than."""
 _FULL = re.compile(r"no space left|disk quota|os error (28|122)\b", re.IGNORECASE)
 _REFUSED = re.compile(r"permission denied|too many open files|os error (13|24)\b", re.I)
 _READ_ONLY = re.compile(r"read-only file system|permission denied|os error (1|13|30)\b", re.I)
@@ -72,6 +75,23 @@ def lance_errors(uri: str, doing: str) -> Iterator[None]:
         if not isinstance(error, Exception) and not is_panic:
             raise
         raise _translated(uri, doing, error) from error
+
+
+def change_in_turn(change: Callable[[], None], catch_up: Callable[[], object]) -> None:
+    """Make a change to a table that other processes write without a lock.
+
+    If another one was faster, ``catch_up`` goes to the newest version, and ``change`` begins anew.
+    Raises LanceDB's error of the last attempt.
+    """
+    for attempts_left in range(_ATTEMPTS - 1, -1, -1):
+        try:
+            change()
+        except Exception as error:  # noqa: PERF203 - each turn is a commit
+            if not attempts_left or _CONFLICT not in str(error):
+                raise
+            catch_up()
+        else:
+            return
 
 
 def _translated(uri: str, doing: str, error: BaseException) -> GalleryError:

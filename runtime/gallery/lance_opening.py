@@ -65,8 +65,9 @@ def _create(uri: str, is_local: bool, fingerprint: str, dim: int, max_frames: in
         descriptor = take_lock(uri)
         try:
             if not has_table(uri, is_local):  # another process may have been faster
-                schema = make_schema(fingerprint, dim, max_frames)
-                table = connect(uri).create_table(TABLE, schema=schema)
+                schema = make_schema(fingerprint, dim, max_frames, has_key=not is_local)
+                # Without a lock, another process may still be faster.
+                table = connect(uri).create_table(TABLE, schema=schema, exist_ok=not is_local)
                 if is_local:
                     directory = Path(uri)
                     write_record(directory, make_record(directory, table.version, None))

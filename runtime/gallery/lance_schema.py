@@ -27,6 +27,7 @@ features."""
 UNCHECKED_VERSION = 2
 """Version without checksums, which ``gallery upgrade`` reads."""
 _KEY = b"xclip-deploy"
+_KEY_COLUMNS = ("id", "_segment")
 ARROW_TYPES: dict[type, pa.DataType] = {
     bool: pa.bool_(),
     int: pa.int64(),
@@ -47,11 +48,23 @@ class TableHeader:
     """Fingerprint of the model that made the features."""
 
 
-def make_schema(fingerprint: str, dim: int, max_frames: int) -> pa.Schema:
-    """Return the columns of an empty gallery."""
+def make_schema(fingerprint: str, dim: int, max_frames: int, *, has_key: bool = False) -> pa.Schema:
+    """Return the columns of an empty gallery.
+
+    ``has_key``: whether LanceDB is told that id and segment are the key of a row. Of two writers
+    that insert the same key at once, the slower one then gets a conflict.
+    """
     header = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
     fields = [*_fields(dim, max_frames * dim), *(pa.field(p.value, pa.uint64()) for p in Part)]
+    if has_key:
+        fields = [_as_key(field) if field.name in _KEY_COLUMNS else field for field in fields]
     return pa.schema(fields, metadata={_KEY: json.dumps(header).encode()})
+
+
+def _as_key(field: pa.Field) -> pa.Field:
+    position = str(1 + _KEY_COLUMNS.index(field.name))
+    key = "lance-schema:unenforced-primary-key"
+    return field.with_nullable(False).with_metadata({key: "true", f"{key}:position": position})
 
 
 def _fields(dim: int, frame_values: int) -> list[pa.Field]:

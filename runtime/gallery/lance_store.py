@@ -22,7 +22,7 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.filter_sql import quoted
 from xclip_deploy.runtime.gallery.lance_commits import CommittedTable
-from xclip_deploy.runtime.gallery.lance_errors import lance_errors
+from xclip_deploy.runtime.gallery.lance_errors import change_in_turn, lance_errors
 from xclip_deploy.runtime.gallery.lance_files import (
     take_lock,
 )
@@ -60,8 +60,9 @@ class LanceStore:
     """A :class:`GalleryStore` in a LanceDB table.
 
     In a directory, also one that a ``file://`` URI names, a lock file admits one writer at a time,
-    across the machine's processes. Object storage has no such lock: LanceDB loses no write there,
-    but two processes that add the same video at the same moment can store it twice. Such a gallery
+    across the machine's processes. Object storage has no such lock. There, id and segment are the
+    table's key: of two processes that add the same video at once, LanceDB refuses one, which then
+    merges with what the other wrote. A gallery that an older release made there has no key, and
     needs one writer.
     """
 
@@ -345,14 +346,17 @@ class LanceStore:
         return end_of_fragment(int(rows[-1])) if indices and len(rows) else 0
 
     def _add_columns(self, types: dict[str, type]) -> None:
-        known = metadata_types(self._table.schema)
-        new = {
-            name: f"cast(null as {SQL_TYPES[kind]})"
-            for name, kind in types.items()
-            if name not in known
-        }
-        if new:
-            self._table.add_columns(new)
+        def add() -> None:
+            known = metadata_types(self._table.schema)
+            new = {
+                name: f"cast(null as {SQL_TYPES[kind]})"
+                for name, kind in types.items()
+                if name not in known
+            }
+            if new:
+                self._table.add_columns(new)
+
+        change_in_turn(add, self._table.checkout_latest)
 
     def _upsert(self, rows: Any) -> None:
         merge = self._table.merge_insert(["id", "_segment"])
@@ -360,10 +364,14 @@ class LanceStore:
 
     def _replace(self, rows: pa.Table, ids: Collection[str]) -> None:
         """Write rows and remove all other rows of the videos ``ids``, in one commit."""
-        merge = self._table.merge_insert(["id", "_segment"])
-        merge = merge.when_matched_update_all().when_not_matched_insert_all()
         condition = f"id in ({', '.join(map(quoted, ids))})"
-        merge.when_not_matched_by_source_delete(condition).execute(rows)
+
+        def merge() -> None:
+            merge = self._table.merge_insert(["id", "_segment"])
+            merge = merge.when_matched_update_all().when_not_matched_insert_all()
+            merge.when_not_matched_by_source_delete(condition).execute(rows)
+
+        change_in_turn(merge, self._table.checkout_latest)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from xclip_deploy.runtime.decoding import DecoderPool
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.gallery import Gallery, MetadataValue
 from xclip_deploy.runtime.gallery.thumbnails import ThumbnailStore
+from xclip_deploy.runtime.indexing.claims import Elsewhere
 from xclip_deploy.runtime.indexing.estimating import IndexEstimate, estimate
 from xclip_deploy.runtime.indexing.in_memory import index_frames
 from xclip_deploy.runtime.indexing.indexer import IndexRun, IndexSettings, PulseFunction
@@ -117,13 +118,14 @@ def add_sources(
     progress: ProgressFunction,
     pulse: PulseFunction | None = None,
     pool: DecoderPool[Task] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> IndexReport:
     """Read, encode and add files that were found: see :meth:`Retriever.add`.
 
     ``pulse`` is called about once a second, also while nothing gets done. An exception from it or
     from ``progress`` ends the run; what was encoded by then is committed. ``pool``: decoders to
     use, which the caller closes; None starts ``workers``. ``thumbnails``: whether to keep them
-    beside the gallery, or where else.
+    beside the gallery, or where else. ``elsewhere``: see :class:`IndexRun`.
     """
     progress(Progress.waiting("videos", READING_FIRST))
     if thumbnails is True:
@@ -144,6 +146,7 @@ def add_sources(
             thumbnails=thumbnails or None,
             settings=settings,
             progress=progress,
+            elsewhere=elsewhere,
         )
         return run.run(on_duplicate, prune=prune)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from xclip_deploy.errors import VideoError
 from xclip_deploy.runtime.decoding import FileChangedError
-from xclip_deploy.runtime.indexing.records import Task
+from xclip_deploy.runtime.indexing.records import ReadyFile, Task
 
 _PART = 65_536
 
@@ -26,25 +27,43 @@ class ContentFilter:
 
     def add(self, content_sha256: str) -> None:
         """Note a content by its hash, hexadecimal."""
-        self._new.add(_prefix(content_sha256))
+        self._new.add(prefix_of(content_sha256))
         if len(self._new) >= _PART:
-            self._sorted = np.union1d(self._sorted, np.fromiter(self._new, np.uint64))
-            self._new.clear()
+            self.update(np.empty(0, np.uint64))
+
+    def update(self, prefixes: npt.NDArray[np.uint64]) -> None:
+        """Note many contents, each by its :func:`prefix_of`."""
+        if len(self._new) + len(prefixes) < _PART:
+            self._new.update(prefixes.tolist())
+            return
+        new = np.fromiter(self._new, np.uint64)
+        self._sorted = np.unique(np.concatenate([self._sorted, new, prefixes]))
+        self._new.clear()
 
     def __contains__(self, content_sha256: str) -> bool:
-        prefix = _prefix(content_sha256)
+        prefix = prefix_of(content_sha256)
         if prefix in self._new:
             return True
         place = int(np.searchsorted(self._sorted, np.uint64(prefix)))
         return place < len(self._sorted) and int(self._sorted[place]) == prefix
 
 
+@dataclass
+class Elsewhere:
+    """The contents that other galleries hold, whose files a run hashes and does not decode."""
+
+    contents: ContentFilter
+    files: list[ReadyFile] = field(default_factory=list)
+    """The files of the run that have one of ``contents``. The gallery gets none of them."""
+
+
 class Claims:
     """The contents that were read and not yet committed. The decoders' threads query it."""
 
-    def __init__(self, stored: ContentFilter) -> None:
+    def __init__(self, stored: ContentFilter, elsewhere: Elsewhere | None = None) -> None:
         """Begin with no claims; ``stored`` names the contents that the gallery may hold."""
         self._stored = stored
+        self._elsewhere = ContentFilter() if elsewhere is None else elsewhere.contents
         self._open: dict[str, Task] = {}
         self._failures: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -56,6 +75,8 @@ class Claims:
             if task.replace:
                 self._open.setdefault(content_sha256, task)
                 return True
+            if content_sha256 in self._elsewhere:
+                return False
             if not task.is_retry and content_sha256 in self._stored:
                 return False
             return self._open.setdefault(content_sha256, task) is task
@@ -82,11 +103,16 @@ class Claims:
         with self._lock:
             return content_sha256 in self._open
 
+    def is_elsewhere(self, content_sha256: str | None) -> bool:
+        """Tell whether another gallery holds a content."""
+        return content_sha256 is not None and content_sha256 in self._elsewhere
+
     def failure(self, content_sha256: str | None) -> str | None:
         """Return the reason why decoding a content failed, if it was tried."""
         with self._lock:
             return None if content_sha256 is None else self._failures.get(content_sha256)
 
 
-def _prefix(content_sha256: str) -> int:
+def prefix_of(content_sha256: str) -> int:
+    """Return the first eight bytes of a hash in hexadecimal."""
     return int(content_sha256[:16], 16)

@@ -29,7 +29,7 @@ from xclip_deploy.runtime.indexing.batching import (
     OpenVideo,
     WindowBatch,
 )
-from xclip_deploy.runtime.indexing.claims import Claims
+from xclip_deploy.runtime.indexing.claims import Claims, Elsewhere
 from xclip_deploy.runtime.indexing.committing import commit_files, detach_files
 from xclip_deploy.runtime.indexing.planning import KnownFiles, plan_files
 from xclip_deploy.runtime.indexing.records import (
@@ -88,6 +88,7 @@ class IndexRun:
         reuse: FrameReuse | None = None,
         settings: IndexSettings | None = None,
         progress: ProgressFunction = ignore_progress,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -101,6 +102,7 @@ class IndexRun:
             thumbnails: Folder for a picture of each segment; None makes none.
             settings: Sizes of batches and commits.
             progress: Called after every video, and after every block of a long one.
+            elsewhere: Contents that are not decoded; their files are appended to it.
 
         Raises:
             MissingExtraError: shots are wanted, and the package that finds them is not installed.
@@ -118,6 +120,7 @@ class IndexRun:
         check = partial(checked_features, max_frames=model.max_frames, dim=model.embed_dim)
         self._batch = WindowBatch(encode, self._settings.max_batch, check, thumbnails, reuse)
         self._thumbnails = thumbnails
+        self._elsewhere = elsewhere
         self._open: list[OpenVideo] = []  # long videos that are being read
         self._ready: list[ReadyFile] = []
         self._fresh = 0  # files received since the last commit, without retries
@@ -140,7 +143,7 @@ class IndexRun:
             self._gallery.check_new([source.wanted_id for source in self._sources.videos])
         self._gallery.refresh()
         known = KnownFiles(self._gallery.snapshot().listing(), self._sources, prune)
-        self._claims = Claims(known.contents)
+        self._claims = Claims(known.contents, self._elsewhere)
         try:
             plan = plan_files(self._sources, known, on_duplicate)
             self._todo += plan.read
@@ -332,6 +335,8 @@ class IndexRun:
         task = item.task
         if item.content_sha256 is not None and self._claims.is_open(item.content_sha256):
             self._ready.append(item)  # wait: another file with this content is in work
+        elif self._elsewhere is not None and self._claims.is_elsewhere(item.content_sha256):
+            self._elsewhere.files.append(item)
         elif reason := self._claims.failure(item.content_sha256):
             self._tally.fail(task, f"{task.source.path}: has the content of another: {reason}")
         else:

@@ -24,10 +24,13 @@ def test_a_toy_of_a_cluster(bundle_path: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     content = json.loads((tmp_path / "cluster.json").read_text())
-    assert len(content["fan_out_ms"]) == len(content["two_stage_ms"]) == 5
-    assert len(content["one_shard_per_s"]) == len(content["all_shards_per_s"]) == 2
+    for count in (1, 3, 8):
+        found = content[f"shards_{count}"]
+        assert len(found["fan_out_ms"]) == len(found["two_stage_ms"]) == 5
+    assert len(content["one_committer_per_s"]) == len(content["three_committers_per_s"]) == 2
     # Three nodes are about a dozen processes.
     assert content["idle_bytes"] > 1e8
     page = (tmp_path / "cluster.md").read_text(encoding="utf-8")
     assert page in done.stdout
-    assert "| fan-out to three shards, ms |" in page
+    assert "| fan-out, 3 shards, ms |" in page
+    assert max(map(len, page.splitlines())) <= 80

@@ -32,7 +32,7 @@ def run(bundle: str, gallery: str, address: str, head: int) -> dict[str, Any]:
     retriever.searches.timeout_s = LIMIT_S
     ray = retriever._ray
     kind = ray.remote(EncoderActor).options(num_cpus=1000)  # which no node has
-    encoder = EncoderOptions(Segmentation("whole"))
+    encoder = EncoderOptions(retriever.shards.fingerprint, Segmentation("whole"))
     dispatcher = routing.Dispatcher(ray, [kind.remote(bundle, ActorOptions(), encoder)])
     os.kill(head, signal.SIGKILL)
     found: dict[str, Any] = {"searches": []}

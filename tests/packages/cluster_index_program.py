@@ -31,27 +31,44 @@ def workers() -> list[int]:
     return found
 
 
-def kill_some(stop: threading.Event, killed: list[int], most: int) -> None:
-    """Kill encoders, each once it reads."""
+def kill_some(stop: threading.Event, killed: list[int], most: int, how: int) -> None:
+    """Kill or stop encoders, each once it reads."""
     while len(killed) < most and not stop.wait(0.2):
         for pid in sorted(set(workers()) - set(killed))[:1]:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, how)
             killed.append(pid)
 
 
-def run(bundle: str, gallery: str, folder: str, *, kills: int, address: str) -> dict[str, Any]:
-    """Index; on a cluster that runs already, with several actors and many small commits."""
+def run(
+    bundle: str, gallery: str, folder: str, *, kills: int, address: str, stops: bool
+) -> dict[str, Any]:
+    """Index; on a cluster that runs already, with several actors and many small commits.
+
+    ``stops``: whether encoders hang, in place of dying.
+    """
     os.environ["RAY_TEST_SESSION"] = f"{os.getpid()}-{time.time()}"
     connect(address)
     # After Ray has started: LanceDB's threads do not survive a fork.
-    from xclip_deploy.runtime.cluster import ActorOptions, index_shards, indexing
+    from xclip_deploy.runtime.cluster import ActorOptions, index_shards, indexing, routing
 
     is_local = address == "local"
     if not is_local:
         indexing._COMMIT_FILES, indexing._FILES_PER_PART = 1, 2
 
+    if stops:
+        routing._WATCH_S, routing._HUNG_S = 1.0, 5.0
+    how = signal.SIGSTOP if stops else signal.SIGKILL
+    # The files whose features reach this process, which are those that were decoded.
+    encoded: list[str] = []
+    receive = indexing._Run._receive
+
+    def noted(self: Any, part: Any, *rest: Any) -> None:
+        encoded.extend(found.file.path for found in part.files if found.encoded is not None)
+        receive(self, part, *rest)
+
+    indexing._Run._receive = noted  # type: ignore[method-assign]
     stop, killed = threading.Event(), []  # type: tuple[threading.Event, list[int]]
-    killer = threading.Thread(target=kill_some, args=(stop, killed, kills))
+    killer = threading.Thread(target=kill_some, args=(stop, killed, kills, how))
     killer.start()
     try:
         report = index_shards(
@@ -69,11 +86,12 @@ def run(bundle: str, gallery: str, folder: str, *, kills: int, address: str) -> 
     finally:
         stop.set()
         killer.join()
-    return {**report.to_dict(), "killed": len(killed)}
+    return {**report.to_dict(), "killed": len(killed), "encoded": sorted(encoded)}
 
 
 if __name__ == "__main__":
     given = dict(zip(("bundle", "gallery", "folder"), sys.argv[1:], strict=False))
-    outcome = run(**given, kills=int(sys.argv[4]), address=sys.argv[5])
+    stops = "--stop" in sys.argv
+    outcome = run(**given, kills=int(sys.argv[4]), address=sys.argv[5], stops=stops)
     sys.stdout.write(json.dumps(outcome) + "\n")
     sys.stdout.flush()

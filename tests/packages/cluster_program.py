@@ -67,7 +67,7 @@ def run(bundle: str, gallery: str, *, breaks: bool) -> dict[str, Any]:
     ray = connect("local")
     # After Ray has started: LanceDB's threads do not survive a fork.
     from xclip_deploy.runtime.cluster import ActorOptions, ShardedRetriever
-    from xclip_deploy.runtime.cluster.shard_file import publish_shards
+    from xclip_deploy.runtime.cluster.publishing import publish_shards
     from xclip_deploy.runtime.gallery import Gallery
 
     found: dict[str, Any] = {}

@@ -207,17 +207,23 @@ def _index_shards(
     """Index into shards on a cluster; return the report and the number of videos."""
     from xclip_deploy.runtime.cluster import index_shards, is_sharded, read_shards
 
-    if shards is None:
-        shards = len(read_shards(gallery).shards) if is_sharded(gallery) else 8
-    report = index_shards(
-        bundle,
-        gallery,
-        paths,
-        shards=shards,
-        address=address,
-        reader=reader,  # type: ignore[arg-type]
-        **keywords,
-    )
+    known = read_shards(gallery) if is_sharded(gallery) else None
+    try:
+        report = index_shards(
+            bundle,
+            gallery,
+            paths,
+            shards=shards or (8 if known is None else len(known.shards)),
+            address=address,
+            reader=reader,  # type: ignore[arg-type]
+            **keywords,
+        )
+    except KeyboardInterrupt:
+        if is_sharded(gallery):
+            before = 0 if known is None else known.num_videos
+            kept = counted(read_shards(gallery).num_videos - before, "video")
+            say(f"kept {kept} in {gallery}", err=True)
+        raise
     return report, read_shards(gallery).num_videos
 
 

@@ -10,7 +10,7 @@ import click
 
 from xclip_deploy.cli.cluster_options import address_option
 from xclip_deploy.cli.display import print_json, say
-from xclip_deploy.cli.options import Command, PathArgument, bundle_option, json_option
+from xclip_deploy.cli.options import Command, bundle_option, json_option
 from xclip_deploy.cli.progress import waiting
 from xclip_deploy.cli.table import Column, print_table
 from xclip_deploy.runtime.presentation import counted
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("shards", cls=Command)
-@click.argument("gallery", type=PathArgument())
+@click.argument("gallery")
 @bundle_option
 @click.option(
     "--cluster",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     help="Publish the newest version of every shard first. Retrievers read it after a refresh.",
 )
 @json_option
-def command(gallery: Path, bundle: Path, address: str | None, publish: bool, as_json: bool) -> None:
+def command(gallery: str, bundle: Path, address: str | None, publish: bool, as_json: bool) -> None:
     """Show videos, version, node and state of each shard of GALLERY."""
     from xclip_deploy.runtime.cluster import publish_shards, shard_states
 
@@ -46,7 +46,7 @@ def command(gallery: Path, bundle: Path, address: str | None, publish: bool, as_
 
 
 @click.command("serve-shards", cls=Command)
-@click.argument("gallery", type=PathArgument())
+@click.argument("gallery")
 @bundle_option
 @address_option
 @click.option(
@@ -73,7 +73,7 @@ def command(gallery: Path, bundle: Path, address: str | None, publish: bool, as_
 @click.option("--stop", is_flag=True, help="End the actors of this gallery instead.")
 @json_option
 def serve(
-    gallery: Path,
+    gallery: str,
     bundle: Path,
     address: str,
     replicas: int,
@@ -98,9 +98,9 @@ def serve(
     _print(gallery, states, as_json=as_json)
 
 
-def _print(gallery: Path, states: Sequence[ShardState], *, as_json: bool) -> None:
+def _print(gallery: str, states: Sequence[ShardState], *, as_json: bool) -> None:
     if as_json:
-        print_json({"gallery": str(gallery), "shards": [state.to_dict() for state in states]})
+        print_json({"gallery": gallery, "shards": [state.to_dict() for state in states]})
         return
     columns = (
         Column("shard", right=True),

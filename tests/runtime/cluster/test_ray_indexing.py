@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,10 @@ def folder(clips: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def index(bundle: Path, gallery: Path, folder: Path, kills: int = 0) -> dict[str, Any]:
-    return line_of(PROGRAM, bundle, gallery, folder, kills, "local", timeout_s=400)
+def index(
+    bundle: Path, gallery: Path, folder: Path, kills: int = 0, *options: str
+) -> dict[str, Any]:
+    return line_of(PROGRAM, bundle, gallery, folder, kills, "local", *options, timeout_s=400)
 
 
 def check_each_once(gallery: Path, folder: Path) -> None:
@@ -76,6 +80,8 @@ def test_a_run_is_continued_and_changes_are_followed(
     assert len(first["indexed"]) == 24
     assert list(first["duplicates"]) == [str(folder / "w-copy.mp4")]
     assert [Path(failed["path"]).name for failed in first["failed"]] == ["x-broken.mp4"]
+    # The copy is read after what it is a copy of, and is hashed alone.
+    assert sorted(first["encoded"]) == sorted(first["indexed"])
     check_each_once(gallery, folder)
     thumbnails = list(gallery.glob("shard-*/thumbnails/*/*.webp"))
     assert len(thumbnails) == sum(shard.num_segments for shard in read_shards(gallery).shards)
@@ -91,6 +97,15 @@ def test_a_run_is_continued_and_changes_are_followed(
     assert len(third["changed"]) == 10
     assert third["indexed"] == []
     assert third["pruned"] == [str(folder / "v20.mp4")]
+    assert sorted(third["encoded"]) == sorted(third["changed"])
+    check_each_once(gallery, folder)
+    # Other names, and another time of each file: nothing is decoded.
+    for path in sorted(folder.glob("v*.mp4")):
+        path.rename(path.with_name(f"z-{path.name}"))
+    (folder / "w-copy.mp4").touch()
+    renamed = index(bundle_path, gallery, folder)
+    assert renamed["encoded"] == []
+    assert len(renamed["duplicates"]) + len(renamed["unchanged"]) == 24
     check_each_once(gallery, folder)
 
 
@@ -101,6 +116,62 @@ def test_an_encoder_that_dies_loses_nothing(
     assert found["killed"] == 2
     assert [Path(failed["path"]).name for failed in found["failed"]] == ["x-broken.mp4"]
     check_each_once(tmp_path / "G", folder)
+
+
+def test_an_encoder_that_hangs_is_replaced(bundle_path: Path, folder: Path, tmp_path: Path) -> None:
+    found = index(bundle_path, tmp_path / "G", folder, 1, "--stop")
+    assert found["killed"] == 1
+    assert [Path(failed["path"]).name for failed in found["failed"]] == ["x-broken.mp4"]
+    check_each_once(tmp_path / "G", folder)
+
+
+def interrupted(*words: object, when: Callable[[], bool]) -> tuple[int, str]:
+    """Run a command until ``when`` holds, press Ctrl-C, and return its status and messages."""
+    program = Path(sys.executable).with_name("xclip-deploy")
+    with subprocess.Popen(
+        [program, *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as process:
+        deadline = time.monotonic() + 200
+        while not when() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, messages = process.communicate(timeout=90)
+        finally:
+            process.kill()
+    return process.returncode, messages
+
+
+def test_ctrl_c_ends_indexing_and_search(
+    bundle_path: Path, folder: Path, tmp_path: Path, nodes: Nodes
+) -> None:
+    gallery = tmp_path / "G"
+    place = ("--bundle", bundle_path, "--gallery", gallery, "--cluster", nodes.address)
+    for path in sorted(folder.glob("v*.mp4"))[12:]:
+        path.unlink()
+    words = ("index", folder, *place, "--shards", 3)
+    status, messages = interrupted(*words, when=lambda: bool(nodes.processes("ray::EncoderActor")))
+    assert status == 130, messages
+    assert messages.endswith("interrupted\n")
+    assert re.search(r"kept \d+ videos? in ", messages)
+    published = read_shards(gallery)
+    found = [Gallery.open(gallery / entry.path) for entry in published.shards]
+    assert [len(each) for each in found] == [entry.num_videos for entry in published.shards]
+    done = line_of(PROGRAM, bundle_path, gallery, folder, 0, nodes.address, timeout_s=400)
+    assert [Path(failed["path"]).name for failed in done["failed"]] == ["x-broken.mp4"]
+    check_each_once(gallery, folder)
+    # A search whose actors start.
+    words = ("search", "a dog", *place, "--timeout", 60)
+    status, messages = interrupted(*words, when=lambda: bool(nodes.processes("ray::ShardActor")))
+    assert (status, messages.splitlines()[-1]) == (130, "interrupted")
+    deadline = time.monotonic() + 60
+    while nodes.processes("ray::") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert nodes.processes("ray::") == []
 
 
 def test_a_file_that_kills_three_encoders_fails_alone(

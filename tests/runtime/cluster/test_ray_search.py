@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -71,9 +72,11 @@ def test_a_process_that_hangs_is_named_and_replaced(run_cluster: Any, galleries:
     assert not found["owns"]
     assert [state for _, _, state in found["stopped"]] == [
         "ready",
-        "no answer within 2 s",
+        f"no answer within 2 s from process {found['pid']}",
         "ready",
     ]
+    # A process that has asked none of them before knows the machine.
+    assert [node for _, node, _ in found["stopped"]] == [socket.gethostname()] * 3
     assert found["answered"] == [0, 1, 2]
     assert found["ended"] == 3
     assert found["is_gone"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import lancedb
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from gallery_samples import DIM, FRAMES, MODEL, content_of, lance_store, sample
+from mounting import mounted
 
 from xclip_deploy.errors import (
     GalleryError,
@@ -24,23 +23,6 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.gallery import FeatureModel, lance_commits, lance_schema
 from xclip_deploy.runtime.gallery.lance_errors import lance_errors
 from xclip_deploy.runtime.gallery.lance_opening import open_store
-
-
-@contextmanager
-def mounted(path: Path, *arguments: str) -> Iterator[None]:
-    """A file system of the test's own at ``path``."""
-    path.mkdir(exist_ok=True)
-    command = ["mount", *arguments, str(path)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no command mount")
-    if done.returncode != 0:
-        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def test_the_header_and_columns(tmp_path: Path) -> None:
