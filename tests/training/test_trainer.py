@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from command_line import runner
 
 from xclip_deploy import load_checkpoint, resolve_config, train
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, TrainingError
@@ -205,6 +205,8 @@ def test_an_fp16_run_skips_reports_and_continues_exactly(
     assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
+# Every day, test_a_killed_run_continues_exactly kills a run, and test_files.py a writer.
+@pytest.mark.slow
 def test_a_kill_while_saving_keeps_the_checkpoint_before(
     dataset: Path, tmp_path: Path, uninterrupted: Path
 ) -> None:
@@ -327,27 +329,23 @@ def test_what_must_be_given(dataset: Path, tmp_path: Path) -> None:
         train(configured(dataset, data__videos=None), tmp_path / "b")
 
 
-def test_the_command(dataset: Path, tmp_path: Path) -> None:
-    program = str(Path(sys.executable).with_name("xclip-deploy"))
-    options = [word for setting in settings(dataset) for word in ("--set", setting)]
-    done = subprocess.run(
-        [program, "train", *options, "-o", str(tmp_path / "run"), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 12
-    assert "step 12/12 epoch 3/3 loss" in done.stderr
-    again = subprocess.run(
-        [program, "train", *options, "-o", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 2
-    assert "choose another folder, or continue with --resume" in again.stderr
+def test_the_command(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run = runner(capfd)
+    changed = settings(dataset, optimization__epochs=1)
+    options = [word for setting in changed for word in ("--set", setting)]
+    done = run("train", *options, "-o", tmp_path / "run", "--json")
+    assert done.status == 0, done.err
+    assert done.json()["steps"] == 4
+    assert "step 4/4 epoch 1/1 loss" in done.err
+    again = run("train", *options, "-o", tmp_path / "run")
+    assert again.status == 2
+    assert "choose another folder, or continue with --resume" in again.err
 
 
 @pytest.mark.parametrize(("rule", "saved"), [("first", [1]), ("last", [1, 2, 3])])

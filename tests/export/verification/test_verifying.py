@@ -220,7 +220,9 @@ def test_a_graph_that_yields_nan_fails_and_is_named(bundle_copy: Path, change_we
     assert failure.startswith("broke off: text_encoder gave NaN or infinity in sentence_features")
     with pytest.raises(VerificationError, match="text_encoder gave NaN"):
         certificate.require_passed()
-    assert "broke off" in (bundle_copy / "verification" / "report.html").read_text("utf-8")
+    page = (bundle_copy / "verification" / "report.html").read_text("utf-8")
+    assert "broke off" in page
+    assert "synthetic" in page  # the inputs are said to be
     # JSON knows no NaN.
     json.loads((bundle_copy / "verification/certificate.json").read_text(), parse_constant=int)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,8 +71,17 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=0"}},
 }
 
+EVERY_DAY = {"plain.mp4", "plain.ts", "b_frames.avi", "vp8.webm"}
 
-@pytest.mark.parametrize("name", CONTAINERS)
+
+@pytest.mark.parametrize(
+    "name",
+    # One without an index, one without timestamps of its own, and each codec of the day.
+    [
+        pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow)
+        for name in CONTAINERS
+    ],
+)
 def test_each_second_gives_the_frame_that_is_shown_then(
     name: str, write_clip: Write, read: Callable[..., Read], tmp_path: Path
 ) -> None:
@@ -287,11 +297,16 @@ def overwrite(path: Path, begin: float, end: float, fill: str) -> Path:
     return path
 
 
+EVERY_DAYS_FILL = {"mp4": "zeros", "mkv": "noise", "ts": "zeros", "avi": "noise"}
+
+
 @pytest.mark.parametrize(
     ("name", "fill"),
     [
-        *((f"clip.{kind}", "zeros") for kind in ("mp4", "mkv", "ts", "avi")),
-        *((f"clip.{kind}", "noise") for kind in ("mp4", "mkv", "ts", "avi")),
+        pytest.param(
+            f"clip.{kind}", fill, marks=() if fill == EVERY_DAYS_FILL[kind] else pytest.mark.slow
+        )
+        for kind, fill in product(EVERY_DAYS_FILL, ("zeros", "noise"))
     ],
 )
 def test_damage_in_the_middle_costs_only_itself(
