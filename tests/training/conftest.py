@@ -30,7 +30,7 @@ def small_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**fields)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> MakeModel:
     """Make a small model; every weight random, X-CLIP's matrices too."""
 

@@ -251,7 +251,7 @@ def test_worker_processes_change_nothing(
     assert losses(tmp_path / "run") == losses(uninterrupted)
 
 
-@pytest.mark.slow  # test_step.py compares their gradients every day
+@pytest.mark.slow  # test_step_processes.py compares their gradients every day
 def test_two_processes_train_as_one(dataset: Path, tmp_path: Path) -> None:
     """Up to rounding: sums are taken in another order."""
     changes = {"optimization__batch_size": 4, "optimization__epochs": 1}
