@@ -79,14 +79,11 @@ def losses(run: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(run / "last.pt").state_dict
-
-
 def assert_same_run(found: Path, expected: Path) -> None:
     assert losses(found) == losses(expected)
-    for name, tensor in weights(expected).items():
-        assert torch.equal(weights(found)[name], tensor), name
+    known = state_of(found)
+    for name, tensor in state_of(expected).items():
+        assert torch.equal(known[name], tensor), name
     metrics = [json.loads((run / "metrics.json").read_text()) for run in (found, expected)]
     assert metrics[0] == metrics[1]
 
