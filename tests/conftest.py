@@ -6,7 +6,7 @@ import fcntl
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ settings.load_profile("xclip-deploy")
 
 TESTS = Path(__file__).resolve().parent
 OncePerRun = Callable[[str, Callable[[Path], object]], Path]
+OncePerCode = Callable[[str, Iterable[Path], Callable[[Path], object]], Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,13 +79,23 @@ def once_per_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> On
 
 
 @pytest.fixture(scope="session")
-def bundle_path(
-    request: pytest.FixtureRequest, once_per_run: OncePerRun, checkpoint_path: Path
-) -> Path:
+def once_per_code(request: pytest.FixtureRequest, once_per_run: OncePerRun) -> OncePerCode:
+    """Give the folder of a name, as ``once_per_run``; later runs of the same code copy it.
+
+    See ``kept_exports``. The second argument names files besides the package's that it depends on.
+    """
+
+    def folder(name: str, sources: Iterable[Path], fill: Callable[[Path], object]) -> Path:
+        return once_per_run(name, partial(export_or_copy, request.config, name, sources, fill))
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_path(once_per_code: OncePerCode, checkpoint_path: Path) -> Path:
     """The bundle of that checkpoint, by the README's command. Not to be changed.
 
-    What the command printed is beside it, in ``export.txt``. While the code stays the same,
-    later runs get a copy: see ``kept_exports``.
+    What the command printed is beside it, in ``export.txt``.
     """
 
     def export(folder: Path) -> None:
@@ -94,9 +105,7 @@ def bundle_path(
         assert done.returncode == 0, done.stderr
         (folder / "export.txt").write_text(done.stdout, encoding="utf-8")
 
-    sources = [checkpoint_path, Path(__file__)]
-    fill = partial(export_or_copy, request.config, "golden", sources, export)
-    return once_per_run("golden", fill) / "xclip-bundle"
+    return once_per_code("golden", [checkpoint_path, Path(__file__)], export) / "xclip-bundle"
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,13 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
-def imports_of(file: Path) -> Iterator[tuple[str, str]]:
+@cache
+def imports_of(file: Path) -> tuple[tuple[str, str], ...]:
     """List every import of a file: the module named, and the name taken from it, if any."""
+    return tuple(_imports_of(file))
+
+
+def _imports_of(file: Path) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)

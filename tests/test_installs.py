@@ -97,7 +97,11 @@ def install(kind: str, builds: Path, folder: Path) -> tuple[Path, Path]:
     return python, clone
 
 
-@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+@pytest.mark.parametrize(
+    "kind",
+    # The tests themselves run on an editable install, and a wheel is made on the way of an sdist.
+    ["wheel", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sdist", "editable"))],
+)
 def test_an_install(kind: str, builds: Path, tmp_path: Path) -> None:
     python, clone = install(kind, builds, tmp_path)
     in_clone = run(python, "-c", LOOK_AROUND, cwd=clone)

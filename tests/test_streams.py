@@ -9,11 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from command_line import Run, on_a_terminal, runner
 from gallery_samples import lance_store, sample
 
@@ -62,6 +65,17 @@ CALLS: dict[str, tuple[object, ...]] = {
 }
 
 
+REASONS = {">/dev/full": "No space left on device", ">&-": "it is closed"}
+
+
+def pairs(others: Iterable[str], *fast: tuple[str, str]) -> list[ParameterSet]:
+    """Pair every call with each of ``others``; all but some pairs are slow."""
+    return [
+        pytest.param(*pair, marks=() if pair in fast else pytest.mark.slow)
+        for pair in product(CALLS, others)
+    ]
+
+
 def arguments_of(name: str, gallery: Path) -> tuple[object, ...]:
     words = CALLS[name]
     return (*words, gallery) if "--gallery" in words else words
@@ -70,15 +84,12 @@ def arguments_of(name: str, gallery: Path) -> tuple[object, ...]:
 # Standard output
 
 
-@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(
-    ("redirections", "reason"),
-    [(">/dev/full", "No space left on device"), (">&-", "it is closed")],
-    ids=["full", "closed"],
+    ("name", "redirections"),
+    pairs(REASONS, ("help", ">/dev/full"), ("table", ">&-"), ("json", ">/dev/full")),
 )
-def test_results_that_cannot_be_written(
-    gallery_path: Path, name: str, redirections: str, reason: str
-) -> None:
+def test_results_that_cannot_be_written(gallery_path: Path, name: str, redirections: str) -> None:
+    reason = REASONS[redirections]
     done = call(*arguments_of(name, gallery_path), redirections=redirections)
     assert done.returncode == 14
     assert done.stderr.decode().startswith(
@@ -87,7 +98,13 @@ def test_results_that_cannot_be_written(
     assert done.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("help", "json") else pytest.mark.slow)
+        for name in CALLS
+    ],
+)
 def test_a_reader_that_goes_away(gallery_path: Path, name: str) -> None:
     """`head` does so. Nothing is wrong, so nothing is printed."""
     reading, writing = os.pipe()
@@ -132,8 +149,10 @@ def test_the_work_is_done_before_its_report_fails(
         assert len(retriever) == 1
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    pairs(("ascii", "latin-1"), ("help", "latin-1"), ("table", "ascii"), ("json", "latin-1")),
+)
 def test_output_in_few_characters(gallery_path: Path, name: str, encoding: str) -> None:
     done = call(*arguments_of(name, gallery_path), encoding=encoding)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -156,7 +175,10 @@ def test_errors_in_few_characters() -> None:
 # Standard error
 
 
-@pytest.mark.parametrize("redirections", ["2>/dev/full", "2>&-", "2>&- <&-"])
+@pytest.mark.parametrize(
+    "redirections",
+    ["2>/dev/full", pytest.param("2>&-", marks=pytest.mark.slow), "2>&- <&-"],
+)
 def test_messages_that_cannot_be_written(gallery_path: Path, redirections: str) -> None:
     done = call(*arguments_of("json", gallery_path), redirections=redirections)
     assert (done.returncode, done.stderr) == (0, b"")

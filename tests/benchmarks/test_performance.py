@@ -56,6 +56,21 @@ def compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Compared:
     return status_and_words
 
 
+def test_one_part_at_a_toy_size(checkpoint_path: Path, bundle_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    arguments = ["--toy", "--output", tmp_path, "--work", tmp_path / "work", "--only", "scorer"]
+    arguments += ["--checkpoint", checkpoint_path, "--bundle", bundle_path]
+    performance.main([str(word) for word in arguments])
+    run = Run.read(tmp_path / "performance.json")
+    assert [part.name for part in run.parts] == ["scorer"]
+    assert run.part("scorer").series
+    assert all(min(each.samples) > 0 for each in run.series if each.unit == "s")
+    page = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    for goal in goals(run):
+        assert f"| {goal.name} |" in page
+
+
+@pytest.mark.slow  # test_one_part_at_a_toy_size goes the same way with one of the parts
 def test_everything_at_toy_sizes(
     checkpoint_path: Path, bundle_path: Path, bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -6,27 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from command_line import runner
 from documented_inputs import MODEL, write_inputs
-from kept_exports import export_or_copy
 from page_runner import EXPORT, PageRunner
 
-OncePerRun = Callable[[str, Callable[[Path], object]], Path]
+OncePerCode = Callable[[str, Iterable[Path], Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def documented_inputs(
-    request: pytest.FixtureRequest, once_per_run: OncePerRun, clips: Path
-) -> Path:
+def documented_inputs(once_per_code: OncePerCode, clips: Path) -> Path:
     """A trained checkpoint, its exported bundle, and videos. Not to be changed.
 
-    What the export printed is in ``export.txt``. While the code stays the same, later runs get
-    a copy: see ``kept_exports``.
+    What the export printed is in ``export.txt``.
     """
     tests = Path(__file__).resolve().parents[1]
     sources = [
@@ -47,9 +42,7 @@ def documented_inputs(
         assert done.returncode == 0, done.stderr
         (folder / "export.txt").write_text(done.stdout, encoding="utf-8")
 
-    return once_per_run(
-        "documented", partial(export_or_copy, request.config, "documented", sources, write)
-    )
+    return once_per_code("documented", sources, write)
 
 
 @pytest.fixture

@@ -51,11 +51,12 @@ def make_model() -> Callable[..., XClip]:
 
 
 @pytest.fixture(scope="session")
-def every_precision(once_per_run: Callable[..., Path], checkpoint_path: Path) -> ExportResult:
+def every_precision(once_per_code: Callable[..., Path], checkpoint_path: Path) -> ExportResult:
     """The checkpoint of ``bundle_path``, exported with BF16 and INT8. Not to be changed."""
     name = "xclip-bundle"
-    folder = once_per_run(
+    folder = once_per_code(
         "every-precision",
+        [checkpoint_path, Path(__file__)],
         lambda path: export_bundle(checkpoint_path, path / name, bf16=True, int8=True),
     )
     bundle = Bundle.open(folder / name)
@@ -63,7 +64,7 @@ def every_precision(once_per_run: Callable[..., Path], checkpoint_path: Path) ->
 
 
 @pytest.fixture(scope="session")
-def small_export(once_per_run: Callable[..., Path]) -> Path:
+def small_export(once_per_code: Callable[..., Path]) -> Path:
     """A folder with ``checkpoint.pt``, its ``bundle`` and the ``steps.json`` of that export.
 
     The model is ``make_model()``. Not to be changed.
@@ -82,7 +83,7 @@ def small_export(once_per_run: Callable[..., Path]) -> Path:
             json.dumps([(step.done, step.total, step.note) for step in steps])
         )
 
-    return once_per_run("small", export)
+    return once_per_code("small", [Path(__file__)], export)
 
 
 @pytest.fixture

@@ -70,13 +70,13 @@ def extended(bundle: Bundle, folder: Path, graphs: tuple[Graph, ...]) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def compressed(bundle: Bundle, once_per_run: Callable[..., Path]) -> Bundle:
+def compressed(bundle: Bundle, checkpoint_path: Path, once_per_code: Callable[..., Path]) -> Bundle:
     """The tests' bundle, whose text encoder has INT8 weights."""
 
     def make(folder: Path) -> None:
         extended(bundle, folder, (Graph.TEXT_ENCODER,))
 
-    return Bundle.open(once_per_run("int8-weights", make))
+    return Bundle.open(once_per_code("int8-weights", [checkpoint_path, Path(__file__)], make))
 
 
 @runs

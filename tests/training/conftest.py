@@ -1,15 +1,19 @@
-"""Small models with random weights."""
+"""Small models with random weights, and a whole run of training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny_runs import configured, write_dataset
 
+from xclip_deploy import train
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
+from xclip_deploy.training import trainer
 from xclip_deploy.training.model import XClip
 
 MakeModel = Callable[..., XClip]
@@ -30,7 +34,7 @@ def small_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**fields)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> MakeModel:
     """Make a small model; every weight random, X-CLIP's matrices too."""
 
@@ -56,3 +60,24 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         row[count - 1] = 599
     frames = random.integers(0, 256, (3, 5, 32, 32, 3), dtype=np.uint8)
     return torch.from_numpy(token_ids), torch.from_numpy(frames), torch.tensor([5, 3, 1])
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of ten tiny videos with captions. Not to be changed."""
+    folder = tmp_path_factory.mktemp("dataset")
+    write_dataset(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run. Not to be changed."""
+    run = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    reports: list[trainer.StepReport] = []
+    result = train(configured(dataset), run, on_step=reports.append)
+    assert [report.step for report in reports] == list(range(1, 13))
+    assert {report.total_steps for report in reports} == {12}
+    assert result.steps == 12
+    assert result.best_recall is not None
+    return run

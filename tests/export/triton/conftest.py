@@ -38,15 +38,22 @@ def parse(model_config_class: Any) -> Callable[[Path], Any]:
 
 
 @pytest.fixture(scope="session")
-def built(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+def built(
+    bundle_path: Path, checkpoint_path: Path, once_per_code: Callable[..., Path]
+) -> dict[Precision, Path]:
     """Engine sets of TensorRT-RTX, which builds anywhere; by precision."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed on this platform")
-    copy = tmp_path_factory.mktemp("engines") / "bundle"
-    shutil.copytree(bundle_path, copy)
-    return {
-        precision: build_engines(copy, precision=precision, flavour="rtx").path
-        for precision in (Precision.FP16, Precision.FP32)
-    }
+    precisions = (Precision.FP16, Precision.FP32)
+
+    def build(folder: Path) -> None:
+        shutil.copytree(bundle_path, folder / "bundle")
+        for precision in precisions:
+            made = build_engines(folder / "bundle", precision=precision, flavour="rtx").path
+            shutil.copytree(made, folder / precision.value)
+        shutil.rmtree(folder / "bundle")
+
+    folder = once_per_code("rtx-engines", [checkpoint_path, Path(__file__)], build)
+    return {precision: folder / precision.value for precision in precisions}
 
 
 @pytest.fixture

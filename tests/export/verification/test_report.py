@@ -77,16 +77,30 @@ def test_the_page_of_a_ruined_bundle(ruined_page: Page) -> None:
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 100, "no picture of a video"
 
 
-def test_the_page_of_a_good_bundle_escapes_what_others_wrote(
-    bundle: Bundle, clips: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "<b>&videos"
+@pytest.fixture(scope="module")
+def hostile_page(bundle: Bundle, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a good bundle over names and texts that act on their readers.
+
+    A path is markup, is red in a terminal and reads backwards, and a text has no end.
+    """
+    output = tmp_path_factory.mktemp("report")
+    folder = output / "<b>&videos\x1b[31mred\u202egnp"
     folder.mkdir()
-    (folder / "frog.webm").symlink_to(clips / "mdn_frog.webm")
+    (folder / "frog\x07.webm").symlink_to(clips / "mdn_frog.webm")
+    (folder / "none\x07.mp4").write_bytes(b"no video")
     verify_bundle(
-        bundle, videos=folder, texts=["<script>alert(1)</script>"], output=tmp_path, report=True
+        bundle,
+        videos=folder,
+        texts=["<script>alert(1)</script>", "a frog\x00", "word " * 2000],
+        output=output,
+        report=True,
+        max_unreadable_share=0.5,
     )
-    content = (tmp_path / "report.html").read_text("utf-8")
+    return (output / "report.html").read_text("utf-8")
+
+
+def test_the_page_of_a_good_bundle_escapes_what_others_wrote(hostile_page: str) -> None:
+    content = hostile_page
     page = Page(content)
     assert page.open == []
     assert "script" not in re.findall(r"<(\w+)", content)
@@ -96,29 +110,9 @@ def test_the_page_of_a_good_bundle_escapes_what_others_wrote(
     assert "no recalls" in text
 
 
-def test_what_acts_on_a_reader_is_shown_as_an_escape(
-    bundle: Bundle, clips: Path, tmp_path: Path
-) -> None:
-    """A path that is red in a terminal, one that reads backwards, and one without an end."""
-    folder = tmp_path / "\x1b[31mred\u202egnp"
-    folder.mkdir()
-    (folder / "frog\x07.webm").symlink_to(clips / "mdn_frog.webm")
-    (folder / "none\x07.mp4").write_bytes(b"no video")
-    verify_bundle(
-        bundle,
-        videos=folder,
-        texts=["a frog\x00", "word " * 2000],
-        output=tmp_path,
-        report=True,
-        max_unreadable_share=0.5,
-    )
-    content = (tmp_path / "report.html").read_text("utf-8")
+def test_what_acts_on_a_reader_is_shown_as_an_escape(hostile_page: str) -> None:
+    content = hostile_page
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", content)
     assert r"\x1b[31mred\u202egnp" in content
     assert r"none\x07.mp4" in content
     assert max(map(len, Page(content).text)) <= 4000  # the style sheet
-
-
-def test_synthetic_inputs_are_said_to_be(bundle: Bundle, tmp_path: Path) -> None:
-    verify_bundle(bundle, output=tmp_path, report=True)
-    assert "synthetic" in (tmp_path / "report.html").read_text("utf-8")

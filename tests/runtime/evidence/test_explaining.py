@@ -275,7 +275,12 @@ def test_two_videos_one_under_the_other(filled: Retriever, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "query", ["costs $5_{ and $6^", "犬が走る 🐕", "a " * 40, "antidisestablishmentarianism" * 4]
+    "query",
+    [
+        "costs $5_{ and $6^ 犬が走る 🐕 " + "a " * 40,
+        pytest.param("antidisestablishmentarianism" * 4, marks=pytest.mark.slow),
+        pytest.param("a " * 40, marks=pytest.mark.slow),
+    ],
 )
 def test_texts_that_are_hard_to_draw(filled: Retriever, tmp_path: Path, query: str) -> None:
     draw_explanation(filled.explain(query, "dog"), tmp_path / "a.png")

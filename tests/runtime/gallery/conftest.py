@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gallery_samples import DIM, FRAMES, NOTHING_IN_MEMORY, lance_store
+from gallery_samples import DIM, FRAMES, NOTHING_IN_MEMORY, lance_store, sample
 
-from xclip_deploy.runtime.gallery import GalleryStore
+from xclip_deploy.runtime.gallery import GalleryStore, Snapshot
 from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 
 KINDS: dict[str, Callable[[Path], GalleryStore]] = {
@@ -22,3 +22,13 @@ KINDS: dict[str, Callable[[Path], GalleryStore]] = {
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> GalleryStore:
     """An empty one."""
     return KINDS[request.param](tmp_path / "gallery")
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def two_videos(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Snapshot:
+    """A gallery of two videos with the fields ``n``, ``source`` and ``is_day``."""
+    store = KINDS[request.param](tmp_path_factory.mktemp("two") / "gallery")
+    store.put(*sample(["a", "b"], source="x", is_day=True), replace=False)
+    return store.snapshot()

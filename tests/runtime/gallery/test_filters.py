@@ -233,15 +233,13 @@ def test_any_text_is_read_or_refused(where: str) -> None:
         ("n = 12abc", "no such sign"),
     ],
 )
-def test_filters_that_are_none(store: GalleryStore, where: str, reason: str) -> None:
-    store.put(*sample(["a", "b"], source="x", is_day=True), replace=False)
-    snapshot = store.snapshot()
+def test_filters_that_are_none(two_videos: Snapshot, where: str, reason: str) -> None:
     with pytest.raises(InvalidArgumentError, match=reason) as raised:
-        snapshot.matching(where)
+        two_videos.matching(where)
     assert "expected an expression such as: duration_s < 30" in str(raised.value)
     assert "\n" not in str(raised.value)
     with pytest.raises(InvalidArgumentError, match=reason):
-        list(snapshot.scan(1, where))
+        list(two_videos.scan(1, where))
 
 
 def test_no_filter_runs_long(both: list[Snapshot]) -> None:
@@ -253,10 +251,10 @@ def test_no_filter_runs_long(both: list[Snapshot]) -> None:
     ]
     for where in largest:
         assert len(where) <= MAX_FILTER_CHARACTERS
-        started_s = time.monotonic()
+        started_s = time.process_time()  # other load does not count
         found = [matching(snapshot, where) for snapshot in both]
         assert found[0] == found[1]
-        assert time.monotonic() - started_s < 20
+        assert time.process_time() - started_s < 20
     deepest = "whole = 4"
     for _ in range(10):
         deepest = f"not (whole = 1 and is_day or {deepest} or share < 0)"

@@ -75,21 +75,21 @@ def check_what_was_reported(path: Path, name: str, lines: list[str]) -> None:
 KINDS = ("put", "replaced", "removed")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_writer_that_is_killed(tmp_path: Path, kills: int) -> None:
     chance = random.Random(kills)
-    reached = []
     for attempt in range(kills):
         path = tmp_path / f"gallery-{attempt}"
         with start_writer(path, "w", 10_000) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == "begin\n"
-            # Anywhere in a write, not only after one.
-            time.sleep(chance.uniform(0.05, 2.0))
+            # Anywhere in a write, not only after one. The first time, several are reported.
+            count = chance.randint(4 if attempt == 0 else 0, 8)
+            lines = [writer.stdout.readline().strip() for _ in range(count)]
+            time.sleep(chance.uniform(0.0, 0.2))
             writer.send_signal(signal.SIGKILL)
-            lines = writer.stdout.read().splitlines()
+            lines += writer.stdout.read().splitlines()
         check_what_was_reported(path, "w", lines)
-        reached.append(len(lines))
         # Whoever comes next can write and tidy up.
         store = lance_store(path)
         before = len(store.snapshot())
@@ -97,7 +97,6 @@ def test_a_writer_that_is_killed(tmp_path: Path, kills: int) -> None:
         store.optimize(lambda _what: None)
         assert len(store.snapshot()) == before + 1
         assert len(content_of(store.snapshot())) == before + 1
-    assert max(reached) > 3
 
 
 def test_a_process_killed_while_it_makes_a_gallery(tmp_path: Path) -> None:
@@ -116,11 +115,14 @@ def test_a_process_killed_while_it_makes_a_gallery(tmp_path: Path) -> None:
         path.rmdir()
 
 
-def test_two_processes_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("our_writes", "their_writes"), [(10, 7), pytest.param(25, 12, marks=pytest.mark.slow)]
+)
+def test_two_processes_lose_nothing(tmp_path: Path, our_writes: int, their_writes: int) -> None:
     path = tmp_path / "gallery"
     ours = lance_store(path)
-    with start_writer(path, "other", 12) as other:
-        for n in range(25):
+    with start_writer(path, "other", their_writes) as other:
+        for n in range(our_writes):
             ours.put(*sample([f"ours-{n}"], 5, **{f"ours_{n}": n}), replace=False)
         assert other.stdout is not None
         lines = other.stdout.read().splitlines()
@@ -128,8 +130,10 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
     check_what_was_reported(path, "other", lines[1:])
     ours.refresh()
     names = set(content_of(ours.snapshot()))
-    assert {name for name in names if name.startswith("ours")} == {f"ours-{n}" for n in range(25)}
-    assert len(names) == 25 + 2 * 12 - 4
+    ours_found = {name for name in names if name.startswith("ours")}
+    assert ours_found == {f"ours-{n}" for n in range(our_writes)}
+    # The other removes a pair after every five.
+    assert len(names) == our_writes + 2 * their_writes - 2 * (their_writes // 5)
 
 
 def test_what_others_write_is_seen_after_refresh(tmp_path: Path) -> None:
@@ -149,7 +153,8 @@ def test_what_others_write_is_seen_after_refresh(tmp_path: Path) -> None:
     assert [video.content_sha256 for video in kept.listing()] == ["0-a"]
 
 
-def test_snapshots_are_read_while_others_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writes", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_snapshots_are_read_while_others_write(tmp_path: Path, writes: int) -> None:
     store = lance_store(tmp_path / "gallery", NOTHING_IN_MEMORY)
     names = [f"v{n}" for n in range(20)]
     store.put(*sample(names), replace=False)
@@ -172,7 +177,7 @@ def test_snapshots_are_read_while_others_write(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         reading = [pool.submit(read) for _ in range(2)]
         try:
-            for n in range(10):
+            for n in range(writes):
                 store.put(*sample([f"new{n}", f"v{n}"], 2 + n), replace=True)
                 store.optimize(lambda _what: None)
             store.remove(names)
@@ -180,7 +185,7 @@ def test_snapshots_are_read_while_others_write(tmp_path: Path) -> None:
         finally:
             stop.set()
         assert min(job.result() for job in reading) >= 3
-    assert {video.id for video in store.snapshot().listing()} == {f"new{n}" for n in range(10)}
+    assert {video.id for video in store.snapshot().listing()} == {f"new{n}" for n in range(writes)}
 
 
 def test_old_versions_are_kept_as_long_as_was_said(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 from gallery_samples import (
     DIM,
     FRAMES,
@@ -119,6 +120,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-def test_any_sequence_of_changes() -> None:
-    limits = settings(max_examples=5, stateful_step_count=15)
+@pytest.mark.parametrize("sequences", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_any_sequence_of_changes(sequences: int) -> None:
+    limits = settings(max_examples=sequences, stateful_step_count=15)
     run_state_machine_as_test(StoreMachine, settings=limits)  # type: ignore[no-untyped-call]

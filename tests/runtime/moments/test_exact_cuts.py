@@ -271,6 +271,7 @@ def test_colours_stay(tmp_path: Path, kind: str, ending: str) -> None:
             assert a == pytest.approx(b, abs=4), (kind, row, column)
 
 
+@pytest.mark.slow  # test_a_real_clip_in_pq reads this clip every day; test_colours_stay cuts
 def test_hdr_looks_as_the_reader_shows_it(clips: Path, tmp_path: Path) -> None:
     if int(av.__version__.partition(".")[0]) < 18:
         pytest.skip("PyAV 17 converts no HDR; it warns")

@@ -205,6 +205,8 @@ def test_the_focus_returns_from_the_player_on_a_phone(visit: Any, live_address: 
     )
 
 
+# Every day, Chromium shows this frame: test_a_link_shows_the_frame_of_its_time_and_does_not_play.
+@pytest.mark.slow
 def test_firefox_shows_the_frame_too(visit: Any, firefox: Any, live_address: str) -> None:
     site = visit(live_address, browser=firefox)
     show(site, "numbers.mp4", 17.3, 40)
