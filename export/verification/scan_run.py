@@ -19,8 +19,8 @@ from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.manifest import DType, Precision
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
-from xclip_deploy.runtime.resident.kernel_set import KERNELS_DIRECTORY, read_kernel_set
-from xclip_deploy.runtime.resident.scan import ScanArrays
+from xclip_deploy.runtime.resident.kernel_set import KERNELS_DIRECTORY
+from xclip_deploy.runtime.resident.scan import MAX_COUNT, Best, ScanArrays
 from xclip_deploy.runtime.resident.scratch import Upload
 
 ALLOWED_SHARE = 3e-4
@@ -55,8 +55,15 @@ class ScanMatcher:
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """See :meth:`Matcher.score`. Raises SessionError where a grain is off by too much."""
-        found = self._scores(texts, videos)
+        found, best = self._scores(texts, videos)
         logits = found.pop("logits")
+        for row, hits in zip(logits, best, strict=True):
+            order = np.argsort(-row, kind="stable")[: len(hits)]
+            if hits.slots.tolist() != order.tolist() or (hits.scores != row[order]).any():
+                raise SessionError(
+                    "the scan's best videos are not those of its highest scores; run: xclip-deploy "
+                    f"build-scan {self._model.bundle.path} --force"
+                )
         for name, expected in self._model.score(texts, videos).grains.items():
             worst = float(np.abs(found[name] - expected).max())
             span = max(float(np.ptp(expected)), _LEAST_RANGE)
@@ -70,7 +77,8 @@ class ScanMatcher:
 
     def _scores(
         self, texts: TextFeatures, videos: VideoFeatures
-    ) -> dict[str, npt.NDArray[np.float32]]:
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], list[Best]]:
+        """Return all scores and grains, and the best videos of each text."""
         cuda = self._memory.cuda
         cuda.select()
         sent: dict[str, AnyArray] = {
@@ -86,7 +94,9 @@ class ScanMatcher:
                 name: DeviceArray(addresses[name], array.shape, DType(str(array.dtype)))
                 for name, array in sent.items()
             }
-            return self._scan.all(texts, ScanArrays(**arrays, ranks=None), None)
+            gallery, count = ScanArrays(**arrays, ranks=None), min(MAX_COUNT, len(videos))
+            best = self._scan.best(texts, gallery, count, None)
+            return self._scan.all(texts, gallery, None), best
         finally:
             try:
                 cuda.synchronize(stream)
@@ -103,12 +113,11 @@ def open_scan_run(bundle: Bundle, max_batch: int, threads: int | None) -> Iterat
     run here.
     """
     memory = DeviceMemory(open_cuda(extra="resident"))
-    kernel_set = read_kernel_set(bundle)
     with (
         GpuScan.open(bundle, memory) as scan,
         DeployedModel(bundle, fp32_on_cpu(threads), max_batch) as model,
     ):
-        codes = [code for record in kernel_set.kernels.values() for code in record.codes]
+        codes = scan.codes  # those of other GPUs do not run here
         identity = RunIdentity(
             backend="scan",
             precision=Precision.FP16,

@@ -30,20 +30,19 @@ from xclip_deploy.runtime.resident.kernel_loading import load_kernels, unload_ke
 from xclip_deploy.runtime.resident.kernel_set import (
     ARGUMENTS,
     Kernel,
+    KernelCode,
     kernels_of,
     read_kernel_set,
     slots_a_program,
 )
 from xclip_deploy.runtime.resident.query_side import query_factors
 from xclip_deploy.runtime.resident.scan import MAX_COUNT, TEXTS_A_PASS, Best, ScanArrays
-from xclip_deploy.runtime.resident.scratch import Results, Upload, check_array, packed
+from xclip_deploy.runtime.resident.scratch import Results, Upload, check_array, check_slots, packed
 from xclip_deploy.runtime.resident.shape import ScanShape
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 SCRATCH_BYTES = 1 << 30
 """Most memory for the scores of one pass. Fewer texts share a pass where it would be more."""
-MAX_SLOTS = (1 << 31) - (1 << 14)
-"""Most slots of a gallery. Their numbers, and those beyond the last in its block, are int32."""
 _PLACES, _DIGITS = 8, 256
 """Digits of a sort key, and values of a digit."""
 
@@ -71,6 +70,8 @@ class GpuScan:
         Without the kernel of the frames, the grains that read frames are 0.
         """
         self.shape = shape
+        self.codes: tuple[KernelCode, ...] = ()
+        """Code of each kernel that :meth:`open` loaded."""
         self._weights = weights
         self._cuda = memory.cuda
         self._driver = driver
@@ -139,15 +140,17 @@ class GpuScan:
         driver = open_driver()
         memory.cuda.select()
         kernels = wanted(kernel_set.shape)
-        functions = load_kernels(bundle, kernel_set, kernels, driver, memory.cuda.gpu())
+        functions, codes = load_kernels(bundle, kernel_set, kernels, driver, memory.cuda.gpu())
         try:
-            return cls(
+            scan = cls(
                 kernel_set.shape, weights, memory, driver, functions, scratch_bytes=scratch_bytes
             )
         except BaseException:
             # The constructor empties the dictionary where it fails.
             unload_kernels(functions, driver)
             raise
+        scan.codes = codes
+        return scan
 
     def best(
         self, texts: TextFeatures, arrays: ScanArrays, count: int, allowed: BoolArray | None
@@ -224,11 +227,7 @@ class GpuScan:
         """Refuse arrays that the kernels would misread."""
         shape, slots = self.shape, arrays.num_slots
         dim, frames = shape.embed_dim, shape.max_frames
-        if slots > MAX_SLOTS:
-            raise SessionError(
-                f"the gallery has {slots:,} slots on the GPU, the scan counts {MAX_SLOTS:,}; "
-                "search on the CPU"
-            )
+        check_slots(slots)
         check_array("video_features", arrays.video_features, (slots, dim), DType.FLOAT16)
         if self._reads_frames:
             check_array(

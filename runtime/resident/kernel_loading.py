@@ -21,21 +21,23 @@ _LOG = logging.getLogger(__name__)
 
 def load_kernels(
     bundle: Bundle, kernel_set: KernelSet, wanted: Iterable[Kernel], driver: Driver, gpu: CudaDevice
-) -> dict[Kernel, KernelFunction]:
-    """Load kernels on the GPU that the thread has selected.
+) -> tuple[dict[Kernel, KernelFunction], tuple[KernelCode, ...]]:
+    """Load kernels on the GPU that the thread has selected; return them and the code of each.
 
     Code that the driver refuses is left out, and a warning names it. Raises SessionError where the
     bundle has no code for this GPU, BundleIntegrityError for a damaged file, and DriverError where
     the driver refuses every code. Nothing stays loaded then.
     """
     functions: dict[Kernel, KernelFunction] = {}
+    codes: list[KernelCode] = []
     try:
         for kernel in wanted:
-            functions[kernel] = _load(bundle, kernel_set, kernel, driver, gpu)
+            functions[kernel], code = _load(bundle, kernel_set, kernel, driver, gpu)
+            codes.append(code)
     except BaseException:
         unload_kernels(functions, driver)
         raise
-    return functions
+    return functions, tuple(codes)
 
 
 def unload_kernels(functions: dict[Kernel, KernelFunction], driver: Driver) -> None:
@@ -46,7 +48,7 @@ def unload_kernels(functions: dict[Kernel, KernelFunction], driver: Driver) -> N
 
 def _load(
     bundle: Bundle, kernel_set: KernelSet, kernel: Kernel, driver: Driver, gpu: CudaDevice
-) -> KernelFunction:
+) -> tuple[KernelFunction, KernelCode]:
     record = kernel_set.kernels[kernel]
     codes = record.codes_for(gpu.compute_capability)
     if not codes:
@@ -71,7 +73,7 @@ def _load(
                 _name(code),
                 last.__cause__,
             )
-        return function
+        return function, code
     assert last is not None
     raise last
 

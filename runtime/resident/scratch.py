@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from xclip_deploy.errors import InvalidArgumentError
+from xclip_deploy.errors import InvalidArgumentError, SessionError
 from xclip_deploy.runtime.arrays import AnyArray, BoolArray
 from xclip_deploy.runtime.cuda.memory import (
     ALIGNMENT,
@@ -19,6 +19,8 @@ from xclip_deploy.runtime.cuda.memory import (
 from xclip_deploy.runtime.cuda.runtime_api import Stream
 from xclip_deploy.runtime.manifest import DType
 
+MAX_SLOTS = (1 << 31) - (1 << 14)
+"""Most slots of a gallery. Their numbers, and those beyond the last in its block, are int32."""
 _PIECE_BYTES = 16 << 20
 """Most pinned memory through which results are fetched."""
 
@@ -122,6 +124,15 @@ def packed(allowed: BoolArray) -> npt.NDArray[np.uint8]:
     """Pack a mask to bits, in whole words of 32, the first slot lowest."""
     bits = np.packbits(allowed, bitorder="little")
     return np.pad(bits, (0, -len(bits) % 4))
+
+
+def check_slots(slots: int) -> None:
+    """Refuse more slots than kernels count. Raises SessionError."""
+    if slots > MAX_SLOTS:
+        raise SessionError(
+            f"the gallery has {slots:,} slots on the GPU, the scan counts {MAX_SLOTS:,}; "
+            "search on the CPU"
+        )
 
 
 def check_array(name: str, array: DeviceArray | None, shape: tuple[int, ...], dtype: DType) -> None:

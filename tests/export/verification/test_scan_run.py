@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,13 @@ def features(bundle: Bundle, texts: int, videos: int) -> tuple[TextFeatures, Vid
 
 def test_the_scan_is_a_run(device: Device, bundle_copy: Path) -> None:
     bundle = Bundle.open(bundle_copy)
-    kernel_set = write_kernels(bundle)
+    write_kernels(bundle, [(8, 6), (8, 9), (9, 0)], ptx=(8, 0))
     with open_scan_run(bundle, 4, 1) as run:
         assert run.identity.name == "fp16 scan cuda:0"
         assert run.identity.precision is Precision.FP16
-        assert len(run.identity.artefacts) == len(kernel_set.kernels)
+        names = ("frames", "video", "digit", "collect")
+        # Code for other GPUs did not run, and is not certified.
+        assert [*run.identity.artefacts] == [f"kernels/scan/{n}_kernel-sm89.cubin" for n in names]
         scores = run.matcher.score(*features(bundle, 2, 5))
         assert scores.logits.shape == (2, 5)
         assert list(scores.grains) == [grain.value for grain in bundle.manifest.model.grains]
@@ -82,6 +85,23 @@ def test_a_scan_that_is_off_breaks_off(
         open_scan_run(bundle, 4, 1) as run,
         pytest.raises(SessionError, match=r"the scan's frame_word is off by 0.001 from .* --force"),
     ):
+        run.matcher.score(*features(bundle, 1, 3))
+
+
+def test_a_wrong_choice_of_the_best_breaks_off(
+    device: Device, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(bundle_copy)
+    write_kernels(bundle)
+    honest = GpuScan.best
+
+    def wrong(scan: GpuScan, *arguments: object) -> object:
+        (found,) = honest(scan, *arguments)  # type: ignore[arg-type]
+        return [replace(found, slots=found.slots[::-1].copy())]
+
+    monkeypatch.setattr(GpuScan, "best", wrong)
+    expected = "the scan's best videos are not those of its highest scores; run: .* --force"
+    with open_scan_run(bundle, 4, 1) as run, pytest.raises(SessionError, match=expected):
         run.matcher.score(*features(bundle, 1, 3))
 
 
@@ -113,7 +133,8 @@ def test_the_certificate_has_the_scan(device: Device, bundle_copy: Path, tmp_pat
     )
     (scan,) = [one for one in certificate.comparisons if one.run.backend == "scan"]
     assert scan.passed
-    assert device.kernel_launches == ["frames_kernel", "video_kernel"]
+    scores = ["frames_kernel", "video_kernel"]
+    assert device.kernel_launches == [*scores, *["digit_kernel"] * 8, "collect_kernel", *scores]
     errors = {record.tensor: record.max_abs_error for record in scan.tensors}
     # Features are rounded to FP16, and nothing else is.
     assert errors["frame_word"] is not None

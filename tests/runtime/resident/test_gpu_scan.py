@@ -23,7 +23,7 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.arrays import BoolArray
 from xclip_deploy.runtime.cuda.driver_api import DriverCallError
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS, Grain
-from xclip_deploy.runtime.resident import gpu_scan
+from xclip_deploy.runtime.resident import scratch
 from xclip_deploy.runtime.resident.scan import Best
 
 Scores = dict[str, npt.NDArray[np.float32]]
@@ -161,7 +161,7 @@ def test_scores_that_do_not_fit_take_more_passes(
 def test_more_slots_than_kernels_count(
     device: Device, make_case: Any, open_scan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_scan, "MAX_SLOTS", 8)
+    monkeypatch.setattr(scratch, "MAX_SLOTS", 8)
     case = make_case(grains=CLIP_GRAINS, videos=9)
     with (
         open_scan(case) as on,
