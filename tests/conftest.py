@@ -19,8 +19,10 @@ from kept_exports import export_or_copy
 
 from xclip_deploy import Bundle, Retriever
 
-# The time of one example says nothing on a machine that does other work.
-settings.register_profile("xclip-deploy", deadline=None)
+# The time of one example says nothing on a machine that does other work. The second profile is for
+# a search at length: python3 dev.py test --hypothesis-profile thorough
+settings.register_profile("xclip-deploy", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("xclip-deploy")
 
 TESTS = Path(__file__).resolve().parent
