@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ from stand_in_device.kernels import write_kernels
 from xclip_deploy import Bundle, GalleryVideo, Retriever
 from xclip_deploy.errors import ClosedError, SessionError
 from xclip_deploy.runtime.features import VideoFeatures
+from xclip_deploy.runtime.gallery.store import Nearest
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
+from xclip_deploy.runtime.resident.on_device import OnDevice
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import Query, SearchOptions
 from xclip_deploy.runtime.search.planner import Planner
@@ -104,6 +109,38 @@ def test_a_retriever(device: Device, with_kernels: Bundle) -> None:
     assert device.used_bytes == 0
     with pytest.raises(ClosedError):
         resident.search(TEXT)
+
+
+def test_closing_waits_for_searches(device: Device, with_kernels: Bundle) -> None:
+    """Memory that a scan reads is freed after the scan."""
+    videos, features = samples(with_kernels, 9)
+    inside, may_go_on = threading.Event(), threading.Event()
+    found: list[Nearest] = []
+
+    def search(on_device: OnDevice | None, why: str) -> str:
+        assert on_device is not None
+        inside.set()
+        assert may_go_on.wait(60)
+        query = features.video_features[:1]
+        found.extend(on_device.nearest(query, 3, on_device.allowed(None)))
+        return why
+
+    with Retriever(with_kernels, session=SessionOptions(resident_gallery=True)) as retriever:
+        retriever.add_features(videos, features)
+        retriever.warm_up()
+        residence, snapshot = retriever.residence, retriever.gallery.snapshot()
+        with ThreadPoolExecutor(2) as pool:
+            searching = pool.submit(residence.run, snapshot, search)
+            assert inside.wait(60)
+            closing = pool.submit(residence.close)
+            with pytest.raises(FutureTimeoutError):
+                closing.result(0.05)
+            assert device.used_bytes > 0
+            may_go_on.set()
+            assert searching.result() == ""
+            closing.result()
+        assert device.used_bytes == 0
+    assert found[0].rows[0] == 0
 
 
 def in_a_fork(work: Callable[[], list[str]]) -> list[str]:
