@@ -42,7 +42,12 @@ def run_rounded(bundle: Bundle, inputs: ReferenceInputs) -> Tensors:
         files = file_records(path)
         # The rewritten graphs have FP32 operators alone, so the manifest calls them FP32.
         manifest = bundle.manifest.model_copy(
-            update={"graphs": {Precision.FP32: specs}, "video_parts": {}, "files": files}
+            update={
+                "graphs": {Precision.FP32: specs},
+                "video_parts": {},
+                "fused_graphs": {},
+                "files": files,
+            }
         )
         (path / MANIFEST_NAME).write_bytes(manifest.to_json())
         return run_bundle(Bundle.open(path), Precision.FP32, inputs)

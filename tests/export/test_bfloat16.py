@@ -13,12 +13,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from xclip_deploy import build_engines
+from xclip_deploy import Bundle, build_engines
 from xclip_deploy.errors import ExportError
 from xclip_deploy.export.bfloat16 import round_to_bfloat16, run_rounded
 from xclip_deploy.export.exporter import ExportResult
 from xclip_deploy.export.graphs import BF16_OPSET, export_graph, graph_specs
-from xclip_deploy.export.parity import run_pytorch
+from xclip_deploy.export.parity import run_bundle, run_pytorch
 from xclip_deploy.export.reference_inputs import reference_inputs
 from xclip_deploy.runtime.engine_set import engine_file
 from xclip_deploy.runtime.manifest import Graph, Precision
@@ -98,6 +98,22 @@ def test_bf16_where_our_graphs_have_none(tmp_path: Path) -> None:
     save(constant, path)
     with pytest.raises(ExportError, match="BF16 constant in Constant"):
         round_to_bfloat16(Graph.TEXT_ENCODER, path, tmp_path / "rounded.onnx")
+
+
+def test_halves_and_fused_graphs_are_left_out(bundle_copy: Path) -> None:
+    """Only the three graphs are rounded. FP32 graphs stand for BF16 ones: rounding keeps them."""
+    bundle = Bundle.open(bundle_copy)
+    manifest = bundle.manifest
+    assert manifest.video_parts
+    assert manifest.fused_graphs
+    graphs = {**manifest.graphs, Precision.BF16: manifest.graphs[Precision.FP32]}
+    narrow_bundle = Bundle(bundle_copy, manifest.model_copy(update={"graphs": graphs}))
+    inputs = reference_inputs(manifest.model, bundle.tokenizer())
+    found = run_rounded(narrow_bundle, inputs)
+    assert {graph for graph, _ in found} == set(Graph)
+    expected = run_bundle(bundle.without_video_parts(), Precision.FP32, inputs)
+    for key, array in found.items():
+        np.testing.assert_allclose(array, expected[key], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
