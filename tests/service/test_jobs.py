@@ -138,7 +138,7 @@ def test_a_folder_is_indexed(desk: TestClient, folder: Path) -> None:
     assert list(last.videos[:2]) == report.indexed
     assert str(folder) not in last.model_dump_json()
     # The client finds the videos by these names.
-    gallery = service_of(desk).retriever.gallery
+    gallery = service_of(desk).served.writer.gallery
     rows = gallery.snapshot().matching(f"fingerprint = '{last.videos[0]}'")
     assert gallery.snapshot().videos(rows)[0].metadata == {
         "caption": "from a folder",
@@ -278,13 +278,13 @@ def test_a_waiting_job_is_cancelled_at_once(
 
 def test_a_running_job_is_cancelled_soon(desk: TestClient, held: threading.Event) -> None:
     client = desk
-    size = len(service_of(client).retriever)
+    size = len(service_of(client).served.writer)
     job = index(client, ".")
     until(client, job.id, "running")
     assert client.delete(f"{API}/jobs/{job.id}").json()["state"] == "running"
     assert until(client, job.id, *ENDED).state == "cancelled"
     held.set()
-    assert len(service_of(client).retriever) == size
+    assert len(service_of(client).served.writer) == size
     # The next one runs.
     assert until(client, index(client, ".").id, *ENDED).state == "done"
 
@@ -369,9 +369,9 @@ def test_others_write_meanwhile(
     held.set()
     ended = until(client, job.id, *ENDED)
     assert ended.state == "done", ended
-    service_of(client).retriever.refresh()
+    service_of(client).served.writer.refresh()
     assert ended.report is not None
-    assert len(service_of(client).retriever) == count + len(ended.report.indexed)
+    assert len(service_of(client).served.writer) == count + len(ended.report.indexed)
 
 
 @pytest.mark.slow
@@ -385,8 +385,8 @@ def test_two_services_on_one_gallery(
     reports_of = [until(client, job.id, *ENDED).report for client, job in jobs]
     assert all(report is not None and not report.failed for report in reports_of)
     for client, _ in jobs:
-        service_of(client).retriever.refresh()
-    sizes = {len(service_of(client).retriever) for client, _ in jobs}
+        service_of(client).served.writer.refresh()
+    sizes = {len(service_of(client).served.writer) for client, _ in jobs}
     assert sizes == {9}  # 7 of the fixture and two new ones, each once
 
 
@@ -451,7 +451,7 @@ def test_a_shutdown_waits_for_the_video_in_work(
         ended = until(client, job.id, *ENDED)
         assert ended.report is not None
         assert [len(ended.report.unchanged), len(ended.report.indexed)] == [1, 1]
-        assert len(service_of(client).retriever) == size + 2
+        assert len(service_of(client).served.writer) == size + 2
 
 
 def test_duplicates_as_an_error_survive_a_restart(
@@ -531,7 +531,7 @@ def test_reports_are_bounded(desk: TestClient, monkeypatch: pytest.MonkeyPatch) 
     report = IndexReport(
         failed=failed, duplicates={"/x/a.mp4": "/none", "/y/a.mp4": "/none"}, unchanged=("/gone",)
     )
-    snapshot = service_of(desk).retriever.gallery.snapshot()
+    snapshot = service_of(desk).served.writer.gallery.snapshot()
     model = reports.ReportWriter(snapshot, [Path("/a b")], show_paths=False).write(report)
     assert [each.name for each in model.failed] == ["0.mp4", "1.mp4"]
     assert "/a b" not in model.model_dump_json()
