@@ -47,6 +47,7 @@ def connect(address: str = "auto") -> Any:  # noqa: ANN401 - the module ray
         check_head(ray)
         return ray
     keywords: dict[str, Any] = {"address": address}
+    listens = False
     if address == LOCAL:
         keywords |= {
             "include_dashboard": False,
@@ -54,15 +55,22 @@ def connect(address: str = "auto") -> Any:  # noqa: ANN401 - the module ray
             "_node_ip_address": _LOCAL_HOST,
         }
     else:
-        _check_address(address)
+        listens = _check_address(address)
     try:
         ray.init(namespace=NAMESPACE, log_to_driver=False, configure_logging=False, **keywords)
-    except ray.exceptions.AuthenticationError as error:
-        raise ClusterError(
-            f"the Ray cluster at address {address!r} refuses this process: it wants the token of "
-            "its head; copy ~/.ray/auth_token from there, and set RAY_AUTH_MODE=token"
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (
+        ray.exceptions.AuthenticationError,
+        ConnectionError,
+        RuntimeError,
+        ValueError,
+        TimeoutError,
+    ) as error:
+        if listens and isinstance(error, (ConnectionError, ray.exceptions.RayError)):
+            raise ClusterError(
+                f"the Ray cluster at address {address!r} refuses this process, as its head has "
+                "another token or another version of Ray; copy ~/.ray/auth_token from there, and "
+                "set RAY_AUTH_MODE=token"
+            ) from error
         reason = str(error).strip().splitlines()
         raise ClusterError(
             f"no Ray cluster answers at address {address!r} "
@@ -76,19 +84,24 @@ def check_head(ray: Any) -> None:  # noqa: ANN401
     _check_listens(ray.get_runtime_context().gcs_address, "the head of the cluster is lost")
 
 
-def _check_address(address: str) -> None:
-    """Raise ClusterError if nothing listens at an address, which Ray would wait for."""
+def _check_address(address: str) -> bool:
+    """Tell whether a head listens at an address, or return False where Ray looks for it itself.
+
+    Raises ClusterError if nothing listens there, which Ray would wait for.
+    """
     from ray._private.services import canonicalize_bootstrap_address
 
     if "://" in address or "://" in os.environ.get("RAY_ADDRESS", ""):
-        return  # Ray's client, which has a time limit of its own
+        return False  # Ray's client, which has a time limit of its own
     try:
         # The address that Ray makes of it: that of a network in place of 127.0.0.1.
         found = canonicalize_bootstrap_address(address)
     except (ValueError, OSError):
-        return  # Ray says what is wrong with it
-    if found is not None:
-        _check_listens(found, f"no Ray cluster answers at address {address!r}")
+        return False  # Ray says what is wrong with it
+    if found is None:
+        return False
+    _check_listens(found, f"no Ray cluster answers at address {address!r}")
+    return True
 
 
 def _check_listens(address: str, problem: str) -> None:

@@ -70,6 +70,9 @@ class StartedCluster:
 
     def kill_head(self) -> None:
         kill(self._head)
+        # Ray believes that the head runs while another process of this machine, which stands for
+        # another machine here, names its address.
+        (self._folder / "ray_current_cluster").unlink()
 
     def _ray(self, *words: str) -> None:
         ray = Path(sys.executable).with_name("ray")
