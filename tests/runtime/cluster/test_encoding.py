@@ -27,7 +27,8 @@ class Counted:
 
     def __init__(self, bundle: Bundle, stored: ContentFilter) -> None:
         options = EncoderOptions(bundle.manifest.fingerprint, Segmentation("whole"))
-        self.actor = EncoderActor(str(bundle.path), ActorOptions(), options, stored)
+        self.actor = EncoderActor(str(bundle.path), ActorOptions(), options)
+        self.actor.encode([], NOTHING, stored)
         self.decoded: list[str] = []
         take = self.actor._pool.take
 

@@ -169,9 +169,9 @@ def test_ctrl_c_ends_indexing_and_search(
     status, messages = interrupted(*words, when=lambda: bool(nodes.processes("ray::ShardActor")))
     assert (status, messages.splitlines()[-1]) == (130, "interrupted")
     deadline = time.monotonic() + 60
-    while nodes.processes("ray::") and time.monotonic() < deadline:
+    while nodes.processes("ray::ShardActor") and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert nodes.processes("ray::") == []
+    assert nodes.processes("ray::ShardActor") == nodes.processes("ray::EncoderActor") == []
 
 
 def test_a_file_that_kills_three_encoders_fails_alone(
