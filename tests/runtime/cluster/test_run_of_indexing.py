@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mounting import mounted
+from gallery_samples import mounted
 
 from xclip_deploy import Bundle, Gallery
 from xclip_deploy.errors import GalleryError
