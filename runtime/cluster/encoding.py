@@ -76,14 +76,8 @@ class ShardThumbnails(ThumbnailStore):
 class EncoderActor:
     """A reader and encoder of videos. Frames stay in its process and its decoders'."""
 
-    def __init__(
-        self,
-        bundle: str,
-        actors: ActorOptions,
-        options: EncoderOptions,
-        stored: ContentFilter | None = None,
-    ) -> None:
-        """Open the bundle, and start the decoders; ``stored``: contents that the shards hold."""
+    def __init__(self, bundle: str, actors: ActorOptions, options: EncoderOptions) -> None:
+        """Open the bundle, and start the decoders."""
         from xclip_deploy.runtime.decoding import DecoderPool
         from xclip_deploy.runtime.deployed_model import DeployedModel
 
@@ -92,7 +86,7 @@ class EncoderActor:
         self._reading = opened.manifest.video_reading(options.reader)
         self._model = DeployedModel(opened, actors.session)
         self._options = options
-        self._stored = ContentFilter() if stored is None else stored
+        self._stored = ContentFilter()
         workers = options.workers or max(1, int(actors.num_cpus))
         self._pool: DecoderPool[Any] = DecoderPool(
             self._reading, workers=workers, timeout_s=options.timeout_s
@@ -103,18 +97,25 @@ class EncoderActor:
         return os.getpid()
 
     def encode(
-        self, paths: Sequence[str], read: npt.NDArray[np.uint64], *, is_forced: bool = False
+        self,
+        paths: Sequence[str],
+        read: npt.NDArray[np.uint64],
+        stored: ContentFilter | None = None,
+        *,
+        is_forced: bool = False,
     ) -> EncodedPart:
         """Read and encode files; what cannot be read is reported in the result.
 
         A file whose content the shards hold, or another actor read, is hashed alone. ``read``: the
-        contents that others read since the last call, each by its ``prefix_of``. ``is_forced``:
-        whether to decode every file all the same.
+        contents that others read since the last call, each by its ``prefix_of``. ``stored``: those
+        that the shards hold, in the first call. ``is_forced``: whether to decode every file all the
+        same.
         """
         from xclip_deploy.runtime.indexing import Sources, add_sources
 
         folders = self._options.thumbnails
         gallery = Gallery(self._manifest)
+        self._stored = stored or self._stored
         self._stored.update(read)
         elsewhere = Elsewhere(ContentFilter() if is_forced else self._stored)
         report = add_sources(

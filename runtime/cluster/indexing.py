@@ -127,14 +127,11 @@ def index_shards(
             run = _Run(sources, galleries, path, report)
             plan = run.plan(on_duplicate, prune=prune)
             count = min(count, max(1, -(-len(plan) // _FILES_PER_PART)))
-            # Actors that start anew are told again what was stored when the run began.
-            stored = ray.put(run.stored) if plan else None
             if plan:
                 warn_if_full(ray, options, 1)
-            handles = [
-                kind.remote(home, options, encoder, stored) for _ in range(count if plan else 0)
-            ]
-            return run.run(Dispatcher(ray, handles), plan, prune=prune)
+            handles = [kind.remote(home, options, encoder) for _ in range(count if plan else 0)]
+            dispatcher = Dispatcher(ray, handles, ray.put(run.stored))
+            return run.run(dispatcher, plan, prune=prune)
 
 
 class _Run:

@@ -56,8 +56,8 @@ class _Worker:
     """References of tasks, and their parts."""
     ping: Any = None
     """Reference of the question whether it is ready; None once it is."""
-    told: int = 0
-    """Number of the contents that it was told of."""
+    told: int | None = None
+    """Number of the contents that it was told of, besides those in the shards; None for none."""
     watch: Any = None
     """Reference of the last question whether it lives."""
     watched_s: float = field(default_factory=time.monotonic)
@@ -77,9 +77,13 @@ class Dispatcher:
     that a file that kills actors takes no other with it.
     """
 
-    def __init__(self, ray: Any, handles: Sequence[Any]) -> None:  # noqa: ANN401
-        """Begin with actors that start."""
+    def __init__(self, ray: Any, handles: Sequence[Any], stored: Any = None) -> None:  # noqa: ANN401
+        """Begin with actors that start.
+
+        ``stored``: reference of the filter of the contents that the shards hold.
+        """
         self._ray = ray
+        self._stored = stored
         self._workers = [_Worker(handle, ping=handle.ping.remote()) for handle in handles]
         self._todo: deque[Part] = deque()
         self._contents = array("Q")
@@ -136,7 +140,7 @@ class Dispatcher:
                 raise (error.cause or error) from None
             except self._ray.exceptions.RayError:
                 worker.ping = worker.ping or worker.handle.ping.remote()
-                worker.told = 0
+                worker.told = None
                 self._lose(part, on_loss)
         return found
 
@@ -197,9 +201,10 @@ class Dispatcher:
                 return
             worker = min(free, key=lambda each: len(each.parts))
             self._todo.popleft()
-            news = np.array(self._contents[worker.told :], np.uint64)
+            stored = self._stored if worker.told is None else None
+            news = np.array(self._contents[worker.told or 0 :], np.uint64)
             worker.told = len(self._contents)
-            task = worker.handle.encode.remote(part.paths, news, is_forced=part.is_forced)
+            task = worker.handle.encode.remote(part.paths, news, stored, is_forced=part.is_forced)
             worker.parts[task] = part
 
     def _greet(self, worker: _Worker) -> None:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from xclip_deploy.runtime.cluster.connecting import connect
@@ -39,12 +40,35 @@ def kill_some(stop: threading.Event, killed: list[int], most: int, how: int) -> 
             killed.append(pid)
 
 
+def deadly_kind(log: Path) -> Any:
+    """Make a kind of encoder that dies over files of one name, and logs it."""
+    from xclip_deploy.runtime.cluster.encoding import EncoderActor
+
+    class DeadlyEncoder(EncoderActor):
+        def encode(self, paths: Any, *rest: Any, **keywords: Any) -> Any:
+            if any(path.endswith("deadly.mp4") for path in paths):
+                with log.open("a") as file:
+                    file.write(f"{len(paths)}\n")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().encode(paths, *rest, **keywords)
+
+    return DeadlyEncoder
+
+
 def run(
-    bundle: str, gallery: str, folder: str, *, kills: int, address: str, stops: bool
+    bundle: str,
+    gallery: str,
+    folder: str,
+    *,
+    kills: int,
+    address: str,
+    stops: bool,
+    deadly: bool,
 ) -> dict[str, Any]:
     """Index; on a cluster that runs already, with several actors and many small commits.
 
-    ``stops``: whether encoders hang, in place of dying.
+    ``stops``: whether encoders hang, in place of dying. ``deadly``: whether they die over files
+    that are named ``deadly.mp4``.
     """
     os.environ["RAY_TEST_SESSION"] = f"{os.getpid()}-{time.time()}"
     connect(address)
@@ -57,6 +81,10 @@ def run(
 
     if stops:
         routing._WATCH_S, routing._HUNG_S = 1.0, 5.0
+    deaths = Path(f"{gallery}-deaths.txt")
+    deaths.touch()
+    if deadly:
+        indexing.EncoderActor = deadly_kind(deaths)  # type: ignore[misc]
     how = signal.SIGSTOP if stops else signal.SIGKILL
     # The files whose features reach this process, which are those that were decoded.
     encoded: list[str] = []
@@ -86,12 +114,17 @@ def run(
     finally:
         stop.set()
         killer.join()
-    return {**report.to_dict(), "killed": len(killed), "encoded": sorted(encoded)}
+    return {
+        **report.to_dict(),
+        "killed": len(killed),
+        "deaths": deaths.read_text().split(),
+        "encoded": sorted(encoded),
+    }
 
 
 if __name__ == "__main__":
     given = dict(zip(("bundle", "gallery", "folder"), sys.argv[1:], strict=False))
-    stops = "--stop" in sys.argv
-    outcome = run(**given, kills=int(sys.argv[4]), address=sys.argv[5], stops=stops)
+    flags = {"stops": "--stop" in sys.argv, "deadly": "--deadly" in sys.argv}
+    outcome = run(**given, kills=int(sys.argv[4]), address=sys.argv[5], **flags)
     sys.stdout.write(json.dumps(outcome) + "\n")
     sys.stdout.flush()

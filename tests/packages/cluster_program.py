@@ -185,7 +185,28 @@ def serve(bundle: str, gallery: str) -> dict[str, Any]:
     return found
 
 
+def answer_lines(bundle: str, gallery: str, address: str) -> None:
+    """Open the gallery, and search once for each line of standard input.
+
+    Prints ``ready``, and then ``found`` or the error of each search.
+    """
+    connect(address)
+    from xclip_deploy.runtime.cluster import ShardedRetriever
+
+    with ShardedRetriever(bundle, gallery, address=address, timeout=20) as retriever:
+        words = ["ready"]
+        while True:
+            sys.stdout.write(f"{words[-1]}\n")
+            sys.stdout.flush()
+            if not sys.stdin.readline():
+                return
+            words.append(failure(lambda: retriever.search("a dog"))[1] or "found")
+
+
 if __name__ == "__main__":
+    if "--answer" in sys.argv:
+        answer_lines(sys.argv[1], sys.argv[2], sys.argv[4])
+        sys.exit()
     if "--serve" in sys.argv:
         outcome = serve(sys.argv[1], sys.argv[2])
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,22 @@ def make_unchecked(path: Path, features: VideoFeatures | None = None) -> dict[st
     whole = {video.id: video.model_copy(update={"segmentation": "whole"}) for video in videos}
     del whole["v4"]
     return whole
+
+
+@contextmanager
+def mounted(path: Path, *arguments: str) -> Iterator[None]:
+    """A file system of the test's own at ``path``."""
+    import pytest  # which writers in other processes do without
+
+    path.mkdir(exist_ok=True)
+    command = ["mount", *arguments, str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no command mount")
+    if done.returncode != 0:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)

@@ -60,7 +60,7 @@ def serve(bundle: Path, gallery: Path, cluster: StartedCluster) -> None:
 @contextmanager
 def asking(bundle: Path, gallery: Path, cluster: StartedCluster) -> Iterator[Any]:
     """Run a process that stays connected; give a function that lets it search."""
-    words = (PROGRAMS / "cluster_asking_program.py", bundle, gallery, cluster.address, 20)
+    words = (PROGRAMS / "cluster_program.py", bundle, gallery, "--answer", cluster.address)
     with subprocess.Popen(
         [sys.executable, *map(str, words)],
         stdin=subprocess.PIPE,
@@ -113,11 +113,11 @@ def test_with_redis_the_head_alone_is_started_again(bundle_path: Path, galleries
         serve(*place, cluster)
         before = found_ids(*place, cluster)
         with asking(*place, cluster) as ask:
-            assert ask().startswith("found")
+            assert ask() == "found\n"
             cluster.kill_head()
-            assert ask().startswith("found")
+            assert ask() == "found\n"
             cluster.start_head()
             # The actors are those of before.
             assert states_of(*place, cluster) == ["ready"] * 3
-            assert ask().startswith("found")
+            assert ask() == "found\n"
             assert found_ids(*place, cluster) == before

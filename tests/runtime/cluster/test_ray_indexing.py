@@ -169,21 +169,24 @@ def test_ctrl_c_ends_indexing_and_search(
     status, messages = interrupted(*words, when=lambda: bool(nodes.processes("ray::ShardActor")))
     assert (status, messages.splitlines()[-1]) == (130, "interrupted")
     deadline = time.monotonic() + 60
-    while nodes.processes("ray::") and time.monotonic() < deadline:
+    while nodes.processes("ray::ShardActor") and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert nodes.processes("ray::") == []
+    assert nodes.processes("ray::ShardActor") == nodes.processes("ray::EncoderActor") == []
 
 
 def test_a_file_that_kills_three_encoders_fails_alone(
     bundle_path: Path, folder: Path, tmp_path: Path
 ) -> None:
-    for path in sorted(folder.glob("*.mp4"))[1:]:
+    for path in sorted(folder.glob("*.mp4"))[10:]:
         path.unlink()
-    found = index(bundle_path, tmp_path / "G", folder, kills=3)
-    assert found["killed"] == 3
+    (folder / "v04.mp4").rename(folder / "deadly.mp4")
+    found = index(bundle_path, tmp_path / "G", folder, 0, "--deadly")
+    # With seven others at first, then alone.
+    assert found["deaths"] == ["8", "1", "1"]
     (failed,) = found["failed"]
+    assert Path(failed["path"]).name == "deadly.mp4"
     assert failed["reason"].endswith("3 workers died while they read it")
-    assert read_shards(tmp_path / "G").num_videos == 0
+    assert read_shards(tmp_path / "G").num_videos == 9
 
 
 def num_versions(gallery: Path) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mounting import mounted
+from gallery_samples import mounted
 
 from xclip_deploy import Bundle, Gallery
 from xclip_deploy.errors import GalleryError
@@ -78,7 +78,8 @@ def run(
     plan = run.plan("update", prune=True)
     on_planned()
     options = EncoderOptions(bundle.manifest.fingerprint, Segmentation("whole"))
-    actor = EncoderActor(str(bundle.path), ActorOptions(), options, run.stored)
+    actor = EncoderActor(str(bundle.path), ActorOptions(), options)
+    actor.encode([], np.empty(0, np.uint64), run.stored)
     dispatcher: Any = HereDispatcher(actor, before_part)
     try:
         return run.run(dispatcher, plan, prune=True), dispatcher

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mounting import mounted
+from gallery_samples import mounted
 
 from xclip_deploy import Bundle, Gallery, Retriever, ShardedRetriever
 from xclip_deploy.errors import (

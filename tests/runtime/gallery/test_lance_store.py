@@ -11,8 +11,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-from gallery_samples import DIM, FRAMES, MODEL, content_of, lance_store, sample
-from mounting import mounted
+from gallery_samples import DIM, FRAMES, MODEL, content_of, lance_store, mounted, sample
 
 from xclip_deploy.errors import (
     GalleryError,

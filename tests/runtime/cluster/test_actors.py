@@ -1,8 +1,9 @@
-"""The actor that reads and encodes, called in this process."""
+"""The actors that encode and that search, called in this process."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 
 from xclip_deploy import Bundle
 from xclip_deploy.errors import BundleError
-from xclip_deploy.runtime.cluster import ActorOptions
+from xclip_deploy.runtime.cluster import ActorOptions, read_shards
 from xclip_deploy.runtime.cluster.actors import ShardActor
 from xclip_deploy.runtime.cluster.encoding import EncodedPart, EncoderActor, EncoderOptions
 from xclip_deploy.runtime.indexing.claims import ContentFilter, prefix_of
+from xclip_deploy.runtime.search import SearchOptions
 from xclip_deploy.runtime.video.segmentation import Segmentation
 
 NOTHING = np.empty(0, np.uint64)
@@ -27,7 +29,8 @@ class Counted:
 
     def __init__(self, bundle: Bundle, stored: ContentFilter) -> None:
         options = EncoderOptions(bundle.manifest.fingerprint, Segmentation("whole"))
-        self.actor = EncoderActor(str(bundle.path), ActorOptions(), options, stored)
+        self.actor = EncoderActor(str(bundle.path), ActorOptions(), options)
+        self.actor.encode([], NOTHING, stored)
         self.decoded: list[str] = []
         take = self.actor._pool.take
 
@@ -113,6 +116,26 @@ def test_a_machine_with_another_bundle_is_refused(bundle_path: Path, tmp_path: P
         EncoderActor(str(bundle_path), ActorOptions(), options)
     with pytest.raises(BundleError, match=expected):
         ShardActor(str(bundle_path), str(tmp_path), ActorOptions(), "0" * 64)
+
+
+def test_a_gallery_that_was_made_anew_is_opened_anew(galleries: Any, bundle: Bundle) -> None:
+    """Its versions have the numbers of the old one's."""
+    first, second = read_shards(galleries.sharded).shards[:2]
+    assert first.version == second.version
+    place = galleries.sharded / first.path
+    fingerprint = bundle.manifest.fingerprint
+    actor = ShardActor(str(bundle.path), str(place), ActorOptions(), fingerprint)
+
+    def found() -> list[str]:
+        actor.open(first.version)
+        names = ["v000", "v001"]
+        answer: Any = actor.answer(first.version, "find", (), SearchOptions(), names, None)
+        return sorted(set(answer.ids))
+
+    assert found() == found() == ["v000"]
+    shutil.rmtree(place)
+    shutil.copytree(galleries.sharded / second.path, place)
+    assert found() == ["v001"]
 
 
 def test_a_filter_takes_many_contents_at_once() -> None:
