@@ -102,6 +102,7 @@ def by_two_processes(
         pytest.param(case, marks=() if case in EVERY_DAY else pytest.mark.slow)
         for case in (Case(*each) for each in product(KINDS, [None, 3]))
     ],
+    ids=lambda case: f"{case.kind}-{case.chunk_size}",
 )
 def test_two_processes_with_four_pairs_are_one_with_eight(
     make_model: Any, by_two_processes: Callable[[Case], Results], case: Case
