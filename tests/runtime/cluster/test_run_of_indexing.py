@@ -147,7 +147,7 @@ def test_a_content_that_was_removed_meanwhile_is_read_after_all(
     def remove() -> None:
         for place in (tmp_path / "G").glob("shard-*"):
             opened = Gallery.open(place)
-            opened.remove(where="path LIKE '%v0.mp4'")
+            opened.remove([video.id for video in opened if video.id.endswith("v0.mp4")])
             opened.close()
 
     _, dispatcher = run(bundle, tmp_path / "G", folder, on_planned=remove)
