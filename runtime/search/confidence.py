@@ -33,6 +33,7 @@ import numpy as np
 from xclip_deploy.runtime.arrays import Float64Array, FloatArray
 from xclip_deploy.runtime.gallery import Snapshot
 from xclip_deploy.runtime.gallery.records import Rows
+from xclip_deploy.runtime.presentation import counted
 
 SAMPLE = 1024
 """Segments of the gallery in the background."""
@@ -60,15 +61,18 @@ def shares(num_rows: Sequence[int]) -> list[int]:
     return [end - start for start, end in pairwise([0, *ends])]
 
 
-def why_unknown(num_scores: int, *, has_bank: bool) -> str | None:
-    """Return the reason why a background of this size gives no confidence, or None."""
+def why_unknown(num_scores: int, unit: str, *, has_bank: bool) -> str | None:
+    """Return the reason why a background of this size gives no confidence, or None.
+
+    ``unit``: what the gallery's rows are: ``video`` or ``segment``.
+    """
     if num_scores >= LEAST:
         return None
     if has_bank:
         return f"no confidence: the query bank holds {num_scores} texts; expected {LEAST} or more"
     return (
-        f"no confidence: the gallery holds {num_scores} segments; expected {LEAST} or more, or a "
-        "query bank of as many texts"
+        f"no confidence: the gallery holds {counted(num_scores, unit)}; expected {LEAST} or more, "
+        "or a query bank of as many texts"
     )
 
 

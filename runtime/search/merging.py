@@ -303,7 +303,7 @@ class _Rounds:
         sizes = {shard: survey.num_rows for shard, survey in self._surveys.items()}
         parts = dict(zip(sizes, shares(list(sizes.values())), strict=True))
         count = sum(parts.values()) if bank is None else len(bank)
-        unknown = why_unknown(count, has_bank=bank is not None)
+        unknown = why_unknown(count, self._unit, has_bank=bank is not None)
         if unknown is not None:
             if least is not None:
                 raise InvalidArgumentError(f"min_confidence is {least:g}: {unknown}")
