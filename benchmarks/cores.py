@@ -233,8 +233,9 @@ def _figure(result: dict[str, Any]) -> Figure:
     speed, share = figure.subplots(1, 2)
     points: Sequence[dict[str, Any]] = result["indexing"]
     workers = [point["workers"] for point in points]
-    speed.plot(workers, [point["videos_per_s"] for point in points], "o-")
-    speed.set(xlabel="decoders", ylabel="videos indexed a second", ylim=(0, None))
+    speeds = [point["videos_per_s"] for point in points]
+    speed.plot(workers, speeds, "o-")
+    speed.set(xlabel="decoders", ylabel="videos indexed a second", ylim=(0, 1.1 * max(speeds)))
     for name, label in (("busy_share", "all processes"), ("own_share", "this command")):
         share.plot(workers, [point[name] for point in points], "o-", label=label)
     share.set(xlabel="decoders", ylabel="share of the cores' time", ylim=(0, 1.05))

@@ -126,8 +126,8 @@ def test_a_small_gallery_cannot_tell_but_a_bank_can(searcher: Searcher, bundle: 
     (found,) = searcher.search([match], snapshot, SearchOptions(confidence=True))
     assert found[0].confidence is None
     assert found.note == (
-        "no confidence: the gallery holds 20 videos; expected 200 or more, or a query bank of as "
-        "many texts"
+        "no confidence: the gallery holds 20 segments; expected 200 or more, or a query bank of "
+        "as many texts"
     )
     with pytest.raises(
         InvalidArgumentError, match=r"min_confidence is 0\.5: no confidence: the gal"

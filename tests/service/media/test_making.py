@@ -360,5 +360,5 @@ def test_spans_are_rounded_and_checked() -> None:
 
 def test_a_video_without_a_file() -> None:
     with pytest.raises(Refusal) as refused:
-        open_source(MediaVideo("id-YQ", "a", (), None, None))
+        open_source(MediaVideo("id-YQ", "a", (), None, None, None))
     assert refused.value.status == 404
