@@ -56,7 +56,10 @@ def account(mode: str) -> dict[str, int]:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone is told")
 def test_a_step_gets_the_memory_that_the_last_one_freed() -> None:
     """PyTorch's blocks lie in the heap, and the heap keeps what is freed (MiB)."""
-    assert account("keep") == {"mapped": 0, "kept": 31}
+    kept = account("keep")
+    assert kept["mapped"] == 0
+    # The end of the heap may have been free before: the heap then grows by less than a block.
+    assert 24 <= kept["kept"] <= 31
     # Untold, each block comes from the system and goes back to it.
     assert account("leave") == {"mapped": 3, "kept": 0}
 
