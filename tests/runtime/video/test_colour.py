@@ -95,8 +95,11 @@ def error(path: Path) -> float:
 @pytest.mark.parametrize(
     "kind",
     # swscale computes for 2.6 s on the first frame of a coding. test_a_real_clip_in_pq reads
-    # PQ of BT.2020, and fast tests here read Display P3.
-    [pytest.param(kind, marks=() if kind == "Display P3" else pytest.mark.slow) for kind in CODED],
+    # PQ of BT.2020, and the fast cases here are the codings that no other test reads.
+    [
+        pytest.param(kind, marks=() if kind in ("Display P3", "HLG") else pytest.mark.slow)
+        for kind in CODED
+    ],
 )
 def test_the_same_picture_in_another_coding(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
