@@ -468,7 +468,7 @@ def test_fused_fp16_on_cuda_agrees_with_plain_fp32_on_the_cpu(own: Bundle) -> No
             clips = gpu.encode_videos(videos)
             for name in ("video_features", "frame_features"):
                 assert np.abs(getattr(clips, name) - getattr(wanted, name)).max() < 5e-3
-        parts = gpu._sessions[Graph.VIDEO_ENCODER]
+        parts = gpu._sessions.of(Graph.VIDEO_ENCODER)
         assert isinstance(parts, ValidFrameEncoder)
         assert isinstance(parts._frames, ReplayingSession)
         assert parts._frames._replays is not None
@@ -477,7 +477,7 @@ def test_fused_fp16_on_cuda_agrees_with_plain_fp32_on_the_cpu(own: Bundle) -> No
         assert sum(name.endswith(".fused.onnx") for name in names) == 3
         assert "with fused graphs" in gpu.placement.reason
         assert "plain form" not in gpu.placement.reason
-        session = gpu._sessions[Graph.TEXT_ENCODER]
+        session = gpu._sessions.of(Graph.TEXT_ENCODER)
         assert isinstance(session, BoundSession)
         assert isinstance(session._runs, CapturedRuns)
         assert session._runs.captured_sizes == (3,)
