@@ -28,6 +28,16 @@ CPU_ONLY = ["CPUExecutionProvider"]
 WITH_TENSORRT = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
+@pytest.fixture
+def own(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """The bundle at a path of its own: its files are links."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    for file in bundle.path.iterdir():
+        (path / file.name).symlink_to(file)
+    return replace(bundle, path=path)
+
+
 @dataclass(frozen=True)
 class Machine:
     """Somewhere to run the FP16 engines of one flavour."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +44,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, with_cuda: None) -> Device:
     stand_in = Device()
     install(monkeypatch, stand_in)
     return stand_in
-
-
-@pytest.fixture
-def own(bundle: Bundle, tmp_path: Path) -> Bundle:
-    """The bundle at a path of its own: its files are links."""
-    path = tmp_path / "bundle"
-    path.mkdir()
-    for file in bundle.path.iterdir():
-        (path / file.name).symlink_to(file)
-    return replace(bundle, path=path)
 
 
 def test_auto_takes_engines_that_fit(stand_in: Device, own: Bundle) -> None:

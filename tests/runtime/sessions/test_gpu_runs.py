@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -277,16 +276,6 @@ def opener(bundle: Bundle, opened: list[tuple[AnyGraph, bool]]) -> Callable[...,
         return BoundSession(bundle, graph, FP32_CPU, is_fused=is_fused)
 
     return open_form
-
-
-@pytest.fixture
-def own(bundle: Bundle, tmp_path: Path) -> Bundle:
-    """The bundle at a path of its own: its files are links."""
-    path = tmp_path / "bundle"
-    path.mkdir()
-    for file in bundle.path.iterdir():
-        (path / file.name).symlink_to(file)
-    return replace(bundle, path=path)
 
 
 def test_the_first_session_tests_the_fused_form(own: Bundle) -> None:

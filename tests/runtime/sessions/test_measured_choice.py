@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,16 +31,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
     install(monkeypatch, device)
     return device
-
-
-@pytest.fixture
-def own(bundle: Bundle, tmp_path: Path) -> Bundle:
-    """The bundle at a path of its own: its files are links."""
-    path = tmp_path / "bundle"
-    path.mkdir()
-    for file in bundle.path.iterdir():
-        (path / file.name).symlink_to(file)
-    return replace(bundle, path=path)
 
 
 def measured(
