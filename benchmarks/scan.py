@@ -34,11 +34,10 @@ from xclip_deploy.runtime.grains import GRAINS, PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
+from xclip_deploy.runtime.resident.kernel_loading import ScanKernel
 from xclip_deploy.runtime.resident.kernel_set import (
     ARGUMENTS,
-    Kernel,
     kernels_of,
-    slots_a_program,
 )
 from xclip_deploy.runtime.resident.scan import TEXTS_A_PASS, ScanArrays
 from xclip_deploy.runtime.resident.shape import SENTENCE_COLUMNS, ScanShape
@@ -83,7 +82,7 @@ def text_flop(shape: ScanShape, parts: int = 2) -> float:
     """Return the work of one text and one video in tensor cores, as FP16 operations.
 
     Padding counts, since tensor cores multiply it too. ``parts``: FP16 numbers of a word's factor.
-    Attention multiplies in TF32 three times, at half the rate of FP16.
+    Attention multiplies numbers in two parts, which takes three products.
     """
     frames, words = shape.padded_frames, shape.padded_words
     columns = parts * words * any(GRAINS[grain].reads_words for grain in shape.grains)
@@ -94,22 +93,23 @@ def text_flop(shape: ScanShape, parts: int = 2) -> float:
     if Grain.VIDEO_WORD in shape.grains:
         attention += words**2
     if Grain.FRAME_WORD in shape.grains:
-        # Words of each frame, frames of each word, and words again for 16 rows a program.
-        attention += frames * words**2 + frames**2 * words
-        attention += 16 * words**2 / slots_a_program(Kernel.FRAMES, shape)
-    return products + 2 * 2 * 3 * attention
+        # Words of each frame twice, frames of each word, and frames of 16 equal columns.
+        attention += 2 * frames * words**2 + frames**2 * (words + 16)
+    if Grain.FRAME_SENTENCE in shape.grains:
+        attention += frames**2 * 16
+    return products + 2 * 3 * attention
 
 
-def cache_bytes(shape: ScanShape) -> float:
+def cache_bytes(shape: ScanShape, rows: int = 128) -> float:
     """Return what one text reads from the GPU's cache for one video, bytes.
 
-    Each program reads the text's factors, and its videos.
+    Each program reads the text's factors, and its videos. ``rows``: frames or videos of a program.
     """
     words = any(GRAINS[grain].reads_words for grain in shape.grains)
     factors = 2 * shape.embed_dim * (2 * shape.padded_words * words + SENTENCE_COLUMNS)
-    programs = 1 / slots_a_program(Kernel.VIDEO, shape)
+    programs = 1 / rows
     if shape.reads_frames:
-        programs += 1 / slots_a_program(Kernel.FRAMES, shape)
+        programs += shape.padded_frames / rows
     return factors * programs + video_bytes(shape)
 
 
@@ -219,9 +219,8 @@ def opened_scan(memory: DeviceMemory, bundle: Bundle | None) -> Iterator[GpuScan
     for kernel in kernels_of(PUBLISHED):
         code = compile_kernel(kernel, PUBLISHED, target)
         types = tuple(ARGUMENTS[kernel].values())
-        functions[kernel] = driver.load(
-            code.image, kernel.value, types, code.num_warps, code.shared_bytes
-        )
+        function = driver.load(code.image, kernel.value, types, code.num_warps, code.shared_bytes)
+        functions[kernel] = ScanKernel(function, code.span)
     weights = random_weights(PUBLISHED, np.random.default_rng(0))
     with GpuScan(PUBLISHED, weights, memory, driver, functions) as scan:
         yield scan

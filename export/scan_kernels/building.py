@@ -166,5 +166,6 @@ def _write(directory: Path, kernel: Kernel, compiled: CompiledKernel) -> KernelC
         file=name,
         record=FileRecord(sha256=sha256, size_bytes=len(compiled.image)),
         num_warps=compiled.num_warps,
+        span=compiled.span,
         shared_bytes=compiled.shared_bytes,
     )

@@ -6,12 +6,13 @@ import hashlib
 import importlib
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from xclip_deploy.errors import ExportError, MissingExtraError
-from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel, constants
+from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel, Tiling, constants
 from xclip_deploy.runtime.resident.shape import ScanShape
 
 _EXTRA = "scan"
@@ -35,10 +36,37 @@ _SHARED_BYTES = {
 """Most shared memory of a kernel (CUDA C++ Programming Guide, "Technical Specifications per
 Compute Capability")."""
 _PTX_SHARED_BYTES = min(limit for cc, limit in _SHARED_BYTES.items() if cc >= PTX_ARCHITECTURE)
-_TUNINGS: tuple[tuple[int, int], ...] = ((3, 64), (2, 64), (2, 32), (1, 32))
-"""Stages of the loop over an embedding, and its numbers in a step, the fastest first. The first
-whose buffers fit into the shared memory is taken."""
-_NUM_WARPS = 4
+_SOURCES = {
+    Kernel.QUERY: "query_source",
+    Kernel.FRAMES: "grain_source",
+    Kernel.VIDEO: "grain_source",
+    Kernel.DIGIT: "selection_source",
+    Kernel.COLLECT: "selection_source",
+}
+"""Module of each kernel."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a kernel is compiled. The result is the same, the speed is not."""
+
+    rows: int
+    """Rows of a program's product: frames or whole videos."""
+    depth: int
+    """Numbers of an embedding in one step of a product."""
+    stages: int
+    """Steps whose loads are under way at a time."""
+    num_warps: int = 4
+    registers: int | None = None
+    """Most registers of a thread, so that more programs share a processor."""
+
+
+_TUNINGS = (Tuning(64, 64, 3), Tuning(64, 64, 2), Tuning(64, 32, 2), Tuning(64, 32, 1))
+"""The fastest first. The first whose buffers fit into the shared memory is taken."""
+_WIDE_TUNINGS = (Tuning(128, 128, 2, num_warps=8, registers=128), *_TUNINGS)
+"""For GPUs with shared memory for two programs of 128 rows a processor: each factor of a text is
+read for twice as many videos, and the cache that gives it is the bound of the others."""
+_WIDE_SHARED_BYTES = 200 << 10
 _LEAST_TRITON = (3, 6)
 """Oldest version that was tried: all kernels compile with it."""
 _REGISTERS = {"i32": "u32", "fp32": "f32"}
@@ -57,6 +85,8 @@ class CompiledKernel:
     """Whether it runs on that compute capability alone."""
     image: bytes
     num_warps: int
+    span: int
+    """Slots that a program covers; see ``Tiling``."""
     shared_bytes: int
 
 
@@ -65,29 +95,33 @@ def compile_kernel(
     shape: ScanShape,
     compute_capability: tuple[int, int],
     kind: Literal["cubin", "ptx"] = "cubin",
+    tunings: Sequence[Tuning] | None = None,
 ) -> CompiledKernel:
     """Compile a kernel for a model's shape and a GPU, which need not be here.
 
-    Takes seconds. Triton keeps results in its own cache. Raises MissingExtraError without Triton,
+    Takes seconds. Triton keeps results in its own cache. ``tunings``: those to try in turn; None
+    for the best that are known. Raises MissingExtraError without Triton,
     and ExportError with the compiler's reason, or where the kernel needs too much shared memory.
     """
-    triton, source = _triton(), _source()
-    function = getattr(source, kernel.value)
+    triton = _triton()
+    function = _compilable(kernel)
     backends = importlib.import_module("triton.backends.compiler")
     compiler = importlib.import_module("triton.compiler")
     major, minor = compute_capability
     target = backends.GPUTarget("cuda", 10 * major + minor, 32)
     limit = _PTX_SHARED_BYTES if kind == "ptx" else _SHARED_BYTES[compute_capability]
     found = 0
-    for stages, depth in _TUNINGS:
+    for tuning in tunings if tunings is not None else _tunings(kernel, limit):
         options: dict[str, Any] = {
-            "num_warps": _NUM_WARPS,
-            "num_stages": stages,
+            "num_warps": tuning.num_warps,
+            "num_stages": tuning.stages,
+            "maxnreg": tuning.registers,
             "enable_fp_fusion": True,
         }
+        tiling = Tiling.of(kernel, shape, max(tuning.rows, shape.padded_frames), tuning.depth)
         if kind == "ptx":
             options["ptx_version"] = _PTX_VERSION
-        request = _request(compiler, function, kernel, shape, depth)
+        request = _request(compiler, function, kernel, constants(kernel, shape, tiling))
         try:
             with warnings.catch_warnings():
                 # Triton announces changes of its later versions.
@@ -111,7 +145,13 @@ def compile_kernel(
             is_exact = _is_exact(compiled.asm["ptx"])
             image = compiled.asm["ptx"].encode() if kind == "ptx" else compiled.asm["cubin"]
             return CompiledKernel(
-                kind, compute_capability, is_exact, bytes(image), metadata.num_warps, found
+                kind,
+                compute_capability,
+                is_exact,
+                bytes(image),
+                metadata.num_warps,
+                tiling.span,
+                found,
             )
     raise ExportError(
         f"{kernel.value} needs {found:,} bytes of shared memory for this model, a GPU of compute "
@@ -125,8 +165,11 @@ def require_triton() -> str:
 
 
 def source_sha256() -> str:
-    """Return the SHA-256 of the kernels' source."""
-    return hashlib.sha256(Path(__file__).with_name("source.py").read_bytes()).hexdigest()
+    """Return the SHA-256 of the kernels' sources."""
+    found = hashlib.sha256()
+    for name in sorted({*_SOURCES.values()}):
+        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return found.hexdigest()
 
 
 def _triton() -> Any:  # noqa: ANN401 - an untyped library
@@ -159,26 +202,34 @@ def _check_parameters(version: str, kernel: Kernel, ptx: str) -> None:
         )
 
 
-def _source() -> Any:  # noqa: ANN401
-    source = importlib.import_module("xclip_deploy.export.scan_kernels.source")
-    if not hasattr(source.frames_kernel, "cache_key"):
+def _tunings(kernel: Kernel, shared_bytes: int) -> Sequence[Tuning]:
+    """Return the tunings of a kernel for a GPU, the best first."""
+    is_product = kernel in (Kernel.FRAMES, Kernel.VIDEO)
+    return _WIDE_TUNINGS if is_product and shared_bytes >= _WIDE_SHARED_BYTES else _TUNINGS
+
+
+def triton_function(kernel: Kernel) -> Any:  # noqa: ANN401
+    """Import a kernel's Triton function. Raises ImportError without Triton."""
+    name = f"xclip_deploy.export.scan_kernels.{_SOURCES[kernel]}"
+    return getattr(importlib.import_module(name), kernel.value)
+
+
+def _compilable(kernel: Kernel) -> Any:  # noqa: ANN401
+    function = triton_function(kernel)
+    if not hasattr(function, "cache_key"):
         raise ExportError(
             "Triton's interpreter is on, which compiles nothing; run: unset TRITON_INTERPRET"
         )
-    return source
+    return function
 
 
 def _request(
     compiler: Any,  # noqa: ANN401
     function: Any,  # noqa: ANN401
     kernel: Kernel,
-    shape: ScanShape,
-    depth: int,
+    fixed: dict[str, int | float | bool],
 ) -> Any:  # noqa: ANN401
     """Describe a kernel with its argument types and constants."""
-    fixed = constants(kernel, shape)
-    if "BK" in fixed:
-        fixed["BK"] = depth
     types = ARGUMENTS[kernel]
     names = list(function.arg_names)
     assert names == [*types, *(name for name in names if name in fixed)]

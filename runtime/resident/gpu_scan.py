@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from xclip_deploy.errors import (
     ClosedError,
@@ -18,33 +17,35 @@ from xclip_deploy.errors import (
     SessionError,
 )
 from xclip_deploy.runtime.arguments import as_whole_number
-from xclip_deploy.runtime.arrays import AnyArray, BoolArray, Float32Array, Int64Array
+from xclip_deploy.runtime.arrays import BoolArray, Float32Array
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
+from xclip_deploy.runtime.cuda.driver_api import Driver, open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import Stream
 from xclip_deploy.runtime.features import TextFeatures
 from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
-from xclip_deploy.runtime.resident.kernel_loading import load_kernels, unload_kernels
+from xclip_deploy.runtime.resident.kernel_loading import (
+    ScanKernel,
+    load_kernels,
+    unload_kernels,
+)
 from xclip_deploy.runtime.resident.kernel_set import (
     ARGUMENTS,
     Kernel,
     KernelCode,
     kernels_of,
     read_kernel_set,
-    slots_a_program,
 )
-from xclip_deploy.runtime.resident.query_side import query_factors
 from xclip_deploy.runtime.resident.scan import MAX_COUNT, TEXTS_A_PASS, Best, ScanArrays
+from xclip_deploy.runtime.resident.scan_inputs import ScanMatrices, ScanTexts, factor_bytes
 from xclip_deploy.runtime.resident.scratch import Results, Upload, check_array, check_slots, packed
+from xclip_deploy.runtime.resident.selecting import Selection
 from xclip_deploy.runtime.resident.shape import ScanShape
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 SCRATCH_BYTES = 1 << 30
 """Most memory for the scores of one pass. Fewer texts share a pass where it would be more."""
-_PLACES, _DIGITS = 8, 256
-"""Digits of a sort key, and values of a digit."""
 
 Addresses: TypeAlias = dict[str, int]
 
@@ -61,7 +62,7 @@ class GpuScan:
         weights: ScorerWeights,
         memory: DeviceMemory,
         driver: Driver,
-        functions: dict[Kernel, KernelFunction],
+        functions: dict[Kernel, ScanKernel],
         *,
         scratch_bytes: int = SCRATCH_BYTES,
     ) -> None:
@@ -86,10 +87,11 @@ class GpuScan:
         self._queries = Upload(memory, "the queries of a search")
         self._mask = Upload(memory, "the filter of a search")
         self._work = Results(memory, "the scores of a search")
-        self._found = Results(memory, "the hits of a search")
+        self._factors = Results(memory, "the factors of a search")
+        self._selection = Selection(shape, memory)
+        self._matrices = ScanMatrices.of(shape, weights)
         try:
-            fixed = {"matrices": shape.packed_matrices(weights)}
-            self._addresses = self._fixed.send(fixed, self._stream)
+            self._addresses = self._fixed.send(self._matrices.arrays(), self._stream)
             self._cuda.synchronize(self._stream)
         except BaseException:
             self.close()
@@ -206,11 +208,12 @@ class GpuScan:
             # The stack frees everything, even if a part fails, and raises the last failure.
             with ExitStack() as stack:
                 stack.callback(self._cuda.destroy_stream, self._stream)
-                for function in self._functions.values():
-                    stack.callback(self._driver.unload, function)
+                for kernel in self._functions.values():
+                    stack.callback(self._driver.unload, kernel.function)
                 self._functions.clear()
-                for owner in (self._fixed, self._queries, self._mask, self._work, self._found):
+                for owner in (self._fixed, self._queries, self._mask, self._factors, self._work):
                     stack.callback(owner.close)
+                stack.callback(self._selection.close)
 
     def __enter__(self) -> GpuScan:
         return self
@@ -275,11 +278,10 @@ class GpuScan:
                             raise
                         at_once = len(part) // 2  # other programs may have taken the memory
                         continue
-                    factors = query_factors(part, self.shape, self._weights).arrays()
-                    factors["counts"] = np.zeros((len(part), _PLACES, _DIGITS), np.int32)
-                    factors["taken"] = np.zeros(len(part), np.int32)
-                    sent = self._queries.send(factors, self._stream)
-                    addresses = {**self._addresses, **masks, **sent, **room}
+                    queries = ScanTexts.of(part, self.shape, self._matrices).arrays()
+                    sent = self._queries.send(queries, self._stream)
+                    factors = self._factors.hold(factor_bytes(self.shape, len(part)))
+                    addresses = {**self._addresses, **masks, **sent, **factors, **room}
                     self._score(len(part), arrays, allowed is not None, addresses)
                     use(rows, addresses)
                     start = rows.stop
@@ -299,97 +301,52 @@ class GpuScan:
         slots = arrays.num_slots
         # The kernels do not read num_frames where the model counts padding.
         num_frames = arrays.num_frames or arrays.video_features
-        sizes = {"S": slots, "T": texts, "mask_length": slots if is_masked else 0}
-        shared = {
-            **{name: addresses[name] for name in ("allowed", "matrices", "planes", "scores")},
-            **{name: addresses[name] for name in ("num_words", "scales")},
-            **sizes,
+        values: dict[str, int | float] = {
+            **addresses,
+            "videos": arrays.video_features.address,
+            "num_frames": num_frames.address,
+            "S": slots,
+            "T": texts,
+            "mask_length": slots if is_masked else 0,
+            "score_scale": self._weights.score_scale / len(self.shape.grains),
         }
+        self._launch(Kernel.QUERY, self.shape.embed_dim, texts, values)
         if not self._reads_frames:
             for number, grain in enumerate(self.shape.grains):
                 if GRAINS[grain].reads_frames:
                     start = addresses["planes"] + number * 4 * texts * slots
                     self._cuda.clear(start, 4 * texts * slots, self._stream)
         elif arrays.frame_features is not None:
-            self._launch(
-                Kernel.FRAMES,
-                slots,
-                1,
-                {
-                    **shared,
-                    "frames": arrays.frame_features.address,
-                    "num_frames": num_frames.address,
-                    "words": addresses["frame_words"],
-                    "sentences": addresses["frame_sentences"],
-                },
-            )
-        self._launch(
-            Kernel.VIDEO,
-            slots,
-            1,
-            {
-                **shared,
-                "videos": arrays.video_features.address,
-                "words": addresses["video_words"],
-                "sentences": addresses["video_sentences"],
-                "score_scale": self._weights.score_scale / len(self.shape.grains),
-            },
-        )
+            values["frames"] = arrays.frame_features.address
+            self._launch(Kernel.FRAMES, slots, 1, values)
+        self._launch(Kernel.VIDEO, slots, 1, values)
 
     def _select(
         self, texts: int, slots: int, count: int, arrays: ScanArrays, addresses: Addresses
     ) -> list[Best]:
         """Choose the best on the device, fetch them, and put them in order."""
-        ranks, columns = arrays.ranks, 1 + len(self.shape.grains)
-        room = self._found.hold(
-            {
-                "best_keys": 8 * texts * count,
-                "best_slots": 4 * texts * count,
-                "best_values": 4 * texts * columns * count,
-            }
-        )
-        values: dict[str, int | float] = {
+        ranks = arrays.ranks
+
+        def launch(kernel: Kernel, values: Mapping[str, int | float]) -> None:
+            self._launch(kernel, slots, texts, values)
+
+        values = {
             **addresses,
-            **room,
             "ranks": addresses["scores"] if ranks is None else ranks.address,
             "num_ranks": 0 if ranks is None else slots,
             "S": slots,
             "T": texts,
-            "count": count,
         }
-        for place in range(_PLACES):
-            self._launch(Kernel.DIGIT, slots, texts, {**values, "place": place})
-        self._launch(Kernel.COLLECT, slots, texts, values)
-        taken: npt.NDArray[np.int32] = np.empty(texts, np.int32)
-        found: npt.NDArray[np.int32] = np.empty((texts, count), np.int32)
-        keys: Int64Array = np.empty((texts, count), np.int64)
-        numbers: Float32Array = np.empty((texts, columns, count), np.float32)
-        wanted: list[tuple[int, AnyArray]] = [(addresses["taken"], taken)]
-        wanted += [(room["best_slots"], found)]
-        wanted += [(room["best_keys"], keys), (room["best_values"], numbers)]
-        self._found.fetch(wanted, self._stream)
-        if (taken != count).any():
-            raise SessionError(
-                f"the scan selected {int(taken.max())} videos where {count} were asked for: two "
-                "videos of the gallery on the GPU have the same rank"
-            )
-        names = [grain.value for grain in self.shape.grains]
-        best = []
-        for text in range(texts):
-            order = np.argsort(-keys[text], kind="stable")
-            # Slots that are not allowed come last, where fewer than the count are.
-            order = order[numbers[text, 0, order] > -np.inf]
-            grains = {name: numbers[text, 1 + i, order] for i, name in enumerate(names)}
-            slots_of = found[text, order].astype(np.int64)
-            best.append(Best(slots_of, numbers[text, 0, order], grains))
-        return best
+        return self._selection.best(texts, count, launch, values, self._stream)
 
     def _launch(
-        self, kernel: Kernel, slots: int, texts: int, values: dict[str, int | float]
+        self, kernel: Kernel, length: int, rows: int, values: Mapping[str, int | float]
     ) -> None:
-        programs = -(-slots // slots_a_program(kernel, self.shape))
+        """Enqueue a kernel whose programs cover ``length`` slots, or numbers of an embedding."""
+        loaded = self._functions[kernel]
+        programs = -(-length // loaded.span)
         arguments = [values[name] for name in ARGUMENTS[kernel]]
-        self._driver.launch(self._functions[kernel], (programs, texts), arguments, self._stream)
+        self._driver.launch(loaded.function, (programs, rows), arguments, self._stream)
 
     def _nothing(self) -> Best:
         empty = np.zeros(0, np.float32)

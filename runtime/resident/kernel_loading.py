@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from xclip_deploy.errors import DriverError, SessionError
 from xclip_deploy.runtime.bundle import Bundle
@@ -19,16 +20,25 @@ from xclip_deploy.runtime.resident.kernel_set import Kernel, KernelCode, KernelS
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ScanKernel:
+    """A loaded kernel of a scan."""
+
+    function: KernelFunction
+    span: int
+    """Slots of the gallery that a program covers; see ``Tiling``."""
+
+
 def load_kernels(
     bundle: Bundle, kernel_set: KernelSet, wanted: Iterable[Kernel], driver: Driver, gpu: CudaDevice
-) -> tuple[dict[Kernel, KernelFunction], tuple[KernelCode, ...]]:
+) -> tuple[dict[Kernel, ScanKernel], tuple[KernelCode, ...]]:
     """Load kernels on the GPU that the thread has selected; return them and the code of each.
 
     Code that the driver refuses is left out, and a warning names it. Raises SessionError where the
     bundle has no code for this GPU, BundleIntegrityError for a damaged file, and DriverError where
     the driver refuses every code. Nothing stays loaded then.
     """
-    functions: dict[Kernel, KernelFunction] = {}
+    functions: dict[Kernel, ScanKernel] = {}
     codes: list[KernelCode] = []
     try:
         for kernel in wanted:
@@ -40,15 +50,15 @@ def load_kernels(
     return functions, tuple(codes)
 
 
-def unload_kernels(functions: dict[Kernel, KernelFunction], driver: Driver) -> None:
+def unload_kernels(functions: dict[Kernel, ScanKernel], driver: Driver) -> None:
     """Unload kernels that no running work uses, and forget them. Raises SessionError."""
     while functions:
-        driver.unload(functions.popitem()[1])
+        driver.unload(functions.popitem()[1].function)
 
 
 def _load(
     bundle: Bundle, kernel_set: KernelSet, kernel: Kernel, driver: Driver, gpu: CudaDevice
-) -> tuple[KernelFunction, KernelCode]:
+) -> tuple[ScanKernel, KernelCode]:
     record = kernel_set.kernels[kernel]
     codes = record.codes_for(gpu.compute_capability)
     if not codes:
@@ -73,7 +83,7 @@ def _load(
                 _name(code),
                 last.__cause__,
             )
-        return function, code
+        return ScanKernel(function, code.span), code
     assert last is not None
     raise last
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,22 +26,20 @@ from xclip_deploy.runtime.model_config import FrozenModel
 from xclip_deploy.runtime.resident.shape import ScanShape
 
 FORMAT = "xclip-scan-kernels"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SIDECAR_NAME = "kernels.json"
 KERNELS_DIRECTORY = "kernels/scan"
 """Folder within a bundle."""
 _BUILD = "xclip-deploy build-scan {path}"
-_ROWS = 64
-"""Rows of a program's matrix product: frames or whole videos."""
-_DEPTH = 64
-"""Numbers of an embedding in one step of a product. Compiling may choose fewer."""
 _SELECTED_AT_ONCE = 1024
 _SELECTION_STEPS = 8
+_QUERY_SPAN, _QUERY_DEPTH = 64, 32
 
 
 class Kernel(str, Enum):
     """The kernels of a scan, by their functions' names."""
 
+    QUERY = "query_kernel"
     FRAMES = "frames_kernel"
     VIDEO = "video_kernel"
     DIGIT = "digit_kernel"
@@ -48,15 +47,26 @@ class Kernel(str, Enum):
 
 
 ARGUMENTS: Mapping[Kernel, Mapping[str, ArgumentType]] = {
+    Kernel.QUERY: {
+        "word_features": "*fp32",
+        "sentence_features": "*fp32",
+        "query_matrices": "*fp32",
+        "ups": "*fp32",
+        "frame_words": "*fp16",
+        "frame_sentences": "*fp16",
+        "video_words": "*fp16",
+        "video_sentences": "*fp16",
+    },
     Kernel.FRAMES: {
         "frames": "*fp16",
         "num_frames": "*i32",
         "allowed": "*i32",
-        "words": "*fp16",
-        "sentences": "*fp16",
+        "frame_words": "*fp16",
+        "frame_sentences": "*fp16",
         "num_words": "*i32",
         "scales": "*fp32",
-        "matrices": "*fp32",
+        "matrices": "*fp16",
+        "matrix_scales": "*fp32",
         "planes": "*fp32",
         "S": "i32",
         "T": "i32",
@@ -65,11 +75,12 @@ ARGUMENTS: Mapping[Kernel, Mapping[str, ArgumentType]] = {
     Kernel.VIDEO: {
         "videos": "*fp16",
         "allowed": "*i32",
-        "words": "*fp16",
-        "sentences": "*fp16",
+        "video_words": "*fp16",
+        "video_sentences": "*fp16",
         "num_words": "*i32",
         "scales": "*fp32",
-        "matrices": "*fp32",
+        "matrices": "*fp16",
+        "matrix_scales": "*fp32",
         "planes": "*fp32",
         "scores": "*fp32",
         "S": "i32",
@@ -99,12 +110,14 @@ ARGUMENTS: Mapping[Kernel, Mapping[str, ArgumentType]] = {
         "T": "i32",
         "num_ranks": "i32",
         "count": "i32",
+        "places": "i32",
+        "room": "i32",
     },
 }
 """Arguments of each kernel, in order. The kernels are compiled for these, and called with them."""
 
 
-def constants(kernel: Kernel, shape: ScanShape) -> dict[str, int | float | bool]:
+def constants(kernel: Kernel, shape: ScanShape, tiling: Tiling) -> dict[str, int | float | bool]:
     """Return the constants that a kernel is compiled for, by name."""
     frames, words = shape.padded_frames, shape.padded_words
     selection: dict[str, int | float | bool] = {
@@ -115,33 +128,52 @@ def constants(kernel: Kernel, shape: ScanShape) -> dict[str, int | float | bool]
         return selection
     if kernel is Kernel.COLLECT:
         return {"GRAINS": len(shape.grains), **selection}
-    both: dict[str, int | float | bool] = {
+    sizes: dict[str, int | float | bool] = {
         "W": shape.max_words,
         "D": shape.embed_dim,
-        "FP": frames,
         "WP": words,
+        "BK": tiling.depth,
+    }
+    if kernel is Kernel.QUERY:
+        needed = {grain.name: grain in shape.grains for grain in Grain}
+        return {**sizes, **needed, "BD": tiling.span}
+    both = {
+        **sizes,
+        "FP": frames,
         "MASKED": shape.mask_padding,
         "TEMPERATURE": TEMPERATURE,
-        "BK": _DEPTH,
+        "SLOTS": tiling.span,
     }
     if kernel is Kernel.FRAMES:
         planes = {
             "SENTENCE": shape.plane(Grain.FRAME_SENTENCE),
             "WORD": shape.plane(Grain.FRAME_WORD),
         }
-        return {"F": shape.max_frames, **both, **planes, "VIDEOS": _ROWS // frames}
+        return {"F": shape.max_frames, **both, **planes}
     planes = {
         "SENTENCE": shape.plane(Grain.VIDEO_SENTENCE),
         "WORD": shape.plane(Grain.VIDEO_WORD),
     }
-    return {**both, **planes, "GRAINS": len(shape.grains), "ROWS": _ROWS}
+    return {**both, **planes, "GRAINS": len(shape.grains)}
 
 
-def slots_a_program(kernel: Kernel, shape: ScanShape) -> int:
-    """Return how many slots of the gallery one program of a kernel covers."""
-    if kernel is Kernel.FRAMES:
-        return _ROWS // shape.padded_frames
-    return _ROWS if kernel is Kernel.VIDEO else _SELECTED_AT_ONCE * _SELECTION_STEPS
+@dataclass(frozen=True)
+class Tiling:
+    """The part of the work that one program of a kernel does."""
+
+    span: int
+    """Slots of the gallery; for the kernel of the queries, numbers of an embedding."""
+    depth: int = 64
+    """Numbers of an embedding in one step of a product."""
+
+    @classmethod
+    def of(cls, kernel: Kernel, shape: ScanShape, rows: int, depth: int) -> Tiling:
+        """Return the tiling with ``rows`` rows of a product, frames or videos, in a program."""
+        if kernel is Kernel.QUERY:
+            return cls(_QUERY_SPAN, _QUERY_DEPTH)
+        if kernel is Kernel.FRAMES:
+            return cls(rows // shape.padded_frames, depth)
+        return cls(rows if kernel is Kernel.VIDEO else _SELECTED_AT_ONCE * _SELECTION_STEPS, depth)
 
 
 def kernels_of(shape: ScanShape) -> tuple[Kernel, ...]:
@@ -162,6 +194,8 @@ class KernelCode(FrozenModel):
     """Name within the folder."""
     record: FileRecord
     num_warps: Annotated[int, Field(gt=0)]
+    span: Annotated[int, Field(gt=0)]
+    """Slots of the gallery that a program covers; see :class:`Tiling`."""
     shared_bytes: Annotated[int, Field(ge=0)]
 
     def fits(self, compute_capability: tuple[int, int]) -> bool:
@@ -198,7 +232,7 @@ class KernelSet(FrozenModel):
     """Contents of ``kernels.json``."""
 
     format: Literal["xclip-scan-kernels"] = "xclip-scan-kernels"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     shape: ScanShape
     """Constants that the kernels were compiled for."""
     source_sha256: str

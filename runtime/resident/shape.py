@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from xclip_deploy.errors import InvalidArgumentError
-from xclip_deploy.runtime.arrays import Float32Array
 from xclip_deploy.runtime.grains import GRAINS, Grain
 from xclip_deploy.runtime.model_config import FrozenModel, ModelConfig
-from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 MAX_FRAMES = 64
 MAX_WORDS = 77
@@ -21,9 +18,6 @@ DIM_STEP = 64
 SENTENCE_COLUMNS = 16
 """Columns of a sentence's factor: the fewest that a tensor core multiplies by."""
 _LEAST_PADDED = 16
-
-_FRAME_MATRICES = ("frame_logit_weight", "frame_mat_weight", "frame_mat_weight2")
-_WORD_MATRICES = ("word_logit_weight", "word_mat_weight", "word_mat_weight2")
 
 
 class ScanShape(FrozenModel):
@@ -75,16 +69,6 @@ class ScanShape(FrozenModel):
         """Return the place of a grain in the model's order, or -1 where the model lacks it."""
         return self.grains.index(grain) if grain in self.grains else -1
 
-    def packed_matrices(self, weights: ScorerWeights) -> Float32Array:
-        """Return the matrices of frames, then those of words, each padded with zeros, as one row.
-
-        The result is FP32 [3 FP² + 3 WP²]. Matrices that the model lacks are zero.
-        """
-        frames, words = self.padded_frames, self.padded_words
-        packed = [_padded_matrix(weights, name, frames) for name in _FRAME_MATRICES]
-        packed += [_padded_matrix(weights, name, words) for name in _WORD_MATRICES]
-        return np.concatenate(packed)
-
 
 def why_no_scan(config: ModelConfig) -> str | None:
     """Say why the kernels cannot scan galleries of a model; None where they can."""
@@ -103,10 +87,3 @@ def why_no_scan(config: ModelConfig) -> str | None:
 
 def _padded(size: int) -> int:
     return max(_LEAST_PADDED, 1 << (size - 1).bit_length())
-
-
-def _padded_matrix(weights: ScorerWeights, name: str, size: int) -> Float32Array:
-    padded = np.zeros((size, size), np.float32)
-    if (matrix := weights.matrices.get(name)) is not None:
-        padded[: len(matrix), : len(matrix)] = matrix
-    return padded.ravel()

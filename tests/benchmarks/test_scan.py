@@ -21,13 +21,14 @@ from benchmarks.scan import (
     text_flop,
 )
 from stand_in_device import Device, install
-from stand_in_device.kernels import kernel_image
+from stand_in_device.kernels import kernel_image, tiling
 from xclip_deploy.runtime.cuda.driver_api import open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.grains import CLIP_GRAINS
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
+from xclip_deploy.runtime.resident.kernel_loading import ScanKernel
 from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, kernels_of
 from xclip_deploy.runtime.resident.shape import ScanShape
 
@@ -42,12 +43,15 @@ def test_searches_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     memory, driver = DeviceMemory(open_cuda()), open_driver()
     functions = {
-        kernel: driver.load(
-            kernel_image(kernel, shape, (8, 9)),
-            kernel.value,
-            tuple(ARGUMENTS[kernel].values()),
-            4,
-            64 << 10,
+        kernel: ScanKernel(
+            driver.load(
+                kernel_image(kernel, shape, (8, 9)),
+                kernel.value,
+                tuple(ARGUMENTS[kernel].values()),
+                4,
+                64 << 10,
+            ),
+            tiling(kernel, shape).span,
         )
         for kernel in kernels_of(shape)
     }
@@ -62,18 +66,17 @@ def test_searches_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_shows_the_table_by_arithmetic() -> None:
     """13,312 bytes a video; an H100 reads 3.35 TB/s and multiplies 989 TFLOP/s."""
-    assert "| H100 SXM | 3,350 | 4.0 | 989 | 57 | 5.9 million |" in peak_table()
+    assert "| H100 SXM | 3,350 | 4.0 | 989 | 55 | 5.9 million |" in peak_table()
     page = (ROOT / "docs" / "resident.md").read_text(encoding="utf-8")
     assert peak_table() in page
-    # 17 rows of 512 numbers by 80 columns, and attention in three TF32 products of half the rate.
-    assert text_flop(PUBLISHED) == 2 * 17 * 512 * 80 + 12 * (
-        16 * 32 * 32 * 1.25 + 32 * 16 * 16 + 32**2
-    )
+    # 17 rows of 512 numbers by 80 columns, and attention in three products of FP16 parts.
+    attention = 32**2 + 2 * 16 * 32**2 + 16**2 * (32 + 16) + 16**2 * 16
+    assert text_flop(PUBLISHED) == 2 * 17 * 512 * 80 + 3 * 2 * attention
     for parts, sentence in ((2, "and {:.0f} ms at 60 % of it"), (1, "a third: {:.0f} ms at 60 %")):
         total_ms = text_flop(PUBLISHED, parts) * 32e6 / (0.6 * 989.4e12) * 1e3
         assert sentence.format(total_ms) in page
-    # A program of 4 or 64 videos reads 80 KiB of factors, and its videos.
-    assert cache_bytes(PUBLISHED) == 81920 / 4 + 81920 / 64 + 13312
+    # A program of 8 or 128 videos reads 80 KiB of factors, and its videos.
+    assert cache_bytes(PUBLISHED) == 81920 / 8 + 81920 / 128 + 13312
     read = cache_bytes(PUBLISHED) * 1e6
     assert f"is {read / 1e9:.0f} GB for a text and a million videos" in page
     assert f"that is {read / 6.5e-3 / 1e12:.1f} TB/s" in page

@@ -46,7 +46,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Kernel, tuple[int, i
     ) -> CompiledKernel:
         calls.append((kernel, capability, kind))
         image = f"{kernel.value} {capability} {kind}".encode()
-        return CompiledKernel(kind, capability, capability >= (9, 0), image, 4, 2048)
+        return CompiledKernel(kind, capability, capability >= (9, 0), image, 4, 16, 2048)
 
     monkeypatch.setattr(building, "compile_kernel", compile_kernel)
     return calls
@@ -109,7 +109,7 @@ def test_the_command(
     assert cli.main(arguments, standalone_mode=False) is None
     out = capsys.readouterr().out
     assert "compute capability: 8.9, 8.0+ (+: and later GPUs)" in out
-    assert f"wrote {kernels_folder(own_bundle)} (8 files, " in out
+    assert f"wrote {kernels_folder(own_bundle)} (10 files, " in out
     cli.main(arguments, standalone_mode=False)
     assert "is up to date (compiled " in capsys.readouterr().out
     cli.main([*arguments, "--json"], standalone_mode=False)

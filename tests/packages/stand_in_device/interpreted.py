@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import struct
 import sys
@@ -11,6 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from triton.runtime import interpreter as triton_interpreter
+
+from xclip_deploy.export.scan_kernels.compiling import triton_function
+from xclip_deploy.runtime.resident.kernel_set import Kernel
 
 _NAMES = {"*fp16": "float16", "*fp32": "float32", "*i32": "int32", "*i64": "int64"}
 
@@ -111,23 +113,16 @@ class _Executor(triton_interpreter.GridExecutor):
 
 def main() -> None:
     """Serve launches from standard input until it ends."""
-    spec = importlib.util.spec_from_file_location("scan_kernels_source", sys.argv[1])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
     builder = _Builder()
     into, out = sys.stdin.buffer, sys.stdout.buffer
     while head := into.read(8):
         message = pickle.loads(into.read(struct.unpack("<Q", head)[0]))
-        content = pickle.dumps(_serve(module, builder, *message), protocol=5)
+        content = pickle.dumps(_serve(builder, *message), protocol=5)
         out.write(struct.pack("<Q", len(content)) + content)
         out.flush()
 
 
 def _serve(
-    module: Any,
     builder: _Builder,
     kernel: str,
     constants: dict[str, Any],
@@ -136,7 +131,7 @@ def _serve(
     pieces: dict[int, tuple[Any, Any]],
 ) -> tuple[str | None, dict[int, tuple[Any, Any]]]:
     builder.memory = memory = Memory(pieces)
-    function = getattr(module, kernel)
+    function = triton_function(Kernel(kernel))
     values: dict[str, Any] = {}
     for name, kind, value in arguments:
         if kind.startswith("*"):

@@ -24,7 +24,6 @@ import numpy.typing as npt
 from stand_in_device.device import Device
 
 _CHILD = Path(__file__).with_name("interpreted.py")
-_SOURCE = Path(__file__).resolve().parents[3] / "export" / "scan_kernels" / "source.py"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Interpreter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child = subprocess.Popen(
-            [sys.executable, str(_CHILD), str(_SOURCE)],
+            [sys.executable, str(_CHILD)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},

@@ -16,6 +16,7 @@ from xclip_deploy.runtime.resident.kernel_set import (
     KernelCode,
     KernelRecord,
     KernelSet,
+    Tiling,
     constants,
     kernels_folder,
     kernels_of,
@@ -23,6 +24,13 @@ from xclip_deploy.runtime.resident.kernel_set import (
 from xclip_deploy.runtime.resident.shape import ScanShape
 
 MAGIC = b"stand-in kernel\n"
+ROWS, DEPTH = 64, 64
+"""Rows of a program's product, and numbers of an embedding in one step."""
+
+
+def tiling(kernel: Kernel, shape: ScanShape) -> Tiling:
+    """The work of a program of a kernel on the stand-in."""
+    return Tiling.of(kernel, shape, ROWS, DEPTH)
 
 
 def kernel_image(
@@ -38,7 +46,7 @@ def kernel_image(
     """An image of one kernel, which the stand-in alone can load."""
     header = {
         "kernel": kernel.value,
-        "constants": constants(kernel, shape),
+        "constants": constants(kernel, shape, tiling(kernel, shape)),
         "arguments": ARGUMENTS[kernel],
         "compute_capability": compute_capability,
         "kind": kind,
@@ -91,6 +99,7 @@ def write_kernels(
                         sha256=hashlib.sha256(image).hexdigest(), size_bytes=len(image)
                     ),
                     num_warps=header["num_warps"],
+                    span=tiling(kernel, shape).span,
                     shared_bytes=header["shared_bytes"],
                 )
             )

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from stand_in_device.kernels import kernel_image
+from stand_in_device.kernels import kernel_image, tiling
 from xclip_deploy.runtime.arrays import Float64Array
-from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
+from xclip_deploy.runtime.cuda.driver_api import Driver, open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMemory, PinnedBuffer
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
@@ -23,6 +23,7 @@ from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
+from xclip_deploy.runtime.resident.kernel_loading import ScanKernel
 from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel, kernels_of
 from xclip_deploy.runtime.resident.scan import ScanArrays
 from xclip_deploy.runtime.resident.shape import ScanShape
@@ -153,18 +154,19 @@ class Uploader:
         return DeviceArray(buffer.address, array.shape, DType(str(array.dtype)))
 
 
-def stand_in_kernel(driver: Driver, kernel: Kernel, shape: ScanShape) -> KernelFunction:
+def stand_in_kernel(driver: Driver, kernel: Kernel, shape: ScanShape) -> ScanKernel:
     """Load a kernel that the stand-in runs."""
     image = kernel_image(kernel, shape, (8, 9), shared_bytes=_SHARED_BYTES)
     types = tuple(ARGUMENTS[kernel].values())
-    return driver.load(image, kernel.value, types, 4, _SHARED_BYTES)
+    function = driver.load(image, kernel.value, types, 4, _SHARED_BYTES)
+    return ScanKernel(function, tiling(kernel, shape).span)
 
 
 @contextmanager
 def opened(
     case: Case,
     ranks: Sequence[int] | None = None,
-    load_kernel: Callable[[Driver, Kernel, ScanShape], KernelFunction] = stand_in_kernel,
+    load_kernel: Callable[[Driver, Kernel, ScanShape], ScanKernel] = stand_in_kernel,
     **options: Any,
 ) -> Iterator[OnDevice]:
     """A scan by the stand-in's kernels or others, with the case's gallery on the device."""

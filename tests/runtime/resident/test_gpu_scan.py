@@ -68,8 +68,8 @@ def check(
 def test_it_is_the_scorer(device: Device, make_case: Any, open_scan: Any) -> None:
     case = make_case(frames=5, words=6, texts=2, videos=11, mask_padding=True)
     check(case, open_scan, 5, np.arange(11) % 4 != 1)
-    kernels = ["frames_kernel", "video_kernel"]
-    assert device.kernel_launches == [*kernels, *["digit_kernel"] * 8, "collect_kernel", *kernels]
+    kernels = ["query_kernel", "frames_kernel", "video_kernel"]
+    assert device.kernel_launches == [*kernels, *["digit_kernel"] * 3, "collect_kernel", *kernels]
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def test_many_texts_take_several_passes(device: Device, make_case: Any, open_sca
     case = make_case(grains=CLIP_GRAINS, texts=34, videos=7)
     with open_scan(case) as on:
         whole = on.scan.all(case.queries, on.arrays, None)
-    assert device.kernel_launches == ["video_kernel"] * 2  # 32 texts, then 2
+    assert device.kernel_launches == ["query_kernel", "video_kernel"] * 2  # 32 texts, then 2
     device.kernel_launches.clear()
     with open_scan(case, scratch_bytes=5 * 4 * 7 * 2) as on:  # room for five texts
         parts = on.scan.all(case.queries[:12], on.arrays, None)
-    assert device.kernel_launches == ["video_kernel"] * 3
+    assert device.kernel_launches == ["query_kernel", "video_kernel"] * 3
     np.testing.assert_array_equal(parts["logits"], whole["logits"][:12])
     np.testing.assert_allclose(whole["logits"], case.expected()["logits"], rtol=0, atol=1e-4)
 
@@ -255,7 +255,7 @@ def test_a_failure_leaves_nothing_behind(
 def test_a_driver_that_cannot_run_the_code(device: Device, make_case: Any, open_scan: Any) -> None:
     device.fail("cuModuleLoadData", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
     with (
-        pytest.raises(DriverError, match=r"cannot run the kernel video_kernel \(CUDA_ERROR_UNSUP"),
+        pytest.raises(DriverError, match=r"cannot run the kernel query_kernel \(CUDA_ERROR_UNSUP"),
         open_scan(make_case(grains=CLIP_GRAINS)),
     ):
         pass

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from stand_in_device import Device
@@ -55,6 +54,7 @@ def code(kind: str, capability: tuple[int, int], is_exact: bool = False) -> Kern
         file=f"{kind}-{capability}",
         record=FileRecord(sha256="0" * 64, size_bytes=1),
         num_warps=4,
+        span=4,
         shared_bytes=0,
     )
 
@@ -117,7 +117,7 @@ def test_a_kernel_that_the_driver_refuses(
 ) -> None:
     write_kernels(own_bundle)
     device.fail("cuModuleLoadData", "CUDA_ERROR_INVALID_PTX", after=1)
-    with pytest.raises(DriverError, match=r"cannot run the kernel video_kernel \(CUDA_ERROR_INVA"):
+    with pytest.raises(DriverError, match=r"cannot run the kernel frames_kernel \(CUDA_ERROR_INVA"):
         GpuScan.open(own_bundle, memory)
 
 
@@ -130,16 +130,16 @@ def test_ptx_stands_in_for_machine_code(
     for number in range(kernels):
         device.fail("cuModuleLoadData", "CUDA_ERROR_INVALID_IMAGE", after=0 if number == 0 else 1)
     with caplog.at_level("WARNING"), GpuScan.open(own_bundle, memory) as scan:
-        found = {f.module.header["kind"] for f in scan._functions.values()}
+        found = {k.function.module.header["kind"] for k in scan._functions.values()}
     assert found == {"ptx"}
     assert len(caplog.messages) == kernels
     assert caplog.messages[0].startswith(
-        "update the driver: frames_kernel runs by PTX of compute capability 8.0, since better code "
+        "update the driver: query_kernel runs by PTX of compute capability 8.0, since better code "
         "was refused (cuModuleLoadData failed with CUDA_ERROR_INVALID_IMAGE"
     )
     for after in (1, 0):  # the second kernel's machine code, and its PTX
         device.fail("cuModuleLoadData", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", after=after)
-    with pytest.raises(DriverError, match=r"cannot run the kernel video_kernel \(CUDA_ERROR_UNSU"):
+    with pytest.raises(DriverError, match=r"cannot run the kernel frames_kernel \(CUDA_ERROR_UNSU"):
         GpuScan.open(own_bundle, memory)
     device.check_nothing_left()
 
@@ -177,9 +177,13 @@ def test_altered_sidecars_are_refused(own_bundle: Bundle) -> None:
     cases: list[tuple[bool, dict[str, object], str]] = [
         (False, {"created_utc": "now"}, "it was altered: its checksum does not fit"),
         (True, {"format": "another"}, "its format is not xclip-scan-kernels"),
-        (True, {"schema_version": 2}, "it has schema version 2, this release reads 1"),
+        (True, {"schema_version": 1}, "it has schema version 1, this release reads 2"),
         (True, {"shape": other}, "it is of a model of another shape"),
-        (True, {"kernels": {}}, "it lacks frames_kernel, video_kernel, digit_kernel, collect"),
+        (
+            True,
+            {"kernels": {}},
+            "it lacks query_kernel, frames_kernel, video_kernel, digit_kernel, coll",
+        ),
         (
             True,
             {"kernels": {**kernels, "digit_kernel": {"arguments": arguments, "codes": []}}},
@@ -219,17 +223,6 @@ def test_models_without_kernels(bundle: Bundle) -> None:
     ):
         with pytest.raises(InvalidArgumentError, match=expected):
             ScanShape.of(model.model_copy(update=changes))
-
-
-def test_packed_matrices_are_padded_with_zeros(bundle: Bundle) -> None:
-    shape, weights = ScanShape.of(bundle.manifest.model), bundle.scorer_weights()
-    packed = shape.packed_matrices(weights)
-    frames, words = shape.padded_frames, shape.padded_words
-    assert packed.shape == (3 * frames * frames + 3 * words * words,)
-    second = packed[frames * frames : 2 * frames * frames].reshape(frames, frames)
-    matrix = weights.matrices["frame_mat_weight"]
-    np.testing.assert_array_equal(second[: len(matrix), : len(matrix)], matrix)
-    assert np.abs(second).sum() == pytest.approx(np.abs(matrix).sum())
 
 
 def test_every_failure_is_one_of_ours(own_bundle: Bundle, memory: DeviceMemory) -> None:

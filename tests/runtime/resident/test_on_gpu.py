@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction
+from xclip_deploy.runtime.cuda.driver_api import Driver
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
+from xclip_deploy.runtime.resident.kernel_loading import ScanKernel
 from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel
 from xclip_deploy.runtime.resident.shape import ScanShape
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.gpu
 
 ALLOWED = 3e-4
 """Largest error of a grain, as a share of its range."""
-LoadKernel = Callable[[Driver, Kernel, ScanShape], KernelFunction]
+LoadKernel = Callable[[Driver, Kernel, ScanShape], ScanKernel]
 
 
 @pytest.fixture(params=["cubin", "ptx"])
@@ -33,13 +34,14 @@ def load_kernel(request: pytest.FixtureRequest) -> LoadKernel:
 
     target = open_cuda().gpu().compute_capability
 
-    def load(driver: Driver, kernel: Kernel, shape: ScanShape) -> KernelFunction:
+    def load(driver: Driver, kernel: Kernel, shape: ScanShape) -> ScanKernel:
         if request.param == "ptx":
             code = compile_kernel(kernel, shape, PTX_ARCHITECTURE, "ptx")
         else:
             code = compile_kernel(kernel, shape, target)
         types = tuple(ARGUMENTS[kernel].values())
-        return driver.load(code.image, kernel.value, types, code.num_warps, code.shared_bytes)
+        function = driver.load(code.image, kernel.value, types, code.num_warps, code.shared_bytes)
+        return ScanKernel(function, code.span)
 
     return load
 
