@@ -64,9 +64,10 @@ class Tuning:
 _TUNINGS = (Tuning(64, 64, 3), Tuning(64, 64, 2), Tuning(64, 32, 2), Tuning(64, 32, 1))
 """The fastest first. The first whose buffers fit into the shared memory is taken."""
 _WIDE_TUNINGS = (Tuning(128, 128, 2, num_warps=8, registers=128), *_TUNINGS)
-"""For GPUs with shared memory for two programs of 128 rows a processor: each factor of a text is
-read for twice as many videos, and the cache that gives it is the bound of the others."""
-_WIDE_SHARED_BYTES = 200 << 10
+"""Tunings for two programs of 128 rows a processor. Each factor of a text is read for twice as many
+videos; the cache that gives it is the bound of the others."""
+_WIDE_SHARED_BYTES, _WIDE_WORDS, _WIDE_FRAMES = 200 << 10, 32, 32
+"""Least shared memory for these tunings, and most words and frames: more need more registers."""
 _LEAST_TRITON = (3, 6)
 """Oldest version that was tried: all kernels compile with it."""
 _REGISTERS = {"i32": "u32", "fp32": "f32"}
@@ -109,9 +110,11 @@ def compile_kernel(
     compiler = importlib.import_module("triton.compiler")
     major, minor = compute_capability
     target = backends.GPUTarget("cuda", 10 * major + minor, 32)
-    limit = _PTX_SHARED_BYTES if kind == "ptx" else _SHARED_BYTES[compute_capability]
+    limit = _shared_bytes(compute_capability, kind)
     found = 0
-    for tuning in tunings if tunings is not None else _tunings(kernel, limit):
+    if tunings is None:
+        tunings = best_tunings(kernel, shape, compute_capability, kind)
+    for tuning in tunings:
         options: dict[str, Any] = {
             "num_warps": tuning.num_warps,
             "num_stages": tuning.stages,
@@ -159,6 +162,19 @@ def compile_kernel(
     )
 
 
+def best_tunings(
+    kernel: Kernel,
+    shape: ScanShape,
+    compute_capability: tuple[int, int],
+    kind: Literal["cubin", "ptx"] = "cubin",
+) -> Sequence[Tuning]:
+    """Return the tunings of a kernel for a GPU, the best first."""
+    is_product = kernel in (Kernel.FRAMES, Kernel.VIDEO)
+    has_room = _shared_bytes(compute_capability, kind) >= _WIDE_SHARED_BYTES
+    is_small = shape.padded_words <= _WIDE_WORDS and shape.padded_frames <= _WIDE_FRAMES
+    return _WIDE_TUNINGS if is_product and has_room and is_small else _TUNINGS
+
+
 def require_triton() -> str:
     """Return Triton's version. Raises MissingExtraError where it is not installed."""
     return str(_triton().__version__)
@@ -170,6 +186,11 @@ def source_sha256() -> str:
     for name in sorted({*_SOURCES.values()}):
         found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return found.hexdigest()
+
+
+def _shared_bytes(compute_capability: tuple[int, int], kind: str) -> int:
+    """Return the most shared memory of a kernel."""
+    return _PTX_SHARED_BYTES if kind == "ptx" else _SHARED_BYTES[compute_capability]
 
 
 def _triton() -> Any:  # noqa: ANN401 - an untyped library
@@ -200,12 +221,6 @@ def _check_parameters(version: str, kernel: Kernel, ptx: str) -> None:
             f"Triton {version} compiled {kernel.value} with arguments {', '.join(found)}, the "
             f"runtime passes {', '.join(expected)}; run: pip install 'triton==3.9.0'"
         )
-
-
-def _tunings(kernel: Kernel, shared_bytes: int) -> Sequence[Tuning]:
-    """Return the tunings of a kernel for a GPU, the best first."""
-    is_product = kernel in (Kernel.FRAMES, Kernel.VIDEO)
-    return _WIDE_TUNINGS if is_product and shared_bytes >= _WIDE_SHARED_BYTES else _TUNINGS
 
 
 def triton_function(kernel: Kernel) -> Any:  # noqa: ANN401

@@ -54,6 +54,34 @@ def halves(x, R: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def add_words(total, a, factor, at, WP: tl.constexpr):
+    """Add the product of ``a`` [R, BK] and rows ``at`` of a factor of words [D, 2 WP].
+
+    Up to 32 words, both parts have sums of their own, since one wide product reads ``a`` once.
+    More words share one sum: two would need more registers than a thread has.
+    """
+    rows = factor + at[:, None] * (2 * WP)
+    if WP > 32:
+        column = tl.arange(0, WP)[None, :]
+        total = tl.dot(a, tl.load(rows + column), total)
+        total = tl.dot(a, tl.load(rows + WP + column), total)
+    else:
+        total = tl.dot(a, tl.load(rows + tl.arange(0, 2 * WP)[None, :]), total)
+    return total
+
+
+@triton.jit
+def whole_words(total, R: tl.constexpr, WP: tl.constexpr):
+    """Add the sums of both parts, if there are two: the similarities [R, WP]."""
+    if WP > 32:
+        x = total
+    else:
+        high, rest = halves(total, R, WP)
+        x = high + rest
+    return x
+
+
+@triton.jit
 def by_parts(high, rest, right_high, right_rest, total):
     """Add a product of numbers in two parts. That of both rests is too small to count."""
     total = tl.dot(high, right_high, total)
@@ -188,20 +216,19 @@ def frames_kernel(
     else:
         length = tl.full((SLOTS,), F, tl.int32)
     is_frame = tl.arange(0, FP)[None, :, None] < tl.minimum(length, F)[:, None, None]
-    column, column16 = tl.arange(0, 2 * WP), tl.arange(0, 16)
+    column = tl.arange(0, 16)
     for text in range(T):
         factor = frame_words + text * (2 * D * WP)
         sentence = frame_sentences + text * (D * 16)
-        by_word = tl.zeros((R, 2 * WP), tl.float32)
+        by_word = tl.zeros((R, WP if WP > 32 else 2 * WP), tl.float32)
         by_sentence = tl.zeros((R, 16), tl.float32)
         for k in range(0, D, BK):
             at = k + tl.arange(0, BK)
             a = tl.load(start[:, None] + at[None, :], mask=is_read[:, None], other=0.0)
             if WORD >= 0:
-                b = tl.load(factor + at[:, None] * (2 * WP) + column[None, :])
-                by_word = tl.dot(a, b, by_word)
+                by_word = add_words(by_word, a, factor, at, WP)
             if SENTENCE >= 0:
-                b = tl.load(sentence + at[:, None] * 16 + column16[None, :])
+                b = tl.load(sentence + at[:, None] * 16 + column[None, :])
                 by_sentence = tl.dot(a, b, by_sentence)
         if SENTENCE >= 0:
             x = tl.sum(by_sentence, 1) * tl.load(scales + text * 4 + 1)
@@ -211,8 +238,7 @@ def frames_kernel(
                 planes + (SENTENCE * T + text) * stride + out, grain * TEMPERATURE, mask=is_out
             )
         if WORD >= 0:
-            high, rest = halves(by_word, R, WP)
-            x = (high + rest) * tl.load(scales + text * 4)
+            x = whole_words(by_word, R, WP) * tl.load(scales + text * 4)
             if MASKED:
                 num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W)
             else:
@@ -270,21 +296,20 @@ def video_kernel(
     stride = S.to(tl.int64)  # planes may have more numbers than an int32 counts
     is_allowed = allowed_bits(allowed, slot, is_slot, mask_length)
     start = videos + slot.to(tl.int64) * D
-    column, column16 = tl.arange(0, 2 * WP), tl.arange(0, 16)
+    column = tl.arange(0, 16)
     for text in range(T):
         factor = video_words + text * (2 * D * WP)
         sentence = video_sentences + text * (D * 16)
-        by_word = tl.zeros((SLOTS, 2 * WP), tl.float32)
+        by_word = tl.zeros((SLOTS, WP if WP > 32 else 2 * WP), tl.float32)
         by_sentence = tl.zeros((SLOTS, 16), tl.float32)
         if (SENTENCE >= 0) or (WORD >= 0):
             for k in range(0, D, BK):
                 at = k + tl.arange(0, BK)
                 a = tl.load(start[:, None] + at[None, :], mask=is_allowed[:, None], other=0.0)
                 if WORD >= 0:
-                    b = tl.load(factor + at[:, None] * (2 * WP) + column[None, :])
-                    by_word = tl.dot(a, b, by_word)
+                    by_word = add_words(by_word, a, factor, at, WP)
                 if SENTENCE >= 0:
-                    b = tl.load(sentence + at[:, None] * 16 + column16[None, :])
+                    b = tl.load(sentence + at[:, None] * 16 + column[None, :])
                     by_sentence = tl.dot(a, b, by_sentence)
         # Sum in the model's order, as the scorer does.
         total = tl.zeros((SLOTS,), tl.float32)
@@ -294,8 +319,7 @@ def video_kernel(
                 grain = tl.sum(by_sentence, 1) * tl.load(scales + text * 4 + 3)
                 tl.store(at_plane, grain, mask=is_slot)
             elif plane == WORD:
-                high, rest = halves(by_word, SLOTS, WP)
-                x = (high + rest) * tl.load(scales + text * 4 + 2)
+                x = whole_words(by_word, SLOTS, WP) * tl.load(scales + text * 4 + 2)
                 if MASKED:
                     num = tl.minimum(tl.maximum(tl.load(num_words + text), 1), W)
                 else:
