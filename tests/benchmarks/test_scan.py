@@ -78,7 +78,7 @@ def test_the_page_shows_the_table_by_arithmetic() -> None:
     # A program of 8 or 128 videos reads 80 KiB of factors, and its videos.
     assert cache_bytes(PUBLISHED) == 81920 / 8 + 81920 / 128 + 13312
     read = cache_bytes(PUBLISHED) * 1e6
-    assert f"is {read / 1e9:.0f} GB for a text and a million videos" in page
+    assert f"a text and a million videos read {read / 1e9:.0f} GB from it" in page
     assert f"that is {read / 6.5e-3 / 1e12:.1f} TB/s" in page
     assert f"it is {32 * read / 60e-3 / 1e12:.0f} TB/s" in page
 
