@@ -11,22 +11,15 @@ import numpy.typing as npt
 from xclip_deploy.errors import SessionError
 from xclip_deploy.export.verification.certificate import RunIdentity
 from xclip_deploy.export.verification.runs import Run, fp32_on_cpu
-from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceMemory
+from xclip_deploy.runtime.cuda.memory import DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
-from xclip_deploy.runtime.manifest import DType, Precision
+from xclip_deploy.runtime.manifest import Precision
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
 from xclip_deploy.runtime.resident.kernel_set import KERNELS_DIRECTORY
-from xclip_deploy.runtime.resident.scan import MAX_COUNT, Best, ScanArrays
-from xclip_deploy.runtime.resident.scratch import Upload
-
-ALLOWED_SHARE = 3e-4
-"""Largest error of a grain against the FP32 scorer on the same FP16 features, of its range."""
-_LEAST_RANGE = 0.1
-"""Range that is assumed where the inputs are too few to have one."""
+from xclip_deploy.runtime.resident.self_test import scan_features, why_wrong
 
 
 class ScanMatcher:
@@ -55,54 +48,13 @@ class ScanMatcher:
 
     def score(self, texts: TextFeatures, videos: VideoFeatures) -> Scores:
         """See :meth:`Matcher.score`. Raises SessionError where a grain is off by too much."""
-        found, best = self._scores(texts, videos)
-        logits = found.pop("logits")
-        for row, hits in zip(logits, best, strict=True):
-            order = np.argsort(-row, kind="stable")[: len(hits)]
-            if hits.slots.tolist() != order.tolist() or (hits.scores != row[order]).any():
-                raise SessionError(
-                    "the scan's best videos are not those of its highest scores; run: xclip-deploy "
-                    f"build-scan {self._model.bundle.path} --force"
-                )
-        for name, expected in self._model.score(texts, videos).grains.items():
-            worst = float(np.abs(found[name] - expected).max())
-            span = max(float(np.ptp(expected)), _LEAST_RANGE)
-            if not worst <= ALLOWED_SHARE * span:
-                raise SessionError(
-                    f"the scan's {name} is off by {worst:.2g} from the FP32 scorer's; expected at "
-                    f"most {ALLOWED_SHARE * span:.2g}; run: xclip-deploy build-scan "
-                    f"{self._model.bundle.path} --force"
-                )
-        return Scores(logits, found)
-
-    def _scores(
-        self, texts: TextFeatures, videos: VideoFeatures
-    ) -> tuple[dict[str, npt.NDArray[np.float32]], list[Best]]:
-        """Return all scores and grains, and the best videos of each text."""
-        cuda = self._memory.cuda
-        cuda.select()
-        sent: dict[str, AnyArray] = {
-            "video_features": videos.video_features.astype(np.float16),
-            "frame_features": videos.frame_features.astype(np.float16),
-            "num_frames": videos.num_frames.astype(np.int32),
-        }
-        upload, stream = Upload(self._memory, "the videos to verify"), cuda.create_stream()
-        try:
-            addresses = upload.send(sent, stream)
-            cuda.synchronize(stream)
-            arrays = {
-                name: DeviceArray(addresses[name], array.shape, DType(str(array.dtype)))
-                for name, array in sent.items()
-            }
-            gallery, count = ScanArrays(**arrays, ranks=None), min(MAX_COUNT, len(videos))
-            best = self._scan.best(texts, gallery, count, None)
-            return self._scan.all(texts, gallery, None), best
-        finally:
-            try:
-                cuda.synchronize(stream)
-            finally:
-                upload.close()
-                cuda.destroy_stream(stream)
+        found, best = scan_features(self._scan, self._memory, texts, videos)
+        reason = why_wrong(found, best, self._model.score(texts, videos).grains)
+        if reason is not None:
+            raise SessionError(
+                f"{reason}; run: xclip-deploy build-scan {self._model.bundle.path} --force"
+            )
+        return Scores(found.pop("logits"), found)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from xclip_deploy.runtime.resident.kernel_set import has_kernels
 from xclip_deploy.runtime.resident.layout import Layout, MemoryBound, size_text
 from xclip_deploy.runtime.resident.on_device import OnDevice, ScanFailedError
 from xclip_deploy.runtime.resident.scan import GalleryScan
+from xclip_deploy.runtime.resident.self_test import open_tested_scan
 from xclip_deploy.runtime.sessions.backend import close_all
 
 _LOG = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Residence:
     def __init__(
         self,
         model: DeployedModel,
-        open_scan: OpenScan = GpuScan.open,
+        open_scan: OpenScan = open_tested_scan,
         open_products: OpenScan | None = GpuScan.open_products,
     ) -> None:
         """Prepare; the GPU is opened when it is first needed.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xclip_deploy import Bundle
+from xclip_deploy.runtime.grains import TEMPERATURE
 from xclip_deploy.runtime.manifest import FileRecord
 from xclip_deploy.runtime.resident.kernel_set import (
     ARGUMENTS,
@@ -42,11 +43,18 @@ def kernel_image(
     is_exact: bool = False,
     num_warps: int = 4,
     shared_bytes: int = 64 << 10,
+    temperature: float = TEMPERATURE,
 ) -> bytes:
-    """An image of one kernel, which the stand-in alone can load."""
+    """An image of one kernel, which the stand-in alone can load.
+
+    Another ``temperature`` than the model's makes a kernel whose grains are wrong.
+    """
+    fixed = constants(kernel, shape, tiling(kernel, shape))
+    if "TEMPERATURE" in fixed:
+        fixed["TEMPERATURE"] = temperature
     header = {
         "kernel": kernel.value,
-        "constants": constants(kernel, shape, tiling(kernel, shape)),
+        "constants": fixed,
         "arguments": ARGUMENTS[kernel],
         "compute_capability": compute_capability,
         "kind": kind,

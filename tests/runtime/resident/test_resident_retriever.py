@@ -26,6 +26,7 @@ from xclip_deploy.errors import ClosedError, SessionError
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery.store import Nearest
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
+from xclip_deploy.runtime.resident import self_test
 from xclip_deploy.runtime.resident.on_device import OnDevice
 from xclip_deploy.runtime.results import SearchResults
 from xclip_deploy.runtime.search import Query, SearchOptions
@@ -37,8 +38,10 @@ COUNT = 40
 
 
 @pytest.fixture
-def with_kernels(bundle: Bundle, tmp_path: Path) -> Bundle:
+def with_kernels(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """The bundle at a path of its own, with scan kernels for the stand-in."""
+    monkeypatch.setattr(self_test, "_VIDEOS", 3)
+    monkeypatch.setattr(self_test, "_TEXTS", 1)
     own = linked(bundle, tmp_path)
     write_kernels(own)
     return own
