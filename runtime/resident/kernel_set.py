@@ -32,7 +32,7 @@ KERNELS_DIRECTORY = "kernels/scan"
 """Folder within a bundle."""
 _BUILD = "xclip-deploy build-scan {path}"
 _SELECTED_AT_ONCE = 1024
-_SELECTION_STEPS = 8
+_SELECTION_STEPS = 2  # in turn; more would leave most of a GPU idle in small galleries
 _QUERY_SPAN, _QUERY_DEPTH = 64, 32
 
 

@@ -162,7 +162,8 @@ def factor_bytes(shape: ScanShape, num_texts: int) -> Mapping[str, int]:
 def _shifts(largest: AnyArray | np.floating) -> npt.NDArray[np.int32]:
     """Return the exponents of two that bring largest numbers to about 1,000."""
     exponents = np.where(np.asarray(largest) > 0, np.frexp(largest)[1], 0)
-    return np.clip(_LARGEST - exponents, -_MOST_SHIFT, _MOST_SHIFT).astype(np.int32)
+    found: npt.NDArray[np.int32] = np.clip(_LARGEST - exponents, -_MOST_SHIFT, _MOST_SHIFT)
+    return found.astype(np.int32)
 
 
 def _two_parts(numbers: Float32Array) -> tuple[Float16Array, Float16Array]:
