@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import scan_tunings
 from benchmarks.scan import (
     PUBLISHED,
     cache_bytes,
@@ -20,6 +21,7 @@ from benchmarks.scan import (
     table,
     text_flop,
 )
+from benchmarks.scan_tunings import Tuning, needs
 from stand_in_device import Device, install
 from stand_in_device.kernels import kernel_image, tiling
 from xclip_deploy.runtime.cuda.driver_api import open_driver
@@ -81,6 +83,23 @@ def test_the_page_shows_the_table_by_arithmetic() -> None:
     assert f"a text and a million videos read {read / 1e9:.0f} GB from it" in page
     assert f"that is {read / 6.5e-3 / 1e12:.1f} TB/s" in page
     assert f"it is {32 * read / 60e-3 / 1e12:.0f} TB/s" in page
+
+
+def test_tunings_are_compiled_without_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed (extra: scan)")
+    if why_no_gpu() is None:
+        pytest.skip("there is a GPU")
+    command = [sys.executable, "-m", "benchmarks.scan_tunings", "--toy", "--output", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "| 128 | 128 | 2 | 8 | 128 | 106 | – | – |" in done.stdout
+    (entry,) = json.loads((tmp_path / "scan-tunings.json").read_text())["entries"]
+    assert entry["shared_bytes"] <= 113 << 10, "two programs share a processor"
+    too_much = needs((8, 9), Tuning(256, 128, 4, num_warps=16))
+    assert "needs" in too_much["error"]
+    assert "needs" in scan_tunings.table([too_much], [1])
 
 
 @pytest.mark.slow

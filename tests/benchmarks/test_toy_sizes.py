@@ -27,6 +27,7 @@ ELSEWHERE = {
     "compare",
     "indexing_child",
     "scan",
+    "scan_tunings",
     "cluster",
     "gpu_encoders",
     "gpu_session",
