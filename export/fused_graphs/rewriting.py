@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xclip_deploy.export.fused_graphs.patterns import (
     ActivationPattern,
     AttentionPattern,
@@ -64,6 +66,7 @@ def fuse(model: onnx_ir.Model) -> dict[str, int]:
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
+    _fold_slices(model.graph)
     nodes = list(model.graph)
     counts = dict.fromkeys((ATTENTION, SKIP_NORM, QUICK_GELU, GELU), 0)
     for node in nodes:
@@ -88,6 +91,31 @@ def fuse(model: onnx_ir.Model) -> dict[str, int]:
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
     return {name: count for name, count in counts.items() if count}
+
+
+def _fold_slices(graph: onnx_ir.Graph) -> None:
+    """Replace slices of weights by weights.
+
+    The exporter folds small ones alone. The positions of ViT-B/32's texts stay a slice, which would
+    run every time. Their sum with the tokens would look like one of two activations.
+    """
+    import onnx_ir
+
+    for node in list(graph):
+        if node.op_type != "Slice" or node.domain:
+            continue
+        arrays = [array_of(value) for value in node.inputs]
+        if any(array is None for array in arrays):
+            continue
+        data, starts, ends, *rest = (array for array in arrays if array is not None)
+        axes = rest[0] if rest else range(len(starts))
+        steps = rest[1] if len(rest) > 1 else [1] * len(starts)
+        index = [slice(None)] * data.ndim
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+            index[int(axis)] = slice(int(start), int(end), int(step))
+        old = node.outputs[0]
+        tensor = onnx_ir.tensor(np.ascontiguousarray(data[tuple(index)]), name=f"{old.name}_folded")
+        _take_place(_initializer(graph, tensor), old)
 
 
 def _fuse_attention(graph: onnx_ir.Graph, found: AttentionPattern) -> None:
@@ -185,16 +213,22 @@ def _weight(
     assert array is not None
     name = f"{value.name}_{dtype.name.lower()}"
     if name not in graph.initializers:
-        tensor = onnx_ir.tensor(array.astype(dtype.numpy()), name=name)
-        graph.register_initializer(
-            onnx_ir.Value(
-                name=name,
-                type=onnx_ir.TensorType(dtype),
-                shape=onnx_ir.Shape(array.shape),
-                const_value=tensor,
-            )
-        )
+        _initializer(graph, onnx_ir.tensor(array.astype(dtype.numpy()), name=name))
     return graph.initializers[name]
+
+
+def _initializer(graph: onnx_ir.Graph, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:
+    """Register a tensor as an initializer of the graph, under its own name."""
+    import onnx_ir
+
+    value = onnx_ir.Value(
+        name=tensor.name,
+        type=onnx_ir.TensorType(tensor.dtype),
+        shape=onnx_ir.Shape(tensor.shape.numpy()),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
 
 
 def _replace(
