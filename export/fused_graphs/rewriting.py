@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xclip_deploy.export.fused_graphs.patches import PatchPattern, find_patches, patch_product
 from xclip_deploy.export.fused_graphs.patterns import (
     ActivationPattern,
     AttentionPattern,
@@ -17,7 +18,7 @@ from xclip_deploy.export.fused_graphs.patterns import (
     find_layer_norm,
 )
 from xclip_deploy.runtime.manifest import AnyGraph, Graph, VideoPart
-from xclip_deploy.runtime.model_config import Activation, ModelConfig
+from xclip_deploy.runtime.model_config import Activation, ModelConfig, PatchEmbedding
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -26,6 +27,8 @@ DOMAIN = "com.microsoft"
 """Domain of ONNX Runtime's own operators, which its CPU and CUDA providers have."""
 ATTENTION, SKIP_NORM = "MultiHeadAttention", "SkipLayerNormalization"
 QUICK_GELU, GELU = "QuickGelu", "Gelu"
+PATCHES = "Gemm"
+"""Operator that embeds patches, one in a graph. It is ONNX's own; plain graphs have none."""
 _QUICK_GELU_FACTOR = 1.702
 
 
@@ -54,7 +57,11 @@ def expected_operators(config: ModelConfig, graph: AnyGraph) -> dict[str, int]:
     if graph in (Graph.VIDEO_ENCODER, VideoPart.TEMPORAL_HEAD) and config.temporal_layers:
         quick += config.temporal_layers
         norms += 2 * config.temporal_layers - 1
+    # The whole encoder sets padded frames to zero once they are normalised: that is no product.
+    is_flat = config.patch_embedding is PatchEmbedding.CONV_2D
+    patches = int(graph is VideoPart.FRAME_ENCODER and is_flat)
     counts = {ATTENTION: attention, SKIP_NORM: norms, QUICK_GELU: quick, GELU: exact}
+    counts[PATCHES] = patches
     return {name: count for name, count in counts.items() if count}
 
 
@@ -68,7 +75,7 @@ def fuse(model: onnx_ir.Model) -> dict[str, int]:
 
     _fold_slices(model.graph)
     nodes = list(model.graph)
-    counts = dict.fromkeys((ATTENTION, SKIP_NORM, QUICK_GELU, GELU), 0)
+    counts = dict.fromkeys((ATTENTION, SKIP_NORM, QUICK_GELU, GELU, PATCHES), 0)
     for node in nodes:
         attention = find_attention(node)
         if attention is not None:
@@ -85,6 +92,9 @@ def fuse(model: onnx_ir.Model) -> dict[str, int]:
             counts[SKIP_NORM] += 1
         elif norm is not None:
             _narrow_norm(model.graph, norm)
+        elif (patches := find_patches(node)) is not None:
+            _fuse_patches(model.graph, patches)
+            counts[PATCHES] += 1
         elif node.op_type == "ArgMax":
             _widen_search(model.graph, node)
     model.opset_imports[DOMAIN] = 1
@@ -144,6 +154,17 @@ def _fuse_activation(graph: onnx_ir.Graph, found: ActivationPattern) -> str:
     fused = onnx_ir.node(name, [found.x], attributes, domain=DOMAIN)
     _replace(graph, found.last, [fused], fused.outputs[0])
     return name
+
+
+def _fuse_patches(graph: onnx_ir.Graph, found: PatchPattern) -> None:
+    dtype = found.last.outputs[0].dtype
+    assert dtype is not None
+    nodes, result = patch_product(found, dtype)
+    for node in nodes:
+        for value in node.inputs:
+            if value.const_value is not None and value.name not in graph.initializers:
+                graph.register_initializer(value)
+    _replace(graph, found.last, nodes, result)
 
 
 def _fuse_sum_and_norm(
