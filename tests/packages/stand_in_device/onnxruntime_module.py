@@ -156,7 +156,7 @@ def _entries(options: Any) -> dict[str, str]:
     for key in ("disable_synchronize_execution_providers", "gpu_graph_id"):
         try:
             found[key] = options.get_run_config_entry(key)
-        except RuntimeError:
+        except RuntimeError:  # noqa: PERF203 - a key that was not set is an error
             found[key] = ""
     return found
 
