@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,8 +65,13 @@ def expected_operators(config: ModelConfig, graph: AnyGraph) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def fuse(model: onnx_ir.Model) -> dict[str, int]:
+ALL = (ATTENTION, SKIP_NORM, QUICK_GELU, GELU, PATCHES)
+
+
+def fuse(model: onnx_ir.Model, only: Collection[str] = ALL) -> dict[str, int]:
     """Rewrite a graph in place, and return the number of fused operators, by operator.
+
+    ``only``: operators to make; measurements leave some out.
 
     Norms in half precision that follow no sum lose their casts too: the operator computes in FP32.
     The search for a text's end token moves to FP32, where it is exact.
@@ -75,24 +80,24 @@ def fuse(model: onnx_ir.Model) -> dict[str, int]:
 
     _fold_slices(model.graph)
     nodes = list(model.graph)
-    counts = dict.fromkeys((ATTENTION, SKIP_NORM, QUICK_GELU, GELU, PATCHES), 0)
+    counts = dict.fromkeys(ALL, 0)
     for node in nodes:
         attention = find_attention(node)
-        if attention is not None:
+        if attention is not None and ATTENTION in only:
             _fuse_attention(model.graph, attention)
             counts[ATTENTION] += 1
     for node in nodes:
         activation = find_activation(node)
-        if activation is not None:
+        if activation is not None and not {QUICK_GELU, GELU}.isdisjoint(only):
             counts[_fuse_activation(model.graph, activation)] += 1
     for node in nodes:
-        norm = find_layer_norm(node)
+        norm = find_layer_norm(node) if SKIP_NORM in only else None
         if norm is not None and norm.addends is not None:
             _fuse_sum_and_norm(model.graph, norm, norm.addends)
             counts[SKIP_NORM] += 1
         elif norm is not None:
             _narrow_norm(model.graph, norm)
-        elif (patches := find_patches(node)) is not None:
+        elif PATCHES in only and (patches := find_patches(node)) is not None:
             _fuse_patches(model.graph, patches)
             counts[PATCHES] += 1
         elif node.op_type == "ArgMax":
