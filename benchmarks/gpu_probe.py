@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -41,6 +41,7 @@ from xclip_deploy.runtime.sessions.onnx_session import (
     import_onnxruntime,
     providers_of,
 )
+from xclip_deploy.runtime.sessions.registry import Device
 from xclip_deploy.runtime.valid_frames import open_video_encoder
 
 KERNELS = {"default": "0", "flash": "1", "efficient": "2", "trt": "4", "cudnn": "8", "math": "16"}
@@ -52,7 +53,7 @@ Entry = dict[str, Any]
 class Probe:
     """The steps on one bundle and one device."""
 
-    def __init__(self, bundle: Bundle, device: str, *, is_toy: bool) -> None:
+    def __init__(self, bundle: Bundle, device: Device, *, is_toy: bool) -> None:
         self.bundle, self.device, self.is_toy = bundle, device, is_toy
         self.rounds = 3 if is_toy else 30
 
@@ -139,19 +140,22 @@ class Probe:
         return Placement("onnxruntime", "cpu" if self.device == "cpu" else "cuda", arithmetic)
 
     def _session(
-        self, path: Path, precision: Precision = Precision.FP16, **provider_options: str
+        self,
+        path: Path,
+        precision: Precision = Precision.FP16,
+        provider_options: Mapping[str, str] | None = None,
     ) -> Any:  # noqa: ANN401
         library = import_onnxruntime()
         options = library.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        given = {} if self.device == "cpu" else provider_options
+        given = {} if self.device == "cpu" else provider_options or {}
         providers = providers_of(self._placement(precision), given)
         return library.InferenceSession(str(path), sess_options=options, providers=providers)
 
     def _raw(self, graph: AnyGraph, *, is_fused: bool, **provider_options: str) -> Any:  # noqa: ANN401
         path = self.bundle.graph_path(graph, Precision.FP16, is_fused=is_fused)
-        return self._session(path, **provider_options)
+        return self._session(path, provider_options=provider_options)
 
     def _bound_time(
         self, graph: AnyGraph, feeds: dict[str, AnyArray], kernel: str, *, is_fused: bool = True

@@ -135,8 +135,10 @@ class Lane:
         self._link.cuda.select()
         with ExitStack() as stack:
             stack.callback(self._link.cuda.destroy_stream, self._stream)
-            for part in (*self._pinned.values(), *self.inputs.values(), *self.outputs.values()):
-                stack.callback(part.close)
+            for pinned in self._pinned.values():
+                stack.callback(pinned.close)
+            for buffer in (*self.inputs.values(), *self.outputs.values()):
+                stack.callback(buffer.close)
 
 
 class CapturedGraph:

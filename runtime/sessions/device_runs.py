@@ -136,8 +136,10 @@ class DeviceRuns:
         self._computing.shutdown()
         self._copying.shutdown()
         with ExitStack() as stack:  # whatever fails, the rest is freed
-            for part in (*lanes, *filter(None, self._graphs.values())):
-                stack.callback(part.close)
+            for lane in lanes:
+                stack.callback(lane.close)
+            for graph in filter(None, self._graphs.values()):
+                stack.callback(graph.close)
         self._graphs.clear()
         self._session = None
 
