@@ -63,6 +63,8 @@ class LayerNormPattern:
     """Addends of ``total``, without ``bias``."""
     last: onnx_ir.Node
     """Node whose output is the result in the dtype of the graph."""
+    wide: tuple[onnx_ir.Value, onnx_ir.Node] | None
+    """Result in FP32, and the cast that widens ``last`` again; None where nothing widens it."""
 
 
 def find_attention(softmax: onnx_ir.Node) -> AttentionPattern | None:
@@ -170,10 +172,13 @@ def find_layer_norm(node: onnx_ir.Node) -> LayerNormPattern | None:
         if narrowed is None or inner is None or narrowed.outputs[0].dtype is not inner.dtype:
             return None
         x, last = inner, narrowed
+    widening = None if last is node else reader_of(last, "Cast", 0)
+    is_wide = widening is not None and widening.outputs[0].dtype is node.outputs[0].dtype
+    wide = (node.outputs[0], widening) if widening is not None and is_wide else None
     epsilon = node.attributes["epsilon"].as_float()
     total = _producer(x, "Add")
     if total is None or any(_is_weight(value) for value in total.inputs):
-        return LayerNormPattern(x, scale, shift, epsilon, None, None, None, last)
+        return LayerNormPattern(x, scale, shift, epsilon, None, None, None, last, wide)
     first, second = total.inputs
     assert first is not None
     assert second is not None
@@ -185,7 +190,7 @@ def find_layer_norm(node: onnx_ir.Node) -> LayerNormPattern | None:
         assert second is not None
     else:
         bias = None
-    return LayerNormPattern(x, scale, shift, epsilon, total, bias, (first, second), last)
+    return LayerNormPattern(x, scale, shift, epsilon, total, bias, (first, second), last, wide)
 
 
 def array_of(value: onnx_ir.Value | None) -> npt.NDArray[Any] | None:

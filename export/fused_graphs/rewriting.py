@@ -17,7 +17,7 @@ from xclip_deploy.export.fused_graphs.patterns import (
     find_attention,
     find_layer_norm,
 )
-from xclip_deploy.runtime.manifest import AnyGraph, Graph, VideoPart
+from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, VideoPart
 from xclip_deploy.runtime.model_config import Activation, ModelConfig, PatchEmbedding
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ PATCHES = "Gemm"
 _QUICK_GELU_FACTOR = 1.702
 
 
-def expected_operators(config: ModelConfig, graph: AnyGraph) -> dict[str, int]:
+def expected_operators(
+    config: ModelConfig, graph: AnyGraph, precision: Precision
+) -> dict[str, int]:
     """Return the number of fused operators that a graph of a model has, by operator.
 
     The temporal head's attention has a mask that depends on the input. It is not fused.
@@ -53,7 +55,9 @@ def expected_operators(config: ModelConfig, graph: AnyGraph) -> dict[str, int]:
             exact += layers
         # Each block has two norms. The first norm of a tower follows no sum of activations.
         # The last sum of the text tower goes to its last norm; images take one row of it first.
-        norms += 2 * layers - (0 if graph is Graph.TEXT_ENCODER else 1)
+        # In half precision, that norm stays as it is, in FP32.
+        is_last_fused = graph is Graph.TEXT_ENCODER and precision is Precision.FP32
+        norms += 2 * layers - (0 if is_last_fused else 1)
     if graph in (Graph.VIDEO_ENCODER, VideoPart.TEMPORAL_HEAD) and config.temporal_layers:
         quick += config.temporal_layers
         norms += 2 * config.temporal_layers - 1
@@ -74,8 +78,11 @@ def fuse(model: onnx_ir.Model, only: Collection[str] = ALL) -> dict[str, int]:
     ``only``: operators to make; measurements leave some out.
 
     Norms in half precision that follow no sum lose their casts too: the operator computes in FP32.
+    The last norm of a tower keeps weights and result in FP32: rounded, they would be an error of
+    the features themselves.
     The search for a text's end token moves to FP32, where it is exact.
     """
+    import onnx_ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
     _fold_slices(model.graph)
@@ -92,7 +99,10 @@ def fuse(model: onnx_ir.Model, only: Collection[str] = ALL) -> dict[str, int]:
             counts[_fuse_activation(model.graph, activation)] += 1
     for node in nodes:
         norm = find_layer_norm(node) if SKIP_NORM in only else None
-        if norm is not None and norm.addends is not None:
+        if norm is not None and norm.wide is not None:
+            result, widening = norm.wide
+            onnx_ir.convenience.replace_all_uses_with(widening.outputs[0], result)
+        elif norm is not None and norm.addends is not None:
             _fuse_sum_and_norm(model.graph, norm, norm.addends)
             counts[SKIP_NORM] += 1
         elif norm is not None:

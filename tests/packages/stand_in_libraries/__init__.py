@@ -13,12 +13,22 @@ import subprocess
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("cudart.c")
-_CUDNN = """
-cudnnCreate cudnnDestroy cudnnSetStream cudnnGetVersion cudnnGetErrorString
-cudnnCreateTensorDescriptor cudnnSetTensorNdDescriptor cudnnDestroyTensorDescriptor
-cudnnCreateReduceTensorDescriptor cudnnSetReduceTensorDescriptor cudnnDestroyReduceTensorDescriptor
-cudnnGetReductionIndicesSize cudnnGetReductionWorkspaceSize cudnnReduceTensor
-""".split()
+_CUDNN = [
+    "cudnnCreate",
+    "cudnnDestroy",
+    "cudnnSetStream",
+    "cudnnGetVersion",
+    "cudnnGetErrorString",
+    "cudnnCreateTensorDescriptor",
+    "cudnnSetTensorNdDescriptor",
+    "cudnnDestroyTensorDescriptor",
+    "cudnnCreateReduceTensorDescriptor",
+    "cudnnSetReduceTensorDescriptor",
+    "cudnnDestroyReduceTensorDescriptor",
+    "cudnnGetReductionIndicesSize",
+    "cudnnGetReductionWorkspaceSize",
+    "cudnnReduceTensor",
+]
 """Functions of cuDNN for sums over an axis. The provider looks them up by name."""
 
 
