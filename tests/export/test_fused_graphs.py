@@ -150,7 +150,7 @@ def test_fused_fp32_computes_what_the_plain_form_does(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("graph", [Graph.TEXT_ENCODER, VideoPart.FRAME_ENCODER])
 def test_the_last_norm_stays_in_fp32(bundle: Bundle, graph: AnyGraph) -> None:
-    """Its weights, rounded to FP16, made one golden logit wrong by 0.0516 on an H100."""
+    """Rounded to FP16, its weights and its result would be errors of the features themselves."""
     model = onnx_ir.load(bundle.graph_path(graph, Precision.FP16, is_fused=True))
     projection = next(
         each
