@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xclip_deploy.runtime.arrays import AnyArray, slices
+from xclip_deploy.runtime.arrays import AnyArray, Rows
 from xclip_deploy.runtime.cuda.memory import DeviceBuffer, DeviceMemory, PinnedBuffer
 from xclip_deploy.runtime.cuda.runtime_api import Cuda, Stream, open_cuda
 from xclip_deploy.runtime.manifest import GraphSpec, TensorSpec
@@ -58,13 +58,14 @@ class Lane:
 
     def make_room(
         self,
-        feeds: Mapping[str, AnyArray],
+        feeds: Mapping[str, AnyArray | Rows],
         outputs: Mapping[str, AnyArray],
         *,
         needs_inputs: bool,
     ) -> None:
         """Allocate what a run needs. Raises DeviceMemoryError."""
-        self._sizes = {name: array.nbytes for name, array in (*feeds.items(), *outputs.items())}
+        self._sizes = {name: feed.nbytes for name, feed in feeds.items()}
+        self._sizes |= {name: output.nbytes for name, output in outputs.items()}
         for name, nbytes in self._sizes.items():
             self._pinned[name].hold(nbytes)
         if needs_inputs:
@@ -76,35 +77,33 @@ class Lane:
             buffer.hold(self._sizes[name])
 
     def stage(
-        self, feeds: Mapping[str, AnyArray], copying: ThreadPoolExecutor, *, uploads: bool
+        self, feeds: Mapping[str, AnyArray | Rows], copying: ThreadPoolExecutor, *, uploads: bool
     ) -> None:
         """Copy inputs into pinned memory, and upload them part by part if asked to."""
         cuda = self._link.cuda
-        waiting: list[Future[None]] = []
+        waiting: list[tuple[Future[None], int, int, int]] = []
+        """Copies under way, each with its target on the device, its source and its size."""
         try:
             for name, feed in feeds.items():
-                pinned = self._pinned[name]
+                pinned, address = self._pinned[name], self.inputs[name].address
                 target = pinned.view((feed.nbytes,), "uint8")
-                source = feed.reshape(-1).view(np.uint8)
-                parts = list(slices(feed.nbytes, _SLICE_BYTES))
-                if len(parts) > 1:
-                    waiting = [
-                        copying.submit(np.copyto, target[part], source[part]) for part in parts
-                    ]
-                else:
-                    target[:] = source
-                for number, part in enumerate(parts):
-                    if waiting:
-                        waiting[number].result()
-                    if uploads:
-                        address = self.inputs[name].address + part.start
-                        nbytes = part.stop - part.start
-                        start = pinned.address + part.start
-                        cuda.copy_to_device(address, start, nbytes, self._stream)
-                waiting = []
+                rows = feed if isinstance(feed, Rows) else Rows([feed], feed.dtype.name)
+                for place, part in rows.parts(_SLICE_BYTES):
+                    size = len(part)
+                    copy: Future[None] = Future()
+                    if feed.nbytes > _SLICE_BYTES:
+                        copy = copying.submit(np.copyto, target[place : place + size], part)
+                    else:
+                        target[place : place + size] = part
+                        copy.set_result(None)
+                    waiting.append((copy, address + place, pinned.address + place, size))
+            for copy, to, source, size in waiting:
+                copy.result()
+                if uploads:
+                    cuda.copy_to_device(to, source, size, self._stream)
         finally:
-            for future in waiting:  # a thread may not write into a lane that others take
-                future.exception()
+            for copy, *_ in waiting:  # a thread may not write into a lane that others take
+                copy.exception()
             if uploads:
                 cuda.synchronize(self._stream)
 

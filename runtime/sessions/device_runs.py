@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from xclip_deploy.errors import SessionError
-from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.arrays import AnyArray, Rows
 from xclip_deploy.runtime.cuda.gate import CAPTURES
 from xclip_deploy.runtime.cuda.runtime_api import CudaCallError
 from xclip_deploy.runtime.manifest import GraphSpec
@@ -88,7 +88,7 @@ class DeviceRuns:
         """Batch sizes that are replayed."""
         return tuple(size for size, graph in list(self._graphs.items()) if graph is not None)
 
-    def run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    def run(self, feeds: Mapping[str, AnyArray | Rows]) -> dict[str, AnyArray]:
         """Run a batch and return the outputs by name.
 
         ``feeds``: contiguous arrays of the graph's dtypes, all of one length. A small size is
@@ -147,7 +147,7 @@ class DeviceRuns:
     def _closed() -> SessionError:
         return SessionError("the session is closed")
 
-    def _run(self, feeds: Mapping[str, AnyArray], outputs: Mapping[str, AnyArray]) -> None:
+    def _run(self, feeds: Mapping[str, AnyArray | Rows], outputs: Mapping[str, AnyArray]) -> None:
         """Run one piece, and write into ``outputs``."""
         lane = self._lanes.get()
         if lane is None:

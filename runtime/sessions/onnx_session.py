@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from xclip_deploy.errors import (
     MissingExtraError,
     SessionError,
 )
-from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.arrays import AnyArray, Rows
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cuda.gate import CAPTURES
 from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, TensorSpec, Tolerance
@@ -145,8 +145,14 @@ class OnnxRuntimeSession:
             spec.name: np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype.value)
             for spec in self._spec.inputs
         }
+        return self._guarded(self._run, feeds)
+
+    def _guarded(
+        self, run: Callable[[Any], dict[str, AnyArray]], feeds: Mapping[str, AnyArray | Rows]
+    ) -> dict[str, AnyArray]:
+        """Run on inputs, and raise SessionError for whatever the library raises."""
         try:
-            return self._run(feeds)
+            return run(feeds)
         except SessionError:
             raise
         except Exception as error:
@@ -224,6 +230,13 @@ class BoundSession(OnnxRuntimeSession):
             self._session = None  # it goes before the stream that it computes on
             link.close()
             raise
+
+    def run_rows(self, inputs: Mapping[str, Sequence[AnyArray]]) -> dict[str, AnyArray]:
+        """Run on inputs that several arrays make up; see :meth:`TakesRows.run_rows`."""
+        if self._session is None:
+            raise self._closed()
+        feeds = {spec.name: Rows(inputs[spec.name], spec.dtype.value) for spec in self._spec.inputs}
+        return self._guarded(self._runs.run, feeds)
 
     def _run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         return self._runs.run(feeds)

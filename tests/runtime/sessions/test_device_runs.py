@@ -89,6 +89,26 @@ def test_pieces_make_up_the_batch(
 
 
 @pytest.mark.parametrize("replays", [False, True])
+def test_frames_of_several_videos_are_joined_on_their_way(
+    opened: Opener, replays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No copy of all frames is made; parts and pieces may end within a video."""
+    graph = VideoPart.FRAME_ENCODER
+    plain, session = opened.plain(graph), opened(graph, replays=replays)
+    one = frames(opened.bundle, 1)["frames"].nbytes
+    session._runs._piece_bytes = 2 * one
+    monkeypatch.setattr(device_lanes, "_SLICE_BYTES", one // 3 + 5)
+    videos = [frames(opened.bundle, count, count)["frames"] for count in (3, 1, 2, 1)]
+    videos[0] = videos[0][::-1]  # rows that lie apart in memory
+    for given in (videos, videos[1:2], videos[1:2], videos[1:2], videos):
+        expected = plain.run({"frames": np.concatenate(given)})
+        same(session.run_rows({"frames": given}), expected)
+    session.close()
+    with pytest.raises(SessionError, match="the frame_encoder session is closed"):
+        session.run_rows({"frames": videos})
+
+
+@pytest.mark.parametrize("replays", [False, True])
 def test_many_threads(opened: Opener, replays: bool) -> None:
     """Two lanes and eight callers: each gets the results of its own frames."""
     graph = VideoPart.FRAME_ENCODER
