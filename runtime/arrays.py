@@ -33,7 +33,10 @@ class Rows:
     def __init__(self, arrays: Sequence[AnyArray], dtype: str) -> None:
         """Keep at least one array [n, ...]. All have one shape beyond their first axis."""
         self._arrays = [np.ascontiguousarray(array, dtype=dtype) for array in arrays]
-        self.shape = (sum(map(len, self._arrays)), *self._arrays[0].shape[1:])
+        self.shape: tuple[int, ...] = (
+            sum(map(len, self._arrays)),
+            *self._arrays[0].shape[1:],
+        )
         if any(array.shape[1:] != self.shape[1:] for array in self._arrays):
             raise ValueError("arrays of several shapes make up no array")
         self.nbytes = sum(array.nbytes for array in self._arrays)
