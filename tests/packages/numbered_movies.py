@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+from written_once import written_once
 
 SIDE = 96  # a square of 4x4 blocks, one bit each
 BASE_HZ, STEP_HZ = 400, 80
@@ -38,6 +39,7 @@ def tone(second: int) -> int:
     return BASE_HZ + STEP_HZ * second
 
 
+@written_once
 def write_movie(
     path: Path,
     seconds: float = 12,
