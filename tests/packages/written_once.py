@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import Any, TypeVar
 
-_Options = ParamSpec("_Options")
-_Writer = Callable[Concatenate[Path, _Options], Path]
+_Writer = TypeVar("_Writer", bound=Callable[..., Path])
 _MOST_BYTES = 1 << 20
 """Largest file that is kept in memory."""
 
 
-def written_once(write: _Writer[_Options]) -> _Writer[_Options]:
+def written_once(write: _Writer) -> _Writer:
     """Make ``write(path, ...)`` encode once for equal arguments and file types.
 
     Encoding takes a quarter of a second, and dozens of tests want the same movie. A call with a
@@ -22,10 +21,10 @@ def written_once(write: _Writer[_Options]) -> _Writer[_Options]:
     kept: dict[str, bytes] = {}
 
     @functools.wraps(write)
-    def written(path: Path, *args: _Options.args, **kwargs: _Options.kwargs) -> Path:
+    def written(path: Path, *args: Any, **kwargs: Any) -> Path:
+        path.parent.mkdir(exist_ok=True)
         if any(callable(value) for value in (*args, *kwargs.values())):
             return write(path, *args, **kwargs)
-        path.parent.mkdir(exist_ok=True)
         key = repr((path.suffix, args, sorted(kwargs.items())))
         if key in kept:
             path.write_bytes(kept[key])
@@ -35,4 +34,4 @@ def written_once(write: _Writer[_Options]) -> _Writer[_Options]:
             kept[key] = path.read_bytes()
         return path
 
-    return written
+    return written  # type: ignore[return-value]
