@@ -133,7 +133,9 @@ class Heard:
 
 def decode(path: Path) -> Heard:
     """Decode a file with nothing but PyAV."""
-    numbers, times, pieces = [], [], []
+    numbers: list[int] = []
+    times: list[float] = []
+    pieces: list[NDArray[np.float32]] = []
     start_s, rate, channels = 0.0, 0, 0
     with av.open(str(path)) as container:
         stream: Any = container.streams.video[0]
