@@ -2,11 +2,11 @@
 
     python -m benchmarks.gpu_session OUTPUT
 
-The steps, in order: a bundle of ViT-B/32 with 12 frames and random weights, its scan kernels, the
-scan, the encoders from host memory and with inputs on the GPU, ``verify``, ``pytest -m gpu``, and
-searches end to end. Each step is a process with its own log in OUTPUT. ``summary.json`` is written
-after every step, so that a run which is cut off leaves what it has. Steps that would begin too late
-are left out and named.
+The steps, in order: a bundle of ViT-B/32 with 12 frames and random weights, where the time of its
+encoders goes, its scan kernels, the scan, the encoders from host memory and with inputs on the GPU,
+``verify``, ``pytest -m gpu``, and searches end to end. Each step is a process with its own log in
+OUTPUT. ``summary.json`` is written after every step, so that a run which is cut off leaves what it
+has. Steps that would begin too late are left out and named.
 """
 
 from __future__ import annotations
@@ -71,9 +71,17 @@ def steps(output: Path, work: Path, *, is_toy: bool = False) -> list[Step]:
     python, xclip, bundle = sys.executable, program(), str(work / "bundle")
     toy = ("--toy",) if is_toy else ()
     encoders = (python, "-m", "benchmarks.gpu_encoders", bundle, "--output", str(output), *toy)
+    probe = (python, "-m", "benchmarks.gpu_probe", bundle, str(output), *toy)
     scan = (python, "-m", "benchmarks.scan", "--bundle", bundle, "--output", str(output), *toy)
     times = ("--seconds", "0.1" if is_toy else "1", "--rounds", "2" if is_toy else "3")
-    batches = ("--video-batches", "1,8,16,32", "--text-batches", "1,32", "--scored-videos", "1000")
+    batches = (
+        "--video-batches",
+        "1,8,32,64,128",
+        "--text-batches",
+        "1,32",
+        "--scored-videos",
+        "1000",
+    )
     session = "backend=onnxruntime,device=cuda,precision=fp16"
     variants = ("", ",cuda_graphs=false", ",cuda_graphs=false,fused_graphs=false", ",streams=1")
     compared = tuple(word for each in variants for word in ("--session", session + each))
@@ -86,6 +94,7 @@ def steps(output: Path, work: Path, *, is_toy: bool = False) -> list[Step]:
     tests = (python, "-m", "pytest", "-m", "gpu", *gpu_tests(), "-q", "-p", "no:cacheprovider")
     return [
         Step("bundle", (python, "-m", "benchmarks.gpu_encoders", bundle, "--make", *toy), 180),
+        Step("probe", probe, 100),
         Step("build-scan", (xclip, "build-scan", bundle, *target), 90),
         Step("scan", scan, 120),
         Step("bench", (xclip, "bench", bundle, *compared, *batches, *times, "--json"), 120),

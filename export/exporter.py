@@ -233,7 +233,7 @@ def _write(
                 else:
                     export_graph(model, graph, spec, directory, weights)
                 if is_fused and weights is not None:
-                    made = write_fused(graph, spec, config, directory, weights)
+                    made = write_fused(graph, precision, spec, config, directory, weights)
                     if isinstance(made, FusedSpec):
                         fused.setdefault(precision, {})[graph] = made
                     elif graph is not VideoPart.TEMPORAL_HEAD or config.temporal_layers:

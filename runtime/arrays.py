@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +22,47 @@ _SIGN_AND_REST = np.int32(-0x70002000)
 _CACHED_NUMBERS = 1 << 17
 _EXPONENTS = np.float32(2.0**112)
 """Factor between the exponents of FP16, biased by 15, and of FP32, biased by 127."""
+
+
+class Rows:
+    """Arrays that make up one along their first axis, and are not joined yet.
+
+    Joining frames costs as much as copying them into pinned memory, which comes next on a GPU.
+    """
+
+    def __init__(self, arrays: Sequence[AnyArray], dtype: str) -> None:
+        """Keep at least one array [n, ...]. All have one shape beyond their first axis."""
+        self._arrays = [np.ascontiguousarray(array, dtype=dtype) for array in arrays]
+        self.shape: tuple[int, ...] = (
+            sum(map(len, self._arrays)),
+            *self._arrays[0].shape[1:],
+        )
+        if any(array.shape[1:] != self.shape[1:] for array in self._arrays):
+            raise ValueError("arrays of several shapes make up no array")
+        self.nbytes = sum(array.nbytes for array in self._arrays)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Rows:
+        """Return a range of rows, which has one at least."""
+        start, stop, _ = rows.indices(len(self))
+        found, place = [], 0
+        for array in self._arrays:
+            part = array[max(0, start - place) : max(0, stop - place)]
+            place += len(array)
+            if len(part):
+                found.append(part)
+        return Rows(found, self._arrays[0].dtype.name)
+
+    def parts(self, nbytes: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Return the content as bytes, at most ``nbytes`` at a time, each with its place."""
+        place = 0
+        for array in self._arrays:
+            flat = array.reshape(-1).view(np.uint8)
+            for part in slices(len(flat), nbytes):
+                yield place + part.start, flat[part]
+            place += len(flat)
 
 
 def first_best(values: FloatArray, tolerance: float = 1e-6) -> int:

@@ -16,7 +16,7 @@ from xclip_deploy.runtime.arrays import AnyArray, Float32Array
 from xclip_deploy.runtime.manifest import Graph, VideoPart
 from xclip_deploy.runtime.model_config import ModelConfig
 from xclip_deploy.runtime.sessions import GraphLoader, Session
-from xclip_deploy.runtime.sessions.backend import close_all
+from xclip_deploy.runtime.sessions.backend import TakesRows, close_all
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -48,7 +48,10 @@ class ValidFrameEncoder:
         ``videos``: uint8 [n, S, S, 3] each, from 1 to F frames.
         """
         counts = np.array([len(video) for video in videos], dtype=np.int32)
-        raw = self.embed(np.concatenate(videos))
+        if isinstance(self._frames, TakesRows):
+            raw = self._frames.run_rows({"frames": videos})["frame_raw"]
+        else:
+            raw = self.embed(np.concatenate(videos))
         padded = np.zeros((len(videos), self._config.max_frames, raw.shape[1]), dtype=np.float32)
         padded[np.arange(padded.shape[1]) < counts[:, np.newaxis]] = raw
         return self.combine(padded, counts)

@@ -35,7 +35,12 @@ FUSED_PRECISIONS = (Precision.FP32, Precision.FP16)
 
 
 def write_fused(
-    graph: AnyGraph, plain: GraphSpec, config: ModelConfig, directory: Path, weights: WeightsFile
+    graph: AnyGraph,
+    precision: Precision,
+    plain: GraphSpec,
+    config: ModelConfig,
+    directory: Path,
+    weights: WeightsFile,
 ) -> FusedSpec | str:
     """Write the fused graph of a plain one that lies below ``directory``.
 
@@ -45,7 +50,7 @@ def write_fused(
     import onnx_ir
 
     model = onnx_ir.load(directory / plain.file)
-    found, expected = fuse(model), expected_operators(config, graph)
+    found, expected = fuse(model), expected_operators(config, graph, precision)
     if found != expected:
         return f"{_listed(found)} found to fuse, expected {_listed(expected)}"
     if not found:

@@ -63,40 +63,45 @@ class LayerNormPattern:
     """Addends of ``total``, without ``bias``."""
     last: onnx_ir.Node
     """Node whose output is the result in the dtype of the graph."""
+    wide: tuple[onnx_ir.Value, onnx_ir.Node] | None
+    """Result in FP32, and the cast that widens ``last`` again; None where nothing widens it."""
 
 
 def find_attention(softmax: onnx_ir.Node) -> AttentionPattern | None:
     """Match attention around its softmax, without a mask or with the causal one."""
     if softmax.op_type != "Softmax" or _int(softmax, "axis") != -1:
         return None
-    scores = _only(softmax.inputs[0], "MatMul")
+    scores = only_producer(softmax.inputs[0], "MatMul")
     mask = None
     if scores is None:
-        masked = _only(softmax.inputs[0], "Add")
+        masked = only_producer(softmax.inputs[0], "Add")
         if masked is None:
             return None
-        scores, mask = _only(masked.inputs[0], "MatMul"), masked.inputs[1]
+        scores, mask = only_producer(masked.inputs[0], "MatMul"), masked.inputs[1]
     if scores is None:
         return None
-    scaled, flipped = _only(scores.inputs[0], "Mul"), _only(scores.inputs[1], "Transpose")
-    mixed = _reader(softmax, "MatMul", 0)
+    scaled, flipped = (
+        only_producer(scores.inputs[0], "Mul"),
+        only_producer(scores.inputs[1], "Transpose"),
+    )
+    mixed = reader_of(softmax, "MatMul", 0)
     if scaled is None or flipped is None or mixed is None:
         return None
     scale = scalar_of(scaled.inputs[1])
     parts = (scaled.inputs[0], flipped.inputs[0], mixed.inputs[1])
     sources = {_part(value, number) for number, value in enumerate(parts)}
     ordered = sources.pop() if len(sources) == 1 else None
-    if scale is None or ordered is None or _ints(flipped, "perm") != (0, 1, 3, 2):
+    if scale is None or ordered is None or ints_of(flipped, "perm") != (0, 1, 3, 2):
         return None
     split = _producer(ordered.inputs[0], "Reshape")
-    joined = _reader(mixed, "Transpose", 0)
-    last = None if joined is None else _reader(joined, "Reshape", 0)
+    joined = reader_of(mixed, "Transpose", 0)
+    last = None if joined is None else reader_of(joined, "Reshape", 0)
     if split is None or joined is None or last is None:
         return None
     shape, end = array_of(split.inputs[1]), array_of(last.inputs[1])
     is_shaped = (
-        _ints(ordered, "perm") == (2, 0, 3, 1, 4)
-        and _ints(joined, "perm") == (0, 2, 1, 3)
+        ints_of(ordered, "perm") == (2, 0, 3, 1, 4)
+        and ints_of(joined, "perm") == (0, 2, 1, 3)
         and len(_uses(ordered)) == len(parts)
         and len(_uses(split)) == 1
         and shape is not None
@@ -125,19 +130,19 @@ def find_activation(node: onnx_ir.Node) -> ActivationPattern | None:
     x = node.inputs[0]
     if x is None:
         return None
-    sigmoid = _only(node.inputs[1], "Sigmoid")
+    sigmoid = only_producer(node.inputs[1], "Sigmoid")
     if sigmoid is not None:
-        scaled = _only(sigmoid.inputs[0], "Mul")
+        scaled = only_producer(sigmoid.inputs[0], "Mul")
         is_whole = (
             scaled is not None
             and scaled.inputs[0] is x
             and _is_near(scaled.inputs[1], _QUICK_GELU_FACTOR)
         )
         return ActivationPattern(x, True, node) if is_whole else None
-    halved = _only(node.inputs[1], "Mul")
-    above = None if halved is None else _only(halved.inputs[1], "Add")
-    erf = None if above is None else _only(above.inputs[0], "Erf")
-    divided = None if erf is None else _only(erf.inputs[0], "Div")
+    halved = only_producer(node.inputs[1], "Mul")
+    above = None if halved is None else only_producer(halved.inputs[1], "Add")
+    erf = None if above is None else only_producer(above.inputs[0], "Erf")
+    divided = None if erf is None else only_producer(erf.inputs[0], "Div")
     if halved is None or above is None or divided is None:
         return None
     is_whole = (
@@ -161,28 +166,31 @@ def find_layer_norm(node: onnx_ir.Node) -> LayerNormPattern | None:
     last = node
     widened = _producer(x, "Cast")
     if widened is not None:
-        narrowed = _reader(node, "Cast", 0)
+        narrowed = reader_of(node, "Cast", 0)
         inner = widened.inputs[0]
         # Several norms may read one cast of a residual; the cast goes with the last of them.
         if narrowed is None or inner is None or narrowed.outputs[0].dtype is not inner.dtype:
             return None
         x, last = inner, narrowed
+    widening = None if last is node else reader_of(last, "Cast", 0)
+    is_wide = widening is not None and widening.outputs[0].dtype is node.outputs[0].dtype
+    wide = (node.outputs[0], widening) if widening is not None and is_wide else None
     epsilon = node.attributes["epsilon"].as_float()
     total = _producer(x, "Add")
     if total is None or any(_is_weight(value) for value in total.inputs):
-        return LayerNormPattern(x, scale, shift, epsilon, None, None, None, last)
+        return LayerNormPattern(x, scale, shift, epsilon, None, None, None, last, wide)
     first, second = total.inputs
     assert first is not None
     assert second is not None
     # The residual comes first, and the product with its bias second.
-    biased = _only(second, "Add")
+    biased = only_producer(second, "Add")
     bias = None if biased is None else biased.inputs[1]
     if biased is not None and _is_weight(bias) and _width(bias) == _width(scale):
         second = biased.inputs[0]
         assert second is not None
     else:
         bias = None
-    return LayerNormPattern(x, scale, shift, epsilon, total, bias, (first, second), last)
+    return LayerNormPattern(x, scale, shift, epsilon, total, bias, (first, second), last, wide)
 
 
 def array_of(value: onnx_ir.Value | None) -> npt.NDArray[Any] | None:
@@ -200,8 +208,8 @@ def scalar_of(value: onnx_ir.Value | None) -> float | None:
 
 def _part(value: onnx_ir.Value | None, number: int) -> onnx_ir.Node | None:
     """Return the transposed product of which ``value`` is the part of a number; else None."""
-    squeezed = _only(value, "Squeeze")
-    sliced = None if squeezed is None else _only(squeezed.inputs[0], "Slice")
+    squeezed = only_producer(value, "Squeeze")
+    sliced = None if squeezed is None else only_producer(squeezed.inputs[0], "Slice")
     if squeezed is None or sliced is None or len(sliced.inputs) not in (4, 5):
         return None
     start, stop, axis = (scalar_of(each) for each in sliced.inputs[1:4])
@@ -241,13 +249,13 @@ def _producer(value: onnx_ir.Value | None, op_type: str) -> onnx_ir.Node | None:
     return node if node is not None and node.op_type == op_type and not node.domain else None
 
 
-def _only(value: onnx_ir.Value | None, op_type: str) -> onnx_ir.Node | None:
+def only_producer(value: onnx_ir.Value | None, op_type: str) -> onnx_ir.Node | None:
     """Return the node of a type that computes a value which one node alone reads."""
     node = _producer(value, op_type)
     return node if node is not None and len(_uses(node)) == 1 else None
 
 
-def _reader(node: onnx_ir.Node, op_type: str, index: int) -> onnx_ir.Node | None:
+def reader_of(node: onnx_ir.Node, op_type: str, index: int) -> onnx_ir.Node | None:
     """Return the only reader of a node's output, where it has a type and reads it at an index."""
     uses = _uses(node)
     if len(uses) != 1:
@@ -268,6 +276,7 @@ def _int(node: onnx_ir.Node, name: str) -> int | None:
     return None if attribute is None else attribute.as_int()
 
 
-def _ints(node: onnx_ir.Node, name: str) -> tuple[int, ...] | None:
+def ints_of(node: onnx_ir.Node, name: str) -> tuple[int, ...] | None:
+    """Return an attribute that lists integers; None where the node has none of that name."""
     attribute = node.attributes.get(name)
     return None if attribute is None else tuple(attribute.as_ints())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ from xclip_deploy.runtime.presentation import listed
 from xclip_deploy.runtime.progress import Progress, ProgressFunction
 from xclip_deploy.runtime.sessions import Refusal, SessionOptions, offers
 from xclip_deploy.runtime.sessions.registry import registrations
+
+logger = logging.getLogger(__name__)
 
 _LONG_RUN_S = 0.1
 _MOST = 1 << 31
@@ -214,6 +217,7 @@ class _Run:
                 except XclipDeployError as error:
                     failed[number] = str(error)
                     continue
+                self._said(number, answer)
                 latencies_s[number] += answer["latencies_s"]
                 last[number] = answer
         for number in list(children):
@@ -255,9 +259,7 @@ class _Run:
                 precision=opened["precision"],
                 options=changed,
             )
-        # Each graph opens in a process of its own. The last one knows of all self-tests.
-        reason = {"reason": opened["reason"]}
-        self.sessions[number] = self.sessions[number].model_copy(update=reason)
+        self._said(number, opened)
         self.loadings.append(
             Loading(
                 session=self.sessions[number].name,
@@ -267,6 +269,20 @@ class _Run:
                 device_memory_bytes=opened["device_memory_bytes"],
             )
         )
+
+    def _said(self, number: int, answer: Mapping[str, Any]) -> None:
+        """Keep the reason of a placement, and pass on the warnings of its process.
+
+        Each graph runs in a process of its own. The last one knows of all self-tests; what a run
+        found belongs to its graph alone.
+        """
+        session = self.sessions[number]
+        for warning in answer["warnings"]:
+            logger.warning("%s: %s", session.name, warning)
+        known = session.reason or ""
+        kept = [each for each in known.split("; ")[1:] if each not in answer["reason"]]
+        reason = "; ".join([answer["reason"], *kept])
+        self.sessions[number] = session.model_copy(update={"reason": reason})
 
     def _step(self, label: str) -> None:
         if self._progress:

@@ -7,6 +7,7 @@ Separate processes keep the memory of sessions apart, and one that dies leaves t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -44,6 +45,23 @@ def main() -> None:
         answers.flush()
 
 
+class _Warnings(logging.Handler):
+    """Warnings of the package, which nobody would read in this process."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self._messages.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        """Return the messages since the last call."""
+        taken, self._messages = self._messages, []
+        return taken
+
+
 def _serve(requests: IO[str]) -> Iterator[dict[str, Any]]:
     try:
         worker = _Worker(json.loads(requests.readline()))
@@ -56,12 +74,14 @@ def _serve(requests: IO[str]) -> Iterator[dict[str, Any]]:
 
 class _Worker:
     def __init__(self, request: Mapping[str, Any]) -> None:
+        self._warnings = _Warnings()
+        logging.getLogger().addHandler(self._warnings)
         for name, target in request["backends"].items():
             register(name, target)
         bundle = Bundle.open(request["bundle"])
         graph, options = Graph(request["graph"]), SessionOptions(**request["options"])
         # Import libraries and make inputs before memory is counted: a session does not own them.
-        loader = place(options, bundle)
+        loader = self._loader = place(options, bundle)
         placement = loader.placement
         with suppress(ImportError):  # opening the session then says what is missing
             cast("Backend", load_backend(placement.backend)).import_library()
@@ -80,9 +100,9 @@ class _Worker:
             "backend": placement.backend,
             "device": placement.device_name,
             "precision": placement.arithmetic.name,
-            "reason": loader.placement.reason,  # a self-test on opening may have added to it
             "memory_bytes": self._beyond(resident_bytes()),
             "device_memory_bytes": self._device_bytes(),
+            **self._said(),
         }
 
     def run(self, size: int, seconds: float, warmup: int) -> dict[str, Any]:
@@ -106,7 +126,12 @@ class _Worker:
             "latencies_s": latencies_s,
             "peak_memory_bytes": self._beyond(peak_resident_bytes()),
             "device_memory_bytes": self._device_bytes(),
+            **self._said(),
         }
+
+    def _said(self) -> dict[str, Any]:
+        """Return the placement's reason, which runs may add to, and new warnings."""
+        return {"reason": self._loader.placement.reason, "warnings": self._warnings.take()}
 
     def _timed(self, inputs: Mapping[str, AnyArray]) -> float:
         start_s = time.perf_counter()

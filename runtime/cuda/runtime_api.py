@@ -228,7 +228,8 @@ def open_cuda(device_id: int = 0, extra: str = "rtx") -> Cuda:
     try:
         api = importlib.import_module(_MODULE)
     except ImportError as error:
-        raise MissingExtraError("cuda-bindings", extra, "Running TensorRT engines") from error
+        use = "Running TensorRT engines" if extra == "rtx" else "Copying to a GPU"
+        raise MissingExtraError("cuda-bindings", extra, use) from error
     driver, runtime = _version(api, "cudaDriverGetVersion"), _version(api, "cudaRuntimeGetVersion")
     if driver == (0, 0):
         raise DriverError(

@@ -1,8 +1,8 @@
 """Reading of LanceDB tables by its native module, without its Python package.
 
-The package takes 1.5 s of CPU to import: it loads pandas and hundreds of models of a remote API
-that no local gallery calls. Reading needs its compiled module alone, which loads in 50 ms and is
-what the package itself reads with. The module is not LanceDB's public interface. So it is used
+The package takes a second of CPU to import: it loads pandas and hundreds of models of a remote
+API that no local gallery calls. Reading needs its compiled module alone, which loads in 50 ms and
+is what the package itself reads with. The module is not LanceDB's public interface. So it is used
 with releases that the tests have run with, and the package with all others: both read the same.
 """
 
@@ -26,15 +26,41 @@ from xclip_deploy.runtime.gallery.arrow_numbers import from_numbers
 _KNOWN_RELEASES = ("0.40.",)
 """Releases of LanceDB whose native module this code knows, as beginnings of their numbers."""
 _MODULE = "lancedb._lancedb"
+_REMOTE_API = "lance_namespace_urllib3_client"
 _loading = threading.Lock()
 
 
 def import_lancedb() -> Any:  # noqa: ANN401 - LanceDB has no useful types
     """Import LanceDB's package, for what writes."""
     with _loading:  # no thread may load the native module meanwhile
+        _defer_clients()
         import lancedb
 
         return lancedb
+
+
+def _defer_clients() -> None:
+    """Have the package of LanceDB's remote API load its clients when a name of it is asked for.
+
+    LanceDB needs the package's models alone. Its clients take half of the time of the import.
+    """
+    spec = importlib.util.find_spec(_REMOTE_API) if _REMOTE_API not in sys.modules else None
+    if spec is None or spec.loader is None:
+        return
+    package: Any = importlib.util.module_from_spec(spec)
+    load, loading, started = spec.loader.exec_module, threading.RLock(), threading.Event()
+
+    def attribute(name: str) -> Any:  # noqa: ANN401
+        with loading:
+            if not started.is_set():
+                started.set()  # its own imports may ask again
+                load(package)
+        if name in vars(package):
+            return vars(package)[name]
+        raise AttributeError(f"module {_REMOTE_API!r} has no attribute {name!r}")
+
+    package.__getattr__ = attribute
+    sys.modules[_REMOTE_API] = package  # imports of its modules do not load the package itself
 
 
 def open_for_reading(uri: str, name: str) -> Any:  # noqa: ANN401

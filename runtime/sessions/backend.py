@@ -7,9 +7,9 @@ A new backend is a module with one subclass of :class:`Backend`, and one registr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,15 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the memory. Running afterwards raises SessionError."""
+        ...
+
+
+@runtime_checkable
+class TakesRows(Protocol):
+    """A session that copies its inputs once more anyway, from wherever they are."""
+
+    def run_rows(self, inputs: Mapping[str, Sequence[AnyArray]]) -> dict[str, AnyArray]:
+        """Run as :meth:`Session.run` on inputs that several arrays [n, ...] make up, in order."""
         ...
 
 

@@ -7,7 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from xclip_deploy.errors import BackendUnavailableError, MissingExtraError, SessionError
+from xclip_deploy.errors import (
+    BackendUnavailableError,
+    DriverError,
+    MissingExtraError,
+    SessionError,
+)
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.manifest import (
@@ -27,6 +32,7 @@ from xclip_deploy.runtime.sessions.backend import (
     Session,
 )
 from xclip_deploy.runtime.sessions.block_scorer import CpuBlockScorer
+from xclip_deploy.runtime.sessions.device_lanes import DeviceLink
 from xclip_deploy.runtime.sessions.fused_choice import FusedGraphs
 from xclip_deploy.runtime.sessions.onnx_session import (
     CUDA_PROVIDER,
@@ -43,7 +49,6 @@ from xclip_deploy.runtime.sessions.onnx_session import (
 from xclip_deploy.runtime.sessions.options import SessionOptions
 from xclip_deploy.runtime.sessions.provider_libraries import missing_library
 from xclip_deploy.runtime.sessions.registry import Arithmetic, Device
-from xclip_deploy.runtime.sessions.replaying import ReplayingSession
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +156,7 @@ class OnnxRuntimeLoader(GraphLoader):
             self.found = "a GPU is there"
             if placement.backend == OnnxRuntime.name and options.fused_graphs:
                 self._fused = FusedGraphs(
-                    bundle, placement, self._open_form, options.provider_options
+                    bundle, placement, self._open_tested, options.provider_options
                 )
                 self.found += self._words_on_fused(self._fused)
 
@@ -194,10 +199,30 @@ class OnnxRuntimeLoader(GraphLoader):
             return False
         is_chosen = self._fused.is_chosen(graph)
         reason = self._fused.failures().get(graph)
-        if reason is not None and reason not in self.placement.reason:
-            said = f"{self.placement.reason}; {graph.value} runs in its plain form: {reason}"
-            self.placement = replace(self.placement, reason=said)
+        if reason is not None:
+            self._add_reason(f"{graph.value} runs in its plain form: {reason}")
         return is_chosen
+
+    def _add_reason(self, words: str) -> bool:
+        """Add to the placement's reason; return False where it is there already."""
+        if words in self.placement.reason:
+            return False
+        said = "; ".join(filter(None, (self.placement.reason, words)))
+        self.placement = replace(self.placement, reason=said)
+        return True
+
+    def _report(self, words: str) -> None:
+        """Say why the GPU is used less well than it could be: in the log and in the reason."""
+        if self._add_reason(words):
+            logger.warning("%s", words)
+
+    def _open_tested(self, graph: AnyGraph, is_fused: bool) -> Session:
+        """Open a form for the self-test. The plain one runs without buffers or streams of ours."""
+        if is_fused:
+            return self._open_form(graph, is_fused=True)
+        options = self._options
+        given = (self.bundle, graph, self.placement, options.threads, options.provider_options)
+        return OnnxRuntimeSession(*given)
 
     def _open_form(self, graph: AnyGraph, is_fused: bool) -> Session:
         """Open a graph in its fused or its plain form."""
@@ -206,28 +231,50 @@ class OnnxRuntimeLoader(GraphLoader):
         is_bound = placement.device != "cpu" and placement.backend == OnnxRuntime.name
         if not is_bound or graph is Graph.SCORER:
             return OnnxRuntimeSession(*given)
-        if options.cuda_graphs and is_fused and graph is not Graph.TEXT_ENCODER:
-            return ReplayingSession(
-                BoundSession(*given, is_fused=True, streams=options.streams),
-                lambda: BoundSession(*given, is_fused=True, replays=True),
-            )
-        # The plain text encoder searches for the end token on the CPU: no CUDA graph can hold it.
-        if options.cuda_graphs and is_fused and graph is Graph.TEXT_ENCODER:
-            try:
-                return BoundSession(*given, is_fused=True, replays=True)
-            except BackendUnavailableError:
-                raise
-            except SessionError as error:
-                logger.warning("%s runs without CUDA graphs: %s", graph.value, error)
-        return BoundSession(*given, is_fused=is_fused, streams=options.streams)
 
-    @staticmethod
-    def _words_on_fused(fused: FusedGraphs) -> str:
+        def report(words: str) -> None:
+            self._report(f"{graph.value}: {words}")
+
+        def bound(replays: bool) -> BoundSession:
+            link = DeviceLink.open(placement.device_id)
+            return BoundSession(
+                *given,
+                link=link,
+                report=report,
+                is_fused=is_fused,
+                streams=options.streams,
+                replays=replays,
+            )
+
+        try:
+            # The plain text encoder searches for the end token on the CPU: no graph can hold it.
+            if options.cuda_graphs and is_fused:
+                try:
+                    return bound(replays=True)
+                except (BackendUnavailableError, DriverError):
+                    raise
+                except SessionError as error:
+                    report(f"it runs without CUDA graphs: {error}")
+            return bound(replays=False)
+        except (MissingExtraError, DriverError) as error:
+            self._report(f"encoders run without CUDA graphs or pinned memory: {error}")
+            return OnnxRuntimeSession(*given, is_fused=is_fused)
+
+    def _words_on_fused(self, fused: FusedGraphs) -> str:
         if not fused.graphs:
             return ", the bundle has no fused graphs for it"
         failures = fused.failures()
-        words = ", ".join(f"{graph.value} failed its self-test" for graph in failures)
-        return f", with fused graphs ({words})" if words else ", with fused graphs"
+        said = [f"{graph.value} failed its self-test" for graph in failures]
+        said += [f"{graph.value} has none" for graph in self._encoders() - set(fused.graphs)]
+        return f", with fused graphs ({', '.join(sorted(said))})" if said else ", with fused graphs"
+
+    def _encoders(self) -> set[AnyGraph]:
+        """Return the encoders that run, without those that have nothing to fuse."""
+        if not self.runs_video_parts:
+            return {Graph.TEXT_ENCODER, Graph.VIDEO_ENCODER}
+        has_head = bool(self.bundle.manifest.model.temporal_layers)
+        head = {VideoPart.TEMPORAL_HEAD} if has_head else set()
+        return {Graph.TEXT_ENCODER, VideoPart.FRAME_ENCODER, *head}
 
     def open_block_scorer(self) -> BlockScorer | None:
         """See :meth:`GraphLoader.open_block_scorer`. A CPU has one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,14 +15,14 @@ from xclip_deploy.errors import (
     MissingExtraError,
     SessionError,
 )
-from xclip_deploy.runtime.arrays import AnyArray
+from xclip_deploy.runtime.arrays import AnyArray, Rows
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cuda.gate import CAPTURES
 from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, TensorSpec, Tolerance
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.backend import Placement
-from xclip_deploy.runtime.sessions.bound_runs import BoundRuns, staging_for
-from xclip_deploy.runtime.sessions.captured_runs import LARGEST_BATCH, CapturedRuns
+from xclip_deploy.runtime.sessions.device_lanes import DeviceLink
+from xclip_deploy.runtime.sessions.device_runs import DeviceRuns
 from xclip_deploy.runtime.sessions.registry import Arithmetic
 
 FP32 = Arithmetic("fp32", Precision.FP32)
@@ -46,6 +46,9 @@ _MAX_REASON = 350
 """Most characters of a library's reason in a message."""
 _OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "STATUS_ALLOC_FAILED")
 """Words of ONNX Runtime, CUDA and its libraries where the GPU's memory is full."""
+_REPLAYED_TEXTS, _REPLAYED_BYTES = 32, 32 << 20
+"""Largest batches that are replayed as CUDA graphs: texts, and bytes of frames. 18 videos of 12
+frames of 224 pixels are smaller."""
 _ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -142,8 +145,14 @@ class OnnxRuntimeSession:
             spec.name: np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype.value)
             for spec in self._spec.inputs
         }
+        return self._guarded(self._run, feeds)
+
+    def _guarded(
+        self, run: Callable[[Any], dict[str, AnyArray]], feeds: Mapping[str, AnyArray | Rows]
+    ) -> dict[str, AnyArray]:
+        """Run on inputs, and raise SessionError for whatever the library raises."""
         try:
-            return self._run(feeds)
+            return run(feeds)
         except SessionError:
             raise
         except Exception as error:
@@ -178,7 +187,7 @@ class OnnxRuntimeSession:
 
 
 class BoundSession(OnnxRuntimeSession):
-    """Session of an encoder whose runs are bound to buffers, or replayed as CUDA graphs."""
+    """Session of an encoder on a GPU, whose runs go through buffers and a stream of ours."""
 
     def __init__(
         self,
@@ -188,45 +197,70 @@ class BoundSession(OnnxRuntimeSession):
         threads: int | None = None,
         provider_options: Mapping[str, str] | None = None,
         *,
+        link: DeviceLink,
+        report: Callable[[str], None],
         is_fused: bool = False,
         streams: int = 2,
         replays: bool = False,
     ) -> None:
         """Load a graph with one dynamic axis, the first of every tensor.
 
-        ``streams``: most runs at the same time. ``replays``: whether to replay repeated batch sizes
-        as CUDA graphs, one run at a time. Raises as :class:`OnnxRuntimeSession`, and SessionError
-        where the graph has nodes that no CUDA graph can hold.
+        ``link``: stream to compute on, which the session owns from now on. ``report``: takes the
+        reason why a batch size is not replayed. ``streams``: batches whose buffers are filled, read
+        or computed on at a time. ``replays``: whether to replay repeated small batches as CUDA
+        graphs. Raises as :class:`OnnxRuntimeSession`, and SessionError where the graph has nodes
+        that no CUDA graph can hold.
         """
-        given = dict(provider_options or {})
-        device, device_id = placement.device, placement.device_id
-        if replays and device != "cpu":
-            given["enable_cuda_graph"] = "1"
-        super().__init__(bundle, graph, placement, threads, given, is_fused=is_fused)
-        self._runs: BoundRuns | CapturedRuns
+        given = {**(provider_options or {}), **link.provider_options}
         if replays:
-            # ReplayingSession bounds the batches of videos.
-            most = LARGEST_BATCH if graph is Graph.TEXT_ENCODER else None
-            given_library = (import_onnxruntime(), device, device_id, most)
-            self._runs = CapturedRuns(self._session, self._spec, *given_library)
-        else:
-            staging = staging_for(device, device_id)
-            self._runs = BoundRuns(self._session, self._spec, staging, lanes=streams)
+            given["enable_cuda_graph"] = "1"
+        self._link = link
+        try:
+            super().__init__(bundle, graph, placement, threads, given, is_fused=is_fused)
+            self._runs = DeviceRuns(
+                self._session,
+                self._spec,
+                link,
+                import_onnxruntime().RunOptions,
+                report,
+                lanes=streams,
+                replays=_replayed(graph) if replays else None,
+            )
+        except BaseException:
+            self._session = None  # it goes before the stream that it computes on
+            link.close()
+            raise
 
-    def replays(self, size: int) -> bool:
-        """Tell whether a batch of ``size`` is replayed as a CUDA graph, now or when it comes again.
-
-        False too in a session that replays none.
-        """
-        return isinstance(self._runs, CapturedRuns) and self._runs.takes(size)
+    def run_rows(self, inputs: Mapping[str, Sequence[AnyArray]]) -> dict[str, AnyArray]:
+        """Run on inputs that several arrays make up; see :meth:`TakesRows.run_rows`."""
+        if self._session is None:
+            raise self._closed()
+        feeds = {spec.name: Rows(inputs[spec.name], spec.dtype.value) for spec in self._spec.inputs}
+        return self._guarded(self._runs.run, feeds)
 
     def _run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         return self._runs.run(feeds)
 
     def close(self) -> None:
         """See :meth:`Session.close`. Waits for runs that are under way."""
-        self._runs.close()
-        super().close()
+        if self._session is None:
+            return
+        try:
+            self._runs.close()
+        finally:
+            with self._beside_captures():
+                super().close()
+            self._link.close()
+
+
+def _replayed(graph: AnyGraph) -> Callable[[int, int], bool]:
+    """Return the rule for batches that are replayed, by their size and the bytes of their input.
+
+    Larger ones keep a GPU busy for longer than it takes to launch their kernels.
+    """
+    if graph is Graph.TEXT_ENCODER:
+        return lambda size, _: size <= _REPLAYED_TEXTS
+    return lambda _, nbytes: nbytes <= _REPLAYED_BYTES
 
 
 def providers_of(

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import gpu_session
 from benchmarks.gpu_encoders import device_bound, end_to_end
+from benchmarks.gpu_probe import STEPS, Probe
 from benchmarks.gpu_session import Step, gpu_tests, run_steps, steps
 from benchmarks.machine import ROOT
 from benchmarks.setting import with_root
@@ -89,7 +90,22 @@ def test_every_command_line_parses(
             own += 1
         else:
             assert words[:2] == ["-m", "pytest"]
-    assert own == 7
+    assert own == 8
+
+
+def test_the_probe_runs_on_a_cpu_too(bundle_copy: Path) -> None:
+    """All but where a GPU spends its time can be tried without one."""
+    probe = Probe(Bundle.open(bundle_copy), "cpu", is_toy=True)
+    found = {step: list(getattr(probe, step)()) for step in STEPS}
+    assert [entry["fused"] for entry in found["nodes"]] == [False, True] * 2
+    assert all(entry["median_ms"] > 0 for entry in found["text"])
+    assert {(entry["videos"], entry["callers"]) for entry in found["videos"][:-1]} == {
+        (size, callers) for size in (1, 2) for callers in (1, 2)
+    }
+    errors = {(e["graph"], e["precision"], e["fused"]): e["error"] for e in found["errors"]}
+    assert errors["text_encoder", "fp32", "nothing"] == 0
+    assert 0 < errors["frame_encoder", "fp32", "Gemm"] < 1e-6
+    assert not list(bundle_copy.rglob("probe.onnx"))
 
 
 def test_children_find_what_their_parent_finds() -> None:

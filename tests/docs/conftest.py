@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import shared_registry
 from command_line import runner
 from documented_inputs import MODEL, write_inputs
 from page_runner import EXPORT, PageRunner
@@ -36,8 +37,7 @@ def documented_inputs(once_per_code: OncePerCode, clips: Path) -> Path:
         for name in ("dog.mp4", "videos/dog.mp4"):
             shutil.copy(clips / "sam2_dog.mp4", folder / name)
         shutil.copy(folder / "tour.mkv", folder / "talk.mkv")
-        code = "from xclip_deploy.cli import main; main()"
-        command = [sys.executable, "-c", code, *EXPORT.split()[1:]]
+        command = [sys.executable, shared_registry.__file__, *EXPORT.split()[1:]]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         (folder / "export.txt").write_text(done.stdout, encoding="utf-8")

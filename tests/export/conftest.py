@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shared_registry import shared_registry
 
 from xclip_deploy import Bundle, export_bundle
 from xclip_deploy.export.exporter import ExportResult
@@ -42,6 +43,13 @@ def random_model(*, scorer_noise: float = 0.3, **changes: Any) -> XClip:
             if name != "logit_scale":
                 parameter += scorer_noise * torch.randn_like(parameter)
     return model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_registry() -> Iterator[None]:
+    """Exports of one worker share PyTorch's table of ONNX functions."""
+    with shared_registry():
+        yield
 
 
 @pytest.fixture(scope="session")

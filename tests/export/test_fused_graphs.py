@@ -16,7 +16,13 @@ import pytest
 from xclip_deploy import Bundle
 from xclip_deploy.export.exporter import ExportResult
 from xclip_deploy.export.fused_graphs.exporting import FUSED_PRECISIONS, check_fused, write_fused
-from xclip_deploy.export.fused_graphs.rewriting import DOMAIN, expected_operators, fuse
+from xclip_deploy.export.fused_graphs.patches import find_patches
+from xclip_deploy.export.fused_graphs.rewriting import (
+    DOMAIN,
+    PATCHES,
+    expected_operators,
+    fuse,
+)
 from xclip_deploy.export.graphs import export_graph, graph_specs, part_specs
 from xclip_deploy.export.parity import run_pytorch
 from xclip_deploy.export.reference_inputs import reference_inputs
@@ -58,10 +64,18 @@ def test_every_encoder_of_the_bundle_has_a_fused_form(bundle: Bundle) -> None:
         for graph, spec in specs.items():
             plain = manifest.spec(graph, precision)
             assert (spec.inputs, spec.outputs) == (plain.inputs, plain.outputs)
-            assert spec.operators == expected_operators(manifest.model, graph)
+            assert spec.operators == expected_operators(manifest.model, graph, precision)
             model = onnx.load(str(bundle.path / spec.file), load_external_data=False)
-            found = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
+            found = Counter(
+                node.op_type
+                for node in model.graph.node
+                if node.domain == DOMAIN or node.op_type == PATCHES
+            )
             assert found == spec.operators, "what the manifest says is in the file"
+            has_patches = graph is VideoPart.FRAME_ENCODER
+            assert has_patches != any(node.op_type == "Conv" for node in model.graph.node) or (
+                graph in (Graph.TEXT_ENCODER, VideoPart.TEMPORAL_HEAD)
+            )
             # All that is left of the attention is that of the temporal head.
             softmaxes = sum(node.op_type == "Softmax" for node in model.graph.node)
             has_head = graph in (Graph.VIDEO_ENCODER, VideoPart.TEMPORAL_HEAD)
@@ -72,17 +86,19 @@ def test_the_counts_are_those_of_the_configuration(bundle: Bundle) -> None:
     """Written out once, so that the rule itself is checked."""
     model = bundle.manifest.model
     assert (model.vision.layers, model.text.layers, model.temporal_layers) == (3, 4, 4)
-    assert expected_operators(model, Graph.VIDEO_ENCODER) == {
+    assert expected_operators(model, Graph.VIDEO_ENCODER, Precision.FP16) == {
         "MultiHeadAttention": 3,
         "SkipLayerNormalization": 12,
         "QuickGelu": 7,
     }
-    assert expected_operators(model, Graph.TEXT_ENCODER) == {
-        "MultiHeadAttention": 4,
-        "SkipLayerNormalization": 8,
-        "QuickGelu": 4,
-    }
-    assert expected_operators(model, Graph.SCORER) == {}
+    for precision, norms in ((Precision.FP32, 8), (Precision.FP16, 7)):
+        assert expected_operators(model, Graph.TEXT_ENCODER, precision) == {
+            "MultiHeadAttention": 4,
+            "SkipLayerNormalization": norms,
+            "QuickGelu": 4,
+        }
+    assert expected_operators(model, Graph.SCORER, Precision.FP16) == {}
+    assert expected_operators(model, VideoPart.FRAME_ENCODER, Precision.FP16)["Gemm"] == 1
 
 
 def test_both_forms_share_their_weights(bundle: Bundle) -> None:
@@ -130,6 +146,22 @@ def test_fused_fp32_computes_what_the_plain_form_does(bundle: Bundle) -> None:
     ]
     for name, array in outputs[0].items():
         np.testing.assert_allclose(outputs[1][name], array, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("graph", [Graph.TEXT_ENCODER, VideoPart.FRAME_ENCODER])
+def test_the_last_norm_stays_in_fp32(bundle: Bundle, graph: AnyGraph) -> None:
+    """Rounded to FP16, its weights and its result would be errors of the features themselves."""
+    model = onnx_ir.load(bundle.graph_path(graph, Precision.FP16, is_fused=True))
+    projection = next(
+        each
+        for each in model.graph
+        if each.op_type == "MatMul" and each.inputs[0].dtype is onnx_ir.DataType.FLOAT  # type: ignore[union-attr]
+    )
+    norm = projection.inputs[0].producer()  # type: ignore[union-attr]
+    assert norm is not None
+    assert norm.op_type == "LayerNormalization"
+    weights = norm.inputs[1:]
+    assert [each.dtype for each in weights] == [onnx_ir.DataType.FLOAT] * 2  # type: ignore[union-attr]
 
 
 # Refusals
@@ -219,6 +251,65 @@ def test_what_is_not_exactly_the_pattern_stays(
     assert fuse(model).get(operator, 0) < expected[operator]
 
 
+def other_stride(model: onnx_ir.Model) -> None:
+    conv = node(model, "Conv")
+    side = int(conv.attributes["strides"].as_ints()[0]) // 2
+    conv.attributes["strides"] = onnx_ir.AttrInt64s("strides", [side, side])
+
+
+def other_range(model: onnx_ir.Model) -> None:
+    constant(model, node(model, "Div").inputs[1], np.array(256, dtype=np.float32))
+
+
+def other_channels(model: onnx_ir.Model) -> None:
+    """Height and width change places."""
+    node(model, "Transpose").attributes["perm"] = onnx_ir.AttrInt64s("perm", [0, 3, 2, 1])
+
+
+def pixels_read_twice(model: onnx_ir.Model) -> None:
+    pixels = node(model, "Sub").outputs[0]
+    extra = onnx_ir.node("Identity", [pixels])
+    model.graph.insert_after(node(model, "Sub"), [extra])
+    extra.outputs[0].name = "pixels"
+    model.graph.outputs.append(extra.outputs[0])
+
+
+@pytest.mark.parametrize("change", [other_stride, other_range, other_channels, pixels_read_twice])
+def test_what_is_not_exactly_a_patch_embedding_stays(bundle: Bundle, change: Change) -> None:
+    model = load(bundle, VideoPart.FRAME_ENCODER, Precision.FP32)
+    assert find_patches(node(model, "Conv")) is not None
+    change(model)
+    assert find_patches(node(model, "Conv")) is None
+
+
+def test_slices_of_weights_are_folded(bundle: Bundle) -> None:
+    """The exporter leaves the positions of a model as large as ViT-B/32 a slice of a weight."""
+    model = load(bundle, Graph.TEXT_ENCODER, Precision.FP16)
+    total = next(each for each in model.graph if each.op_type == "Add")
+    positions = next(value for value in total.inputs if value.const_value is not None)
+    array = positions.const_value.numpy()
+    stored = np.concatenate([array, array + 1])
+    parts = {"stored": stored, "start": np.array([0]), "end": np.array([len(array)])}
+    values = []
+    for name, each in parts.items():
+        tensor = onnx_ir.tensor(each, name=name)
+        shape, kind = onnx_ir.Shape(each.shape), onnx_ir.TensorType(tensor.dtype)
+        values.append(onnx_ir.Value(name=name, type=kind, shape=shape, const_value=tensor))
+        model.graph.register_initializer(values[-1])
+    cut = onnx_ir.node("Slice", [*values, values[1]])
+    cut.outputs[0].name, cut.outputs[0].type = "cut", positions.type
+    cut.outputs[0].shape = positions.shape
+    model.graph.insert_before(total, [cut])
+    onnx_ir.convenience.replace_all_uses_with(positions, cut.outputs[0])
+    assert fuse(model) == expected_operators(
+        bundle.manifest.model, Graph.TEXT_ENCODER, Precision.FP16
+    )
+    assert not [each for each in model.graph if each.op_type == "Slice"]
+    total = next(each for each in model.graph if each.op_type == "Add")
+    (folded,) = [value for value in total.inputs if value.const_value is not None]
+    np.testing.assert_array_equal(folded.const_value.numpy(), array)
+
+
 def test_a_graph_without_the_pattern_keeps_its_form_and_says_so(
     bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -229,7 +320,8 @@ def test_a_graph_without_the_pattern_keeps_its_form_and_says_so(
         weights.take(model)
         onnx_ir.save(model, tmp_path / plain.file)
         config = bundle.manifest.model
-        made = write_fused(Graph.TEXT_ENCODER, plain, config, tmp_path, weights)
+        given = (Graph.TEXT_ENCODER, Precision.FP32, plain, config)
+        made = write_fused(*given, tmp_path, weights)
     assert isinstance(made, str)
     # One constant serves all layers.
     assert made.startswith("8 SkipLayerNormalization, 4 QuickGelu found to fuse, expected 4 Multi")
@@ -303,10 +395,10 @@ def test_models_of_every_kind(
     for graph, spec in specs.items():
         with WeightsFile(tmp_path / f"{spec.file}.data") as weights:
             export_graph(model, graph, spec, tmp_path, weights)
-            made = write_fused(graph, spec, config, tmp_path, weights)
-        if expected_operators(config, graph):
+            made = write_fused(graph, precision, spec, config, tmp_path, weights)
+        if expected_operators(config, graph, precision):
             assert not isinstance(made, str), made
-            assert made.operators == expected_operators(config, graph)
+            assert made.operators == expected_operators(config, graph, precision)
         else:
             assert made == "it has no operators to fuse"
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+from written_once import written_once
 
 
+@written_once
 def write_clip(path: Path, seed: int, seconds: int = 3) -> Path:
     """Write a video of 2 frames a second, each of one random colour."""
     random = np.random.default_rng(seed)

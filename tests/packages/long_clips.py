@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from written_once import written_once
 
 SIDE = 32
 
@@ -15,9 +16,9 @@ def shade(second: int) -> int:
     return 20 + 7 * (second % 30)
 
 
+@written_once
 def make_long(path: Path, seconds: int, *, rate: int = 2, seconds_per_key: int = 10) -> Path:
     """Encode a video of so many seconds."""
-    path.parent.mkdir(exist_ok=True)
     options = {"preset": "ultrafast", "g": str(seconds_per_key * rate)}
     pictures = [
         av.VideoFrame.from_ndarray(np.full((SIDE, SIDE, 3), shade(n), np.uint8), format="rgb24")

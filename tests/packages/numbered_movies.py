@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+from written_once import written_once
 
 SIDE = 96  # a square of 4x4 blocks, one bit each
 BASE_HZ, STEP_HZ = 400, 80
@@ -38,6 +39,7 @@ def tone(second: int) -> int:
     return BASE_HZ + STEP_HZ * second
 
 
+@written_once
 def write_movie(
     path: Path,
     seconds: float = 12,
@@ -131,7 +133,9 @@ class Heard:
 
 def decode(path: Path) -> Heard:
     """Decode a file with nothing but PyAV."""
-    numbers, times, pieces = [], [], []
+    numbers: list[int] = []
+    times: list[float] = []
+    pieces: list[NDArray[np.float32]] = []
     start_s, rate, channels = 0.0, 0, 0
     with av.open(str(path)) as container:
         stream: Any = container.streams.video[0]

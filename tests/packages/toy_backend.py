@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,16 +25,19 @@ from xclip_deploy.runtime.sessions.registry import Device
 
 RUNS: list[Graph] = []
 """Graphs in the order in which this process ran them."""
+SAYS = "TOY_SAYS"
+"""Variable of the environment with a warning that a loader gives at its first run."""
+logger = logging.getLogger(__name__)
 _GATES = Tolerance(feature=1e-6, cosine=0.999999, score=1e-6)
 
 
 class ToySession:
     """Runs a graph on a CPU, and notes that it did."""
 
-    def __init__(self, graph: Graph, path: str) -> None:
+    def __init__(self, graph: Graph, path: str, loader: GraphLoader) -> None:
         import onnxruntime
 
-        self.graph = graph
+        self.graph, self._loader = graph, loader
         self._session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self._types = {"tensor(int32)": "int32", "tensor(uint8)": "uint8"}
 
@@ -39,6 +45,10 @@ class ToySession:
         if self._session is None:
             raise SessionError(f"the {self.graph.value} session is closed")
         RUNS.append(self.graph)
+        said, placement = os.environ.get(SAYS), self._loader.placement
+        if said is not None and said not in placement.reason:
+            logger.warning("%s", said)
+            self._loader.placement = replace(placement, reason=f"{placement.reason}; {said}")
         feeds = {
             node.name: np.ascontiguousarray(
                 inputs[node.name], self._types.get(node.type, "float32")
@@ -63,7 +73,7 @@ class ToySession:
 class ToyLoader(GraphLoader):
     def open(self, graph: Graph) -> Session:
         path = self.bundle.graph_path(graph, self.placement.precision)
-        return ToySession(graph, str(path))
+        return ToySession(graph, str(path), self)
 
 
 class ToyBackend(Backend):

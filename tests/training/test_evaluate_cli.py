@@ -186,6 +186,8 @@ def test_session_options_of_a_bundle(
     assert (model["kind"], model["precision"], model["device"]) == ("bundle", "fp16", "cpu")
 
 
+# Every day, test_torch_free.py runs the command without torch and all that comes with training.
+@pytest.mark.slow
 def test_a_bundle_without_torch(dataset: list[object], bundle_path: Path) -> None:
     code = """
 import sys

@@ -20,8 +20,11 @@ from xclip_deploy.runtime.manifest import MANIFEST_NAME, FileRecord, Manifest
 
 # Of words whose embeddings the small checkpoint has kept.
 CAPTIONS = {
-    "intel_asl_walk.mkv": ["video broadcaster comparing cheese"],
-    "mdn_frog.webm": ["psycho readings territories", "teacher saturdays pools hospitalized"],
+    "conditions/dog_square.mp4": ["video broadcaster comparing cheese"],
+    "edge_cases/torchcodec_test_non_zero_start.mp4": [
+        "psycho readings territories",
+        "teacher saturdays pools hospitalized",
+    ],
     "edge_cases/torchcodec_h265.mp4": ["managing nyc canucks", "toilet deadlines magnitude"],
 }
 Change = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]

@@ -45,9 +45,18 @@ def against_pytorch(
     folder = tmp_path_factory.mktemp("verify")
     captions = folder / "captions.jsonl"
     rows = [
-        {"file": "intel_asl_walk.mkv", "caption": "video <b>broadcaster</b> comparing cheese"},
-        {"file": "mdn_frog.webm", "caption": "psycho readings territories"},
-        {"file": "mdn_frog.webm", "caption": "teacher saturdays pools hospitalized"},
+        {
+            "file": "conditions/dog_square.mp4",
+            "caption": "video <b>broadcaster</b> comparing cheese",
+        },
+        {
+            "file": "edge_cases/torchcodec_test_non_zero_start.mp4",
+            "caption": "psycho readings territories",
+        },
+        {
+            "file": "edge_cases/torchcodec_test_non_zero_start.mp4",
+            "caption": "teacher saturdays pools hospitalized",
+        },
     ]
     captions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     output = folder / "out"

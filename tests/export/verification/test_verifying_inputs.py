@@ -46,7 +46,7 @@ def test_unreadable_videos_are_left_out_up_to_a_share(
 ) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
-    shutil.copy(clips / "mdn_frog.webm", folder)
+    shutil.copy(clips / "edge_cases/torchcodec_test_non_zero_start.mp4", folder)
     (folder / "bad.mp4").write_text("no video")
     with pytest.raises(DatasetError, match=r"bad\.mp4"):
         verify_bundle(bundle_copy, videos=folder, report=False)
@@ -57,7 +57,7 @@ def test_unreadable_videos_are_left_out_up_to_a_share(
     assert certificate.inputs.num_videos == 1
     (reason,) = certificate.inputs.unreadable
     assert "bad.mp4" in reason
-    (folder / "mdn_frog.webm").unlink()
+    (folder / "torchcodec_test_non_zero_start.mp4").unlink()
     with pytest.raises(DatasetError, match="cannot be read"):
         verify_bundle(bundle_copy, videos=folder, report=False, max_unreadable_share=1)
 
@@ -69,7 +69,7 @@ def test_captions_of_an_unreadable_video_are_left_out(
 
     folder = tmp_path / "videos"
     shutil.copytree(clips, folder)
-    (folder / "mdn_frog.webm").write_text("no video")
+    (folder / "edge_cases/torchcodec_test_non_zero_start.mp4").write_text("no video")
     split = open_dataset("folder", "test", captions_file, folder)
     certificate = verify_bundle(
         bundle, split=split, output=tmp_path / "out", report=False, max_unreadable_share=0.5

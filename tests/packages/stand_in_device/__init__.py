@@ -14,12 +14,14 @@ is not given back is seen by :meth:`Device.check_nothing_left`.
 from stand_in_device.cuda_runtime import CudaRuntime
 from stand_in_device.device import Device, Violation
 from stand_in_device.installed import install, install_lean_alone
+from stand_in_device.onnxruntime_module import OnnxRuntimeModule
 from stand_in_device.plans import write_engines
 from stand_in_device.tensorrt_module import TensorRTModule
 
 __all__ = [
     "CudaRuntime",
     "Device",
+    "OnnxRuntimeModule",
     "TensorRTModule",
     "Violation",
     "install",

@@ -158,3 +158,23 @@ import lancedb  # finds the module that is loaded
 assert lancedb.connect({str(path)!r}).open_table("videos").count_rows() == 30
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_clients_of_the_remote_api_load_when_asked_for() -> None:
+    """The package imports without them; what another part of a program asks for is there."""
+    code = """
+import sys
+from xclip_deploy.runtime.gallery.lance_native import import_lancedb
+
+import_lancedb()
+clients = "lance_namespace_urllib3_client.api"
+assert "lance_namespace_urllib3_client.models" in sys.modules
+assert clients not in sys.modules
+import lance_namespace_urllib3_client as package
+from lance_namespace_urllib3_client import DataApi
+assert package.TableApi.__module__ == f"{clients}.table_api" and DataApi is package.DataApi
+assert not hasattr(package, "absent")
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

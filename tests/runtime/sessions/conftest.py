@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stand_in_device import Device, write_engines
+from stand_in_device import Device, OnnxRuntimeModule, write_engines
 from xclip_deploy import Bundle, DeployedModel, build_engines
 from xclip_deploy.runtime import nvidia_driver
 from xclip_deploy.runtime.engine_set import Flavour
 from xclip_deploy.runtime.manifest import Precision
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
-from xclip_deploy.runtime.sessions import SessionOptions, onnx_runtime
+from xclip_deploy.runtime.sessions import SessionOptions, onnx_runtime, onnx_session
 from xclip_deploy.runtime.sessions.native.backend import EngineLoader
 
 BOTH = (Flavour.TENSORRT, Flavour.RTX)
@@ -83,6 +83,16 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_gpu(with_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this machine had a GPU: the choice is tested, not the running."""
     monkeypatch.setattr(nvidia_driver, "why_no_gpu", lambda: None)
+
+
+@pytest.fixture
+def onnxruntime_module(device: Device, monkeypatch: pytest.MonkeyPatch) -> OnnxRuntimeModule:
+    """ONNX Runtime whose CUDA provider is the stand-in device."""
+    module = OnnxRuntimeModule(device)
+    for place in (onnx_session, onnx_runtime):
+        monkeypatch.setattr(place, "import_onnxruntime", lambda: module)
+    monkeypatch.setattr(onnx_runtime, "missing_library", lambda _: None)
+    return module
 
 
 @pytest.fixture(scope="session")

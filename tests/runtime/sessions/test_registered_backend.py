@@ -98,6 +98,19 @@ def test_it_is_measured(bundle: Bundle) -> None:
     assert all(found.error is None for found in result.measurements)
 
 
+def test_what_a_measured_session_says_is_passed_on(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody reads what the process of a session logs, and a reason may grow as it runs."""
+    monkeypatch.setenv(toy_backend.SAYS, "no graphs, at 100%")
+    plan = BenchmarkPlan(
+        {Graph.TEXT_ENCODER: (1, 2), Graph.SCORER: (1,)}, seconds=0.01, rounds=1, warmup=0
+    )
+    (session,) = benchmark_sessions(bundle, [SessionOptions(backend="toy")], plan=plan).sessions
+    assert session.reason == "toy was asked for: it is a toy; no graphs, at 100%"
+    assert caplog.text.count("toy cpu toy32: no graphs, at 100%") == 2, "once for each graph"
+
+
 def test_it_is_verified_by_its_own_gates(bundle_copy: Path) -> None:
     certificate = verify_bundle(bundle_copy, report=False)
     (toy,) = (each for each in certificate.comparisons if each.run.backend == "toy")

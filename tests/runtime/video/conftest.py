@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from written_once import written_once
 
 TESTS = Path(__file__).resolve().parents[2]
 # A square of 4x4 blocks, one bit each. Reading at this size neither resizes nor crops.
@@ -57,6 +58,7 @@ def read_numbers() -> Callable[[Any], list[int]]:
 def write_clip() -> Callable[..., Path]:
     """Encode frames that carry their numbers."""
 
+    @written_once
     def write(
         path: Path,
         frame_count: int,
