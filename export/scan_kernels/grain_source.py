@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+UNIT = tl.constexpr(1 / 16)  # keeps similarities up to 10,000 in the range of FP16
 
 
 @triton.jit
@@ -145,14 +146,14 @@ def attend_frames(
     """
     top = tl.max(tl.where(is_frame, x, float("-inf")), 1)
     p = tl.where(is_frame, tl.exp2(x * LOG2_E - (top * LOG2_E)[:, None, :]), 0.0)
-    high, rest = two_parts(tl.where(is_frame, x, 0.0))
+    high, rest = two_parts(tl.where(is_frame, x, 0.0) * UNIT)
     m, n = matrix_block(matrices, OFFSET, FP, FP, 0, 0)
     m = tl.broadcast_to(m[None, :, :], (N, FP, FP))
     n = tl.broadcast_to(n[None, :, :], (N, FP, FP))
     mixed = tl.dot(m, high)
     mixed = tl.dot(m, rest, mixed)
     mixed = tl.dot(n, high, mixed)
-    return tl.sum(p * mixed, 1) * (scale / tl.sum(p, 1))
+    return tl.sum(p * mixed, 1) * (scale / UNIT / tl.sum(p, 1))
 
 
 @triton.jit

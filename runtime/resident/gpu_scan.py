@@ -40,7 +40,7 @@ from xclip_deploy.runtime.resident.kernel_set import (
 from xclip_deploy.runtime.resident.scan import MAX_COUNT, TEXTS_A_PASS, Best, ScanArrays
 from xclip_deploy.runtime.resident.scan_inputs import ScanMatrices, ScanTexts, factor_bytes
 from xclip_deploy.runtime.resident.scratch import Results, Upload, check_array, check_slots, packed
-from xclip_deploy.runtime.resident.selecting import Selection
+from xclip_deploy.runtime.resident.selecting import Selection, require_numbers
 from xclip_deploy.runtime.resident.shape import ScanShape
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
@@ -193,6 +193,7 @@ class GpuScan:
             self._work.fetch(wanted, self._stream)
 
         self._each_pass(texts, arrays, allowed, fetch)
+        require_numbers(found["logits"])
         if allowed is not None:
             for array in found.values():
                 array[:, ~allowed] = -np.inf

@@ -112,7 +112,17 @@ class Selection:
                 "videos of the gallery on the GPU have the same rank"
             )
         order = order[:count]
+        require_numbers(numbers[0, order])  # the keys of others would be the largest
         # Slots that are not allowed come last, where fewer than the count are.
         order = order[numbers[0, order] > -np.inf]
         grains = {name: numbers[1 + i, order] for i, name in enumerate(self._names)}
         return Best(slots[order].astype(np.int64), numbers[0, order], grains)
+
+
+def require_numbers(scores: Float32Array) -> None:
+    """Refuse scores that are no numbers. Raises SessionError."""
+    if np.isnan(scores).any():
+        raise SessionError(
+            "the scan has scores that are no numbers: features are beyond the range of FP16; "
+            "normalise them, or search with resident_gallery=False"
+        )

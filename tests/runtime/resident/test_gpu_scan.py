@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import replace
 from typing import Any
@@ -220,6 +221,34 @@ def test_ranks_that_are_equal_are_refused(device: Device, make_case: Any, open_s
     expected = "two videos of the gallery on the GPU have the same rank"
     with open_scan(case, np.zeros(8, np.int32)) as on, pytest.raises(SessionError, match=expected):
         on.scan.best(case.queries, on.arrays, 1, None)
+
+
+def test_features_beyond_the_range_of_fp16(device: Device, make_case: Any, open_scan: Any) -> None:
+    """Similarities up to 10,000 are exact. Beyond them there is an error, not a wrong order."""
+    case = make_case(frames=2, words=3, spread=0.0)
+    for size, is_exact in ((2e3, True), (1e6, False)):
+        gallery = replace(
+            case.gallery,
+            frame_features=(case.gallery.frame_features * np.float16(64)).astype(np.float16),
+        )
+        words = case.queries.word_features * np.float32(size / 64)
+        sentences = case.queries.sentence_features * np.float32(size / 64)
+        large = copy.copy(case)
+        texts = replace(case.queries, word_features=words, sentence_features=sentences)
+        object.__setattr__(large, "gallery", gallery)
+        object.__setattr__(large, "queries", texts)
+        with open_scan(large) as on:
+            if is_exact:
+                (best,) = on.scan.best(texts, on.arrays, 3, None)
+                expected = large.expected()["logits"][0]
+                assert best.slots.tolist() == np.argsort(-expected)[:3].tolist()
+                np.testing.assert_allclose(best.scores, expected[best.slots], rtol=1e-5)
+            else:
+                expected = "scores that are no numbers: features are"
+                with pytest.raises(SessionError, match=expected):
+                    on.scan.best(texts, on.arrays, 3, None)
+                with pytest.raises(SessionError, match=expected):
+                    on.scan.all(texts, on.arrays, None)
 
 
 def test_a_closed_scan(device: Device, make_case: Any, open_scan: Any) -> None:
