@@ -16,7 +16,6 @@ import pytest
 from xclip_deploy import Bundle
 from xclip_deploy.export.exporter import ExportResult
 from xclip_deploy.export.fused_graphs.exporting import FUSED_PRECISIONS, check_fused, write_fused
-from xclip_deploy.export.fused_graphs.patches import find_patches
 from xclip_deploy.export.fused_graphs.rewriting import (
     DOMAIN,
     PATCHES,
@@ -249,65 +248,6 @@ def test_what_is_not_exactly_the_pattern_stays(
     model = load(bundle, Graph.TEXT_ENCODER, Precision.FP32)
     change(model)
     assert fuse(model).get(operator, 0) < expected[operator]
-
-
-def other_stride(model: onnx_ir.Model) -> None:
-    conv = node(model, "Conv")
-    side = int(conv.attributes["strides"].as_ints()[0]) // 2
-    conv.attributes["strides"] = onnx_ir.AttrInt64s("strides", [side, side])
-
-
-def other_range(model: onnx_ir.Model) -> None:
-    constant(model, node(model, "Div").inputs[1], np.array(256, dtype=np.float32))
-
-
-def other_channels(model: onnx_ir.Model) -> None:
-    """Height and width change places."""
-    node(model, "Transpose").attributes["perm"] = onnx_ir.AttrInt64s("perm", [0, 3, 2, 1])
-
-
-def pixels_read_twice(model: onnx_ir.Model) -> None:
-    pixels = node(model, "Sub").outputs[0]
-    extra = onnx_ir.node("Identity", [pixels])
-    model.graph.insert_after(node(model, "Sub"), [extra])
-    extra.outputs[0].name = "pixels"
-    model.graph.outputs.append(extra.outputs[0])
-
-
-@pytest.mark.parametrize("change", [other_stride, other_range, other_channels, pixels_read_twice])
-def test_what_is_not_exactly_a_patch_embedding_stays(bundle: Bundle, change: Change) -> None:
-    model = load(bundle, VideoPart.FRAME_ENCODER, Precision.FP32)
-    assert find_patches(node(model, "Conv")) is not None
-    change(model)
-    assert find_patches(node(model, "Conv")) is None
-
-
-def test_slices_of_weights_are_folded(bundle: Bundle) -> None:
-    """The exporter leaves the positions of a model as large as ViT-B/32 a slice of a weight."""
-    model = load(bundle, Graph.TEXT_ENCODER, Precision.FP16)
-    total = next(each for each in model.graph if each.op_type == "Add")
-    positions = next(value for value in total.inputs if value.const_value is not None)
-    array = positions.const_value.numpy()
-    stored = np.concatenate([array, array + 1])
-    parts = {"stored": stored, "start": np.array([0]), "end": np.array([len(array)])}
-    values = []
-    for name, each in parts.items():
-        tensor = onnx_ir.tensor(each, name=name)
-        shape, kind = onnx_ir.Shape(each.shape), onnx_ir.TensorType(tensor.dtype)
-        values.append(onnx_ir.Value(name=name, type=kind, shape=shape, const_value=tensor))
-        model.graph.register_initializer(values[-1])
-    cut = onnx_ir.node("Slice", [*values, values[1]])
-    cut.outputs[0].name, cut.outputs[0].type = "cut", positions.type
-    cut.outputs[0].shape = positions.shape
-    model.graph.insert_before(total, [cut])
-    onnx_ir.convenience.replace_all_uses_with(positions, cut.outputs[0])
-    assert fuse(model) == expected_operators(
-        bundle.manifest.model, Graph.TEXT_ENCODER, Precision.FP16
-    )
-    assert not [each for each in model.graph if each.op_type == "Slice"]
-    total = next(each for each in model.graph if each.op_type == "Add")
-    (folded,) = [value for value in total.inputs if value.const_value is not None]
-    np.testing.assert_array_equal(folded.const_value.numpy(), array)
 
 
 def test_a_graph_without_the_pattern_keeps_its_form_and_says_so(

@@ -9,7 +9,7 @@ import pytest
 
 from xclip_deploy import build_engines, export_bundle
 from xclip_deploy.runtime.engine_set import FusedAttention
-from xclip_deploy.runtime.manifest import Graph
+from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.model_config import TemporalHead, TextConfig, VisionConfig
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed on this platform")
@@ -45,6 +45,9 @@ def test_exports_and_builds(
     result = export_bundle(checkpoint, tmp_path / "bundle")
     assert result.bundle.manifest.model == config
     assert all(record.passed for record in result.parity)
+    fused = result.bundle.manifest.fused_graphs
+    assert [note for note in result.notes if "fused" in note] == []
+    assert [len(graphs) for graphs in fused.values()] == [4, 4], "every encoder and both halves"
     built = build_engines(result.bundle)
     assert built.notes == ()
     engines = built.engine_set.engines
@@ -59,7 +62,9 @@ def test_exports_and_builds(
         norms = 2 * blocks + (2 if graph is Graph.VIDEO_ENCODER else 1)
         assert engine.float32_islands["layer norm"] == norms
         assert engine.memory.source == "builder log"
-        nbytes = (result.bundle.path / "fp16" / f"{graph.value}.onnx").stat().st_size
+        manifest = result.bundle.manifest
+        names = manifest.files_of(graph, Precision.FP16)
+        nbytes = sum(manifest.files[name].size_bytes for name in names)
         assert engine.memory.weights_bytes == pytest.approx(nbytes, rel=0.05)
     query, bulk = engines[Graph.TEXT_ENCODER].memory.activation_bytes
     assert query < bulk
