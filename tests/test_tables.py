@@ -88,7 +88,7 @@ def place(bundle_path: Path, clips: Path, tmp_path_factory: pytest.TempPathFacto
     files = []
     for number, name in enumerate(NAMES):
         file = folder / name
-        shutil.copy(clips / ("mdn_frog.webm" if number else "sam2_dog.mp4"), file)
+        shutil.copy(clips / ("mdn_frog.webm" if number else "conditions/dog_square.mp4"), file)
         if number == 1:
             shutil.copy(clips / "intel_asl_walk.mkv", file)
         files.append(file)

@@ -67,7 +67,9 @@ assert not set(HEAVY) & set(sys.modules)
 def captions(clips: Path, tmp_path: Path) -> Path:
     """A dataset of kind ``folder``: two of the clips, with a caption each."""
     path = tmp_path / "captions.csv"
-    path.write_text("file,caption\nmdn_frog.webm,psycho readings\nsam2_dog.mp4,a dog\n")
+    path.write_text(
+        "file,caption\nmdn_frog.webm,psycho readings\nconditions/dog_square.mp4,a dog\n"
+    )
     return path
 
 

@@ -29,7 +29,10 @@ def documented_inputs(once_per_code: OncePerCode, clips: Path) -> Path:
         MODEL,
         Path(__file__),
         clips / "sam2_dog.mp4",
-        *(tests / "packages" / f"{name}.py" for name in ("documented_inputs", "page_runner")),
+        *(
+            tests / "packages" / f"{name}.py"
+            for name in ("documented_inputs", "page_runner", "shared_registry")
+        ),
     ]
 
     def write(folder: Path) -> None:

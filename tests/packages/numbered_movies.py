@@ -63,6 +63,7 @@ def write_movie(
         chosen |= options or {}
         stream: Any = container.add_stream(codecs[0], rate=rate, options=chosen)
         stream.width, stream.height = size
+        stream.codec_context.thread_count = 1  # more threads make small pictures slower
         stream.pix_fmt = pixel_format
         if pixel_aspect is not None:
             stream.codec_context.sample_aspect_ratio = pixel_aspect

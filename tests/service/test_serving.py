@@ -50,7 +50,7 @@ def test_an_address_of_another_machine() -> None:
 class Ending:
     """A server in a thread, with requests that last until they are let go."""
 
-    def __init__(self, app: FastAPI, settings: Any) -> None:
+    def __init__(self, app: FastAPI, settings: Any, *, last_s: int = 5) -> None:
         import uvicorn
 
         self.app, self.gone = app, threading.Event()
@@ -65,7 +65,7 @@ class Ending:
         async def stream() -> StreamingResponse:
             return StreamingResponse(self._events(), media_type="text/event-stream")
 
-        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=last_s)
         listener = listen("127.0.0.1", 0)
         self.address = address_of("127.0.0.1", listener)
         self.health: Any = None
@@ -165,7 +165,7 @@ def test_a_player_that_stopped_reading_holds_nothing_up(settings_of: MakeSetting
 
         return StreamingResponse(pieces(), media_type="video/mp4")
 
-    ending = Ending(app, settings)
+    ending = Ending(app, settings, last_s=1)
     with connected(ending.address) as opened:
         opened.sendall(f"GET {API}/film HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         assert opened.recv(1000).startswith(b"HTTP/1.1 200")

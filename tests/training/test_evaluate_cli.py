@@ -18,9 +18,12 @@ from xclip_deploy.runtime.video import read_videos
 
 # Of words whose embeddings the small checkpoint has kept.
 CAPTIONS = {
-    "intel_asl_walk.mkv": ["video broadcaster comparing cheese"],
-    "mdn_frog.webm": ["psycho readings territories", "teacher saturdays pools hospitalized"],
-    "sam2_dog.mp4": ["foundation suspense bombed rookie"],
+    "conditions/burst.mp4": ["video broadcaster comparing cheese"],
+    "edge_cases/torchcodec_test_non_zero_start.mp4": [
+        "psycho readings territories",
+        "teacher saturdays pools hospitalized",
+    ],
+    "conditions/dog_square.mp4": ["foundation suspense bombed rookie"],
     "edge_cases/torchcodec_h265.mp4": ["managing nyc canucks", "toilet deadlines magnitude"],
 }
 

@@ -59,9 +59,9 @@ CAPTIONS = (
     "toilet deadlines magnitude",
 )
 FILES = (
-    "intel_asl_walk.mkv",
-    "mdn_frog.webm",
-    "sam2_dog.mp4",
+    "conditions/burst.mp4",
+    "edge_cases/torchcodec_test_non_zero_start.mp4",
+    "conditions/dog_square.mp4",
     "edge_cases/torchcodec_h265.mp4",
 )
 COUNTS = (1, 2, 1, 2)

@@ -56,7 +56,7 @@ def sha256_of(path: Path) -> str:
 @pytest.fixture
 def files(clips: Path, tmp_path: Path) -> list[Path]:
     """Two contents, each in two files."""
-    film = (clips / "sam2_dog.mp4").read_bytes()
+    film = (clips / "conditions" / "dog_square.mp4").read_bytes()
     found = []
     for name, tail in (("a", b""), ("a-copy", b""), ("b", b"\0"), ("b-copy", b"\0")):
         found.append(tmp_path / f"{name}.mp4")

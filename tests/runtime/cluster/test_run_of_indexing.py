@@ -96,7 +96,7 @@ def folder(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setattr("xclip_deploy.runtime.cluster.indexing._COMMIT_S", -1)
     folder = tmp_path / "videos"
     folder.mkdir()
-    film = (clips / "sam2_dog.mp4").read_bytes()
+    film = (clips / "edge_cases" / "torchcodec_test_non_zero_start.mp4").read_bytes()
     for number in range(6):
         (folder / f"v{number}.mp4").write_bytes(film + bytes(number))
     return folder

@@ -34,6 +34,12 @@ Command = tuple[str, ...]
 WantsFrames = Callable[[Path, str], bool]
 
 
+@pytest.fixture(autouse=True)
+def brief_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed starts follow one another at once. The pauses between them take 2 s in all."""
+    monkeypatch.setattr("xclip_deploy.runtime.decoding.pool._PAUSE_S", 0.01)
+
+
 def always(_path: Path, _content_sha256: str) -> bool:
     return True
 

@@ -79,6 +79,7 @@ def write_clip() -> Callable[..., Path]:
             stream = container.add_stream(codec, rate=rate, options=options or {})
             stream.width = stream.height = size
             stream.pix_fmt = pixel_format
+            stream.codec_context.thread_count = 1  # more threads make small pictures slower
             if times is not None:
                 stream.codec_context.time_base = time_base
             audio = container.add_stream("aac", rate=44100) if with_audio else None
