@@ -1,7 +1,8 @@
 """One file of weights for several ONNX graphs, which name their parts of it.
 
 ONNX keeps weights in a graph's own file or, as external data, in files beside it. Graphs may name
-the same external file. Equal weights are written once, whatever their names.
+the same external file. Equal weights are written once, whatever their names. Zeros of two types can
+have equal bytes, and are written twice: TensorRT refuses one place with two numbers of elements.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class WeightsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("wb")
-        self._places: dict[str, int] = {}
-        """Offset of the weights of each SHA-256, bytes."""
+        self._places: dict[tuple[str, onnx_ir.DataType], int] = {}
+        """Offset of the weights of each SHA-256 and type, bytes."""
 
     def take(self, model: onnx_ir.Model) -> None:
         """Move a graph's large weights here, and have the graph name their place.
@@ -48,13 +49,14 @@ class WeightsFile:
             content = tensor.tobytes()
             digest = hashlib.sha256(content).hexdigest()
             total.update(digest.encode())
-            if digest not in self._places:
+            key = (digest, tensor.dtype)
+            if key not in self._places:
                 self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
-                self._places[digest] = self._file.tell()
+                self._places[key] = self._file.tell()
                 self._file.write(content)
             value.const_value = onnx_ir.ExternalTensor(
                 self.path.name,
-                self._places[digest],
+                self._places[key],
                 len(content),
                 tensor.dtype,
                 shape=onnx_ir.Shape(tensor.shape.numpy()),

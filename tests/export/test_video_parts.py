@@ -83,13 +83,32 @@ def test_the_halves_share_the_weights_of_the_whole(bundle: Bundle) -> None:
                 f"{precision.value}/{part.value}.onnx",
                 name,
             )
-        # The whole uses everything: its halves add nothing to the file but the alignment.
-        used = 0
-        model = onnx.load(str(bundle.path / of_whole[0]), load_external_data=False)
-        for tensor in model.graph.initializer:
-            used += sum(int(e.value) for e in tensor.external_data if e.key == "length")
-        alignment = 64 * len(model.graph.initializer)
-        assert used <= manifest.files[name].size_bytes <= used + alignment
+        whole, *parts = (
+            external_places(bundle.path / manifest.files_of(graph, precision)[0])
+            for graph in (Graph.VIDEO_ENCODER, *VideoPart)
+        )
+        assert all(part <= whole for part in parts), "the halves add nothing to the file"
+        # Fused graphs lie beside them, and have weights of their own for the patches alone.
+        used = set(whole)
+        for graph in manifest.fused_graphs.get(precision, {}):
+            file, *data = manifest.files_of(graph, precision, is_fused=True)
+            if data == [name]:
+                used |= external_places(bundle.path / file)
+        assert len(used - whole) <= 1
+        total = sum(length for _, length in used)
+        alignment = 64 * len(used)
+        assert total <= manifest.files[name].size_bytes <= total + alignment
+
+
+def external_places(file: Path) -> set[tuple[int, int]]:
+    """Offset and length of each of a graph's weights in the shared file."""
+    model = onnx.load(str(file), load_external_data=False)
+    found = set()
+    for tensor in model.graph.initializer:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if entries:
+            found.add((int(entries["offset"]), int(entries["length"])))
+    return found
 
 
 def tiny_model(*weights: float) -> onnx_ir.Model:
@@ -126,6 +145,30 @@ def test_graphs_share_equal_weights_and_are_told_apart_by_them(tmp_path: Path) -
     with WeightsFile(tmp_path / "other.data") as weights:
         weights.take(other)
     assert model.metadata_props != other.metadata_props
+
+
+def test_equal_bytes_of_two_types_have_two_places(tmp_path: Path) -> None:
+    """TensorRT refuses a place with 1,024 FP16 zeros that also holds 512 of FP32."""
+    nodes = [
+        onnx.helper.make_node("Add", ["x", "half"], ["y"]),
+        onnx.helper.make_node("Add", ["u", "single"], ["v"]),
+    ]
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    shapes = {"x": (half, 1024), "u": (single, 512), "y": (half, 1024), "v": (single, 512)}
+    values = [
+        onnx.helper.make_tensor_value_info(name, kind, [size])
+        for name, (kind, size) in shapes.items()
+    ]
+    initializers = [
+        onnx.numpy_helper.from_array(np.zeros(1024, np.float16), "half"),
+        onnx.numpy_helper.from_array(np.zeros(512, np.float32), "single"),
+    ]
+    graph = onnx.helper.make_graph(nodes, "zeros", values[:2], values[2:], initializers)
+    opset = [onnx.helper.make_opsetid("", 18)]
+    made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+    with WeightsFile(tmp_path / "weights.data") as weights:
+        weights.take(onnx_ir.from_proto(made))
+    assert (tmp_path / "weights.data").stat().st_size == 2 * 2048
 
 
 def test_a_half_that_the_bundle_lacks_is_refused(bundle: Bundle) -> None:
