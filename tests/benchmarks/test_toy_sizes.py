@@ -30,6 +30,7 @@ ELSEWHERE = {
     "scan_tunings",
     "cluster",
     "gpu_encoders",
+    "gpu_probe",
     "gpu_session",
 }
 """Programs that the other files of this folder run."""

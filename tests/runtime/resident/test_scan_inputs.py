@@ -45,7 +45,7 @@ def whole(factor: npt.NDArray[np.float16], scale: float) -> Float64Array:
     return found
 
 
-@pytest.mark.parametrize("size", [1e-6, 1.0, 3e5])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 5e3])
 def test_two_parts_are_as_exact_as_fp32(
     device: Device, make_case: Any, open_scan: Any, size: float
 ) -> None:
