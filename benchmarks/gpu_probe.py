@@ -1,4 +1,4 @@
-"""Where the time and the accuracy of the encoders go on an NVIDIA GPU, in less than 100 seconds.
+"""Tell where time and accuracy of the encoders go on an NVIDIA GPU, in less than 100 seconds.
 
     python -m benchmarks.gpu_probe BUNDLE OUTPUT [--only text --only videos] [--device cpu]
 

@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import Surroundings
+from xclip_deploy.export.scan_kernels.compiling import Tuning, compile_kernel
 from xclip_deploy.runtime.bundle import Bundle
-from xclip_deploy.runtime.cuda.driver_api import open_driver
+from xclip_deploy.runtime.cuda.driver_api import Driver, open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMemory, PinnedBuffer
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.features import TextFeatures
@@ -37,6 +38,7 @@ from xclip_deploy.runtime.resident.gpu_scan import GpuScan
 from xclip_deploy.runtime.resident.kernel_loading import ScanKernel
 from xclip_deploy.runtime.resident.kernel_set import (
     ARGUMENTS,
+    Kernel,
     kernels_of,
 )
 from xclip_deploy.runtime.resident.scan import TEXTS_A_PASS, ScanArrays
@@ -208,16 +210,26 @@ class Gallery:
 @contextmanager
 def opened_scan(memory: DeviceMemory, bundle: Bundle | None) -> Iterator[GpuScan]:
     """Open a scan by a bundle's kernels, or by ones compiled for this GPU."""
-    if bundle is not None:
-        with GpuScan.open(bundle, memory) as scan:
-            yield scan
-        return
-    from xclip_deploy.export.scan_kernels.compiling import compile_kernel
+    opened = (
+        compiled_scan(memory, open_driver()) if bundle is None else GpuScan.open(bundle, memory)
+    )
+    with opened as scan:
+        yield scan
 
-    driver, target = open_driver(), memory.cuda.gpu().compute_capability
+
+@contextmanager
+def compiled_scan(
+    memory: DeviceMemory, driver: Driver, tunings: Sequence[Tuning] | None = None
+) -> Iterator[GpuScan]:
+    """Open a scan of the published shape, by kernels compiled for this GPU.
+
+    ``tunings``: how to compile the kernel of the frames; None for the best that are known.
+    """
+    target = memory.cuda.gpu().compute_capability
     functions = {}
     for kernel in kernels_of(PUBLISHED):
-        code = compile_kernel(kernel, PUBLISHED, target)
+        chosen = tunings if kernel is Kernel.FRAMES else None
+        code = compile_kernel(kernel, PUBLISHED, target, tunings=chosen)
         types = tuple(ARGUMENTS[kernel].values())
         function = driver.load(code.image, kernel.value, types, code.num_warps, code.shared_bytes)
         functions[kernel] = ScanKernel(function, code.span)

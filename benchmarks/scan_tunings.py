@@ -13,15 +13,14 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.machine import Surroundings
-from benchmarks.scan import HITS, PUBLISHED, Gallery, random_texts, random_weights
+from benchmarks.scan import HITS, PUBLISHED, Gallery, compiled_scan, random_texts
 from xclip_deploy.errors import XclipDeployError
 from xclip_deploy.export.scan_kernels.compiling import Tuning, best_tunings, compile_kernel
 from xclip_deploy.runtime.cuda.driver_api import Driver, KernelFunction, open_driver
@@ -29,9 +28,7 @@ from xclip_deploy.runtime.cuda.memory import DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import Cuda, Stream, open_cuda
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.nvidia_driver import why_no_gpu
-from xclip_deploy.runtime.resident.gpu_scan import GpuScan
-from xclip_deploy.runtime.resident.kernel_loading import ScanKernel
-from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel, kernels_of
+from xclip_deploy.runtime.resident.kernel_set import Kernel
 
 ASSUMED = (9, 0)
 """Compute capability to compile for where there is no GPU."""
@@ -71,26 +68,8 @@ class TimedDriver(Driver):
         self.seconds[function.name] += time.perf_counter() - start_s
 
 
-@contextmanager
-def opened(
-    memory: DeviceMemory, driver: Driver, target: tuple[int, int], tuning: Tuning
-) -> Iterator[GpuScan]:
-    """Open a scan whose kernel of the frames is compiled with ``tuning``."""
-    functions = {}
-    for kernel in kernels_of(PUBLISHED):
-        tunings = [tuning] if kernel is Kernel.FRAMES else None
-        code = compile_kernel(kernel, PUBLISHED, target, tunings=tunings)
-        types = tuple(ARGUMENTS[kernel].values())
-        function = driver.load(code.image, kernel.value, types, code.num_warps, code.shared_bytes)
-        functions[kernel] = ScanKernel(function, code.span)
-    weights = random_weights(PUBLISHED, np.random.default_rng(0))
-    with GpuScan(PUBLISHED, weights, memory, driver, functions) as scan:
-        yield scan
-
-
 def measured(
     memory: DeviceMemory,
-    target: tuple[int, int],
     tuning: Tuning,
     gallery: Gallery,
     texts: Sequence[int],
@@ -101,7 +80,7 @@ def measured(
     driver = open_driver()
     timed = TimedDriver(driver, memory.cuda)
     for name, chosen in (("ms", driver), ("kernels_ms", timed)):
-        with opened(memory, chosen, target, tuning) as scan:
+        with compiled_scan(memory, chosen, [tuning]) as scan:
             for count in texts:
                 queries = random_texts(PUBLISHED, count, np.random.default_rng(count))
                 samples = []
@@ -172,7 +151,7 @@ def main() -> None:
     for tuning in wanted:
         entry = needs(target, tuning)
         if memory is not None and gallery is not None and "error" not in entry:
-            entry |= measured(memory, target, tuning, gallery, options.texts, options.rounds)
+            entry |= measured(memory, tuning, gallery, options.texts, options.rounds)
         entries.append(entry)
         text = json.dumps(facts, indent=1) + "\n"
         replace_text(options.output / "scan-tunings.json", text)

@@ -48,7 +48,7 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a kernel is compiled. The result is the same, the speed is not."""
+    """One way to compile a kernel. It changes the speed, and not the results."""
 
     rows: int
     """Rows of a program's product: frames or whole videos."""

@@ -1,4 +1,4 @@
-"""What the scan kernels read besides the gallery: learned matrices, and the texts of a search.
+"""Learned matrices, and the texts of a search, as the scan kernels read them.
 
 Kernels multiply in FP16. Each number is the sum of two parts, so that it is as exact as FP32. A
 power of two brings the largest number to about 1,000: the rest of an FP16 number is then a normal
@@ -17,7 +17,7 @@ from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.arrays import AnyArray, Float32Array
 from xclip_deploy.runtime.features import TextFeatures
 from xclip_deploy.runtime.grains import TEMPERATURE, Grain
-from xclip_deploy.runtime.resident.shape import ScanShape
+from xclip_deploy.runtime.resident.shape import SENTENCE_COLUMNS, ScanShape
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 
 Float16Array = npt.NDArray[np.float16]
@@ -43,7 +43,7 @@ class ScanMatrices:
     query_matrices: Float32Array
     """Matrices that multiply words and sentences, [2, D, D]; the identity where there is none."""
     growth: tuple[float, float]
-    """How much these can enlarge the largest number of a vector."""
+    """Largest factor by which each can enlarge the largest number of a vector."""
 
     @classmethod
     def of(cls, shape: ScanShape, weights: ScorerWeights) -> ScanMatrices:
@@ -149,7 +149,7 @@ def factor_bytes(shape: ScanShape, num_texts: int) -> Mapping[str, int]:
     [T, D, 16]: both parts, then zeros. Those that no grain needs are empty.
     """
     row = 2 * num_texts * shape.embed_dim
-    words, sentences = row * 2 * shape.padded_words, row * 16
+    words, sentences = row * 2 * shape.padded_words, row * SENTENCE_COLUMNS
     wanted = (
         ("frame_words", Grain.FRAME_WORD, words),
         ("frame_sentences", Grain.FRAME_SENTENCE, sentences),

@@ -36,6 +36,7 @@ _LEAST_RANGE = 0.1
 _KIND = "scan"
 _TEXTS, _VIDEOS = 3, 300
 """Size of the self-test: several programs of every kernel."""
+_LEAST_VIDEOS = 3
 
 Grains = dict[str, Float32Array]
 
@@ -137,10 +138,14 @@ def _test(bundle: Bundle, memory: DeviceMemory, scan: GpuScan) -> str | None:
         expected, is_exact = reference.score(texts, videos)
     finally:
         reference.close()
-    assert is_exact.all(), "unit vectors cannot underflow the scorer"
     expected.pop("logits")
+    # A model's matrices may spread similarities so far that the reference underflows.
+    rows = np.flatnonzero(is_exact)
+    if len(rows) < _LEAST_VIDEOS:
+        return f"the scorer's FP32 holds the scores of {len(rows)} of {len(videos)} random videos"
+    expected = {name: array[:, rows] for name, array in expected.items()}
     try:
-        found, best = scan_features(scan, memory, texts, videos)
+        found, best = scan_features(scan, memory, texts, videos[rows])
     except DeviceMemoryError:
         raise
     except SessionError as error:

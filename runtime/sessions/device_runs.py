@@ -71,7 +71,7 @@ class DeviceRuns:
         self._piece_bytes = piece_bytes
         self._plain = self._options(NO_GRAPH if replays is not None else None)
         self._graphs: dict[int, CapturedGraph | None] = {}
-        """From batch size to graph; None where the size came once, or cannot be captured."""
+        """Graph of each batch size; None where the size came once, or cannot be captured."""
         self._refused: set[int] = set()
         self._lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
         self._num_lanes = lanes

@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime's CUDA provider has a kernel for every node of the fused graphs.
+"""ONNX Runtime's CUDA provider has a kernel for every node of the fused graphs.
 
 A node without one runs on the CPU in mid-graph: its inputs and outputs travel, and no CUDA graph
 can hold the whole. ONNX Runtime only warns of that, on a GPU.

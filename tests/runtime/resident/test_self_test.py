@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from stand_in_device import Device
@@ -16,6 +18,7 @@ from xclip_deploy.runtime.cuda.memory import DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.resident import self_test
 from xclip_deploy.runtime.resident.self_test import open_tested_scan
+from xclip_deploy.runtime.sessions.block_scorer import CpuBlockScorer
 from xclip_deploy.runtime.sessions.machine_records import DIRECTORY
 
 TEST = ["query_kernel", "frames_kernel", "video_kernel"]
@@ -90,3 +93,26 @@ def test_a_bundle_that_cannot_be_written_is_tested_each_time(
         device.kernel_launches.clear()
         open_tested_scan(own, memory).close()
         assert device.kernel_launches[:3] == TEST
+
+
+def test_videos_whose_scores_underflow_prove_nothing(
+    own: Bundle, device: Device, memory: DeviceMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is compared. Where too few are left, the kernels are not taken."""
+    write_kernels(own)
+    score = CpuBlockScorer.score
+
+    def spread(self: CpuBlockScorer, *features: Any) -> Any:
+        found, is_exact = score(self, *features)
+        is_exact[:lost] = False
+        for array in found.values():
+            array[:, :lost] = np.nan
+        return found, is_exact
+
+    monkeypatch.setattr(CpuBlockScorer, "score", spread)
+    lost = 7
+    with pytest.raises(SessionError, match="holds the scores of 2 of 9 random videos; run: "):
+        open_tested_scan(own, memory)
+    shutil.rmtree(own.path / DIRECTORY)
+    lost = 6
+    open_tested_scan(own, memory).close()
