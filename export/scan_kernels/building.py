@@ -36,7 +36,9 @@ from xclip_deploy.runtime.resident.kernel_set import (
     read_code,
     read_kernel_set,
 )
+from xclip_deploy.runtime.resident.self_test import SCAN_VERDICT
 from xclip_deploy.runtime.resident.shape import ScanShape
+from xclip_deploy.runtime.sessions.machine_records import forget_records
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def build_scan(
 ) -> BuildScanResult:
     """Compile the scan kernels of a bundle. No GPU is needed.
 
-    The kernels take their place once all are compiled. Until then older ones stay.
+    The kernels take their place once all are compiled. Until then older ones stay. Machines test
+    new kernels again when they first load them.
 
     Args:
         bundle: Path of a bundle, or an opened one.
@@ -112,6 +115,8 @@ def build_scan(
                 },
             )
             (directory / SIDECAR_NAME).write_bytes(kernel_set.to_json())
+        # Equal code would keep an old verdict, and a failure may have been the GPU's.
+        forget_records(bundle.path, SCAN_VERDICT)
     except OSError as error:
         raise ExportError(
             f"scan kernels cannot be written to {folder} ({error.strerror}); what was there stands"

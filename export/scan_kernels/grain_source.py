@@ -187,6 +187,7 @@ def frames_kernel(
     S,
     T,
     mask_length,
+    first_program,  # programs of earlier launches
     F: tl.constexpr,
     W: tl.constexpr,
     D: tl.constexpr,
@@ -203,7 +204,7 @@ def frames_kernel(
     R: tl.constexpr = SLOTS * FP
     WORD_MAT: tl.constexpr = 6 * FP * FP + 2 * WP * WP
     WORD_MAT2: tl.constexpr = WORD_MAT + 2 * WP * WP
-    first = tl.program_id(0) * SLOTS
+    first = (first_program + tl.program_id(0)) * SLOTS
     row = tl.arange(0, R)
     slot, frame = first + row // FP, row % FP
     is_read = allowed_bits(allowed, slot, slot < S, mask_length) & (frame < F)
@@ -278,6 +279,7 @@ def video_kernel(
     S,
     T,
     mask_length,
+    first_program,  # programs of earlier launches
     score_scale,  # FP32: exp(logit_scale), divided by the number of grains
     W: tl.constexpr,
     D: tl.constexpr,
@@ -292,7 +294,7 @@ def video_kernel(
     BK: tl.constexpr,
 ):
     """Compute the grains of whole videos and the scores, for SLOTS slots a program."""
-    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    slot = (first_program + tl.program_id(0)) * SLOTS + tl.arange(0, SLOTS)
     is_slot = slot < S
     stride = S.to(tl.int64)  # planes may have more numbers than an int32 counts
     is_allowed = allowed_bits(allowed, slot, is_slot, mask_length)

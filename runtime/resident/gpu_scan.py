@@ -47,6 +47,13 @@ from xclip_deploy.runtime.scorer_weights import ScorerWeights
 SCRATCH_BYTES = 1 << 30
 """Most memory for the scores of one pass. Fewer texts share a pass where it would be more."""
 
+LAUNCH_OPERATIONS = 4 << 40
+"""Most operations of one launch. A slow GPU takes a second for them.
+
+Between launches the host waits, so that an interrupt ends a scan. A GPU that drives a display has
+a time limit for each launch too.
+"""
+
 Addresses: TypeAlias = dict[str, int]
 
 
@@ -319,8 +326,8 @@ class GpuScan:
                     self._cuda.clear(start, 4 * texts * slots, self._stream)
         elif arrays.frame_features is not None:
             values["frames"] = arrays.frame_features.address
-            self._launch(Kernel.FRAMES, slots, 1, values)
-        self._launch(Kernel.VIDEO, slots, 1, values)
+            self._launch_parts(Kernel.FRAMES, slots, texts, values)
+        self._launch_parts(Kernel.VIDEO, slots, texts, values)
 
     def _select(
         self, texts: int, slots: int, count: int, arrays: ScanArrays, addresses: Addresses
@@ -339,6 +346,18 @@ class GpuScan:
             "T": texts,
         }
         return self._selection.best(texts, count, launch, values, self._stream)
+
+    def _launch_parts(
+        self, kernel: Kernel, slots: int, texts: int, values: Mapping[str, int | float]
+    ) -> None:
+        """Run a kernel for all slots, in launches of at most :data:`LAUNCH_OPERATIONS`."""
+        span = self._functions[kernel].span
+        most = max(1, LAUNCH_OPERATIONS // (texts * span * self.shape.pair_operations))
+        for first in range(0, -(-slots // span), most):
+            if first:
+                self._cuda.synchronize(self._stream)
+            length = min(most * span, slots - first * span)
+            self._launch(kernel, length, 1, {**values, "first_program": first})
 
     def _launch(
         self, kernel: Kernel, length: int, rows: int, values: Mapping[str, int | float]

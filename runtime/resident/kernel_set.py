@@ -71,6 +71,7 @@ ARGUMENTS: Mapping[Kernel, Mapping[str, ArgumentType]] = {
         "S": "i32",
         "T": "i32",
         "mask_length": "i32",
+        "first_program": "i32",
     },
     Kernel.VIDEO: {
         "videos": "*fp16",
@@ -86,6 +87,7 @@ ARGUMENTS: Mapping[Kernel, Mapping[str, ArgumentType]] = {
         "S": "i32",
         "T": "i32",
         "mask_length": "i32",
+        "first_program": "i32",
         "score_scale": "fp32",
     },
     Kernel.DIGIT: {

@@ -33,7 +33,8 @@ ALLOWED_SHARE = 3e-4
 """Largest error of a grain against the FP32 scorer on the same FP16 features, of its range."""
 _LEAST_RANGE = 0.1
 """Range that is assumed where the inputs are too few to have one."""
-_KIND = "scan"
+SCAN_VERDICT = "scan"
+"""Kind of the record that keeps the verdict on a bundle's kernels."""
 _TEXTS, _VIDEOS = 3, 300
 """Size of the self-test: several programs of every kernel."""
 _LEAST_VIDEOS = 3
@@ -112,12 +113,12 @@ def _require_right(bundle: Bundle, memory: DeviceMemory, scan: GpuScan) -> None:
     """Raise SessionError for kernels that are known to be wrong here, or found to be."""
     hashes = {f"{KERNELS_DIRECTORY}/{code.file}": code.record.sha256 for code in scan.codes}
     key = machine_key(hashes, memory.cuda.device_id)
-    record = read_record(bundle.path, _KIND, key)
+    record = read_record(bundle.path, SCAN_VERDICT, key)
     if record is None or not isinstance(record.get("passed"), bool):
         reason = _test(bundle, memory, scan)
         record = {"passed": reason is None, "detail": reason or ""}
         try:
-            write_record(bundle.path, _KIND, key, record)
+            write_record(bundle.path, SCAN_VERDICT, key, record)
         except OSError as error:
             logger.info("the self-test of the scan cannot be kept (%s)", error.strerror)
     if not record["passed"]:

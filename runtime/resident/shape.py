@@ -61,6 +61,12 @@ class ScanShape(FrozenModel):
         return _padded(self.max_words)
 
     @property
+    def pair_operations(self) -> int:
+        """Operations that compare a text with a video in the frames' grains, padding included."""
+        columns = 2 * self.padded_words + SENTENCE_COLUMNS
+        return 2 * self.padded_frames * self.embed_dim * columns
+
+    @property
     def reads_frames(self) -> bool:
         """Whether a grain of the model compares frames."""
         return any(GRAINS[grain].reads_frames for grain in self.grains)

@@ -97,6 +97,12 @@ def write_record(bundle: Path, kind: str, key: Key, finding: Mapping[str, Any]) 
     return file
 
 
+def forget_records(bundle: Path, kind: str) -> None:
+    """Remove all findings of a kind. Raises OSError where the bundle cannot be written."""
+    for file in (bundle / DIRECTORY).glob(f"{kind}-*.json"):
+        file.unlink(missing_ok=True)
+
+
 def has_records(bundle: Path) -> bool:
     """Return whether a bundle has any records, without reading them."""
     return (bundle / DIRECTORY).is_dir()

@@ -24,7 +24,9 @@ from xclip_deploy.runtime.resident.kernel_set import (
     read_code,
     read_kernel_set,
 )
+from xclip_deploy.runtime.resident.self_test import SCAN_VERDICT
 from xclip_deploy.runtime.resident.shape import ScanShape
+from xclip_deploy.runtime.sessions.machine_records import write_record
 
 pytest.importorskip("triton", reason="Triton is not installed (extra: scan)")
 
@@ -71,6 +73,17 @@ def test_kernels_are_added_once(own_bundle: Bundle, compiler: list[Any]) -> None
     assert (again.is_new, compiler) == (False, [])
     assert build_scan(own_bundle, compute_capabilities=[(8, 9)]).is_new
     assert build_scan(own_bundle, compute_capabilities=[(8, 9)], force=True).is_new
+
+
+def test_new_kernels_are_tested_again(own_bundle: Bundle, compiler: list[Any]) -> None:
+    """The error of a failed self-test names this command. Equal code must not keep the verdict."""
+    build_scan(own_bundle, compute_capabilities=[(8, 9)])
+    verdict = write_record(own_bundle.path, SCAN_VERDICT, {"gpu": "one"}, {"passed": False})
+    other = write_record(own_bundle.path, "encoders", {"gpu": "one"}, {})
+    assert not build_scan(own_bundle, compute_capabilities=[(8, 9)]).is_new
+    assert verdict.exists()
+    assert build_scan(own_bundle, compute_capabilities=[(8, 9)], force=True).is_new
+    assert (verdict.exists(), other.exists()) == (False, True)
 
 
 def test_damaged_kernels_are_compiled_anew(own_bundle: Bundle, compiler: list[Any]) -> None:

@@ -23,8 +23,9 @@ from xclip_deploy.errors import (
 )
 from xclip_deploy.runtime.arrays import BoolArray
 from xclip_deploy.runtime.cuda.driver_api import DriverCallError
+from xclip_deploy.runtime.cuda.runtime_api import Stream
 from xclip_deploy.runtime.grains import CLIP_GRAINS, PUBLISHED_GRAINS, Grain
-from xclip_deploy.runtime.resident import scratch
+from xclip_deploy.runtime.resident import gpu_scan, scratch
 from xclip_deploy.runtime.resident.scan import Best
 
 Scores = dict[str, npt.NDArray[np.float32]]
@@ -157,6 +158,38 @@ def test_scores_that_do_not_fit_take_more_passes(
         assert device.kernel_launches.count("video_kernel") == 5  # one text at a time
     for text, found in enumerate(best):
         assert found.slots.tolist() == np.argsort(-expected[text])[:3].tolist()
+
+
+def test_a_long_scan_takes_several_launches(
+    device: Device, make_case: Any, open_scan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt ends it between two of them, and the next scan is right."""
+    monkeypatch.setattr(gpu_scan, "LAUNCH_OPERATIONS", 1)
+    case = make_case(grains=CLIP_GRAINS, texts=2, videos=2 * 64 + 3)
+    check(case, open_scan, 5)
+    assert device.kernel_launches.count("video_kernel") == 2 * 3
+    device.kernel_launches.clear()
+    case = make_case(texts=2, videos=10, mask_padding=True)
+    check(case, open_scan, 5, np.arange(10) % 4 != 1)
+    assert device.kernel_launches.count("frames_kernel") == 2 * 3
+    with open_scan(case) as on:
+        device.kernel_launches.clear()
+        waits = on.scan._cuda.synchronize
+        interrupts = [KeyboardInterrupt()]
+
+        def interrupted(stream: Stream) -> None:
+            waits(stream)
+            if interrupts:
+                raise interrupts.pop()
+
+        monkeypatch.setattr(on.scan._cuda, "synchronize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            on.scan.best(case.queries, on.arrays, 5, None)
+        assert device.kernel_launches.count("frames_kernel") == 1
+        best = on.scan.best(case.queries, on.arrays, 5, None)
+    for text, found in enumerate(best):
+        expected = np.argsort(-case.expected()["logits"][text])[:5]
+        assert found.slots.tolist() == expected.tolist()
 
 
 def test_more_slots_than_kernels_count(
