@@ -202,6 +202,15 @@ class Cuda:
             raise
         return executable
 
+    def abandon_capture(self, stream: Stream) -> None:
+        """End a recording that failed, if it goes on still. The thread that began it calls this.
+
+        A stream that stays in a capture refuses all work.
+        """
+        with suppress(CudaCallError):  # cudaErrorIllegalState where nothing is recorded
+            graph = self._call("cudaStreamEndCapture", stream.handle)
+            self._call("cudaGraphDestroy", graph)
+
     def launch(self, graph: Any, stream: Stream) -> None:  # noqa: ANN401
         """Enqueue a recorded graph."""
         self._call("cudaGraphLaunch", graph, stream.handle)
