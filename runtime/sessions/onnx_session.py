@@ -134,7 +134,8 @@ class OnnxRuntimeSession:
                     str(path), sess_options=options, providers=providers, enable_fallback=0
                 )
         except Exception as error:  # noqa: BLE001 - the library raises classes of its own
-            failure = self._error(f"ONNX Runtime cannot load {path}: {one_line(error)}", error)
+            by = f" with {providers[0][0]}" if self._is_on_gpu else ""
+            failure = self._error(f"ONNX Runtime cannot load {path}{by}: {one_line(error)}", error)
         if failure is not None:
             # The library's error holds the session, which would stay on the GPU as long.
             raise failure
