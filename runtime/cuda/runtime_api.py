@@ -77,11 +77,30 @@ class Stream:
         return int(self.handle)
 
 
+LOST = "CUDA works no more in this process: end it, and start it again"
+"""Remedy for an error after which every call of CUDA fails, in words."""
+_LASTING = {
+    "cudaErrorAssert",
+    "cudaErrorContained",
+    "cudaErrorECCUncorrectable",
+    "cudaErrorHardwareStackError",
+    "cudaErrorIllegalAddress",
+    "cudaErrorIllegalInstruction",
+    "cudaErrorInvalidAddressSpace",
+    "cudaErrorInvalidPc",
+    "cudaErrorLaunchFailure",
+    "cudaErrorLaunchTimeout",
+    "cudaErrorMisalignedAddress",
+}
+"""Statuses that CUDA returns from the first such fault until the process ends."""
+
+
 class CudaCallError(SessionError):
     """Failure of a call of the CUDA runtime."""
 
     def __init__(self, function: str, name: str, description: str) -> None:
-        super().__init__(f"{function} failed with {name}: {description}")
+        remedy = f"; {LOST}" if name in _LASTING else ""
+        super().__init__(f"{function} failed with {name}: {description}{remedy}")
         self.name = name
         """Name of the status, such as ``cudaErrorMemoryAllocation``."""
 

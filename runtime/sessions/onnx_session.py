@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.arrays import AnyArray, Rows
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cuda.gate import CAPTURES
+from xclip_deploy.runtime.cuda.runtime_api import LOST
 from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, TensorSpec, Tolerance
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.backend import Placement
@@ -54,6 +56,8 @@ _OUT_OF_MEMORY = (
     "ALLOCATION_FAILED",
 )
 """Words of ONNX Runtime, CUDA and its libraries where the GPU's memory is full."""
+_LASTING_FAILURE = re.compile(r"CUDA failure (214|226|70[02]|71[0-9])\b")
+"""ONNX Runtime's words on faults of a kernel or of memory, by CUDA's numbers of them."""
 _REPLAYED_TEXTS, _REPLAYED_BYTES = 32, 32 << 20
 """Largest batches that are replayed as CUDA graphs: texts, and bytes of frames. 18 videos of 12
 frames of 224 pixels are smaller."""
@@ -182,7 +186,8 @@ class OnnxRuntimeSession:
             return DeviceMemoryError(
                 f"{what}; end other programs on the GPU, or use smaller batches"
             )
-        return SessionError(what)
+        is_lost = self._is_on_gpu and _LASTING_FAILURE.search(str(error)) is not None
+        return SessionError(f"{what}; {LOST}" if is_lost else what)
 
     def _run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Run once on arrays of the graph's dtypes. Raises what the library raises."""

@@ -223,6 +223,27 @@ def test_an_error_that_is_kept_does_not_keep_the_session(
     assert ["illegal memory access" in str(error) for error in kept] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("function", "status", "is_lost"),
+    [
+        ("cudaMemcpyAsync", "cudaErrorIllegalAddress", True),
+        ("cudaMemcpyAsync", "cudaErrorInvalidValue", False),
+        ("run_with_iobinding", "CUDA failure 700: an illegal memory access ; GPU=0", True),
+        ("run_with_iobinding", "CUDA failure 1: invalid argument ; GPU=0", False),
+    ],
+)
+def test_a_lost_gpu_is_told_from_a_call_that_failed(
+    opened: Opener, device: Device, function: str, status: str, is_lost: bool
+) -> None:
+    """After a fault of a kernel or of memory, nothing but a new process helps."""
+    session = opened()
+    device.fail(function, status)
+    with pytest.raises(SessionError) as caught:
+        session.run(token_ids(1))
+    assert ("; CUDA works no more in this process: end it" in str(caught.value)) is is_lost
+    session.close()
+
+
 def test_a_gpu_that_is_full_as_a_graph_is_loaded(opened: Opener, device: Device) -> None:
     device.fail("InferenceSession", "CUDA failure 2: out of memory ; GPU=0")
     with pytest.raises(DeviceMemoryError, match=r"cannot load .*out of memory.*end other programs"):
