@@ -141,7 +141,8 @@ class Cuda:
 
     def memory(self) -> tuple[int, int]:
         """Return the free and the total device memory, bytes."""
-        free, total = self._call("cudaMemGetInfo")
+        with CAPTURES.shared():
+            free, total = self._call("cudaMemGetInfo")
         return int(free), int(total)
 
     # -- memory ----------------------------------------------------------------------------
@@ -186,15 +187,18 @@ class Cuda:
 
     def create_stream(self) -> Stream:
         """Create a stream that does not wait for the default one."""
-        return Stream(self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking))
+        with CAPTURES.shared():
+            return Stream(self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking))
 
     def synchronize(self, stream: Stream) -> None:
-        """Wait until all enqueued work is done."""
-        self._call("cudaStreamSynchronize", stream.handle)
+        """Wait until all enqueued work is done. No capture of another thread begins meanwhile."""
+        with CAPTURES.shared():
+            self._call("cudaStreamSynchronize", stream.handle)
 
     def destroy_stream(self, stream: Stream) -> None:
         """Destroy a stream."""
-        self._call("cudaStreamDestroy", stream.handle)
+        with CAPTURES.shared():
+            self._call("cudaStreamDestroy", stream.handle)
 
     # -- graphs ----------------------------------------------------------------------------
 
