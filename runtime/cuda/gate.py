@@ -73,7 +73,7 @@ class Gate:
 
 
 CAPTURES = Gate()
-"""Entered while memory is allocated or freed, streams are made, destroyed or waited for, kernels
-are loaded or launched, and ONNX Runtime loads or runs on a GPU. Closed while it captures a CUDA graph:
-it captures in CUDA's global mode, in which such calls of other threads fail, and the capture with
-them."""
+"""Entered while memory is allocated or freed, while streams are made, destroyed or waited for,
+while kernels are loaded or launched, and while ONNX Runtime loads or runs on a GPU. Closed while it
+captures a CUDA graph: it captures in CUDA's global mode, in which such calls of other threads fail,
+and the capture with them."""
