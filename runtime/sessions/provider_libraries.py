@@ -15,7 +15,6 @@ import ctypes
 import importlib.util
 import struct
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +25,8 @@ _FILES = {
     "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
 }
 _CUDNN = "libcudnn.so.9"
-"""Library that newer CUDA providers open when an operator first needs it."""
+"""Library that newer CUDA providers are not linked to: they open it when an operator needs it.
+Attention and the norms of features do, so that no encoder runs without it."""
 # Numbers of the ELF format, for 64 bits.
 _LOADED, _DYNAMIC = 1, 2
 _NEEDED, _STRINGS, _STRINGS_SIZE, _PATH, _LATER_PATH = 1, 5, 10, 15, 29
@@ -49,9 +49,6 @@ def missing_library(provider: str) -> str | None:
     folder = Path(str(onnxruntime.__file__)).parent / "capi"
     fault = _fault(folder / _FILES[provider]) if provider in _FILES else None
     if fault is None:
-        if not provider.startswith("Tensorrt"):
-            with suppress(OSError):  # ONNX Runtime says so where an operator needs it
-                _load(_CUDNN)
         return None
     remedy = "install TensorRT 10" if provider.startswith("Tensorrt") else "install CUDA and cuDNN"
     return f"ONNX Runtime's {provider} cannot be loaded ({fault}); {remedy}"
@@ -66,6 +63,8 @@ def _fault(file: Path) -> str | None:
     if file in _loaded:
         return None
     names, folders = needed_libraries(file)
+    if names and file.name == _FILES["CUDAExecutionProvider"]:
+        names = [*names, _CUDNN]
     for name in names:
         if any((folder / name).is_file() for folder in (file.parent, *folders)):
             continue  # the linker finds it by the provider's own path
