@@ -28,7 +28,9 @@ from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.files import replace_text
 from xclip_deploy.runtime.manifest import Graph
 from xclip_deploy.runtime.sessions import Placement, SessionOptions
+from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
 from xclip_deploy.runtime.sessions.onnx_session import (
+    CUDA_PROVIDER,
     FP16,
     OnnxRuntimeSession,
     import_onnxruntime,
@@ -59,8 +61,9 @@ def device_bound(bundle: Bundle, videos: int, rounds: int, device: str) -> list[
         "num_frames": np.full(videos, config.max_frames, np.int32),
     }
     placement = Placement("onnxruntime", "cpu" if device == "cpu" else "cuda", FP16)
+    has_fused = Graph.VIDEO_ENCODER in bundle.manifest.fused_graphs.get(FP16.graphs, {})
     entries = []
-    for is_fused in (False, True):
+    for is_fused in (False, True) if has_fused else (False,):
         session = OnnxRuntimeSession(bundle, Graph.VIDEO_ENCODER, placement, is_fused=is_fused)
         binding = session._session.io_binding()
         values = {
@@ -137,6 +140,9 @@ def main() -> None:
         checkpoint = options.bundle.with_name("checkpoint.pt")
         make_bundle(options.bundle, make_checkpoint(checkpoint, model_config(options.toy), seed=0))
         return
+    missing = None if options.device == "cpu" else why_no_provider(CUDA_PROVIDER)
+    if missing is not None:
+        raise SystemExit(f"nothing was measured: {missing}")
     bundle, rounds = Bundle.open(options.bundle), 3 if options.toy else 20
     if options.search is None:
         batches = (1, 2) if options.toy else (1, 8, 16, 32)

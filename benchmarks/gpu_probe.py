@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.gpu_encoders import timed
 from xclip_deploy import Bundle, SessionOptions
-from xclip_deploy.errors import XclipDeployError
+from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.cuda.runtime_api import Cuda
 from xclip_deploy.runtime.files import replace_text
@@ -34,8 +34,10 @@ from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, VideoPart
 from xclip_deploy.runtime.sessions import Placement, place
 from xclip_deploy.runtime.sessions.device_lanes import Lane
 from xclip_deploy.runtime.sessions.device_runs import DeviceRuns
+from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
 from xclip_deploy.runtime.sessions.onnx_session import (
     CPU_PROVIDER,
+    CUDA_PROVIDER,
     FP16,
     FP32,
     import_onnxruntime,
@@ -152,7 +154,14 @@ class Probe:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         given = {} if self.device == "cpu" else provider_options or {}
         providers = providers_of(self._placement(precision), given)
-        return library.InferenceSession(str(path), sess_options=options, providers=providers)
+        session = library.InferenceSession(
+            str(path), sess_options=options, providers=providers, enable_fallback=0
+        )
+        # The library runs on the CPU where its provider does not load: those times would lie.
+        (wanted, _), *_ = providers
+        if wanted not in session.get_providers():
+            raise SessionError(f"ONNX Runtime cannot load {wanted}")
+        return session
 
     def _raw(self, graph: AnyGraph, *, is_fused: bool, **provider_options: str) -> Any:  # noqa: ANN401
         path = self.bundle.graph_path(graph, Precision.FP16, is_fused=is_fused)
@@ -304,12 +313,12 @@ def _forms(bundle: Bundle, graph: AnyGraph, precision: Precision) -> Iterator[tu
                 path.unlink()
 
 
-def _tried(step: str, entries: Iterator[Entry]) -> Iterator[Entry]:
+def tried(step: str, entries: Iterator[Entry]) -> Iterator[Entry]:
     """Return the entries of a step. What fails ends the step, and no other."""
     try:
         for entry in entries:
             yield {"step": step} | entry
-    except (XclipDeployError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - the library raises classes of its own
         yield {"step": step, "failed": f"{type(error).__name__}: {error}"[:500]}
 
 
@@ -327,12 +336,15 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the steps, and write each result at once."""
     options = parser().parse_args()
+    missing = None if options.device == "cpu" else why_no_provider(CUDA_PROVIDER)
+    if missing is not None:
+        raise SystemExit(f"nothing was measured: {missing}")
     probe = Probe(Bundle.open(options.bundle), options.device, is_toy=options.toy)
     options.output.mkdir(parents=True, exist_ok=True)
     entries: list[Entry] = []
     for step in options.only or STEPS:
         start_s = time.perf_counter()
-        for entry in _tried(step, getattr(probe, step)()):
+        for entry in tried(step, getattr(probe, step)()):
             entries.append(entry)
             brief = {name: value for name, value in entry.items() if name != "samples_ms"}
             print(json.dumps(brief), flush=True)

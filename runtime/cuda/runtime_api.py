@@ -77,11 +77,30 @@ class Stream:
         return int(self.handle)
 
 
+LOST = "CUDA works no more in this process: end it, and start it again"
+"""Remedy for an error after which every call of CUDA fails, in words."""
+_LASTING = {
+    "cudaErrorAssert",
+    "cudaErrorContained",
+    "cudaErrorECCUncorrectable",
+    "cudaErrorHardwareStackError",
+    "cudaErrorIllegalAddress",
+    "cudaErrorIllegalInstruction",
+    "cudaErrorInvalidAddressSpace",
+    "cudaErrorInvalidPc",
+    "cudaErrorLaunchFailure",
+    "cudaErrorLaunchTimeout",
+    "cudaErrorMisalignedAddress",
+}
+"""Statuses that CUDA returns from the first such fault until the process ends."""
+
+
 class CudaCallError(SessionError):
     """Failure of a call of the CUDA runtime."""
 
     def __init__(self, function: str, name: str, description: str) -> None:
-        super().__init__(f"{function} failed with {name}: {description}")
+        remedy = f"; {LOST}" if name in _LASTING else ""
+        super().__init__(f"{function} failed with {name}: {description}{remedy}")
         self.name = name
         """Name of the status, such as ``cudaErrorMemoryAllocation``."""
 
@@ -122,7 +141,8 @@ class Cuda:
 
     def memory(self) -> tuple[int, int]:
         """Return the free and the total device memory, bytes."""
-        free, total = self._call("cudaMemGetInfo")
+        with CAPTURES.shared():
+            free, total = self._call("cudaMemGetInfo")
         return int(free), int(total)
 
     # -- memory ----------------------------------------------------------------------------
@@ -167,15 +187,18 @@ class Cuda:
 
     def create_stream(self) -> Stream:
         """Create a stream that does not wait for the default one."""
-        return Stream(self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking))
+        with CAPTURES.shared():
+            return Stream(self._call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking))
 
     def synchronize(self, stream: Stream) -> None:
-        """Wait until all enqueued work is done."""
-        self._call("cudaStreamSynchronize", stream.handle)
+        """Wait until all enqueued work is done. No capture of another thread begins meanwhile."""
+        with CAPTURES.shared():
+            self._call("cudaStreamSynchronize", stream.handle)
 
     def destroy_stream(self, stream: Stream) -> None:
         """Destroy a stream."""
-        self._call("cudaStreamDestroy", stream.handle)
+        with CAPTURES.shared():
+            self._call("cudaStreamDestroy", stream.handle)
 
     # -- graphs ----------------------------------------------------------------------------
 
@@ -201,6 +224,15 @@ class Cuda:
                 self.destroy_graph(executable)
             raise
         return executable
+
+    def abandon_capture(self, stream: Stream) -> None:
+        """End a recording that failed, if it goes on still. The thread that began it calls this.
+
+        A stream that stays in a capture refuses all work.
+        """
+        with suppress(CudaCallError):  # cudaErrorIllegalState where nothing is recorded
+            graph = self._call("cudaStreamEndCapture", stream.handle)
+            self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any, stream: Stream) -> None:  # noqa: ANN401
         """Enqueue a recorded graph."""

@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from typing import Any
@@ -73,11 +73,16 @@ class DeviceRuns:
         self._graphs: dict[int, CapturedGraph | None] = {}
         """Graph of each batch size; None where the size came once, or cannot be captured."""
         self._refused: set[int] = set()
+        self._num_captures = 0
         self._lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
         self._num_lanes = lanes
         self._closing, self._is_open = threading.Lock(), True
-        for _ in range(lanes):
-            self._lanes.put(Lane(link, spec, session.io_binding()))
+        with ExitStack() as stack:  # a lane that cannot be made leaves no other behind
+            for _ in range(lanes):
+                lane = Lane(link, spec, session.io_binding())
+                stack.callback(lane.close)
+                self._lanes.put(lane)
+            stack.pop_all()
         select = link.cuda.select
         self._computing = ThreadPoolExecutor(1, "xclip-cuda", initializer=select)
         self._copying = ThreadPoolExecutor(_COPIERS, "xclip-copy")
@@ -126,10 +131,12 @@ class DeviceRuns:
 
     def close(self) -> None:
         """Free graphs and buffers, after runs that are under way."""
-        with self._closing:
-            if not self._is_open:
-                return
-            self._is_open = False
+        with self._closing:  # a second caller waits for the first
+            if self._is_open:
+                self._is_open = False
+                self._close()
+
+    def _close(self) -> None:
         self._pieces.shutdown()
         lanes = [lane for _ in range(self._num_lanes) if (lane := self._lanes.get()) is not None]
         self._lanes.put(None)  # wakes who waits for a lane
@@ -153,6 +160,7 @@ class DeviceRuns:
         if lane is None:
             self._lanes.put(None)
             raise self._closed()
+        job: Future[None] | None = None
         try:
             self._link.cuda.select()
             size = len(next(iter(feeds.values())))
@@ -161,10 +169,15 @@ class DeviceRuns:
             lane.make_room(feeds, outputs, needs_inputs=not is_small)
             with CAPTURES.shared():
                 lane.stage(feeds, self._copying, uploads=not is_small)
-            self._computing.submit(self._compute, lane, size, is_small=is_small).result()
+            job = self._computing.submit(self._compute, lane, size, is_small=is_small)
+            job.result()
             lane.read(outputs)
         finally:
-            self._lanes.put(lane)
+            if job is None:
+                self._lanes.put(lane)
+            else:
+                # An interrupt (Ctrl-C) leaves the job behind, which uses the lane until its end.
+                job.add_done_callback(lambda _: self._lanes.put(lane))
 
     # -- in the computing thread --------------------------------------------------------------
 
@@ -204,7 +217,8 @@ class DeviceRuns:
             reason = str(error)
         else:
             return
-        # The library's error holds the session, which must not outlive its stream.
+        # The library's error and the binding hold the session, which must not outlive its stream.
+        del binding
         raise RuntimeError(reason)
 
     def _graph_of(self, size: int) -> CapturedGraph | None:
@@ -216,10 +230,13 @@ class DeviceRuns:
             if len(self._graphs) < _MOST_SIZES:
                 self._graphs[size] = None
             return None
-        number = len(self.captured_sizes) + 1
-        if number > _MOST_GRAPHS:
+        if len(self.captured_sizes) >= _MOST_GRAPHS:
             return None
-        graph = CapturedGraph(self._link, self._spec, size, self._options(str(number)))
+        # ONNX Runtime keeps what it knows of a number, also of one whose capture failed: it would
+        # replay that graph, or capture at once, while it still has to allocate.
+        self._num_captures += 1
+        options = self._options(str(self._num_captures))
+        graph = CapturedGraph(self._link, self._spec, size, options)
         try:
             graph.allocate(self._session.io_binding())
             # Nobody may allocate or launch meanwhile: ONNX Runtime captures in CUDA's global mode.
@@ -227,6 +244,7 @@ class DeviceRuns:
                 self._enqueue(graph.binding, graph.options)
                 self._link.cuda.synchronize(self._link.stream)
         except Exception as error:  # noqa: BLE001 - the library raises classes of its own
+            self._link.cuda.abandon_capture(self._link.stream)
             graph.close()
             self._refused.add(size)
             line = " ".join(str(error).split())[:300]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from xclip_deploy.errors import (
     BackendUnavailableError,
+    DeviceMemoryError,
     DriverError,
     MissingExtraError,
     SessionError,
@@ -251,7 +252,7 @@ class OnnxRuntimeLoader(GraphLoader):
             if options.cuda_graphs and is_fused:
                 try:
                     return bound(replays=True)
-                except (BackendUnavailableError, DriverError):
+                except (BackendUnavailableError, DeviceMemoryError, DriverError):
                     raise
                 except SessionError as error:
                     report(f"it runs without CUDA graphs: {error}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,6 +21,7 @@ from xclip_deploy.errors import (
 from xclip_deploy.runtime.arrays import AnyArray, Rows
 from xclip_deploy.runtime.bundle import Bundle
 from xclip_deploy.runtime.cuda.gate import CAPTURES
+from xclip_deploy.runtime.cuda.runtime_api import LOST
 from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, TensorSpec, Tolerance
 from xclip_deploy.runtime.presentation import cut
 from xclip_deploy.runtime.sessions.backend import Placement
@@ -44,8 +48,16 @@ CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER = (
 )
 _MAX_REASON = 350
 """Most characters of a library's reason in a message."""
-_OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "Failed to allocate memory",
+    "is smaller than requested bytes",
+    "STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+)
 """Words of ONNX Runtime, CUDA and its libraries where the GPU's memory is full."""
+_LASTING_FAILURE = re.compile(r"CUDA failure (214|226|70[02]|71[0-9])\b")
+"""ONNX Runtime's words on faults of a kernel or of memory, by CUDA's numbers of them."""
 _REPLAYED_TEXTS, _REPLAYED_BYTES = 32, 32 << 20
 """Largest batches that are replayed as CUDA graphs: texts, and bytes of frames. 18 videos of 12
 frames of 224 pixels are smaller."""
@@ -116,14 +128,22 @@ class OnnxRuntimeSession:
         providers = providers_of(placement, provider_options or {})
         path = bundle.graph_path(graph, precision, is_fused=is_fused)
         self._is_on_gpu = placement.device != "cpu"
+        self._process = os.getpid()
+        self._session: Any = None
+        failure: SessionError | None = None
         try:
             with self._beside_captures():
-                self._session: Any = onnxruntime.InferenceSession(
-                    str(path), sess_options=options, providers=providers
+                # Python's part of the library would try the CPU next, and print that.
+                self._session = onnxruntime.InferenceSession(
+                    str(path), sess_options=options, providers=providers, enable_fallback=0
                 )
-        except Exception as error:
-            raise SessionError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from error
-        # ONNX Runtime falls back to the CPU silently; refuse that.
+        except Exception as error:  # noqa: BLE001 - the library raises classes of its own
+            by = f" with {providers[0][0]}" if self._is_on_gpu else ""
+            failure = self._error(f"ONNX Runtime cannot load {path}{by}: {one_line(error)}", error)
+        if failure is not None:
+            # The library's error holds the session, which would stay on the GPU as long.
+            raise failure
+        # ONNX Runtime itself falls back to the CPU silently; refuse that.
         loaded = self._session.get_providers()
         missing = [name for name, _ in providers if name not in loaded]
         if missing:
@@ -139,8 +159,7 @@ class OnnxRuntimeSession:
 
     def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """See :meth:`Session.run`."""
-        if self._session is None:
-            raise self._closed()
+        self._check_usable()
         feeds = {
             spec.name: np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype.value)
             for spec in self._spec.inputs
@@ -155,14 +174,20 @@ class OnnxRuntimeSession:
             return run(feeds)
         except SessionError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the library raises classes of its own
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             what = f"{self.graph.value} failed on {shapes}: {one_line(error)}"
-            if any(words in str(error) for words in _OUT_OF_MEMORY):
-                raise DeviceMemoryError(
-                    f"{what}; end other programs on the GPU, or use smaller batches"
-                ) from error
-            raise SessionError(what) from error
+            failure = self._error(what, error)
+        raise failure  # without the library's error, which holds the session
+
+    def _error(self, what: str, error: Exception) -> SessionError:
+        """Return the error for a failure of the library; a full GPU has a class of its own."""
+        if self._is_on_gpu and any(words in str(error) for words in _OUT_OF_MEMORY):
+            return DeviceMemoryError(
+                f"{what}; end other programs on the GPU, or use smaller batches"
+            )
+        is_lost = self._is_on_gpu and _LASTING_FAILURE.search(str(error)) is not None
+        return SessionError(f"{what}; {LOST}" if is_lost else what)
 
     def _run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Run once on arrays of the graph's dtypes. Raises what the library raises."""
@@ -174,16 +199,33 @@ class OnnxRuntimeSession:
         """Keep ONNX Runtime from capturing a CUDA graph meanwhile."""
         return CAPTURES.shared() if self._is_on_gpu else nullcontext()
 
-    def _closed(self) -> SessionError:
-        return SessionError(f"the {self.graph.value} session is closed")
+    def _check_usable(self) -> None:
+        """Raise SessionError once closed, and on a GPU in a process that was forked since."""
+        if self._session is None:
+            raise SessionError(f"the {self.graph.value} session is closed")
+        if self._is_forked:
+            raise SessionError(
+                f"the {self.graph.value} session belongs to the process that this one was forked "
+                "from, and CUDA does not work here; open the model after the fork, or use spawn"
+            )
+
+    @property
+    def _is_forked(self) -> bool:
+        """Whether ``fork`` made this process after the session was opened on a GPU.
+
+        Threads and GPU are its parent's. A run would wait for a thread that does not exist here.
+        """
+        return self._is_on_gpu and os.getpid() != self._process
 
     def chunk(self, wanted: Mapping[str, int]) -> dict[str, int]:
         """See :meth:`Session.chunk`. Graphs take any size."""
         return dict(wanted)
 
     def close(self) -> None:
-        """See :meth:`Session.close`."""
-        self._session = None
+        """See :meth:`Session.close`. What a parent process opened on a GPU is left alone."""
+        if not self._is_forked:
+            with self._beside_captures():
+                self._session = None
 
 
 class BoundSession(OnnxRuntimeSession):
@@ -215,6 +257,7 @@ class BoundSession(OnnxRuntimeSession):
         if replays:
             given["enable_cuda_graph"] = "1"
         self._link = link
+        self._closing = threading.Lock()
         try:
             super().__init__(bundle, graph, placement, threads, given, is_fused=is_fused)
             self._runs = DeviceRuns(
@@ -226,15 +269,15 @@ class BoundSession(OnnxRuntimeSession):
                 lanes=streams,
                 replays=_replayed(graph) if replays else None,
             )
-        except BaseException:
-            self._session = None  # it goes before the stream that it computes on
+        except BaseException as error:
+            # The session goes before the stream that it computes on. Frames below hold it.
+            self._session = error.__traceback__ = None
             link.close()
             raise
 
     def run_rows(self, inputs: Mapping[str, Sequence[AnyArray]]) -> dict[str, AnyArray]:
         """Run on inputs that several arrays make up; see :meth:`TakesRows.run_rows`."""
-        if self._session is None:
-            raise self._closed()
+        self._check_usable()
         feeds = {spec.name: Rows(inputs[spec.name], spec.dtype.value) for spec in self._spec.inputs}
         return self._guarded(self._runs.run, feeds)
 
@@ -243,14 +286,16 @@ class BoundSession(OnnxRuntimeSession):
 
     def close(self) -> None:
         """See :meth:`Session.close`. Waits for runs that are under way."""
-        if self._session is None:
+        if self._is_forked:
             return
-        try:
-            self._runs.close()
-        finally:
-            with self._beside_captures():
+        with self._closing:  # a second caller must not destroy the stream below the first
+            if self._session is None:
+                return
+            try:
+                self._runs.close()
+            finally:
                 super().close()
-            self._link.close()
+                self._link.close()
 
 
 def _replayed(graph: AnyGraph) -> Callable[[int, int], bool]:

@@ -4,11 +4,15 @@
 their libraries load. Without those, ONNX Runtime runs on the CPU instead. This module reads the
 names of the libraries from the provider's own file and loads each. The provider itself stays
 unloaded: it may be loaded by ONNX Runtime alone, which first gives it its host.
+
+NVIDIA's wheels (``nvidia-cublas``, ``nvidia-cudnn-cu13``) lie where the linker does not search. A
+library that is loaded already serves the provider too, so that they are loaded from there.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import struct
 import sys
 from pathlib import Path
@@ -20,6 +24,9 @@ _FILES = {
     "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
     "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
 }
+_CUDNN = "libcudnn.so.9"
+"""Library that newer CUDA providers are not linked to: they open it when an operator needs it.
+Attention and the norms of features do, so that no encoder runs without it."""
 # Numbers of the ELF format, for 64 bits.
 _LOADED, _DYNAMIC = 1, 2
 _NEEDED, _STRINGS, _STRINGS_SIZE, _PATH, _LATER_PATH = 1, 5, 10, 15, 29
@@ -56,15 +63,31 @@ def _fault(file: Path) -> str | None:
     if file in _loaded:
         return None
     names, folders = needed_libraries(file)
+    if names and file.name == _FILES["CUDAExecutionProvider"]:
+        names = [*names, _CUDNN]
     for name in names:
         if any((folder / name).is_file() for folder in (file.parent, *folders)):
             continue  # the linker finds it by the provider's own path
         try:
-            ctypes.CDLL(name)
+            _load(name)
         except OSError as error:
             return " ".join(str(error).split())
     _loaded.add(file)
     return None
+
+
+def _load(name: str) -> None:
+    """Load a library, from NVIDIA's wheels where the linker finds none. Raises OSError."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        spec = importlib.util.find_spec("nvidia")
+        folders = [] if spec is None else spec.submodule_search_locations or []
+        # CUDA 12 has a folder for each library (nvidia/cublas), CUDA 13 one for all (nvidia/cu13).
+        found = [file for folder in folders for file in Path(folder).glob(f"*/lib/{name}")]
+        if not found:
+            raise
+        ctypes.CDLL(str(found[0]))
 
 
 def needed_libraries(file: Path) -> tuple[list[str], list[Path]]:

@@ -6,21 +6,26 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import gpu_session
 from benchmarks.gpu_encoders import device_bound, end_to_end
-from benchmarks.gpu_probe import STEPS, Probe
+from benchmarks.gpu_probe import STEPS, Probe, tried
 from benchmarks.gpu_session import Step, gpu_tests, run_steps, steps
 from benchmarks.machine import ROOT
 from benchmarks.setting import with_root
 from xclip_deploy import Bundle
 from xclip_deploy.cli.program import cli
+from xclip_deploy.runtime.manifest import Graph, Precision
 from xclip_deploy.runtime.nvidia_driver import VisibleGpu, why_no_gpu
 from xclip_deploy.runtime.sessions import SessionOptions
+from xclip_deploy.runtime.sessions.onnx_runtime import why_no_provider
 
 
 def python(name: str, code: str, most_s: float = 60) -> Step:
@@ -106,6 +111,40 @@ def test_the_probe_runs_on_a_cpu_too(bundle_copy: Path) -> None:
     assert errors["text_encoder", "fp32", "nothing"] == 0
     assert 0 < errors["frame_encoder", "fp32", "Gemm"] < 1e-6
     assert not list(bundle_copy.rglob("probe.onnx"))
+
+
+def test_a_step_of_the_probe_that_fails_leaves_the_others(bundle: Bundle, tmp_path: Path) -> None:
+    """Time on a GPU is short. ONNX Runtime's errors are no RuntimeErrors."""
+    file = tmp_path / "damaged.onnx"
+    file.write_bytes(b"no graph")
+    probe = Probe(bundle, "cpu", is_toy=True)
+
+    def step() -> Iterator[dict[str, Any]]:
+        yield {"first": 1}
+        probe._session(file)
+
+    first, failed = tried("nodes", step())
+    assert first == {"step": "nodes", "first": 1}
+    assert failed["failed"].startswith("InvalidProtobuf: ")
+
+
+@pytest.mark.skipif(
+    why_no_provider("CUDAExecutionProvider") is None, reason="there is a GPU that runs it"
+)
+@pytest.mark.parametrize("program", ["gpu_probe", "gpu_encoders"])
+def test_nothing_is_measured_on_the_cpu_instead(bundle: Bundle, program: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{program}", str(bundle.path)]
+    command += ["--toy"] if program == "gpu_encoders" else [str(bundle.path), "--toy"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("nothing was measured: ")
+    assert done.stdout == ""
+
+
+def test_an_encoder_without_a_fused_form_is_timed_as_exported(bundle: Bundle) -> None:
+    manifest = bundle.manifest.without_fused(Graph.VIDEO_ENCODER, Precision.FP16)
+    entries = device_bound(replace(bundle, manifest=manifest), 1, 1, "cpu")
+    assert [entry["fused"] for entry in entries] == [False]
 
 
 def test_children_find_what_their_parent_finds() -> None:

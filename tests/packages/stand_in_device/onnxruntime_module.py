@@ -32,13 +32,23 @@ class OnnxRuntimeModule:
     def get_available_providers(self) -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    def InferenceSession(self, path: Any, sess_options: Any, providers: Any) -> Any:
+    def InferenceSession(
+        self, path: Any, sess_options: Any, providers: Any, enable_fallback: int = 1
+    ) -> Any:
         ((name, options),) = providers
+        if enable_fallback:
+            raise self.device.violation("a session that fails on the GPU runs on the CPU")
+        session: _Renamed
         if "user_compute_stream" not in options:
-            return _Renamed(real.InferenceSession(path, sess_options), name)
+            session = _Renamed(real.InferenceSession(path, sess_options), name)
+        else:
+            session = CudaSession(self, real.InferenceSession(path, sess_options), name, options)
+        # The library's errors hold its session by this frame, as they do here.
+        if (reason := self.device.fault("InferenceSession")) is not None:
+            raise RuntimeError(reason)
         if self.refuses_graphs and options.get("enable_cuda_graph") == "1":
             raise RuntimeError("This session cannot use the graph capture feature")
-        return CudaSession(self, real.InferenceSession(path, sess_options), name, options)
+        return session
 
 
 class _Renamed:
@@ -67,6 +77,8 @@ class CudaSession(_Renamed):
         self._captures = options.get("enable_cuda_graph") == "1"
         self._graphs: dict[tuple[int, int], tuple[_Bound, _Bound]] = {}
         """From thread and number: each thread has graphs of its own."""
+        self._tried: set[tuple[int, int]] = set()
+        """Those whose capture began: such a number is captured at once when it comes again."""
         self._running = threading.Lock()
         self._device.objects += 1
 
@@ -76,7 +88,7 @@ class CudaSession(_Renamed):
         self._device.stream(self._stream.handle, "the end of a session")
 
     def io_binding(self) -> Binding:
-        return Binding()
+        return Binding(self)
 
     def run_with_iobinding(self, binding: Binding, options: Any) -> None:
         if not self._running.acquire(blocking=False):
@@ -99,7 +111,15 @@ class CudaSession(_Renamed):
         if number >= 0:
             key = (threading.get_ident(), number)
             if key not in self._graphs:
+                if key in self._tried:
+                    raise RuntimeError(
+                        "operation not permitted when stream is capturing: cudaMalloc"
+                    )
+                self._tried.add(key)
                 if (reason := device.fault("capture")) is not None:
+                    # A run that breaks off may leave its stream capturing.
+                    self._stream.capture, self._stream.capturing_thread = [], threading.get_ident()
+                    self._stream.is_capture_valid = False
                     raise RuntimeError(reason)
                 self._graphs[key] = bound
                 module.captures.append(number)
@@ -132,9 +152,10 @@ class CudaSession(_Renamed):
 
 
 class Binding:
-    """Addresses of a run."""
+    """Addresses of a run. It holds the session, as that of the library does."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: CudaSession) -> None:
+        self.session = session
         self.inputs: _Bound = {}
         self.outputs: _Bound = {}
 

@@ -33,8 +33,8 @@ def bindings() -> types.ModuleType:
 
     def made(function: str, *arguments: Any) -> tuple[Any, Any]:
         found = pointer()
-        getattr(LIBRARY, function)(ctypes.byref(found), *arguments)
-        return OK, found.value
+        status = getattr(LIBRARY, function)(ctypes.byref(found), *arguments)
+        return real.cudaError_t(status), found.value
 
     def done(function: str, *arguments: Any) -> tuple[Any]:
         getattr(LIBRARY, function)(*arguments)
@@ -84,7 +84,7 @@ def main() -> None:
             replays=True,
         )
     except SessionError as error:
-        print(json.dumps({"error": str(error)}))
+        print(json.dumps({"error": str(error), "kind": type(error).__name__}))
         return
     specs = bundle.manifest.spec(graph, FP16.graphs).inputs
     for size in (1, 1, 1, 1, 40):
@@ -93,7 +93,12 @@ def main() -> None:
             spec.name: np.ones((size, *map(int, spec.shape[1:])), spec.dtype.value)
             for spec in specs
         }
-        session.run(feeds)
+        try:
+            session.run(feeds)
+        except SessionError as error:
+            session.close()
+            print(json.dumps({"error": str(error), "kind": type(error).__name__, "size": size}))
+            return
     LIBRARY.stand_in_say(b"run")
     session.close()
     _, *runs = Path(log).read_text(encoding="utf-8").split("run\n")

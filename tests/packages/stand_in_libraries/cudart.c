@@ -92,7 +92,14 @@ static cudaError_t take(void **address, size_t size, const char *what) {
   say("%s", what);
   return *address ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-cudaError_t cudaMalloc(void **address, size_t size) { return take(address, size, "allocate"); }
+/* The bytes of the device are counted where STAND_IN_BYTES bounds them; nothing is given back. */
+cudaError_t cudaMalloc(void **address, size_t size) {
+  static size_t taken;
+  const char *most = getenv("STAND_IN_BYTES");
+  if (most && taken + size > strtoull(most, NULL, 10)) return cudaErrorMemoryAllocation;
+  taken += size;
+  return take(address, size, "allocate");
+}
 cudaError_t cudaMallocHost(void **address, size_t size) { return take(address, size, "pin"); }
 cudaError_t cudaHostAlloc(void **address, size_t size, unsigned flags) {
   return take(address, size, "pin");
@@ -170,7 +177,9 @@ cudaError_t cudaGetDeviceCount(int *count) { *count = 1; OK; }
 cudaError_t cudaDriverGetVersion(int *version) { *version = 13000; OK; }
 cudaError_t cudaRuntimeGetVersion(int *version) { *version = 13000; OK; }
 const char *cudaGetErrorName(cudaError_t error) { return "cudaErrorStandIn"; }
-const char *cudaGetErrorString(cudaError_t error) { return "the stand-in"; }
+const char *cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorMemoryAllocation ? "out of memory" : "the stand-in";
+}
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
   switch ((int)attribute) {
     case cudaDevAttrComputeCapabilityMajor: *value = 9; break;

@@ -116,7 +116,8 @@ def test_a_status_is_reported_by_name(device: Device) -> None:
         cuda.create_stream()
     assert str(caught.value) == (
         "cudaStreamCreateWithFlags failed with cudaErrorIllegalAddress: "
-        "an illegal memory access was encountered"
+        "an illegal memory access was encountered; CUDA works no more in this process: end it, "
+        "and start it again"
     )
     assert caught.value.name == "cudaErrorIllegalAddress"
     assert caught.value.exit_code == 9

@@ -19,7 +19,7 @@ from xclip_deploy.runtime.manifest import AnyGraph, Graph, VideoPart
 pytestmark = pytest.mark.skipif(
     stand_in_libraries.why_not() is not None, reason=stand_in_libraries.why_not() or ""
 )
-Run = Callable[[AnyGraph, str], dict[str, Any]]
+Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def run(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Run:
     stand_in_libraries.build(folder)
     packages = Path(stand_in_libraries.__file__).parents[1]
 
-    def start(graph: AnyGraph, form: str) -> dict[str, Any]:
+    def start(graph: AnyGraph, form: str, nbytes: int = 1 << 40) -> dict[str, Any]:
         log = folder / f"{graph.value}-{form}.log"
         words = (str(bundle.path), graph.value, form, str(log))
         done = subprocess.run(
@@ -42,13 +42,18 @@ def run(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "LD_LIBRARY_PATH": str(folder),
                 "PYTHONPATH": os.pathsep.join([str(packages), *filter(None, sys.path)]),
                 "STAND_IN_LOG": str(log),
+                "STAND_IN_BYTES": str(nbytes),
                 # cuDNN's own attention is more than a stand-in can be.
                 "ORT_ENABLE_CUDNN_FLASH_ATTENTION": "0",
             },
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        assert "error" not in found or form == "plain", (found, done.stderr[-2000:])
+        (line,) = done.stdout.splitlines()  # the library prints nothing of its own
+        found: dict[str, Any] = json.loads(line)
+        assert "error" not in found or form == "plain" or nbytes < 1 << 40, (
+            found,
+            done.stderr[-2000:],
+        )
         return found
 
     return start
@@ -76,3 +81,11 @@ def test_a_fused_encoder_is_replayed(bundle: Bundle, run: Run, graph: AnyGraph) 
 def test_the_plain_text_encoder_cannot_be_replayed(run: Run) -> None:
     """It searches for the end token on the CPU, which ONNX Runtime refuses to capture."""
     assert "cannot use the graph capture feature" in run(Graph.TEXT_ENCODER, "plain")["error"]
+
+
+@pytest.mark.parametrize("nbytes", [1_000_000, 10_000_000])
+def test_a_gpu_without_room_is_an_error_of_its_own(run: Run, nbytes: int) -> None:
+    """As the graph is loaded, and as a batch needs more than is left."""
+    found = run(Graph.TEXT_ENCODER, "fused", nbytes)
+    assert found["kind"] == "DeviceMemoryError"
+    assert "emory" in found["error"].split(":")[-1]

@@ -6,10 +6,12 @@ too early shows as a wrong result. Whatever is not given back fails the test.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -195,6 +197,95 @@ def test_a_size_that_cannot_be_captured_still_runs(opened: Opener, device: Devic
     assert session._runs.captured_sizes == ()
     (report,) = opened.reports
     assert report.startswith("batches of 1 run without a CUDA graph: operation not permitted")
+    # Another size gets another number: the library captures the old one without a first run.
+    for seed in range(3):
+        same(session.run(token_ids(2, seed)), plain.run(token_ids(2, seed)))
+    assert session._runs.captured_sizes == (2,)
+    assert len(opened.reports) == 1
+    session.close()
+
+
+def test_an_error_that_is_kept_does_not_keep_the_session(
+    opened: Opener, device: Device, onnxruntime_module: OnnxRuntimeModule
+) -> None:
+    """A notebook keeps the last error. The session must go before its stream all the same."""
+    kept: list[Exception] = []
+    for function in ("run_with_iobinding", "InferenceSession"):
+        device.fail(function, "an illegal memory access was encountered", after=0)
+        try:
+            session = opened()
+            session.run(token_ids(1))
+        except SessionError as error:
+            kept.append(error)
+        if function == "run_with_iobinding":
+            session.close()
+        assert device.objects == 0
+    assert ["illegal memory access" in str(error) for error in kept] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "is_lost"),
+    [
+        ("cudaMemcpyAsync", "cudaErrorIllegalAddress", True),
+        ("cudaMemcpyAsync", "cudaErrorInvalidValue", False),
+        ("run_with_iobinding", "CUDA failure 700: an illegal memory access ; GPU=0", True),
+        ("run_with_iobinding", "CUDA failure 1: invalid argument ; GPU=0", False),
+    ],
+)
+def test_a_lost_gpu_is_told_from_a_call_that_failed(
+    opened: Opener, device: Device, function: str, status: str, is_lost: bool
+) -> None:
+    """After a fault of a kernel or of memory, nothing but a new process helps."""
+    session = opened()
+    device.fail(function, status)
+    with pytest.raises(SessionError) as caught:
+        session.run(token_ids(1))
+    assert ("; CUDA works no more in this process: end it" in str(caught.value)) is is_lost
+    session.close()
+
+
+def test_a_gpu_that_is_full_as_a_graph_is_loaded(opened: Opener, device: Device) -> None:
+    device.fail("InferenceSession", "CUDA failure 2: out of memory ; GPU=0")
+    with pytest.raises(DeviceMemoryError, match=r"cannot load .*out of memory.*end other programs"):
+        opened()
+
+
+def test_lanes_are_given_back_where_not_all_can_be_made(opened: Opener, device: Device) -> None:
+    device.fail("cudaStreamCreateWithFlags", "cudaErrorUnknown", after=2)
+    with pytest.raises(SessionError, match="cudaStreamCreateWithFlags failed"):
+        opened()
+
+
+def test_a_forked_process_is_refused(opened: Opener, device: Device) -> None:
+    """It has no computing thread: a run would wait for ever."""
+    session = opened()
+    session.run(token_ids(1))
+    device.calls.clear()
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of other libraries
+        child = os.fork()
+    if child == 0:
+        try:
+            for use in (
+                lambda: session.run(token_ids(1)),
+                lambda: session.run_rows({"token_ids": [token_ids(1)["token_ids"]]}),
+            ):
+                with pytest.raises(SessionError) as refusal:
+                    use()
+                os.write(write, f"{refusal.value}\n".encode())
+            session.close()
+            os.write(write, str(device.calls).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        first, second, calls = answer.read().split("\n")
+    os.waitpid(child, 0)
+    assert first == second
+    assert first.startswith("the text_encoder session belongs to the process that this one was fo")
+    assert calls == "[]"
+    session.run(token_ids(1))
     session.close()
 
 
@@ -241,25 +332,61 @@ def test_a_full_gpu_is_an_error_of_its_own(opened: Opener, device: Device) -> No
     session.close()
 
 
+class Slow:
+    """Runs that wait in the computing thread until they may leave."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered, self.leave = threading.Event(), threading.Event()
+        enqueue: Callable[..., None] = DeviceRuns._enqueue_and_wait
+
+        def slow(*args: Any, **options: Any) -> None:
+            self.entered.set()
+            assert self.leave.wait(30)
+            enqueue(*args, **options)
+
+        monkeypatch.setattr(DeviceRuns, "_enqueue_and_wait", slow)
+
+
+def test_an_interrupted_run_keeps_its_lane_until_its_end(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends the wait, not the run: no other batch may fill its buffers meanwhile."""
+    plain, session = opened.plain(), opened(streams=1)
+    slow = Slow(monkeypatch)
+    result = Future.result
+
+    def interrupted(future: Future[Any], *_: Any) -> Any:
+        if future.done():
+            return result(future)
+        assert slow.entered.wait(30)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.run(token_ids(1))
+    given = token_ids(64)
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(session.run, given)
+        time.sleep(0.05)
+        assert not later.done()
+        slow.leave.set()
+        same(later.result(30), plain.run(given))
+    session.close()
+
+
 def test_close_waits_for_runs(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     session = opened()
-    entered, leave = threading.Event(), threading.Event()
-    enqueue: Callable[..., None] = DeviceRuns._enqueue_and_wait
-
-    def slow(*args: Any, **options: Any) -> None:
-        entered.set()
-        assert leave.wait(30)
-        enqueue(*args, **options)
-
-    monkeypatch.setattr(DeviceRuns, "_enqueue_and_wait", slow)
-    with ThreadPoolExecutor(2) as pool:
+    slow = Slow(monkeypatch)
+    with ThreadPoolExecutor(3) as pool:
         run = pool.submit(session.run, token_ids(2))
-        assert entered.wait(30)
-        closing = pool.submit(session.close)
+        assert slow.entered.wait(30)
+        closing = [pool.submit(session.close) for _ in range(2)]
         time.sleep(0.05)
-        assert not closing.done()
-        leave.set()
-        closing.result(30)
+        assert not any(each.done() for each in closing), "the second waits too"
+        slow.leave.set()
+        for each in closing:
+            each.result(30)
         assert run.result(30)["sentence_features"].shape[0] == 2
 
 

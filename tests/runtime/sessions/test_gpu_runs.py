@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stand_in_device import OnnxRuntimeModule
+from stand_in_device import Device, OnnxRuntimeModule
 from xclip_deploy import Bundle, DeployedModel
-from xclip_deploy.errors import SessionError
+from xclip_deploy.errors import DeviceMemoryError, SessionError
 from xclip_deploy.runtime.arrays import AnyArray
 from xclip_deploy.runtime.manifest import AnyGraph, Graph, Precision, Tolerance, VideoPart
 from xclip_deploy.runtime.sessions import (
@@ -122,6 +122,24 @@ def test_a_run_that_breaks_off_decides_for_this_process_alone(own: Bundle) -> No
     assert not fused.is_chosen(Graph.TEXT_ENCODER)
     assert fused.failures() == {Graph.TEXT_ENCODER: "the device is lost"}
     assert FusedGraphs(own, FP32_CPU, opener(own, []), {}).is_chosen(Graph.TEXT_ENCODER)
+
+
+# The plain form is loaded before the fused one, and runs without bindings.
+@pytest.mark.parametrize(
+    ("function", "after"), [("InferenceSession", 1), ("run_with_iobinding", 0)]
+)
+def test_a_full_gpu_is_no_verdict(
+    own: Bundle, onnxruntime_module: OnnxRuntimeModule, device: Device, function: str, after: int
+) -> None:
+    """It says nothing about the fused form, neither as that is loaded nor as it runs."""
+    with DeployedModel(own) as model:
+        device.fail(function, "CUDA failure 2: out of memory", after)
+        with pytest.raises(DeviceMemoryError, match="out of memory"):
+            model.encode_texts(["a dog"])
+        assert "plain form" not in model.placement.reason
+        assert "without CUDA graphs" not in model.placement.reason
+        model.encode_texts(["a dog"])
+        assert any("text_encoder.fused" in name for name in model.artefacts())
 
 
 def test_verdicts_are_void_once_damaged(own: Bundle, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -62,7 +63,37 @@ def test_a_library_that_is_not_there(
     assert fault.endswith("; install CUDA and cuDNN")
     assert missing_library(TENSORRT) is None, "no file: opening a session tells"
     monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "second" / "__init__.py"))
+    assert "libxyz" not in str(missing_library(CUDA)), "what a caller loads meanwhile is found"
+
+
+@on_linux
+def test_libraries_of_nvidias_wheels(
+    extension: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The linker does not search where they lie. What is loaded from there serves the provider."""
+    (name,) = (each for each in needed_libraries(extension)[0] if each.startswith("libffi"))
+    ours = name.replace("libffi", "libqrs")
+    provider = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
+    provider.parent.mkdir()
+    provider.write_bytes(extension.read_bytes().replace(name.encode(), ours.encode()))
+    monkeypatch.setattr(
+        onnx_session.import_onnxruntime(), "__file__", str(tmp_path / "__init__.py")
+    )
+    monkeypatch.setattr(nvidia_driver, "driver_cuda_version", lambda: None)
+    wheels = tmp_path / "wheels"
+    (wheels / "nvidia").mkdir(parents=True)
+    monkeypatch.syspath_prepend(wheels)
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    # The provider is not linked to cuDNN, and no encoder runs without it.
+    for folder, file in (("cu13", ours), ("cudnn", "libcudnn.so.9")):
+        assert f"({file}: cannot open" in str(missing_library(CUDA))
+        library = wheels / "nvidia" / folder / "lib" / file
+        library.parent.mkdir(parents=True)
+        shutil.copy(extension, library)
     assert missing_library(CUDA) is None
+    loaded = Path("/proc/self/maps").read_text()
+    assert f"nvidia/cu13/lib/{ours}" in loaded
+    assert "nvidia/cudnn/lib/libcudnn.so.9" in loaded
 
 
 @pytest.mark.parametrize("length", [0, 10, 64, 500, 3000])
