@@ -157,17 +157,21 @@ class PinnedBuffer:
             return
         grown = max(nbytes, self.nbytes + self.nbytes // 2)
         self.close()
-        try:
-            self._cuda.select()
-            self.address = self._cuda.allocate_pinned(grown)
-        except CudaCallError as error:
-            if error.name != _OUT_OF_MEMORY:
-                raise
-            raise DeviceMemoryError(
-                f"the host has no {_mib(grown)} of memory to pin for copies to the GPU; "
-                "end other programs, or use smaller batches"
-            ) from error
-        self.nbytes = grown
+        self._cuda.select()
+        for size in dict.fromkeys((grown, nbytes)):
+            try:
+                self.address = self._cuda.allocate_pinned(size)
+            except CudaCallError as error:
+                if error.name != _OUT_OF_MEMORY:
+                    raise
+                if size > nbytes:
+                    continue
+                raise DeviceMemoryError(
+                    f"the host has no {_mib(nbytes)} of memory to pin for copies to the GPU; "
+                    "end other programs, or use smaller batches"
+                ) from error
+            self.nbytes = size
+            break
 
     def view(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """Return the beginning of the memory as an array."""

@@ -57,11 +57,12 @@ _FIELD_OF = {
     "device_id": "device_id",
     "use_tf32": "precision",
     "enable_cuda_graph": "cuda_graphs",
+    "user_compute_stream": "streams",
     "trt_fp16_enable": "precision",
     "trt_bf16_enable": "precision",
     "trt_int8_enable": "precision",
 }
-"""Provider option that would change the device or the arithmetic -> field that chooses it."""
+"""Provider option that would change device, arithmetic or stream -> field that chooses it."""
 
 
 def available_providers() -> list[str]:

@@ -90,4 +90,7 @@ def test_pinned_memory(device: Device) -> None:
         pinned.hold(MIB)
     assert pinned.nbytes == 0
     pinned.hold(10)
+    device.fail("cudaHostAlloc", "cudaErrorMemoryAllocation")
+    pinned.hold(12)
+    assert pinned.nbytes == 12, "no room to grow by half, but for what is needed"
     pinned.close()

@@ -213,7 +213,12 @@ def test_options_of_the_providers() -> None:
 
 @pytest.mark.parametrize(
     ("option", "field"),
-    [("device_id", "device_id"), ("use_tf32", "precision"), ("trt_fp16_enable", "precision")],
+    [
+        ("device_id", "device_id"),
+        ("use_tf32", "precision"),
+        ("trt_fp16_enable", "precision"),
+        ("user_compute_stream", "streams"),
+    ],
 )
 def test_provider_options_that_would_make_the_placement_false(
     option: str, field: str, bundle: Bundle
