@@ -48,6 +48,8 @@ class Node(nn.Module):
 class Scripted(nn.Module):
     """Attributes of every kind that TorchScript writes."""
 
+    view: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.arange(12.0).reshape(3, 4))
@@ -64,14 +66,15 @@ class Scripted(nn.Module):
         self.name = "naïve"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x) + self.view.sum()
+        found: Tensor = self.layers(x) + self.view.sum()
+        return found
 
 
 def save_script(module: nn.Module, path: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        torch.jit.script(module).save(str(path))
+        torch.jit.save(torch.jit.script(module), str(path))
     return path
 
 
@@ -79,7 +82,8 @@ def save_trace(module: nn.Module, path: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        torch.jit.trace(module, torch.zeros(2)).save(str(path))
+        traced = torch.jit.trace(module, torch.zeros(2))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(path))
     return path
 
 
