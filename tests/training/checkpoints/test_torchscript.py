@@ -48,8 +48,6 @@ class Node(nn.Module):
 class Scripted(nn.Module):
     """Attributes of every kind that TorchScript writes."""
 
-    view: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.arange(12.0).reshape(3, 4))
@@ -57,6 +55,7 @@ class Scripted(nn.Module):
         self.register_buffer("halves", torch.ones(3).half())
         self.register_buffer("counts", torch.arange(4))
         self.register_buffer("empty", torch.zeros(0))
+        self.view: Tensor  # TorchScript would read an annotation of the class
         self.register_buffer("view", torch.arange(12.0).reshape(3, 4).t()[1:])
         self.layers = nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2))
         self.sizes = [1, 2, 3]
