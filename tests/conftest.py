@@ -102,7 +102,7 @@ def bundle_path(once_per_code: OncePerCode, checkpoint_path: Path) -> Path:
 
     def export(folder: Path) -> None:
         program = Path(sys.executable).with_name("xclip-deploy")
-        command = [program, "export", checkpoint_path]
+        command: list[str | Path] = [program, "export", checkpoint_path]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         (folder / "export.txt").write_text(done.stdout, encoding="utf-8")

@@ -118,6 +118,7 @@ def test_the_segment_of_a_hit_is_explained(filled: Retriever) -> None:
         assert (explanation.start_s, explanation.end_s) == (hit.start_s, hit.end_s)
         moment = explanation.best_moment
         assert moment.best_frame_time_s == hit.best_frame_time_s
+        assert hit.end_s is not None
         assert hit.start_s <= moment.start_s < moment.end_s <= hit.end_s
         assert explanation.to_dict()["segment"] == hit.segment
     assert str(filled.explain(QUERY, hits[0])).startswith("segment 931 of 1000, 1:02:00.0 to 1:0")

@@ -152,7 +152,7 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
         found = classes[name]
         assert issubclass(found, errors.XclipDeployError)
         assert found.__bases__[0].__name__ == parent, name
-        assert found.exit_code == status, name  # type: ignore[attr-defined]
+        assert found.exit_code == status, name
         assert found.__doc__
 
 
@@ -171,8 +171,10 @@ def test_a_missing_extra_names_its_command() -> None:
 
 @pytest.mark.parametrize("name", sorted(error_classes()))
 @pytest.mark.parametrize("duplicate", [lambda error: pickle.loads(pickle.dumps(error)), copy])
-def test_errors_survive_pickling(name: str, duplicate: Callable[[Exception], Exception]) -> None:
-    made: dict[str, Exception] = {
+def test_errors_survive_pickling(
+    name: str, duplicate: Callable[[BaseException], BaseException]
+) -> None:
+    made: dict[str, BaseException] = {
         "MissingExtraError": errors.MissingExtraError("torch", "export", "export_bundle"),
         "MissingVideosError": errors.MissingVideosError("two are missing", ["a", "b"]),
     }

@@ -29,6 +29,7 @@ LEAN = TESTS / "tensorrt_api" / "tensorrt_lean-11.4.0.txt"
 """Of the lean runtime, which runs engines and builds none."""
 LISTS = sorted(path for path in (TESTS / "tensorrt_api").glob("*.txt") if path != LEAN)
 MODULE = "module"
+Comprehension = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
 
 # What calls and properties of TensorRT's objects give, where that is an object of its own.
 RETURNS = {
@@ -166,15 +167,15 @@ class Collector(ast.NodeVisitor):
         self._bind(node.target, self.type_of(node.iter))
         self.generic_visit(node)
 
-    def visit_ListComp(self, node: ast.ListComp) -> None:
+    def visit_ListComp(self, node: Comprehension) -> None:
         self._comprehension(node)
 
     visit_SetComp = visit_GeneratorExp = visit_DictComp = visit_ListComp  # noqa: N815
 
-    def _comprehension(self, node: ast.expr) -> None:
+    def _comprehension(self, node: Comprehension) -> None:
         scope: dict[str, str | None] = {}
         self._scopes.append(scope)
-        for generator in node.generators:  # type: ignore[attr-defined]  # of all four
+        for generator in node.generators:
             self._bind(generator.target, self.type_of(generator.iter))
         self.generic_visit(node)
         self._scopes.pop()

@@ -15,7 +15,8 @@ NO_VERBS = frozenset(
 LONGEST_FIRST_SENTENCE = 25
 PROPERTIES = frozenset(("property", "cached_property", "setter"))
 
-Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Documented = Function | ast.ClassDef | ast.Module
 
 
 def sources() -> list[Path]:
@@ -28,7 +29,7 @@ def sources() -> list[Path]:
     return files
 
 
-def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def is_property(function: Function) -> bool:
     names = {
         each.attr if isinstance(each, ast.Attribute) else getattr(each, "id", "")
         for each in function.decorator_list
@@ -55,9 +56,9 @@ def offences(code: str) -> Iterator[str]:
         line = docstring.split("\n", 1)[0].rstrip()
         if not line.endswith((".", "?", "!")):
             yield f"{place}: the first line ends without a period: {line!r}"
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         word = re.split(r"\W", line, maxsplit=1)[0]
-        if is_function and not is_property(node) and word in NO_VERBS:
+        is_verb_wanted = isinstance(node, Function) and not is_property(node)
+        if is_verb_wanted and word in NO_VERBS:
             yield f"{place}: a function's docstring begins with no verb: {line!r}"
         sentence = first_sentence(docstring)
         if len(sentence.split()) > LONGEST_FIRST_SENTENCE:

@@ -8,11 +8,13 @@ nothing in an FP32 or FP64 model, so one definition serves training and every ex
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_Module = TypeVar("_Module", bound=nn.Module)
 MASKED = -1e4
 """Addend of masked attention scores. Its exponential is zero in FP32. It does not overflow FP16,
 as the published code's -1e6 does."""
@@ -51,7 +53,7 @@ class LayerNorm(nn.LayerNorm):
         return normed.to(input.dtype)
 
 
-def narrow(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def narrow(module: _Module, dtype: torch.dtype) -> _Module:
     """Cast a module's weights to ``dtype`` in place, except those that must stay in FP32.
 
     ``dtype``: ``torch.float16`` or ``torch.bfloat16``. FP32 stay: layer norms, submodules with
@@ -68,7 +70,7 @@ def narrow(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module
 
 
-def halve(module: nn.Module) -> nn.Module:
+def halve(module: _Module) -> _Module:
     """Cast a module to FP16 by :func:`narrow`."""
     return narrow(module, torch.float16)
 
@@ -79,7 +81,7 @@ _CLIP_IN_FP16 = re.compile(
 )
 
 
-def halve_clip(model: nn.Module) -> nn.Module:
+def halve_clip(model: _Module) -> _Module:
     """Cast CLIP's weights to FP16 in place, as the authors' ``convert_weights`` does.
 
     FP16 become the convolution, the linear layers, attention and the projections. Embeddings,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.runtime.gallery.arrow_numbers import from_numbers
@@ -138,7 +139,9 @@ class NativeTable:
         return list(_run(self._table.list_indices))
 
     def search(
-        self, vector: Sequence[float] | None = None, vector_column_name: str | None = None
+        self,
+        vector: Sequence[float] | npt.NDArray[np.floating] | None = None,
+        vector_column_name: str | None = None,
     ) -> NativeQuery:
         """Begin a query of all rows, or of those nearest to a vector."""
         query = self._table.query()

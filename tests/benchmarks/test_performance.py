@@ -63,7 +63,9 @@ def test_one_part_at_a_toy_size(checkpoint_path: Path, bundle_path: Path, tmp_pa
     performance.main([str(word) for word in arguments])
     run = Run.read(tmp_path / "performance.json")
     assert [part.name for part in run.parts] == ["scorer"]
-    assert run.part("scorer").series
+    part = run.part("scorer")
+    assert part is not None
+    assert part.series
     assert all(min(each.samples) > 0 for each in run.series if each.unit == "s")
     page = (tmp_path / "performance.md").read_text(encoding="utf-8")
     for goal in goals(run):

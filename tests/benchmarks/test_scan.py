@@ -21,9 +21,10 @@ from benchmarks.scan import (
     table,
     text_flop,
 )
-from benchmarks.scan_tunings import Tuning, needs
+from benchmarks.scan_tunings import needs
 from stand_in_device import Device, install
 from stand_in_device.kernels import kernel_image, tiling
+from xclip_deploy.export.scan_kernels.compiling import Tuning
 from xclip_deploy.runtime.cuda.driver_api import open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceMemory
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda

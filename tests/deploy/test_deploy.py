@@ -125,7 +125,7 @@ def test_the_steps_of_the_image_run(bundle_path: Path) -> None:
     python = shutil.which("python3.12") or shutil.which("python3.13")
     if python is None or subprocess.run([python, "-V"], check=False).returncode:
         pytest.skip("there is no Python 3.12 or 3.13")
-    words = [DEPLOY / "execute.py", DEPLOY / "Dockerfile.cpu", "--bundle", bundle_path]
+    words = (DEPLOY / "execute.py", DEPLOY / "Dockerfile.cpu", "--bundle", bundle_path)
     done = subprocess.run(
         [sys.executable, *words, "--python", python],
         capture_output=True,

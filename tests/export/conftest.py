@@ -41,7 +41,7 @@ def random_model(*, scorer_noise: float = 0.3, **changes: Any) -> XClip:
     with torch.no_grad():
         for name, parameter in model.scorer.named_parameters():
             if name != "logit_scale":
-                parameter += scorer_noise * torch.randn_like(parameter)
+                parameter.add_(scorer_noise * torch.randn_like(parameter))
     return model
 
 

@@ -120,7 +120,8 @@ def test_the_parity_table_covers_every_output_and_shows_rounding(bundle: Bundle)
     expected = {
         (precision, graph, tensor.name)
         for precision, graphs in bundle.manifest.graphs.items()
-        for graph, spec in {**graphs, **bundle.manifest.video_parts[precision]}.items()
+        for specs in (graphs, bundle.manifest.video_parts[precision])
+        for graph, spec in specs.items()
         for tensor in spec.outputs
     }
     assert {(record.precision, record.graph, record.tensor) for record in records} == expected
@@ -247,7 +248,7 @@ def test_a_killed_export_leaves_the_old_bundle(
     shutil.copytree(bundle_path, output)
     before = contents(output)
     program = Path(sys.executable).with_name("xclip-deploy")
-    command = [program, "export", checkpoint_path, "-o", output]
+    command: list[str | Path] = [program, "export", checkpoint_path, "-o", output]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     waited_s = 0.0
     while not list(tmp_path.glob(".bundle.partial-*")) and waited_s < 120:
@@ -334,12 +335,12 @@ def test_square_pixels_are_part_of_the_model_where_they_are_on(
     bundle_path: Path, checkpoint_path: Path, tmp_path: Path, is_said_by: str
 ) -> None:
     program = Path(sys.executable).with_name("xclip-deploy")
-    command = [program, "export", checkpoint_path, "--square-pixels", "-o", tmp_path / "bundle"]
+    words = ["export", checkpoint_path, "--square-pixels", "-o", tmp_path / "bundle"]
     if is_said_by == "checkpoint":
         loaded, path = load_checkpoint(checkpoint_path), tmp_path / "weights.pt"
         save_checkpoint(path, loaded.config, loaded.state_dict, square_pixels=True)
-        command = [program, "export", path, "-o", tmp_path / "bundle"]
-    subprocess.run(command, check=True, capture_output=True)
+        words = ["export", path, "-o", tmp_path / "bundle"]
+    subprocess.run([program, *map(str, words)], check=True, capture_output=True)
     published, square = Bundle.open(bundle_path).manifest, Bundle.open(tmp_path / "bundle").manifest
     assert square.preprocessing.square_pixels
     assert square.video_reading().square_pixels

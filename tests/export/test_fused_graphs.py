@@ -26,10 +26,11 @@ from xclip_deploy.export.graphs import export_graph, graph_specs, part_specs
 from xclip_deploy.export.parity import run_pytorch
 from xclip_deploy.export.reference_inputs import reference_inputs
 from xclip_deploy.export.weights_file import WeightsFile
-from xclip_deploy.runtime.bundle import MANIFEST_NAME
 from xclip_deploy.runtime.manifest import (
+    MANIFEST_NAME,
     AnyGraph,
     Graph,
+    GraphSpec,
     Manifest,
     ParityMethod,
     Precision,
@@ -330,7 +331,8 @@ def test_models_of_every_kind(
     config = model.config
     if precision is Precision.FP16:
         halve(model)
-    specs = {**graph_specs(config, precision), **part_specs(config, precision)}
+    specs: dict[AnyGraph, GraphSpec] = dict(graph_specs(config, precision).items())
+    specs |= part_specs(config, precision).items()
     del specs[Graph.SCORER]
     for graph, spec in specs.items():
         with WeightsFile(tmp_path / f"{spec.file}.data") as weights:

@@ -25,6 +25,16 @@ def node(model: onnx_ir.Model, op_type: str) -> onnx_ir.Node:
     return next(each for each in model.graph if each.op_type == op_type)
 
 
+def constant_of(node: onnx_ir.Node) -> tuple[onnx_ir.Value, Any]:
+    """Return a node's only constant input, and its array."""
+    (found,) = [
+        (value, value.const_value.numpy())
+        for value in node.inputs
+        if value is not None and value.const_value is not None
+    ]
+    return found
+
+
 def constant(value: onnx_ir.Value | None, array: Any) -> None:
     assert value is not None
     value.const_value = onnx_ir.tensor(array, name=value.name)
@@ -65,8 +75,7 @@ def test_slices_of_weights_are_folded(bundle: Bundle) -> None:
     """The exporter leaves the positions of a model as large as ViT-B/32 a slice of a weight."""
     model = load(bundle, Graph.TEXT_ENCODER, Precision.FP16)
     total = next(each for each in model.graph if each.op_type == "Add")
-    positions = next(value for value in total.inputs if value.const_value is not None)
-    array = positions.const_value.numpy()
+    positions, array = constant_of(total)
     stored = np.concatenate([array, array + 1])
     parts = {"stored": stored, "start": np.array([0]), "end": np.array([len(array)])}
     values = []
@@ -85,5 +94,5 @@ def test_slices_of_weights_are_folded(bundle: Bundle) -> None:
     )
     assert not [each for each in model.graph if each.op_type == "Slice"]
     total = next(each for each in model.graph if each.op_type == "Add")
-    (folded,) = [value for value in total.inputs if value.const_value is not None]
-    np.testing.assert_array_equal(folded.const_value.numpy(), array)
+    _, folded = constant_of(total)
+    np.testing.assert_array_equal(folded, array)

@@ -42,8 +42,8 @@ def test_a_single_pair_may_be_further_off_but_not_by_any_amount(
     factor: float, expected: bool
 ) -> None:
     tolerance = TOLERANCES[Precision.FP16]
-    many = {LOGITS: np.zeros((100, 100), np.float32)}
-    found = {LOGITS: many[LOGITS].copy()}
+    many: Tensors = {LOGITS: np.zeros((100, 100), np.float32)}
+    found: Tensors = {LOGITS: many[LOGITS].copy()}
     found[LOGITS][7, 8] = factor * tolerance.outlier_factor * tolerance.score * 10.0
     (record,) = compare(many, found, Precision.FP16, score_scale=10.0)
     assert record.passed is expected

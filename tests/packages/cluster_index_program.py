@@ -84,15 +84,15 @@ def run(
     deaths = Path(f"{gallery}-deaths.txt")
     deaths.touch()
     if deadly:
-        indexing.EncoderActor = deadly_kind(deaths)  # type: ignore[misc]
+        indexing.EncoderActor = deadly_kind(deaths)  # type: ignore[attr-defined]
     how = signal.SIGSTOP if stops else signal.SIGKILL
     # The files whose features reach this process, which are those that were decoded.
     encoded: list[str] = []
     receive = indexing._Run._receive
 
-    def noted(self: Any, part: Any, *rest: Any) -> None:
+    def noted(self: Any, part: Any, dispatcher: Any) -> None:
         encoded.extend(found.file.path for found in part.files if found.encoded is not None)
-        receive(self, part, *rest)
+        receive(self, part, dispatcher)
 
     indexing._Run._receive = noted  # type: ignore[method-assign]
     stop, killed = threading.Event(), []  # type: tuple[threading.Event, list[int]]
@@ -123,8 +123,12 @@ def run(
 
 
 if __name__ == "__main__":
-    given = dict(zip(("bundle", "gallery", "folder"), sys.argv[1:], strict=False))
-    flags = {"stops": "--stop" in sys.argv, "deadly": "--deadly" in sys.argv}
-    outcome = run(**given, kills=int(sys.argv[4]), address=sys.argv[5], **flags)
+    outcome = run(
+        *sys.argv[1:4],
+        kills=int(sys.argv[4]),
+        address=sys.argv[5],
+        stops="--stop" in sys.argv,
+        deadly="--deadly" in sys.argv,
+    )
     sys.stdout.write(json.dumps(outcome) + "\n")
     sys.stdout.flush()

@@ -20,7 +20,11 @@ def start(count: int) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": CPUS, "object_store_memory": STORE_BYTES, "node_ip_address": HOST}
+    node: dict[str, Any] = {
+        "num_cpus": CPUS,
+        "object_store_memory": STORE_BYTES,
+        "node_ip_address": HOST,
+    }
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     for _ in range(count - 1):
         cluster.add_node(**node)

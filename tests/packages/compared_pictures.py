@@ -21,6 +21,7 @@ _TILE = 20
 
 def opened(path: Path) -> Image.Image:
     """Read a picture as RGB."""
+    image: Image.Image
     with Image.open(path) as image:
         return image.convert("RGB")
 

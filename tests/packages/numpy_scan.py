@@ -42,7 +42,7 @@ class NumpyScan:
         if arrays.ranks is not None:
             ranks = self._read(arrays.ranks)
             assert len(np.unique(ranks)) == len(ranks)
-        found = []
+        found: list[Best] = []
         for logits in scores["logits"]:
             n = len(found)
             order = np.lexsort((ranks, -logits))[:count]
@@ -70,7 +70,7 @@ class NumpyScan:
     ) -> dict[str, Float32Array]:
         assert not self.is_closed
         if allowed is not None:
-            assert (allowed.shape, allowed.dtype) == ((arrays.num_slots,), np.bool_)
+            assert (allowed.shape, allowed.dtype) == ((arrays.num_slots,), np.dtype(np.bool_))
         self.num_scans += 1
         status = self._device.fault("scan")
         if status == "cudaErrorMemoryAllocation":

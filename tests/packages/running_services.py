@@ -79,5 +79,6 @@ def wait_until(is_met: Callable[[], bool], seconds: float = 20) -> None:
 def connected(address: str) -> Iterator[socket.socket]:
     """Open a socket to the server at an address."""
     place = urlsplit(address)
+    assert place.port is not None
     with socket.create_connection((place.hostname, place.port), timeout=10) as opened:
         yield opened

@@ -16,7 +16,8 @@ from xclip_deploy.runtime.video.segmentation import Segmentation
 
 
 def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    lengths: npt.NDArray[np.floating] = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / lengths).astype(np.float32)
 
 
 @dataclass
@@ -38,7 +39,11 @@ class Planter:
         return Query(TextFeatures(self.target[np.newaxis], words, count))
 
     def video(
-        self, name: str, likeness: Sequence[float], noise: float = 1.0, **metadata: object
+        self,
+        name: str,
+        likeness: Sequence[float] | npt.NDArray[np.floating],
+        noise: float = 1.0,
+        **metadata: object,
     ) -> tuple[list[GalleryVideo], VideoFeatures]:
         """Make a video with one segment for each likeness."""
         window_s, stride_s = self.segmentation.window_s, self.segmentation.stride_s

@@ -109,7 +109,7 @@ def test_a_file_given_in_two_ways_is_one(
     retriever: Retriever, clips: Path, monkeypatch: pytest.MonkeyPatch, on_duplicate: Any
 ) -> None:
     monkeypatch.chdir(clips)
-    names = [TURNED, clips / TURNED, f"./{TURNED}", TURNED]
+    names: list[str | Path] = [TURNED, clips / TURNED, f"./{TURNED}", TURNED]
     assert retriever.add(names, on_duplicate=on_duplicate).added == (str(clips / TURNED),)
 
 

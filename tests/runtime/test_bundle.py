@@ -293,8 +293,11 @@ def test_a_signed_manifest_is_checked_all_the_same(bundle_copy: Path) -> None:
 
 
 def test_a_precision_that_is_not_there(bundle_copy: Path) -> None:
-    for kind in ("graphs", "video_parts", "fused_graphs"):
-        edit(bundle_copy, lambda content, kind=kind: content[kind].pop("fp16"))
+    def remove(content: dict[str, Any]) -> None:
+        for kind in ("graphs", "video_parts", "fused_graphs"):
+            content[kind].pop("fp16")
+
+    edit(bundle_copy, remove)
     bundle = Bundle.open(bundle_copy)
     assert bundle.precisions == (Precision.FP32,)
     with pytest.raises(InvalidArgumentError, match="has no fp16 graphs, only fp32"):

@@ -325,7 +325,7 @@ def test_a_file_that_cannot_be_written_stays(
         raise OSError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="no space"):
             write_file(file, b"new")
     assert file.read_bytes() == b"old"

@@ -6,13 +6,14 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from long_clips import make_long
 
-from xclip_deploy import Bundle, Retriever
+from xclip_deploy import Bundle, Retriever, SearchResults
 from xclip_deploy.runtime.video import VideoFrames
 
 SCRIPT = Path(sys.executable).with_name("xclip-deploy")
@@ -42,7 +43,10 @@ def test_searches_by_a_thinned_video_warn(
 ) -> None:
     retriever.add([clips / "sam2_dog.mp4"])
     caplog.clear()
-    searches = (lambda: retriever.search_by_video(hour), lambda: retriever.search("a", video=hour))
+    searches: tuple[Callable[[], SearchResults], ...] = (
+        lambda: retriever.search_by_video(hour),
+        lambda: retriever.search("a", video=hour),
+    )
     for search in searches:
         found = search()
         assert found

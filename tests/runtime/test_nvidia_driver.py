@@ -77,7 +77,7 @@ class Library:
 def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     def put(*gpus: VisibleGpu, **failing: int) -> Library:
         library = Library(list(gpus), failing)
-        monkeypatch.setattr(nvidia_driver.ctypes, "CDLL", lambda _: library)
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
         return library
 
     return put

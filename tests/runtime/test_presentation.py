@@ -85,7 +85,12 @@ def results() -> dict[str, Any]:
         "TextFeatures": TextFeatures(ones, ones[:, None], np.ones(1000, np.int32)),
         "VideoFeatures": VideoFeatures(ones, ones[:, None], np.ones(1000, np.int32)),
         "VideoFrames": VideoFrames(
-            np.zeros((4, 32, 32, 3), np.uint8), np.arange(4.0), np.arange(4), 4.0, 1.0, (EVIL,)
+            frames=np.zeros((4, 32, 32, 3), np.uint8),
+            times_s=np.arange(4.0),
+            frame_numbers=np.arange(4),
+            duration_s=4.0,
+            frame_rate=1.0,
+            warnings=(EVIL,),
         ),
         "Evaluation": Evaluation(
             split=EVIL,

@@ -112,7 +112,8 @@ def open_service(settings_of: Callable[..., ServiceSettings]) -> Iterator[OpenSe
             client = TestClient(
                 create_app(settings_of(**changes)), base_url=BASE_URL, headers=headers
             )
-            return stack.enter_context(client)
+            entered: TestClient = stack.enter_context(client)
+            return entered
 
         yield opened
 

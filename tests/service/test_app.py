@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -104,7 +104,7 @@ def test_request_ids_that_are_replaced(api: TestClient, given: str) -> None:
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """The lines that the service logs, read back from JSON."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -112,7 +112,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]
     logger = logging.getLogger("xclip_deploy")
     logger.addHandler(handler)
     caplog.set_level(logging.INFO)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]  # type: ignore[misc]
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     logger.removeHandler(handler)
 
 

@@ -102,7 +102,7 @@ def test_two_threads_run_side_by_side() -> None:
         return list(items)
 
     async def work(tested: Batcher[int, int]) -> list[int]:
-        return await asyncio.gather(tested.submit(1), tested.submit(2))
+        return list(await asyncio.gather(tested.submit(1), tested.submit(2)))
 
     assert in_loop(run, work, lanes=2, max_batch=1) == [1, 2]
 

@@ -156,6 +156,7 @@ def test_every_class_of_errors_has_a_status() -> None:
 
 
 def test_a_full_disk_behind_another_error() -> None:
+    error: Exception
     error = errors.GalleryError("gallery g cannot be written: the disk is full; make room")
     error.__cause__ = RuntimeError("LanceError(IO)")
     assert status_of(error) == 507

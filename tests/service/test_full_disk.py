@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.service import ServiceSettings, create_app, query_files, uploads
-from xclip_deploy.service.jobs import queue, table
+from xclip_deploy.service.jobs import queue, table, work
 from xclip_deploy.service.state import Service
 from xclip_deploy.wire import API
 
@@ -74,7 +74,7 @@ def test_no_room_while_a_job_runs(
     monkeypatch.setattr(table, "_RETRY_S", 0.2)
     client = open_service(gallery=small_disk / "gallery", data=small_disk / "data")
     has_failed = threading.Event()
-    index = queue.index_videos
+    index = work.index_videos
 
     def without_room(*arguments: Any) -> Any:
         fill(small_disk)

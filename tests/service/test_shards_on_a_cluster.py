@@ -266,7 +266,7 @@ def test_actors_that_were_started_anew_are_found(
     serve: Serve, nodes: Nodes, bundle_path: Path
 ) -> None:
     program = serve("--timeout", f"{LIMIT_S:g}")
-    words = [
+    words: list[str | Path] = [
         *("serve-shards", program.gallery, "--bundle", bundle_path),
         *("--cluster", nodes.address, "--cpus", "0.2"),
     ]

@@ -20,7 +20,7 @@ def test_the_viewer_draws_without_another_host(live_address: str) -> None:
         hosts: set[str] = set()
         faults: list[str] = []
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
-        page.on("console", lambda message: message.type == "error" and faults.append(message.text))
+        page.on("console", lambda said: faults.extend([said.text] * (said.type == "error")))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(f"{live_address}/docs")
         page.get_by_text("/api/v1/search", exact=True).first.click()

@@ -44,7 +44,7 @@ def make_model() -> MakeModel:
         with torch.no_grad():
             for name, parameter in model.scorer.named_parameters():
                 if name != "logit_scale":
-                    parameter += 0.3 * torch.randn_like(parameter)
+                    parameter.add_(0.3 * torch.randn_like(parameter))
         return model
 
     return make

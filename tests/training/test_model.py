@@ -137,10 +137,11 @@ def test_families() -> None:
         "vision": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "heads": 1},
         "text": {"width": 64, "layers": 1, "heads": 1},
     }
-    plain = {"grains": ("video_sentence",), "sentence_projection": False}
+    plain: dict[str, Any] = {"grains": ("video_sentence",), "sentence_projection": False}
+    recurrent: dict[str, Any] = {**plain, "temporal_head": "seqLSTM"}
     assert ModelConfig(**deepcopy(base)).family is Family.XCLIP
     assert ModelConfig(**base, **plain).family is Family.CLIP
-    assert ModelConfig(**base, **plain, temporal_head="seqLSTM").family is Family.CLIP4CLIP
+    assert ModelConfig(**base, **recurrent).family is Family.CLIP4CLIP
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def half_step(weight: float, gradient: float, rate: float) -> np.float16:
     update = h(np.float32(mean) / np.float32(divisor))
     decay = h(np.float32(0.2) * np.float32(p))
     update = h(np.float32(update) + np.float32(decay))
-    return h(np.float32(p) - np.float32(h(np.float32(rate) * np.float32(update))))
+    stepped: np.float16 = h(np.float32(p) - np.float32(h(np.float32(rate) * np.float32(update))))
+    return stepped
 
 
 @pytest.mark.parametrize(("weight", "gradient"), [(1.0, 0.5), (-0.3, 1e-3), (0.7, 2e-4)])
@@ -218,7 +219,8 @@ def test_frame_orders() -> None:
     frames = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
 
     def order(kind: int, *stream: int) -> list[int]:
-        return in_order(frames, kind, stream).reshape(-1).tolist()
+        found: list[int] = in_order(frames, kind, stream).reshape(-1).tolist()
+        return found
 
     assert order(0, 1) == [0, 1, 2, 3, 4]
     assert order(1, 1) == [4, 3, 2, 1, 0]

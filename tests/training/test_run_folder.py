@@ -158,6 +158,7 @@ def test_the_log(tmp_path: Path) -> None:
 def _size_of(path: Path) -> tuple[int, int]:
     from PIL import Image
 
+    image: Image.Image
     with Image.open(path) as image:
         return image.size
 

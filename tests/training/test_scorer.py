@@ -58,7 +58,8 @@ def expected_grains(
 
 def unit(*shape: int) -> torch.Tensor:
     x = torch.randn(*shape, dtype=torch.float64)
-    return x / x.norm(dim=-1, keepdim=True)
+    lengths: torch.Tensor = x.norm(dim=-1, keepdim=True)
+    return x / lengths
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])

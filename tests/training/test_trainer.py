@@ -15,6 +15,7 @@ from xclip_deploy import load_checkpoint, train
 from xclip_deploy.errors import DatasetError, InvalidArgumentError, TrainingError
 from xclip_deploy.training import step as step_module
 from xclip_deploy.training import trainer
+from xclip_deploy.training.run_folder import RunFolder
 
 
 def test_a_run_leaves_everything(uninterrupted: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_checkpoint_of_other_dimensions(
 def test_too_many_unreadable_videos(dataset: Path, tmp_path: Path) -> None:
     for path in dataset.glob("*.mp4"):
         (tmp_path / path.name).write_bytes(b"no video" if path.stem < "gold" else path.read_bytes())
-    changes = {"data__videos": str(tmp_path), "data__frame_cache": None}
+    changes: dict[str, Any] = {"data__videos": str(tmp_path), "data__frame_cache": None}
     with pytest.raises(DatasetError, match="of 10 videos 4 cannot be read"):
         train(configured(dataset, **changes), tmp_path / "run")
     report = json.loads((tmp_path / "run" / "train_videos.json").read_text())
@@ -142,7 +143,7 @@ def test_the_best_of_equally_good_epochs(
     equal = {"text_to_video": {"recall_at_1": 50.0}, "video_to_text": {"recall_at_1": 25.0}}
     monkeypatch.setattr(trainer, "validate", lambda *_, **__: equal)
     epochs = []
-    monkeypatch.setattr(trainer.RunFolder, "save_best", lambda *_: epochs.append(len(validated())))
+    monkeypatch.setattr(RunFolder, "save_best", lambda *_: epochs.append(len(validated())))
 
     def validated() -> list[dict[str, Any]]:
         lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()

@@ -137,9 +137,9 @@ def trivial_graph(spec: GraphSpec) -> onnx.ModelProto:
             parts.append(sizes[size] if isinstance(size, str) else f"{tensor.name}_{axis}")
         nodes.append(helper.make_node("Concat", parts, [f"{tensor.name}_shape"], axis=0))
         nodes.append(helper.make_node("Expand", ["total", f"{tensor.name}_shape"], [tensor.name]))
-    values = [
+    inputs, outputs = (
         [helper.make_tensor_value_info(t.name, kinds[t.dtype.value], t.shape) for t in side]
         for side in (spec.inputs, spec.outputs)
-    ]
-    graph = helper.make_graph(nodes, "trivial", *values, initializer=constants)
+    )
+    graph = helper.make_graph(nodes, "trivial", inputs, outputs, initializer=constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

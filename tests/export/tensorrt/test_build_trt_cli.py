@@ -20,8 +20,8 @@ from xclip_deploy.export.tensorrt import BuildResult
 from xclip_deploy.runtime.manifest import Graph
 
 pytestmark = pytest.mark.usefixtures("trt")
-SMALL = ("--video-batch", "1:2:4", "--text-batch", "1:2:4", "--scored-texts", "1:2:4")
-SMALL = (*SMALL, "--scored-videos", "1:4:8", "--flavor", "rtx")
+SIZES = ("--video-batch", "1:2:4", "--text-batch", "1:2:4", "--scored-texts", "1:2:4")
+SMALL = (*SIZES, "--scored-videos", "1:4:8", "--flavor", "rtx")
 PROGRAM = """
 import signal, sys
 # As in a terminal: what a shell starts in the background ignores it.

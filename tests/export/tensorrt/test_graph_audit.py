@@ -18,7 +18,8 @@ Break = Callable[[onnx.GraphProto], None]
 
 
 def node_of(graph: onnx.GraphProto, op_type: str, number: int = 0) -> onnx.NodeProto:
-    return [node for node in graph.node if node.op_type == op_type][number]
+    nodes: list[onnx.NodeProto] = [node for node in graph.node if node.op_type == op_type]
+    return nodes[number]
 
 
 def insert(graph: onnx.GraphProto, before: onnx.NodeProto, *nodes: onnx.NodeProto) -> None:

@@ -113,7 +113,7 @@ class Installed:
             "PATH": f"{self.python.parent}:{os.environ['PATH']}",
             "LD_LIBRARY_PATH": str(self.libraries),
         }
-        command = [
+        command: list[str | Path] = [
             self.home / "bin" / "tritonserver",
             f"--model-repository={repository}",
             f"--backend-directory={self.backends}",

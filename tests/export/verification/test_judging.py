@@ -83,7 +83,7 @@ def test_durations_leave_out_the_first_batch() -> None:
 
 def with_wrong_first(scores: Matrix, texts: int) -> Matrix:
     """The right answer of some texts falls below the next one, by little."""
-    changed = scores.copy()
+    changed: Matrix = scores.copy()
     for text in range(texts):
         order = np.argsort(-scores[text])
         changed[text, order[0]] = scores[text, order[1]] - 0.01

@@ -72,6 +72,7 @@ def test_agreement_and_moves_are_those_of_the_definition(both: tuple[Matrix, Mat
             assert agreement is None
             continue
         shares = [len(set(before[:k]) & set(after[:k])) / k for before, after in orders]
+        assert agreement is not None
         np.testing.assert_allclose(agreement, np.mean(shares), rtol=1e-12)
     depth = min(DEPTH, num_videos)
     moves = np.zeros((depth, depth + 1), dtype=int)

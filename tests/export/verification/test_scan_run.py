@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from stand_in_device import Device, install
@@ -37,7 +38,8 @@ def features(bundle: Bundle, texts: int, videos: int) -> tuple[TextFeatures, Vid
 
     def unit(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         array = rng.standard_normal((*shape, model.embed_dim)).astype(np.float32)
-        return (array / np.linalg.norm(array, axis=-1, keepdims=True)).astype(np.float32)
+        lengths: npt.NDArray[np.float32] = np.linalg.norm(array, axis=-1, keepdims=True)
+        return (array / lengths).astype(np.float32)
 
     def rounded(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         return unit(*shape).astype(np.float16).astype(np.float32)

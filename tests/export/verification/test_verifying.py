@@ -168,7 +168,7 @@ def test_what_is_measured_is_what_the_runtime_computes(
     certificate = verify_bundle(bundle, split=split, output=tmp_path, report=False, max_batch=2)
     texts = {}
     for precision in ("fp32", "fp16"):
-        with DeployedModel(bundle, SessionOptions(device="cpu", precision=precision)) as model:  # type: ignore[arg-type]
+        with DeployedModel(bundle, SessionOptions(device="cpu", precision=precision)) as model:
             texts[precision] = model.encode_texts(split.captions).sentence_features
     expected, found = (texts[name].astype(np.float64) for name in ("fp32", "fp16"))
     (record,) = (

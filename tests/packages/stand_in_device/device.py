@@ -170,7 +170,8 @@ class Device:
         start = address - allocation.address
         if not allocation.is_written[start : start + nbytes].all():
             raise self.violation(f"{what}: memory is read that nothing has written")
-        return allocation.data[start : start + nbytes].copy()
+        content: npt.NDArray[np.uint8] = allocation.data[start : start + nbytes].copy()
+        return content
 
     def write(self, address: int, content: npt.NDArray[np.uint8], what: str) -> None:
         allocation = self.find(address, len(content), what)

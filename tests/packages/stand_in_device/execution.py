@@ -157,7 +157,8 @@ class ExecutionContext:
         return sizes
 
     def _nbytes(self, name: str, shape: tuple[int, ...]) -> int:
-        return int(np.prod(shape)) * np.dtype(self._engine.tensors[name]["dtype"]).itemsize
+        itemsize: int = np.dtype(self._engine.tensors[name]["dtype"]).itemsize
+        return int(np.prod(shape)) * itemsize
 
     def _check_aligned(self, address: int, what: str) -> None:
         if address % ALIGNMENT:

@@ -27,17 +27,17 @@ def install(
 
     enterprise = TensorRTModule(device, VERSION, is_rtx=False)
     rtx = TensorRTModule(device, RTX_VERSION, is_rtx=True)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", CudaRuntime(device))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", CudaDriver(device))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "tensorrt", enterprise)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", CudaRuntime(device))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", CudaDriver(device))
+    monkeypatch.setitem(sys.modules, "tensorrt", enterprise)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
     monkeypatch.setattr(nvidia_driver, "why_no_gpu", lambda: None)
     # A machine may have the real one, which the stand-in's plans would puzzle.
-    monkeypatch.setitem(sys.modules, "tensorrt_lean", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", None)
     return enterprise, rtx
 
 
 def install_lean_alone(monkeypatch: pytest.MonkeyPatch, enterprise: TensorRTModule) -> None:
     """Leave of TensorRT only its lean runtime, under the name of that."""
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "tensorrt_lean", enterprise)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", enterprise)

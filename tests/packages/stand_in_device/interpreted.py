@@ -82,7 +82,8 @@ class _Builder:
         )
 
         def size(pointers: Any) -> int:
-            return max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+            bits: int = pointers.get_element_ty().primitive_bitwidth
+            return max(1, bits // 8)
 
         def checked_load(ptrs: Any, mask: Any, *rest: Any) -> Any:
             self.memory.check(ptrs.data, mask.data, size(ptrs), reads=True)
@@ -101,7 +102,7 @@ class _Builder:
         inner.create_atomic_rmw = checked_atomic
 
 
-class _Executor(triton_interpreter.GridExecutor):
+class _Executor(triton_interpreter.GridExecutor):  # type: ignore[misc]  # Triton is untyped
     """Runs on the memory as it is, without a copy by PyTorch."""
 
     def _init_args_hst(self, args_dev: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -184,7 +184,8 @@ def _entries(options: Any) -> dict[str, str]:
 
 def _nbytes(bound: tuple[Any, tuple[int, ...], int]) -> int:
     dtype, shape, _ = bound
-    return int(np.prod(shape)) * np.dtype(dtype).itemsize
+    itemsize: int = np.dtype(dtype).itemsize
+    return int(np.prod(shape)) * itemsize
 
 
 def _raw(array: Any) -> npt.NDArray[np.uint8]:

@@ -75,6 +75,10 @@ class ILogger:
         raise NotImplementedError
 
 
+Logger = ILogger
+"""The class ``ILogger``, whose name an attribute of the module hides."""
+
+
 class TensorRTModule:
     """Stands in for one of the two modules."""
 
@@ -97,7 +101,7 @@ class TensorRTModule:
             self.EngineValidity = EngineValidity
             self.EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
-    def Runtime(self, logger: ILogger) -> Runtime:
+    def Runtime(self, logger: Logger) -> Runtime:
         if not isinstance(logger, ILogger):
             raise TypeError("a runtime wants an ILogger")
         return RtxRuntime(self, logger) if self.is_rtx else Runtime(self, logger)

@@ -57,7 +57,8 @@ def bindings() -> types.ModuleType:
     module.cudaMemsetAsync = lambda to, value, n, s: done(
         "cudaMemsetAsync", pointer(to), value, size(n), pointer(s)
     )
-    return module
+    stand_in: types.ModuleType = module
+    return stand_in
 
 
 def main() -> None:
@@ -72,7 +73,8 @@ def main() -> None:
     from xclip_deploy.runtime.sessions.onnx_session import FP16, BoundSession
 
     graph = Graph(name) if name in set(Graph) else VideoPart(name)
-    bundle, reports = Bundle.open(path), []
+    bundle = Bundle.open(path)
+    reports: list[str] = []
     try:
         session = BoundSession(
             bundle,

@@ -34,8 +34,8 @@ class Counted:
         self.decoded: list[str] = []
         take = self.actor._pool.take
 
-        def noted(*arguments: Any) -> Any:
-            taken = take(*arguments)
+        def noted(*arguments: Any, **options: Any) -> Any:
+            taken = take(*arguments, **options)
             if taken is not None and getattr(taken[1], "frames", None) is not None:
                 self.decoded.append(taken[0].source.path)
             return taken

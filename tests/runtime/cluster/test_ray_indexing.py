@@ -165,8 +165,8 @@ def test_ctrl_c_ends_indexing_and_search(
     assert [Path(failed["path"]).name for failed in done["failed"]] == ["x-broken.mp4"]
     check_each_once(gallery, folder)
     # A search whose actors start.
-    words = ("search", "a dog", *place, "--timeout", 60)
-    status, messages = interrupted(*words, when=lambda: bool(nodes.processes("ray::ShardActor")))
+    search = ("search", "a dog", *place, "--timeout", 60)
+    status, messages = interrupted(*search, when=lambda: bool(nodes.processes("ray::ShardActor")))
     assert (status, messages.splitlines()[-1]) == (130, "interrupted")
     deadline = time.monotonic() + 60
     while nodes.processes("ray::ShardActor") and time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from xclip_deploy.errors import AnnotationError
 
 MOV = "12090392@N02_13482799053_87ef417396.mov"
 MP4 = "55208132@N00_7999577432_33.mp4"
-DATA = [
+DATA: list[dict[str, Any]] = [
     {"video": MOV, "description": "a cat  jumps", "times": [[0, 0], [1, 1]], "annotation_id": 1},
     {"video": MP4, "description": "the camera pans", "times": [[0, 0]]},
     {"video": "of_another_split.avi", "description": "", "times": []},

@@ -127,8 +127,8 @@ def test_a_decoder_that_is_killed_midway_costs_that_video(two_minutes: Path) -> 
             except VideoReadError as error:
                 errors.append(str(error))
             counts.append(count + rest)
-        (error,) = errors
-        assert error.startswith(f"{two_minutes}: the decoder ended while it read it (SIGKILL")
+        (message,) = errors
+        assert message.startswith(f"{two_minutes}: the decoder ended while it read it (SIGKILL")
         assert sorted(counts)[1] == 120
         assert 0 < min(counts) < 120
         assert isinstance(take(pool, two_minutes, None).frames, VideoFrames)

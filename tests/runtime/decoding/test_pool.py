@@ -57,7 +57,7 @@ def read_in_pool(
         assert taken is not None
         path, outcome = taken
         if isinstance(outcome, FileContent):
-            assert outcome.frames is not None
+            assert isinstance(outcome.frames, VideoFrames)
             yield path, outcome.frames
         else:
             yield path, outcome

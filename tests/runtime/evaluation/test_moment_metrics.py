@@ -24,7 +24,7 @@ lengths = st.integers(1, 500).map(lambda tenths: tenths / 10)
 spans = st.tuples(times, lengths).map(lambda span: (span[0], span[0] + span[1]))
 videos = st.sampled_from(["a", "b", "c"])
 predictions = st.builds(
-    lambda video, span, score: Prediction(video, *span, score),
+    lambda video, span, score: Prediction(video, span[0], span[1], score),
     videos,
     spans,
     st.floats(-10, 10),
@@ -88,17 +88,16 @@ def test_a_corpus_by_hand() -> None:
     ]
     recall = corpus_recall(asked, rankings, at=(1, 2, 3))
     third = 100 / 3
-    assert recall.percent == (
+    expected: object = (
         (pytest.approx(third), pytest.approx(2 * third), pytest.approx(2 * third)),
         (0.0, pytest.approx(third), pytest.approx(third)),
     )
+    assert recall.percent == expected
     assert recall.value(2, 0.7) == pytest.approx(third)
     assert list(recall.to_dict()) == ["0.5-r1", "0.5-r2", "0.5-r3", "0.7-r1", "0.7-r2", "0.7-r3"]
     # Within the right video, the first query's second prediction is its first.
-    assert recall_within(asked, rankings, at=(1,)).percent == (
-        (pytest.approx(2 * third),),
-        (pytest.approx(third),),
-    )
+    within: object = ((pytest.approx(2 * third),), (pytest.approx(third),))
+    assert recall_within(asked, rankings, at=(1,)).percent == within
     # The third query's video is the second of its ranking.
     assert video_recall(asked, rankings, at=(1, 2)).to_dict() == {
         "r1": pytest.approx(third),
@@ -192,6 +191,7 @@ def test_impossible_predictions_are_refused(bad: tuple[float, float]) -> None:
 @pytest.mark.parametrize("metric", [corpus_recall, recall_within, video_recall, mean_iou])
 def test_lengths_must_fit(metric: object) -> None:
     assert callable(metric)
-    for asked, ranked in (([], []), ([query("a", (0, 1))], [])):
+    nothing: list[list[Prediction]] = []
+    for asked, ranked in (([], nothing), ([query("a", (0, 1))], nothing)):
         with pytest.raises(InvalidArgumentError, match="expected one each"):
             metric(asked, ranked)

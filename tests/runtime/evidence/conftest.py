@@ -43,7 +43,7 @@ def small_scorer(seed: int = 0, noise: float = 0.3, **changes: Any) -> tuple[Sco
     scorer = Scorer(config)
     with torch.no_grad():
         for parameter in scorer.parameters():
-            parameter += noise * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
     return scorer.double(), config
 
 

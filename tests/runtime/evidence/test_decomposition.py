@@ -99,6 +99,8 @@ def test_contributions_are_weight_times_similarity(
     attention, parts = found.attention, found.contributions
     assert attention.words_first is not None
     assert attention.frames_first is not None
+    assert attention.frame_sentence is not None
+    assert found.sentence_similarity is not None
     joint = (attention.words_first.joint + attention.frames_first.joint) / 2
     np.testing.assert_allclose(parts["frame_word"], joint * found.similarity, atol=1e-12)
     np.testing.assert_allclose(

@@ -237,6 +237,7 @@ def test_a_gallery_of_another_model(bundle: Bundle) -> None:
 def size_of(path: Path) -> tuple[int, int]:
     from PIL import Image
 
+    image: Image.Image
     with Image.open(path) as image:
         assert image.format == "PNG"
         return image.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from gallery_samples import (
     FRAMES,
     MODEL,
     NOTHING_IN_MEMORY,
-    SearchLimits,
     content_of,
     lance_store,
     sample,
@@ -32,7 +31,9 @@ from xclip_deploy.runtime.gallery.commit_record import (
     write_record,
 )
 from xclip_deploy.runtime.gallery.lance_files import take_lock
+from xclip_deploy.runtime.gallery.lance_schema import is_whole
 from xclip_deploy.runtime.gallery.rewriting import _write_no_deletions
+from xclip_deploy.runtime.gallery.store import SearchLimits
 from xclip_deploy.runtime.progress import ignore_progress
 
 
@@ -56,7 +57,7 @@ def names(path: Path) -> list[str]:
 def test_every_commit_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / "gallery"
     store = lance_store(path, SearchLimits(index_from=256))
-    changes = [
+    changes: list[Callable[[], object]] = [
         lambda: store.put(*sample([f"v{n}" for n in range(300)]), replace=False),
         lambda: store.put(*sample(["v1", "w"], 1, colour="red"), replace=True),
         lambda: store.update(sample(["v2"], colour="blue")[0]),
@@ -69,6 +70,7 @@ def test_every_commit_is_recorded(tmp_path: Path) -> None:
         assert record is not None
         assert record.version == versions_of(path)[0] == store.snapshot()._table.version
         assert record == make_record(path, record.version, None, record.indexed_below)
+    assert record is not None
     assert record.indexed_below > 0
     assert len(record.indices) > 2
 
@@ -287,7 +289,6 @@ def test_rows_are_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     lance_store(path).put(*sample([f"v{n}" for n in range(500)]), replace=False)
     store = lance_store(path, NOTHING_IN_MEMORY, create=False)
     read: list[int] = []
-    is_whole = lance_reader.is_whole
 
     def counted(table: Any, part: Part, *rest: Any) -> Any:
         if part is Part.RECORD:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gallery_samples import DIM, SearchLimits, content_of, lance_store, sample
+from gallery_samples import DIM, content_of, lance_store, sample
 
 from xclip_deploy.errors import GalleryError, GalleryIntegrityError
 from xclip_deploy.runtime.gallery.commit_record import RECORD_FILE, find_manifest
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
+from xclip_deploy.runtime.gallery.store import SearchLimits
 
 QUERIES = np.eye(2, DIM, dtype=np.float16)
 # LanceDB does the searching, through the index where there is one.

@@ -13,6 +13,7 @@ from gallery_samples import MODEL, rows_of, unit
 from xclip_deploy.errors import GalleryIntegrityError
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import GalleryVideo, lance_pages
+from xclip_deploy.runtime.gallery.commit_record import find_manifest
 from xclip_deploy.runtime.gallery.lance_opening import open_store
 from xclip_deploy.runtime.gallery.lance_pages import PagedColumn
 from xclip_deploy.runtime.gallery.lance_snapshot import LanceSnapshot
@@ -182,7 +183,7 @@ def test_damaged_descriptions_raise_nothing(path: Path) -> None:
     """Each byte of the manifest and of a file's footer is changed in turn."""
     version = opened(path, COLD).snapshot()._table.version
     rows = opened(path, COLD).snapshot().rows()
-    manifest = lance_pages.find_manifest(path, version)
+    manifest = find_manifest(path, version)
     assert manifest is not None
     data = min(path.glob("videos.lance/data/*.lance"))
     num_unreadable = 0

@@ -100,7 +100,7 @@ def test_removing_by_filter(gallery: Gallery) -> None:
     assert gallery.remove("v0") == 1
     for wrong in ({}, {"ids": "v2", "where": "n = 2"}):
         with pytest.raises(InvalidArgumentError, match="one of the two"):
-            gallery.remove(**wrong)  # type: ignore[arg-type]
+            gallery.remove(**wrong)
     with pytest.raises(InvalidArgumentError):
         gallery.remove(where="no filter")
     assert len(gallery) == 4

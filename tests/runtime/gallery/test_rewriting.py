@@ -15,7 +15,6 @@ from gallery_samples import (
     DIM,
     FRAMES,
     MODEL,
-    SearchLimits,
     content_of,
     lance_store,
     make_unchecked,
@@ -34,6 +33,7 @@ from xclip_deploy.runtime.gallery.commit_record import RECORD_FILE, find_manifes
 from xclip_deploy.runtime.gallery.lance_schema import make_schema, to_table, to_videos
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
 from xclip_deploy.runtime.gallery.rewriting import rescue_gallery, upgrade_gallery
+from xclip_deploy.runtime.gallery.store import SearchLimits
 from xclip_deploy.runtime.progress import ignore_progress
 
 LIMITS = SearchLimits(index_from=256)

@@ -123,4 +123,4 @@ class StoreMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("sequences", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_any_sequence_of_changes(sequences: int) -> None:
     limits = settings(max_examples=sequences, stateful_step_count=15)
-    run_state_machine_as_test(StoreMachine, settings=limits)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(StoreMachine, settings=limits)

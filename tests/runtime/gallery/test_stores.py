@@ -29,7 +29,7 @@ def test_what_was_put_comes_back(store: GalleryStore) -> None:
     np.testing.assert_array_equal(found.video_features, features.video_features[::-1])
     np.testing.assert_array_equal(found.frame_features, features.frame_features[::-1])
     assert found.num_frames.tolist() == [2] * 4
-    assert (found.video_features.dtype, found.frame_features.dtype) == (np.float16, np.float16)
+    assert found.video_features.dtype == found.frame_features.dtype == np.float16
     assert snapshot.find(["nothing"]) == {}
     assert snapshot.find([]) == {}
     assert snapshot.find_content(["0-a", "none"]) == {"0-a": snapshot.find(["a"])["a"]}
@@ -292,7 +292,7 @@ def test_keys_tell_features_apart(store: GalleryStore) -> None:
         snapshot = store.snapshot()
         rows, keys = snapshot.feature_keys()
         assert rows.tolist() == snapshot.rows().tolist()
-        assert (keys.dtype, keys.shape) == (np.uint64, (len(rows), 2))
+        assert (keys.dtype, keys.shape) == (np.dtype(np.uint64), (len(rows), 2))
         names = [video.id for video in snapshot.videos(rows)]
         return dict(zip(names, map(tuple, keys.tolist()), strict=True))
 

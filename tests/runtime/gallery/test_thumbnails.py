@@ -111,7 +111,7 @@ def test_arguments_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(InvalidArgumentError):
             thumbnail_key(sha, start)
     with pytest.raises(InvalidArgumentError):
-        ThumbnailStore(tmp_path).put(thumbnail_key(SHA, 1), np.zeros((4, 4), np.uint8))  # type: ignore[arg-type]
+        ThumbnailStore(tmp_path).put(thumbnail_key(SHA, 1), np.zeros((4, 4), np.uint8))
 
 
 def test_a_place_that_cannot_be_written_costs_one_warning(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_pictures_are_small_and_square(
     found = decode(done.path)
     assert found.numbers == list(range(5, 25))
     assert found.times_s == pytest.approx([n / 10 for n in range(20)], abs=1e-3)
-    assert (found.size, found.pixel_aspect) == (expected, 1)
+    assert (found.size, found.pixel_aspect) == (expected, Fraction(1))
     with av.open(str(done.path)) as container:
         keys = [float(p.pts * p.time_base) for p in container.demux(video=0) if p.is_keyframe]
     assert keys[0] == 0

@@ -71,7 +71,7 @@ class Case:
             for name, parameter in scorer.named_parameters():
                 if name != "logit_scale":
                     noise = rng.standard_normal(parameter.shape).astype(np.float32)
-                    parameter += torch.from_numpy(self.spread * noise)
+                    parameter.add_(torch.from_numpy(self.spread * noise))
         arrays = {name: p.detach().numpy() for name, p in scorer.named_parameters()}
         sentences = unit(rng.standard_normal((self.texts, self.dim)))
         words = unit(

@@ -234,7 +234,7 @@ def test_arguments_that_kernels_would_misread(
         with pytest.raises(InvalidArgumentError, match=r"allowed is bool \[8\]; expected bool"):
             scan.best(texts, arrays, 1, np.ones(8, bool))
         with pytest.raises(InvalidArgumentError, match=r"allowed is int64 \[9\]; expected bool"):
-            scan.all(texts, arrays, np.ones(9, np.int64))  # type: ignore[arg-type]
+            scan.all(texts, arrays, np.ones(9, np.int64))
         with pytest.raises(InvalidArgumentError, match="num_frames is missing; this model's scan"):
             scan.all(texts, replace(arrays, num_frames=None), None)
         frames = arrays.frame_features

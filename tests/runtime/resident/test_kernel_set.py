@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -46,7 +47,9 @@ def memory(device: Device) -> DeviceMemory:
     return DeviceMemory(open_cuda())
 
 
-def code(kind: str, capability: tuple[int, int], is_exact: bool = False) -> KernelCode:
+def code(
+    kind: Literal["cubin", "ptx"], capability: tuple[int, int], is_exact: bool = False
+) -> KernelCode:
     return KernelCode(
         kind=kind,
         compute_capability=capability,

@@ -164,10 +164,10 @@ def in_a_fork(work: Callable[[], list[str]]) -> list[str]:
     return found
 
 
-def outcome(use: Callable[[], str]) -> str:
+def outcome(use: Callable[[], object]) -> str:
     """The result of a function, or its refusal."""
     try:
-        return use()
+        return str(use())
     except SessionError as error:
         return f"refused: {error}"
 
@@ -188,7 +188,7 @@ def test_a_fork_leaves_the_gpu_alone(device: Device, with_kernels: Bundle, must:
             snapshot = retriever.gallery.snapshot()
             found = [residence.describe(), str(residence.holds_all(snapshot))]
             found.append(outcome(lambda: residence.run(snapshot, lambda on, why: f"{on} {why}")))
-            found.append(outcome(lambda: str(residence.warm_up(snapshot))))
+            found.append(outcome(lambda: residence.warm_up(snapshot)))
             residence.close()
             return [*found, str(len(device.calls) - calls)]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from xclip_deploy.runtime.features import VideoFeatures
@@ -11,7 +14,7 @@ from xclip_deploy.runtime.search.near_identical import distinct
 RED, GREEN, BLUE = np.eye(3)
 
 
-def videos(*frames: list, num_frames: list[int] | None = None) -> VideoFeatures:
+def videos(*frames: Sequence[npt.ArrayLike], num_frames: list[int] | None = None) -> VideoFeatures:
     frame_features = np.array(frames, np.float16)
     counts = num_frames or [frame_features.shape[1]] * len(frames)
     return VideoFeatures(frame_features.mean(axis=1), frame_features, np.array(counts, np.int32))

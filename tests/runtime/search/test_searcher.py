@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from xclip_deploy import Bundle, DeployedModel
+from xclip_deploy import Bundle, DeployedModel, SearchResult
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.features import VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
@@ -21,7 +22,7 @@ from xclip_deploy.runtime.search.shard import fold
 MakeQueries = Callable[[int], list[Query]]
 
 
-def ids(results: list) -> list[list[str]]:
+def ids(results: Iterable[Iterable[SearchResult]]) -> list[list[str]]:
     return [[hit.id for hit in hits] for hits in results]
 
 
@@ -95,6 +96,8 @@ def test_two_stages_with_every_candidate_are_exact(
     assert ids(staged) == ids(exact)
     for a, b in zip(staged, exact, strict=True):
         assert [hit.score for hit in a] == pytest.approx([hit.score for hit in b], rel=1e-5)
+        assert a[0].grains is not None
+        assert b[0].grains is not None
         assert dict(a[0].grains) == pytest.approx(dict(b[0].grains), rel=1e-5)
 
 
@@ -115,10 +118,11 @@ def test_candidates_are_chosen_by_all_that_whole_videos_tell(
     snapshot = gallery.snapshot()
     for query in make_queries(6):
         (whole,) = searcher.search([query], snapshot, SearchOptions(k=120, exact=True))
-        grains = {hit.id: hit.grains for hit in whole}
-        nearest = sorted(grains, key=lambda name: -grains[name].video_sentence)[:60]
+        grains = {hit.id: dict(hit.grains or {}) for hit in whole}
+        nearest = sorted(grains, key=lambda name: -grains[name]["video_sentence"])[:60]
         best = sorted(
-            nearest, key=lambda name: -grains[name].video_sentence - grains[name].video_word
+            nearest,
+            key=lambda name: -grains[name]["video_sentence"] - grains[name]["video_word"],
         )[:20]
         expected = [hit.id for hit in whole if hit.id in best][:5]
         (hits,) = searcher.search([query], snapshot, SearchOptions(k=5, exact=False, candidates=20))
@@ -169,7 +173,7 @@ def test_pages_are_slices(
 ) -> None:
     snapshot, queries = gallery.snapshot(), make_queries(1)
     (whole,) = searcher.search(queries, snapshot, SearchOptions(k=30, exact=exact))
-    pages = []
+    pages: list[SearchResult] = []
     for offset in (0, 10, 20):
         options = SearchOptions(k=10, offset=offset, exact=exact)
         pages += searcher.search(queries, snapshot, options)[0].hits
@@ -260,7 +264,7 @@ def test_an_empty_gallery(searcher: Searcher, bundle: Bundle, make_queries: Make
     "options",
     [{"k": 0}, {"offset": -1}, {"candidates": 0}, {"deduplicate": 1.5}, {"k": 2.5}, {"k": True}],
 )
-def test_options_out_of_range(options: dict) -> None:
+def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match="expected"):
         SearchOptions(**options)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import chain, combinations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.grains import Grain
-from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
+from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.search.video_grains import of_videos
 from xclip_deploy.training.scorer import Scorer
@@ -28,7 +29,7 @@ def test_it_is_the_scorers_share(subset: tuple[Grain, ...], projection: bool, ma
         text=TextConfig(width=64, layers=1, heads=1),
         max_words=7,
         max_frames=3,
-        temporal_head="meanP",
+        temporal_head=TemporalHead.MEAN_POOLING,
         temporal_layers=0,
         temporal_heads=0,
         temporal_positions=0,
@@ -44,7 +45,8 @@ def test_it_is_the_scorers_share(subset: tuple[Grain, ...], projection: bool, ma
 
     def unit(*shape: int) -> np.ndarray:
         vectors = random.normal(size=(*shape, 16))
-        return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+        lengths: npt.NDArray[np.float64] = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return (vectors / lengths).astype(np.float32)
 
     text = TextFeatures(unit(1), unit(1, 7), np.array([4], np.int32))
     videos = VideoFeatures(unit(9), unit(9, 3), np.array([1, 2, 3] * 3, np.int32))

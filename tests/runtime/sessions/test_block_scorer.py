@@ -7,6 +7,7 @@ from functools import cache
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 import torch
@@ -17,7 +18,7 @@ from xclip_deploy.errors import SessionError
 from xclip_deploy.runtime.features import Scores, TextFeatures, VideoFeatures
 from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
-from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
+from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
 from xclip_deploy.runtime.sessions.block_scorer import CpuBlockScorer
 from xclip_deploy.runtime.sessions.onnx_session import open_bytes
@@ -34,7 +35,7 @@ def configuration(grains: tuple[Grain, ...], *, mask_padding: bool) -> ModelConf
         embed_dim=DIM,
         vision=VisionConfig(image_size=32, patch_size=16, width=64, layers=1, heads=1),
         text=TextConfig(width=64, layers=1, heads=1, context_length=77, vocab_size=49408),
-        temporal_head="meanP",
+        temporal_head=TemporalHead.MEAN_POOLING,
         temporal_layers=0,
         temporal_heads=0,
         temporal_positions=0,
@@ -53,7 +54,7 @@ def scorers(grains: tuple[Grain, ...], mask_padding: bool) -> tuple[Scorer, CpuB
     scorer = Scorer(config)
     with torch.no_grad():
         for parameter in scorer.parameters():
-            parameter += 0.2 * torch.randn_like(parameter) / DIM**0.5
+            parameter.add_(0.2 * torch.randn_like(parameter) / DIM**0.5)
     arrays = {name: value.detach().numpy() for name, value in scorer.named_parameters()}
     weights = ScorerWeights.from_arrays(arrays, config)
     return scorer.double(), CpuBlockScorer(config, weights, open_bytes, threads=2)
@@ -69,7 +70,9 @@ def vectors(rng: np.random.Generator, kind: str, *shape: int) -> np.ndarray:
         found = 1e-3 * found + line * rng.choice([-1.0, 1.0], shape)[..., None]
     elif kind == "mixed":
         found[rng.random(shape) < 0.5] = line
-    return (found / np.linalg.norm(found, axis=-1, keepdims=True)).astype(np.float32)
+    units: npt.NDArray[np.float32]
+    units = (found / np.linalg.norm(found, axis=-1, keepdims=True)).astype(np.float32)
+    return units
 
 
 def drawn(

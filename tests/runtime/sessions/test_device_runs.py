@@ -180,7 +180,7 @@ def test_nothing_else_runs_while_a_graph_is_captured(opened: Opener) -> None:
             capture = pool.submit(capturing.run, given)
             while not CAPTURES.is_awaited:
                 time.sleep(0.001)
-            assert runs.captured_sizes == ()
+            assert list(runs.captured_sizes) == []
             beside = pool.submit(other.run, given)
         same(capture.result(30), expected)
         same(beside.result(30), expected)

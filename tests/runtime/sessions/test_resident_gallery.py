@@ -24,7 +24,8 @@ def gallery(config: ModelConfig, count: int, seed: int = 0) -> VideoFeatures:
 
     def unit(*shape: int) -> npt.NDArray[Any]:
         vectors = random.standard_normal((*shape, config.embed_dim))
-        return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float16)
+        lengths: npt.NDArray[np.float64] = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return (vectors / lengths).astype(np.float16)
 
     counts = random.integers(1, config.max_frames + 1, count).astype(np.int32)
     return VideoFeatures(unit(count), unit(count, config.max_frames), counts)

@@ -164,6 +164,7 @@ def context(
     engine = module.Runtime(Log()).deserialize_cuda_engine(file.read_bytes())
     assert engine is not None
     context = engine.create_execution_context(ours.ExecutionContextAllocationStrategy.USER_MANAGED)
+    assert context is not None
     stream = cuda.create_stream()
     context.set_device_memory(cuda.allocate(1 << 16), 1 << 16)
     assert context.set_optimization_profile_async(1, int(stream))

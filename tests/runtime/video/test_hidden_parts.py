@@ -18,12 +18,13 @@ from xclip_deploy.runtime.video.mp4_boxes import clean_aperture_of, dolby_vision
 
 SAMPLING = FrameSampling(frames_per_second=2, max_frames=24)
 Numbers = Callable[[Any], list[int]]
+Content = bytes | bytearray
 
 
 # Edit lists
 
 
-def boxes(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(content: Content, start: int, end: int) -> Iterator[tuple[Content, int, int]]:
     """List the boxes of an MP4 file between two offsets: type, start, end."""
     while start < end:
         (size,) = struct.unpack_from(">I", content, start)
@@ -31,7 +32,7 @@ def boxes(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, in
         start += size
 
 
-def find(content: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
+def find(content: Content, kind: bytes, start: int, end: int) -> tuple[int, int]:
     return next((s, e) for found, s, e in boxes(content, start, end) if found == kind)
 
 
@@ -250,13 +251,13 @@ def test_damaged_boxes_have_no_aperture_and_no_end(
 # Crops in Matroska
 
 
-def variable(content: bytes, start: int) -> tuple[int, int]:
+def variable(content: Content, start: int) -> tuple[int, int]:
     """Read an EBML length: its value, and its own length."""
     count = 9 - content[start].bit_length()
     return int.from_bytes(content[start : start + count], "big") & (1 << 7 * count) - 1, count
 
 
-def elements(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int, int]]:
+def elements(content: Content, start: int, end: int) -> Iterator[tuple[Content, int, int, int]]:
     """List EBML elements: identifier, start of the length, start and end of the content."""
     while start < end:
         length_at = start + 9 - content[start].bit_length()

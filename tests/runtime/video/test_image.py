@@ -78,7 +78,8 @@ def test_a_damaged_avif(tmp_path: Path) -> None:
 
 def frame(image: Any, size: int = 16) -> np.ndarray:
     """Read an image of 16 x 16 pixels as it is."""
-    return read_image(image, size).frames[0]
+    pixels: np.ndarray = read_image(image, size).frames[0]
+    return pixels
 
 
 GREY = gradient(16, 16)[..., 1] * 16
@@ -133,7 +134,7 @@ def test_whole_numbers_without_a_known_white_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_a_tiff_may_count_from_white_to_black(tmp_path: Path, dtype: type) -> None:
+def test_a_tiff_may_count_from_white_to_black(tmp_path: Path, dtype: type[np.generic]) -> None:
     values = {np.uint8: GREY, np.uint16: WIDE, np.float32: GREY.astype(np.float32) / 255}[dtype]
     path = write_tiff(tmp_path / "a.tif", Image.fromarray(values), photometric=0)
     with Image.open(path) as file:

@@ -182,8 +182,8 @@ def test_a_late_picture_keeps_its_time(
             stream = target.add_stream_from_template(source.streams.video[0])
             add_silence(target, audio, 40)
             for packet in packets:
-                packet.pts += round(5 / packet.time_base)  # type: ignore[operator]
-                packet.dts += round(5 / packet.time_base)  # type: ignore[operator]
+                packet.pts += round(5 / packet.time_base)
+                packet.dts += round(5 / packet.time_base)
                 packet.stream = stream
                 target.mux(packet)
     found = read(path)

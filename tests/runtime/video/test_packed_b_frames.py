@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from xclip_deploy.runtime.video import FrameSampling, pyav_reader, read_video
+from xclip_deploy.runtime.video.pyav_container import open_video
 
 SAMPLING = FrameSampling(frames_per_second=2, max_frames=20)
 COUNT = 70
@@ -36,7 +37,8 @@ def coded_frames(draw: Callable[[int], NDArray[np.uint8]]) -> Callable[[int], Fr
 def encode(draw: Callable[[int], NDArray[np.uint8]], b_frames: int) -> Frames:
     encoder = av.CodecContext.create("mpeg4", "w")
     encoder.width = encoder.height = draw(0).shape[0]
-    encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, 10), 10
+    encoder.pix_fmt, encoder.time_base = "yuv420p", Fraction(1, 10)
+    encoder.framerate = Fraction(10)
     encoder.options = {"qscale": "2", "b_strategy": "0"}
     encoder.max_b_frames, encoder.gop_size, encoder.bit_rate = b_frames, 12, 2_000_000
     packets = []
@@ -113,11 +115,10 @@ def test_decoder_order_is_right(
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Paths that the reader opened: one for the index, one for each time it decodes."""
     paths: list[Path] = []
-    really_open = pyav_reader.open_video
 
     def open_and_note(path: Path) -> Any:
         paths.append(path)
-        return really_open(path)
+        return open_video(path)
 
     monkeypatch.setattr(pyav_reader, "open_video", open_and_note)
     return paths

@@ -210,7 +210,7 @@ def test_no_videos() -> None:
 
 
 @pytest.mark.parametrize("numbers", [{"num_threads": 0}, {"prefetch": 0}])
-def test_impossible_numbers_are_refused_at_once(numbers: dict[str, int]) -> None:
+def test_impossible_numbers_are_refused_at_once(numbers: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match="expected at least 1 each"):
         read_videos([], VideoReading(SAMPLING, 8), **numbers)
 

@@ -16,7 +16,13 @@ from PIL import Image
 
 from xclip_deploy.errors import MissingExtraError
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent
-from xclip_deploy.runtime.video import FrameSampling, VideoReading, read_frames, resize_and_crop
+from xclip_deploy.runtime.video import (
+    FrameSampling,
+    VideoFrames,
+    VideoReading,
+    read_frames,
+    resize_and_crop,
+)
 from xclip_deploy.runtime.video.decord_reader import import_decord
 
 SAMPLING = FrameSampling(max_frames=2)
@@ -46,7 +52,8 @@ def write(path: Path, shown: Picture, aspect: Fraction) -> Path:
         stream.pix_fmt = "yuv444p"
         stream.codec_context.sample_aspect_ratio = aspect
         for _ in range(4):
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+            frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
@@ -103,7 +110,7 @@ def test_in_a_decoder(tmp_path: Path) -> None:
         taken = pool.take()
     assert taken is not None
     assert isinstance(taken[1], FileContent)
-    assert taken[1].frames is not None
+    assert isinstance(taken[1].frames, VideoFrames)
     assert np.array_equal(taken[1].frames.frames, read_frames(path, SQUARE).frames)
 
 

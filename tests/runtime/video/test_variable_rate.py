@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from xclip_deploy.runtime.decoding import DecoderPool, FileContent
-from xclip_deploy.runtime.video import FrameSampling, VideoReading, read_video
+from xclip_deploy.runtime.video import FrameSampling, VideoFrames, VideoReading, read_video
 from xclip_deploy.runtime.video import pyav_reader as reader_module
 from xclip_deploy.runtime.video.sampling import (
     has_constant_rate,
@@ -33,7 +33,7 @@ def bursts(random: np.random.Generator) -> Times:
     gaps: list[float] = []
     for _ in range(int(random.integers(2, 7))):
         rate = float(random.choice([60, 30, 24, 10, 3, 0.9, 0.5, 0.34]))
-        count = int(random.integers(1, max(2, 4 * rate + 2)))
+        count = int(random.integers(1, max(2, int(4 * rate + 2))))
         gaps.extend((1 / rate) * random.uniform(0.9, 1.1, count))
         if random.random() < 0.3:
             gaps.append(float(random.uniform(0.5, 4)))
@@ -140,7 +140,7 @@ def test_decoders_pass_on_how_frames_were_chosen(clips: Path) -> None:
     kinds = {}
     for name, content in found.items():
         assert isinstance(content, FileContent)
-        assert content.frames is not None
+        assert isinstance(content.frames, VideoFrames)
         kinds[name] = content.frames.sampled_by
     assert kinds == {"conditions/burst.mp4": "times", "conditions/dog_square.mp4": "frame numbers"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_frames_are_thinned(media: Media) -> None:
     ],
 )
 def test_what_is_not_in_the_video(
-    media: Media, what: str, query: dict[str, object], status: int
+    media: Media, what: str, query: dict[str, Any], status: int
 ) -> None:
     found = media.get("h264.mp4", what, **query)
     assert found.status_code == status, found.text
@@ -119,7 +120,8 @@ def test_names_that_are_no_video(media: Media, handle: str, what: str) -> None:
 
 
 def test_a_browser_that_has_a_picture_gets_none(media: Media) -> None:
-    for what, query in {"frame": {"time_s": 1}, "thumbnail": {"start_s": 4}}.items():
+    queries: dict[str, dict[str, Any]] = {"frame": {"time_s": 1}, "thumbnail": {"start_s": 4}}
+    for what, query in queries.items():
         first = media.get("h264.mp4", what, **query)
         assert "immutable" in first.headers["cache-control"]
         assert first.headers["x-content-type-options"] == "nosniff"

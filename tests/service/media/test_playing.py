@@ -75,7 +75,7 @@ def test_an_end_beyond_the_video_is_the_videos(media: Media) -> None:
 
 
 def test_ranges_of_a_playable_moment(media: Media) -> None:
-    query = {"start_s": 2, "end_s": 4}
+    query: dict[str, Any] = {"start_s": 2, "end_s": 4}
     whole = media.get("hevc.mp4", "playable", **query)
     tag = whole.headers["etag"]
     headers = {"Range": "bytes=100-199", "If-Range": tag}
@@ -122,7 +122,7 @@ def test_a_cut_is_that_of_the_library(media: Media, mode: Any, tmp_path: Path) -
 def test_a_copy_keeps_the_codec(
     media: Media, name: str, container: str | None, kind: str, codec: str
 ) -> None:
-    query = {} if container is None else {"container": container}
+    query: dict[str, Any] = {} if container is None else {"container": container}
     found = media.get(name, "cut", start_s=0.5, end_s=1.5, mode="copy", **query)
     assert found.status_code == 200, found.text
     assert found.headers["content-type"] == kind

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from xclip_deploy.training.model import XClip
 
 StateDict = dict[str, Tensor]
 
-HEADS = {
+HEADS: dict[TemporalHead, dict[str, Any]] = {
     TemporalHead.MEAN_POOLING: {},
     TemporalHead.LSTM: {},
     TemporalHead.TRANSFORMER: {

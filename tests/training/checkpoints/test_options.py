@@ -98,8 +98,9 @@ def test_lengths_beyond_the_position_tables(clip_file: Path, layouts: Any, save:
 @pytest.mark.parametrize("name", ["max_words", "max_frames", "vision_heads", "text_heads"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_impossible_options(name: str, value: int) -> None:
+    options: dict[str, Any] = {name: value}
     with pytest.raises(InvalidArgumentError, match=name):
-        CheckpointOptions(**{name: value})
+        CheckpointOptions(**options)
 
 
 def test_two_words_are_too_few() -> None:
@@ -110,7 +111,7 @@ def test_two_words_are_too_few() -> None:
 def test_results_are_frozen(clip_file: Path) -> None:
     checkpoint = load_checkpoint(clip_file)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        checkpoint.layout = "other"
+        checkpoint.layout = "other"  # type: ignore[misc]  # it is frozen
 
 
 @pytest.mark.parametrize("is_xclip", [True, False])

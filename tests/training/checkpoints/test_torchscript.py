@@ -55,6 +55,7 @@ class Scripted(nn.Module):
         self.register_buffer("halves", torch.ones(3).half())
         self.register_buffer("counts", torch.arange(4))
         self.register_buffer("empty", torch.zeros(0))
+        self.view: Tensor  # TorchScript would read an annotation of the class
         self.register_buffer("view", torch.arange(12.0).reshape(3, 4).t()[1:])
         self.layers = nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2))
         self.sizes = [1, 2, 3]
@@ -64,14 +65,15 @@ class Scripted(nn.Module):
         self.name = "naïve"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x) + self.view.sum()
+        found: Tensor = self.layers(x) + self.view.sum()
+        return found
 
 
 def save_script(module: nn.Module, path: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        torch.jit.script(module).save(str(path))
+        torch.jit.save(torch.jit.script(module), str(path))
     return path
 
 
@@ -79,7 +81,8 @@ def save_trace(module: nn.Module, path: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        torch.jit.trace(module, torch.zeros(2)).save(str(path))
+        traced = torch.jit.trace(module, torch.zeros(2))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(path))
     return path
 
 
