@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import re
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,14 @@ TEXTS = ("a man is driving a car", "a cat's dog", "a man", "dogs 3 toys")
 
 
 @pytest.fixture(scope="module")
+def clips(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real clips but the one in HDR, whose first frame costs 2.6 s (see test_colour.py)."""
+    folder = tmp_path_factory.mktemp("real") / "clips"
+    shutil.copytree(clips, folder, ignore=shutil.ignore_patterns("dog_pq.mp4"))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def filled(
     bundle: Bundle, clips: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Retriever]:
@@ -89,7 +98,7 @@ def test_a_folder_of_real_clips(
 ) -> None:
     found = {Path(name).relative_to(clips).as_posix() for name in ids(filled)}
     assert {FROG, DOG, WALK, "edge_cases/torchcodec_av1.mkv"} <= found
-    assert len(found) == len(filled) >= 9
+    assert len(found) == len(filled) >= 8
     for video in filled.gallery.snapshot().listing():
         assert video.path == video.id
         assert video.frame_times_s == tuple(frames[video.id].times_s.tolist())
