@@ -23,6 +23,7 @@ from cluster_galleries import divide
 from numbered_movies import write_movie
 from running_services import BASE_URL, OpenLive, OpenService, served
 from starlette.testclient import TestClient
+from stored_uploads import SETTINGS
 
 from xclip_deploy import Bundle, Retriever, SessionOptions
 from xclip_deploy.runtime.indexing import IndexReport
@@ -182,3 +183,10 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(queue, "index_videos", waiting)
     yield release
     release.set()
+
+
+@pytest.fixture(scope="module")
+def shop(settings_of: Callable[..., ServiceSettings]) -> Iterator[TestClient]:
+    """A service with small limits, for all tests that leave nothing behind."""
+    with TestClient(create_app(settings_of(**SETTINGS)), base_url=BASE_URL) as client:
+        yield client
