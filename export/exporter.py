@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import platform
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -151,7 +153,7 @@ def export_bundle(
     steps.next("reading the checkpoint")
     loaded = load_checkpoint(source, options or CheckpointOptions())
     try:
-        with replaced_directory(target) as directory:
+        with _rare_collections(), replaced_directory(target) as directory:
             preprocessing = Preprocessing(
                 image_size=loaded.config.vision.image_size,
                 mean=CLIP_MEAN,
@@ -170,6 +172,22 @@ def export_bundle(
         ) from error
     steps.finish()
     return ExportResult(Bundle.open(target), manifest.parity, manifest.provenance.notes)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let Python look for reference cycles less often, and only among new objects.
+
+    Tracing makes millions of objects beside those of PyTorch's modules, and few cycles.
+    """
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(5000, 10, 10)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _write(

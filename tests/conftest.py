@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import gc
+import logging
 import shutil
 import subprocess
 import sys
@@ -35,6 +37,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate-pictures", action="store_true", help="Write the golden pictures anew."
     )
+
+
+def pytest_configure() -> None:
+    """Let tests see records from INFO on.
+
+    pytest's ``log_level`` sets it anew three times a test, and each time logging forgets which of
+    its hundreds of loggers are on.
+    """
+    logging.getLogger().setLevel(logging.INFO)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage less often.
+
+    All tests and the libraries they import live as long as the process: each search for cycles
+    would visit them.
+    """
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

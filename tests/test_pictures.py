@@ -145,8 +145,21 @@ PICTURES: dict[str, Callable[[Path, Theme], None]] = {
 }
 
 
-@pytest.mark.parametrize("theme", PALETTES)
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize(
+    ("name", "theme"),
+    # Every day, two dark pictures tell the colours: the layout is the light one's.
+    [
+        pytest.param(
+            name,
+            theme,
+            marks=pytest.mark.slow
+            if theme == "dark" and name not in ("curves", "report-scores")
+            else (),
+        )
+        for name in PICTURES
+        for theme in PALETTES
+    ],
+)
 def test_pictures_look_as_before(
     name: str, theme: Theme, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

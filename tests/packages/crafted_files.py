@@ -7,6 +7,13 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
+from xclip_deploy.errors import CheckpointError, CheckpointReadError
+from xclip_deploy.training.checkpoints import (
+    load_checkpoint,
+)
+
 Linear = tuple[float, float, float, float]
 """Linear part of a display matrix: a, b, c, d."""
 
@@ -76,3 +83,17 @@ def with_matrix(path: Path, matrix: Linear) -> Path:
     content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     return path
+
+
+def refusal(path: Path, kind: type[CheckpointError] = CheckpointReadError) -> str:
+    with pytest.raises(kind) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 1000
+    assert message.startswith(str(path))
+    return message
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()

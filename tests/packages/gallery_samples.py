@@ -11,13 +11,15 @@ from typing import Any
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from xclip_deploy.runtime.features import VideoFeatures
-from xclip_deploy.runtime.gallery import GalleryVideo, Snapshot, lance_schema
+from xclip_deploy.runtime.gallery import Gallery, GalleryVideo, Snapshot, lance_schema
 from xclip_deploy.runtime.gallery.lance_opening import open_store
 from xclip_deploy.runtime.gallery.lance_schema import make_schema, to_table
 from xclip_deploy.runtime.gallery.lance_store import LanceStore
 from xclip_deploy.runtime.gallery.store import SearchLimits
+from xclip_deploy.runtime.manifest import Manifest
 
 DIM, FRAMES = 16, 3
 MODEL = "0" * 64
@@ -113,7 +115,6 @@ def make_unchecked(path: Path, features: VideoFeatures | None = None) -> dict[st
 @contextmanager
 def mounted(path: Path, *arguments: str) -> Iterator[None]:
     """A file system of the test's own at ``path``."""
-    import pytest  # which writers in other processes do without
 
     path.mkdir(exist_ok=True)
     command = ["mount", *arguments, str(path)]
@@ -127,3 +128,25 @@ def mounted(path: Path, *arguments: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def entries(
+    manifest: Manifest, names: list[str], seed: int = 0
+) -> tuple[list[GalleryVideo], VideoFeatures]:
+    """FP32, as encoders give them."""
+    rng = np.random.default_rng([seed, len(names)])
+    frames, dim = manifest.model.max_frames, manifest.model.embed_dim
+    features = VideoFeatures(
+        unit(rng.standard_normal((len(names), dim))).astype(np.float32),
+        unit(rng.standard_normal((len(names), frames, dim))).astype(np.float32),
+        np.full(len(names), 2, np.int32),
+    )
+    videos = [
+        GalleryVideo(id=name, path=f"/{name}", frame_times_s=(0.0, 1.0), metadata={"seed": seed})
+        for name in names
+    ]
+    return videos, features
+
+
+def ids(gallery: Gallery) -> list[str]:
+    return sorted(video.id for video in gallery.snapshot().listing())

@@ -6,11 +6,12 @@ violation. What they compute is exact, so that tests see what the gallery on the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from stand_in_device import Device
 from xclip_deploy.errors import DeviceMemoryError, SessionError
@@ -21,6 +22,8 @@ from xclip_deploy.runtime.deployed_model import DeployedModel
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.resident.residence import OpenScan
 from xclip_deploy.runtime.resident.scan import MAX_COUNT, Best, GalleryScan, ScanArrays
+from xclip_deploy.runtime.results import SearchResults
+from xclip_deploy.runtime.search.planner import Planner, ScanSize
 
 Score = Callable[[TextFeatures, VideoFeatures], dict[str, Float32Array]]
 
@@ -116,3 +119,31 @@ def open_scans(device: Device, model: DeployedModel) -> tuple[OpenScan, OpenScan
         return opened
 
     return opener(scored), opener(multiplied)
+
+
+class Unlearned(Planner):
+    """A planner that keeps its guesses: the device is always worth it."""
+
+    def learn(self, num_pairs: int, seconds: float) -> None:
+        """Learn nothing."""
+
+    def learn_scan(self, scan: ScanSize, num_passes: int, seconds: float) -> None:
+        """Learn nothing."""
+
+
+def assert_same(found: Sequence[SearchResults], expected: Sequence[SearchResults]) -> None:
+    """Equal hits in every respect; scores within the error of a scan."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [(hit.id, hit.segment) for hit in ours] == [(hit.id, hit.segment) for hit in theirs]
+        assert ours.num_videos == theirs.num_videos
+        assert ours.num_segments == theirs.num_segments
+        assert ours.note == theirs.note
+        for hit, other in zip(ours, theirs, strict=True):
+            assert hit.score == pytest.approx(other.score, abs=3e-4)
+            assert hit.confidence == pytest.approx(other.confidence, abs=1e-3)
+            assert (hit.rank, hit.near_identical) == (other.rank, other.near_identical)
+            assert (hit.best_frame_time_s, hit.range) == (other.best_frame_time_s, other.range)
+            assert (hit.grains is None) == (other.grains is None)
+            if hit.grains is not None and other.grains is not None:
+                assert dict(hit.grains) == pytest.approx(dict(other.grains), abs=3e-4)
+            assert [m.segment for m in hit.moments] == [m.segment for m in other.moments]

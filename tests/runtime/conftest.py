@@ -6,14 +6,21 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from stand_in_device import Device, install
+from xclip_deploy import Bundle, DeployedModel, TextFeatures, VideoFeatures
+from xclip_deploy.runtime.sessions import SessionOptions
 
 MakeVideo = Callable[..., Path]
+
+
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +109,29 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     install(monkeypatch, stand_in)
     yield stand_in
     stand_in.check_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def models(bundle: Bundle) -> Iterator[dict[str, DeployedModel]]:
+    opened = {
+        "fp32": DeployedModel(bundle, SessionOptions(device="cpu", precision="fp32")),
+        "fp16": DeployedModel(bundle, SessionOptions(device="cpu", precision="fp16")),
+    }
+    yield opened
+    for model in opened.values():
+        model.close()
+
+
+@pytest.fixture(scope="module")
+def model(models: dict[str, DeployedModel]) -> DeployedModel:
+    return models["fp32"]
+
+
+@pytest.fixture(scope="module")
+def texts(model: DeployedModel, golden: Arrays) -> TextFeatures:
+    return model.encode_token_ids(golden["input_ids"])
+
+
+@pytest.fixture(scope="module")
+def videos(model: DeployedModel, golden: Arrays) -> VideoFeatures:
+    return model.encode_frames(golden["frames_uint8"], golden["num_frames"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,9 +23,12 @@ from cluster_galleries import divide
 from numbered_movies import write_movie
 from running_services import BASE_URL, OpenLive, OpenService, served
 from starlette.testclient import TestClient
+from stored_uploads import SETTINGS
 
 from xclip_deploy import Bundle, Retriever, SessionOptions
+from xclip_deploy.runtime.indexing import IndexReport
 from xclip_deploy.service import ServiceSettings, create_app
+from xclip_deploy.service.jobs import queue, work
 from xclip_deploy.training.datasets.generated import SplitSizes, make_videos
 
 LONG_SECONDS = 40
@@ -145,3 +149,45 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this user may not mount a file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, videos_path: Path, clips: Path) -> Path:
+    """A folder of clips that no gallery of the fixtures has, beside two that it has."""
+    path = tmp_path_factory.mktemp("allowed")
+    for name in ("mdn_frog.webm", "sam2_dog.mp4"):
+        shutil.copy(clips / name, path)
+    for name in ("0000.mp4", "0001.mp4"):
+        shutil.copy(videos_path / "shapes" / "train" / name, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def desk(settings_of: Callable[..., ServiceSettings], folder: Path) -> Iterator[TestClient]:
+    """A service with that folder."""
+    with TestClient(create_app(settings_of(roots=(folder,))), base_url=BASE_URL) as client:
+        yield client
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Jobs wait, once they run, until the event is set. A job that is asked to stop goes on."""
+    release = threading.Event()
+    index_videos = queue.index_videos
+
+    def waiting(*words: Any) -> IndexReport:
+        control: work.Control = words[5]
+        while not release.wait(0.02):
+            control.pulse()
+        return index_videos(*words)
+
+    monkeypatch.setattr(queue, "index_videos", waiting)
+    yield release
+    release.set()
+
+
+@pytest.fixture(scope="module")
+def shop(settings_of: Callable[..., ServiceSettings]) -> Iterator[TestClient]:
+    """A service with small limits, for all tests that leave nothing behind."""
+    with TestClient(create_app(settings_of(**SETTINGS)), base_url=BASE_URL) as client:
+        yield client

@@ -24,11 +24,11 @@ from xclip_deploy.service.errors import (
 # Folders have any characters but a slash. Excluded are what a path's start and a sentence's marks
 # cannot be told from: white space at the ends, and "; " or ": " within.
 FOLDER = (
-    st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs", "Cc", "Z"]))
-    | st.text(st.sampled_from("abc .-_'\"()é%äß"), min_size=1, max_size=12)
-).filter(
-    lambda name: name.strip() == name and len(name) > 3 and name.strip(".") and ": " not in name
-)
+    st.text(
+        st.characters(exclude_characters="/\0", exclude_categories=["Cs", "Cc", "Z"]), min_size=4
+    )
+    | st.text(st.sampled_from("abc .-_'\"()é%äß"), min_size=4, max_size=12)
+).filter(lambda name: name.strip() == name and name.strip(".") and ": " not in name)
 SENTENCES = (
     "{} cannot be read: no frame; expected a video",
     "'{}' is no video",

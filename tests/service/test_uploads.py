@@ -7,7 +7,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,39 +16,20 @@ import av
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
+from stored_uploads import VIDEOS, form, is_settled, service_of, stored, until
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.gallery import VideoFile
 from xclip_deploy.service import ServiceSettings, create_app, uploads
-from xclip_deploy.service.errors import Refusal
-from xclip_deploy.service.file_names import MAX_NAME_BYTES, safe_name
 from xclip_deploy.service.jobs import work
-from xclip_deploy.service.multipart import MultipartForm, PartData, PartEnd, PartStart
 from xclip_deploy.service.state import Service
 
 BASE_URL = "http://127.0.0.1:8000"
-VIDEOS = "/api/v1/videos"
-SETTINGS: dict[str, Any] = {
-    "max_upload_bytes": 1_000_000, "max_upload_files": 3, "max_stored_bytes": 4_000_000,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def shop(settings_of: Callable[..., ServiceSettings]) -> Iterator[TestClient]:
-    """A service with small limits, for all tests that leave nothing behind."""
-    with TestClient(create_app(settings_of(**SETTINGS)), base_url=BASE_URL) as client:
-        yield client
 
 
 @pytest.fixture(scope="session")
 def frog(clips: Path) -> bytes:
     return (clips / "mdn_frog.webm").read_bytes()
-
-
-def service_of(client: TestClient) -> Service:
-    service = client.app.state.service  # type: ignore[attr-defined]
-    assert isinstance(service, Service)
-    return service
 
 
 def send(client: TestClient, *files: tuple[str, bytes], options: Any = None) -> Any:
@@ -69,115 +50,10 @@ def finished(client: TestClient, answer: Any) -> dict[str, Any]:
         time.sleep(0.05)
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def is_settled(service: Service) -> bool:
-    """Tell whether no job has a claim on a file. A job is seen as ended shortly before."""
-    with service.uploads._lock:
-        return not service.uploads._claims
-
-
-def stored(client: TestClient) -> list[str]:
-    """Files in the store, as content/name; unfinished ones too."""
-    service = service_of(client)
-    until(lambda: is_settled(service))
-    folder = service.uploads.folder
-    found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return sorted(found)
-
-
 # Names
 
 
-@pytest.mark.parametrize(
-    ("given", "name"),
-    [
-        ("clip.mp4", "clip.mp4"),
-        ("Mein Urlaub – Höhe 3.mp4", "Mein Urlaub – Höhe 3.mp4"),
-        ("猫の動画.webm", "猫の動画.webm"),
-        ("../../etc/passwd", "passwd"),
-        ("C:\\Users\\me\\clip.avi", "clip.avi"),
-        ("/absolute/clip.mp4", "clip.mp4"),
-        ("a\0b\n\x1b[31m.mp4", "ab[31m.mp4"),
-        ("gnp\u202e4pm.exe", "gnp4pm.exe"),
-        (".hidden.mp4", "hidden.mp4"),
-        ("..", "video"),
-        ("folder/", "video"),
-        ("  ", "video"),
-        ("e\u0301.mp4", "é.mp4"),
-    ],
-)
-def test_names(given: str, name: str) -> None:
-    assert safe_name(given) == name
-
-
-def test_long_names() -> None:
-    cut = safe_name("猫" * 300 + ".mp4")
-    assert cut.endswith("猫.mp4")
-    assert len(cut.encode()) <= MAX_NAME_BYTES
-    assert len(safe_name("x" * 500).encode()) == MAX_NAME_BYTES
-    assert len(safe_name("x." + "y" * 500).encode()) == MAX_NAME_BYTES
-    with pytest.raises(Refusal) as refusal:
-        safe_name("x" * 1025)
-    assert refusal.value.status == 413
-
-
 # Forms
-
-
-def form(*parts: tuple[str, bytes]) -> bytes:
-    body = b"".join(
-        b"--edge\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n" for head, content in parts
-    )
-    return body + b"--edge--\r\n"
-
-
-def test_a_form_in_single_bytes() -> None:
-    parser = MultipartForm("multipart/form-data; boundary=edge")
-    content = b"\r\n--edg\r\n\0" * 3
-    body = form(
-        ('Content-Disposition: form-data; name="files"; filename="höhe \\"1\\".mp4"', content),
-        ('content-disposition: form-data; name="options"', b"{}"),
-    )
-    events = [event for byte in body for event in parser.feed(bytes([byte]))]
-    parser.end()
-    starts = [event for event in events if isinstance(event, PartStart)]
-    assert [start.name for start in starts] == ["files", "options"]
-    assert starts[1].filename is None
-    assert starts[0].filename == 'höhe "1".mp4'
-    data = [event.content for event in events if isinstance(event, PartData)]
-    assert b"".join(data) == content + b"{}"
-    assert sum(isinstance(event, PartEnd) for event in events) == 2
-
-
-@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "application/json", ""])
-def test_another_type_of_content(kind: str) -> None:
-    with pytest.raises(Refusal) as refusal:
-        MultipartForm(kind)
-    assert refusal.value.status == 415
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"nonsense", b"--edge\r\n", b"--edge\r\nX: y\r\n\r\nrest", form()[:-6]]
-)
-def test_malformed_forms(shop: TestClient, body: bytes) -> None:
-    headers = {"Content-Type": "multipart/form-data; boundary=edge"}
-    answer = shop.post(VIDEOS, content=body, headers=headers)
-    assert answer.status_code == 422, answer.text
-    assert answer.json()["error"]["message"]
-    assert stored(shop) == []
-
-
-def test_many_and_long_headers(shop: TestClient) -> None:
-    headers = {"Content-Type": "multipart/form-data; boundary=edge"}
-    for head in ("X: " + "y" * 10_000, "\r\n".join(f"X{n}: y" for n in range(100))):
-        answer = shop.post(VIDEOS, content=form((head, b"x")), headers=headers)
-        assert answer.status_code == 422
 
 
 # One upload

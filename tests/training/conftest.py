@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from painted_splits import CAPTIONS, COUNTS, FILES, Colours
 from tiny_runs import configured, write_dataset
 
-from xclip_deploy import train
+from xclip_deploy import (
+    Bundle,
+    train,
+)
+from xclip_deploy.runtime.datasets import Split, SplitVideo
 from xclip_deploy.runtime.model_config import ModelConfig, TemporalHead, TextConfig, VisionConfig
 from xclip_deploy.training import trainer
 from xclip_deploy.training.model import XClip
@@ -81,3 +86,15 @@ def uninterrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     assert result.steps == 12
     assert result.best_recall is not None
     return run
+
+
+@pytest.fixture(scope="module")
+def split(clips: Path) -> Split:
+    """Four videos; two of them with two captions."""
+    videos = tuple(SplitVideo(Path(file).stem, clips / file) for file in FILES)
+    return Split("clips/test", videos, CAPTIONS, np.repeat(np.arange(4), COUNTS))
+
+
+@pytest.fixture
+def colours(bundle: Bundle) -> Colours:
+    return Colours(bundle.manifest.model)

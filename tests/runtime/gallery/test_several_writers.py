@@ -17,11 +17,11 @@ import sys
 sys.path.insert(0, {str(PACKAGES)!r})
 from gallery_samples import DIM, FRAMES, MODEL, sample
 from xclip_deploy.runtime.gallery.lance_opening import open_store
-uri, name = sys.argv[1:]
+uri, name, rounds = sys.argv[1:]
 print("begin", flush=True)
 sys.stdin.readline()
 store = open_store(uri, MODEL, DIM, FRAMES, create=True)
-for n in range(12):
+for n in range(int(rounds)):
     # The same four videos as the others, and one of its own; a column, in the first round.
     ids = [f"v{{4 * n + k}}" for k in range(4)] + [f"{{name}}-{{n}}"]
     store.refresh()
@@ -31,19 +31,23 @@ WRITERS = ("x", "y", "z")
 
 
 @pytest.mark.parametrize(
-    ("scheme", "is_indexed"),
+    ("scheme", "is_indexed", "rounds"),
     [
         # What LanceDB does with object storage, on a local disk: no lock, but puts that fail
         # where the file is there.
-        ("file-object-store", False),
-        pytest.param("file-object-store", True, marks=pytest.mark.slow),
+        ("file-object-store", False, 5),
+        pytest.param("file-object-store", False, 12, marks=pytest.mark.slow),
+        pytest.param("file-object-store", True, 12, marks=pytest.mark.slow),
         # A directory, whose lock admits one writer at a time.
-        pytest.param("file", False, marks=pytest.mark.slow),
+        pytest.param("file", False, 12, marks=pytest.mark.slow),
     ],
 )
-def test_three_writers_keep_each_video_once(tmp_path: Path, scheme: str, is_indexed: bool) -> None:
+def test_three_writers_keep_each_video_once(
+    tmp_path: Path, scheme: str, is_indexed: bool, rounds: int
+) -> None:
     uri = f"{scheme}://{tmp_path}/gallery"
-    expected = {f"v{n}" for n in range(48)} | {f"{name}-{n}" for name in WRITERS for n in range(12)}
+    expected = {f"v{n}" for n in range(4 * rounds)}
+    expected |= {f"{name}-{n}" for name in WRITERS for n in range(rounds)}
     if is_indexed:  # merges go by the index of ids then
         store = open_store(uri, MODEL, DIM, FRAMES, create=True)
         store.put(*sample(["before"], camera=0), replace=False)
@@ -51,7 +55,7 @@ def test_three_writers_keep_each_video_once(tmp_path: Path, scheme: str, is_inde
         expected.add("before")
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITER, uri, name],
+            [sys.executable, "-c", WRITER, uri, name, str(rounds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,25 +6,33 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from gallery_samples import DIM, FRAMES, NOTHING_IN_MEMORY, lance_store
+from held_galleries import LAYOUT
 
+from stand_in_device import Device
 from stand_in_device.kernels import kernel_image, tiling
 from xclip_deploy.runtime.arrays import Float64Array
 from xclip_deploy.runtime.cuda.driver_api import Driver, open_driver
 from xclip_deploy.runtime.cuda.memory import DeviceArray, DeviceBuffer, DeviceMemory, PinnedBuffer
 from xclip_deploy.runtime.cuda.runtime_api import open_cuda
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
+from xclip_deploy.runtime.gallery import GalleryStore
+from xclip_deploy.runtime.gallery.memory_store import MemoryStore
 from xclip_deploy.runtime.grains import PUBLISHED_GRAINS, Grain
 from xclip_deploy.runtime.manifest import DType
 from xclip_deploy.runtime.model_config import ModelConfig, TextConfig, VisionConfig
+from xclip_deploy.runtime.resident.gallery import DeviceGallery
 from xclip_deploy.runtime.resident.gpu_scan import GpuScan
 from xclip_deploy.runtime.resident.kernel_loading import ScanKernel
 from xclip_deploy.runtime.resident.kernel_set import ARGUMENTS, Kernel, kernels_of
+from xclip_deploy.runtime.resident.layout import MemoryBound
 from xclip_deploy.runtime.resident.scan import ScanArrays
 from xclip_deploy.runtime.resident.shape import ScanShape
 from xclip_deploy.runtime.scorer_weights import ScorerWeights
@@ -198,3 +206,24 @@ def open_scan() -> Callable[..., Any]:
 def make_case() -> type[Case]:
     """Make a scorer with texts and a gallery."""
     return Case
+
+
+@pytest.fixture(params=["memory", "lancedb"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> GalleryStore:
+    if request.param == "memory":
+        return MemoryStore(DIM, FRAMES)
+    return lance_store(tmp_path / "gallery", NOTHING_IN_MEMORY)
+
+
+@pytest.fixture
+def make(device: Device) -> Iterator[Callable[..., DeviceGallery]]:
+    made: list[DeviceGallery] = []
+
+    def make_gallery(limit_bytes: int | None = None) -> DeviceGallery:
+        memory = DeviceMemory(open_cuda())
+        made.append(DeviceGallery(LAYOUT, memory, MemoryBound(limit_bytes)))
+        return made[-1]
+
+    yield make_gallery
+    for gallery in made:
+        gallery.close()

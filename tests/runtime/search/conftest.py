@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from numpy_scan import Unlearned, open_scans
 
+from stand_in_device import Device, install
 from xclip_deploy import Bundle, DeployedModel
 from xclip_deploy.runtime.features import TextFeatures, VideoFeatures
 from xclip_deploy.runtime.gallery import Gallery, GalleryVideo
+from xclip_deploy.runtime.resident.residence import Residence
 from xclip_deploy.runtime.search import Query, Searcher
+from xclip_deploy.runtime.search.planner import Planner
+from xclip_deploy.runtime.sessions import SessionOptions
 
 NUM_VIDEOS = 120
 
@@ -20,6 +27,9 @@ NUM_VIDEOS = 120
 def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     lengths: npt.NDArray[np.floating] = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / lengths).astype(np.float32)
+
+
+MakeSearcher = Callable[..., Searcher]
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +109,58 @@ def make_queries(bundle: Bundle, features: VideoFeatures) -> Callable[[int], lis
         return queries
 
     return make
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    stand_in = Device()
+    install(monkeypatch, stand_in)
+    yield stand_in
+    stand_in.check_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def open_model(bundle: Bundle) -> Iterator[Callable[..., DeployedModel]]:
+    """Open a model with options, once each."""
+    opened: dict[tuple[Any, ...], DeployedModel] = {}
+
+    def open_once(**options: Any) -> DeployedModel:
+        key = tuple(sorted(options.items()))
+        if key not in opened:
+            opened[key] = DeployedModel(bundle, SessionOptions(**options))
+        return opened[key]
+
+    yield open_once
+    for each in opened.values():
+        each.close()
+
+
+@pytest.fixture
+def make_searcher(
+    device: Device, bundle: Bundle, model: DeployedModel, open_model: Callable[..., DeployedModel]
+) -> Iterator[MakeSearcher]:
+    """Make a searcher with a residence on the stand-in; ``auto`` is one of a model on a GPU."""
+    made: list[Residence] = []
+    weights = bundle.scorer_weights()
+
+    def make(
+        choice: Any = True,
+        *,
+        has_products: bool = True,
+        planner: Planner | None = None,
+        **options: Any,
+    ) -> Searcher:
+        opened = open_model(resident_gallery=choice, **options)
+        scan, products = open_scans(device, model)
+        placed = opened.placement
+        if choice == "auto":  # as where the model runs on a GPU
+            opened._loader.placement = replace(placed, device="cuda")
+        residence = Residence(opened, scan, products if has_products else None)
+        opened._loader.placement = placed
+        made.append(residence)
+        planner = planner or Unlearned()
+        return Searcher(opened, lambda: weights, planner=planner, residence=residence)
+
+    yield make
+    for each in made:
+        each.close()

@@ -19,7 +19,16 @@ def show(site: Any, name: str, start_s: float, end_s: float, query: str = "") ->
     site.moment()
 
 
-@pytest.mark.parametrize("start_s", [0.0, 8.0, 17.3, 39.9])
+@pytest.mark.parametrize(
+    "start_s",
+    # Every day, the start, and a time within the film that no key frame has.
+    [
+        0.0,
+        pytest.param(8.0, marks=pytest.mark.slow),
+        17.3,
+        pytest.param(39.9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_link_shows_the_frame_of_its_time_and_does_not_play(site: Any, start_s: float) -> None:
     show(site, "numbers.mp4", start_s, 40)
     assert abs(site.shown_number() - round(start_s * RATE)) <= 1

@@ -6,7 +6,9 @@ the converter's tables cannot hide in its inverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +186,14 @@ def assert_same() -> Callable[[StateDict, StateDict], None]:
             assert torch.equal(found[name], tensor), name
 
     return compare
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Let no test take 1 GB more than the process has: a bomb ends in MemoryError then."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + (1 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
