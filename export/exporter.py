@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import platform
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -153,7 +151,7 @@ def export_bundle(
     steps.next("reading the checkpoint")
     loaded = load_checkpoint(source, options or CheckpointOptions())
     try:
-        with _rare_collections(), replaced_directory(target) as directory:
+        with replaced_directory(target) as directory:
             preprocessing = Preprocessing(
                 image_size=loaded.config.vision.image_size,
                 mean=CLIP_MEAN,
@@ -172,22 +170,6 @@ def export_bundle(
         ) from error
     steps.finish()
     return ExportResult(Bundle.open(target), manifest.parity, manifest.provenance.notes)
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Let Python look for reference cycles less often, and only among new objects.
-
-    Tracing makes millions of objects beside those of PyTorch's modules, and few cycles.
-    """
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(5000, 10, 10)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 def _write(

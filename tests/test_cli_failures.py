@@ -37,7 +37,7 @@ def gallery_path(bundle: Bundle, clips: Path, tmp_path_factory: pytest.TempPathF
 
 def script(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the installed command."""
-    command = [SCRIPT, *map(str, arguments)]
+    command = [str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, text=True, timeout=120, check=False, **options)
 
 

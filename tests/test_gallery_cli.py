@@ -80,7 +80,7 @@ from xclip_deploy.cli import main
 
 main(sys.argv[1:])
 """
-    command = [sys.executable, "-c", code, "gallery", "stats", "--gallery", gallery]
+    command = [sys.executable, "-c", code, "gallery", "stats", "--gallery", str(gallery)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -10,7 +10,7 @@ from command_line import Outcome, Run, on_a_terminal, runner
 from gallery_samples import lance_store, sample
 from rich.cells import cell_len
 
-from xclip_deploy.cli.display import shortened
+from xclip_deploy.cli.table import shortened
 from xclip_deploy.runtime.gallery import Gallery
 
 IDS = [f"v{n:02}.mp4" for n in range(25)]

@@ -90,7 +90,7 @@ def test_wrong_settings(bundle: Bundle) -> None:
         {"reader": "vhs"},
     ):
         with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
-            Retriever(bundle, **wrong)  # type: ignore[arg-type]
+            Retriever(bundle, **wrong)
 
 
 def test_close_means_closed(bundle: Bundle, clips: Path, golden: Arrays) -> None:

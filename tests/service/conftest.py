@@ -173,7 +173,7 @@ def desk(settings_of: Callable[..., ServiceSettings], folder: Path) -> Iterator[
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Jobs wait, once they run, until the event is set. A job that is asked to stop goes on."""
     release = threading.Event()
-    index_videos = queue.index_videos
+    index_videos = work.index_videos
 
     def waiting(*words: Any) -> IndexReport:
         control: work.Control = words[5]

@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 from watched_jobs import API, ENDED, events, get, index, parsed, service_of, until
 
+from xclip_deploy.errors import VideoReadError
 from xclip_deploy.service.jobs import queue
 from xclip_deploy.service.routes import jobs as routes
 
@@ -199,7 +200,7 @@ def test_a_decoder_that_hangs_does_not_hold_a_cancelled_job(
 
     def hang(self: Any, *_words: Any, **_options: Any) -> Any:
         self._process.wait()  # until the pool interrupts it
-        raise process.VideoReadError("was interrupted")
+        raise VideoReadError("was interrupted")
 
     monkeypatch.setattr(process.DecoderProcess, "read", hang)
     job = index(client, "sam2_dog.mp4")

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from watched_jobs import API, ENDED, events, get, index, service_of, until
 
 from xclip_deploy.runtime.failures import FailedVideo
-from xclip_deploy.runtime.indexing import IndexReport
+from xclip_deploy.runtime.indexing import IndexReport, add_sources
 from xclip_deploy.service import ServiceSettings, create_app
 from xclip_deploy.service.jobs import queue, reports, work
 from xclip_deploy.service.jobs.ledger import Ledger
@@ -154,7 +154,6 @@ def test_duplicates_as_an_error_survive_a_restart(
 ) -> None:
     """The second start must not take the first one's videos for duplicates."""
     settings = settings_of(roots=(folder,))
-    add_sources = work.add_sources
 
     def commit_then_pause(*words: Any, **options: Any) -> IndexReport:
         add_sources(*words, **options)

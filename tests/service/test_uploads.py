@@ -20,6 +20,7 @@ from stored_uploads import VIDEOS, form, is_settled, service_of, stored, until
 
 from xclip_deploy.errors import InvalidArgumentError
 from xclip_deploy.runtime.gallery import VideoFile
+from xclip_deploy.runtime.video import UPLOADS
 from xclip_deploy.service import ServiceSettings, create_app, uploads
 from xclip_deploy.service.jobs import work
 from xclip_deploy.service.state import Service
@@ -68,7 +69,13 @@ def test_what_a_client_may_leave_out_and_what_not(shop: TestClient, frog: bytes)
     empty = send(shop, ("a.mp4", b""))
     assert empty.status_code == 422
     assert "is empty" in empty.text
-    for options in ({"unknown": 1}, {"on_duplicate": "maybe"}, [], {"metadata": {"_a": 1}}):
+    refused: tuple[Any, ...] = (
+        {"unknown": 1},
+        {"on_duplicate": "maybe"},
+        [],
+        {"metadata": {"_a": 1}},
+    )
+    for options in refused:
         answer = send(shop, ("a.mp4", frog), options=options)
         assert answer.status_code == 422, answer.text
     wrong = send(shop, ("a.mp4", frog), options={"segment": "3s"})
@@ -325,7 +332,7 @@ def test_a_bomb_does_not_end_the_service(
             container.mux(stream.encode(grey))
         container.mux(stream.encode(None))
     assert path.stat().st_size < 1_000_000
-    monkeypatch.setattr(work, "UPLOADS", replace(work.UPLOADS, memory_bytes=48 << 20))
+    monkeypatch.setattr(work, "UPLOADS", replace(UPLOADS, memory_bytes=48 << 20))
     job = finished(shop, send(shop, ("bomb.mp4", path.read_bytes())))
     assert [each["name"] for each in job["report"]["failed"]] == ["bomb.mp4"]
     assert shop.get("/health/ready").status_code == 200

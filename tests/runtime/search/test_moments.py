@@ -81,7 +81,8 @@ def logits(model: DeployedModel, world: World) -> np.ndarray:
         world.features.num_frames,
     )
     assert world.query.text is not None
-    return model.score(world.query.text, features).logits[0]
+    row: np.ndarray = model.score(world.query.text, features).logits[0]
+    return row
 
 
 def by_video(world: World, logits: np.ndarray) -> list[tuple[str, int]]:

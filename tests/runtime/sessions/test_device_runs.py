@@ -194,7 +194,7 @@ def test_a_size_that_cannot_be_captured_still_runs(opened: Opener, device: Devic
     device.fail("capture", "operation not permitted when stream is capturing")
     for seed in range(4):
         same(session.run(token_ids(1, seed)), plain.run(token_ids(1, seed)))
-    assert session._runs.captured_sizes == ()
+    assert not session._runs.captured_sizes
     (report,) = opened.reports
     assert report.startswith("batches of 1 run without a CUDA graph: operation not permitted")
     # Another size gets another number: the library captures the old one without a first run.
@@ -267,10 +267,11 @@ def test_a_forked_process_is_refused(opened: Opener, device: Device) -> None:
         child = os.fork()
     if child == 0:
         try:
-            for use in (
+            uses: tuple[Callable[[], Any], ...] = (
                 lambda: session.run(token_ids(1)),
                 lambda: session.run_rows({"token_ids": [token_ids(1)["token_ids"]]}),
-            ):
+            )
+            for use in uses:
                 with pytest.raises(SessionError) as refusal:
                     use()
                 os.write(write, f"{refusal.value}\n".encode())

@@ -15,6 +15,7 @@ from xclip_deploy.runtime.video import FrameSampling, VideoFrames, read_video, s
 from xclip_deploy.runtime.video import pyav_reader as reader_module
 from xclip_deploy.runtime.video import taken_frames as taken_frames_module
 from xclip_deploy.runtime.video.packet_index import index_packets
+from xclip_deploy.runtime.video.preprocessing import resize_and_crop
 from xclip_deploy.runtime.video.pyav_container import open_video
 
 SAMPLING = FrameSampling(max_frames=12)
@@ -186,10 +187,12 @@ def test_right_frames_without_shortcuts(
 ) -> None:
     path = write_clip(tmp_path / "clip.mp4", 75, options=WITH_B_FRAMES)
     resized: list[Any] = []
-    resize = taken_frames_module.resize_and_crop
-    monkeypatch.setattr(
-        taken_frames_module, "resize_and_crop", lambda f, *a: resized.append(f) or resize(f, *a)
-    )
+
+    def counted(frame: Any, *arguments: Any) -> Any:
+        resized.append(frame)
+        return resize_and_crop(frame, *arguments)
+
+    monkeypatch.setattr(taken_frames_module, "resize_and_crop", counted)
     video = read_video(path, FrameSampling(max_frames=3), side)
     assert read_numbers(video.frames) == [0, 30, 70] == video.frame_numbers.tolist()
     assert len(resized) == 3  # memory: nothing is kept but what is returned

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -18,7 +19,7 @@ SAMPLING = FrameSampling(max_frames=12)
 
 def test_pyav_fails_at_the_end_of_damaged_transport_streams() -> None:
     class Container:
-        def demux(self) -> Iterator[av.Packet]:
+        def demux(self) -> Iterator[av.Packet[Any]]:
             yield av.Packet(b"content")
             yield av.Packet()
             raise IndexError("list index out of range")

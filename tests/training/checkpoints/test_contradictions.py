@@ -68,7 +68,7 @@ def test_hugging_faces_configuration_of_another_model(
     tmp_path: Path, layouts: Any, clip_weights: StateDict
 ) -> None:
     save_file(layouts.hugging_face(clip_weights), tmp_path / "model.safetensors")
-    right = {
+    right: dict[str, Any] = {
         "model_type": "clip",
         "projection_dim": 48,
         "text_config": {"num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 50},
