@@ -49,12 +49,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage less often.
-
-    All tests and the libraries they import live as long as the process: each search for cycles
-    would visit them.
-    """
-    gc.freeze()
+    """Look for garbage less often: tests and libraries, which it would visit, are no garbage."""
     gc.set_threshold(10_000, 20, 20)
 
 

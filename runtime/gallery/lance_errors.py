@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,29 @@ _CONFLICT = "commit conflict"
 _FULL = re.compile(r"no space left|disk quota|os error (28|122)\b", re.IGNORECASE)
 _REFUSED = re.compile(r"permission denied|too many open files|os error (13|24)\b", re.I)
 _READ_ONLY = re.compile(r"read-only file system|permission denied|os error (1|13|30)\b", re.I)
+
+
+class _Process:
+    """Whether LanceDB is safe to use in this process."""
+
+    has_used_lancedb = False
+    is_forked = False
+    """Whether it was forked from a process that had used LanceDB.
+
+    LanceDB's threads are not there then. Its calls end the process, or hang: 12 and 1 of 30 forks.
+    """
+
+
+def note_use() -> None:
+    """Note that LanceDB's threads are about to start in this process."""
+    _Process.has_used_lancedb = True
+
+
+def _note_fork() -> None:
+    _Process.is_forked = _Process.has_used_lancedb
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 def require_packages(purpose: str = "a gallery on disk", *packages: str) -> None:
@@ -62,8 +86,15 @@ def damaged(uri: str, what: str) -> GalleryIntegrityError:
 def lance_errors(uri: str, doing: str) -> Iterator[None]:
     """Translate LanceDB's errors into a GalleryError that names the gallery and the operation.
 
-    Raises GalleryIntegrityError if a file of the gallery cannot be decoded.
+    Raises GalleryIntegrityError if a file of the gallery cannot be decoded, and GalleryError at
+    once in a process that was forked from one that had used LanceDB.
     """
+    if _Process.is_forked:
+        raise GalleryError(
+            f"gallery {uri} cannot be {doing}: this process was forked from one that had used a "
+            "gallery, and LanceDB does not survive that; fork first and open galleries then, or "
+            "start processes by 'spawn' or 'forkserver'"
+        )
     try:
         yield
     except XclipDeployError:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.util
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xclip_deploy.runtime.gallery.arrow_numbers import from_numbers
+from xclip_deploy.runtime.gallery.lance_errors import note_use
 
 _KNOWN_RELEASES = ("0.40.",)
 """Releases of LanceDB whose native module this code knows, as beginnings of their numbers."""
@@ -33,6 +33,7 @@ _loading = threading.Lock()
 
 def import_lancedb() -> Any:  # noqa: ANN401 - LanceDB has no useful types
     """Import LanceDB's package, for what writes."""
+    note_use()
     with _loading:  # no thread may load the native module meanwhile
         _defer_clients()
         import lancedb
@@ -241,10 +242,7 @@ def _run(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN4
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
     """Start an event loop in a thread of its own."""
+    note_use()
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="xclip-deploy-lance", daemon=True).start()
     return loop
-
-
-# A forked process has none of the threads of its parent.
-os.register_at_fork(after_in_child=_loop.cache_clear)

@@ -29,6 +29,10 @@ _FORMAT = "xclip-machine-record"
 _VERSION = 1
 _PACKAGES = (
     "xclip-deploy",
+    "nvidia-cublas",
+    "nvidia-cublas-cu12",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",
