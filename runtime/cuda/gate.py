@@ -68,7 +68,7 @@ class Gate:
 
     @property
     def _is_inside(self) -> bool:
-        """Whether this thread is inside."""
+        """True where this thread is inside."""
         return bool(getattr(self._thread, "is_inside", False))
 
 

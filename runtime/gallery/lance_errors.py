@@ -30,11 +30,11 @@ _READ_ONLY = re.compile(r"read-only file system|permission denied|os error (1|13
 
 
 class _Process:
-    """Whether LanceDB is safe to use in this process."""
+    """State of this process, which tells whether LanceDB is safe to use in it."""
 
     has_used_lancedb = False
     is_forked = False
-    """Whether it was forked from a process that had used LanceDB.
+    """True in a process that was forked from one that had used LanceDB.
 
     LanceDB's threads are not there then. Its calls end the process, or hang: 12 and 1 of 30 forks.
     """

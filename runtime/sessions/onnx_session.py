@@ -211,7 +211,7 @@ class OnnxRuntimeSession:
 
     @property
     def _is_forked(self) -> bool:
-        """Whether ``fork`` made this process after the session was opened on a GPU.
+        """True where ``fork`` made this process after the session was opened on a GPU.
 
         Threads and GPU are its parent's. A run would wait for a thread that does not exist here.
         """
